@@ -71,10 +71,10 @@ def assert_parity(
     pair = [parse_source(str(path)) for path in (a, b)]
     first, second = open_pair(pair, flags, state_key=state_key, task=task)
     warn_of_no_effect(flags, first, second)
-    done = diagnose(run_verification(first, second, side_a, side_b, asked))
-    if not done.verdict.passed:
-        raise AssertionError(f"{a} and {b}:\n{text(done.verdict)}")
-    return done
+    verification = diagnose(run_verification(first, second, side_a, side_b, asked))
+    if not verification.verdict.passed:
+        raise AssertionError(f"{a} and {b}:\n{text(verification.verdict)}")
+    return verification
 
 
 def _check_kinds(**given: tuple[Any, type]) -> None:
@@ -98,11 +98,11 @@ def _options(given: Mapping[str, Any]) -> Options:
             asked[name] = value if isinstance(value, list | tuple) else (value,)
     if "dtypes" in asked:
         asked["dtypes"] = tuple(name_of_dtype(dtype, DTYPES) for dtype in asked["dtypes"])
-    asked["against"] = tuple(map(_witness, asked.get("against", ())))
+    asked["against"] = tuple(map(_runner, asked.get("against", ())))
     return Options(**asked)
 
 
-def _witness(named: Any) -> Side:
+def _runner(named: Any) -> Side:
     if isinstance(named, Side):
         return named
     if not isinstance(named, str):

@@ -74,11 +74,11 @@ class Taps(dict[str, Tensor]):
         """Return a dictionary for the activations inside a block, or None if none is requested."""
         return Taps.requested(False, self.attentions, self.activations)
 
-    def record(self, place: str, activations: Mapping[str, Tensor]) -> None:
+    def record(self, prefix: str, activations: Mapping[str, Tensor]) -> None:
         """Record a layer's activations under their names, as far as requested."""
         for name, value in activations.items():
             if self._is_requested(name):
-                self[f"{place}.{name}"] = value
+                self[f"{prefix}.{name}"] = value
 
     def _is_requested(self, name: str) -> bool:
         if name == "probabilities":
@@ -89,10 +89,10 @@ class Taps(dict[str, Tensor]):
 HIDDEN_STATES = ("embedding", "output")
 
 
-def record(taps: Taps | None, place: str, **activations: Tensor) -> None:
+def record(taps: Taps | None, prefix: str, **activations: Tensor) -> None:
     """Record a layer's activations, as `Taps.record` does; without a dictionary, do nothing."""
     if taps is not None:
-        taps.record(place, activations)
+        taps.record(prefix, activations)
 
 
 def recorded(

@@ -18,8 +18,8 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
     quarter = width // 4
     frequencies = _LONGEST_PERIOD ** -(np.arange(quarter) / max(quarter, 1))
     table = np.zeros((1, 1 + rows.size, width))
-    for axis, place in enumerate((columns, rows)):
-        angles = np.outer(place, frequencies)  # (L, width / 4)
+    for axis, positions_on_axis in enumerate((columns, rows)):
+        angles = np.outer(positions_on_axis, frequencies)  # (L, width / 4)
         start = 2 * axis * quarter
         table[0, 1:, start : start + quarter] = np.sin(angles)
         table[0, 1:, start + quarter : start + 2 * quarter] = np.cos(angles)
@@ -51,9 +51,9 @@ def spacetime_position_embedding(
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
     table = np.zeros((1, 1 + time.size, width))
     start = 0
-    for place, share in ((column, 6), (row, 6), (time, 4)):
+    for coordinates, share in ((column, 6), (row, 6), (time, 4)):
         channels = width // 16 * share
-        angles = np.outer(place, sincos_frequencies(channels))
+        angles = np.outer(coordinates, sincos_frequencies(channels))
         table[0, 1:, start : start + channels] = np.hstack([np.sin(angles), np.cos(angles)])
         start += channels
     return table

@@ -28,10 +28,10 @@ from mae_convert.convert.plan import plan_conversion
 source, target, layout = sys.argv[1:]
 class Clock:
     def begin(self, total):
-        self.done, self.moments = 0, [time.perf_counter()]
+        self.finished, self.moments = 0, [time.perf_counter()]
     def advance(self, count):
-        self.done += count
-        if self.done >= written and len(self.moments) < 2:
+        self.finished += count
+        if self.finished >= written and len(self.moments) < 2:
             self.moments.append(time.perf_counter())
 plan = plan_conversion(open_checkpoint(Path(source), Flags()), Path(target), layout)
 written = Path(source).stat().st_size + sum(tensor.nbytes for tensor in plan.tensors)

@@ -52,11 +52,11 @@ def main() -> None:
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
     """Return jobs that differ in their targets."""
-    said = {"to": "transformers-tf", "verify": args.verify}
+    fields = {"to": "transformers-tf", "verify": args.verify}
     if args.num_heads:
-        said["num_heads"] = args.num_heads
+        fields["num_heads"] = args.num_heads
     source = str(args.checkpoint.resolve())
-    return [Job(source, str(folder / f"{n}"), said) for n in range(args.jobs)]
+    return [Job(source, str(folder / f"{n}"), fields) for n in range(args.jobs)]
 
 
 if __name__ == "__main__":

@@ -74,14 +74,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str]]:
     """Return for each unit the other units that it imports."""
     units = {unit_of(path, root) for path in trees}
-    found: dict[str, set[str]] = {unit: set() for unit in units}
+    imports: dict[str, set[str]] = {unit: set() for unit in units}
     for path, tree in trees.items():
         for name in imported(tree):
             first, _, rest = name.partition(".")
             unit = rest.partition(".")[0] if first == "mae_convert" else first
             if unit in units and first in PACKAGES:
-                found[unit_of(path, root)].add(unit)
-    return {unit: used - {unit} for unit, used in found.items()}
+                imports[unit_of(path, root)].add(unit)
+    return {unit: used - {unit} for unit, used in imports.items()}
 
 
 def levels(graph: Mapping[str, set[str]]) -> str:
@@ -116,14 +116,14 @@ def duplicates(trees: Mapping[Path, ast.AST]) -> int:
 
 def entered(root: Path, *arguments: str) -> list[str]:
     """Return the files in which functions run while a command does, in its own process."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TRACE, root, *arguments],
         env={**os.environ, "PYTHONPATH": str(root)},
         cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ENTERED")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
+    lines = [line for line in process.stdout.splitlines() if line.startswith("ENTERED")]
+    if process.returncode or not lines:
+        raise SystemExit(f"{' '.join(arguments)} failed: {process.stderr[-2000:]}")
     return lines[-1].split()[1:]
 
 

@@ -59,23 +59,23 @@ def load_model(path: str) -> ViTMAEForPreTraining:
     return model.eval()
 
 
-def squares(picture: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
+def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
     """Cut an image into squares of the model's size, the largest in the middle first."""
-    side = min(picture.size)
+    side = min(image.size)
     small = 0.6 * side
-    yield cut(picture, 0.5, 0.5, side, config)
+    yield cut(image, 0.5, 0.5, side, config)
     for x in (0.0, 0.5, 1.0):
         for y in (0.0, 0.5, 1.0):
             if (x, y) != (0.5, 0.5):
-                yield cut(picture, x, y, small, config)
+                yield cut(image, x, y, small, config)
 
 
-def cut(picture: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
+def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
     """Return the square at the position (x, y), each from 0 to 1, as pixels (3, H, W)."""
-    left, upper = x * (picture.width - side), y * (picture.height - side)
+    left, upper = x * (image.width - side), y * (image.height - side)
     height, width = config.image_hw
     box = (left, upper, left + side, upper + side)
-    return to_pixels(picture.resize((width, height), Image.Resampling.BICUBIC, box))
+    return to_pixels(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:

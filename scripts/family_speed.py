@@ -56,8 +56,8 @@ def write_random(family: Family, config: object, path: Path) -> None:
     tensors = [
         random_tensor(name, shape, seed) for seed, (name, shape) in enumerate(external.items())
     ]
-    carried = {**config.to_dict(), "task": "pretrain", "layout": "original"}
-    write_file(path, "pth", tensors, config=carried)
+    complete = {**config.to_dict(), "task": "pretrain", "layout": "original"}
+    write_file(path, "pth", tensors, config=complete)
 
 
 if __name__ == "__main__":

@@ -181,29 +181,29 @@ def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, i
 
 def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bool) -> list[Tally]:
     """Run all shards that `state` does not have yet, one after the other."""
-    done: dict[str, dict] = {}
+    outcomes: dict[str, dict] = {}
     if state is not None and state.exists():
-        done = {line["shard"]: line["tally"] for line in map(json.loads, state.open())}
+        outcomes = {line["shard"]: line["tally"] for line in map(json.loads, state.open())}
     for container, start, stop in shards(containers, inputs):
         name = f"{container} {start} {stop}{' guided' * coverage}"
-        if name in done:
+        if name in outcomes:
             continue
         command = [sys.executable, __file__, "--shard", container, str(start), str(stop)]
         command += ["--coverage"] if coverage else []
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
         if ended.returncode == 0 and lines:
-            done[name] = json.loads(lines[-1])
+            outcomes[name] = json.loads(lines[-1])
         else:  # the input is determined by running the shard again
             died = f"{name}: status {ended.returncode}: {ended.stderr[-300:]}"
-            done[name] = asdict(Tally(container, stop - start, crashes=[died]))
+            outcomes[name] = asdict(Tally(container, stop - start, crashes=[died]))
         if state is not None:
             with state.open("a") as stream:
-                stream.write(json.dumps({"shard": name, "tally": done[name]}) + "\n")
+                stream.write(json.dumps({"shard": name, "tally": outcomes[name]}) + "\n")
         if sys.stderr.isatty():
-            total = sum(tally["inputs"] for tally in done.values())
+            total = sum(tally["inputs"] for tally in outcomes.values())
             print(f"\r{total} inputs", end="", file=sys.stderr, flush=True)
-    return [Tally(**tally) for tally in done.values()]
+    return [Tally(**tally) for tally in outcomes.values()]
 
 
 def summary(tallies: Sequence[Tally]) -> bool:
@@ -245,8 +245,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         containers = [seed.container for seed in make_seeds(Path(folder))]
-    wanted = [name for name in containers if not given.only or name in given.only]
-    return 0 if summary(run(wanted, given.inputs, given.state, given.coverage)) else 1
+    chosen = [name for name in containers if not given.only or name in given.only]
+    return 0 if summary(run(chosen, given.inputs, given.state, given.coverage)) else 1
 
 
 if __name__ == "__main__":

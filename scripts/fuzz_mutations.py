@@ -35,14 +35,14 @@ def _number(data: bytearray, chance: random.Random) -> None:
     width = chance.choice((1, 2, 4, 8))
     if len(data) < width:
         return
-    place = chance.randrange(len(data) - width + 1)
+    offset = chance.randrange(len(data) - width + 1)
     if chance.random() < 0.5:
         value = chance.choice(INTERESTING)
     else:
-        old = int.from_bytes(data[place : place + width], "little")
+        old = int.from_bytes(data[offset : offset + width], "little")
         value = old + chance.choice((-8, -1, 1, 8, old))
     order = chance.choice(("little", "little", "big"))
-    data[place : place + width] = (value % (1 << 8 * width)).to_bytes(width, order)
+    data[offset : offset + width] = (value % (1 << 8 * width)).to_bytes(width, order)
 
 
 def _stretch(data: bytearray, chance: random.Random) -> tuple[int, int]:
@@ -62,8 +62,8 @@ def _repeat(data: bytearray, chance: random.Random) -> None:
 
 def _move(data: bytearray, chance: random.Random) -> None:
     start, stop = _stretch(data, chance)
-    place = chance.randrange(len(data))
-    data[place : place + stop - start] = data[start:stop]
+    offset = chance.randrange(len(data))
+    data[offset : offset + stop - start] = data[start:stop]
 
 
 def _swap(data: bytearray, chance: random.Random) -> None:
@@ -76,8 +76,8 @@ def _swap(data: bytearray, chance: random.Random) -> None:
 
 
 def _word(data: bytearray, chance: random.Random) -> None:
-    word, place = chance.choice(WORDS), chance.randrange(len(data) + 1)
-    data[place : place + (len(word) if chance.random() < 0.5 else 0)] = word
+    word, offset = chance.choice(WORDS), chance.randrange(len(data) + 1)
+    data[offset : offset + (len(word) if chance.random() < 0.5 else 0)] = word
 
 
 def _cut(data: bytearray, chance: random.Random) -> None:
@@ -104,10 +104,10 @@ def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
 
 def spoil_places(data: bytes, chance: random.Random) -> bytes:
     """Return bytes of the same length, with a few numbers changed that may be offsets or sizes."""
-    found = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
+    offsets = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
     spoiled = bytearray(data)
-    for at in chance.sample(found, min(len(found), chance.randint(1, 3))):
-        other = _word_at(data, chance.choice(found))
+    for at in chance.sample(offsets, min(len(offsets), chance.randint(1, 3))):
+        other = _word_at(data, chance.choice(offsets))
         value = chance.choice((other, other, chance.choice(INTERESTING), _word_at(data, at) + 8))
         spoiled[at : at + 8] = value.to_bytes(8, "little")
     return bytes(spoiled)

@@ -69,8 +69,8 @@ def write_proofs(model: Path, traces: Path) -> None:
     trace, inputs = made_up_trace(checkpoint)
     fingerprints = (checkpoint_fingerprint(checkpoint),) * 2
     verdict = judge(trace, trace)
-    done = Verification(verdict, inputs, (trace, trace), fingerprints=fingerprints)
-    write_certificate(done, checkpoint)
+    written = Verification(verdict, inputs, (trace, trace), fingerprints=fingerprints)
+    write_certificate(written, checkpoint)
     for name in ("x", GOOD):
         save_trace(trace, traces / name)
 
@@ -105,5 +105,5 @@ def examine_certificate(model: Path) -> None:
 
 
 def _tell(verdict: Verdict, a: Trace, b: Trace) -> None:
-    done = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
-    text(done.verdict), verdict_junit(done), markdown(done)
+    explained = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
+    text(explained.verdict), verdict_junit(explained), markdown(explained)

@@ -64,7 +64,7 @@ def main() -> int:
 def scored(family: str | None, options: argparse.Namespace) -> bool:
     """Print the score of a family's faults and return whether it is good enough."""
     start = time.monotonic()
-    found: list[Outcome] = []
+    scored_outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:
         if family is None:
             population, kinds = Population(Path(folder), options.seed), KINDS
@@ -73,35 +73,39 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
             kinds = KINDS_OF_FAMILIES
         for kind in options.kind or kinds:
             mutants = faults(population, kind, options.sample)
-            found += outcomes(mutants, Path(folder) / kind)
+            scored_outcomes += outcomes(mutants, Path(folder) / kind)
             print(f"{kind}: {len(mutants)} faults, {time.monotonic() - start:.0f} s", flush=True)
-    print(f"\n{family or 'mae'}\n\n{markdown(found)}\n")
-    print("\n".join(remarks(found, causes=family is None)))
-    return is_good(found, names_causes=family is None)
+    print(f"\n{family or 'mae'}\n\n{markdown(scored_outcomes)}\n")
+    print("\n".join(remarks(scored_outcomes, causes=family is None)))
+    return is_good(scored_outcomes, names_causes=family is None)
 
 
 def score_reductions(kinds: Sequence[str], sample: int | None, seed: int) -> int:
     """Run faults, and print how many of the failures are reduced to one step."""
-    found = []
+    scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = Population(Path(folder), seed)
         for kind in kinds:
-            found += reductions(faults(population, kind, sample), Path(folder) / f"{kind}-reduced")
-    print(reduce_table(found) + "\n")
-    print("\n".join(reduce_remarks(found)))
+            scored_reductions += reductions(
+                faults(population, kind, sample), Path(folder) / f"{kind}-reduced"
+            )
+    print(reduce_table(scored_reductions) + "\n")
+    print("\n".join(reduce_remarks(scored_reductions)))
     return 0
 
 
 def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
     """Repair faults without running any model, and print how many are the source bit for bit."""
-    start, found = time.monotonic(), []
+    start, scored_repairs = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="repair-score-") as folder:
         population = Population(Path(folder), seed)
         for kind in kinds:
-            found += repairs(faults(population, kind, sample), Path(folder) / f"{kind}-repaired")
+            scored_repairs += repairs(
+                faults(population, kind, sample), Path(folder) / f"{kind}-repaired"
+            )
             print(f"{kind}: {time.monotonic() - start:.0f} s", flush=True)
-    print("\n" + repair_table(found) + "\n")
-    print("\n".join(repair_remarks(found)))
+    print("\n" + repair_table(scored_repairs) + "\n")
+    print("\n".join(repair_remarks(scored_repairs)))
     return 0
 
 
@@ -120,20 +124,20 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
     return list(made)
 
 
-def is_good(found: list[Outcome], *, names_causes: bool = True) -> bool:
+def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
     """Return whether the judge caught everything and explained enough.
 
     Args:
-        found: all outcomes.
+        results: all outcomes.
         names_causes: whether causes are searched for, as for models with hypotheses; without them
             the first suspect is told by the results alone.
     """
-    scores = [score(kind, found) for kind in KINDS]
+    scores = [score(kind, results) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
     suspected = sum(s.suspected for s in scores if s.kind in ("weights", "tables"))
     tensors = sum(s.judged for s in scores if s.kind in ("weights", "tables"))
     named, total = sum(s.named for s in semantic), sum(s.total for s in semantic)
-    missed = failures(found)
+    missed = failures(results)
     return (
         not missed["not caught"]
         and (not names_causes or suspected >= LEAST_SUSPECTED * tensors)

@@ -171,11 +171,11 @@ def complete_arguments(
 
     ``model`` is the name of a preset only if the widths are that preset's.
     """
-    told = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
+    arguments = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))
-    told |= {"model": next(names, "custom"), "input_size": config.image_size}
-    told |= {"lr": args.lr if args.lr is not None else args.blr * crops_per_step / 256}
-    return argparse.Namespace(**vars(args) | told)
+    arguments |= {"model": next(names, "custom"), "input_size": config.image_size}
+    arguments |= {"lr": args.lr if args.lr is not None else args.blr * crops_per_step / 256}
+    return argparse.Namespace(**vars(args) | arguments)
 
 
 def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
@@ -196,8 +196,8 @@ def find_pictures(folder: str) -> list[Path]:
 
 def load_picture(path: Path) -> Image.Image:
     """Decode an image to RGB."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def random_crop_box(
@@ -220,9 +220,9 @@ def random_crop_box(
     return left, upper, left + w, upper + h
 
 
-def to_pixels(picture: Image.Image) -> Tensor:
+def to_pixels(image: Image.Image) -> Tensor:
     """Return (3, H, W) float32, normalised by mean and deviation of ImageNet's colours."""
-    values = np.asarray(picture, dtype=np.float32) / 255  # (H, W, 3)
+    values = np.asarray(image, dtype=np.float32) / 255  # (H, W, 3)
     mean, std = (np.array(three, dtype=np.float32) for three in (IMAGE_MEAN, IMAGE_STD))
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
 
@@ -243,10 +243,10 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         # 1 + index: NumPy takes [seed, epoch, 0] for [seed, epoch], which orders the epoch.
         rng = np.random.default_rng([self.args.seed, self.epoch, 1 + index])
         source = self.pictures[index % len(self.pictures)]
-        picture = source if isinstance(source, Image.Image) else load_picture(source)
-        box = random_crop_box(*picture.size, self.args.crop_scale, rng)
+        image = source if isinstance(source, Image.Image) else load_picture(source)
+        box = random_crop_box(*image.size, self.args.crop_scale, rng)
         height, width = self.config.image_hw
-        crop = picture.resize((width, height), Image.Resampling.BICUBIC, box)
+        crop = image.resize((width, height), Image.Resampling.BICUBIC, box)
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         noise = rng.random(self.config.num_patches, dtype=np.float32)
@@ -462,14 +462,14 @@ def train(args: argparse.Namespace, process: Process) -> None:
         )
     training, config = prepare(args, process)
     args = complete_arguments(args, config, crops_per_step)
-    pictures = [load_picture(path) for path in paths] if args.in_memory else paths
+    images = [load_picture(path) for path in paths] if args.in_memory else paths
     forward: nn.Module = training.model
     if process.world_size > 1:
         forward = nn.parallel.DistributedDataParallel(training.model)
     with progress_bar(process) as bar:
         task = bar.add_task("", total=args.epochs * steps, completed=training.next_epoch * steps)
         for epoch in range(training.next_epoch, args.epochs):
-            loader = load_epoch(RandomCrops(pictures, config, args, epoch), process)
+            loader = load_epoch(RandomCrops(images, config, args, epoch), process)
             losses, start = [], time.monotonic()
             set_rate(training.optimizer, epoch, args)
             for loss in take_steps(training, forward, loader, args, process):
@@ -523,8 +523,8 @@ def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.N
         }
         save_atomically(weights | state, Path(args.output_dir, "checkpoint.pth"))
     if args.keep_every and (last or (epoch + 1) % args.keep_every == 0):
-        kept = weights | {"epoch": epoch, "args": args}  # what `mae-convert timeline` reads
-        save_atomically(kept, Path(args.output_dir, f"checkpoint-{epoch + 1}.pth"))
+        stored = weights | {"epoch": epoch, "args": args}  # what `mae-convert timeline` reads
+        save_atomically(stored, Path(args.output_dir, f"checkpoint-{epoch + 1}.pth"))
     if last:
         save_atomically(weights, Path(args.output_dir, "weights.pth"))
 

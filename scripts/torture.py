@@ -25,13 +25,13 @@ from torture_trials import TRIALS, Trial
 DEMO = Path(__file__).resolve().parents[1] / "mae_convert" / "data" / "demo" / "checkpoint.pth"
 
 
-def row(target: str, trial: Trial, states: Sequence[str]) -> str:
+def row(target: str, trial_run: Trial, states: Sequence[str]) -> str:
     """Return a line of the table, followed by the failures."""
     count = Counter(states)
-    found = [count[which] + count[f"{which} and a stray"] for which in ("old", "new")]
+    counts = [count[which] + count[f"{which} and a stray"] for which in ("old", "new")]
     strays = sum(count[f"{which} and a stray"] for which in ("old", "new"))
-    wrong = [state for state in states if state not in trial.allowed]
-    cells = (target, trial.name, len(states), *found, strays, len(wrong))
+    wrong = [state for state in states if state not in trial_run.allowed]
+    cells = (target, trial_run.name, len(states), *counts, strays, len(wrong))
     return "\n    ".join(["| " + " | ".join(map(str, cells)) + " |", *wrong[:5]])
 
 
@@ -52,14 +52,14 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         for stage in stages(given.checkpoint.resolve(), Path(work), given.target or TARGETS):
-            for trial in (TRIALS[name] for name in given.only):
-                if trial.needs_root and os.geteuid() != 0:
-                    print(f"| {stage.folder.name} | {trial.name}: needs root | 0 | | | | |")
+            for trial_run in (TRIALS[name] for name in given.only):
+                if trial_run.needs_root and os.geteuid() != 0:
+                    print(f"| {stage.folder.name} | {trial_run.name}: needs root | 0 | | | | |")
                     continue
-                times = max(2, round(given.moments * trial.share))
-                states = list(trial.run(stage, times, random.Random(given.seed)))
-                print(row(stage.folder.name, trial, states), flush=True)
-                wrong |= not set(states) <= set(trial.allowed)
+                times = max(2, round(given.moments * trial_run.share))
+                states = list(trial_run.run(stage, times, random.Random(given.seed)))
+                print(row(stage.folder.name, trial_run, states), flush=True)
+                wrong |= not set(states) <= set(trial_run.allowed)
     return int(wrong)
 
 

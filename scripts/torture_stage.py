@@ -69,8 +69,10 @@ class Stage:
             return f"there is {unknown[0]}"
         if not self.target.exists():
             return "nothing is there"
-        found = digest(self.target)
-        name = next((name for name, whole in self.whole.items() if whole == found), "a mixture")
+        state_digest = digest(self.target)
+        name = next(
+            (name for name, whole in self.whole.items() if whole == state_digest), "a mixture"
+        )
         return f"{name} and a stray" if foreign else name
 
 
@@ -133,5 +135,5 @@ def start(command: list[str]) -> subprocess.Popen:
 def run(command: list[str]) -> tuple[int, str]:
     """Run a command; return its status and what it said on standard error."""
     with start(command) as child:
-        said = child.communicate(timeout=600)[1]
-    return child.returncode, said
+        stderr = child.communicate(timeout=600)[1]
+    return child.returncode, stderr

@@ -79,11 +79,11 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
             child.stderr.readline()
             time.sleep(chance.uniform(0, stage.duration))
             child.send_signal(signal.SIGINT)
-            _, said = child.communicate(timeout=600)
+            _, stderr = child.communicate(timeout=600)
         state = stage.state()
         expected = {130: "old", 0: "new"}.get(child.returncode)
-        good = state == expected and len(said.strip().splitlines()) <= 1
-        yield state if good else f"status {child.returncode}, {state}, said {said[-300:]}"
+        good = state == expected and len(stderr.strip().splitlines()) <= 1
+        yield state if good else f"status {child.returncode}, {state}, said {stderr[-300:]}"
 
 
 @contextlib.contextmanager
@@ -99,10 +99,10 @@ def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]
 
 def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
     """Return the state of a conversion that must end with status 2 and these words in one line."""
-    _, said = child.communicate(timeout=600)
-    if child.returncode == 2 and len(said.strip().splitlines()) == 1 and re.search(words, said):
+    _, stderr = child.communicate(timeout=600)
+    if child.returncode == 2 and len(stderr.strip().splitlines()) == 1 and re.search(words, stderr):
         return stage.state()
-    return f"status {child.returncode}, {stage.state()}: {said[-300:]}"
+    return f"status {child.returncode}, {stage.state()}: {stderr[-300:]}"
 
 
 def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
@@ -167,11 +167,11 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
         source = stage.folder.parent / "changing.pth"
         shutil.copyfile(stage.source, source)
         with held(stage, source) as child, source.open("r+b") as stream:
-            place = int(size * chance.uniform(0.1, 0.9))
+            length = int(size * chance.uniform(0.1, 0.9))
             if number % 2:
-                stream.truncate(place)
+                stream.truncate(length)
             else:
-                stream.seek(place)
+                stream.seek(length)
                 stream.write(b"\xff" * 64)
         yield refused(stage, child, "changed while it was being read")
 
@@ -185,11 +185,11 @@ def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
             remove(stage.target)
             command.remove("--overwrite")
         children = [start(command) for _ in range(2)]
-        said = [child.communicate(timeout=600)[1].strip() for child in children]
+        stderr = [child.communicate(timeout=600)[1].strip() for child in children]
         statuses = sorted(child.returncode for child in children)
-        told = [text for text in said if re.search("already exists|in the meantime", text)]
-        good = statuses in ([0, 0], [0, 2]) and len(told) == statuses.count(2)
-        yield stage.state() if good else f"statuses {statuses}, {stage.state()}: {said}"
+        report = [text for text in stderr if re.search("already exists|in the meantime", text)]
+        good = statuses in ([0, 0], [0, 2]) and len(report) == statuses.count(2)
+        yield stage.state() if good else f"statuses {statuses}, {stage.state()}: {stderr}"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def run():
     """Run the command line in a process of its own, as a user does."""
 
     def run(*arguments: Any, cwd: Path | None = None, env: dict[str, str] | None = None) -> Result:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "mae_convert", *map(str, arguments)],
             capture_output=True,
             text=True,
@@ -76,7 +76,7 @@ def run():
             env={**os.environ, **(env or {})},
             timeout=600,
         )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return Result(process.returncode, process.stdout, process.stderr)
 
     return run
 
@@ -103,9 +103,9 @@ def certified(tmp_path_factory):
     execute(plan_conversion(source, target, "transformers"))
     converted = open_checkpoint(target)
     torch = Side("torch")
-    done = run_verification(source, converted, torch, torch)
-    assert done.verdict.passed
-    write_certificate(done, converted)
+    verification = run_verification(source, converted, torch, torch)
+    assert verification.verdict.passed
+    write_certificate(verification, converted)
     return target
 
 
@@ -172,7 +172,7 @@ def command(capfd, monkeypatch, forked_children):
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
-        said = capfd.readouterr()
-        return Result(int(ended.value.code or 0), said.out, said.err)
+        captured = capfd.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
 
     return command

@@ -57,7 +57,7 @@ EXPECTED = {
     "docs/index.md": ["PASSED and proven"],
     "docs/migration.md": [],
     "docs/publishing.md": ["PUBLISHED"],
-    "docs/runners.md": ["code that is not mae-convert's", "PASSED and proven"],
+    "docs/runners.md": ["code from outside mae-convert", "PASSED and proven"],
     "docs/repair.md": ["PASSED and proven", "decoder.position_embedding: is zero"],
     "docs/verification.md": ["PASSED and proven", "PASSED"],
 }
@@ -132,11 +132,11 @@ def environment(hub, tmp_path):
 
 def run(language, code, folder, environment):
     program = ["sh", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
-    done = subprocess.run(
+    process = subprocess.run(
         program, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{code}\n{process.stdout}{process.stderr}"
+    return process.stdout
 
 
 def run_block(block, folder, environment):
@@ -168,8 +168,8 @@ def shown(text):
 
 def outputs_of_readme():
     """Each command of the README with the output that stands below it."""
-    found = documentation.blocks(PAGES["README.md"])
-    return [(b, o) for b, o in pairwise(found) if o.language == "text"]
+    result = documentation.blocks(PAGES["README.md"])
+    return [(b, o) for b, o in pairwise(result) if o.language == "text"]
 
 
 def test_the_readme_shows_what_inspect_and_convert_print(folder, environment):

@@ -142,14 +142,16 @@ def texts_of(node):
 
 
 def test_only_the_command_line_writes_options_with_dashes():
-    found = {
+    files_with_options = {
         str(path.relative_to(PACKAGE)): option[0]
         for path in sorted(PACKAGE.rglob("*.py"))
         if not str(path.relative_to(PACKAGE)).startswith(WRITES_OPTIONS)
         for text in texts_of(ast.parse(path.read_text()))
         if (option := AN_OPTION.search(text))
     }
-    assert found == {"families/mae/relatives/refused.py": "--finetune"}  # an option of AdaptFormer
+    assert files_with_options == {
+        "families/mae/relatives/refused.py": "--finetune"
+    }  # an option of AdaptFormer
 
 
 def test_a_file_is_named_as_its_user_knows_it_wherever_the_sentence_has_it(tmp_path):
@@ -161,7 +163,7 @@ def test_a_file_is_named_as_its_user_knows_it_wherever_the_sentence_has_it(tmp_p
 
 
 def test_every_option_that_a_message_names_is_one_of_the_command_line():
-    known = {name for command in cli.commands.values() for option in command.params
+    option_names = {name for command in cli.commands.values() for option in command.params
              for name in (*option.opts, *option.secondary_opts)}  # fmt: skip
     named = {
         ast.literal_eval(call.args[0])
@@ -171,7 +173,7 @@ def test_every_option_that_a_message_names_is_one_of_the_command_line():
         if call.args and isinstance(call.args[0], ast.Constant)
     }
     assert len(named) > 20
-    assert {as_option(Option(name)) for name in named} <= known
+    assert {as_option(Option(name)) for name in named} <= option_names
 
 
 def test_one_table_says_which_class_holds_a_task():

@@ -33,9 +33,9 @@ def importers(package, of):
     """Return the files of a package that import any of several modules, with what they import."""
     prefixes = tuple(f"{name}." for name in of)
     return {
-        str(path.relative_to(ROOT)): found
+        str(path.relative_to(ROOT)): names_imported
         for path in sorted((ROOT / package).rglob("*.py"))
-        if (found := {n for n in imported(path) if f"{n}.".startswith(prefixes)})
+        if (names_imported := {n for n in imported(path) if f"{n}.".startswith(prefixes)})
     }
 
 
@@ -45,9 +45,9 @@ def files_of(unit):
 
 
 def test_every_unit_has_its_place():
-    found = {path.stem for path in (ROOT / "mae_convert").iterdir()
+    units = {path.stem for path in (ROOT / "mae_convert").iterdir()
              if path.suffix == ".py" or (path / "__init__.py").exists()}  # fmt: skip
-    assert found - {"__init__"} == set(UNITS)
+    assert units - {"__init__"} == set(UNITS)
 
 
 @pytest.mark.parametrize("unit", UNITS)

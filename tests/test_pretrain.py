@@ -41,8 +41,8 @@ def pictures(tmp_path_factory):
         x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
         channels = [np.sin(3 * x + number), np.cos(2 * y - number), x * y]
         colours = (255 * (0.5 + 0.5 * np.stack(channels, axis=-1))).astype(np.uint8)
-        picture = Image.fromarray(colours).convert("L" if number == 2 else "RGB")
-        picture.save(folder / ("more" if number else ".") / f"{number}.png")
+        image = Image.fromarray(colours).convert("L" if number == 2 else "RGB")
+        image.save(folder / ("more" if number else ".") / f"{number}.png")
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -196,8 +196,8 @@ def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
     command += ["--nproc_per_node", "2", str(ROOT / "scripts" / "pretrain.py")]
     command += [str(pictures), str(tmp_path), *TINY, "--batch-size", "1", "--accum-iter", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
     shared = pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"]
     assert_close(shared, whole)
@@ -304,7 +304,7 @@ def test_an_epoch_covers_every_place_once():
     crops = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=1)
     device = torch.device("cpu")
     batches = [pretrain.epoch_batches(crops, pretrain.Process(r, 2, device)) for r in (0, 1)]
-    places = [place for each in batches for batch in each for place in batch]
+    places = [index for each in batches for batch in each for index in batch]
     assert len(places) == len(set(places)) == 24  # 25 less what fills no step of 2 x 2 x 3
     later = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=2)
     assert pretrain.epoch_batches(later, pretrain.Process(0, 2, device)) != batches[0]
@@ -353,8 +353,8 @@ def test_embedded_checkpoint_is_small_and_plain():
 @pytest.mark.parametrize("name", ["chelsea", "coffee", "aitzgorri"])
 def test_embedded_model_fills_in_pictures_it_has_not_seen(name):
     model = evaluate_reconstruction.load_model(str(DEMO / "checkpoint.pth"))
-    picture = pretrain.load_picture(DEMO / f"{name}.jpg")
-    pixels = torch.stack(list(evaluate_reconstruction.squares(picture, model.config)))
+    image = pretrain.load_picture(DEMO / f"{name}.jpg")
+    pixels = torch.stack(list(evaluate_reconstruction.squares(image, model.config)))
     noise = evaluate_reconstruction.make_noise(len(pixels), model.config, seed=1)
     errors = evaluate_reconstruction.evaluate(model, pixels, noise, (110, 100, 85))
     others = [error for method, (error, _) in errors.items() if method != "model"]
@@ -365,9 +365,9 @@ def test_checkpoints_can_be_kept_for_a_timeline(pictures, tmp_path):
     run(pictures, tmp_path, "--keep-every", "2", "--save-every", "4")
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*.pth"))
     assert names == ["checkpoint-2.pth", "checkpoint-4.pth"]
-    kept = pretrain.read_checkpoint(tmp_path / "checkpoint-4.pth")
-    assert kept["epoch"] == 3
-    assert_same(kept["model"], pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"])
+    remaining = pretrain.read_checkpoint(tmp_path / "checkpoint-4.pth")
+    assert remaining["epoch"] == 3
+    assert_same(remaining["model"], pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["model"])
     opened = open_checkpoint(tmp_path / "checkpoint-2.pth")
     assert opened.task == "pretrain"
     assert opened.configuration.model.num_attention_heads == 4

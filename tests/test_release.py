@@ -81,10 +81,10 @@ def test_the_wheel_has_all_that_the_commands_need(tmp_path):
         f"assert mae_convert.__file__.startswith({str(installed)!r});"
         "from mae_convert.cli.main import main; main(['demo', '--output', 'demo'])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, check=False, capture_output=True,
         text=True, env={**os.environ, "PYTHONPATH": str(installed)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "PASSED and proven" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "PASSED and proven" in process.stdout
     assert (tmp_path / "demo" / "reconstruction.png").is_file()

@@ -12,9 +12,9 @@ SCRIPTS = ROOT / "scripts"
 def table(script: str, *arguments: str, key: int = 0) -> dict[str, list[str]]:
     """Run a script that must find nothing wrong; return the cells of its table by one of them."""
     command = [sys.executable, str(SCRIPTS / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = [line.strip("| ").split(" | ") for line in process.stdout.splitlines() if "|" in line]
     return {row[key]: row for row in rows[2:]}
 
 

@@ -1,8 +1,8 @@
 """Canonical tensors that differ from stored ones: zero key biases, and a folded batch norm.
 
 Linear probes of the original have a ``BatchNorm1d(affine=False)`` before the linear layer (He et
-al. 2021, appendix A.1). In evaluation it is an affine map, so both are one linear layer. They
-cannot be separated again; therefore this is a declared step.
+al. 2021, appendix A.1). In evaluation it is an affine map, so both can be replaced by one linear
+layer. They cannot be separated again; therefore this is a declared step.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def canonical_tensors(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the canonical tensors; the batch norm of a linear probe is folded, and declared."""
+    """Return the canonical tensors; the batch norm of a linear probe is folded and declared."""
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)
     if not has_batch_norm(canonical):

@@ -20,23 +20,22 @@ from mae_convert.layouts.table import Rule, Table
 
 @dataclass(frozen=True)
 class Origin:
-    """A place that a checkpoint was downloaded from."""
+    """Where a checkpoint was downloaded from."""
 
     name: str
     """The exact location: ``hf://owner/name@commit/file``, or the name of an official file."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
-    """Its description in a conversion record: repository and commit, or URL, and the publisher's
-    licence."""
+    """The description for a conversion record: repository and commit, or URL, and the licence."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that are known for it, for what the file does not contain."""
+    """Known configuration fields, used if the file does not contain them."""
 
     config_source: str = ""
     """The source of these fields, for messages."""
 
     notes: tuple[str, ...] = ()
-    """Messages for the user about how it was selected or downloaded."""
+    """Messages for the user about the selection or the download."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Checkpoint:
     """Canonical name → lazy tensor, in canonical order."""
 
     rules: tuple[Rule, ...] = field(repr=False)
-    """How each external tensor was read."""
+    """The mapping rule of each external tensor."""
 
     dropped: Mapping[str, str]
     """External tensors that are not used, by stored name, with the reason."""
@@ -67,7 +66,7 @@ class Checkpoint:
     """The prefixes that were removed from the names of `container.tensors` and `rules`."""
 
     relative: Any = None
-    """The related model that it is, of those with the same names and shapes, or None if unknown."""
+    """The related model, among those with the same names and shapes, or None if unknown."""
 
     origin: Origin | None = None
     """The origin of a downloaded checkpoint, or None."""
@@ -82,13 +81,13 @@ class Checkpoint:
     """Other tasks that are also complete."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → why the tensors cannot be read for it, as far as that was tried."""
+    """Task → why the tensors cannot be read for it, for the tasks that were tried."""
 
     unread: tuple[str, ...] = ()
-    """Configuration fields that a library may use and mae-convert does not, each with its file."""
+    """Configuration fields, with their files, that a library may use but mae-convert does not."""
 
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
-    """The checkpoint as it was opened, if a conversion has changed it since."""
+    """The checkpoint before the steps of a conversion were applied; None without steps."""
 
     @property
     def family(self) -> Family:
@@ -124,9 +123,9 @@ class Checkpoint:
 
     @property
     def preprocessor(self) -> Mapping[str, Any]:
-        """Preprocessing settings besides mean and std; empty if there are none."""
+        """Preprocessing settings other than mean and std; empty if there are none."""
         config, own = self.container.config or {}, None
-        if self.layout.owns_config(config):  # the library reads no other file then
+        if self.layout.owns_config(config):  # then the library reads no other file
             own = self.layout.read_config(config).get("preprocessor")
         if own:
             return own
@@ -136,8 +135,8 @@ class Checkpoint:
         inside = config.get("preprocessor")
         if isinstance(inside, Mapping):
             return inside
-        known = self.relative is not None and self.relative.certain
-        return self.relative.relative.preprocessing if self.relative and known else {}
+        is_named = self.relative is not None and self.relative.certain
+        return self.relative.relative.preprocessing if self.relative and is_named else {}
 
     @property
     def name(self) -> str:
@@ -146,25 +145,25 @@ class Checkpoint:
 
 
 def require_images(checkpoint: Checkpoint, work: str) -> None:
-    """Require that a model's family tells how inputs are made of images or videos.
+    """Require that the preprocessing of images or videos is known for a model's family.
 
     Args:
         checkpoint: the checkpoint.
         work: the operation that needs images, the subject of the message.
 
     Raises:
-        MaeConvertError: it does not.
+        MaeConvertError: it is not known.
     """
     if not checkpoint.family.takes_images and checkpoint.family.clips is None:
         raise MaeConvertError(
             checkpoint.path,
-            f": {work} needs images or videos, and the family of this model"
-            f" ({checkpoint.family.title}) does not tell how inputs are made of them",
+            f": {work} needs images or videos, but their preprocessing is not known for the"
+            f" family of this model ({checkpoint.family.title})",
         )
 
 
 def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
-    """Return a checkpoint as a model of a task; what the task does not need is dropped.
+    """Return a checkpoint as a model for a task; tensors that the task does not need are dropped.
 
     Raises:
         ConfigurationError: there is no such model in the checkpoint.
@@ -174,10 +173,10 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     checkpoint.family.check_task(task, checkpoint.task)
     names = checkpoint.family.schema(checkpoint.configuration.model, task)
     if missing := [name for name in names if name not in checkpoint.tensors]:
-        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which an {task} needs")
+        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which the task {task} needs")
     rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
     gone = [rule.external for rule in checkpoint.rules if rule not in rules]
-    reason = f"not part of a model whose task is {task}"
+    reason = f"not part of a model for the task {task}"
     return replace(
         checkpoint,
         task=task,
@@ -189,7 +188,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
 
 
 def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that no field that a comparison needs is missing; of different tasks, of the encoder.
+    """Check that no field that a comparison needs is missing; for different tasks, of the encoder.
 
     Raises:
         ConfigurationError: a field is missing.
@@ -213,7 +212,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
     """Check that every option applies to one of the checkpoints, opened with `fill_only`.
 
     Raises:
-        ConfigurationError: a flag contradicts all of them.
+        ConfigurationError: an option contradicts all of the checkpoints.
     """
     opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
     check_flags_taken((flags or Flags()).given(), opened)

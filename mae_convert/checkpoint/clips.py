@@ -20,9 +20,9 @@ class ClipBatch:
     """N clips.
 
     Attributes:
-        pixel_values: (N, C, T, H, W), float32, as the model takes them.
-        indices: (N, T), which frames of its file each has, from 0.
-        sampling: how frames were chosen, in words.
+        pixel_values: (N, C, T, H, W), float32, the inputs of the model.
+        indices: (N, T), the indices of each clip's frames in its file.
+        sampling: a description of how the frames were sampled.
     """
 
     pixel_values: np.ndarray
@@ -31,14 +31,14 @@ class ClipBatch:
 
 
 def clips_of(checkpoint: Checkpoint) -> Clips:
-    """Return how clips are made for the models of a checkpoint's family.
+    """Return the settings for clips of a checkpoint's family.
 
     Raises:
-        MaeConvertError: the family does not take videos.
+        MaeConvertError: the family is not for videos.
     """
     if checkpoint.family.clips is None:
         raise MaeConvertError(
-            checkpoint.path, f" is of {checkpoint.family.title}, which takes no videos"
+            checkpoint.path, f" is a {checkpoint.family.title} model, which does not take videos"
         )
     return checkpoint.family.clips
 
@@ -50,46 +50,46 @@ def load_clips(
     stride: int | None = None,
     stretch: bool = False,
 ) -> ClipBatch:
-    """Return clips as a checkpoint's model takes them.
+    """Return clips as inputs of a checkpoint's model.
 
     Args:
         paths: files, or folders of frames.
-        checkpoint: of the model.
-        stride: how far apart frames are; default: as the authors of the family sample them.
-        stretch: resize whole frames to the model's shape, in place of cropping them.
+        checkpoint: the checkpoint of the model.
+        stride: the distance between frames; default: that of the family's training.
+        stretch: resize whole frames to the model's shape instead of cropping them.
 
     Raises:
-        MaeConvertError: one cannot be read, or does not fit the model.
+        MaeConvertError: a clip cannot be read or does not fit the model.
         MissingRequirementError: the package that reads it is not installed.
     """
     clips = clips_of(checkpoint)
     if stride is not None and clips.frames == ALL:
         raise MaeConvertError(
-            *(Option("frame_stride", stride), " has no meaning for this model, whose samples are"),
-            " series of images that are all used",
+            *(Option("frame_stride", stride), " has no effect for this model, whose samples"),
+            " are series of images that are all used",
             hint="leave it out",
         )
     stride, read = stride or clips.stride, []
-    for path in paths:  # one at a time: videos are large
-        found = _sampled(path, checkpoint, stride)
-        read.append((found.indices, _prepared(found, checkpoint, stretch=stretch)))
+    for path in paths:  # one at a time, because videos are large
+        frames = _sampled(path, checkpoint, stride)
+        read.append((frames.indices, _prepared(frames, checkpoint, stretch=stretch)))
     pixels = np.stack([pixels for _, pixels in read])
     return ClipBatch(pixels, tuple(indices for indices, _ in read), clips.in_words(stride))
 
 
 def frames_of(paths: Sequence[Path], checkpoint: Checkpoint) -> list[np.ndarray]:
-    """Return the sampled frames (T, H, W, C) of clips as they are stored.
+    """Return the sampled frames (T, H, W, C) of clips without preprocessing.
 
-    Measured values are numbers, colours from 0 to 255.
+    Colours are from 0 to 255; measured values (satellite bands) are numbers of any range.
 
     Raises:
-        MaeConvertError: as `load_clips`.
+        MaeConvertError: a clip cannot be read or does not fit the model.
     """
     stride, frames = clips_of(checkpoint).stride, []
     for path in paths:
-        found = _sampled(path, checkpoint, stride)
-        _prepared(found, checkpoint, stretch=False)  # that it fits
-        frames.append(_without_missing(found.pixels, clips_of(checkpoint)))
+        sampled = _sampled(path, checkpoint, stride)
+        _prepared(sampled, checkpoint, stretch=False)  # raises an error if it does not fit
+        frames.append(_without_missing(sampled.pixels, clips_of(checkpoint)))
     return frames
 
 
@@ -104,57 +104,57 @@ def _indices(
     length: int = getattr(model, "num_frames", 1)
     if clips.frames == ALL and count != length:
         raise MaeConvertError(
-            f"has {count} frames, and this model takes {length}",
+            f"has {count} frames, but this model takes {length}",
             hint=f"put {length} images into one folder" if length > 1 else "",
         )
     return clips.indices(count, length, rate, stride)
 
 
-def _prepared(found: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
+def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
     """Return frames as (C, T, H, W), float32."""
     clips, channels = clips_of(checkpoint), checkpoint.configuration.model.num_channels
-    pixels = found.pixels
+    pixels = sampled.pixels
     if pixels.shape[3] != channels:
         raise MaeConvertError(
-            f"{found.path} has {pixels.shape[3]} channels, and this model takes {channels}",
-            hint=(f"give the bands as TIFF images or as an .npz file with frames (T, H, W, "
+            f"{sampled.path} has {pixels.shape[3]} channels, but this model takes {channels}",
+            hint=(f"pass the bands as TIFF images or as an .npz file with frames (T, H, W, "
                   f"{channels})" if clips.measured else ""),
         )  # fmt: skip
     if clips.measured:
-        return _measured(found, checkpoint, clips)
+        return _measured(sampled, checkpoint, clips)
     if pixels.dtype != np.uint8:
         raise MaeConvertError(
-            f"{found.path}: frames are {pixels.dtype}, and must be uint8, colours from 0 to 255"
+            f"{sampled.path}: frames are {pixels.dtype}; they must be uint8 colours from 0 to 255"
         )
     prepare = preprocessing_of(checkpoint, stretch=stretch)
     frames = []
     for frame in pixels:
         image = Image.fromarray(frame[..., 0] if channels == 1 else frame)
-        frames.append(as_pixels(image, str(found.path), checkpoint, prepare))
+        frames.append(as_pixels(image, str(sampled.path), checkpoint, prepare))
     return np.stack(frames, axis=1)
 
 
-def _measured(found: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Return measured values normalized, the centre of each frame."""
-    configuration, pixels = checkpoint.configuration, found.pixels
+def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
+    """Return the normalized centre of each frame of measured values."""
+    configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
-        raise MaeConvertError(f"{found.path}: frames are {pixels.dtype}, and must be numbers")
+        raise MaeConvertError(f"{frames.path}: frames are {pixels.dtype}; they must be numbers")
     (height, width), (rows, columns) = configuration.model.image_hw, pixels.shape[1:3]
     if rows < height or columns < width:
         raise MaeConvertError(
-            f"{found.path} has {rows}x{columns} pixels, and the model takes {height}x{width}",
-            hint="measured values are not resampled; give a larger area",
+            f"{frames.path} has {rows}x{columns} pixels, but the model takes {height}x{width}",
+            hint="measured values are not resampled; pass a larger area",
         )
     top, left = (rows - height) // 2, (columns - width) // 2
     values = _without_missing(pixels[:, top : top + height, left : left + width], clips)
     if not np.isfinite(values).all():
-        raise MaeConvertError(f"{found.path} contains NaN or infinite values", hint="replace them")
+        raise MaeConvertError(f"{frames.path} contains NaN or infinite values", hint="replace them")
     mean, std = np.array((configuration.image_mean, configuration.image_std), np.float32)
     return np.ascontiguousarray(((values - mean) / std).transpose(3, 0, 1, 2))
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32, with a substitute for missing ones; colours unchanged."""
+    """Return measured values as float32 with missing ones replaced; colours are unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)
@@ -165,10 +165,10 @@ def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
 
 
 def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path, str]:
-    """Return the files that cannot be read as clips of a model, with the reasons.
+    """Return the files that cannot be read as clips for a model, with the reasons.
 
     Raises:
-        MissingRequirementError: the package that reads one is not installed.
+        MissingRequirementError: the package that reads a file is not installed.
     """
     reasons = {}
     for path in paths:
@@ -182,10 +182,10 @@ def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path
 
 
 def paths_of_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
-    """Return clips: files and folders of frames; other folders are replaced by the clips in them.
+    """Return the paths of clips; folders that are not clips are replaced by the clips in them.
 
     Raises:
-        MaeConvertError: a folder contains none.
+        MaeConvertError: a folder contains no clips.
     """
     paths_of_all: list[Path] = []
     for path in paths:
@@ -196,11 +196,11 @@ def paths_of_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
 def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
     """Return the clips in a folder and its subfolders: video files, and folders of frames.
 
-    Images are the frames of the folder that they lie in. Those for a model that takes one frame are
-    clips of their own.
+    The images in a folder are the frames of one clip. For a model that takes one frame, each image
+    is a clip.
 
     Raises:
-        MaeConvertError: the folder does not exist, or contains none.
+        MaeConvertError: the folder does not exist or contains no clips.
     """
     if not folder.is_dir():
         what = "is a file and not a folder" if folder.exists() else "does not exist"

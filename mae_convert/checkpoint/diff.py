@@ -13,7 +13,7 @@ from mae_convert.checkpoint.warnings import not_read
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How one canonical tensor differs; a side that lacks it has shape None."""
+    """The difference of one canonical tensor; the shape is None for a side that lacks it."""
 
     name: str
     shape_a: tuple[int, ...] | None
@@ -30,23 +30,23 @@ class Difference:
     """The differences between two checkpoints."""
 
     equal: int
-    """Number of tensors that are equal bit for bit."""
+    """Number of bit-identical tensors."""
 
     tensors: tuple[TensorDifference, ...]
     """The tensors that differ."""
 
     configuration: dict[str, tuple[Any, Any]]
-    """Fields that differ, with their values in A and B."""
+    """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Fields that are unknown, with the checkpoints that lack them: "A", "B" or "A and B"."""
+    """Unknown fields, with the checkpoints that lack them: "A", "B" or "A and B"."""
 
     not_read: tuple[str, ...] = ()
-    """Descriptions of tensors that are not part of the models, and were not compared."""
+    """Descriptions of tensors that are not part of the models and were not compared."""
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are no differences."""
         return not self.tensors and not self.configuration
 
 
@@ -77,7 +77,7 @@ def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 
 def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
-    """Return how one canonical tensor differs, or None if both sides are equal bit for bit."""
+    """Return the difference of one canonical tensor, or None if both sides are bit-identical."""
     left, right = a.tensors.get(name), b.tensors.get(name)
     elements, relative, largest = 0, math.inf, math.inf
     if left is not None and right is not None and left.shape == right.shape:
@@ -102,7 +102,7 @@ def _bits(array: np.ndarray) -> bytes:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
-    """Return the number of different elements, the relative L2 distance and the largest one."""
+    """Return the number of differing elements, the relative L2 and the largest difference."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(invalid="ignore"):
         away = y - x
@@ -115,8 +115,8 @@ def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
 def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if a.family.name != b.family.name:
         yield "family", (a.family.name, b.family.name)
-    others = b.family.untold_fields(b.task)
-    fields = [name for name in a.family.untold_fields(a.task) if name in others]
+    others = b.family.unspecified_fields(b.task)
+    fields = [name for name in a.family.unspecified_fields(a.task) if name in others]
     for name in fields:
         left, right = a.configuration.value(name), b.configuration.value(name)
         if left != right and None not in (left, right):  # None if it is missing

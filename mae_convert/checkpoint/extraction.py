@@ -1,4 +1,4 @@
-"""Find a complete model among the tensors of a larger program, with any prefix in its names.
+"""Find a complete model among the tensors of a larger checkpoint, under any name prefix.
 
 `recognition` reads names that all belong to one model. Here the model may have any prefix (its
 decoder another one), and there may be other tensors. If the names contain every tensor of a task,
@@ -34,7 +34,7 @@ from mae_convert.layouts.table import Table, listed
 from mae_convert.layouts.transforms import Shape
 
 MOST_PREFIXES = 8
-"""Limit on the prefixes that are tried for one layout; no file contains so many models."""
+"""Maximum number of prefixes that are tried for one layout; no file contains so many models."""
 
 TASKS = ("pretrain", "classify", "encoder")
 """The tasks in order of preference."""
@@ -47,11 +47,11 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class RecognisedModel:
     """A model among other tensors."""
 
     reading: Reading
-    """How its tensors are read, by their names without prefixes."""
+    """The mapping of its tensors, by their names without prefixes."""
 
     synonyms: tuple[str, ...]
     """Other layouts that are equivalent for these tensors."""
@@ -63,7 +63,7 @@ class Found:
     """All other tensors by stored name, with the reason why they are dropped."""
 
     also: tuple[str, ...] = ()
-    """Other tasks that are complete, and are not contained in this one."""
+    """Other complete tasks that are not contained in this one."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Task → why the tensors cannot be read as it."""
@@ -122,8 +122,8 @@ def recognise_model(
     task: str | None = None,
     under: str | None = None,
     family: str | None = None,
-) -> Found:
-    """Return how tensors are read: all of them, or those of a complete model among them.
+) -> RecognisedModel:
+    """Return the mapping of all tensors, or of those of a complete model among them.
 
     Args:
         shapes: stored names and shapes.
@@ -150,32 +150,32 @@ def recognise_model(
 
 
 class UndecidedError(LayoutError):
-    """The tensors contain a model, but it is not specified which one to read, or it is missing."""
+    """The tensors contain several models, or not the specified one."""
 
 
 def _recognise_all(
     shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
-) -> Found:
-    """Return how the tensors are read if they all belong to one model.
+) -> RecognisedModel:
+    """Return the mapping of the tensors if they all belong to one model.
 
     Raises:
         LayoutError: no known layout fits, or layouts fit with different prefixes removed.
     """
     try:
-        return Found(
+        return RecognisedModel(
             *recognise(shapes, preferred, explain=explain, family=family), as_stored(shapes), {}
         )
     except LayoutError as error:
         misfit: Text = error
     for ways in strippings(shapes):
-        fitting: list[Found] = []
+        fitting: list[RecognisedModel] = []
         for way in ways:
             stripped = {name: shapes[stored] for name, stored in way.stored.items()}
             try:
                 read = recognise(
                     stripped, preferred, explain=explain and way.foreign, family=family
                 )
-                fitting.append(Found(*read, way, {}))
+                fitting.append(RecognisedModel(*read, way, {}))
             except LayoutError as error:
                 if way.foreign:
                     misfit = (f"without the prefix {way.in_words()}: ", error)
@@ -196,7 +196,7 @@ def find_model(
     preferred: str | None = None,
     task: str | None = None,
     under: str | None = None,
-) -> Found | None:
+) -> RecognisedModel | None:
     """Return the one complete model among the tensors, or None if there is none.
 
     Args:
@@ -207,7 +207,7 @@ def find_model(
             prefix.
 
     Raises:
-        LayoutError: what the model computes depends on tensors that no layout has; or there are
+        LayoutError: the function of the model depends on tensors that no layout has; or there are
             several complete models, and it is not specified which one to read.
     """
     every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
@@ -229,7 +229,7 @@ def find_model(
     incomplete = {task: _why_not(same, task) for task in TASKS}
     readable_tasks = {c.task for c in same if c.readable}
     dropped = _dropped(chosen, same, shapes)
-    return Found(
+    return RecognisedModel(
         replace(chosen.reading, relative=_without_decoder(chosen, shapes)[0]),
         synonyms,
         Stripped(
@@ -322,7 +322,7 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Return how the tensors under the prefixes are read for a task."""
+    """Return the mapping of the tensors under the prefixes for a task."""
     stored: dict[str, str] = {}
     left: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -396,7 +396,7 @@ def _nearest(prefix: str, others: list[str]) -> set[str]:
 
 
 def _largest(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates that are not subsets of another."""
+    """Return the candidates that are not subsets of other candidates."""
     used = {candidate.used for candidate in candidates}
     largest = {some for some in used if not any(some < others for others in used)}
     return [candidate for candidate in candidates if candidate.used in largest]
@@ -501,10 +501,16 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 
     A model that lacks one of the query, key and value biases is not a model without biases.
     """
-    known: dict[str, set[str]] = {}  # only within a family: names of another one are not variants
+    families_of_name: dict[
+        str, set[str]
+    ] = {}  # only within a family: names of another one are not variants
     for candidate in every:
-        known.setdefault(candidate.reading.layout.family, set()).update(candidate.stored.values())
-    return all(c.unused.needed.keys() <= known[c.reading.layout.family] for c in complete)
+        families_of_name.setdefault(candidate.reading.layout.family, set()).update(
+            candidate.stored.values()
+        )
+    return all(
+        c.unused.needed.keys() <= families_of_name[c.reading.layout.family] for c in complete
+    )
 
 
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
@@ -518,8 +524,8 @@ def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> s
     names = list(least.unused.needed)
     unexpected = f"unexpected: {listed(names)}"
     if kinds == [UNKNOWN]:  # possibly a misspelt name
-        known = {name: () for rule in reading.rules for name in rule.canonicals}
-        unexpected = next(unexpected_names(names, reading.table, known))
+        canonicals_of = {name: () for rule in reading.rules for name in rule.canonicals}
+        unexpected = next(unexpected_names(names, reading.table, canonicals_of))
     return (
         f"the file contains a complete {least.task} model of the {reading.layout.name} "
         f"layout{where}, but also {' and '.join(kinds)}: without these tensors the model would "

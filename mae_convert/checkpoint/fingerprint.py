@@ -2,7 +2,7 @@
 
 It is computed from the canonical tensors, by name, and from the configuration fields that affect
 the function and are not stored in tensors. ``docs/fingerprint.md`` specifies it exactly, with test
-vectors; what is hashed may not change without a new `VERSION`.
+vectors; a change of the hashed data requires a new `VERSION`.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ PARTS = ("encoder", "decoder", "head")
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """The values of a canonical tensor that are hashed."""
+    """The data of a canonical tensor that the fingerprint depends on."""
 
     shape: tuple[int, ...]
-    """Its shape."""
+    """The shape."""
 
     dtype: str
-    """Its dtype, such as "float32" or "bfloat16"."""
+    """The dtype, such as "float32" or "bfloat16"."""
 
     sha256: str
-    """The SHA-256 of its bytes, little-endian and in C order, in hexadecimal digits."""
+    """The SHA-256 of the bytes, little-endian and in C order, in hexadecimal digits."""
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
@@ -47,20 +47,20 @@ class TensorDigest:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A digest of the tensors, and one of the configuration if that is known."""
+    """A digest of the tensors, and one of the configuration if it is complete."""
 
     parts: Mapping[str, str]
-    """Digest of each part that the checkpoint has: "encoder", "decoder", "head"."""
+    """Part of the checkpoint ("encoder", "decoder", "head") → digest."""
 
     configuration: str | None
     """Digest of the configuration fields, or None if one is missing."""
 
     tensors: Mapping[str, TensorDigest]
-    """The hashed values of each canonical tensor; empty if only the digests are known."""
+    """Canonical name → the data of the tensor; empty if only the digests are known."""
 
     @property
     def weights(self) -> str:
-        """The digest of all tensors, from those of the parts."""
+        """The digest of all tensors, computed from the digests of the parts."""
         lines = (f"{part} {self.parts[part]}\n" for part in PARTS if part in self.parts)
         return _sha256(f"{VERSION} weights\n", lines)
 
@@ -81,8 +81,8 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
     """Return the fingerprint of canonical tensors.
 
     Args:
-        tensors: the hashed values of each tensor, by canonical name.
-        configuration: the digest that `configuration_digest` returns, or None.
+        tensors: canonical name → the data of the tensor.
+        configuration: the result of `configuration_digest`, or None.
     """
     parts = {}
     for part in PARTS:
@@ -107,7 +107,7 @@ def configuration_digest(family: "Family", model: Any, task: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return the text of a field's value that is hashed; for a float, its bits."""
+    """Return a field's value as text for hashing; for a float, its bits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -132,7 +132,7 @@ def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
 
 
 def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return the fields that affect the function and are not stored in tensors, with values."""
+    """Return field → value for fields that affect the function and are not stored in tensors."""
     fields = checkpoint.family.function_fields(checkpoint.configuration.model, checkpoint.task)
     return dict(sorted(fields.items()))
 
@@ -144,7 +144,7 @@ def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
 
 
 def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint of a trace's checkpoint, from its digests.
+    """Return the fingerprint of a trace's checkpoint from the digests in the trace.
 
     Args:
         description: the metadata of a trace, validated by `check_trace`.
@@ -160,8 +160,8 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 def described_family(description: Mapping[str, Any]) -> "Family":
     """Return the family of a trace's checkpoint; traces of earlier versions do not contain it."""
-    known = families()
-    return known.get(description.get("family", ""), next(iter(known.values())))
+    known_families = families()
+    return known_families.get(description.get("family", ""), next(iter(known_families.values())))
 
 
 def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:

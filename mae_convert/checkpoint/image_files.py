@@ -20,7 +20,7 @@ from mae_convert.files.byte_ranges import open_input
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # the further images of an MPO are previews
+SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not MPO: its other images are previews
 UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes without a defined range of values
 LONGEST_COMPLAINT = 200
 STANDARD_ERROR = 2
@@ -32,10 +32,10 @@ class ImageWarning(UserWarning):
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return an image, rotated by its EXIF orientation; the first of several.
+    """Return the first image of a file, rotated by its EXIF orientation.
 
     Warns:
-        ImageWarning: its decoder printed a warning, or the file contains several images.
+        ImageWarning: the decoder printed a warning, or the file contains several images.
 
     Raises:
         MaeConvertError: the file cannot be read as an image.
@@ -45,21 +45,23 @@ def open_image(path: Path) -> Image.Image:
         image.load()
         turned = ImageOps.exif_transpose(image)
     if several:
-        warnings.warn(f"{path} holds several images; the first is used", ImageWarning, stacklevel=2)
+        warnings.warn(f"{path} has several images; the first is used", ImageWarning, stacklevel=2)
     return turned
 
 
 def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -> None:
-    """Require that files are images that can be read, without preprocessing them.
+    """Require that files can be read as images, without preprocessing them.
 
-    JPEGs are read at an eighth of their size, of other files only headers and checksums.
+    JPEGs are decoded at an eighth of their size; of other files only headers and checksums are
+    read.
 
     Args:
         paths: the files.
         advice: what to do about a file that is not an image.
 
     Raises:
-        MaeConvertError: some are not; the message names the first and counts the others.
+        MaeConvertError: a file cannot be read; the message has the first one and the number of
+            others.
     """
     if wrong := list(unreadable_images(paths).values()):
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
@@ -89,7 +91,7 @@ def _reason_against(path: Path) -> str | None:
 
 
 def brightness_problem(image: Image.Image) -> str | None:
-    """Return why the values of an image have no defined range, or None."""
+    """Return an error message if the pixel values of an image have no defined range, else None."""
     if image.mode not in UNKNOWN_BRIGHTNESS:
         return None
     return (
@@ -137,14 +139,14 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
 
 @contextmanager
 def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
-    """Open an image file; messages of decoders become one warning, or the reason of the error.
+    """Open an image file; messages of decoders become one warning or the reason of an error.
 
     Args:
         path: the file.
-        quiet: whether not to warn, for a file that is read again.
+        quiet: suppress the warning, for a file that is read again.
 
     Raises:
-        MaeConvertError: the file is not an image that can be read.
+        MaeConvertError: the file cannot be read as an image.
     """
     complaints: list[str] = []
     try:
@@ -175,7 +177,7 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
 
 
 def _available() -> tuple[str, ...]:
-    """Return the formats that this Pillow supports."""
+    """Return the formats that the installed version of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -208,7 +210,7 @@ def _printed(complaints: list[str]) -> Iterator[None]:
     with tempfile.TemporaryFile() as file:
         try:
             saved_descriptor = os.dup(STANDARD_ERROR)
-        except OSError:  # it is closed
+        except OSError:  # standard error is closed
             yield
             return
         try:

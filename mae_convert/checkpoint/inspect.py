@@ -21,7 +21,7 @@ def inspect(
     with_hash: bool = False,
     style: OptionStyle = as_argument,
 ) -> dict[str, Any]:
-    """Return everything that ``mae-convert inspect`` prints, as plain data.
+    """Return the output of ``mae-convert inspect`` as plain data.
 
     Args:
         checkpoint: an opened checkpoint.
@@ -39,7 +39,7 @@ def inspect(
         "wrapper": container.wrapper,
         "prefix": checkpoint.prefix.in_words(),
         "layout": checkpoint.layout.name,
-        "spelling": checkpoint.table.name,
+        "naming_variant": checkpoint.table.name,
         "synonyms": list(checkpoint.synonyms),
         "task": checkpoint.task,
         "model_family": checkpoint.family.name,
@@ -105,7 +105,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about what the programs of the checkpoint's layout compute differently."""
+    """Return sentences about differences of the programs of the checkpoint's layout."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
@@ -119,16 +119,16 @@ def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[st
         return dict.fromkeys(layouts, render(first, style))
     return {
         name: render(layout.refusal(model, task) or "", style)
-        or ("yes" if any(task in table.tasks for table in layout.tables) else f"holds no {task}")
+        or ("yes" if any(task in table.tasks for table in layout.tables) else f"has no {task}")
         for name, layout in layouts.items()
     }
 
 
 def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
-    """Return minimum, maximum, mean and deviation of the finite values, and the number of others.
+    """Return min, max, mean and std of the finite values, and the number of non-finite values.
 
     Args:
-        pieces: the values in pieces, so that no large tensor is in memory.
+        pieces: parts of the values, so that no large tensor is in memory.
     """
     size = zeros = count = 0
     least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0
@@ -139,7 +139,7 @@ def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
         if not finite.size:
             continue
         least, most = min(least, finite.min()), max(most, finite.max())
-        # Chan, Golub and LeVeque 1983: mean and squares of two samples together.
+        # Combine mean and sum of squares of two samples (Chan, Golub and LeVeque 1983).
         total, away = count + finite.size, float(finite.mean()) - mean
         squares += float(finite.var()) * finite.size + away**2 * count * finite.size / total
         mean, count = mean + away * finite.size / total, total

@@ -1,4 +1,4 @@
-"""Identify published checkpoints, by names, shapes and hash.
+"""Identify official checkpoints by names, shapes and hash.
 
 The publisher gives only the first digits of a hash, so an equal hash is not a proof.
 """
@@ -28,7 +28,7 @@ def probable(checkpoint: Checkpoint) -> list[Any]:
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
-    """Return the official file that a checkpoint probably is, and whether its hash agrees.
+    """Return the official file that a checkpoint probably is, and whether its hash matches.
 
     ``or`` lists others with the same names and shapes. ``confirmed`` is None if the publisher gives
     no hash.
@@ -46,11 +46,11 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
 
 
 def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Any:
-    """Return the official file that a checkpoint is, by names, shapes and the published hash.
+    """Return the official file with the names, shapes and published hash of a checkpoint, or None.
 
     Args:
         checkpoint: the checkpoint.
-        md5: returns the MD5 of its file, and is called only if a hash is published; by default the
+        md5: returns the MD5 of the file, and is called only if a hash is published; by default the
             whole file is read.
     """
     hashed: Sequence[Any] = [official for official in probable(checkpoint) if official.md5]
@@ -61,10 +61,9 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> A
 
 
 def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
-    """Return the checkpoint with the fields of an official file, if its hash is that of one.
+    """Return the checkpoint with the fields of the official file that its hash identifies, if any.
 
-    The file is hashed only if names and shapes are those of an official file and a field is
-    assumed.
+    The file is hashed only if an official file has these names and shapes and a field is assumed.
 
     Args:
         checkpoint: the checkpoint.
@@ -77,12 +76,12 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
     )
     if official is None:
         return checkpoint
-    known = {
+    configuration_fields = {
         name: configuration.value(name)
         for name in assumed
         if configuration.value(name) == getattr(official.model, name)
     }
-    return checkpoint.specified(known, f"{official.file}, confirmed by its MD5")
+    return checkpoint.specified(configuration_fields, f"{official.file}, confirmed by its MD5")
 
 
 def open_md5(file: ByteFile) -> str:
@@ -91,5 +90,5 @@ def open_md5(file: ByteFile) -> str:
 
 
 def file_md5(path: Path) -> str:
-    """Return the MD5 of a file's bytes, as `open_md5`."""
+    """Return the MD5 of a file's bytes; see `open_md5`."""
     return open_md5(ByteFile(path))

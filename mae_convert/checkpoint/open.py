@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_convert.checkpoint.canonical_tensors import after_step, canonical_tensors
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, naming
-from mae_convert.checkpoint.extraction import Found, UndecidedError, recognise_model
+from mae_convert.checkpoint.extraction import RecognisedModel, UndecidedError, recognise_model
 from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
 from mae_convert.errors import ConfigurationError, LayoutError, Option
@@ -27,16 +27,16 @@ POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding
 NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 
 
-def _layout_named_by(stated: Mapping[str, Any], kind: str) -> str | None:
-    """Return the layout that takes precedence if several match the tensors equally well.
+def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
+    """Return the layout that takes precedence if several fit the tensors equally well.
 
-    It is determined by a configuration in the directory or the file, else by the format: the
+    It is determined by the configuration in the directory or the file, else by the file format: the
     original code writes ``.pth``, timm publishes ``.safetensors``.
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
-    owner = next((layout.name for layout in layouts if layout.owns_config(stated)), None)
+    owner = next((layout.name for layout in layouts if layout.owns_config(config)), None)
     by_container = {PTH: "facebook", SAFETENSORS: "timm"}
-    return owner or stated.get("layout") or by_container.get(kind)
+    return owner or config.get("layout") or by_container.get(kind)
 
 
 def _applicable(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _applicable(given: dict[str, Any], container: Container, *, fill_only: bool)
 def _open(
     path: Path | str, state_key: str | None, *, optional: bool
 ) -> tuple[Container, str | None]:
-    """Open a file, and return the prefix of names that the state key specifies, or None.
+    """Open a file; return it and the name prefix that the state key specifies, or None.
 
     A state key is the key of a mapping of tensors, a prefix of names, or both joined by a dot. If
     two files are compared, it may apply to the other one only.
@@ -81,14 +81,14 @@ def _open(
 
 
 def _with_known(container: Container, origin: Origin | None) -> Container:
-    """Return the container with metadata from its origin, if it has none itself."""
+    """Return the container with the metadata of its origin if it has no metadata itself."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
 
 
-def _recognise(container: Container, task: str | None, under: str | None) -> Found:
-    """Recognise the layout; errors are explained with the help of the configuration files."""
+def _recognise(container: Container, task: str | None, under: str | None) -> RecognisedModel:
+    """Recognise the layout; error messages use information from the configuration files."""
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     preferred = _layout_named_by(container.config or {}, container.kind)
     try:
@@ -123,7 +123,7 @@ def _check_documents(container: Container) -> None:
             )
 
 
-def _renamed(container: Container, recognised: Found) -> Container:
+def _renamed(container: Container, recognised: RecognisedModel) -> Container:
     """Return the container with the model's tensors under their names without prefixes.
 
     Other tensors keep their stored names, after a slash if they would collide with the model's.
@@ -155,9 +155,9 @@ def _check_class_position(
     if not option and (square is None or "image_size" in specified):
         return
     rule = next(r for r in reading.rules if "encoder.position_embedding" in r.canonicals)
-    stated = reading.layout.read_config(config).get("image_size")
-    stated = stated or (container.training_args or {}).get("input_size")
-    if not option and (stated is not None and _count(stated, reading) == patches):
+    image_size = reading.layout.read_config(config).get("image_size")
+    image_size = image_size or (container.training_args or {}).get("input_size")
+    if not option and (image_size is not None and _count(image_size, reading) == patches):
         return
     (table,) = read_tensors(container.tensors, [rule]).values()
     if option or table.load()[:, 0].any():
@@ -194,35 +194,37 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a file or directory, recognise its layout and resolve its configuration.
 
-    Of the tensors' data only position embeddings are read, which may determine the patch grid.
+    No tensor data is read except position embeddings, which may determine the patch grid.
 
     Args:
         path: a checkpoint file or a model directory.
-        flags: options of the user for what the file does not contain.
+        flags: fields that the user specified because the file does not contain them.
         fill_only: do not let a flag contradict the file; if two files are compared, it may apply to
             the other one. See `check_flags`.
         incomplete: open the checkpoint even if a field such as the number of heads is unknown;
             ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised, or
             the prefix of the names of one of several models.
-        task: the task to read, if the tensors of several are among other tensors. A file that
-            contains only a model is read completely: see `as_task`.
-        origin: the place that it was downloaded from, which may provide metadata.
+        task: the task to read if models for several tasks are among other tensors. A file that
+            contains only one model is read completely: see `as_task`.
+        origin: where it was downloaded from, which may provide metadata.
 
     Raises:
         CheckpointError: the file cannot be read.
         LayoutError: no known layout fits.
-        ConfigurationError: something is missing or contradicted.
+        ConfigurationError: a field is missing or contradicted.
     """
     if task is not None and task not in TASKS:
         raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     container, under = _open(path, state_key, optional=fill_only)
     container = _with_known(container, origin)
     _check_documents(container)
-    found, stored = _recognise(container, task, under), frozenset(container.tensors)
-    container, reading = _renamed(container, found), found.reading
-    if found.whole not in (None, reading.task):  # declared, as by a conversion to a task
-        container = after_step(container, {"step": "task", "from": found.whole, "to": reading.task})
+    recognised, stored = _recognise(container, task, under), frozenset(container.tensors)
+    container, reading = _renamed(container, recognised), recognised.reading
+    if recognised.whole not in (None, reading.task):  # reading a part is a declared step
+        container = after_step(
+            container, {"step": "task", "from": recognised.whole, "to": reading.task}
+        )
     specified = _applicable((flags or Flags()).given(), container, fill_only=fill_only)
     with naming(origin.name if origin else container.path):
         family = family_of(reading.layout)
@@ -236,31 +238,33 @@ def open_checkpoint(
             configuration.for_task(task or reading.task).require_complete()
         dtypes = {container.tensors[rule.external].dtype for rule in reading.rules}
         unknown = unread(container, reading.layout, reading.task, dtypes)
-    opened = _opened(container, found, configuration)
+    opened = _opened(container, recognised, configuration)
     return replace(opened, relative=relative, origin=origin, unread=unknown)
 
 
-def _opened(container: Container, found: Found, configuration: Configuration) -> Checkpoint:
+def _opened(
+    container: Container, match: RecognisedModel, configuration: Configuration
+) -> Checkpoint:
     """Return the checkpoint of a container, as it was recognised and configured."""
-    container, reading, canonical = canonical_tensors(container, found.reading)
+    container, reading, canonical = canonical_tensors(container, match.reading)
     order = family_of(reading.layout).schema(configuration.model, reading.task)
-    stored = found.stripped.stored
+    stored = match.stripped.stored
     dropped = {stored[name]: reason for name, reason in reading.dropped.items()}
     return Checkpoint(
         container=container,
         layout=reading.layout,
         table=reading.table,
-        synonyms=found.synonyms,
+        synonyms=match.synonyms,
         task=reading.task,
         configuration=configuration,
         tensors={name: canonical[name] for name in order},
         rules=reading.rules,
-        dropped={**dropped, **found.dropped},
-        prefix=found.stripped,
+        dropped={**dropped, **match.dropped},
+        prefix=match.stripped,
         created=dict.fromkeys(reading.created, NO_KEY_BIAS),
         key_bias=not reading.created and (container.config or {}).get("key_bias") is not False,
-        also=found.also,
-        incomplete=found.incomplete,
+        also=match.also,
+        incomplete=match.incomplete,
     )
 
 
@@ -283,7 +287,7 @@ def _evidence(
     """Return all evidence about fields that are not stored in tensors."""
     patches = reading.geometry.get("num_patches", 0)
     geometry = dict(reading.geometry)
-    if _pooling_untold(reading):
+    if _pooling_unspecified(reading):
         del geometry["global_pool"]
     return Evidence(
         geometry=geometry,
@@ -305,11 +309,11 @@ def _evidence(
     )
 
 
-def _pooling_untold(reading: Reading) -> bool:
+def _pooling_unspecified(reading: Reading) -> bool:
     """Return whether the names fit both a class-token classifier and a pooled one."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
-    # Only the original's program writes a batch norm before the head, and fc_norm if it pools.
+    # Only the original code writes a batch norm before the head, and fc_norm if it pools.
     return not any(
         name.startswith(BATCH_NORM) for rule in reading.rules for name in rule.canonicals
     )

@@ -1,7 +1,7 @@
-"""Prefixes that wrappers and larger models add to a model's names, and that can be removed.
+"""Prefixes that wrappers and larger models add to tensor names and that can be removed.
 
-These are the known prefixes, which only some of the names may have. If a complete model is among
-other tensors, any prefix is removed: see ``extraction``.
+These prefixes may occur in only some of the names. If a complete model is among other tensors, any
+prefix can be removed: see ``extraction``.
 
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
 ``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from attributes of training
@@ -20,11 +20,11 @@ LEADING = ("module.", "model.", "backbone.", "encoder.", "vit.")
 """Prefixes that are removed from each name that begins with them."""
 
 FOREIGN = ("module.", "model.", *ANYWHERE)
-"""Prefixes that no layout uses: names that keep one cannot match any layout."""
+"""Prefixes that no layout uses: names with one of them cannot match any layout."""
 
 MOST_REMOVED = 4
 MOST_WAYS = 32
-"""Limit on combinations of prefixes: more than any model needs, and few enough to try all."""
+"""Maximum number of combinations of prefixes: more than any model needs, few enough to try."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
         short = name
         for wrapper in ANYWHERE:
             short = without(wrapper, short)
-        if not short or short in stored:  # two names would be one
+        if not short or short in stored:  # the name would be empty, or the same as another
             return {name: name for name in names}
         stored[short] = name
     return stored
 
 
 def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
-    """Yield every way to remove one prefix, then every way to remove two, and so on.
+    """Yield all ways to remove one prefix, then all ways to remove two, and so on.
 
-    Removals that make two names equal, or leave an empty name, are skipped.
+    Removals that make two names equal or leave an empty name are skipped.
     """
     ways = [as_stored(names)]
     seen = {frozenset(ways[0].stored)}

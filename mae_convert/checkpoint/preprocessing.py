@@ -1,7 +1,7 @@
-"""Preprocess images as transformers' ViTImageProcessor does.
+"""Preprocess images like transformers' ViTImageProcessor.
 
 Pillow resizes 8-bit pixels, which are then rescaled and normalised in float32. The results are
-equal bit for bit to those of that class (with its Pillow backend).
+bit-identical to those of that class (with its Pillow backend).
 """
 
 import math
@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The operations on an image, in this order."""
+    """The operations on an image, in the order of the fields."""
 
     channels: int
     """The number of channels of the model, to which images are converted."""
@@ -85,87 +85,84 @@ class Preprocessing:
 
 
 def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
-    """Return a checkpoint's preprocessing: as configured, else as its family does it.
+    """Return a checkpoint's configured preprocessing, or else that of its family.
 
-    That is resizing to the model's size, bicubic, for images; for frames see
+    For images, the latter is bicubic resizing to the model's size; for frames see
     `mae_convert.families.clips`.
 
     Args:
-        checkpoint: of the model.
-        stretch: resize whole frames to the model's shape in any case.
+        checkpoint: the checkpoint of the model.
+        stretch: resize whole frames to the model's shape instead of cropping them.
 
     Raises:
         MaeConvertError: the settings are invalid, or result in another image size.
     """
-    stated, configuration = checkpoint.preprocessor, checkpoint.configuration
+    settings, configuration = checkpoint.preprocessor, checkpoint.configuration
     model = configuration.model
     if model.num_channels not in MODES:
         raise MaeConvertError(
-            (
-                f"this model takes {model.num_channels} channels, and image files do not have that "
-                "many"
-            ),
-            hint=("give the pixels as an .npz file with ", Option("inputs")),
+            (f"this model takes {model.num_channels} channels, but image files have fewer"),
+            hint=("pass the pixels as an .npz file with ", Option("inputs")),
         )
     clips = checkpoint.family.clips
-    if clips is not None and not stated:
-        stated = clips.preprocessing(model.image_hw)
+    if clips is not None and not settings:
+        settings = clips.preprocessing(model.image_hw)
     if stretch:
         height, width = model.image_hw
-        stated = {**stated, "size": {"height": height, "width": width}, "do_center_crop": False}
+        settings = {**settings, "size": {"height": height, "width": width}, "do_center_crop": False}
     statistics = configuration.image_mean, configuration.image_std
-    return preprocessing_as_stated(stated, model.image_hw, statistics)
+    return preprocessing_as_stated(settings, model.image_hw, statistics)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a checkpoint's preprocessing as plain data; None if images cannot be its inputs.
 
-    ``stated`` is whether a file specifies how images are resized, ``problem`` why that is not
-    possible.
+    ``stated`` is whether a file specifies how images are resized; ``problem`` is why these settings
+    cannot be applied.
     """
     if checkpoint.configuration.model.num_channels not in MODES:
         return None
-    stated = bool(checkpoint.preprocessor)
+    is_stored = bool(checkpoint.preprocessor)
     try:
-        return {**asdict(preprocessing_of(checkpoint)), "stated": stated}
+        return {**asdict(preprocessing_of(checkpoint)), "stated": is_stored}
     except MaeConvertError as error:
-        return {"problem": error.render(as_field), "stated": stated}
+        return {"problem": error.render(as_field), "stated": is_stored}
 
 
 def preprocessing_as_stated(
-    stated: Mapping[str, Any],
+    settings: Mapping[str, Any],
     image_hw: Size,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Preprocessing:
-    """Return the preprocessing of a ``preprocessor_config.json``.
+    """Return the preprocessing that a ``preprocessor_config.json`` specifies.
 
     Args:
-        stated: its content.
-        image_hw: height and width in pixels, if it does not specify the size.
-        statistics: mean and deviation of each channel.
+        settings: the content of the file.
+        image_hw: height and width in pixels, used if the file does not specify a size.
+        statistics: mean and standard deviation of each channel.
 
     Raises:
-        MaeConvertError: a setting is impossible.
+        MaeConvertError: a setting is invalid.
     """
-    resize, edge = _stated_size(stated, image_hw)
-    crop = _pair(stated.get("crop_size")) if stated.get("do_center_crop") else None
-    normalised = stated.get("do_normalize") is not False
+    resize, edge = _stated_size(settings, image_hw)
+    crop = _pair(settings.get("crop_size")) if settings.get("do_center_crop") else None
+    normalised = settings.get("do_normalize") is not False
     mean, std = statistics
     return Preprocessing(
         channels=len(mean),
-        resize=resize if stated.get("do_resize") is not False else None,
-        shortest_edge=edge if stated.get("do_resize") is not False else None,
-        resample=_resample(stated),
+        resize=resize if settings.get("do_resize") is not False else None,
+        shortest_edge=edge if settings.get("do_resize") is not False else None,
+        resample=_resample(settings),
         crop=crop,
-        rescale=_rescale(stated),
+        rescale=_rescale(settings),
         mean=mean if normalised else (0.0,) * len(mean),
         std=std if normalised else (1.0,) * len(mean),
     )
 
 
-def _stated_size(stated: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
+def _stated_size(settings: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
     """Return the size to resize to, or the length of the shorter side."""
-    size = stated.get("size", {"height": default[0], "width": default[1]})
+    size = settings.get("size", {"height": default[0], "width": default[1]})
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
         if type(edge) is int and edge > 0:
@@ -186,22 +183,22 @@ def _pair(size: Any) -> Size:
     return sides[0], sides[1]  # type: ignore[return-value]
 
 
-def _resample(stated: Mapping[str, Any]) -> int:
+def _resample(settings: Mapping[str, Any]) -> int:
     """Return the filter; transformers' default is bilinear."""
-    number = stated.get("resample", BILINEAR if stated else BICUBIC)
+    number = settings.get("resample", BILINEAR if settings else BICUBIC)
     if type(number) is not int or number not in [int(filters) for filters in Image.Resampling]:
         filters = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
         raise MaeConvertError(
             f"resample is {number!r}, which is not a Pillow filter",
-            hint=f"say one of {filters} {WHERE}",
+            hint=f"specify one of {filters} {WHERE}",
         )
     return number
 
 
-def _rescale(stated: Mapping[str, Any]) -> float:
-    if stated.get("do_rescale") is False:
+def _rescale(settings: Mapping[str, Any]) -> float:
+    if settings.get("do_rescale") is False:
         return 1.0
-    factor = stated.get("rescale_factor", 1 / 255)
+    factor = settings.get("rescale_factor", 1 / 255)
     is_number = isinstance(factor, float | int) and not isinstance(factor, bool)
     if not is_number or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
@@ -241,26 +238,26 @@ def as_pixels(
     checkpoint: Checkpoint,
     prepare: Preprocessing | None = None,
 ) -> np.ndarray:
-    """Return an image as a checkpoint's model takes it, (C, H, W), float32.
+    """Return an image as an input (C, H, W) of a checkpoint's model, float32.
 
     Args:
         image: the image.
-        name: of the image, for a message.
-        checkpoint: of the model.
-        prepare: what is done to it; default: the checkpoint's preprocessing of images.
+        name: the name of the image, for an error message.
+        checkpoint: the checkpoint of the model.
+        prepare: the preprocessing; default: that of the checkpoint.
 
     Raises:
-        MaeConvertError: it does not have the model's size; the message has its name.
+        MaeConvertError: the image does not have the model's size after preprocessing.
     """
-    wanted = checkpoint.configuration.model.image_hw
+    image_hw = checkpoint.configuration.model.image_hw
     try:
         pixels = (prepare or preprocessing_of(checkpoint))(image)
     except MaeConvertError as error:
         raise MaeConvertError(f"{name}: ", error) from error
-    if pixels.shape[1:] != wanted:
+    if pixels.shape[1:] != image_hw:
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing of "
-            f"preprocessor_config.json, but the model takes {wanted[0]}x{wanted[1]}",
+            f"preprocessor_config.json, but the model takes {image_hw[0]}x{image_hw[1]}",
             hint="correct the size there, or resize the image",
         )
     return pixels

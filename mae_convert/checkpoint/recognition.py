@@ -31,17 +31,17 @@ class Reading:
     """The task of the canonical tensors."""
 
     geometry: Mapping[str, Any]
-    """Configuration fields that are determined by the shapes."""
+    """Configuration fields that the shapes determine."""
 
     dropped: Mapping[str, str]
-    """External names that are not used according to the table, with the reason."""
+    """External names that the table declares as unused, with the reason."""
 
     problems: tuple[str, ...]
     """Sentences about what does not fit; empty if the table fits."""
 
     created: Mapping[str, Shape] = field(default_factory=dict)
-    """Key biases that are not stored although query and value have biases: they are zero, which is
-    the same function."""
+    """Key biases that are not stored although query and value have biases; they are created as
+    zeros, which does not change the function."""
 
     relative: tuple[Any, str] | None = None
     """A related model of which only the encoder is read, and the tensor by which it was
@@ -55,18 +55,18 @@ def recognise(
     explain: bool = True,
     family: str | None = None,
 ) -> tuple[Reading, tuple[str, ...]]:
-    """Return the reading of the tensors, and the names of layouts that are equivalent for them.
+    """Return the mapping of the tensors and the names of layouts that are equivalent for them.
 
     Args:
         shapes: external names and shapes.
-        preferred: the layout of a configuration in the directory or the file, which is chosen if
-            several fit equally well.
-        family: the family of models of such a configuration; others are not tried.
-        explain: determine the nearest layout for the message, which reads the names by every table.
+        preferred: the layout to choose if several fit equally well, from the configuration in the
+            directory or the file.
+        family: the model family in that configuration; others are not tried.
+        explain: determine the nearest layout for an error message, which is slow.
 
     Raises:
-        LayoutError: no layout fits (the message has the nearest, with what does not fit), or
-            several fit that differ.
+        LayoutError: no layout fits (the message has the nearest one and its problems), or several
+            fit that would read the tensors differently.
     """
     fitting = _first_of_each_layout(
         r for r in _readings(shapes, family, complete=True) if not r.problems
@@ -89,7 +89,7 @@ def recognise(
 def _readings(
     shapes: Mapping[str, Shape], only: str | None, *, complete: bool
 ) -> Iterator[Reading]:
-    """Yield the readings of names by the tables of all families.
+    """Yield the mappings of the names with the tables of all families.
 
     Args:
         shapes: external names and shapes.
@@ -113,7 +113,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a sentence about a model that no layout fits, or None if no family knows it.
+    """Return a sentence about an unsupported model, or None if no family recognises it.
 
     Args:
         shapes: external names and shapes.
@@ -136,7 +136,7 @@ def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
 
 
 def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
-    """Read external names and shapes by one table, and collect what does not fit."""
+    """Map external names and shapes with one table and collect the problems."""
     family = family_of(layout)
     rules: list[Rule] = []
     dropped: dict[str, str] = {}
@@ -154,22 +154,22 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
     created = _key_biases(canonical) if family.has_key_bias else {}
     canonical |= created
     task = task_of(canonical)
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     expected: dict[str, Shape] = {}
     if not problems:
         try:
-            known = family.geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
-            expected = family.expected(known, task, canonical)
+            values = family.geometry(canonical) | ({"num_attention_heads": heads} if heads else {})
+            expected = family.expected(values, task, canonical)
         except (LayoutError, ValueError) as error:
             problems.append(str(error))
     if task not in table.tasks:
         problems.append(f"{table.name} uses other names for a {task} model")
     if expected:
         stored = {name: shape for name, shape in expected.items() if name not in created}
-        found = {name: shape for name, shape in canonical.items() if name not in created}
-        problems += _misfit(found, stored, table, heads)
+        filled = {name: shape for name, shape in canonical.items() if name not in created}
+        problems += _misfit(filled, stored, table, heads)
     problems += unexpected_names(unknown, table, expected or canonical)
-    return Reading(layout, table, tuple(rules), task, known, dropped, tuple(problems), created)
+    return Reading(layout, table, tuple(rules), task, values, dropped, tuple(problems), created)
 
 
 def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -186,7 +186,7 @@ def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def _heads_in(rules: list[Rule], shapes: Mapping[str, Shape]) -> int | None:
-    """Return the number of heads if the layout stores it as an axis."""
+    """Return the number of heads if the layout has an axis for heads, else None."""
     for rule in rules:
         if isinstance(rule.transform, SplitHeads) and len(shapes[rule.external]) > 1:
             return rule.transform.heads_in(shapes[rule.external])
@@ -239,14 +239,14 @@ def _misfit(
 def unexpected_names(
     unknown: list[str], table: Table, schema: Mapping[str, Shape]
 ) -> Iterator[str]:
-    """Yield a sentence with names that a table does not contain, if there are any."""
+    """Yield a sentence about names that a table does not contain, if there are any."""
     if not unknown:
         return
     try:
-        known = [rule.external for rule in table.expand(schema)]
+        expected = [rule.external for rule in table.expand(schema)]
     except LayoutError:
-        known = []
-    nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        expected = []
+    nearest = difflib.get_close_matches(unknown[0], expected, n=1, cutoff=0.5)
     hint = f" (nearest known name: {nearest[0]})" if nearest else ""
     yield f"unexpected: {listed(unknown)}{hint}"
 

@@ -1,9 +1,9 @@
-"""Distinguish unused tensors that can be dropped from those that change what the model computes.
+"""Distinguish unused tensors that can be dropped from those that change the model's function.
 
 A complete model may be among tensors of a larger program: heads, projectors, copies, another
 decoder. These are dropped, each with a reason. Tensors in the modules of the model itself (a layer
-scale in a block, a norm in the attention), and some others (register tokens), affect what the model
-computes: they are never dropped.
+scale in a block, a norm in the attention), and some others (register tokens), change the function:
+they are never dropped.
 """
 
 import re
@@ -14,8 +14,8 @@ from mae_convert.layouts.transforms import Shape
 
 Path = tuple[str, ...]
 
-# Patterns for the beginning of a tensor's name below the model's root, and why the tensor can be
-# dropped. Case is ignored.
+# Patterns for the beginning of a tensor's name below the model's root, and why such a tensor can be
+# dropped; case-insensitive.
 HARMLESS = (
     (
         r"vis_mask_token$",
@@ -146,7 +146,7 @@ def sort_unused(
 def _judged(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
-    """Return the description of a tensor, and whether the model needs it."""
+    """Return the description of a tensor and whether it changes the model's function."""
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))
@@ -168,7 +168,7 @@ def _judged(
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
     """Return whether a tensor outside the encoder's modules is probably used by them.
 
-    This is decided by its own name, or by that of its outermost module.
+    The names of the tensor and of its outermost module decide.
     """
     outermost = re.split(r"[./]", rest)[0]
     if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):

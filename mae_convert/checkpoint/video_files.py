@@ -1,8 +1,8 @@
-"""Videos as files: GIFs, MP4 and other containers, folders of frames, arrays in .npz files.
+"""Read videos: GIF, MP4 and other containers, folders of frames, arrays in .npz files.
 
-Containers are decoded by PyAV, and TIFF images of more than four bands by tifffile, which are
-optional. A container is opened as the format that its suffix names: a file never makes FFmpeg open
-another file or an address.
+PyAV decodes containers and tifffile decodes TIFF images with more than four bands; both are
+optional. A container is opened only as the format of its suffix, so that a file cannot make FFmpeg
+open another file or a URL.
 """
 
 import logging
@@ -30,22 +30,22 @@ GIF, ARRAYS = ".gif", ".npz"
 TIFF = (".tif", ".tiff")
 FILES = (*CONTAINERS, GIF, ARRAYS)
 ARRAY = "frames"
-MOST_FRAMES = 1 << 20  # of a file; more are a sign of a broken one
-MOST_NUMBERS = 1 << 30  # in a TIFF
+MOST_FRAMES = 1 << 20  # per file; a larger number indicates a corrupt file
+MOST_NUMBERS = 1 << 30  # per TIFF
 
 Choose = Callable[[int, float | None], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Chosen frames of a video.
+    """Sampled frames of a video.
 
     Attributes:
         path: the file or folder.
         pixels: (T, H, W, C), uint8 colours or measured values.
-        indices: (T,), which frames they are, from 0.
-        count: how many frames the file has.
-        rate: frames per second, or None if nothing tells.
+        indices: (T,), the indices of the frames in the file.
+        count: the number of frames in the file.
+        rate: frames per second, or None if unknown.
     """
 
     path: Path
@@ -59,12 +59,12 @@ def read_frames(path: Path, choose: Choose) -> Frames:
     """Read some frames of a video.
 
     Args:
-        path: a file or a folder of images, which are frames in the order of the numbers in their
-            names.
-        choose: the number of frames and the frames per second → which frames, ascending.
+        path: a file, or a folder of images that are ordered by the numbers in their names.
+        choose: returns the ascending indices of the frames to read, from the number of frames
+            and the frames per second.
 
     Raises:
-        MaeConvertError: it is not a video that can be read.
+        MaeConvertError: it cannot be read as a video.
         MissingRequirementError: the package that reads it is not installed.
     """
     suffix = path.suffix.lower()
@@ -114,11 +114,11 @@ def _of_images(path: Path, files: Sequence[Path], choose: Choose) -> Frames:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return an image as (H, W, C): uint8 RGB, or all bands of a TIFF that has more than four.
+    """Return an image (H, W, C): uint8 RGB, or all bands of a TIFF with more than four.
 
     Raises:
-        MaeConvertError: it cannot be read.
-        MissingRequirementError: it is such a TIFF, and tifffile is not installed.
+        MaeConvertError: the image cannot be read.
+        MissingRequirementError: it is such a TIFF, but tifffile is not installed.
     """
     if path.suffix.lower() in TIFF and (bands := _bands(path)) is not None:
         return bands
@@ -132,7 +132,7 @@ def _colours(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _bands(path: Path) -> np.ndarray | None:
-    """Return a TIFF of more than four bands as (H, W, C), or None if it has fewer."""
+    """Return a TIFF with more than four bands as (H, W, C), or None if it has fewer."""
     with open_input(path) as file:
         try:
             from tifffile import TiffFile
@@ -140,7 +140,7 @@ def _bands(path: Path) -> np.ndarray | None:
             if _fits_pillow(file):
                 return None
             raise MissingRequirementError(
-                f"{path} is a TIFF that Pillow does not read, and tifffile is not installed",
+                f"{path} is a TIFF that Pillow cannot read, and tifffile is not installed",
                 hint="pip install 'mae-convert[geotiff]'",
             ) from error
         try:
@@ -155,16 +155,16 @@ def _bands(path: Path) -> np.ndarray | None:
                 pixels: np.ndarray = series.asarray()
         except (MaeConvertError, MemoryError):
             raise
-        except Exception as error:  # a decoder raises errors of any kind for what is damaged
+        except Exception as error:  # the decoder raises many different exceptions for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MaeConvertError(path, f" cannot be read as a TIFF: {reason}") from error
-    # An image has fewer bands than pixels along a side, so the smaller axis holds the bands.
+    # An image has fewer bands than pixels along a side, so the smallest axis is that of the bands.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Keep a library's logger from printing what it also raises."""
+    """Prevent a library's logger from printing errors that it also raises."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -195,12 +195,12 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
                     image.seek(index)
                     read[index] = np.asarray(image.convert("RGB"))
                 image.seek(count - 1)
-                image.load()  # raises an error if the file is cut, whatever frames were chosen
+                image.load()  # raises an error if the file is truncated, for any choice of frames
         except (MaeConvertError, MemoryError):
             raise
-        except UnidentifiedImageError as error:  # whose text names the open file by a number
+        except UnidentifiedImageError as error:  # its message contains only a file descriptor
             raise MaeConvertError(
-                path, " cannot be read as a GIF: it is cut, or is not a GIF"
+                path, " cannot be read as a GIF: it is truncated or not a GIF"
             ) from error
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -214,7 +214,7 @@ def _of_container(path: Path, choose: Choose) -> Frames:
     except ImportError as error:
         raise MissingRequirementError(
             f"PyAV, which reads {path.suffix} files, is not installed",
-            hint="pip install 'mae-convert[video]', or give the video as a folder of frames",
+            hint="pip install 'mae-convert[video]', or pass the video as a folder of frames",
         ) from error
     try:
         count, rate = _counted(av, path)
@@ -228,8 +228,8 @@ def _of_container(path: Path, choose: Choose) -> Frames:
                 break
     except (MaeConvertError, MemoryError):
         raise
-    except Exception as error:  # PyAV raises errors of many kinds
-        # Its text alone: the rest is a number, and that of an open file as a name.
+    except Exception as error:  # PyAV raises many different exceptions
+        # Only the text of the error; the rest is an error number and a file descriptor.
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split()) or type(error).__name__
         raise MaeConvertError(path, f" cannot be read as a video: {reason}") from error
@@ -241,12 +241,12 @@ def _of_container(path: Path, choose: Choose) -> Frames:
 
 
 def _opened(av: Any, path: Path, file: Any) -> Any:
-    """Open a container as the format of its suffix, so that no other file is opened for it."""
+    """Open a container as the format of its suffix, so that it cannot refer to other files."""
     return av.open(file, format=CONTAINERS[path.suffix.lower()])
 
 
 def _counted(av: Any, path: Path) -> tuple[int, float | None]:
-    """Return the number of frames and the frames per second; nothing is decoded."""
+    """Return the number of frames and the frames per second without decoding."""
     with open_input(path) as file, _opened(av, path, file) as container:
         stream = _video_stream(path, container)
         count = sum(1 for packet in container.demux(stream) if packet.size)
@@ -273,7 +273,7 @@ def _of_arrays(path: Path, choose: Choose) -> Frames:
         tensor = arrays_in(Archive(ByteFile(path)), (ARRAY,)).get(ARRAY)
     except CheckpointError as error:
         raise MaeConvertError(
-            error, f". A video in an .npz file is the array {ARRAY} (T, H, W, C)",
+            error, f". A video in an .npz file must be the array {ARRAY} (T, H, W, C)",
             hint="write it with numpy.savez",
         ) from error  # fmt: skip
     if tensor is None:

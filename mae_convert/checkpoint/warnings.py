@@ -18,12 +18,11 @@ from reference_models.positions import sincos_position_embedding
 Statistics = Mapping[str, float]
 
 FLOAT32_NOISE = 1e-5
-"""Limit on differences between fixed embeddings (whose values are at most 1) that were computed in
-float32."""
+"""Maximum difference between fixed embeddings (values up to 1) that were computed in float32."""
 
 
 def in_names(checkpoint: Checkpoint) -> list[Text]:
-    """Return warnings about names, shapes and dtypes; no tensor is read."""
+    """Return warnings about names, shapes and dtypes without reading tensors."""
     return list(_in_names(checkpoint))
 
 
@@ -47,14 +46,14 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
         )
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) > 1:
-        yield f"tensors are of several dtypes: {', '.join(sorted(dtypes))}"
+        yield f"the tensors have several dtypes: {', '.join(sorted(dtypes))}"
     if not checkpoint.configuration.model.qkv_bias:
         yield "query, key and value projections have no biases"
     yield from checkpoint.family.warnings(checkpoint.configuration, checkpoint.layout.name)
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each reason with the names that it applies to."""
+    """Return reason → the names that it applies to."""
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)
@@ -71,7 +70,7 @@ def not_read(checkpoint: Checkpoint) -> list[str]:
 
 
 def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
-    """Return warnings about the values of tensors; only positions are read again.
+    """Return warnings about the values of tensors; only position embeddings are read again.
 
     Args:
         checkpoint: the checkpoint.
@@ -94,7 +93,7 @@ def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> l
 def _in_statistics(statistics: Mapping[str, Statistics]) -> Iterator[str]:
     for name, s in statistics.items():
         if s["not_finite"]:
-            yield f"{name} holds NaN or infinity in {plural(int(s['not_finite']), 'value')}"
+            yield f"{name} has NaN or infinity in {plural(int(s['not_finite']), 'value')}"
     norms = [name for name in statistics if "norm" in name.split(".")[-2]]
     untouched = [n for n in norms if _is_all(statistics[n], 1.0 if n.endswith("weight") else 0.0)]
     if norms and untouched == norms:
@@ -115,7 +114,7 @@ def _is_all(s: Statistics, value: float) -> bool:
 
 
 def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Describe a position embedding (1, 1 + L, D) that is a fixed one of sines and cosines.
+    """Compare a position embedding (1, 1 + L, D) with the fixed sine-cosine embedding.
 
     Args:
         tensor: the embedding.
@@ -131,8 +130,8 @@ def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
     table = sincos_position_embedding(width, grid)
     halves = np.split(table, [width // 2], axis=-1)
     alike = {
-        f"is {fixed}, but for rounding": table,
-        f"is {fixed}, rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
+        f"is {fixed} up to rounding": table,
+        f"is {fixed} with rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
         f"is the embedding of {grid[1]} x {grid[0]} patches, reshaped in row-major order to "
         f"{grid[0]} x {grid[1]}": sincos_position_embedding(width, grid[::-1]),
     }
@@ -140,4 +139,4 @@ def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
     for words, other in alike.items():
         if np.abs(stored - other).max() <= noise:
             return words
-    return f"is not {fixed}, but up to {np.abs(stored - table).max():.1g} away"
+    return f"is not {fixed}; the largest difference is {np.abs(stored - table).max():.1g}"

@@ -1,9 +1,9 @@
-"""Open the checkpoints of a command, and print notes about them."""
+"""Open the checkpoints of a command and print notes about them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.cli.streams import say
+from mae_convert.cli.streams import print_to_stderr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mae_convert.sources import Source
 
 
-def open_and_tell(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
-    """Open a checkpoint, which is downloaded if needed, and print the notes about its origin."""
+def open_with_notes(source: "Source", flags: "Flags", **options: Any) -> "Checkpoint":
+    """Open a checkpoint, downloading it if necessary, and print notes about its origin."""
     from mae_convert.sources import open_source
 
     checkpoint = open_source(source, flags, **options)
-    say_notes(checkpoint.origin)
-    say_without_effect(flags, checkpoint)
+    print_notes(checkpoint.origin)
+    print_unused_options(flags, checkpoint)
     return checkpoint
 
 
@@ -30,7 +30,7 @@ def open_and_infer(
     """Open a checkpoint and determine by experiment the fields that it does not specify."""
     from mae_convert.infer import infer, with_inferred
 
-    checkpoint = open_and_tell(source, flags, incomplete=True, **options)
+    checkpoint = open_with_notes(source, flags, incomplete=True, **options)
     inference = infer(checkpoint, inference_options(images))
     return with_inferred(checkpoint, inference), inference
 
@@ -44,44 +44,44 @@ def inference_options(images: "Path | None") -> "InferenceOptions":
     return InferenceOptions(images, framework=next(frameworks, ""))
 
 
-def open_pair_and_tell(
+def open_pair_with_notes(
     sources: "Sequence[Source]", flags: "Flags", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints to be compared, and print notes about them."""
+    """Open two checkpoints that are to be compared and print notes about them."""
     from mae_convert.sources import open_pair
 
     opened = open_pair(sources, flags, **options)
     for checkpoint in opened:
-        say_notes(checkpoint.origin)
-    say_without_effect(flags, *opened)
+        print_notes(checkpoint.origin)
+    print_unused_options(flags, *opened)
     return opened
 
 
 def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints; fields found by experiment for A are also used for B."""
+    """Open two checkpoints; fields determined by experiment for A are also used for B."""
     from mae_convert.checkpoint.checkpoint import require_comparable
     from mae_convert.infer import infer, with_inferred, with_inferred_of
 
-    a, b = open_pair_and_tell(sources, flags, incomplete=True, **options)
+    a, b = open_pair_with_notes(sources, flags, incomplete=True, **options)
     inference = infer(a, inference_options(images))
     opened = [with_inferred(a, inference), with_inferred_of(b, a, inference)]
     require_comparable(*opened)
     return opened
 
 
-def say_without_effect(flags: "Flags", *checkpoints: "Checkpoint") -> None:
-    """Print on standard error which options have no effect on models of these tasks."""
+def print_unused_options(flags: "Flags", *checkpoints: "Checkpoint") -> None:
+    """Print on standard error the options that have no effect on models for these tasks."""
     from mae_convert.checkpoint.checkpoint import without_effect
     from mae_convert.errors import as_option
 
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):
-        say(f"note: {as_option(option)} has no effect on a model of task {tasks}")
+        print_to_stderr(f"note: {as_option(option)} has no effect on a model for the task {tasks}")
 
 
-def say_notes(origin: "Origin | None") -> None:
+def print_notes(origin: "Origin | None") -> None:
     """Print the notes about a checkpoint's origin on standard error."""
     for note in origin.notes if origin else ():
-        say(f"note: {note}")
+        print_to_stderr(f"note: {note}")

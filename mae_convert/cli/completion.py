@@ -44,10 +44,10 @@ def _official() -> Iterable[str]:
     return (official.name for official in official_files())
 
 
-def _published() -> Iterable[str]:
-    from mae_convert.verify.reference_results import published_names
+def _reference_results() -> Iterable[str]:
+    from mae_convert.verify.reference_results import reference_result_names
 
-    return published_names()
+    return reference_result_names()
 
 
 def _frameworks() -> Iterable[str]:
@@ -58,12 +58,12 @@ def _frameworks() -> Iterable[str]:
 
 complete_layouts = _completing(_layouts)
 complete_official = _completing(_official)
-complete_published = _completing(_published)
+complete_reference_results = _completing(_reference_results)
 complete_frameworks = _completing(_frameworks)
 
 
 def complete_source(incomplete: str) -> list[CompletionItem]:
-    """Return the possible checkpoints: official names, and files.
+    """Return the possible checkpoints: official names and files.
 
     Shells complete file names by themselves, except bash when the program also returns names.
     """

@@ -1,7 +1,7 @@
-"""Combinations of options that contradict each other or have no effect, refused before any work.
+"""Checks for options that contradict each other or have no effect, before any work.
 
-One table for all commands. Combinations that depend on the checkpoint or the layout (such as
-``--prefix`` with a layout that is written as a directory) are checked later, where these are known.
+One table serves all commands. Combinations that depend on the checkpoint or the layout (such as
+``--prefix`` with a layout that is written as a directory) are checked later.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,16 +21,16 @@ class Conflict:
     """Parameters of a command that cannot be given together."""
 
     one: str
-    """A parameter, as the function of the command names it."""
+    """The parameter name of an option in the function of the command."""
 
     other: str | None
-    """Another; None if the first has no effect in this command, or lacks what it needs."""
+    """A second parameter; None if the first has no effect or lacks a required option."""
 
     why: str
-    """The reason, and what to do."""
+    """The reason and what to do."""
 
     when: Callable[[Values], bool] = lambda _: True
-    """Whether the values that were given conflict."""
+    """Returns whether the given values conflict."""
 
 
 def _sets(name: str) -> Callable[[Values], bool]:
@@ -65,7 +65,7 @@ IMAGES = Conflict(
     lambda values: not values["use_infer"],
 )
 NOTHING_MASKED = "--unmasked removes no patches; leave one out"
-# A comparison with reference results has its own image and options.
+# A comparison with reference results uses its own image and settings.
 PUBLISHED = tuple(
     Conflict(
         "published", name, "reference results come with their own image and tolerance; leave it out"
@@ -76,7 +76,7 @@ PUBLISHED = tuple(
         *("framework_b", "device_b", "python_b", "mode_b", "task", "isolate", "quick"),
     )
 )
-# With one checkpoint its certificate is replayed, which contains inputs and task.
+# A single checkpoint is compared with its certificate, which contains inputs and task.
 REPLAYED = tuple(
     Conflict(
         name,
@@ -91,7 +91,7 @@ QUICK = tuple(
     for name, why in (
         ("dtypes", "runs float64 only"),
         ("isolate", "compares no intermediate activations"),
-        ("certify", "compares less than a certificate holds"),
+        ("certify", "compares less than a certificate contains"),
     )
 )
 CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {

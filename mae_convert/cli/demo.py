@@ -32,13 +32,13 @@ PICTURE = "reconstruction.png"
 
 
 def run_demo(output: Path) -> bool:
-    """Convert the embedded checkpoint, convert it back, run both frameworks, and print the results.
+    """Convert the embedded checkpoint and back, run both frameworks, and print the results.
 
     Args:
         output: directory for the models and the image; results of an earlier run are replaced.
 
     Returns:
-        Whether everything was equal.
+        Whether all results were equal.
     """
     started = time.monotonic()
     out = console()
@@ -65,12 +65,12 @@ def run_demo(output: Path) -> bool:
         layout: judge(traces[0], other) for layout, other in zip(TARGETS, traces[1:], strict=True)
     }
     round_trips = [round_trip(source, path) for path in converted.values()]
-    passed = tell(verdicts, round_trips)
+    passed = print_results(verdicts, round_trips)
     panel(
         pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
         [path.name for path in photographs], source,
     ).save(output / PICTURE)  # fmt: skip
-    out.print("\nwhat the model makes of four photographs of which it sees a quarter:")
+    out.print("\nfour photographs and their reconstructions from a quarter of the patches:")
     out.print(f"  {markup((output / PICTURE).resolve())}")
     out.print(f"\n{time.monotonic() - started:.0f} s")
     return passed
@@ -85,7 +85,7 @@ def round_trip(source: Checkpoint, converted: Path) -> Check:
     return Check(f"weights/{converted.name} and back", difference.same, len(difference.tensors), 0)
 
 
-def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
+def print_results(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
     """Print a table for each verdict and the round trips; return whether all passed."""
     out = console()
     for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
@@ -95,11 +95,7 @@ def tell(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
             f" B: {layout} in {FULL_NAMES[second['framework']]}[/bold]"
         )
         out.print(checks_table(verdict.checks))
-        bits = (
-            "all tensors are equal bit for bit"
-            if back.passed
-            else f"{back.measured} tensors differ"
-        )
+        bits = "all tensors are bit-identical" if back.passed else f"{back.measured} tensors differ"
         out.print(f"converted back to the original layout: {bits}")
         out.print(answer_line(verdict))
     return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

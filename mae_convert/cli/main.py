@@ -1,4 +1,4 @@
-"""The group of all commands, and the exit status of a run.
+"""The group of all commands and the exit status of a run.
 
 Every command parses its options, calls one function of the library, and prints the result.
 Expensive modules are imported inside the commands, so that ``--help`` is fast.
@@ -12,7 +12,7 @@ import click
 from mae_convert import __version__
 from mae_convert.cli.commands import checkpoints, hub, images, sweeps, verdicts
 from mae_convert.cli.completion import run_completion
-from mae_convert.cli.streams import prepare_streams, print_unexpected, say
+from mae_convert.cli.streams import prepare_streams, print_to_stderr, print_unexpected
 from mae_convert.errors import MaeConvertError, as_option, one_line
 from mae_convert.process.shortage import shortage
 from mae_convert.process.signals import Ended, ended_by, ignore_signals, raise_signals
@@ -46,10 +46,10 @@ COMMANDS = (
 
 EXIT_STATUSES = """\b
 Exit status:
-  0    done; diff, compare, lineage, verify, publish: the same
+  0    success; diff, compare, lineage, verify, publish: the same
   1    different, or a job of a sweep or timeline failed
   2    the input or the call is wrong; standard error says what to do
-  3    a framework, package or network that is needed is missing
+  3    a required framework, package or network is missing
   130  interrupted"""
 
 
@@ -84,10 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
             sentence = "this is a bug in mae-convert; please report it"
         status = 2  # not 1, which means that two checkpoints differ
     ignore_signals()
-    if received and status:  # C code, and the creation of a class, convert them to other errors
+    if received and status:  # a signal in C code or in a class definition becomes another error
         status, sentence = ended_by(received[0])
     if sentence:
-        say(f"mae-convert: {sentence}")
+        print_to_stderr(f"mae-convert: {sentence}")
     sys.exit(status)
 
 
@@ -96,9 +96,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     if any("\0" in argument for argument in arguments):
         return 2, "an argument contains a NUL character, which is not allowed in names; remove it"
     try:
-        # Not cli.main, for which a closed pipe (`| head`) is a failure. The object is a function
-        # that commands call when their outputs are complete; if a Python program calls the commands
-        # without it, the signal handlers of the process are unchanged.
+        # cli.main would treat a closed pipe (`| head`) as a failure. The object is a function that
+        # commands call when their outputs are complete; without it, commands that a Python program
+        # calls do not change the signal handlers of the process.
         with cli.make_context("mae-convert", list(arguments), obj=ignore_signals) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()

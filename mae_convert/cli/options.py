@@ -23,7 +23,7 @@ class FrameworkType(click.Choice[str]):
     """The name of a framework, or a common alias of it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the framework's name without alias."""
+        """Return the name of the framework for a name or an alias."""
         return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
 
 
@@ -75,7 +75,7 @@ class ValueType(click.ParamType):
         return self.name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the value of a text."""
+        """Return the parsed value."""
         if not isinstance(value, str):
             return value
         try:
@@ -110,7 +110,7 @@ class SourceType(click.ParamType):
 
 
 def checkpoint_options(command: Command) -> Command:
-    """Add the options for configuration fields that a checkpoint does not specify.
+    """Add the options for configuration fields that a checkpoint does not store.
 
     The command receives them as ``flags``, except ``--state-key``, which selects the weights in the
     file.
@@ -135,7 +135,7 @@ infer_option = click.option(
     "use_infer",
     is_flag=True,
     help=(
-        "Determine by experiment what the checkpoint does not specify (number of heads, "
+        "Determine by experiment the fields that the checkpoint does not store (number of heads, "
         "norm_pix_loss ...)."
     ),
 )
@@ -167,9 +167,9 @@ class Bands(click.ParamType):
         if isinstance(value, tuple):
             return value
         numbers = str(value).split(",")
-        known = all(n.strip().isascii() and n.strip().isdecimal() for n in numbers)
-        if len(numbers) not in (1, 3) or not known or not all(int(n) for n in numbers):
-            self.fail(f"{value!r} is not one channel or three; write 1, or 3,2,1", param, ctx)
+        all_numbers = all(n.strip().isascii() and n.strip().isdecimal() for n in numbers)
+        if len(numbers) not in (1, 3) or not all_numbers or not all(int(n) for n in numbers):
+            self.fail(f"{value!r} is not one or three channels; write 1 or 3,2,1", param, ctx)
         return tuple(map(int, numbers))
 
 
@@ -178,8 +178,8 @@ preprocessed_option = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help=(
-        "Instead of files: an .npz file with preprocessed pixel_values (N, C, H, W), of videos (N, "
-        "C, T, H, W), with any number of channels, and optionally noise (N, L)."
+        "Instead of files: an .npz file with preprocessed pixel_values, (N, C, H, W) or for videos "
+        "(N, C, T, H, W), with any number of channels, and optionally noise (N, L)."
     ),
 )
 frame_stride_option = click.option(
@@ -187,16 +187,16 @@ frame_stride_option = click.option(
     type=COUNT,
     metavar="N",
     help=(
-        "Of a video, use one frame in N. [default: as models of the family are trained, which the "
-        "output says]"
+        "Use every Nth frame of a video. [default: as in the training of the model family; it is "
+        "printed]"
     ),
 )
 bands_option = click.option(
     "--bands",
     type=Bands(),
     help=(
-        "Channels to show as red, green and blue, or one channel to show in grey. [default: 1,2,3;"
-        " of satellite images their red, green and blue bands]"
+        "Channels to display as red, green and blue, or one channel for grey. [default: 1,2,3; for"
+        " satellite images the red, green and blue bands]"
     ),
 )
 device_option = click.option(
@@ -257,8 +257,8 @@ def input_options(command: Command) -> Command:
                 type=path,
                 metavar="DIR",
                 help=(
-                    "Directory of images, or for models of videos of videos, to use as input, after"
-                    " the model's own preprocessing."
+                    "Directory of images, or of videos for a video model, to use as input after the"
+                    " model's preprocessing."
                 ),
             ),
             click.option(

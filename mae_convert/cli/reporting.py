@@ -1,4 +1,4 @@
-"""Commands with ``--report``: errors of the run are written to the JUnit reports too."""
+"""Commands with ``--report`` also write their errors to the JUnit reports."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -66,7 +66,7 @@ def _write(
     names: Sequence[str],
     error: Exception,
 ) -> None:
-    """Write the reports that can be written; the command itself reports other errors."""
+    """Write the reports; errors are only printed, because the command itself has failed already."""
     from mae_convert.files.atomic import replacing_file
     from mae_convert.reports.junit import error_junit
     from mae_convert.reports.verdict_files import check_report_names
@@ -76,8 +76,8 @@ def _write(
     for path in paths:
         try:
             check_report_names([path], models)
-            with replacing_file(path, overwrite=True) as place:
-                place.write_text(text, encoding="utf-8")
+            with replacing_file(path, overwrite=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         except (OutputError, OSError) as problem:
             print(f"mae-convert: no report was written: {one_line(str(problem))}", file=sys.stderr)
 

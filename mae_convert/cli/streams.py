@@ -22,7 +22,7 @@ from mae_convert.text.redaction import redact_logs, without_secrets
 
 
 def prepare_streams() -> bool:
-    """Make closed streams and missing characters harmless; return whether there is an output.
+    """Handle closed streams and unsupported characters; return whether standard output is open.
 
     A closed descriptor would be assigned to the next file that is opened, for example a checkpoint
     that is being written, and messages would be written into that file.
@@ -30,7 +30,7 @@ def prepare_streams() -> bool:
     has_output = sys.stdout is not None and _is_open(1)
     for number in (0, 1, 2):
         if not _is_open(number):
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stderr is None:
@@ -40,7 +40,7 @@ def prepare_streams() -> bool:
         if reconfigure is not None:  # streams of tests have no descriptor
             reconfigure(errors="backslashreplace")
     redact_logs()
-    warnings.showwarning = _say_warning
+    warnings.showwarning = _print_warning
     return has_output
 
 
@@ -52,15 +52,15 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning on one line, without its source location.
 
     This replaces `warnings.showwarning`; `warnings.filters` still decides which warnings are shown.
     """
-    say(f"note: {' '.join(str(message).split())}")
+    print_to_stderr(f"note: {' '.join(str(message).split())}")
 
 
-def say(sentence: str) -> None:
+def print_to_stderr(sentence: str) -> None:
     """Print a sentence on standard error; failure to print is ignored."""
     try:
         print(for_terminal(without_secrets(sentence)), file=sys.stderr, flush=True)
@@ -71,7 +71,7 @@ def say(sentence: str) -> None:
 def print_unexpected(error: BaseException) -> None:
     """Print the traceback of an unexpected error, without credentials."""
     for line in "".join(traceback.format_exception(error)).splitlines():
-        say(line)
+        print_to_stderr(line)
 
 
 def discard_output() -> None:

@@ -29,7 +29,7 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The images that the converted model will take; None if unchanged."""
+    """The inputs of the converted model; None for unchanged properties."""
 
     image_size: tuple[int, int] | None = None
     """Height and width in pixels."""
@@ -47,12 +47,12 @@ class Geometry:
 def with_geometry(
     source: Checkpoint, task: str, geometry: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model for images of another geometry, and the declared steps.
+    """Return the checkpoint as a model for another input geometry, and the declared steps.
 
     Args:
         source: an opened checkpoint.
         task: the task that it is converted for.
-        geometry: that of the images; without a change there is no step.
+        geometry: the new geometry; without a change there is no step.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.
@@ -132,14 +132,14 @@ def _with_num_frames(
     before = getattr(model, "num_frames", None)
     if before is None:
         raise ConfigurationError(
-            option, f": the family {source.family.name} takes images", hint="leave it out"
+            option, f": the family {source.family.name} is for images", hint="leave it out"
         )
     if count == before:
         return source, ()
     if source.family.positions != "computed" and source.family.fixed_positions is None:
         raise ConfigurationError(
-            *(option, f": the family {source.family.name} has learned positions in time, which"),
-            " cannot be computed for other frames",
+            *(option, f": the family {source.family.name} has learned temporal positions,"),
+            " which cannot be computed for another number of frames",
             hint=f"leave it out: the model takes {before} frames",
         )
     if count % model.tubelet_size:
@@ -159,7 +159,7 @@ def _with_num_frames(
 
 
 def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
-    """Return the position embeddings of a checkpoint that a model of a task has."""
+    """Return the position embeddings of a checkpoint that a model for a task has."""
     return {
         name: table
         for name, table in source.family.position_tables(source.configuration.model).items()
@@ -184,14 +184,14 @@ def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> 
     resized = f"option {field}"
     if (
         field in source.configuration.assumptions
-    ):  # it remains an assumption: which size was resampled?
+    ):  # it remains an assumption, because the size before resampling was assumed
         resized += f", from {before} ({source.configuration.sources[field]})"
     sources = {**source.configuration.sources, field: resized}
     return replace(source.configuration, model=new_model, sources=sources)
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
-    """Return how positions are changed; a model that stores none computes them itself."""
+    """Return how position embeddings are changed; a model without stored ones computes them."""
     if source.family.positions == "computed":
         return "recomputed"
     return "sincos" if sincos else source.family.resampling
@@ -204,7 +204,7 @@ def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
             choices = [str(n) for n in (below, below + patch_pixels) if n]
             raise ConfigurationError(
                 f"patches of {patch_pixels} pixels do not divide the {side} {pixels} that ",
-                *(Option("image_size"), " asks for"),
+                *(Option("image_size"), " requests"),
                 hint=f"choose {' or '.join(choices)}",
             )
 
@@ -248,9 +248,10 @@ def _with_channels(
 def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
-    As timm does it (``adapt_input_conv``): for one channel the sum of all, so that a grey image
-    gives the same result as its copies in every channel; else the channels in turn, scaled by old /
-    new, so that sums over channels keep their magnitude. Computed in float64, then rounded.
+    This is the method of timm (``adapt_input_conv``): one channel is the sum of all, so that a grey
+    image gives the same result as its copies in every channel; more channels repeat the old ones,
+    scaled by old / new, so that sums over channels keep their magnitude. Computed in float64, then
+    rounded.
     """
 
     def load() -> np.ndarray:
@@ -267,9 +268,9 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
 
 
 def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """Return the means or deviations for another number of channels.
+    """Return the means or standard deviations for another number of channels.
 
-    A copied channel keeps those of its original; a single channel gets the average.
+    A copied channel keeps the value of its original; a single channel gets the average.
     """
     if count == 1:
         return (fsum(values) / len(values),)
@@ -288,7 +289,7 @@ def _changed(
 
 
 def step_in_words(step: Mapping[str, Any]) -> str:
-    """Return a declared step in words."""
+    """Return a declared step as text."""
     before, after = (_sides(step["step"], step[key]) for key in ("from", "to"))
     how = f", positions {step['positions']}" if "positions" in step else ""
     return f"{step['step']}: {before} to {after}{how}"
@@ -308,13 +309,13 @@ NORM_WEIGHT = "head.norm.weight"
 def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
     """Return a checkpoint as a classifier, with a head (num_labels, D) of zeros.
 
-    The family specifies what the head reads. The decoder of a pre-training model is dropped. The
+    The family specifies the input of the head. The decoder of a pre-training model is dropped. The
     head is declared as a step.
 
     Args:
         source: an opened checkpoint.
         num_labels: number of classes of the new head.
-        task: the task that is requested for the result, or None.
+        task: the requested task of the result, or None.
 
     Raises:
         ConfigurationError: the checkpoint already has a head, the requested task has none, or the
@@ -322,14 +323,14 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     """
     if task not in (None, "classify"):
         raise ConfigurationError(
-            f"a new head of {num_labels} classes needs task classify, and task {task} has no head",
+            f"a new head for {num_labels} classes needs the task classify, not {task}",
             hint="specify only one of the two",
         )
     if source.task == "classify":
         raise ConfigurationError(
             "this checkpoint already has a classifier head",
             hint=(
-                *(Option("num_labels"), " makes one on an encoder (drop the old head first: "),
+                *(Option("num_labels"), " adds one to an encoder (drop the old head first: "),
                 *(Option("task", "encoder"), ")"),
             ),
         )

@@ -9,7 +9,7 @@ from mae_convert.convert.record import (
     Fingerprints,
     SourceHashes,
     archived_config,
-    carried_config,
+    complete_config,
     completed,
     conversion_record,
     preprocessor_config,
@@ -42,8 +42,8 @@ def execute_all(
         on_commit: called once the outputs have been renamed, before any signal is delivered.
 
     Raises:
-        OutputError: a target exists, or cannot be written.
-        MaeConvertError: a tensor is not finite, or the source was changed meanwhile.
+        OutputError: a target exists or cannot be written.
+        MaeConvertError: a tensor is not finite, or the source was changed in the meantime.
     """
     source = SourceHashes(plans[0].source.container.opened)
     records = [conversion_record(plan, source) for plan in plans]
@@ -65,7 +65,7 @@ def execute_all(
 
 
 def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
-    """Execute one plan, as `execute_all`."""
+    """Execute one plan; see `execute_all`."""
     return execute_all([plan], overwrite=overwrite)[0]
 
 
@@ -73,11 +73,11 @@ def _output(
     plan: Plan, record: Mapping[str, Any], source: SourceHashes, fingerprints: Fingerprints
 ) -> Output:
     """Return the output of a plan; its record contains the source's hash once that is computed."""
-    kind, carried = container_kind(plan.layout, plan.target), carried_config(plan)
+    kind, config = container_kind(plan.layout, plan.target), complete_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name
     if weights_name is None or not plan.is_directory:
-        config = archived_config(plan) if kind == KERAS_ARCHIVE else carried
+        config = archived_config(plan) if kind == KERAS_ARCHIVE else config
         state_key = plan.layout.state_key
         reserved = fingerprints.reserved(record_in_file(record))
         weights = Weights(kind, plan.tensors, config, reserved, state_key, fingerprints.complete)
@@ -85,9 +85,9 @@ def _output(
     return directory_output(
         plan.target,
         BIN_NAME if plan.packing.pickled else weights_name,
-        Weights(BIN if plan.packing.pickled else kind, plan.tensors, carried),
+        Weights(BIN if plan.packing.pickled else kind, plan.tensors, config),
         {
-            "config.json": plan.layout.write_config(carried),
+            "config.json": plan.layout.write_config(config),
             "preprocessor_config.json": preprocessor_config(plan),
             "conversion.json": lambda hashes: completed(record, plan, source, hashes, fingerprints),
         },
@@ -96,11 +96,11 @@ def _output(
 
 
 def _check_dtypes(plan: Plan, kind: str) -> None:
-    """Refuse dtypes that the target cannot store, before any work is done."""
+    """Refuse dtypes that the target cannot store."""
     narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
     if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(
-            f"{plan.target} cannot hold bfloat16",
-            hint=("choose a dtype that it can hold, for example ", Option("dtype", "float32")),
+            f"{plan.target} cannot store bfloat16",
+            hint=("choose another dtype, for example ", Option("dtype", "float32")),
             path=plan.target,
         )

@@ -12,10 +12,10 @@ BIN_NAME = "pytorch_model.bin"
 
 
 def byte_count(size: int | str) -> int:
-    """Return a number of bytes, which may be written as 500MB, 2GB or 2GiB.
+    """Return the number of bytes for a size such as 500MB, 2GB or 2GiB.
 
     Raises:
-        OutputError: it is not a file size.
+        OutputError: the text is not a size.
     """
     if type(size) is int and size > 0:
         return size
@@ -36,7 +36,7 @@ class Packing:
     """Write a directory's weights as ``pytorch_model.bin``."""
 
     max_shard_size: int | None = None
-    """Write a directory's weights in shards of at most so many bytes."""
+    """The maximum number of bytes of each shard of a directory's weights."""
 
     def check(self, layout: Layout, *, is_directory: bool) -> None:
         """Refuse options that the target does not support.

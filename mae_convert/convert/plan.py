@@ -1,4 +1,4 @@
-"""Plan a conversion: the source of each target tensor; nothing is read or written yet."""
+"""Plan a conversion: the source of each target tensor, without reading or writing data."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,10 +34,10 @@ from mae_convert.text import plural
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion that can be executed; nothing has been read or written yet."""
+    """A planned conversion; no data has been read or written yet."""
 
     source: Checkpoint
-    """The checkpoint, as a model for the images that the target takes."""
+    """The checkpoint, as a model for the inputs of the target."""
 
     target: Path
     layout: Layout
@@ -48,7 +48,7 @@ class Plan:
     """Lazy external tensors of the target, in its native order."""
 
     rules: Sequence[Rule]
-    """How each target tensor is computed from canonical ones."""
+    """The mapping rule of each target tensor."""
 
     steps: Sequence[Mapping[str, Any]]
     """The declared changes, each with ``step`` and its parameters."""
@@ -62,17 +62,17 @@ class Plan:
     conversion is executed."""
 
     packing: Packing = field(default_factory=Packing)
-    """How the tensors are stored in files."""
+    """The output options: how the tensors are stored in files."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensors that are hashed while they are read, because their digests are not those of
-    tensors of the target."""
+    """Canonical tensors that are hashed while they are read, because no target tensor has the same
+    digest."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
     """Canonical tensors that are hashed after the rounding, for the same reason."""
 
     repaired: Mapping[str, Any] = field(default_factory=dict)
-    """For the record of a repair: the files that were repaired, and what was changed."""
+    """For the record of a repair: the repaired files and the changes."""
 
     @property
     def is_directory(self) -> bool:
@@ -80,7 +80,7 @@ class Plan:
         return is_directory(self.layout, self.target)
 
     def target_schema(self) -> Schema:
-        """Return name and shape of every canonical tensor of the target."""
+        """Return canonical name → shape for the target."""
         return self.source.family.schema(self.configuration.model, self.task)
 
 
@@ -95,7 +95,7 @@ def plan_conversion(
     packing: Packing | None = None,
     hashing: bool = True,
 ) -> Plan:
-    """Plan a conversion, and refuse what the target cannot store.
+    """Plan a conversion.
 
     Args:
         source: an opened checkpoint.
@@ -104,8 +104,8 @@ def plan_conversion(
         task: the task of the target: "encoder" drops the decoder or the head; default: that of the
             source.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
-        geometry: the images that the target takes; default: those of the source.
-        packing: how the tensors are stored in files; default: as the layout's own programs do.
+        geometry: the inputs of the target; default: those of the source.
+        packing: how the tensors are stored in files; default: as in the layout's own programs.
         hashing: hash canonical tensors while they are read, for the record of the conversion.
 
     Raises:
@@ -151,7 +151,7 @@ def plan_conversion(
 
 
 def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Table, list[str]]:
-    """Return the table to write by, and the canonical tensors that are written.
+    """Return the mapping table and the names of the canonical tensors to write.
 
     Raises:
         LayoutError: the layout does not support the model, or the checkpoint lacks one of its
@@ -167,9 +167,9 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
     table = layout.table_for(task, key_bias=key_bias, names=names)
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
-            f"the checkpoint has no {missing[0]}, which a model of task {task} needs: the encoder "
-            "of a globally pooled classifier has no final layer norm, so it cannot be converted "
-            "without the head",
+            f"the checkpoint has no {missing[0]}, which a model for the task {task} needs: the "
+            "encoder of a globally pooled classifier has no final layer norm, so it cannot be "
+            "converted without the head",
             hint="convert the whole model to timm, facebook or keras",
         )
     return table, names
@@ -177,9 +177,9 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 
 @dataclass(frozen=True)
 class _Read:
-    """Canonical tensors as they are written, and what is measured while they are read.
+    """Canonical tensors to write, and the measurements that are made while they are read.
 
-    Attributes are those of `Plan` of the same names.
+    See the attributes of `Plan` with the same names.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -191,7 +191,7 @@ class _Read:
 def _read(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> _Read:
-    """Return tensors that are rounded to the dtype, and hashed if the target has other bytes."""
+    """Return tensors that are rounded to the dtype, and hashed if the target's bytes differ."""
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
     to_hash = {*moved, *roundings} if hashing else ()
@@ -204,9 +204,9 @@ def _read(
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
-    """Refuse a task if the file's tensors for it cannot be read, with the reason.
+    """Refuse a task for which the file's tensors cannot be read, with the reason.
 
-    Without a task, refuse to choose between several complete models.
+    Without a specified task, a file with several complete models is refused.
     """
     if task is None and source.also:
         tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]
@@ -238,7 +238,7 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
 
 
 def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
-    """Return tensors of zeros that the layout's own class requires, with the reason."""
+    """Return zero tensors that the layout's own class requires, with the reason."""
     return {
         LazyTensor(
             prefix + drop.external,
@@ -282,7 +282,7 @@ def container_kind(layout: Layout, target: Path) -> str:
 
 
 def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
-    """Return a rounding for each tensor whose dtype differs from the requested one."""
+    """Return canonical name → rounding for tensors whose dtype is not the requested one."""
     if dtype is None:
         return {}
     target_dtype = DTYPES[dtype]
@@ -294,13 +294,13 @@ def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:
-    """Return the tensor with a check: non-finite weights are never written."""
+    """Return the tensor with a check that raises an error for non-finite values."""
 
     def checked(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind in "fV" and not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise MaeConvertError(
-                f"{tensor.name} would hold NaN or infinity in at least {plural(count, 'value')}",
+                f"{tensor.name} would have NaN or infinity in at least {plural(count, 'value')}",
                 hint=(
                     "the checkpoint is broken, or ",
                     Option("dtype"),
@@ -331,7 +331,7 @@ def _steps(
 
 
 def _dropped(source: Checkpoint, names: set[str], task: str) -> dict[str, str]:
-    reason = f"not part of a model whose task is {task}"
+    reason = f"not part of a model for the task {task}"
     unused = {
         source.prefix.stored[rule.external]: (
             NO_KEY_BIAS if KEY_BIAS.search(rule.canonicals[0]) and not source.key_bias else reason
@@ -343,10 +343,10 @@ def _dropped(source: Checkpoint, names: set[str], task: str) -> dict[str, str]:
 
 
 def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return layout and path of each ``to``: LAYOUT goes to ``target``, LAYOUT=PATH elsewhere.
+    """Return layout and path for each ``to``: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
 
     Raises:
-        OutputError: not exactly one layout has no path, or two paths are the same.
+        OutputError: not exactly one layout has no path, or two paths are equal.
     """
     parsed = []
     for text in texts:
@@ -355,7 +355,7 @@ def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
     plain = sum("=" not in text for text in texts)
     if plain != 1:
         raise OutputError(
-            *(f"{plain} of the ", Option("to"), " options name no path of their own"),
+            *(f"{plain} of the ", Option("to"), " options have no path"),
             hint=(
                 *("write one as ", Option("to", placeholder="LAYOUT"), f", for {target}, and"),
                 *(" every other as ", Option("to", placeholder="LAYOUT=PATH")),
@@ -365,7 +365,7 @@ def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
         raise OutputError(
             "two ",
             Option("to"),
-            " options name the same path",
+            " options specify the same path",
             hint="specify a different path for each",
         )
     return parsed

@@ -1,4 +1,4 @@
-"""Metadata that a conversion writes: record, configuration, preprocessing, hashes."""
+"""Metadata in the output of a conversion: record, configuration, preprocessing, hashes."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
     Args:
         plan: the conversion.
-        hashes: the hashes of the files that it reads.
+        hashes: the hashes of the source's files.
     """
     source = confirmed_by_hash(plan.source, hashes.md5)
     stored = source.prefix.stored
@@ -42,7 +42,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
         "mae_convert": __version__,
         "source": {
             **hashes.described(),
-            **_whence(source, hashes.md5),
+            **_origin_of(source, hashes.md5),
             "container": source.container.kind,
             "wrapper": source.container.wrapper,
             "prefix": source.prefix.in_words(),
@@ -80,24 +80,24 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 
 def _differences(plan: Plan) -> dict[str, Any]:
-    """Return the known differences between the programs of the target's layout and the model."""
+    """Return known differences between the programs of the target's layout and the model."""
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:
-    """Return the evidence of an experiment that determined fields, if there was one."""
+    """Return the evidence of the experiment that determined fields, if any."""
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
-def _whence(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the origin of a checkpoint, and the source that it was converted from, if known."""
-    known: dict[str, Any] = dict(source.origin.record) if source.origin else {}
-    if not known and (official := confirmed(source, md5)):
-        known = official.record
+def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
+    """Return the origin of a checkpoint and the source that it was converted from, if known."""
+    entry: dict[str, Any] = dict(source.origin.record) if source.origin else {}
+    if not entry and (official := confirmed(source, md5)):
+        entry = official.record
     before = (source.container.conversion or {}).get("source")
-    return {**known, **({"made_from": before} if isinstance(before, Mapping) else {})}
+    return {**entry, **({"made_from": before} if isinstance(before, Mapping) else {})}
 
 
 class Fingerprints:
@@ -108,17 +108,22 @@ class Fingerprints:
         self._computed: tuple[Fingerprint, Fingerprint] | None = None
 
     def __call__(self, hashes: Mapping[str, str]) -> tuple[Fingerprint, Fingerprint]:
-        """Return both; ``hashes`` has the SHA-256 of each tensor of the target, by name."""
+        """Return both; ``hashes`` is target name → SHA-256 of the tensor."""
         if self._computed is None:
             self._computed = conversion_fingerprints(self._plan, hashes)
         return self._computed
 
     def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a single file with placeholders for both, of the same length."""
+        """Return the record of a single file with placeholders of the same length for both."""
         plan = self._plan
-        known = configuration_digest(plan.source.family, plan.configuration.model, plan.task)
+        configuration_sha256 = configuration_digest(
+            plan.source.family, plan.configuration.model, plan.task
+        )
         before = digest_of_configuration(plan.source.as_opened)
-        empty = (":".join(filter(None, (VERSION, NOT_YET, digest))) for digest in (before, known))
+        empty = (
+            ":".join(filter(None, (VERSION, NOT_YET, digest)))
+            for digest in (before, configuration_sha256)
+        )
         return _with_fingerprints(record, *empty)
 
     def complete(self, record: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -138,14 +143,14 @@ def completed(
     hashes: Mapping[str, str],
     fingerprints: Fingerprints,
 ) -> dict[str, Any]:
-    """Return a record with what is known after the tensors were written and compared.
+    """Return a record completed with the results of writing and comparing the tensors.
 
     Args:
-        record: as `conversion_record` returns it.
+        record: the result of `conversion_record`.
         plan: the conversion.
         source: the hashes of the source's files.
         hashes: SHA-256 of each tensor of the target, by name.
-        fingerprints: of the source and the target.
+        fingerprints: the fingerprints of source and target.
     """
     before, after = fingerprints(hashes)
     amended = source.amend(with_rounding(record, plan))
@@ -162,7 +167,7 @@ def conversion_fingerprints(
 ) -> tuple[Fingerprint, Fingerprint]:
     """Return the fingerprints of the source, as it was opened, and of the target.
 
-    Only tensors that the conversion did not read are read here: those that are dropped, or changed
+    Only tensors that the conversion did not hash are read here: dropped tensors and those changed
     by a step.
 
     Args:
@@ -170,13 +175,13 @@ def conversion_fingerprints(
         hashes: SHA-256 of each tensor of the target, by name.
     """
     stored = {name: hashes[rule.external] for rule in plan.rules for name in rule.canonicals}
-    known = {
+    digests = {
         name: plan.hashed[name].hexdigest() if name in plan.hashed else digest
         for name, digest in stored.items()
     }
     opened, source = plan.source.as_opened, plan.source.tensors
     before = {
-        name: TensorDigest.of(tensor, known.get(name) if source.get(name) is tensor else None)
+        name: TensorDigest.of(tensor, digests.get(name) if source.get(name) is tensor else None)
         for name, tensor in opened.tensors.items()
     }
     after = {}
@@ -184,7 +189,7 @@ def conversion_fingerprints(
         if name not in stored:  # a key bias of zeros that the target does not store
             after[name] = TensorDigest.of(_zeros_of_target(plan, name))
         elif name not in plan.roundings:
-            after[name] = TensorDigest.of(source[name], known[name])
+            after[name] = TensorDigest.of(source[name], digests[name])
         else:
             rounded = replace(source[name], dtype=plan.roundings[name].dtype)
             hashed = plan.hashed_rounded.get(name)
@@ -199,7 +204,7 @@ def conversion_fingerprints(
 
 
 def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
-    """Return the key bias that the target implies: zeros, in the dtype of the query bias."""
+    """Return the key bias that the target implies: zeros with the dtype of the query bias."""
     query = name.removesuffix("k.bias") + "q.bias"
     dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
     shape = plan.source.tensors[name].shape
@@ -224,15 +229,15 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that is stored in a single file; shapes are left out."""
+    """Return the part of a record that is stored in a single file, without shapes."""
     names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred", "repaired")
     short = {name: record[name] for name in names if name in record}
     family = record["family"]
     return {**short, "family": family} if family and family["certainty"] == "known" else short
 
 
-def carried_config(plan: Plan) -> dict[str, Any]:
-    """Return the complete configuration for storage inside a file."""
+def complete_config(plan: Plan) -> dict[str, Any]:
+    """Return the complete configuration for storage in a file."""
     labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
@@ -250,18 +255,18 @@ def carried_config(plan: Plan) -> dict[str, Any]:
 def archived_config(plan: Plan) -> dict[str, Any]:
     """Return the stored configuration and, under "keras", the one that Keras reads.
 
-    The model gets the dtype of its weights; if these differ, one that holds all of them.
+    The model gets the dtype of its weights; if they differ, a dtype that can represent all of them.
     """
-    carried = carried_config(plan)
+    complete = complete_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
-    return {**carried, "keras": plan.layout.write_config({**carried, "dtype": dtype})}
+    return {**complete, "keras": plan.layout.write_config({**complete, "dtype": dtype})}
 
 
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return ``preprocessor_config.json``.
 
-    The source's preprocessing is kept, except for a changed image size; if it has none, it is
-    that of the family.
+    It contains the source's preprocessing, with a changed image size if necessary, or else that of
+    the family.
     """
     theirs, family = _preprocessor(plan), plan.source.family
     return {
@@ -272,7 +277,7 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
 
 
 def _preprocessor(plan: Plan) -> dict[str, Any]:
-    """Return the source's preprocessing, except for a changed image size."""
+    """Return the source's preprocessing, with a changed image size if necessary."""
     theirs = dict(plan.source.preprocessor)
     steps = [step for step in plan.steps if step["step"] == "image_size"]
     if steps != _declared(plan.source, "image_size"):
@@ -281,7 +286,7 @@ def _preprocessor(plan: Plan) -> dict[str, Any]:
 
 
 def _declared(source: Checkpoint, kind: str) -> list[Mapping[str, Any]]:
-    """Return the steps of a kind that the source's conversion declared."""
+    """Return the steps of one kind that the source's conversion declared."""
     steps = (source.container.conversion or {}).get("steps", [])
     return [step for step in steps if step["step"] == kind]
 
@@ -294,10 +299,10 @@ def _image_statistics(configuration: Configuration) -> dict[str, list[float]]:
 
 
 class SourceHashes:
-    """The SHA-256 of the files that tensors are read from, computed during the conversion.
+    """The SHA-256 of the source's files, computed during the conversion.
 
     Args:
-        files: the files, which are open.
+        files: the open files.
     """
 
     def __init__(self, files: Sequence[ByteFile]) -> None:
@@ -307,7 +312,7 @@ class SourceHashes:
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Hash the files, and report the number of bytes that were hashed."""
+        """Hash the files and report the number of hashed bytes."""
         self._hashes = [hex_digest(file, hashlib.sha256(), advance) for file in self._files]
 
     def md5(self) -> str:
@@ -322,25 +327,25 @@ class SourceHashes:
             file.require_unchanged()
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the record of a conversion with the hashes that are known by now."""
+        """Return the record of a conversion with the computed hashes."""
         return {**conversion, "source": {**conversion["source"], **self.described()}}
 
     def described(self) -> dict[str, Any]:
         """Return the record's description of the files: see `files_sha256`."""
         paths = [file.path for file in self._files]
-        return _told(dict(zip(paths, self._hashes, strict=True)))
+        return _description(dict(zip(paths, self._hashes, strict=True)))
 
 
 def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
-    """Return the name and the SHA-256 of the open files that tensors are read from.
+    """Return the name and the SHA-256 of the open files of a checkpoint.
 
-    For several files, the name is that of the first one in its directory, ``files`` has the SHA-256
-    of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    For several files, the name is that of the first one with its directory, ``files`` has the
+    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
     """
-    return _told({file.path: open_sha256(file) for file in files})
+    return _description({file.path: open_sha256(file) for file in files})
 
 
-def _told(hashes: Mapping[Path, str]) -> dict[str, Any]:
+def _description(hashes: Mapping[Path, str]) -> dict[str, Any]:
     if not hashes:  # a model in memory
         return {}
     first = next(iter(hashes))

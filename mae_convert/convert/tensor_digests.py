@@ -1,7 +1,7 @@
-"""Digests of a conversion's canonical tensors, without additional reading.
+"""Digests of a conversion's canonical tensors, computed without reading them again.
 
-A tensor that is written in canonical form has the digest that the comparison of the output computes
-anyway. Others are hashed while they are read for writing.
+For a tensor that is written in canonical form, the comparison of the output computes the digest.
+Others are hashed while they are read for writing.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from mae_convert.formats.tensor import LazyTensor, as_bytes, blocks, sha256
 
 
 class PassingDigest:
-    """The SHA-256 of a tensor's bytes, computed while the tensor is read for another purpose.
+    """The SHA-256 of a tensor's bytes, computed while the tensor is read for writing.
 
     Args:
-        tensor: the tensor; `watched` must be read instead of it.
+        tensor: the tensor; `watched` must be read in its place.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:
@@ -30,7 +30,7 @@ class PassingDigest:
 
     @property
     def watched(self) -> LazyTensor:
-        """The tensor, whose elements are hashed when they are read in order."""
+        """The tensor; its elements are hashed when they are read in order."""
         load = self.tensor.load
         if isinstance(load, SequentialArray):
             return replace(
@@ -47,7 +47,7 @@ class PassingDigest:
         """
         with self._lock:
             if self._result is None and start in (0, self._next):
-                if start == 0:  # from the beginning, possibly again
+                if start == 0:  # start, or start again, from the beginning
                     self._digest, self._next = hashlib.sha256(), 0
                 for piece in blocks(array):
                     self._digest.update(as_bytes(piece))
@@ -78,5 +78,5 @@ class _Watched(SequentialArray):
 def watched(
     tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
 ) -> dict[str, LazyTensor]:
-    """Return tensors, with some of them hashed when they are read."""
+    """Return the tensors; those with a digest are hashed when they are read."""
     return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

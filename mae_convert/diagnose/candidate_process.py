@@ -200,8 +200,8 @@ class CandidateProcess:
 
     def _file_of(self, trace: Trace) -> Path:
         """Return a file with the trace's results, written at its first use."""
-        for known, path in self._traces:
-            if known is trace:
+        for traced, path in self._traces:
+            if traced is trace:
                 return path
         for _, path in self._traces[:-1]:
             path.unlink()
@@ -337,5 +337,5 @@ class Pair:
 def is_finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
     """Return whether all values of a result of a trace are finite."""
     keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
-    found = [trace.arrays[key] for key in keys if key in trace.arrays]
-    return all(bool(np.isfinite(array).all()) for array in found)
+    results = [trace.arrays[key] for key in keys if key in trace.arrays]
+    return all(bool(np.isfinite(array).all()) for array in results)

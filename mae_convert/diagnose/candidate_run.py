@@ -65,9 +65,9 @@ class ForwardPass:
         model: Any,
         task: str,
         inputs: Mapping[str, Tensor],
-        known: KnownResults,
+        results: KnownResults,
     ) -> None:
-        self.model, self.task, self.inputs, self.known = model, task, inputs, known
+        self.model, self.task, self.inputs, self.results = model, task, inputs, results
 
     def run(self, variants: Variants, start: str | None = None) -> Steps:
         """Yield the name and value of each result in order.
@@ -84,8 +84,8 @@ class ForwardPass:
         tokens = pixels
         for end, stage in self._stages(pixels, ids, variants, start):
             before = start is not None and execution_order(end) < execution_order(start)
-            if before and end in self.known:
-                tokens = self.known[end]
+            if before and end in self.results:
+                tokens = self.results[end]
                 continue
             for name, value in stage(tokens):
                 yield name, value
@@ -278,11 +278,11 @@ class CandidateRun:
             ``first``, the first result that differs, or None, and ``largest``, the largest error
             of the others.
         """
-        known = TraceResults(trace, "float64")
+        results = TraceResults(trace, "float64")
         largest = 0.0
-        for name, value in self._forward_pass(known, torch.float64).run(variants, start):
-            if name in known:
-                error = _error(name, value, known[name])
+        for name, value in self._forward_pass(results, torch.float64).run(variants, start):
+            if name in results:
+                error = _error(name, value, results[name])
                 if not error <= FUNCTION_LIMIT:
                     return {"first": name, "largest": largest}
                 largest = max(largest, error)
@@ -301,22 +301,22 @@ class CandidateRun:
             without them; 0 is a full explanation.
         """
         dtype, at = DTYPES[request["dtype"]], request["start"]
-        known = TraceResults(request["trace"], request["dtype"])
-        forward = self._forward_pass(known, dtype)
+        results = TraceResults(request["trace"], request["dtype"])
+        forward = self._forward_pass(results, dtype)
         reference, variant = (
             next(value for name, value in forward.run(v, at) if name == at)
             for v in (Variants(), variants)
         )
         left, whole = (
-            float((x.double() - known[at].double()).norm()) for x in (variant, reference)
+            float((x.double() - results[at].double()).norm()) for x in (variant, reference)
         )
         return {"unexplained": left / whole if whole else float("inf")}
 
-    def _forward_pass(self, known: TraceResults, dtype: torch.dtype) -> ForwardPass:
+    def _forward_pass(self, results: TraceResults, dtype: torch.dtype) -> ForwardPass:
         if dtype not in self.models:
             self.models[dtype] = copy.deepcopy(self.model).to(dtype)
         inputs = inputs_as(self.inputs, dtype)
-        return ForwardPass(self.models[dtype], self.job.task, inputs, known)
+        return ForwardPass(self.models[dtype], self.job.task, inputs, results)
 
     @contextmanager
     def _edited(self, steps: Sequence[Sequence[WeightEdit]]) -> Iterator[None]:

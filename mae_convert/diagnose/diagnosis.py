@@ -40,25 +40,30 @@ CONFIGURATION_FIELDS = {
 Names = tuple[str, str]  # of the side that is changed, and of the side that is explained
 
 
-def diagnose(done: Verification) -> Verification:
+def diagnose(verification: Verification) -> Verification:
     """Return a failed verification with the causes that were found.
 
     A verification that passed, or that has no traces, is returned unchanged. If the source is a
     certificate, only its traces are analysed.
     """
-    failed = [c for c in done.verdict.failed() if not c.name.startswith(NOT_OF_RESULTS)]
-    if not failed or not done.traces:
-        return done
-    if not done.runs:
-        return replace(done, verdict=diagnose_traces(done.verdict, *done.traces[:2]))
+    failed = [c for c in verification.verdict.failed() if not c.name.startswith(NOT_OF_RESULTS)]
+    if not failed or not verification.traces:
+        return verification
+    if not verification.runs:
+        return replace(
+            verification, verdict=diagnose_traces(verification.verdict, *verification.traces[:2])
+        )
     source, target = (
         SideResult(run.checkpoint, trace, run.as_stored)
-        for run, trace in zip(done.runs, done.traces[:2], strict=True)
+        for run, trace in zip(verification.runs, verification.traces[:2], strict=True)
     )
-    python = next((r.side.python for r in done.runs if r.side.framework == "torch"), None)
-    ratio, limit = done.runs[0].request.mask_ratio or 0.0, done.runs[0].side.time_limit
-    pair = Pair(source, target, done.inputs, ratio, python=python, time_limit=limit)
-    return replace(done, verdict=diagnose_pair(done.verdict, pair)[0])
+    python = next((r.side.python for r in verification.runs if r.side.framework == "torch"), None)
+    ratio, limit = (
+        verification.runs[0].request.mask_ratio or 0.0,
+        verification.runs[0].side.time_limit,
+    )
+    pair = Pair(source, target, verification.inputs, ratio, python=python, time_limit=limit)
+    return replace(verification, verdict=diagnose_pair(verification.verdict, pair)[0])
 
 
 def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
@@ -108,11 +113,11 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
             is_finite(side.trace, first) for side in (pair.a, pair.b)
         ):
             return Explanation()
-        found = _explain_b_by_changing_a(pair)
-        if found.keys or _same_model(pair):
-            return found
+        result = _explain_b_by_changing_a(pair)
+        if result.keys or _same_model(pair):
+            return result
         swapped = _explain_b_by_changing_a(pair.swapped())
-        return swapped if swapped.keys else found
+        return swapped if swapped.keys else result
     except MissingRequirementError:
         kinds = {h.key: None for h in candidates(model_of(pair.a.checkpoint), first or "logits")}
         return Explanation((_not_tested(kinds),))
@@ -169,13 +174,13 @@ def _explain_b_by_changing_a(pair: Pair) -> Explanation:
         first = plain.first
         if with_theirs is not None and _later(with_theirs.first, first):
             base, first = theirs, with_theirs.first or first
-        found = comparison.search(first, base)
-        if not found.findings and not base:
+        result = comparison.search(first, base)
+        if not result.findings and not base:
             imprecise = explain_float64_difference(process, pair, first)
             if imprecise is not None:
                 return imprecise
-        causes = search_sentences(found, base, pair.names)
-        return Explanation(causes, _changed_tensors(found), _keys(found))
+        causes = search_sentences(result, base, pair.names)
+        return Explanation(causes, _changed_tensors(result), _keys(result))
 
 
 def _later(first: str | None, than: str) -> bool:
@@ -187,17 +192,17 @@ def _explain_own_run(comparison: _Comparison, pair: Pair) -> Explanation:
     plain = comparison([])
     if plain is None or plain.first is None:
         return Explanation()
-    found = comparison.search(plain.first)
-    causes = _own_run_sentences(found, pair.names)
-    return Explanation(causes, _changed_tensors(found), _keys(found))
+    result = comparison.search(plain.first)
+    causes = _own_run_sentences(result, pair.names)
+    return Explanation(causes, _changed_tensors(result), _keys(result))
 
 
-def _changed_tensors(found: SearchResult) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(n for f in found.findings for n in f.hypothesis.changed_tensors))
+def _changed_tensors(result: SearchResult) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n for f in result.findings for n in f.hypothesis.changed_tensors))
 
 
-def _keys(found: SearchResult) -> tuple[str, ...]:
-    return tuple(finding.hypothesis.key for finding in found.findings)
+def _keys(result: SearchResult) -> tuple[str, ...]:
+    return tuple(finding.hypothesis.key for finding in result.findings)
 
 
 def _sharable_tensors(pair: Pair) -> list[str]:

@@ -129,11 +129,11 @@ def in_blocks(
 
     def wider() -> Sequence[Hypothesis]:
         text = statement("")
-        found = [
+        wider_results = [
             Hypothesis(key, f"{text} in every block", edits(model.stacks())),
             Hypothesis(key, f"{text} in every block of the {stack.name}", edits([stack])),
         ]
-        larger = {len(h.edits): h for h in reversed(found) if len(h.edits) > len(narrow)}
+        larger = {len(h.edits): h for h in reversed(wider_results) if len(h.edits) > len(narrow)}
         return [larger[size] for size in sorted(larger, reverse=True)]
 
     yield Hypothesis(key, statement(f"{stack.block(index)}."), narrow).widened(wider)

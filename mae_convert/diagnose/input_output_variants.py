@@ -19,63 +19,65 @@ from reference_models.pytorch.patches import patchify, take_tokens, unpatchify
 Ids = tuple[Tensor, Tensor, Tensor]  # ids_keep (N, kept), mask (N, L), ids_restore (N, L)
 
 
-def mask_ids(noise: Tensor, kept: int, variants: Variants) -> Ids:
+def mask_ids(noise: Tensor, visible: int, variants: Variants) -> Ids:
     """Return ids_keep, mask and ids_restore for noise (N, L)."""
-    return MASKS[variants.get("mask", "mask")](noise.argsort(dim=1, stable=True), kept)
+    return MASKS[variants.get("mask", "mask")](noise.argsort(dim=1, stable=True), visible)
 
 
-def _removed(ranks: Tensor, kept: int) -> Tensor:
-    return (ranks >= kept).float()
+def _removed(ranks: Tensor, visible: int) -> Tensor:
+    return (ranks >= visible).float()
 
 
-def _as_reference(shuffle: Tensor, kept: int) -> Ids:
+def _as_reference(shuffle: Tensor, visible: int) -> Ids:
     restore = shuffle.argsort(dim=1)
-    return shuffle[:, :kept], _removed(restore, kept), restore
+    return shuffle[:, :visible], _removed(restore, visible), restore
 
 
-def _last_kept(shuffle: Tensor, kept: int) -> Ids:
-    return _as_reference(shuffle.flip(1), kept)
+def _last_kept(shuffle: Tensor, visible: int) -> Ids:
+    return _as_reference(shuffle.flip(1), visible)
 
 
-def _inverted(shuffle: Tensor, kept: int) -> Ids:
-    keep, mask, restore = _as_reference(shuffle, kept)
+def _inverted(shuffle: Tensor, visible: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, visible)
     return keep, 1 - mask, restore
 
 
-def _in_shuffled_order(shuffle: Tensor, kept: int) -> Ids:
-    keep, mask, restore = _as_reference(shuffle, kept)
-    return keep, _removed(torch.arange(mask.shape[1]), kept).expand_as(mask), restore
+def _in_shuffled_order(shuffle: Tensor, visible: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, visible)
+    return keep, _removed(torch.arange(mask.shape[1]), visible).expand_as(mask), restore
 
 
-def _gathered_by_shuffle(shuffle: Tensor, kept: int) -> Ids:
-    keep, _, restore = _as_reference(shuffle, kept)
-    return keep, _removed(shuffle, kept), restore
+def _gathered_by_shuffle(shuffle: Tensor, visible: int) -> Ids:
+    keep, _, restore = _as_reference(shuffle, visible)
+    return keep, _removed(shuffle, visible), restore
 
 
-def _sorted_once(shuffle: Tensor, kept: int) -> Ids:
-    return shuffle[:, :kept], _removed(shuffle, kept), shuffle
+def _sorted_once(shuffle: Tensor, visible: int) -> Ids:
+    return shuffle[:, :visible], _removed(shuffle, visible), shuffle
 
 
-def _restored_by_shuffle(shuffle: Tensor, kept: int) -> Ids:
-    keep, mask, _ = _as_reference(shuffle, kept)
+def _restored_by_shuffle(shuffle: Tensor, visible: int) -> Ids:
+    keep, mask, _ = _as_reference(shuffle, visible)
     return keep, mask, shuffle
 
 
-def _one_more(shuffle: Tensor, kept: int) -> Ids:
-    return _as_reference(shuffle, min(kept + 1, shuffle.shape[1]))
+def _one_more(shuffle: Tensor, visible: int) -> Ids:
+    return _as_reference(shuffle, min(visible + 1, shuffle.shape[1]))
 
 
-def _one_fewer(shuffle: Tensor, kept: int) -> Ids:
-    return _as_reference(shuffle, max(kept - 1, 0))
+def _one_fewer(shuffle: Tensor, visible: int) -> Ids:
+    return _as_reference(shuffle, max(visible - 1, 0))
 
 
-def _kept_in_order(shuffle: Tensor, kept: int) -> Ids:
-    inner, outer = (part.sort(dim=1).values for part in (shuffle[:, :kept], shuffle[:, kept:]))
-    return _as_reference(torch.cat([inner, outer], dim=1), kept)
+def _kept_in_order(shuffle: Tensor, visible: int) -> Ids:
+    inner, outer = (
+        part.sort(dim=1).values for part in (shuffle[:, :visible], shuffle[:, visible:])
+    )
+    return _as_reference(torch.cat([inner, outer], dim=1), visible)
 
 
-def _one_off(shuffle: Tensor, kept: int) -> Ids:
-    keep, mask, restore = _as_reference(shuffle, kept)
+def _one_off(shuffle: Tensor, visible: int) -> Ids:
+    keep, mask, restore = _as_reference(shuffle, visible)
     return keep, mask, (restore + 1) % restore.shape[1]
 
 

@@ -74,16 +74,16 @@ def find_imprecisions(
         dtype: of the run.
     """
     steps = {_step(name): name for name in reversed(failing)}
-    found: list[Imprecision] = []
+    imprecisions: list[Imprecision] = []
     for name in failing:
         if steps[_step(name)] != name:
             continue
         imprecision = _imprecision(measure, name, results, dtype)
         if imprecision is not None:
-            found.append(imprecision)
-        elif not found:  # without the first, later ones do not show the cause
+            imprecisions.append(imprecision)
+        elif not imprecisions:  # without the first, later ones do not show the cause
             return []
-    return found
+    return imprecisions
 
 
 def _step(name: str) -> str:
@@ -120,18 +120,18 @@ def _where(
     if not match:
         return ""
     alike = [m for name in results if (m := BLOCK_TAP.fullmatch(name)) and m[3] == match[3]]
-    found = [
+    layers = [
         (m[1], m[2])
         for m in alike
         if measure(part.hypothesis(precision, _block(m[0])), m[0]) < EXPLAINED
     ]
     stacks = {m[1] for m in alike}
-    complete = {s for s in stacks if all((m[1], m[2]) in found for m in alike if m[1] == s)}
+    complete = {s for s in stacks if all((m[1], m[2]) in layers for m in alike if m[1] == s)}
     if complete == stacks:
         return " in every block"
-    if len(complete) == 1 and {stack for stack, _ in found} == complete:
+    if len(complete) == 1 and {stack for stack, _ in layers} == complete:
         return f" in every block of the {complete.pop()}"
-    others = len(found) - 1
+    others = len(layers) - 1
     more = f" and {plural(others, 'other')}" if others > 0 else ""
     return f" in block {match[2]} of the {match[1]}{more}"
 

@@ -67,21 +67,21 @@ class Reproducer:
     """The frameworks in which to run the script, each with its interpreter; None for this one."""
 
 
-def reduced(done: Verification) -> Reproducer:
+def reduced(verification: Verification) -> Reproducer:
     """Return the smallest reproducer of a failed verification.
 
     Raises:
         MaeConvertError: nothing differs in float64, or the first difference is not in a step that
             can be shown alone.
     """
-    differing = _first_difference(done)
+    differing = _first_difference(verification)
     if differing is None:
         raise MaeConvertError(
             "there is nothing to reduce: no result of the runs differs in float64",
             hint="the table of checks says what fails",
         )
     first, b, framework_b = differing
-    a, model = done.traces[0], done.runs[0].checkpoint
+    a, model = verification.traces[0], verification.runs[0].checkpoint
     step = step_of(first, a, model)
     if step is None:
         raise MaeConvertError(
@@ -93,15 +93,16 @@ def reduced(done: Verification) -> Reproducer:
     results = {"result/A": exact[first], "result/B": other[first]}
     inputs = {f"input/{name}": exact[result] for name, result in step.inputs.items()}
     arrays = _smallest({**inputs, **results}, one_token=step.one_token)
-    for side, run in zip("AB", done.runs, strict=True):
+    for side, run in zip("AB", verification.runs, strict=True):
         for name, canonical in step.tensors.items():
             if canonical in run.checkpoint.tensors:
                 values = run.checkpoint.tensors[canonical].load()
                 arrays[f"{side}/{name}"] = np.asarray(values).astype(np.float64)
     settings = {
-        side: _settings(run.checkpoint, first) for side, run in zip("AB", done.runs, strict=True)
+        side: _settings(run.checkpoint, first)
+        for side, run in zip("AB", verification.runs, strict=True)
     }
-    frameworks = {_plain(run.side.framework): run.side.python for run in done.runs[::-1]}
+    frameworks = {_plain(run.side.framework): run.side.python for run in verification.runs[::-1]}
     frameworks.setdefault(_plain(framework_b), None)
     return Reproducer(first, step.kind, arrays, settings, frameworks)
 
@@ -111,46 +112,50 @@ def _plain(framework: str | None) -> str:
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
-def _first_difference(done: Verification) -> tuple[str, Trace, str] | None:
+def _first_difference(verification: Verification) -> tuple[str, Trace, str] | None:
     """Return the first result that differs from A's, the trace that it is of, and by what it ran.
 
     That is B's, or, where B computes what A does, that of a further runner.
     """
-    if not done.runs:
+    if not verification.runs:
         return None
-    if first := done.verdict.first_divergence:
-        return first, done.traces[1], done.runs[1].side.framework or ""
-    for witness, trace in zip(done.verdict.witnesses[2:], done.traces[2:], strict=True):
-        prefix = f"{witness['side']}/function/"
-        failed = (check.name for check in done.verdict.failed() if check.name.startswith(prefix))
+    if first := verification.verdict.first_divergence:
+        return first, verification.traces[1], verification.runs[1].side.framework or ""
+    for runner, trace in zip(
+        verification.verdict.witnesses[2:], verification.traces[2:], strict=True
+    ):
+        prefix = f"{runner['side']}/function/"
+        failed = (
+            check.name for check in verification.verdict.failed() if check.name.startswith(prefix)
+        )
         names = [name.removeprefix(prefix) for name in failed]
         if names:
-            return min(names, key=execution_order), trace, str(witness["framework"])
+            return min(names, key=execution_order), trace, str(runner["framework"])
     return None
 
 
 def step_of(first: str, trace: Trace, model: Checkpoint) -> Step | None:
     """Return the step that computes a result from results before it; None where it is not one."""
-    known = trace.results("float64")
+    results = trace.results("float64")
     if match := BLOCK_TAP.fullmatch(first):
-        return _step_of_block(f"{match[1]}.blocks.{match[2]}", match[3], known)
-    before = _before(first, known)
+        return _step_of_block(f"{match[1]}.blocks.{match[2]}", match[3], results)
+    before = _before(first, results)
     norm = {"encoder.norm", "decoder.norm"}
-    if first in norm and before and known[before].shape == known[first].shape:
+    if first in norm and before and results[before].shape == results[first].shape:
         return Step("norm", {"x": before}, _leaves("norm", first))
-    if first == "logits" and model.task == "pretrain" and "decoder.norm" in known:
+    if first == "logits" and model.task == "pretrain" and "decoder.norm" in results:
         return Step("linear", {"x": "decoder.norm"}, _leaves("linear", "decoder.prediction"))
     if first == "logits" and model.task == "classify":
         head = _leaves("linear", "head")
-        if "head.norm" in known:
+        if "head.norm" in results:
             return Step("class", {"x": "head.norm"}, head, False)
         if getattr(model.configuration.model, "global_pool", "") == "token":
             return Step("class", {"x": "encoder.norm"}, head, False)
     return None
 
 
-def _step_of_block(block: str, part: str, known: Mapping[str, np.ndarray]) -> Step | None:
-    tokens = _before(f"{block}.q", known)
+def _step_of_block(block: str, part: str, results: Mapping[str, np.ndarray]) -> Step | None:
+    tokens = _before(f"{block}.q", results)
     if tokens is None:
         return None
     if part in PARTS:
@@ -172,9 +177,9 @@ def _leaves(name: str, module: str) -> dict[str, str]:
     return {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}
 
 
-def _before(result: str, known: Mapping[str, np.ndarray]) -> str | None:
+def _before(result: str, results: Mapping[str, np.ndarray]) -> str | None:
     """Return the last result before a step that is a stream of tokens."""
-    streams = [name for name in known if name.endswith((".output", ".embedding"))]
+    streams = [name for name in results if name.endswith((".output", ".embedding"))]
     earlier = [name for name in streams if execution_order(name) < execution_order(result)]
     same = [name for name in earlier if name.partition(".")[0] == result.partition(".")[0]]
     return max(same, key=execution_order, default=None)
@@ -197,14 +202,14 @@ def _smallest(arrays: Mapping[str, np.ndarray], *, one_token: bool) -> dict[str,
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
     model = checkpoint.configuration.model
     decoder = first.startswith("decoder.") or first == "logits"
-    found = {name: getattr(model, field) for name, field in FIELDS.items()}
+    settings = {name: getattr(model, field) for name, field in FIELDS.items()}
     if decoder and checkpoint.task == "pretrain":
-        found["heads"] = model.decoder_num_attention_heads
-        found["eps"] = model.decoder_eps
-    return found
+        settings["heads"] = model.decoder_num_attention_heads
+        settings["eps"] = model.decoder_eps
+    return settings
 
 
-def write_reproducer(found: Reproducer, folder: Path) -> str:
+def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
     """Write a reproducer, run it, and return what it printed.
 
     The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
@@ -215,36 +220,36 @@ def write_reproducer(found: Reproducer, folder: Path) -> str:
     """
     if folder.exists():
         raise OutputError(folder, " exists", hint="name a directory that does not exist")
-    facts = {"first": found.first, "kind": found.kind, "settings": found.settings}
+    facts = {"first": reproducer.first, "kind": reproducer.kind, "settings": reproducer.settings}
     with staging_beside(folder) as staging:
-        place = staging / "reproducer"
-        place.mkdir()
-        np.savez(place / "reproduce.npz", **dict(found.arrays), allow_pickle=False)
-        usual = " ".join(found.frameworks)
+        target = staging / "reproducer"
+        target.mkdir()
+        np.savez(target / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)
+        usual = " ".join(reproducer.frameworks)
         script = SCRIPT.replace("FACTS_HERE", json.dumps(facts)).replace("USUAL", usual)
-        (place / "reproduce.py").write_text(script)
-        printed = "\n".join(_run(place, *each) for each in found.frameworks.items())
-        (place / "output.txt").write_text(printed)
-        if relative_error(found.arrays["result/B"], found.arrays["result/A"]) == 0:
+        (target / "reproduce.py").write_text(script)
+        printed = "\n".join(_run(target, *each) for each in reproducer.frameworks.items())
+        (target / "output.txt").write_text(printed)
+        if relative_error(reproducer.arrays["result/B"], reproducer.arrays["result/A"]) == 0:
             raise MaeConvertError("the reproducer shows no difference; nothing was written")
         try:
-            rename_to_new(place, folder)
+            rename_to_new(target, folder)
         except OSError as error:
             raise OutputError(folder, f" cannot be written: {error.strerror}") from error
     return printed
 
 
-def _run(place: Path, framework: str, python: str | None) -> str:
-    command = [python or sys.executable, str(place / "reproduce.py"), framework]
+def _run(script: Path, framework: str, python: str | None) -> str:
+    command = [python or sys.executable, str(script / "reproduce.py"), framework]
     limit = Clock(None).left()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
             env=environment_of_child(TF_CPP_MIN_LOG_LEVEL="3"), timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(f"the reproducer did not end within {limit} seconds") from error
-    if done.returncode not in (0, 1):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode not in (0, 1):
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
-    return done.stdout
+    return process.stdout

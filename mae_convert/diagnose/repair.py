@@ -81,14 +81,14 @@ class Repair:
         """Return the source with the tensors of the target after all changes."""
         cured = {cure.name: cure.tensor for cure in self.cures}
         tensors = {**self.source.tensors, **self.target.tensors, **cured}
-        kept = {name: tensors[name] for name in self.source.tensors}
+        unchanged = {name: tensors[name] for name in self.source.tensors}
         ours, theirs = self.source, self.target
         container, configuration = ours.container, ours.configuration
         if theirs.preprocessor and not ours.preprocessor:
             container = replace(container, preprocessor=theirs.preprocessor)
         if not configuration.labels:
             configuration = replace(configuration, labels=theirs.configuration.labels)
-        return replace(ours, tensors=kept, container=container, configuration=configuration)
+        return replace(ours, tensors=unchanged, container=container, configuration=configuration)
 
 
 def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
@@ -158,12 +158,12 @@ def repair(
         target = folder / out.name
         write_repaired(planned, target)
         repaired = open_checkpoint(target)
-        done = run_verification(a, repaired, *sides, options)
-        if not done.verdict.passed:
-            raise _not_passed(done, planned)
-        write_certificate(done, repaired)
+        verification = run_verification(a, repaired, *sides, options)
+        if not verification.verdict.passed:
+            raise _not_passed(verification, planned)
+        write_certificate(verification, repaired)
         _put_in_place(folder, out)
-    return planned, done
+    return planned, verification
 
 
 def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
@@ -196,8 +196,8 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
     if rounded := _rounding(source, b):
         after = _after(a, [*declared, rounded], b)
         if len(fewer := differing(after, b)) < len(names):
-            said = f"the record does not declare that tensors were rounded to {rounded['to']}"
-            return after, fewer, [f"{said}: declared"]
+            undeclared = f"the record does not declare that tensors were rounded to {rounded['to']}"
+            return after, fewer, [f"{undeclared}: declared"]
     return source, names, []
 
 
@@ -287,9 +287,9 @@ def write_repaired(planned: Repair, target: Path) -> None:
     execute(replace(plan, repaired={"from": about, "changes": planned.changes}))
 
 
-def _not_passed(done: Verification, planned: Repair) -> NotRepairedError:
-    failed = done.verdict.failed()[0].name
-    first = done.verdict.first_divergence
+def _not_passed(verification: Verification, planned: Repair) -> NotRepairedError:
+    failed = verification.verdict.failed()[0].name
+    first = verification.verdict.first_divergence
     where = f"the first result that differs is {first}" if first else f"{failed} fails"
     what = "; ".join(planned.changes[:MOST_NAMED])
     return NotRepairedError(

@@ -92,17 +92,17 @@ def search(
         seconds: time limit, after which no further hypothesis is tried.
     """
     deadline = time.monotonic() + seconds
-    found = SearchResult(first, (), first)
-    while (remaining := found.remaining) and len(found.findings) < MOST_FAULTS and found.in_time:
-        accepted = [*base, *(finding.hypothesis for finding in found.findings)]
+    result = SearchResult(first, (), first)
+    while (remaining := result.remaining) and len(result.findings) < MOST_FAULTS and result.in_time:
+        accepted = [*base, *(finding.hypothesis for finding in result.findings)]
         fitting, tried = _fitting(model, compare, accepted, remaining, deadline)
         in_time = time.monotonic() < deadline
-        found = replace(found, tried=found.tried + tried, in_time=in_time)
+        result = replace(result, tried=result.tried + tried, in_time=in_time)
         finding = _confirmed(compare, accepted, remaining, fitting)
         if finding is None:
             break
-        found = replace(found, findings=(*found.findings, finding), remaining=finding.next)
-    return found
+        result = replace(result, findings=(*result.findings, finding), remaining=finding.next)
+    return result
 
 
 def _fitting(

@@ -52,7 +52,7 @@ class Cure:
 
 
 def differing(a: Checkpoint, b: Checkpoint) -> list[str]:
-    """Return the canonical tensors that both have and that are not the same bit for bit."""
+    """Return the canonical tensors that both models have and that are not bit-identical."""
     return [
         name
         for name, tensor in b.tensors.items()
@@ -151,8 +151,8 @@ def _faults(
 ) -> Iterator[Cause]:
     """Yield what turned A's tensor ``x`` into B's ``y``, as far as it is known."""
     if broken := not_finite_values(y):
-        kept = np.isfinite(y)
-        if np.array_equal(x[kept], y[kept]):
+        finite = np.isfinite(y)
+        if np.array_equal(x[finite], y[finite]):
             yield Cause(broken)
         return
     if y.any():

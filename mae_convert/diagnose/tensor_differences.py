@@ -109,10 +109,10 @@ class Fingerprints:
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
         """Names by shape and the bytes of the first values."""
-        found: dict[tuple[Shape, bytes], list[str]] = {}
+        groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
-            found.setdefault(self._key(tensor.load()), []).append(name)
-        return found
+            groups.setdefault(self._key(tensor.load()), []).append(name)
+        return groups
 
     def _key(self, array: np.ndarray) -> tuple[Shape, bytes]:
         return array.shape, array.flat[:FIRST].tobytes()
@@ -136,14 +136,14 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
         return Cause(f"has dtype {x.dtype} in A and {y.dtype} in B")
     if others := [other for other in prints.same_as(y) if other != name]:
         return Cause("B holds A's ", others[0], " here")
-    found = [*exact_change(model, name, x, y), *measured_difference(x, y)]
-    return Cause(found[0])
+    differences = [*exact_change(model, name, x, y), *measured_difference(x, y)]
+    return Cause(differences[0])
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
     """Return which values of a tensor are NaN or infinite, on either side."""
-    found = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
-    return " and ".join(filter(None, found))
+    descriptions = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
+    return " and ".join(filter(None, descriptions))
 
 
 def not_finite_values(array: np.ndarray, where: str = "") -> str:

@@ -112,11 +112,11 @@ def _additional_token(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]
 
 def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterator[str]:
     mask, other = a["mask"], b["mask"]
-    kept, others = int((mask[0] == 0).sum()), int((other[0] == 0).sum())
+    visible, others = int((mask[0] == 0).sum()), int((other[0] == 0).sum())
     if np.array_equal(other, 1 - mask):
         yield "B's mask is A's with kept and removed exchanged"
-    elif kept != others:
-        yield f"A keeps {kept} of {mask.shape[1]} patches and B keeps {others}"
+    elif visible != others:
+        yield f"A keeps {visible} of {mask.shape[1]} patches and B keeps {others}"
     restore, other_restore = a["ids_restore"], b["ids_restore"]
     if np.array_equal(restore, other_restore) or restore.shape != other_restore.shape:
         return
@@ -207,16 +207,16 @@ def _order_name(a: Trace, first: str, order: np.ndarray) -> str:
     """Return the name of an order of channels, or its first indices."""
     config = a.description["config"]
     match = BLOCK_TAP.fullmatch(first)
-    known: dict[str, np.ndarray] = {}
+    orders: dict[str, np.ndarray] = {}
     if match and match[3] in ("q", "k", "v"):
         prefix = "decoder_" if match[1] == "decoder" else ""
         width, heads = (config[f"{prefix}{n}"] for n in ("hidden_size", "num_attention_heads"))
-        known = weight_edits.head_orders(width, heads)
+        orders = weight_edits.head_orders(width, heads)
     elif first == "logits" and a.description["task"] == "pretrain":
         patch = config["patch_size"]
         height, width = (patch, patch) if isinstance(patch, int) else patch
-        known = weight_edits.pixel_orders(height, width, config["num_channels"])
-    names = (name for name, indices in known.items() if np.array_equal(indices, order))
+        orders = weight_edits.pixel_orders(height, width, config["num_channels"])
+    names = (name for name, indices in orders.items() if np.array_equal(indices, order))
     return next(names, None) or _beginning(order)
 
 
@@ -229,11 +229,11 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     configured = config[EPSILON]
     if first.startswith("decoder.") and config.get(f"decoder_{EPSILON}") is not None:
         configured = config[f"decoder_{EPSILON}"]
-    found = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
-    if found:
+    fitting = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
+    if fitting:
         yield (
             f"{first} in B follows from A's by a layer norm epsilon of"
-            f" {' or '.join(f'{eps:g}' for eps in found)} instead of {configured:g}"
+            f" {' or '.join(f'{eps:g}' for eps in fitting)} instead of {configured:g}"
         )
 
 

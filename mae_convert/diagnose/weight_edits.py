@@ -99,8 +99,8 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     bits = array.view(np.uint32).astype(np.uint64)
     dropped, one = np.uint64(BFLOAT16_DROPS), np.uint64(1)
     half = (one << (dropped - one)) - one
-    kept = (bits + half + ((bits >> dropped) & one)) >> dropped << dropped
-    return kept.astype(np.uint32).view(np.float32)
+    rounded_bits = (bits + half + ((bits >> dropped) & one)) >> dropped << dropped
+    return rounded_bits.astype(np.uint32).view(np.float32)
 
 
 def fused_as_groups(

@@ -73,8 +73,8 @@ def _scales(model: Model, name: str, part: str) -> Iterator[SelfEdit]:
         return
     stack = model.stack(name.partition(".")[0])
     root = (stack.width // stack.heads) ** 0.5
-    for factor, done in ((1 / root, "divided"), (root, "multiplied")):
-        what = f"is {done} by the square root of the head size"
+    for factor, operation in ((1 / root, "divided"), (root, "multiplied")):
+        what = f"is {operation} by the square root of the head size"
         yield SelfEdit("scale", what, "multiplied", {"factor": factor})
 
 

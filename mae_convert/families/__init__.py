@@ -47,9 +47,9 @@ def families() -> Mapping[str, "Family"]:
 
     ours: tuple[Family, ...] = (MAE, VIDEOMAE, MAE_ST, PRITHVI)
     others, layouts = _registered(*GROUPS) if _is_anything_registered() else ([], [])
-    known = {family.name: family for family in (*ours, *others)}
+    by_name = {family.name: family for family in (*ours, *others)}
     for layout in layouts:
-        if layout.family not in known:
+        if layout.family not in by_name:
             raise MissingRequirementError(
                 f"an installed package registers the layout {layout.name} for the family"
                 f" {layout.family}, which is not installed",
@@ -57,7 +57,7 @@ def families() -> Mapping[str, "Family"]:
             )
     return {
         name: family.with_layouts(layout for layout in layouts if layout.family == name)
-        for name, family in known.items()
+        for name, family in by_name.items()
     }
 
 
@@ -109,8 +109,8 @@ def official_files() -> list["OfficialFile"]:
     """Return the published files of all families that are downloaded by their names."""
     from mae_convert.families.official_models import OfficialFile
 
-    known = families().values()
-    return [file for f in known for file in f.official if isinstance(file, OfficialFile)]
+    every_family = families().values()
+    return [file for f in every_family for file in f.official if isinstance(file, OfficialFile)]
 
 
 def official_named(text: str) -> "OfficialFile | None":
@@ -120,8 +120,8 @@ def official_named(text: str) -> "OfficialFile | None":
 
 def layout_names() -> list[str]:
     """Return the names of the layouts of all families, and their synonyms, each once."""
-    known = families().values()
-    return list(dict.fromkeys(n for f in known for n in (*f.layouts, *f.layout_synonyms)))
+    every_family = families().values()
+    return list(dict.fromkeys(n for f in every_family for n in (*f.layouts, *f.layout_synonyms)))
 
 
 def layouts_named(name: str) -> list["Layout"]:
@@ -130,12 +130,12 @@ def layouts_named(name: str) -> list["Layout"]:
     Raises:
         LayoutError: no family has a layout of that name.
     """
-    known = families().values()
-    names = [(family.layout_synonyms.get(name, name), family) for family in known]
-    found = [family.layouts[name] for name, family in names if name in family.layouts]
-    if not found:
-        raise unknown_layout(name, dict.fromkeys(n for f in known for n in f.layouts))
-    return found
+    every_family = families().values()
+    names = [(family.layout_synonyms.get(name, name), family) for family in every_family]
+    layouts = [family.layouts[name] for name, family in names if name in family.layouts]
+    if not layouts:
+        raise unknown_layout(name, dict.fromkeys(n for f in every_family for n in f.layouts))
+    return layouts
 
 
 def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
@@ -158,11 +158,11 @@ def native_frameworks(layout: str, family: str | None = None) -> list[str]:
         layout: a layout's name.
         family: the name of its family; None for all that have such a layout.
     """
-    known = [one for one in families().values() if family in (None, one.name)]
+    possible = [one for one in families().values() if family in (None, one.name)]
     return list(
         dict.fromkeys(
             framework
-            for one in known
+            for one in possible
             for table, framework in one.native_loaders
             if layout in one.layouts and table in {t.name for t in one.layouts[layout].tables}
         )

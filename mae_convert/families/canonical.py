@@ -87,8 +87,8 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
         LayoutError: that is more than the number of names, so most blocks are missing.
     """
     index = re.compile(re.escape(prefix) + r"(\d+)\.")
-    found = [int(match[1]) for name in names if (match := index.match(name))]
-    highest = max(found, default=-1)
+    indices = [int(match[1]) for name in names if (match := index.match(name))]
+    highest = max(indices, default=-1)
     if highest >= len(names):
         raise LayoutError(f"there is a block {highest} among {len(names)} tensors")
     return highest + 1

@@ -67,7 +67,9 @@ class Configuration:
     inferred: Mapping[str, Any] | None = None
     """The evidence of an experiment that gave fields, as plain data, or None."""
 
-    untold: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    unspecified: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     """Task → the fields that it needs and that do not follow from tensors."""
 
     def value(self, name: str) -> Any:
@@ -121,7 +123,7 @@ class Configuration:
         the one that a configuration of an encoder has by default, so that no placeholder is
         written.
         """
-        own = self.untold.get(task, ())
+        own = self.unspecified.get(task, ())
         if all(missing.field in own for missing in self.missing):
             return self
         defaults = type(self.model)()
@@ -172,17 +174,17 @@ def resolve(
     """
     _check_flags_known(evidence, family)
     family.check(task, evidence)
-    known = [field.name for field in fields(family.configuration_class)]
-    values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in known}
+    names = [field.name for field in fields(family.configuration_class)]
+    values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in names}
     sources: dict[str, str] = {}
     assumptions: dict[str, str] = {}
     missing = []
-    for name in (*family.untold_fields(task), *family.optional_fields(task)):
-        found = candidates(name, evidence, family.found(name, task, evidence))
-        chosen = next((f for f in found if f.value is not None), None)
+    for name in (*family.unspecified_fields(task), *family.optional_fields(task)):
+        evidence_found = candidates(name, evidence, family.values_of(name, task, evidence))
+        chosen = next((f for f in evidence_found if f.value is not None), None)
         _check_flag(name, evidence)
         if chosen is None:
-            if name in family.untold_fields(task):
+            if name in family.unspecified_fields(task):
                 missing.append(family.missing(name, evidence))
                 values[name] = family.placeholder(name, evidence)
             continue
@@ -196,7 +198,7 @@ def resolve(
         name: _per_channel(name, values.pop(name), channels, sources[name])
         for name in PREPROCESSING
     }
-    values |= _carried_along(values, evidence.stated, known)
+    values |= _values_along(values, evidence.stated, names)
     values |= family.derived({**values, **preprocessing}, evidence)
     try:
         model = family.configuration_class(**values)
@@ -210,7 +212,7 @@ def resolve(
         labels=_labels(evidence) if task == "classify" else None,
         assumptions=assumptions,
         missing=tuple(missing),
-        untold={name: family.untold_fields(name) for name in TASKS},
+        unspecified={name: family.unspecified_fields(name) for name in TASKS},
     )
     if not incomplete:
         resolved.require_complete()
@@ -267,12 +269,12 @@ def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[flo
 
 def _check_flag(name: str, evidence: Evidence) -> None:
     flag = evidence.flags.get(name)
-    told = evidence.geometry.get(name)
-    if None not in (flag, told) and flag != told:
+    measured = evidence.geometry.get(name)
+    if None not in (flag, measured) and flag != measured:
         raise ConfigurationError(
             *(
                 named(name, _written(flag)),
-                f" contradicts the tensors' shapes, from which it is {told}",
+                f" contradicts the tensors' shapes, from which it is {measured}",
             ),
             hint="leave it out",
         )
@@ -283,9 +285,9 @@ def _check_flags_known(evidence: Evidence, family: "Family") -> None:
 
     Where two files are compared, it may be about the other one.
     """
-    known = {field.name for field in fields(family.configuration_class)}
+    names = {field.name for field in fields(family.configuration_class)}
     for name in evidence.flags:
-        if name not in known and not evidence.fill_only:
+        if name not in names and not evidence.fill_only:
             raise ConfigurationError(
                 named(name),
                 f" has no meaning for a model of the family {family.name}",
@@ -310,11 +312,11 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
             if name in configuration.sources
         }
         if others and all(same_size(flag) != same_size(value) for value in others.values()):
-            said = " and ".join(
+            options = " and ".join(
                 f"{file}, which specifies {value}" for file, value in others.items()
             )
             raise ConfigurationError(
-                named(name, _written(flag)), f" contradicts {said}", hint="leave the option out"
+                named(name, _written(flag)), f" contradicts {options}", hint="leave the option out"
             )
 
 
@@ -324,28 +326,32 @@ def check_stated(task: str, evidence: Evidence) -> None:
     Raises:
         ConfigurationError: it does.
     """
-    for name, told in evidence.geometry.items():
-        stated = evidence.stated.get(name)
-        stated = tuple(stated) if isinstance(stated, list) else stated
-        if isinstance(stated, tuple) and stated and stated.count(stated[0]) == len(stated):
-            stated = stated[0]
+    for name, measured in evidence.geometry.items():
+        option_value = evidence.stated.get(name)
+        option_value = tuple(option_value) if isinstance(option_value, list) else option_value
+        if (
+            isinstance(option_value, tuple)
+            and option_value
+            and option_value.count(option_value[0]) == len(option_value)
+        ):
+            option_value = option_value[0]
         if name == "num_labels" or (task != "pretrain" and name.startswith("decoder_")):
             continue
-        if stated is not None and stated != told:
+        if option_value is not None and option_value != measured:
             raise ConfigurationError(
-                f"{evidence.stated_where} specifies {name} as {stated}, but the tensors have "
-                f"{told}; this configuration belongs to other weights"
+                f"{evidence.stated_where} specifies {name} as {option_value}, but the tensors have "
+                f"{measured}; this configuration belongs to other weights"
             )
 
 
-def _carried_along(
-    values: Mapping[str, Any], stated: Mapping[str, Any], known: Sequence[str]
+def _values_along(
+    values: Mapping[str, Any], config: Mapping[str, Any], taken: Sequence[str]
 ) -> dict[str, Any]:
     """Return configured fields that come from nowhere else (dropout and the like)."""
     return {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in stated.items()
-        if name in known and name not in (*values, *PREPROCESSING) and value is not None
+        for name, value in config.items()
+        if name in taken and name not in (*values, *PREPROCESSING) and value is not None
     }
 
 

@@ -28,7 +28,7 @@ LAYOUT_CODE = "layout code"  # the code that defines the layout has no other val
 
 
 @dataclass(frozen=True)
-class Found:
+class FieldValue:
     """A value of a field, its source, and why it is an assumption (None if it is not)."""
 
     value: Any
@@ -95,7 +95,9 @@ class Evidence:
         return value
 
 
-def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Iterator[Found]:
+def candidates(
+    name: str, evidence: Evidence, of_family: Iterable[FieldValue]
+) -> Iterator[FieldValue]:
     """Yield the values that the evidence gives for a field, in the order in which they count.
 
     Args:
@@ -108,11 +110,11 @@ def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Ite
         source = "the tensors' names" if name in BY_NAMES else "the tensors' shapes"
         yield _recorded(name, evidence.geometry.get(name), source, evidence)
     given_by = f"option {OF_FIELDS[name].name}" if name in OF_FIELDS else ""
-    option = Found(evidence.flags.get(name), given_by)
+    option = FieldValue(evidence.flags.get(name), given_by)
     specified = [option, _from_configuration(name, evidence)]
     yield from reversed(specified) if evidence.fill_only else specified
     if name in PREPROCESSING:
-        yield Found(evidence.preprocessor.get(name), evidence.preprocessor_where)
+        yield FieldValue(evidence.preprocessor.get(name), evidence.preprocessor_where)
     yield from of_family
     if name in PREPROCESSING:
         channels = evidence.geometry["num_channels"]
@@ -120,13 +122,13 @@ def candidates(name: str, evidence: Evidence, of_family: Iterable[Found]) -> Ite
         if convention is not None and len(convention) != channels:
             # Other sensors: no convention of RGB images applies; say so as identity.
             identity = (0.0 if name == "image_mean" else 1.0,) * channels
-            yield Found(identity, f"{channels} channels: none", LAYOUT)
+            yield FieldValue(identity, f"{channels} channels: none", LAYOUT)
     kind = LAYOUT_CODE if name in evidence.fixed else LAYOUT
     source = f"convention of the {evidence.layout} layout"
-    yield Found(evidence.conventions.get(name), source, kind)
+    yield FieldValue(evidence.conventions.get(name), source, kind)
 
 
-def _from_configuration(name: str, evidence: Evidence) -> Found:
+def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
     """Return the value in the configuration."""
     value, where = evidence.stated_value(name), evidence.stated_where
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
@@ -135,13 +137,13 @@ def _from_configuration(name: str, evidence: Evidence) -> Found:
     return _recorded(name, value, where, evidence)
 
 
-def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> Found:
+def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldValue:
     """Return a value as an assumption if the conversion that wrote it had assumed it."""
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
         source = f"{where} (assumed by the conversion: {recorded.get('source')})"
-        return Found(value, source, str(recorded.get("assumption")))
-    return Found(value, where)
+        return FieldValue(value, source, str(recorded.get("assumption")))
+    return FieldValue(value, where)
 
 
 def same_size(value: Any) -> Any:

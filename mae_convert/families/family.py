@@ -18,7 +18,7 @@ from mae_convert.families import keras_layouts, layout_names, transformers_field
 from mae_convert.families.canonical import check_task
 from mae_convert.families.clips import BILINEAR, Clips
 from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
-from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, Found
+from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, FieldValue
 from mae_convert.families.official_models import Card
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
 from mae_convert.families.positions import BICUBIC, PositionTable
@@ -31,8 +31,8 @@ from mae_convert.layouts.transforms import Schema, Shape
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, Shape]
 # Of each task, the fields that matter and that no tensor of a masked autoencoder gives.
-UNTOLD = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
-UNTOLD_OF_TASK: Mapping[str, tuple[str, ...]] = {
+UNSPECIFIED = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
+UNSPECIFIED_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
     "encoder": ("mask_ratio",),
     "classify": (),
@@ -196,7 +196,7 @@ class Family(ABC):
         return self.model_layouts[framework]
 
     def check_task(self, task: str, available: str) -> None:
-        """Raise ConfigurationError unless a model of task ``available`` can serve ``task``."""
+        """Raise ConfigurationError unless a model for the task ``available`` can serve ``task``."""
         whole, heads = self.whole_checkpoints, self.has_classifiers
         check_task(task, available, whole=whole, heads=heads)
 
@@ -253,28 +253,28 @@ class Family(ABC):
 
     # Configuration
 
-    def untold_fields(self, task: str) -> tuple[str, ...]:
+    def unspecified_fields(self, task: str) -> tuple[str, ...]:
         """Return the fields that matter for a task and are not stored in tensors."""
         frames = () if self.clips is None else ("num_frames",)
-        return (*UNTOLD, *frames, *UNTOLD_OF_TASK[task], *PREPROCESSING)
+        return (*UNSPECIFIED, *frames, *UNSPECIFIED_OF_TASK[task], *PREPROCESSING)
 
     def optional_fields(self, task: str) -> tuple[str, ...]:
         """Return fields that a model need not have."""
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
-    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield values of a field that rank between a configuration and a convention."""
-        yield Found(self.argument(name, evidence), "training arguments")
+        yield FieldValue(self.argument(name, evidence), "training arguments")
         if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
             yield from self.of_official(name, task, evidence)
 
-    def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield the values of a field in the official models of exactly this geometry."""
         for official in self.official:
             model = official.model
             if official.task == task and self._has_geometry(model, task, evidence.geometry):
                 source = f"official {official.model_name} of the same shapes"
-                yield Found(getattr(model, name), source, OFFICIAL)
+                yield FieldValue(getattr(model, name), source, OFFICIAL)
 
     def _has_geometry(self, model: Any, task: str, geometry: Fields) -> bool:
         """Return whether a model's tensors give such a geometry, whatever its number of classes."""
@@ -450,24 +450,24 @@ class Family(ABC):
 
     # Pixels
 
-    def preprocessing(self, model: Any, stated: Fields) -> dict[str, Any]:
+    def preprocessing(self, model: Any, settings: Fields) -> dict[str, Any]:
         """Return what ``preprocessor_config.json`` has besides what a checkpoint states.
 
         Args:
             model: the configuration.
-            stated: what the checkpoint states; if it crops, which version 4 of transformers'
+            settings: what the checkpoint states; if it crops, which version 4 of transformers'
                 ViTImageProcessor does not support, BitImageProcessor is used.
         """
         if self.clips is not None:
             return self.clips.preprocessing(model.image_hw)
-        crops = stated.get("do_center_crop") or "shortest_edge" in (stated.get("size") or ())
+        crops = settings.get("do_center_crop") or "shortest_edge" in (settings.get("size") or ())
         height, width = model.image_hw
         return {
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,
             "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
-            "resample": BILINEAR if stated else BICUBIC_FILTER,  # as read where nothing states it
+            "resample": BILINEAR if settings else BICUBIC_FILTER,  # as read where nothing states it
             "rescale_factor": 1 / 255,
             "size": {"height": height, "width": width},
         }
@@ -509,9 +509,9 @@ class Family(ABC):
         mean, variance = statistics_of_patches(pixels, shapes, per_channel=False)
         return mean, np.sqrt(variance + VARIANCE_FLOOR)
 
-    def ratio_that_keeps(self, kept: int, config: Any) -> float:
+    def ratio_that_keeps(self, visible: int, config: Any) -> float:
         """Return a mask ratio with which a model keeps this many patches."""
-        return 0.0 if kept == config.num_patches else 1 - (kept + 0.5) / config.num_patches
+        return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
         """Return the parts of the output (N, tokens, D) of an encoder that no patch is hidden from.

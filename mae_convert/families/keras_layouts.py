@@ -63,21 +63,21 @@ TASK: Mapping[str, Treatment] = {
 }
 
 
-def unknown_in_config(stated: Any, configuration: type[Any]) -> tuple[str, ...]:
+def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...]:
     """Return the fields of Keras's ``config.json`` of which nobody here knows what Keras does.
 
     Args:
-        stated: ``config.json``.
+        settings: ``config.json``.
         configuration: the class of the configurations of this project's models.
 
     Raises:
         ConfigurationError: a field makes the model another one than a layout here can hold.
     """
-    if not isinstance(stated, Mapping):
+    if not isinstance(settings, Mapping):
         return ()
-    table = {**OBJECT, "config": Fields(_table(stated, configuration))}
-    unknown = list(unknown_fields(stated, table, "Keras's config.json"))
-    config = stated.get("config")
+    table = {**OBJECT, "config": Fields(_table(settings, configuration))}
+    unknown = list(unknown_fields(settings, table, "Keras's config.json"))
+    config = settings.get("config")
     policies = [config.get("dtype")] if isinstance(config, Mapping) else []
     if isinstance(config, Mapping) and isinstance(config.get("backbone"), Mapping):
         inner = config["backbone"].get("config")
@@ -89,11 +89,11 @@ def unknown_in_config(stated: Any, configuration: type[Any]) -> tuple[str, ...]:
     return tuple(unknown)
 
 
-def _table(stated: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
+def _table(settings: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
     """Return the table of the class's own fields."""
-    if not str(stated.get("registered_name")).startswith("keras_hub>"):
+    if not str(settings.get("registered_name")).startswith("keras_hub>"):
         return {**OURS, "config": Fields({f.name: READ for f in fields(configuration)})}
-    config = stated.get("config")
+    config = settings.get("config")
     if isinstance(config, Mapping) and "backbone" in config:
         backbone = {**OBJECT, "config": Fields(BACKBONE)}
         return {**TASK, "backbone": Fields(backbone)}
@@ -163,17 +163,17 @@ BLOCK = (
 )
 
 
-def archived_model(place: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return ``config.json`` of a ``.keras`` file, of which Keras makes the model.
 
     It is what Keras 3 writes for a model that was not compiled.
 
     Args:
-        place: "module:Class" of the model.
+        class_path: "module:Class" of the model.
         config: the fields of its configuration.
         dtype: of the weights.
     """
-    module, _, name = place.partition(":")
+    module, _, name = class_path.partition(":")
     return {
         "module": module,
         "class_name": name,
@@ -199,7 +199,7 @@ def _snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
-def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a configuration tells; of a ``.keras`` file, what Keras makes the model of.
 
     What we keep beside it (image mean and deviation, names of classes) is added.
@@ -207,10 +207,10 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigurationError: ``config.json`` is not of our models' form, or the two disagree.
     """
-    if "keras" not in stated:
-        return dict(stated)
-    theirs = archived(stated["keras"], "config", "config")
-    ours = {name: value for name, value in stated.items() if name != "keras"}
+    if "keras" not in config:
+        return dict(config)
+    theirs = archived(config["keras"], "config", "config")
+    ours = {name: value for name, value in config.items() if name != "keras"}
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
             raise ConfigurationError(
@@ -221,17 +221,17 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {**ours, **theirs}
 
 
-def archived(stated: Any, *keys: str) -> Mapping[str, Any]:
+def archived(config: Any, *keys: str) -> Mapping[str, Any]:
     """Return the mapping at some keys of what Keras wrote as ``config.json``.
 
     Raises:
         ConfigurationError: there is none.
     """
     for key in keys:
-        stated = stated.get(key) if isinstance(stated, Mapping) else None
-    if not isinstance(stated, Mapping):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
         raise ConfigurationError(
             f"Keras's config.json has no entry {'.'.join(keys)}",
             hint="write the file again with model.save",
         )
-    return stated
+    return config

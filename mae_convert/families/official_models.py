@@ -77,7 +77,7 @@ class OfficialFile:
     on_the_hub: str | None = None
     """A repository on the Hugging Face Hub with the same weights, where one is known."""
 
-    known: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     """Configuration fields that follow neither from the file nor from its layout."""
 
     @property

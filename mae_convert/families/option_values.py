@@ -27,7 +27,7 @@ class Kind(Protocol):
         """The placeholder for a value in help texts."""
 
     @property
-    def wanted(self) -> str:
+    def expected(self) -> str:
         """What is accepted, for messages."""
 
     def read(self, text: str) -> Any:
@@ -43,7 +43,7 @@ class Words:
     """Any text."""
 
     metavar: str = "TEXT"
-    wanted: str = "a text"
+    expected: str = "a text"
 
     def read(self, text: str) -> str:
         """Return the text."""
@@ -55,13 +55,13 @@ class Switch:
     """True or False."""
 
     metavar: str = "BOOLEAN"
-    wanted: str = "true or false"
+    expected: str = "true or false"
 
     def read(self, text: str) -> bool:
         """Return the value of a text such as "true", "yes" or "1"."""
         word = text.strip().lower()
         if word not in (*TRUE, *FALSE):
-            raise ValueError(f"{text!r} is not {self.wanted}")
+            raise ValueError(f"{text!r} is not {self.expected}")
         return word in TRUE
 
 
@@ -78,7 +78,7 @@ class Choice:
         return f"[{'|'.join(self.choices)}]"
 
     @property
-    def wanted(self) -> str:
+    def expected(self) -> str:
         """The names."""
         return ", ".join(self.choices)
 
@@ -86,7 +86,7 @@ class Choice:
         """Return the name."""
         name = self.synonyms.get(text, text)
         if name not in self.choices:
-            raise ValueError(f"{text!r} is not one of {self.wanted}")
+            raise ValueError(f"{text!r} is not one of {self.expected}")
         return name
 
 
@@ -97,14 +97,14 @@ class Whole:
     least: int = 1
     most: int | None = LARGEST_COUNT
     metavar: str = "INTEGER"
-    wanted: str = "a whole number"
+    expected: str = "a whole number"
 
     def read(self, text: str) -> int:
         """Return the number."""
         try:
             number = int(text)
         except ValueError:
-            raise ValueError(f"{text!r} is not {self.wanted}") from None
+            raise ValueError(f"{text!r} is not {self.expected}") from None
         if number < self.least:
             raise ValueError(f"{number} is less than {self.least}")
         if self.most is not None and number > self.most:
@@ -119,7 +119,7 @@ class Number:
     least: float = -math.inf
     below: float = math.inf
     metavar: str = "FLOAT"
-    wanted: str = "a number"
+    expected: str = "a number"
 
     def read(self, text: str) -> float:
         """Return the number."""
@@ -128,7 +128,7 @@ class Number:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{text!r} is not {self.wanted}")
+            raise ValueError(f"{text!r} is not {self.expected}")
         if number < self.least:
             raise ValueError(f"{number:g} is less than {self.least:g}")
         if number >= self.below:
@@ -141,13 +141,13 @@ class ImageSize:
     """Height and width of an image in pixels: one number for a square, or HxW."""
 
     metavar: str = "HxW"
-    wanted: str = "224 or 224x192 (height x width)"
+    expected: str = "224 or 224x192 (height x width)"
 
     def read(self, text: str) -> tuple[int, int]:
         """Return (height, width)."""
         sides = text.lower().split("x")
         if len(sides) > 2 or not all(SIDE.fullmatch(side) for side in sides):
-            raise ValueError(f"{text!r} is not a size; write {self.wanted}")
+            raise ValueError(f"{text!r} is not a size; write {self.expected}")
         return int(sides[0]), int(sides[-1])
 
 
@@ -156,13 +156,13 @@ class ByteSize:
     """A number of bytes, such as 500MB, 2GB or 2GiB."""
 
     metavar: str = "SIZE"
-    wanted: str = "500MB or 2GB"
+    expected: str = "500MB or 2GB"
 
     def read(self, text: str) -> int:
         """Return the number of bytes."""
         match = BYTES.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a size; write {self.wanted}")
+            raise ValueError(f"{text!r} is not a size; write {self.expected}")
         power = " KMGT".index(match[2].upper() or " ")
         return int(match[1]) * (1024 if match[3] else 1000) ** power
 
@@ -202,7 +202,7 @@ def _pixels(side: Any) -> int:
     return number if number == side and number > 0 else 0
 
 
-def name_of_dtype(dtype: Any, known: tuple[str, ...]) -> str | None:
+def name_of_dtype(dtype: Any, names: tuple[str, ...]) -> str | None:
     """Return the name of a dtype: of its name, or of a dtype of PyTorch, NumPy or TensorFlow.
 
     Raises:
@@ -211,8 +211,8 @@ def name_of_dtype(dtype: Any, known: tuple[str, ...]) -> str | None:
     if dtype is None:
         return None
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-    if name not in known:
+    if name not in names:
         raise ConfigurationError(
-            f"unknown dtype {name!r}", hint=f"choose {', '.join(known)}", option="dtype"
+            f"unknown dtype {name!r}", hint=f"choose {', '.join(names)}", option="dtype"
         )
     return name

@@ -156,9 +156,9 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
         TypeError: there is no option of such a name, or it is given by both of its names.
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
-        known = ", ".join(option.name for option in OF_FIELDS.values())
+        names = ", ".join(option.name for option in OF_FIELDS.values())
         raise TypeError(
-            f"{function} has no argument {unknown[0]!r}; what can be specified is {known}"
+            f"{function} has no argument {unknown[0]!r}; what can be specified is {names}"
         )
     values: dict[str, Any] = {}
     for accepted, value in arguments.items():

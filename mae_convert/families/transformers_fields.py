@@ -182,31 +182,31 @@ class Classes:
     """What to do about fields that are not in `FIELDS`."""
 
 
-def unknown_in_config(stated: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
+def unknown_in_config(config: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
     """Return the fields that this project does not know what the library does with.
 
     Args:
-        stated: ``config.json``.
+        config: ``config.json``.
         classes: those of what the tensors are read as.
 
     Raises:
         ConfigurationError: a field makes the model another one than the tensors are.
     """
-    unknown = list(unknown_fields(stated, {**FIELDS, **classes.fields}, "config.json"))
-    if stated.get("model_type") not in (None, *classes.model_types):
-        unknown.append(f"model_type {shown(stated['model_type'])}")
-    named = stated.get("architectures") or ()
-    known = {prefix + name for name in classes.architectures for prefix in ("", "TF")}
-    if named and not (isinstance(named, list) and {*map(str, named)} <= known):
+    unknown = list(unknown_fields(config, {**FIELDS, **classes.fields}, "config.json"))
+    if config.get("model_type") not in (None, *classes.model_types):
+        unknown.append(f"model_type {shown(config['model_type'])}")
+    named = config.get("architectures") or ()
+    class_names = {prefix + name for name in classes.architectures for prefix in ("", "TF")}
+    if named and not (isinstance(named, list) and {*map(str, named)} <= class_names):
         unknown.append(f"architectures {shown(named)}")
     return tuple(unknown)
 
 
-def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable[np.dtype]) -> None:
+def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable[np.dtype]) -> None:
     """Hold what ``config.json`` says about the weights against the weights that are read.
 
     Args:
-        stated: ``config.json``.
+        config: ``config.json``.
         weights_file: the file that is read, or the index of several.
         dtypes: of the tensors in it.
 
@@ -220,7 +220,7 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
             "distributed checkpoint and no other weights",
             hint="move one of the two away",
         )
-    named = stated.get("transformers_weights")
+    named = config.get("transformers_weights")
     if named is not None and named != weights_file.name:
         raise ConfigurationError(
             f"config.json names other weights, transformers_weights {shown(named)}: transformers "
@@ -228,19 +228,19 @@ def check_config(stated: Mapping[str, Any], weights_file: Path, dtypes: Iterable
             hint="remove one of the two files, and transformers_weights from config.json",
         )
     for name in ("dtype", "torch_dtype"):
-        wanted = str(stated.get(name)).removeprefix("torch.")
-        if stated.get(name) is None or wanted == "auto":
+        stored_dtype = str(config.get(name)).removeprefix("torch.")
+        if config.get(name) is None or stored_dtype == "auto":
             continue
-        if wanted not in DTYPES:
+        if stored_dtype not in DTYPES:
             raise ConfigurationError(
-                f"config.json says {name} is {shown(wanted)}, which is not supported",
+                f"config.json says {name} is {shown(stored_dtype)}, which is not supported",
                 hint=f"remove {name}, or use one of {', '.join(DTYPES)}",
             )
-        wider = [dtype for dtype in dtypes if not _holds(DTYPES[wanted], dtype)]
+        wider = [dtype for dtype in dtypes if not _holds(DTYPES[stored_dtype], dtype)]
         if wider:
             raise ConfigurationError(
-                f"config.json says {name} is {wanted}, to which transformers 5 rounds the weights "
-                f"when it loads them, but they are stored in {wider[0]}",
+                f"{name} in config.json is {stored_dtype}, to which transformers 5 rounds the "
+                f"weights when it loads them, but they are stored in {wider[0]}",
                 hint=(
                     f"remove {name} from config.json to keep them, or load and save the model with "
                     "transformers, which rounds them"

@@ -42,7 +42,7 @@ Identity = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """The target of an output."""
 
     target: Path
@@ -95,10 +95,10 @@ class Place:
 class Staged:
     """An output that is written at `path` and renamed to its target by `commit`."""
 
-    def __init__(self, place: Place, folder: Path) -> None:
-        self.place = place
+    def __init__(self, target: Destination, folder: Path) -> None:
+        self.destination = target
         self.path = folder / NEW
-        self._old = _identity(place.target)
+        self._old = _identity(target.target)
         self._undo: Callable[[], None] | None = None
 
     def commit(self) -> None:
@@ -108,11 +108,11 @@ class Staged:
             OutputError: another process has written the target in the meantime.
             OSError: the operating system refuses.
         """
-        target = self.place.target
-        if self._old is not None and self.place.is_directory and target.is_dir():
-            self.place.may_replace(target)  # checked again: it may have changed meanwhile
+        target = self.destination.target
+        if self._old is not None and self.destination.is_directory and target.is_dir():
+            self.destination.may_replace(target)  # checked again: it may have changed meanwhile
         if _identity(target) != self._old:
-            raise _overtaken(target) if self.place.overwrite else already_exists(target)
+            raise _overtaken(target) if self.destination.overwrite else already_exists(target)
         if self._old is None:
             self._appear()
         else:
@@ -126,18 +126,18 @@ class Staged:
 
     def _appear(self) -> None:
         try:
-            rename_to_new(self.path, self.place.target)
+            rename_to_new(self.path, self.destination.target)
         except FileExistsError:
-            error = _overtaken if self.place.overwrite else already_exists
-            raise error(self.place.target) from None
-        self._undo = lambda: rename_to_new(self.place.target, self.path)
+            error = _overtaken if self.destination.overwrite else already_exists
+            raise error(self.destination.target) from None
+        self._undo = lambda: rename_to_new(self.destination.target, self.path)
 
     def _replace(self, old: Identity) -> None:
-        target = self.place.target
+        target = self.destination.target
         try:
             exchange(self.path, target)
         except NotImplementedError:
-            if self.place.is_directory:
+            if self.destination.is_directory:
                 raise OutputError(
                     target,
                     " cannot be replaced in one step on this system",
@@ -154,7 +154,9 @@ class Staged:
 
 
 @contextmanager
-def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iterator[list[Staged]]:
+def staged(
+    *places: Destination, on_commit: Callable[[], None] = lambda: None
+) -> Iterator[list[Staged]]:
     """Yield temporary outputs; at the end all are renamed to their targets, or none is.
 
     The block must flush what it writes.
@@ -167,11 +169,11 @@ def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iter
         OutputError: a target may not be replaced, was written by another process meanwhile, or the
             operating system refuses to write.
     """
-    for place in places:
-        place.check()
+    for target in places:
+        target.check()
     with ExitStack() as stack:
         with undisturbed():  # otherwise an output could be created that nothing removes
-            outputs = [stack.enter_context(_one(place)) for place in places]
+            outputs = [stack.enter_context(_one(target)) for target in places]
         yield outputs
         with undisturbed() as signals:
             try:
@@ -192,11 +194,11 @@ def staged(*places: Place, on_commit: Callable[[], None] = lambda: None) -> Iter
 
 def _commit(outputs: Iterable[Staged]) -> None:
     for output in outputs:
-        with os_errors_explained(output.place.target):
+        with os_errors_explained(output.destination.target):
             output.commit()
     for output in outputs:
-        with os_errors_explained(output.place.target):
-            flush(output.place.target.parent)
+        with os_errors_explained(output.destination.target):
+            flush(output.destination.target.parent)
 
 
 def _undo(outputs: Sequence[Staged]) -> None:
@@ -222,7 +224,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
             f" cannot be written: its name must end in {listing(suffixes)}",
             hint="rename it",
         )
-    Place(target, overwrite=overwrite).check()
+    Destination(target, overwrite=overwrite).check()
 
 
 def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -> None:
@@ -243,15 +245,15 @@ def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: as `staged`.
     """
-    with staged(Place(target, overwrite=overwrite)) as (output,):
+    with staged(Destination(target, overwrite=overwrite)) as (output,):
         yield output.path
         flush(output.path)
 
 
 @contextmanager
-def _one(place: Place) -> Iterator[Staged]:
-    with os_errors_explained(place.target), staging_beside(place.target) as folder:
-        yield Staged(place, folder)
+def _one(target: Destination) -> Iterator[Staged]:
+    with os_errors_explained(target.target), staging_beside(target.target) as folder:
+        yield Staged(target, folder)
 
 
 def flush(path: Path) -> None:

@@ -71,8 +71,8 @@ class WorkerThreads:
         Raises:
             Exception: the first error that a task raised.
         """
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        errors = [future.exception() for future in futures if future in done]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        errors = [future.exception() for future in futures if future in finished]
         raised = [error for error in errors if error and not isinstance(error, _StoppedError)]
         if raised:
             raise raised[0]

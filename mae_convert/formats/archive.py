@@ -194,25 +194,27 @@ def _check_end(file: ByteFile, count: int) -> None:
         file: the archive.
         count: the number of entries that were read.
     """
-    place = file.size - END.size
+    end_offset = file.size - END.size
     magic, disk, first_disk, here, entries, size, offset, comment = END.unpack(
-        file.raw(place, END.size)
+        file.raw(end_offset, END.size)
     )
     if magic != END_MAGIC or comment or disk or first_disk:
         raise ValueError("it has a comment, or bytes after it")
-    if place >= LOCATOR64.size and file.raw(place - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
+    if end_offset >= LOCATOR64.size and file.raw(end_offset - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
         short = (here, entries, size, offset)
         _, locator_disk, end64, disks = LOCATOR64.unpack(
-            file.raw(place - LOCATOR64.size, LOCATOR64.size)
+            file.raw(end_offset - LOCATOR64.size, LOCATOR64.size)
         )
-        place -= LOCATOR64.size + END64.size
-        magic, length, _, _, disk, first_disk, *long = END64.unpack(file.raw(place, END64.size))
-        if (magic, length, end64) != (END64_MAGIC, END64.size - 12, place):
+        end_offset -= LOCATOR64.size + END64.size
+        magic, length, _, _, disk, first_disk, *long = END64.unpack(
+            file.raw(end_offset, END64.size)
+        )
+        if (magic, length, end64) != (END64_MAGIC, END64.size - 12, end_offset):
             raise ValueError("its end records are inconsistent")
         if any((locator_disk, disks > 1, disk, first_disk)) or not all(
             a == b or a in ELSEWHERE for a, b in zip(short, long, strict=True)
         ):
             raise ValueError("its end records are inconsistent")
         here, entries, size, offset = long
-    if (here, entries) != (count, count) or offset + size != place:
+    if (here, entries) != (count, count) or offset + size != end_offset:
         raise ValueError("its central directory is not where the end record says")

@@ -72,10 +72,10 @@ def _name(key: ast.expr | str | None) -> str:
 
 def _known(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
     """Return the values of a mapping that are literals."""
-    known = {}
+    values = {}
     for name, node in items.items():
         try:
-            known[name] = _value(node, depth + 1)
+            values[name] = _value(node, depth + 1)
         except ValueError:
             continue
-    return known
+    return values

@@ -145,8 +145,8 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
 
 def is_read_beside(name: str) -> bool:
     """Return whether a library may read a file of this name in addition to the weights."""
-    known = name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or DISTRIBUTED.fullmatch(name)
-    return bool(known) or name.endswith(".py")
+    is_read = name in (*READ_BESIDE, *WEIGHTS_NAMES, *INDEX_NAMES) or DISTRIBUTED.fullmatch(name)
+    return bool(is_read) or name.endswith(".py")
 
 
 def left_aside(weights_file: Path) -> dict[str, str]:

@@ -44,15 +44,15 @@ def read_keras_archive(archive: Archive) -> Contents:
             of another project.
     """
     _check_members(archive)
-    stated = _read_config(archive)
+    config = _read_config(archive)
     weights = read_hdf5(_weights(archive))
     besides = [name for name in archive.records if name not in (METADATA, CONFIG, WEIGHTS)]
-    training = {"compile_config": "how it was trained"} if stated.get("compile_config") else {}
+    training = {"compile_config": "how it was trained"} if config.get("compile_config") else {}
     return replace(
         weights,
         kind=KERAS_ARCHIVE,
         files=(archive.file,),
-        config={**(weights.config or {}), KERAS: stated},
+        config={**(weights.config or {}), KERAS: config},
         config_place=CONFIG,
         ignored={**weights.ignored, **dict.fromkeys(besides, "a file in the archive"), **training},
     )
@@ -84,21 +84,21 @@ def _read_config(archive: Archive) -> dict[str, Any]:
     if archive.size(CONFIG) > LARGEST_CONFIG:
         raise damaged(archive.path, f"{CONFIG} would have {archive.size(CONFIG)} bytes")
     try:
-        stated = parse_json(archive.raw(CONFIG, LARGEST_CONFIG))
+        config = parse_json(archive.raw(CONFIG, LARGEST_CONFIG))
     except JsonError as error:
         raise damaged(archive.path, f"{CONFIG} is not JSON: {error}") from error
-    name = stated.get("registered_name") if isinstance(stated, dict) else None
+    name = config.get("registered_name") if isinstance(config, dict) else None
     if not isinstance(name, str) or not name.startswith(PACKAGES):
-        of = stated.get("class_name") if isinstance(stated, dict) else None
+        of = config.get("class_name") if isinstance(config, dict) else None
         if of in FUNCTIONAL:
-            raise whole_model(archive.path, json.dumps(stated), None)
+            raise whole_model(archive.path, json.dumps(config), None)
         raise CheckpointError(
             archive.path,
             f" holds a Keras model of class {shown(of)}, and only .keras files of reference_models "
             "and KerasHub can be read",
             hint="write its weights with model.save_weights('model.weights.h5')",
         )
-    return stated
+    return config
 
 
 KERAS_VERSION = "3.15.1"
@@ -117,11 +117,11 @@ def keras_archive_layout(
         raise OutputError("a .keras file needs the configuration of a Keras model")
     stored = {name: value for name, value in config.items() if name != KERAS}
     weights = keras_h5_layout(tensors, stored or None, conversion)
-    stated = json.dumps(config[KERAS]).encode()
+    config_json = json.dumps(config[KERAS]).encode()
     archive = zip_layout(
         [
             Record(METADATA, json.dumps({"keras_version": KERAS_VERSION}).encode()),
-            Record(CONFIG, stated),
+            Record(CONFIG, config_json),
             Record(WEIGHTS, b"", weights.size),
         ]
     )
@@ -138,7 +138,7 @@ def keras_archive_layout(
 
     return FileLayout(
         size=archive.size,
-        places=[begins + place for place in weights.places],
+        places=[begins + offset for offset in weights.places],
         finalize=finalize,
         checksums=[0] * len(tensors),
     )

@@ -63,7 +63,7 @@ def read_npz(archive: Archive) -> Contents:
             " first and others the second",
             hint="write the archive with numpy.savez",
         )
-    texts = {name: _text(archive, place) for name, place in SETTINGS.items() if place in names}
+    texts = {name: _text(archive, member) for name, member in SETTINGS.items() if member in names}
     return Contents(
         kind=NPZ,
         tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},

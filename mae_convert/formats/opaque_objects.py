@@ -169,11 +169,11 @@ def passed_over(value: object, effects: Effects) -> dict[str, str]:
     places: dict[str, str] = {}
     named: set[str] = set()
     more = 0
-    for place, item in outermost(value):
+    for path, item in outermost(value):
         if len(places) == OUTERMOST_SHOWN:
             more += 1
             continue
-        places[shown(place) or "the pickle"] = in_words(item)
+        places[shown(path) or "the pickle"] = in_words(item)
         named |= {item.name} if isinstance(item, Opaque) else set()
     if more:
         places["other places"] = f"{more} more objects of unsupported types"

@@ -59,10 +59,10 @@ class PickleStream:
 
     def _fill(self, count: int) -> bool:
         """Read `count` bytes into the buffer, or all that are left; return whether it grew."""
-        place, left = self.tell(), len(self._buffer) - self._at
-        total = min(max(count, STEP), self._size - place)
+        begin, left = self.tell(), len(self._buffer) - self._at
+        total = min(max(count, STEP), self._size - begin)
         if total <= left:
             return False
-        self._buffer = self._raw(place, total)
-        self._start, self._at = place, 0
+        self._buffer = self._raw(begin, total)
+        self._start, self._at = begin, 0
         return True

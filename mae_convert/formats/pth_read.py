@@ -71,7 +71,7 @@ def pth_contents(
     keys = selection.settings((*SETTINGS, *ARGUMENTS, META))
     settings = {name: plain_mapping(selection.beside[key]) for name, key in keys.items()}
     used = {keys[name] for name, value in settings.items() if value is not None}
-    settings = {**_carried(selection), **settings}
+    settings = {**_stored_settings(selection), **settings}
     progress = {name: selection.beside[key] for name, key in selection.settings(EPOCH_KEYS).items()}
     return Contents(
         kind=PTH,
@@ -109,21 +109,23 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
     nested = [
         inner for part in given for name in NESTED if isinstance(inner := part.get(name), dict)
     ]
-    found = [*nested, *given]
+    arguments = [*nested, *given]
     meta = settings.get(META)
     if meta is not None:
         texts = {name: meta[name] for name in CONFIG_TEXTS if isinstance(meta.get(name), str)}
         read = {name: read_config_text(text) for name, text in texts.items()}
-        found.append({META: {**meta, **{k: v for k, v in read.items() if v is not None}}})
-    return {name: value for part in found for name, value in part.items()} if found else None
+        arguments.append({META: {**meta, **{k: v for k, v in read.items() if v is not None}}})
+    return (
+        {name: value for part in arguments for name, value in part.items()} if arguments else None
+    )
 
 
-def _carried(selection: Selection) -> dict[str, dict | None]:
+def _stored_settings(selection: Selection) -> dict[str, dict | None]:
     """Return the settings that are stored in an attribute of a state dict."""
-    carried = selection.attributes.get(ATTRIBUTE)
-    if not isinstance(carried, Mapping):
+    stored = selection.attributes.get(ATTRIBUTE)
+    if not isinstance(stored, Mapping):
         return {}
-    return {name: plain_mapping(carried.get(name)) for name in ("config", "conversion")}
+    return {name: plain_mapping(stored.get(name)) for name in ("config", "conversion")}
 
 
 def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> LazyTensor:
@@ -206,8 +208,8 @@ def folder_of(archive: Archive) -> str | None:
                 " is a TorchScript program and not weights",
                 hint="write them with torch.save({'model': model.state_dict()}, ...)",
             )
-        known = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
-        if not name.startswith(folder) or not known:
+        is_member = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
+        if not name.startswith(folder) or not is_member:
             raise CheckpointError(
                 archive.path,
                 f" has a member {shown(name)}, which torch.save does not write, and which PyTorch "

@@ -33,8 +33,8 @@ def pth_layout(
     returns. The settings are then stored in an attribute of it, like PyTorch's `_metadata`:
     `load_state_dict` ignores it, and it is kept when the state dict is saved again.
     """
-    stated = {"config": config, "conversion": conversion}
-    settings = {name: value for name, value in stated.items() if value is not None}
+    extra = {"config": config, "conversion": conversion}
+    settings = {name: value for name, value in extra.items() if value is not None}
     if state_key is not None:
         parts = {name: _value(value) for name, value in settings.items()}
         return _checkpoint(_mapping({state_key: _model(tensors), **parts}), tensors)
@@ -86,17 +86,19 @@ def _tensor(key: int, tensor: LazyTensor) -> bytes:
     """Return the opcodes that rebuild a contiguous tensor with its own storage."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
-    place = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
+    description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
     settings = [_value(False), _call("collections", "OrderedDict", [])]
     if tensor.dtype in _STORAGE_NAMES:
         kind = _name("torch", _STORAGE_NAMES[tensor.dtype])
         return _call(
-            "torch._utils", "_rebuild_tensor_v2", [_storage(key, kind, count), *place, *settings]
+            "torch._utils",
+            "_rebuild_tensor_v2",
+            [_storage(key, kind, count), *description, *settings],
         )
     kind = _name("torch.storage", "UntypedStorage")
     dtype = _name("torch", _DTYPE_NAMES[tensor.dtype])
     storage = _storage(key, kind, tensor.nbytes)
-    return _call("torch._utils", "_rebuild_tensor_v3", [storage, *place, *settings, dtype])
+    return _call("torch._utils", "_rebuild_tensor_v3", [storage, *description, *settings, dtype])
 
 
 def _storage(key: int, kind: bytes, count: int) -> bytes:

@@ -80,9 +80,9 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
 
 def _read_index(file: ByteFile) -> dict[str, set[str]]:
     """Return the names of the tensors in each shard according to the index."""
-    index, stated = file.path, json_in(file, "download it again")
-    check_document(stated, "index", index, "it is not an index of weights; download it again")
-    places = stated["weight_map"]
+    index, document = file.path, json_in(file, "download it again")
+    check_document(document, "index", index, "it is not an index of weights; download it again")
+    places = document["weight_map"]
     by_file: dict[str, set[str]] = {}
     for tensor, shard in places.items():
         if not is_plain_name(shard):

@@ -125,10 +125,10 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
 def _layers_of(config: str | None) -> tuple[str, Mapping[str, str]]:
     """Return the class of a model, and the class of each of its layers by name."""
     try:
-        stated: Any = json.loads(config or "")
-        layers = stated["config"]["layers"]
+        config_values: Any = json.loads(config or "")
+        layers = config_values["config"]["layers"]
         named = {str(layer["config"]["name"]): str(layer["class_name"]) for layer in layers}
-        return str(stated["class_name"]), named
+        return str(config_values["class_name"]), named
     except (ValueError, TypeError, KeyError, RecursionError):
         return "unknown", {}
 

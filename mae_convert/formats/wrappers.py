@@ -35,7 +35,7 @@ DEEPEST = 3
 KEYS_SHOWN = 12
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")
 
-Place = tuple[str, ...]
+Keys = tuple[str, ...]
 
 
 class NoSuchKeyError(CheckpointError):
@@ -111,35 +111,35 @@ def select_model(
     holders = dict(_holders(value))
     hidden = dict(_hidden(value))
     effects = effects or Effects()
-    place = _chosen(path, value, holders, hidden, effects, state_key)
-    model = holders[place]
+    chosen = _chosen(path, value, holders, hidden, effects, state_key)
+    model = holders[chosen]
     if not all(isinstance(name, str) for name in model):
         raise CheckpointError(path, " has tensor names that are not text")
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
     selection = Selection(
         tensors=tensors,
-        wrapper=".".join(place) or None,
-        beside=dict(_beside(value, place)),
+        wrapper=".".join(chosen) or None,
+        beside=dict(_beside(value, chosen)),
         attributes=model.attributes if isinstance(model, Ordered) else {},
-        around=tuple(_around(value, place)),
+        around=tuple(_around(value, chosen)),
     )
     _check_untouched(path, selection, effects)
     return selection
 
 
-def _around(value: Mapping, keys: Place) -> Iterator[Mapping]:
+def _around(value: Mapping, keys: Keys) -> Iterator[Mapping]:
     yield value
     for key in keys:
         value = value[key]
         yield value
 
 
-def _hidden(value: Mapping) -> Iterator[tuple[Place, Opaque]]:
+def _hidden(value: Mapping) -> Iterator[tuple[Keys, Opaque]]:
     """Yield objects of unsupported types where a model may be, with their paths."""
     seen = {id(value)}
-    level: list[tuple[Place, Mapping]] = [((), value)]
+    level: list[tuple[Keys, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
-        below: list[tuple[Place, Mapping]] = []
+        below: list[tuple[Keys, Mapping]] = []
         for keys, mapping in level:
             for key, item in mapping.items():
                 if not isinstance(key, str):
@@ -217,13 +217,13 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
             )
 
 
-def _holders(value: Mapping) -> Iterator[tuple[Place, Mapping]]:
+def _holders(value: Mapping) -> Iterator[tuple[Keys, Mapping]]:
     """Yield every mapping that directly contains tensors, with its path; the outermost first."""
     seen = {id(value)}
-    level: list[tuple[Place, Mapping]] = [((), value)]
+    level: list[tuple[Keys, Mapping]] = [((), value)]
     for _ in range(DEEPEST + 1):
         yield from ((keys, mapping) for keys, mapping in level if _has_tensors(mapping))
-        below: list[tuple[Place, Mapping]] = []
+        below: list[tuple[Keys, Mapping]] = []
         for keys, mapping in level:
             for key, item in mapping.items():
                 if isinstance(key, str) and isinstance(item, Mapping) and id(item) not in seen:
@@ -239,16 +239,16 @@ def _has_tensors(value: Mapping) -> bool:
 def _chosen(
     path: Path,
     value: Mapping,
-    holders: Mapping[Place, Mapping],
-    hidden: Mapping[Place, Opaque],
+    holders: Mapping[Keys, Mapping],
+    hidden: Mapping[Keys, Opaque],
     effects: Effects,
     state_key: str | None,
-) -> Place:
+) -> Keys:
     """Return the path of the model: the requested key, or the only possible one."""
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
-        places = [place for place in holders if len(place) == depth]
+        places = [holder for holder in holders if len(holder) == depth]
         possible = [p for p in places if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
         possible += [p for p in holders if len(p) > depth > 0 and _is_other(p[:1], holders[p])]
         unread = _unread(hidden, effects, max(depth, 1))
@@ -258,8 +258,8 @@ def _chosen(
             raise _undecided(path, value, possible, unread)
     if name := holder_of_tensors(hidden.values(), effects):
         raise would_run_code(path, name)
-    if place := next((place for place in hidden if place[-1] in WRAPPERS), None):
-        raise would_run_code(path, hidden[place].name)
+    if holder := next((holder for holder in hidden if holder[-1] in WRAPPERS), None):
+        raise would_run_code(path, hidden[holder].name)
     raise CheckpointError(
         f"{path} has no tensors at its top level or under {', '.join(WRAPPERS)}; it has"
         f" {_listed(value)}",
@@ -268,17 +268,17 @@ def _chosen(
     )
 
 
-def _unread(hidden: Mapping[Place, Opaque], effects: Effects, depth: int) -> list[Opaque]:
+def _unread(hidden: Mapping[Keys, Opaque], effects: Effects, depth: int) -> list[Opaque]:
     """Return objects of unsupported types with tensors where a model may be."""
     opaque = [item for keys, item in hidden.items() if _may_be_model(keys, depth)]
     return [item for item in opaque[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
 
-def _may_be_model(keys: Place, depth: int) -> bool:
+def _may_be_model(keys: Keys, depth: int) -> bool:
     return len(keys) <= depth and keys[-1] in WRAPPERS
 
 
-def _is_other(keys: Place, mapping: Mapping) -> bool:
+def _is_other(keys: Keys, mapping: Mapping) -> bool:
     """Return whether a mapping of tensors is another model, by its key and its matrices."""
     if keys[-1] in OTHER_WEIGHTS:
         return True
@@ -288,9 +288,9 @@ def _is_other(keys: Place, mapping: Mapping) -> bool:
 
 
 def _undecided(
-    path: Path, value: Mapping, possible: list[Place], unread: list[Opaque]
+    path: Path, value: Mapping, possible: list[Keys], unread: list[Opaque]
 ) -> CheckpointError:
-    keys = [".".join(place) for place in possible if place]
+    keys = [".".join(holder) for holder in possible if holder]
     if not keys:  # tensors at the top level, which has no key
         return would_run_code(path, unread[0].name)
     options = [Option("state_key", shown(key)) for key in keys]
@@ -305,10 +305,10 @@ def _undecided(
 def _at_key(
     path: Path,
     value: Mapping,
-    holders: Mapping[Place, Mapping],
-    hidden: Mapping[Place, Opaque],
+    holders: Mapping[Keys, Mapping],
+    hidden: Mapping[Keys, Opaque],
     state_key: str,
-) -> Place:
+) -> Keys:
     """Return the path for a dotted key.
 
     Raises:
@@ -329,12 +329,12 @@ def _at_key(
     )
 
 
-def _which_key(holders: Mapping[Place, Mapping]) -> Text:
+def _which_key(holders: Mapping[Keys, Mapping]) -> Text:
     """Return a hint to specify one of the keys with tensors."""
-    places = [".".join(place) for place in holders if place]
+    places = [".".join(path) for path in holders if path]
     if not places:
         return "specify a file that contains weights"
-    options = [Option("state_key", shown(place)) for place in places[:KEYS_SHOWN]]
+    options = [Option("state_key", shown(path)) for path in places[:KEYS_SHOWN]]
     return "specify the model's key with ", join(options, " or ")
 
 
@@ -343,7 +343,7 @@ def _listed(keys: Iterable[object]) -> str:
     return f"{', '.join(names[:KEYS_SHOWN]) or 'nothing'}{', …' * (len(names) > KEYS_SHOWN)}"
 
 
-def _beside(value: Mapping, keys: Place) -> Iterator[tuple[Any, object]]:
+def _beside(value: Mapping, keys: Keys) -> Iterator[tuple[Any, object]]:
     """Yield everything but the model's tensors; nested values have dotted names."""
     prefix = ""
     for key in keys:

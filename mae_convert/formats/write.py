@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mae_convert.errors import MaeConvertError, Option, OutputError
-from mae_convert.files.atomic import Place, Staged, flush, os_errors_explained, staged
+from mae_convert.files.atomic import Destination, Staged, flush, os_errors_explained, staged
 from mae_convert.files.byte_ranges import ByteFile, open_input
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance, Progress, WorkerThreads
@@ -226,7 +226,7 @@ def write_all(
         CheckpointError: the source cannot be read, or was changed meanwhile.
     """
     progress = progress or Progress()
-    places = [Place(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
+    places = [Destination(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
     with staged(*places, on_commit=on_commit) as stagings:
         with _output_files(outputs, stagings) as files:
             hashes = _fill(files, source, progress)
@@ -317,10 +317,10 @@ def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
     """
     order = []
     for file in files:
-        total, done = max(1, file.weights.nbytes), 0
+        total, written = max(1, file.weights.nbytes), 0
         for number, tensor in enumerate(file.weights.tensors):
-            order.append((done / total, file, number))
-            done += tensor.nbytes
+            order.append((written / total, file, number))
+            written += tensor.nbytes
     return [(file, number) for _, file, number in sorted(order, key=lambda item: item[0])]
 
 

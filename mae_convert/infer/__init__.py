@@ -1,10 +1,10 @@
 """Determine by experiment what no tensor specifies: heads, loss target, pixel statistics.
 
-There are two kinds of evidence, which need nothing but the trained weights and some images:
+There are two kinds of evidence, which require only the trained weights and some images:
 
-- `head_structure`: training couples the channels of one attention head and no others, which
-  shows in the products of the query and key matrices.
-- `reconstruction`: a model that is run as it was trained reconstructs images best.
+- `head_structure`: training couples the channels of one attention head and no others, which is
+    measurable in the products of the query and key matrices.
+- `reconstruction`: a model reconstructs images best with the configuration of its training.
 
 Each is a statistical test with a stated confidence; if the tests are not significant, the field
 stays undecided.

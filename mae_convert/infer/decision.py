@@ -17,17 +17,17 @@ SIGNIFICANT = 0.99
 
 @dataclass(frozen=True)
 class Candidate:
-    """A value that a field may have, and how well it fits."""
+    """A possible value of a field, and how well it fits."""
 
     value: Any
     """The value."""
 
     loss: float | None = None
-    """Mean reconstruction loss on removed patches, relative to that of filling each image in one
-    colour (below 1 is better than that); None where no model was run."""
+    """Mean reconstruction loss on removed patches, relative to that of filling each image with one
+    colour (below 1 is better); None if no model was run."""
 
     structure: float | None = None
-    """Of a number of heads, the log-likelihood ratio of `head_structure`; else None."""
+    """For a number of heads, the log-likelihood ratio of `head_structure`; otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Decision:
     """The field."""
 
     value: Any
-    """The value that was decided, or None: undecided."""
+    """The decided value; None if undecided."""
 
     confidence: float | None
-    """The fraction of bootstrap samples in which the best candidate has the lowest loss; None where
-    images decided nothing."""
+    """The fraction of bootstrap samples in which the best candidate has the lowest loss; None if
+    the losses were not used."""
 
     method: str
-    """What decided: "reconstruction", "weights" or both joined by " and "; "" if nothing."""
+    """The evidence: "reconstruction", "weights" or both joined by " and "; "" if undecided."""
 
     reason: str
     """The reason, as a sentence without a full stop."""
 
     candidates: tuple[Candidate, ...]
-    """The values that were tried, the best first."""
+    """The tested values, the best first."""
 
     @property
     def decided(self) -> bool:
-        """Whether there is a value."""
+        """Whether the field is decided."""
         return self.value is not None
 
 
@@ -67,7 +67,7 @@ class Inference:
     """Field → decision, for every field that the file does not specify."""
 
     images: int = 0
-    """How many images were shown to the model; 0 if it was not run."""
+    """The number of images on which the model was run; 0 if it was not run."""
 
     masks: int = 0
     """The number of crops of each image, each with its own mask."""
@@ -107,12 +107,12 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
 
     Args:
         best: (images, crops), the losses of the candidate.
-        others: (candidates, images, crops), those of the others.
-        seed: of the bootstrap.
+        others: (candidates, images, crops), the losses of the other candidates.
+        seed: the seed of the bootstrap.
 
     Returns:
         The smallest share, over the other candidates, of bootstrap samples in which ``best`` is
-        lower; 1.0 if there is no other.
+        lower; 1.0 if there are no other candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)

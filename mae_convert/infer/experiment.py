@@ -36,13 +36,13 @@ class InferenceOptions:
     """A folder of images like those of training; default: four photographs."""
 
     framework: str = "torch"
-    """The framework: torch, tensorflow or jax; empty to run no model and use the weights alone."""
+    """The framework: torch, tensorflow or jax; "" to use only the weights and run no model."""
 
     device: str | None = None
     """The device on which the model runs; default: the CPU."""
 
     crops: int = 32
-    """The number of crops of each image, each with its own mask; of clips, which take longer, at
+    """The number of crops of each image, each with its own mask; for clips, which take longer, at
     most `MOST_CLIP_CROPS`."""
 
     seed: int = 0
@@ -50,54 +50,54 @@ class InferenceOptions:
 
 
 def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> Inference:
-    """Find by experiment the fields that a checkpoint does not specify.
+    """Determine by experiment the fields that a checkpoint does not specify.
 
     Args:
-        checkpoint: opened with ``incomplete=True``; fields that are missing or assumed are tried.
-        options: images, and what runs the model.
+        checkpoint: opened with ``incomplete=True``; missing and assumed fields are tested.
+        options: the images, and how to run the model.
 
     Raises:
-        ConfigurationError: the images are too few.
+        ConfigurationError: there are too few images.
         MaeConvertError: an image cannot be read, or the model cannot be run.
     """
     require_images(checkpoint, "the search for missing fields")
     options = options or InferenceOptions()
     images = _images(checkpoint, options)
-    wanted = open_fields(checkpoint)
-    structures = {name: structure_of(checkpoint, name) for name in HEADS if name in wanted}
+    fields = open_fields(checkpoint)
+    structures = {name: structure_of(checkpoint, name) for name in HEADS if name in fields}
     grid: dict[str, Decision] = {}
-    if "image_size" in wanted:
+    if "image_size" in fields:
         grid["image_size"] = grid_decision(checkpoint)
         if grid["image_size"].decided:
             size = {"image_size": grid["image_size"].value}
             checkpoint = checkpoint.specified(size, "experiment")
-    if not wanted:
+    if not fields:
         return Inference({})
     if reason := _why_not_run(checkpoint, options):
-        return Inference(_without_model(wanted, structures, reason) | grid)
+        return Inference(_without_model(fields, structures, reason) | grid)
     crops = _crops(images, checkpoint, options)
-    search = Search(checkpoint, structures, wanted, crops, options.framework, options.device)
+    search = Search(checkpoint, structures, fields, crops, options.framework, options.device)
     return Inference(search.run() | grid, len(images), crops.noise.shape[1], options.framework)
 
 
 def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the fields that an experiment can determine: missing, or only assumed."""
+    """Return the missing or assumed fields that an experiment can determine."""
     configuration = checkpoint.configuration
     missing = {missing.field for missing in configuration.missing}
     open_ = missing | set(configuration.assumptions)
-    if not has_grid(checkpoint):  # no table of learned positions shows it
+    if not has_grid(checkpoint):  # the grid shape is tested with learned position embeddings only
         open_ -= {"image_size"}
     return tuple(name for name in FIELDS if name in open_)
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return the checkpoint with all decided fields, with the experiment as their source."""
+    """Return the checkpoint with all decided fields and the experiment as their source."""
     for name, value in inference.decided().items():
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
     missing = tuple(
-        replace(entry, reason=f"{entry.reason}; the experiment is undecided: {found.reason}")
-        if (found := decisions.get(entry.field))
+        replace(entry, reason=f"{entry.reason}; the experiment is undecided: {decision.reason}")
+        if (decision := decisions.get(entry.field))
         else entry
         for entry in configuration.missing
     )
@@ -107,7 +107,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
 
 
 def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return a target with its missing or assumed fields set to those found for a source."""
+    """Return a target with its missing or assumed fields set to the decisions for a source."""
     decided = inference.decided()
     for name in open_fields(target):
         if name in decided:
@@ -117,7 +117,7 @@ def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inferenc
 
 
 def structure_of(checkpoint: Checkpoint, name: str) -> HeadStructure:
-    """Return what the attention weights of the encoder or the decoder show about their heads."""
+    """Return the head structure in the attention weights of the encoder or the decoder."""
     part = "decoder" if name.startswith("decoder") else "encoder"
     model = checkpoint.configuration.model
     count = model.decoder_num_hidden_layers if part == "decoder" else model.num_hidden_layers
@@ -142,16 +142,16 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
         return "the shape of the grid of patches is unknown"
     if checkpoint.family.clips is not None and checkpoint.family.clips.measured:
         if options.images is None:
-            return f"samples of {channels} bands are not embedded; specify a folder of such samples"
+            return f"no samples with {channels} bands are included; specify a folder of samples"
     elif channels not in MODES:
-        return f"images with {channels} channels are not available"
+        return f"no images with {channels} channels are included"
     return "" if options.framework else "no framework is installed"
 
 
 def _images(
     checkpoint: Checkpoint, options: InferenceOptions
 ) -> list[Image.Image] | list[np.ndarray]:
-    """Return images, or of a folder for models of videos the frames of its clips."""
+    """Return images or, for a video model and a folder, the frames of the clips in it."""
     clips = checkpoint.family.clips is not None and options.images is not None
     images: list[Image.Image] | list[np.ndarray]
     if clips:
@@ -162,9 +162,9 @@ def _images(
     if len(images) < FEWEST_IMAGES:
         raise ConfigurationError(
             options.images or EMBEDDED_IMAGES,
-            f" holds {len(images)} {'clips' if clips else 'images'}, and the experiment needs at "
+            f" has {len(images)} {'clips' if clips else 'images'}, but the experiment needs at "
             f"least {FEWEST_IMAGES}",
-            hint="add such as those that the model was trained on",
+            hint="add ones like those that the model was trained on",
         )
     return images
 
@@ -174,7 +174,7 @@ def _crops(
     checkpoint: Checkpoint,
     options: InferenceOptions,
 ) -> Crops:
-    """Return crops of images, or of the frames of clips."""
+    """Return crops of images or clips."""
     family, model = checkpoint.family, checkpoint.configuration.model
     count = options.crops if family.clips is None else min(options.crops, MOST_CLIP_CROPS)
     frames = [image for image in images if isinstance(image, np.ndarray)]
@@ -185,12 +185,12 @@ def _crops(
 
 
 def _without_model(
-    wanted: Sequence[str], structures: Mapping[str, HeadStructure], reason: str
+    fields: Sequence[str], structures: Mapping[str, HeadStructure], reason: str
 ) -> dict[str, Decision]:
     return {
         name: heads_decision(name, structures[name], {}, None, reason)
         if name in structures
         else Decision(name, None, None, "", reason, ())
-        for name in wanted
+        for name in fields
         if name != "image_size"
     }

@@ -1,7 +1,7 @@
-"""The shape of the grid of patches, from learned position embeddings.
+"""Determine the shape of the patch grid from learned position embeddings.
 
-Embeddings of neighbouring patches are alike. In a grid of the right shape that holds for the
-neighbours above and below, which are one row apart in the sequence, and not across the ends of
+Embeddings of neighbouring patches are similar. With the correct grid shape this is true for the
+neighbours above and below, which are one row apart in the sequence, but not across the ends of
 rows.
 """
 
@@ -16,15 +16,15 @@ NAME = "encoder.position_embedding"
 
 
 def has_grid(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint has a table of positions of an image's patches."""
+    """Return whether a checkpoint has a position embedding for each patch of an image."""
     return NAME in checkpoint.tensors and checkpoint.family.clips is None
 
 
 def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     """Return the decision on ``image_size``, height and width in pixels.
 
-    The confidence is the share of bootstrap samples, over rows of the table, in which the best
-    shape of the grid has more alike neighbours than every other.
+    The confidence is the share of bootstrap samples of patches in which the neighbours are more
+    similar with the best grid shape than with every other shape.
     """
     model = checkpoint.configuration.model
     table = checkpoint.tensors[NAME].load()[0, -model.num_patches :].astype(np.float64)
@@ -65,7 +65,7 @@ def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
 
 
 def _shapes(patches: int) -> list[tuple[int, int]]:
-    """Return the possible rows and columns of a grid."""
+    """Return the possible numbers of rows and columns of a grid."""
     pairs = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
     return [pair for pair in pairs if max(pair) <= MOST_ELONGATED * min(pair)]
 

@@ -1,16 +1,16 @@
-"""How many heads an attention layer was trained with, from its weights alone.
+"""Determine from the weights how many heads an attention layer was trained with.
 
 Attention logits are sums over the channels of one head: ``q_h · k_h``. The gradient of a query
 channel therefore depends on the key channels of the same head and on no others, and after training
-the entries of the matrix product ``W_q W_kᵀ`` (width x width) are larger where both channels belong
-to one head.
+the entries of the matrix product ``W_q W_kᵀ`` (width x width) are larger if both channels belong to
+the same head.
 
-The test is exact. Weights are initialised independently of the channel's number, and training
-treats the channels of a head alike. So if a layer has h heads, its weights are as likely with the
-channels of each head in any other order, and with the heads in any other order. A number of heads
-is rejected if such permutations destroy a structure that the weights have.
+It is an exact permutation test. The initialisation does not depend on the channel index, and
+training treats the channels of a head equally. So if a layer has h heads, permuting the channels
+within each head and permuting the heads gives weights of the same probability. A number of heads is
+rejected if such permutations destroy a structure in the weights.
 
-Few layers with few heads have few such orders, and then twice the true number is not rejected.
+Few layers with few heads have few such permutations; then twice the true number is not rejected.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,20 +31,20 @@ SMALLEST_SCORE = 20.0
 """Minimum log-likelihood ratio for a significant structure; random weights have at most 5."""
 
 Layer = Callable[[], tuple[np.ndarray, np.ndarray]]
-"""Reads the weights of query and key, (width, width), whose rows are the channels of the heads."""
+"""Returns the query and key weights (width, width), whose rows are the channels of the heads."""
 
 
 @dataclass(frozen=True)
 class HeadStructure:
-    """What the weights of a stack of attention layers show about the number of heads."""
+    """The result of the test for a stack of attention layers."""
 
     scores: dict[int, float]
-    """Number of heads → how much larger entries within a head are, as a log-likelihood ratio summed
-    over layers; the largest is the best."""
+    """Number of heads → log-likelihood ratio, summed over layers, of larger entries within heads;
+    the number with the largest ratio fits best."""
 
     deviations: dict[int, float]
-    """Number of heads → by how many standard deviations the weights differ from permuted ones, if
-    this were the number of heads. 0 for the best number itself."""
+    """Number of heads → number of standard deviations by which the weights differ from weights that
+    are permuted as for this number of heads; 0 for the best number."""
 
     @property
     def best(self) -> int:
@@ -53,7 +53,7 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The deviation of the number of heads that is nearest to being possible."""
+        """The smallest deviation of all numbers of heads except the best one."""
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property
@@ -63,7 +63,7 @@ class HeadStructure:
 
 
 def possible_heads(width: int) -> list[int]:
-    """Return the numbers of heads that a width can be divided into."""
+    """Return the numbers of heads that divide a width."""
     return [h for h in range(1, width + 1) if width % h == 0 and width // h >= SMALLEST_HEAD]
 
 
@@ -71,8 +71,9 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
     """Test every possible number of heads of attention layers of one width.
 
     Args:
-        layers: how to read the weights of each; at most `MOST_LAYERS`, evenly spread, are used.
-        seed: of the permutations.
+        layers: functions that return the weights of a layer; at most `MOST_LAYERS`, evenly spaced,
+        are used.
+        seed: the seed of the permutations.
     """
     chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
     magnitudes = [
@@ -96,17 +97,17 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
 
 
 def _log_magnitudes(product: np.ndarray) -> np.ndarray:
-    """Return log |entry| without the means of rows and columns; the diagonal is 0.
+    """Return log |entry| minus the means of rows and columns; the diagonal is 0.
 
-    Logarithms and the removed means keep single large channels from deciding. An entry of the
-    diagonal couples a channel with itself, which any number of heads does.
+    Logarithms and subtracted means limit the influence of single large channels. The diagonal
+    couples each channel with itself and contains no information about heads.
     """
     size = len(product)
     absolute = np.abs(product.astype(np.float64))
     floor = max(absolute.max() * 1e-12, np.finfo(np.float64).tiny)
     logs = np.log(np.maximum(absolute, floor))
     np.fill_diagonal(logs, 0.0)
-    for _ in range(3):  # rows and columns share the missing diagonal: repeat until both are 0
+    for _ in range(3):  # without the diagonal, the means of rows and columns need several passes
         logs -= logs.sum(1, keepdims=True) / (size - 1)
         np.fill_diagonal(logs, 0.0)
         logs -= logs.sum(0, keepdims=True) / (size - 1)
@@ -116,21 +117,21 @@ def _log_magnitudes(product: np.ndarray) -> np.ndarray:
 
 
 def _within(matrix: np.ndarray, order: np.ndarray, heads: int) -> float:
-    """Return the sum of the entries whose row and column belong to one head, channels in order."""
+    """Return the sum of the entries whose row and column belong to the same head."""
     groups = order.reshape(heads, -1)
     return float(matrix[groups[:, :, None], groups[:, None, :]].sum(dtype=np.float64))
 
 
 def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> float:
-    """Return the log-likelihood ratio of a difference of means within and between heads."""
+    """Return the log-likelihood ratio for different means within and between heads."""
     size, channels = len(matrix), len(matrix) // heads
-    if heads == 1:  # nothing is outside of one head
+    if heads == 1:  # there are no entries between heads
         return 0.0
     inside, outside = size * (channels - 1), size * (size - channels)
-    # All entries sum to 0, so that those between heads sum to -within.
+    # The sum of all entries is 0, so the sum of those between heads is -within.
     within = _within(matrix, np.arange(size) if order is None else order, heads)
     difference = within / inside + within / outside
-    # The matrix has a mean square of 1 outside of the diagonal.
+    # The mean square of the entries outside the diagonal is 1.
     ratio = inside * outside / (inside + outside) * difference**2 / 2
     return float(np.copysign(ratio, difference))
 
@@ -138,7 +139,7 @@ def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> f
 def _deviation(
     matrices: Sequence[np.ndarray], heads: int, best: int, generator: np.random.Generator
 ) -> float:
-    """Return how unusual the score of ``best`` heads would be if there were ``heads`` heads."""
+    """Return the deviation of the score for ``best`` heads from scores of permuted weights."""
     observed = sum(_score(matrix, best) for matrix in matrices)
     permuted = np.array(
         [
@@ -154,6 +155,6 @@ def _deviation(
 
 
 def _permutation(width: int, heads: int, generator: np.random.Generator) -> np.ndarray:
-    """Return the channels with the heads in another order, and each head's channels too."""
+    """Return a random permutation of the heads and of the channels within each head."""
     channels = generator.permuted(np.arange(width).reshape(heads, -1), axis=1)
     return generator.permutation(channels).reshape(-1)

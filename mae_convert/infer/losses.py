@@ -1,4 +1,4 @@
-"""Reconstruction losses of a model on crops of images or clips, for candidate configurations."""
+"""Reconstruction losses of candidate configurations on crops of images or clips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +18,28 @@ SMALLEST_CROP = 0.2
 """Range of the crop area relative to the image; MAE is trained on such crops (He et al. 2021,
 appendix A.1)."""
 MOST_MOVED = 0.35
-"""How far the crop of a single image moves in a clip that is made of it, relative to the way to
-another crop."""
+"""In a clip that is made from one image, the movement of the crop, relative to the distance to
+another random crop."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses on removed patches, each array (images, crops); mean squared errors."""
+    """Mean squared errors on removed patches; each array is (images, crops)."""
 
     pixels: np.ndarray
-    """Against the pixels, as a model with ``norm_pix_loss`` False is trained, in the scale in which
-    it predicts them."""
+    """Error of the pixels, the loss of a model with ``norm_pix_loss=False``."""
 
     normalized: np.ndarray
-    """Against pixels normalised in each patch, as one with True is trained."""
+    """Error of the normalised patches, the loss of a model with ``norm_pix_loss=True``."""
 
     one_colour: np.ndarray
-    """Against the pixels, of the mean colour of the patches that are visible."""
+    """Error of the pixels if the mean colour of the visible patches is predicted."""
 
     zero: np.ndarray
-    """Against normalised pixels, of zeros."""
+    """Error of the normalised patches if zeros are predicted."""
 
     def relative(self, *, norm_pix_loss: bool) -> np.ndarray:
-        """Return the loss relative to the mean loss of a constant, (images, crops)."""
+        """Return the loss (images, crops) relative to the mean loss of a constant prediction."""
         if norm_pix_loss:
             return self.normalized / self.zero.mean()
         return self.pixels / self.one_colour.mean()
@@ -48,10 +47,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of images or clips, and the noise that masks each."""
+    """Crops of images or clips, and the noise of their masks."""
 
     pixels: np.ndarray
-    """(images, crops, [T,] H, W, C), uint8 colours or measured values."""
+    """(images, crops, [T,] H, W, C), uint8 colours or floating-point measurements."""
 
     noise: np.ndarray
     """(images, crops, L), float32."""
@@ -64,9 +63,9 @@ class Crops:
 def make_crops(
     images: Sequence[Image.Image], family: Family, config: Any, *, crops: int, seed: int
 ) -> Crops:
-    """Cut crops at random out of images, as in training, each with a mask of its own.
+    """Return random crops of images, as in training, each with its own mask.
 
-    For a model of videos, a crop moves across the image.
+    For a video model, the crop moves across the image.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     height, width = config.image_hw
@@ -90,14 +89,14 @@ def make_crops(
 def make_clips(
     clips: Sequence[np.ndarray], family: Family, config: Any, *, crops: int, seed: int
 ) -> Crops:
-    """Cut crops at random out of clips, each with a mask of its own.
+    """Return random crops of clips, each with its own mask.
 
     Args:
-        clips: frames (T, H, W, C) of each; measured values are not resized.
-        family: of the model.
-        config: of the model.
-        crops: of each clip.
-        seed: of crops and masks.
+        clips: the frames (T, H, W, C) of each clip; floating-point measurements are not resized.
+        family: the family of the model.
+        config: the configuration of the model.
+        crops: number of crops of each clip.
+        seed: the seed of crops and masks.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     assert family.clips is not None
@@ -132,7 +131,7 @@ def _resized_crop(
 def _moving(
     size: tuple[int, int], shape: float, frames: int, generator: np.random.Generator
 ) -> list[tuple[float, float, float, float]]:
-    """Return the box of a crop in each frame, which moves towards that of another crop."""
+    """Return the crop box in each frame; it moves towards another random crop."""
     start = _crop(size, shape, generator)
     if frames == 1:
         return [start]
@@ -144,7 +143,7 @@ def _moving(
 def _crop(
     size: tuple[int, int], shape: float, generator: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Return the box of a crop with the height to width ratio ``shape``."""
+    """Return a random crop box whose ratio of height to width is ``shape``."""
     width, height = size
     largest = min(width, height / shape)
     wide = largest * generator.uniform(SMALLEST_CROP, 1) ** 0.5
@@ -161,11 +160,11 @@ class Runner:
         self._model: Any = None
 
     def losses(self, checkpoint: Checkpoint, crops: Crops) -> Losses:
-        """Return the losses of the model that a configuration gives.
+        """Return the losses of the model with the checkpoint's configuration.
 
         Args:
-            checkpoint: the same weights with a configuration that is tried.
-            crops: what the model is shown.
+            checkpoint: the weights with a candidate configuration.
+            crops: the inputs.
         """
         configuration, family = checkpoint.configuration, checkpoint.family
         model, config = self._model_for(checkpoint), checkpoint.configuration.model
@@ -181,8 +180,8 @@ class Runner:
             batch = (pixels[start : start + BATCH].astype(np.float32) / scale - mean) / std
             channels_first = np.ascontiguousarray(np.moveaxis(batch, -1, 1))
             predicted, mask = self._run(model, channels_first, noise[start : start + BATCH])
-            wanted = family.predicted_pixels(channels_first, config)
-            parts.append(_losses(predicted, wanted, mask, family, config))
+            target = family.predicted_pixels(channels_first, config)
+            parts.append(_losses(predicted, target, mask, family, config))
         return Losses(*(np.concatenate(x).reshape(images, count) for x in zip(*parts, strict=True)))
 
     def _model_for(self, checkpoint: Checkpoint) -> Any:
@@ -191,14 +190,14 @@ class Runner:
 
             self._model = with_config(self._model, checkpoint.configuration.model)
         else:
-            wanted = Wanted(self._framework, "pretrain", "float32", self._device)
-            self._model = make_model(checkpoint, wanted)
+            request = Wanted(self._framework, "pretrain", "float32", self._device)
+            self._model = make_model(checkpoint, request)
         return self._model
 
     def _run(
         self, model: Any, pixels: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return predicted images (N, C, [T,] H, W), in the model's scale, and the mask (N, L)."""
+        """Return the predictions (N, C, [T,] H, W), in the model's scale, and the mask (N, L)."""
         if self._framework == "torch":
             import torch
 
@@ -229,7 +228,7 @@ def _losses(
     # The mean of each channel over the visible patches.
     visible = (1 - mask).reshape(len(mask), 1, *shapes.grid_shape)
     for axis in range(len(shapes.patch_shape)):
-        visible = np.expand_dims(visible, 3 + 2 * axis)  # with the axes of what `cut` returns
+        visible = np.expand_dims(visible, 3 + 2 * axis)  # the axes of the result of `cut`
     axes = tuple(range(2, plain.ndim))
     weights = np.broadcast_to(visible, (len(plain), 1, *plain.shape[2:]))
     colour = (plain * weights).sum(axes, keepdims=True) / weights.sum(axes, keepdims=True)
@@ -244,7 +243,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return what a model of a configuration predicts of pixels, as `cut` returns it."""
+    """Return the pixels that a model with this configuration predicts, cut into patches."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Run a trained model with candidate configurations, and decide by reconstruction losses."""
+"""Run a trained model with candidate configurations and compare the reconstruction losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,8 @@ STATISTICS = (
 """Image means and standard deviations that models are commonly trained with."""
 SCREENING_CROPS = 4
 MOST_PAIRS = 64
-"""Up to this many pairs of head counts, all pairs are tested; with more, encoder and decoder are
-tested alternately."""
+"""Up to this number of pairs of head counts, all pairs are tested; otherwise encoder and decoder
+are tested alternately."""
 COMMON_HEADS = 8
 """Starting point of the alternating search."""
 BEST = "fits significantly better than every other candidate"
@@ -41,18 +41,18 @@ def heads_decision(
     confidence: float | None,
     reason: str = "",
 ) -> Decision:
-    """Return the decision on a number of heads by its two kinds of evidence.
+    """Return the decision on a number of heads from both kinds of evidence.
 
     Args:
         name: the field.
-        structure: what the weights show.
+        structure: the result of the test of the weights.
         losses: number of heads → relative losses (images, crops); empty if no model was run.
-        confidence: that the lowest mean loss is the lowest; None if losses decide nothing.
-        reason: why no model was run, or why losses decide nothing.
+        confidence: the confidence in the number with the lowest mean loss; None without losses.
+        reason: why no model was run, or why its losses are not used.
     """
     means = _means(losses)
     significant = confidence is not None and confidence >= SIGNIFICANT
-    found = {
+    by_method = {
         "reconstruction": _lowest(losses) if losses and significant else None,
         "weights": structure.best if structure.decided else None,
     }
@@ -60,12 +60,13 @@ def heads_decision(
         Candidate(heads, means.get(heads), round(structure.scores[heads], 2))
         for heads in sorted(structure.scores, key=lambda h: (means.get(h, 0), -structure.scores[h]))
     )
-    methods = [method for method, value in found.items() if value is not None]
-    values = {found[method] for method in methods}
+    methods = [method for method, value in by_method.items() if value is not None]
+    values = {by_method[method] for method in methods}
     if len(values) == 1:
         return Decision(name, values.pop(), confidence, " and ".join(methods), BEST, candidates)
     if values:
-        reason = f"the weights show {found['weights']}, the images {found['reconstruction']}"
+        weights, images = by_method["weights"], by_method["reconstruction"]
+        reason = f"the weights show {weights}, the images {images}"
     elif reason:
         reason += ", and the weights show no significant structure"
     return Decision(name, None, confidence, "", reason or NONE, candidates)
@@ -73,19 +74,19 @@ def heads_decision(
 
 @dataclass
 class Search:
-    """Runs of one checkpoint's weights with the values that are tried."""
+    """Runs of one checkpoint's weights with candidate values of its fields."""
 
     checkpoint: Checkpoint
     """The checkpoint, whose patch grid is known."""
 
     structures: Mapping[str, HeadStructure]
-    """What the weights show about the candidate numbers of heads."""
+    """Field → the result of the test of the weights for the candidate numbers of heads."""
 
-    wanted: Sequence[str]
+    fields: Sequence[str]
     """The fields to decide."""
 
     crops: Crops
-    """The crops that the model is run on."""
+    """The crops on which the model is run."""
 
     framework: str
     """The framework: torch, tensorflow or jax."""
@@ -111,11 +112,11 @@ class Search:
         decisions = {
             name: self._heads(name, index, best, losses, target, unfit)
             for index, name in enumerate(HEADS)
-            if name in self.wanted
+            if name in self.fields
         }
-        if "norm_pix_loss" in self.wanted:
+        if "norm_pix_loss" in self.fields:
             decisions["norm_pix_loss"] = _norm_pix_loss(losses[best], unfit)
-        if set(PREPROCESSING) & set(self.wanted):
+        if set(PREPROCESSING) & set(self.fields):
             decisions |= self._statistics(best, target, unfit)
         return decisions
 
@@ -126,15 +127,15 @@ class Search:
         pairs = list(product(encoder, decoder))
         if len(pairs) <= MOST_PAIRS:
             return {pair: self._losses(pair, few) for pair in pairs}
-        found: dict[Pair, Losses] = {}
+        losses: dict[Pair, Losses] = {}
         best, before = (_nearest(encoder, COMMON_HEADS), _nearest(decoder, COMMON_HEADS)), None
         while best != before:
             before = best
             for row in ([(h, best[1]) for h in encoder], [(best[0], h) for h in decoder]):
-                found |= {pair: self._losses(pair, few) for pair in row if pair not in found}
-                target = self._target(found)
-                best = min(found, key=lambda pair: _mean(found[pair], target))
-        return found
+                losses |= {pair: self._losses(pair, few) for pair in row if pair not in losses}
+                target = self._target(losses)
+                best = min(losses, key=lambda pair: _mean(losses[pair], target))
+        return losses
 
     def _heads_to_try(self, name: str) -> list[int]:
         if name not in self.structures:
@@ -149,28 +150,27 @@ class Search:
         return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
 
     def _target(self, losses: Mapping[Pair, Losses]) -> bool:
-        """Return whether predictions fit normalised pixels better than pixels."""
-        if "norm_pix_loss" not in self.wanted:
+        """Return whether the predictions fit normalised patches better than pixels."""
+        if "norm_pix_loss" not in self.fields:
             return self.checkpoint.configuration.model.norm_pix_loss
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
         return lowest[True] < lowest[False]
 
     def _around(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
-        """Return the best pair on all crops, and losses of pairs that differ in one number."""
-        found: dict[Pair, Losses] = {}
+        """Return the best pair on all crops, and the losses of pairs that differ in one number."""
+        losses: dict[Pair, Losses] = {}
         before = None
         while best != before:
             before = best
-            found = self._row_and_column(best, target) | _on_all(found)
-            on_all = _on_all(found)
+            losses = self._row_and_column(best, target) | _on_all(losses)
+            on_all = _on_all(losses)
             best = min(on_all, key=lambda pair: _mean(on_all[pair], target))
-        return best, found
+        return best, losses
 
     def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
-        """Return losses of a pair and of those that differ from it in one number.
+        """Return the losses of a pair and of all pairs that differ from it in one number.
 
-        Few crops are enough for a pair that loses in every bootstrap sample; the others are run on
-        all crops.
+        Pairs that are worse in every bootstrap sample on few crops are not run on all crops.
         """
         others = [
             (heads, best[1]) if index == 0 else (best[0], heads)
@@ -180,14 +180,14 @@ class Search:
             if heads != best[index]
         ]
         few = self.crops.first(SCREENING_CROPS)
-        found = {pair: self._losses(pair, few) for pair in (best, *others)}
-        lowest = found[best].relative(norm_pix_loss=target)
+        losses = {pair: self._losses(pair, few) for pair in (best, *others)}
+        lowest = losses[best].relative(norm_pix_loss=target)
         near = [
             pair
             for pair in others
-            if wins(lowest, found[pair].relative(norm_pix_loss=target)[None]) < 1
+            if wins(lowest, losses[pair].relative(norm_pix_loss=target)[None]) < 1
         ]
-        return found | {pair: self._losses(pair, self.crops) for pair in (best, *near)}
+        return losses | {pair: self._losses(pair, self.crops) for pair in (best, *near)}
 
     def _heads(
         self,
@@ -198,10 +198,10 @@ class Search:
         target: bool,
         unfit: str,
     ) -> Decision:
-        """Return the decision on one number of heads, the other being the best one."""
+        """Return the decision on one number of heads, with the other at its best value."""
         relative = {
-            pair[index]: found.relative(norm_pix_loss=target)
-            for pair, found in losses.items()
+            pair[index]: values.relative(norm_pix_loss=target)
+            for pair, values in losses.items()
             if pair[1 - index] == best[1 - index]
         }
         confidence = None if unfit else _confidence(relative)
@@ -212,13 +212,13 @@ class Search:
         tried = self._with_heads(pair)
         configuration = tried.configuration
         now = configuration.image_mean, configuration.image_std
-        known = [one for one in STATISTICS if len(one[0]) == configuration.model.num_channels]
+        conventions = [one for one in STATISTICS if len(one[0]) == configuration.model.num_channels]
         crops = self.crops.first(SCREENING_CROPS) if unfit else self.crops
         losses = {}
-        for mean, std in dict.fromkeys((now, *known)):
+        for mean, std in dict.fromkeys((now, *conventions)):
             changed = replace(configuration, image_mean=mean, image_std=std)
-            found = self.runner.losses(replace(tried, configuration=changed), crops)
-            losses[mean, std] = found.relative(norm_pix_loss=target)
+            with_statistics = self.runner.losses(replace(tried, configuration=changed), crops)
+            losses[mean, std] = with_statistics.relative(norm_pix_loss=target)
         ordered = sorted(losses, key=lambda one: losses[one].mean())
         confidence = None if unfit or len(losses) == 1 else _confidence(losses)
         decided = confidence is not None and confidence >= SIGNIFICANT
@@ -232,12 +232,12 @@ class Search:
                 tuple(Candidate(one[index], float(losses[one].mean())) for one in ordered),
             )
             for index, name in enumerate(PREPROCESSING)
-            if name in self.wanted
+            if name in self.fields
         }
 
 
 def _norm_pix_loss(losses: Losses, unfit: str) -> Decision:
-    """Return the decision on the target of the loss: pixels, or pixels normalised in each patch."""
+    """Return the decision on the target of the loss: pixels or normalised patches."""
     relative = {value: losses.relative(norm_pix_loss=value) for value in (False, True)}
     best = min(relative, key=lambda value: relative[value].mean())
     confidence = None if unfit else _confidence(relative)
@@ -253,7 +253,7 @@ def _norm_pix_loss(losses: Losses, unfit: str) -> Decision:
 
 
 def _why_unfit(losses: Losses, target: bool) -> str:
-    """Return why the reconstructions are too poor for a decision; "" if they are not."""
+    """Return why the reconstructions are too poor for a decision; "" if they are good enough."""
     constant = losses.zero if target else losses.one_colour
     relative = losses.relative(norm_pix_loss=target)
     if wins(relative, (constant / constant.mean())[None]) >= SIGNIFICANT:
@@ -271,7 +271,7 @@ def _on_all(losses: Mapping[Pair, Losses]) -> dict[Pair, Losses]:
 
 
 def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
-    """Return the candidate with the lowest mean loss, of those run on the most crops."""
+    """Return the candidate with the lowest mean loss, among those run on the most crops."""
     crops = max(values.shape[1] for values in losses.values())
     means = {v: values.mean() for v, values in losses.items() if values.shape[1] == crops}
     return min(means, key=means.__getitem__)
@@ -280,8 +280,8 @@ def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
 def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
     """Return the mean loss of each candidate.
 
-    A candidate that was run on fewer crops gets the best candidate's mean, plus its difference from
-    the best candidate on the crops that both were run on.
+    For a candidate that was run on fewer crops, the mean is estimated as the best candidate's mean
+    plus the mean difference between the two on the common crops.
     """
     if not losses:
         return {}
@@ -293,7 +293,7 @@ def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
 
 
 def _confidence(losses: Mapping[Any, np.ndarray]) -> float:
-    """Return how surely the candidate with the lowest mean loss beats every other one."""
+    """Return the confidence that the candidate with the lowest mean loss is the best one."""
     best = _lowest(losses)
     others = (values for value, values in losses.items() if value != best)
     return min(
@@ -305,5 +305,5 @@ def _mean(losses: Losses, target: bool) -> float:
     return float(losses.relative(norm_pix_loss=target).mean())
 
 
-def _nearest(candidates: Sequence[int], wanted: int) -> int:
-    return min(candidates, key=lambda heads: abs(heads - wanted))
+def _nearest(candidates: Sequence[int], value: int) -> int:
+    return min(candidates, key=lambda heads: abs(heads - value))

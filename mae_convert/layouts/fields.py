@@ -56,12 +56,12 @@ NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def unknown_fields(
-    stated: Mapping[str, Any], table: Mapping[str, Treatment], where: str
+    config: Mapping[str, Any], table: Mapping[str, Treatment], where: str
 ) -> tuple[str, ...]:
     """Return the fields, as dotted names, that the library may use and mae-convert does not.
 
     Args:
-        stated: a configuration as the library reads it.
+        config: a configuration as the library reads it.
         table: how each field is treated.
         where: the name of the file, for the message.
 
@@ -69,13 +69,13 @@ def unknown_fields(
         ConfigurationError: the value of a field changes what the model computes and is not
             supported.
     """
-    return tuple(_unknown(stated, table, where, ""))
+    return tuple(_unknown(config, table, where, ""))
 
 
 def _unknown(
-    stated: Mapping[str, Any], table: Mapping[str, Treatment], where: str, prefix: str
+    config: Mapping[str, Any], table: Mapping[str, Treatment], where: str, prefix: str
 ) -> Iterator[str]:
-    for name, value in stated.items():
+    for name, value in config.items():
         match table.get(name, Reported()):
             case Read() | Harmless():
                 continue

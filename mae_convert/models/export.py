@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.files.atomic import Place, check_target, flush, replacing_file, staged, write_file
+from mae_convert.files.atomic import (
+    Destination,
+    check_target,
+    flush,
+    replacing_file,
+    staged,
+    write_file,
+)
 from mae_convert.runtime.saving import kind_of, unwrapped
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
@@ -92,7 +99,7 @@ def _write_onnx(model: Any, path: Path) -> None:
 
 
 def _write_saved_model(model: Any, target: Path) -> None:
-    with staged(Place(target, is_directory=True)) as (output,):
+    with staged(Destination(target, is_directory=True)) as (output,):
         import tensorflow as tf
 
         module = tf.Module()

@@ -98,7 +98,7 @@ class MaeImageProcessor:
     is_fast = False  # that of transformers' class with the same results
 
     def __init__(self, **stated: Any) -> None:
-        self.__dict__.update({**DEFAULTS, **_said(stated)})
+        self.__dict__.update({**DEFAULTS, **_specified(stated)})
         self._preprocessing({})  # impossible settings are refused here
 
     @classmethod
@@ -121,22 +121,22 @@ class MaeImageProcessor:
         if isinstance(source, HubReference):
             source = locate_file(replace(source, path=f"{source.path}/{FILE}".lstrip("/")))
         if isinstance(source, Path):
-            stated = _stated_in(source)
-            if stated is not None:
-                return cls(**{**stated, **changes})
+            settings = _stated_in(source)
+            if settings is not None:
+                return cls(**{**settings, **changes})
         checkpoint = open_source(source, incomplete=True)
         if any(missing.field == "image_size" for missing in checkpoint.configuration.missing):
             checkpoint.require_complete()
         configuration = checkpoint.configuration
         height, width = configuration.model.image_hw
-        stated = {
+        settings = {
             "size": {"height": height, "width": width},
             "resample": 2 if checkpoint.preprocessor else 3,
             **checkpoint.preprocessor,
             "image_mean": list(configuration.image_mean),
             "image_std": list(configuration.image_std),
         }
-        return cls(**{**stated, **changes})
+        return cls(**{**settings, **changes})
 
     def save_pretrained(self, directory: str | Path) -> list[str]:
         """Write ``preprocessor_config.json`` to a directory, which is created if needed.
@@ -168,14 +168,14 @@ class MaeImageProcessor:
         return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    def from_dict(cls, stated: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
+    def from_dict(cls, settings: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
         """Return the processor given by a mapping."""
-        return cls(**{**stated, **changes})
+        return cls(**{**settings, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data for JSON."""
-        stated = {name: value for name, value in vars(self).items() if value is not None}
-        return {"image_processor_type": "ViTImageProcessor", **stated}
+        settings = {name: value for name, value in vars(self).items() if value is not None}
+        return {"image_processor_type": "ViTImageProcessor", **settings}
 
     def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> Any:
         """Prepare images, as `preprocess`."""
@@ -215,15 +215,15 @@ class MaeImageProcessor:
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
 
     def _preprocessing(self, changes: Mapping[str, Any]) -> Preprocessing:
-        stated = {**vars(self), **_said(changes)}
-        stated["resample"] = _filter(stated["resample"])
-        mean, std = (_numbers(name, stated[name]) for name in ("image_mean", "image_std"))
+        settings = {**vars(self), **_specified(changes)}
+        settings["resample"] = _filter(settings["resample"])
+        mean, std = (_numbers(name, settings[name]) for name in ("image_mean", "image_std"))
         if len(mean) != len(std):
             raise ConfigurationError(
                 f"image_mean has {len(mean)} channels and image_std has {len(std)}",
                 hint="correct one",
             )
-        return preprocessing_as_stated(stated, (224, 224), (mean, std))
+        return preprocessing_as_stated(settings, (224, 224), (mean, std))
 
 
 def _stated_in(path: Path) -> dict[str, Any] | None:
@@ -235,12 +235,12 @@ def _stated_in(path: Path) -> dict[str, Any] | None:
     file = path / FILE if path.is_dir() else path
     if file.suffix != ".json" or not file.is_file():
         return None
-    stated = read_json(file)
-    nested = stated.get("image_processor")
-    return nested if isinstance(nested, dict) else stated
+    settings = read_json(file)
+    nested = settings.get("image_processor")
+    return nested if isinstance(nested, dict) else settings
 
 
-def _said(changes: Mapping[str, Any]) -> dict[str, Any]:
+def _specified(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without None values: as in transformers 4, None means not specified."""
     specified = {name: value for name, value in changes.items() if value is not None}
     for name in SWITCHES:

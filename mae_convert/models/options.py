@@ -88,8 +88,8 @@ def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, 
     Raises:
         TypeError: a name that is neither a field nor another known argument.
     """
-    known = (*FIELDS, *HABITS, "id2label", "label2id")
-    if unknown := sorted(options.keys() - set(known)):
+    names = (*FIELDS, *HABITS, "id2label", "label2id")
+    if unknown := sorted(options.keys() - set(names)):
         raise TypeError(
             f"from_pretrained has no argument {unknown[0]!r}; fields are {', '.join(FIELDS)}"
         )
@@ -175,7 +175,7 @@ def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[An
         return dict(options["id2label"])
     if getattr(config, "labels", None):
         return dict(config.id2label)
-    return dict(enumerate(model.carried.labels)) if model.carried.labels else None
+    return dict(enumerate(model.metadata.labels)) if model.metadata.labels else None
 
 
 def loading_info() -> dict[str, list[str]]:

@@ -118,12 +118,12 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
     """
     if pixels.ndim == 2:
         return pixels[..., None]
-    place = {"first": 0, "last": 2}
+    axis_of = {"first": 0, "last": 2}
     likely = [
         name
-        for known in ((channels,), CHANNELS if channels in MODES else ())
-        for name, axis in place.items()
-        if pixels.shape[axis] in known and axes in (None, name)
+        for counts in ((channels,), CHANNELS if channels in MODES else ())
+        for name, axis in axis_of.items()
+        if pixels.shape[axis] in counts and axes in (None, name)
     ]
     if not likely:
         which = "first or last axis" if axes is None else f"{axes} axis"

@@ -28,7 +28,7 @@ from mae_convert.models.options import (
 )
 from mae_convert.models.saving import about_the_hub, push, save_into
 from mae_convert.runtime.loading import Wanted, make_model
-from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.sources import open_source
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
@@ -143,7 +143,7 @@ class PretrainedModel:
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
     config: Any
-    carried: Any = None
+    metadata: Any = None
     name_or_path = ""
 
     @classmethod
@@ -257,7 +257,7 @@ class PretrainedModel:
         if not is_main_process:
             return
         model = self if state_dict is None else self._holding(state_dict)
-        save_into(model, Path(save_directory), self.layout, self._carried(), max_shard_size)
+        save_into(model, Path(save_directory), self.layout, self._metadata(), max_shard_size)
         if push_to_hub:
             name = options.get("repo_id") or Path(save_directory).absolute().name
             push(Path(save_directory), name, **specified)
@@ -286,7 +286,7 @@ class PretrainedModel:
         specified = about_the_hub(options, "push_to_hub", "max_shard_size")
         with scratch_directory() as folder:
             directory = folder / "model"
-            save_into(self, directory, self.layout, self._carried(), max_shard_size)
+            save_into(self, directory, self.layout, self._metadata(), max_shard_size)
             return push(directory, repo_id, **specified)
 
     def _holding(self, state_dict: Mapping[str, Any]) -> Any:
@@ -301,6 +301,6 @@ class PretrainedModel:
             hint="set its weights, and save it without the argument",
         )
 
-    def _carried(self) -> Carried:
-        carried = self.carried or Carried.nothing(self.config.num_channels)
-        return replace(carried, labels=self.config.labels)
+    def _metadata(self) -> ModelMetadata:
+        metadata = self.metadata or ModelMetadata.default(self.config.num_channels)
+        return replace(metadata, labels=self.config.labels)

@@ -105,7 +105,7 @@ class TorchModel(PretrainedModel, nn.Module):
                 f" {listed(keys.unexpected_keys) or 'nothing'}",
                 stacklevel=3,
             )
-        model.name_or_path, model.carried = loaded.name_or_path, loaded.carried
+        model.name_or_path, model.metadata = loaded.name_or_path, loaded.metadata
         return model.eval(), keys._asdict()
 
     @classmethod

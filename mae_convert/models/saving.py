@@ -9,7 +9,7 @@ from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.files.staging import staging_beside
 from mae_convert.formats.write import require_ours
 from mae_convert.models.naming import SET_ELSEWHERE
-from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.saving import save_model
 from mae_convert.sources.client import client, patiently, speaking
 
@@ -46,12 +46,12 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
         ConfigurationError: an argument of transformers is not supported.
         TypeError: an argument is unknown.
     """
-    known = (*more, *OF_A_PUSH)
+    names = (*more, *OF_A_PUSH)
     for name, value in options.items():
         if name in REFUSED and value not in (None, False):
             raise ConfigurationError(f"{name} is not supported by {caller}; {REFUSED[name]}")
-    if unknown := sorted(options.keys() - {*known, *WITHOUT_EFFECT, *REFUSED}):
-        raise TypeError(f"{caller} has no argument {unknown[0]!r}; it takes {', '.join(known)}")
+    if unknown := sorted(options.keys() - {*names, *WITHOUT_EFFECT, *REFUSED}):
+        raise TypeError(f"{caller} has no argument {unknown[0]!r}; it takes {', '.join(names)}")
     return {name: options[name] for name in OF_A_PUSH if options.get(name) is not None}
 
 
@@ -59,7 +59,7 @@ def save_into(
     model: Any,
     directory: Path,
     layout: str,
-    carried: Carried,
+    metadata: ModelMetadata,
     max_shard_size: int | str | None,
 ) -> None:
     """Write a model directory, or add its files to a directory with other files.
@@ -76,11 +76,11 @@ def save_into(
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not _holds_others(directory):
-        save_model(model, directory, layout, packing=packing, carried=carried, overwrite=True)
+        save_model(model, directory, layout, packing=packing, metadata=metadata, overwrite=True)
         return
     with staging_beside(directory) as folder:
         staged = folder / "model"
-        save_model(model, staged, layout, packing=packing, carried=carried)
+        save_model(model, staged, layout, packing=packing, metadata=metadata)
         for path in sorted(staged.iterdir()):
             is_kept = path.name == "preprocessor_config.json" and (directory / path.name).exists()
             if not is_kept:
@@ -119,7 +119,7 @@ def push(
         api = client()
         made = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         files = [path for path in sorted(directory.iterdir()) if path.is_file()]
-        done = api.create_commit(
+        commit = api.create_commit(
             made.repo_id,
             [CommitOperationAdd(path.name, str(path)) for path in files],
             commit_message=commit_message,
@@ -127,4 +127,4 @@ def push(
             revision=revision,
             create_pr=create_pr,
         )
-        return str(done.pr_url or done.commit_url)
+        return str(commit.pr_url or commit.commit_url)

@@ -50,8 +50,8 @@ def shortage(error: BaseException) -> str | None:
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if found := _shortage(current):
-            return found
+        if message := _shortage(current):
+            return message
         current = current.__cause__ or current.__context__
     return None
 
@@ -63,16 +63,16 @@ def _shortage(error: BaseException) -> str | None:
     if isinstance(error, RecursionError):
         return DEPTH
     if isinstance(error, OSError) and error.errno in OF_NUMBERS:
-        place = f" ({error.filename})" if error.filename and error.errno == errno.ENOSPC else ""
-        return _filled(OF_NUMBERS[error.errno], place)
+        location = f" ({error.filename})" if error.filename and error.errno == errno.ENOSPC else ""
+        return _filled(OF_NUMBERS[error.errno], location)
     if isinstance(error, LOADED_BY_WORDS):
         message = str(error).lower()
         return next((_filled(text, "") for words, text in OF_WORDS if words in message), None)
     return None
 
 
-def _filled(text: str, place: str) -> str:
-    return text.format(_open_files() if text == FILES else place)
+def _filled(text: str, location: str) -> str:
+    return text.format(_open_files() if text == FILES else location)
 
 
 def _open_files() -> str:

@@ -100,9 +100,9 @@ def metadata_of(card: str) -> dict[str, Any]:
         logger.setLevel(logging.ERROR)  # that there is no metadata is no news
         return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
     except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
-            f"the metadata of the repository's README.md cannot be read ({said})",
+            f"the metadata of the repository's README.md cannot be read ({message})",
             hint="correct it there, then publish again",
         ) from error
     finally:
@@ -189,14 +189,14 @@ def _rendered_marks(text: str) -> list[str]:
     """Return, in order, the marks that Markdown renders as separate comments."""
     from markdown_it import MarkdownIt
 
-    found = []
+    marks = []
     for block in MarkdownIt("commonmark").parse(text):
         # A mark after a warning is within its paragraph.
         pieces = [block] if block.type == "html_block" else block.children or ()
         for piece in pieces:
             if piece.type.startswith("html_") and (mark := MARK.match(piece.content.lstrip())):
-                found.append(mark[1])
-    return found
+                marks.append(mark[1])
+    return marks
 
 
 # By layout; a layout that no library on the Hub loads has none.

@@ -95,8 +95,8 @@ def introduction(data: CardData) -> str:
         f"{model.hidden_size} with {model.num_attention_heads} heads{_on_top(checkpoint)}. "
         f"{count:,} parameters."
     )
-    if said := in_short(data.artifacts[0]):
-        text += f"\n\n{said}"
+    if summary := in_short(data.artifacts[0]):
+        text += f"\n\n{summary}"
     if data.image is None:
         return text
     return (
@@ -129,8 +129,8 @@ def provenance(data: CardData) -> str:
         title = "which was converted from" if number_ else "converted from"
         rows.append((title, _source(source, artifact.checkpoint.family.about().addresses)))
         rows.append(("SHA-256", code_in_markdown(source.get("sha256", "unknown"))))
-        if stated := source.get("fingerprint"):
-            rows.append(("fingerprint", code_in_markdown(stated)))
+        if fingerprint := source.get("fingerprint"):
+            rows.append(("fingerprint", code_in_markdown(fingerprint)))
     if not rows:
         rows.append(("converted from", "unknown: there is no conversion record"))
     if (relative := artifact.checkpoint.relative) and relative.certain:
@@ -144,7 +144,7 @@ def provenance(data: CardData) -> str:
     name = for_markdown(licence.name)
     if link := licence.fields.get("license_link"):
         name = link_in_markdown(name, link)
-    rows.append(("licence", f"{name}, {for_markdown(licence.said_by)}"))
+    rows.append(("licence", f"{name}, {for_markdown(licence.origin)}"))
     version = artifact.record.get("mae_convert", __version__)
     if artifact.record:
         rows.append(
@@ -161,18 +161,18 @@ def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")
     if url.startswith(tuple(addresses)):
-        place = link_in_markdown(code_in_markdown(name), url)
+        link = link_in_markdown(code_in_markdown(name), url)
     elif url:
-        place = f"{code_in_markdown(name)} from {code_in_markdown(url)}"
+        link = f"{code_in_markdown(name)} from {code_in_markdown(url)}"
     elif repository:
         revision = str(source.get("revision", "main"))
-        place = (
+        link = (
             f"{code_in_markdown(source.get('file', name))} of {_repository(repository, revision)}"
         )
     else:
-        place = code_in_markdown(name)
+        link = code_in_markdown(name)
     layout, task = source.get("layout", "unknown"), source.get("task", "")
-    return f"{place}, layout {code_in_markdown(layout)}, {for_markdown(task)}"
+    return f"{link}, layout {code_in_markdown(layout)}, {for_markdown(task)}"
 
 
 def _repository(name: object, revision: str) -> str:
@@ -210,10 +210,10 @@ def _changes(artifact: Artifact) -> Iterator[str]:
 def configuration_table(artifact: Artifact) -> str:
     """Return a table of the fields that are not stored in the tensors, and their sources."""
     configuration = artifact.checkpoint.configuration
-    told = artifact.record.get("assumed") or configuration.assumed()
+    sources = artifact.record.get("assumed") or configuration.assumed()
     rows = []
     for name, entry in configuration.assumed().items():
-        source = told.get(name, entry).get("source", "unknown")
+        source = sources.get(name, entry).get("source", "unknown")
         value = plain(entry["value"])
         if name in PREPROCESSING:
             value = ", ".join(f"{x:g}" for x in entry["value"])

@@ -23,7 +23,7 @@ def in_short(artifact: Artifact) -> str:
     ]
     declared = bool(document.get("steps"))
     weights = any(check["name"].startswith("weights/") for check in document["checks"])
-    same = ", and the tensors are equal bit for bit" if weights and not declared else ""
+    same = ", and the tensors are bit-identical" if weights and not declared else ""
     source = "the source's after the declared changes listed below" if declared else "the source's"
     word = "Verified" if document["proven"] else "Verified, not proven"
     if assumed := in_words(shared(document.get("assumptions", []))):
@@ -50,7 +50,7 @@ def verification(artifact: Artifact) -> str:
         )
         for line in summary(checks)
     ]
-    how = "; ".join(_witness(witness) for witness in document.get("witnesses", []))
+    how = "; ".join(_runner(runner) for runner in document.get("witnesses", []))
     proven = _what_is_proven(document)
     source = document["source"]
     digits = code_in_markdown(source.get("sha256"))
@@ -87,18 +87,18 @@ def folded(artifact: Artifact) -> str:
     )
 
 
-def _witness(witness: Mapping[str, Any]) -> str:
-    ours = witness.get("ours") or "the conversion's tables"
-    how = "its own tensor names" if witness.get("native") else ours
+def _runner(entry: Mapping[str, Any]) -> str:
+    ours = entry.get("ours") or "the conversion's tables"
+    how = "its own tensor names" if entry.get("native") else ours
     return for_markdown(
-        f"{witness.get('side')} is the {witness.get('layout')} layout, run by"
-        f" {runner_in_words(witness)} on {witness.get('device')}, loaded by {how}"
+        f"{entry.get('side')} is the {entry.get('layout')} layout, run by"
+        f" {runner_in_words(entry)} on {entry.get('device')}, loaded by {how}"
     )
 
 
 def _versions(environment: Mapping[str, str]) -> str:
-    kept = [f"{name} {version}" for name, version in environment.items() if name != "platform"]
-    return f"Versions: {for_markdown(', '.join(kept))}." if kept else ""
+    packages = [f"{name} {version}" for name, version in environment.items() if name != "platform"]
+    return f"Versions: {for_markdown(', '.join(packages))}." if packages else ""
 
 
 def _what_is_proven(document: Mapping[str, Any]) -> str:

@@ -41,8 +41,8 @@ def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None)
 
 def _class(checkpoint: Checkpoint, library: str) -> str | None:
     """Return the name of a library's class for a model, or None if it has none."""
-    place = checkpoint.family.models.get(library, {}).get(checkpoint.task)
-    return place and place.partition(":")[2]
+    class_path = checkpoint.family.models.get(library, {}).get(checkpoint.task)
+    return class_path and class_path.partition(":")[2]
 
 
 def _pytorch(repo_id: str, artifacts: Sequence[Artifact]) -> str:
@@ -99,10 +99,10 @@ def _tensorflow(repo_id: str, artifacts: Sequence[Artifact]) -> str:
     shell = f"mae-convert convert hf://{repo_id} {file} --to keras"
     if artifact:
         shell = f"hf download {repo_id} {file} --local-dir ."
-    known = "  # registers the models with Keras 3, on TensorFlow or JAX"
+    comment = "  # registers the models with Keras 3, on TensorFlow or JAX"
     lines = [
         "import keras",
-        f"import reference_models.keras{known}",
+        f"import reference_models.keras{comment}",
         "",
         f'model = keras.models.load_model("{file}")',
     ]
@@ -127,8 +127,8 @@ def _timm(repo_id: str, artifacts: Sequence[Artifact]) -> str:
         ]
         return _code("timm", "python", lines)
     task = artifacts[0].checkpoint.task
-    wanted = "classify" if task == "classify" else "encoder"
-    if not _can_be(artifacts, "timm", wanted):
+    usual_task = "classify" if task == "classify" else "encoder"
+    if not _can_be(artifacts, "timm", usual_task):
         return ""
     drop = " --task encoder" if task == "pretrain" else ""
     shell = f"mae-convert convert hf://{repo_id} my-timm --to timm{drop}"

@@ -23,7 +23,7 @@ from mae_convert.publish.staging import Staged
 from mae_convert.sources.client import (
     is_transient,
     patiently,
-    say_wait,
+    report_wait,
     speaking,
     status_of,
     wait_after,
@@ -95,15 +95,15 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
                 raise
             wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is not None:
-                say_wait(error, wait)
+                report_wait(error, wait)
                 time.sleep(wait)  # before the look: what was sent may still be on its way
             with speaking(
                 f"{target.repo_id}: it is unknown whether the commit was created; run the same "
                 "command again, which does not create it twice"
             ):
-                done = find_made(api, target, remote, change)
-            if done is not None:
-                return done
+                result = find_made(api, target, remote, change)
+            if result is not None:
+                return result
             if status_of(error) == 412:
                 raise changed_meanwhile(target, remote) from error
             if wait is None:

@@ -20,7 +20,7 @@ class Licence:
     fields: Mapping[str, str]
     """The metadata: ``license``, and for ``license: other`` its name and link."""
 
-    said_by: str
+    origin: str
     """The source of this information, in words."""
 
     notes: tuple[str, ...] = ()

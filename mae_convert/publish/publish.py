@@ -71,11 +71,11 @@ def differences(
     """
     wrong = {}
     for path, file in staged.items():
-        found = _served_sha256(api, repo_id, commit, path)
-        if found != file.sha256:
-            found = _served_sha256(api, repo_id, commit, path)
-        if found != file.sha256:
-            wrong[path] = f"its SHA-256 is {found}, and {file.sha256} was published"
+        sha256 = _served_sha256(api, repo_id, commit, path)
+        if sha256 != file.sha256:
+            sha256 = _served_sha256(api, repo_id, commit, path)
+        if sha256 != file.sha256:
+            wrong[path] = f"its SHA-256 is {sha256}, and {file.sha256} was published"
     return wrong
 
 

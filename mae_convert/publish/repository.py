@@ -112,8 +112,10 @@ def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
     """Return the open pull request that an earlier run of this account created, or None."""
 
     def find() -> Any:
-        found = api.get_repo_discussions(repo_id, author=account, discussion_type="pull_request")
-        ours = (pr for pr in found if pr.is_pull_request and pr.title in TITLES)
+        discussions = api.get_repo_discussions(
+            repo_id, author=account, discussion_type="pull_request"
+        )
+        ours = (pr for pr in discussions if pr.is_pull_request and pr.title in TITLES)
         return next((pr for pr in ours if pr.status in ("open", "draft")), None)
 
     return patiently(find)

@@ -87,14 +87,14 @@ def stage_artifacts(artifacts: Sequence[Artifact], there: Mapping[str, Entry]) -
                 if artifact.target.is_dir()
                 else artifact.target.with_name(name)
             )
-            place = _as_certified(artifact, stage(name, read.get(name, local)))
+            staged_file = _as_certified(artifact, stage(name, read.get(name, local)))
             if artifact.target.is_dir() and (number > 0 or not at_root):
                 own = name in OWN_FILES
-                if not own and _same(place, staged.get(name), there.get(name)):
+                if not own and _same(staged_file, staged.get(name), there.get(name)):
                     continue
                 if own or name in staged or name in there:
-                    place = replace(place, path=f"{folder}/{name}")
-            staged[place.path] = place
+                    staged_file = replace(staged_file, path=f"{folder}/{name}")
+            staged[staged_file.path] = staged_file
     return staged
 
 
@@ -106,12 +106,12 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
     """
     if artifact.certificate is None:
         return file
-    known, content = artifact.certificate.sha256_of(file.path), file.content
-    if known is None:  # the certificate itself
+    sha256, content = artifact.certificate.sha256_of(file.path), file.content
+    if sha256 is None:  # the certificate itself
         data = content if isinstance(content, bytes) else content.raw(0, content.size)
         same = artifact.certificate.is_document(data)
     else:
-        same = known == file.sha256
+        same = sha256 == file.sha256
     if same:
         return file
     raise MaeConvertError(
@@ -134,8 +134,8 @@ def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
     return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
 
 
-def _same(place: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
-    return ours.sha256 == place.sha256 if ours else place.is_at(theirs)
+def _same(file: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
+    return ours.sha256 == file.sha256 if ours else file.is_at(theirs)
 
 
 def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list[str]:

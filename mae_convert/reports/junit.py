@@ -134,12 +134,12 @@ def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
 def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Yield properties of the verdict: files and hashes, assumptions, versions."""
     yield "verdict", headline(verdict)
-    for witness in verdict.witnesses:
-        side, checkpoint = witness["side"], witness["checkpoint"]
+    for runner in verdict.witnesses:
+        side, checkpoint = runner["side"], runner["checkpoint"]
         yield f"{side} checkpoint", checkpoint["name"]
         yield f"{side} sha256", checkpoint["sha256"]
-        yield f"{side} layout", f"{witness['layout']}, {witness['task']}"
-        yield f"{side} run by", f"{runner_in_words(witness)} on {witness['device']}"
+        yield f"{side} layout", f"{runner['layout']}, {runner['task']}"
+        yield f"{side} run by", f"{runner_in_words(runner)} on {runner['device']}"
     for side, fields in verdict.unread.items():
         yield f"not read on {side}", ", ".join(fields)
     for assumption in verdict.assumptions:

@@ -181,7 +181,7 @@ def _as_json(timeline: Timeline) -> bytes:
 
 
 WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
-    ".html": lambda found: page(found).encode(),
+    ".html": lambda drawn: page(drawn).encode(),
     ".png": _as_png,
     ".csv": _as_csv,
     ".json": _as_json,

@@ -97,8 +97,8 @@ def markdown(verification: "Verification") -> str:
         f"{for_markdown(meaning[0].upper() + meaning[1:])}.",
         "",
     ]
-    for witness in verdict.witnesses:
-        lines.append(f"- {_witness(witness)}")
+    for runner in verdict.witnesses:
+        lines.append(f"- {_runner(runner)}")
     lines += ["", "| compared | measured difference | limit | |", "|---|---|---|---|"]
     for line in summary(verdict.checks):
         mark = "ok" if line.passed else "**FAILED**"
@@ -148,18 +148,18 @@ def text(verdict: Verdict) -> str:
     return "\n".join(map(for_terminal, lines))
 
 
-def _witness(witness: Mapping[str, Any]) -> str:
+def _runner(entry: Mapping[str, Any]) -> str:
     how = (
         "its own tensor names"
-        if witness["native"]
-        else witness.get("ours") or "mae-convert's mapping tables"
+        if entry["native"]
+        else entry.get("ours") or "mae-convert's mapping tables"
     )
-    name = Path(witness["checkpoint"]["name"]).name
+    name = Path(entry["checkpoint"]["name"]).name
     about = for_markdown(
-        f"({witness['layout']}, {witness['task']}), run by {runner_in_words(witness)} on"
-        f" {witness['device']}, loaded by {how}"
+        f"({entry['layout']}, {entry['task']}), run by {runner_in_words(entry)} on"
+        f" {entry['device']}, loaded by {how}"
     )
-    return f"**{for_markdown(witness['side'])}** {code_in_markdown(name)} {about}"
+    return f"**{for_markdown(entry['side'])}** {code_in_markdown(name)} {about}"
 
 
 def _as_html(verification: "Verification") -> str:

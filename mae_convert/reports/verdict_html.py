@@ -53,7 +53,7 @@ def page(verification: "Verification", environment: Mapping[str, str]) -> str:
         f"{heading(word, passed=verdict.passed)}<p>{for_html(meaning)}</p>",
         *_explanation(verdict),
         "<h2>Runs</h2>",
-        table(("", "checkpoint", "run by", "loaded by"), map(_witness, verdict.witnesses)),
+        table(("", "checkpoint", "run by", "loaded by"), map(_row_of_runner, verdict.witnesses)),
         "<h2>Checks</h2>",
         table(
             ("compared", "measured difference", "limit", ""), map(_line, summary(verdict.checks))
@@ -76,19 +76,19 @@ def _line(line: Any) -> tuple[str | Cell, ...]:
     return (for_html(line.title), *numbers, Cell(mark, "word"))
 
 
-def _witness(witness: Mapping[str, Any]) -> tuple[str, ...]:
-    name, sha256 = witness["checkpoint"]["name"], witness["checkpoint"]["sha256"]
+def _row_of_runner(runner: Mapping[str, Any]) -> tuple[str, ...]:
+    name, sha256 = runner["checkpoint"]["name"], runner["checkpoint"]["sha256"]
     return (
-        for_html(witness["side"]),
+        for_html(runner["side"]),
         f"<code>{for_html(name.rsplit('/', 1)[-1])}</code><br>"
-        f"{for_html(witness['layout'])},"
-        f" {for_html(witness['task'])}<br>"
+        f"{for_html(runner['layout'])},"
+        f" {for_html(runner['task'])}<br>"
         f'<span class="grey">sha256 {for_html(sha256[:16])}…</span>',
-        f"{for_html(runner_in_words(witness))} on {for_html(witness['device'])}",
+        f"{for_html(runner_in_words(runner))} on {for_html(runner['device'])}",
         for_html(
             "its own tensor names"
-            if witness["native"]
-            else witness.get("ours") or "mae-convert's mapping tables"
+            if runner["native"]
+            else runner.get("ours") or "mae-convert's mapping tables"
         ),
     )
 
@@ -211,9 +211,9 @@ def _pictures(verification: "Verification") -> Iterator[str]:
     if display.note:
         caption += f" {display.note[0].upper()}{display.note[1:]}."
     if original.ndim == 5:  # (N, T, H, W, 3)
-        place = original.shape[1] // 2
-        caption += f" Of each clip, frame {family.predicted_frames(model)[place] + 1} is shown."
-        columns = {head: colours[:, place] for head, colours in columns.items()}
+        middle = original.shape[1] // 2
+        caption += f" Of each clip, frame {family.predicted_frames(model)[middle] + 1} is shown."
+        columns = {head: colours[:, middle] for head, colours in columns.items()}
     rows = zip(*columns.values(), strict=True)
     yield images(list(columns), ([*map(_image, row, columns)] for row in rows))
     yield f'<p class="grey">{caption}</p>'

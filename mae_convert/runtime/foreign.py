@@ -28,13 +28,13 @@ class ForeignCode:
 
     Attributes:
         kind: "file", "module", or "original" for the authors' code as it is cloned.
-        place: the file, the module's dotted name, or the directory.
+        path: the file, the module's dotted name, or the directory.
         factory: the function or class that makes the model; "" for the authors' code.
         layout: the layout of the state dict that it takes; None is that of the file.
     """
 
     kind: str
-    place: str
+    path: str
     factory: str = ""
     layout: str | None = None
 
@@ -43,12 +43,12 @@ class ForeignCode:
         """A name for reports, without a slash."""
         if self.kind == ORIGINAL:
             return ORIGINAL
-        name = Path(self.place).name if self.kind == "file" else self.place
+        name = Path(self.path).name if self.kind == "file" else self.path
         return f"{name}:{self.factory}"
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain data for a child process."""
-        return {"kind": self.kind, "place": self.place, "factory": self.factory}
+        return {"kind": self.kind, "path": self.path, "factory": self.factory}
 
 
 def names_code(text: str) -> bool:
@@ -61,10 +61,10 @@ def code_beside(text: str, folder: Path) -> str:
     """Return what names code, with a path made absolute that begins at a folder."""
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
-        place, equals, python = rest.partition("=")
-        return f"{ORIGINAL}={(folder / place).resolve()}{equals}{python}"
-    place, colon, factory = text.partition(".py:")
-    return f"{(folder / place).resolve()}{colon}{factory}" if colon else text
+        target, equals, python = rest.partition("=")
+        return f"{ORIGINAL}={(folder / target).resolve()}{equals}{python}"
+    target, colon, factory = text.partition(".py:")
+    return f"{(folder / target).resolve()}{colon}{factory}" if colon else text
 
 
 def parse_foreign(
@@ -80,25 +80,25 @@ def parse_foreign(
     Raises:
         MaeConvertError: there is no such file, directory or module, or the file is not Python.
     """
-    name, equals, place = text.partition("=")
+    name, equals, target = text.partition("=")
     if equals and name == ORIGINAL:
-        if not place or not Path(place).is_dir():
+        if not target or not Path(target).is_dir():
             raise MaeConvertError(
-                *(Option(option, text), " names no directory"),
-                hint="clone the authors' repository and name its directory",
+                *(Option(option, text), " is not a directory"),
+                hint="clone the authors' repository and specify its directory",
             )
-        return ForeignCode(ORIGINAL, str(Path(place).resolve()))
-    place, colon, factory = text.rpartition(":")
-    if not colon or not place or not factory.isidentifier():
+        return ForeignCode(ORIGINAL, str(Path(target).resolve()))
+    target, colon, factory = text.rpartition(":")
+    if not colon or not target or not factory.isidentifier():
         return None
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise MaeConvertError(*(Option(option, text), " names no file"), hint=FORMS)
-        path = Path(place).resolve()
+    if target.endswith(".py"):
+        if not Path(target).is_file():
+            raise MaeConvertError(*(Option(option, text), " is not a file"), hint=FORMS)
+        path = Path(target).resolve()
         return ForeignCode("file", str(path), factory, layout_in(path))
-    if not all(part.isidentifier() for part in place.split(".")):
+    if not all(part.isidentifier() for part in target.split(".")):
         return None
-    return ForeignCode("module", place, factory, layout_in(_file_of_module(place, python)))
+    return ForeignCode("module", target, factory, layout_in(_file_of_module(target, python)))
 
 
 def layout_in(path: Path) -> str | None:
@@ -111,19 +111,19 @@ def layout_in(path: Path) -> str | None:
         tree = ast.parse(path.read_bytes(), path.name)
     except (SyntaxError, ValueError, OSError) as error:
         raise MaeConvertError(path, f" is not Python code: {error}", hint=FORMS) from error
-    found = [
+    layouts = [
         node.value
         for node in tree.body
         if isinstance(node, ast.Assign)
         and any(isinstance(name, ast.Name) and name.id == LAYOUT for name in node.targets)
     ]
-    if not found:
+    if not layouts:
         return None
-    if not isinstance(found[-1], ast.Constant) or not isinstance(found[-1].value, str | None):
+    if not isinstance(layouts[-1], ast.Constant) or not isinstance(layouts[-1].value, str | None):
         raise MaeConvertError(
             path, f": {LAYOUT} is not the name of a layout", hint=f'write {LAYOUT} = "facebook"'
         )
-    return found[-1].value
+    return layouts[-1].value
 
 
 FIND = (
@@ -138,7 +138,7 @@ def _file_of_module(name: str, python: str | None) -> Path:
 
     command: Sequence[str] = [python or sys.executable, "-c", FIND, name]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
             env=environment_of_child(), timeout=SECONDS,
         )  # fmt: skip
@@ -146,10 +146,10 @@ def _file_of_module(name: str, python: str | None) -> Path:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(f"{name} was not found within {SECONDS} seconds") from error
-    found = done.stdout.strip().splitlines()
-    if done.returncode or not found or not Path(found[-1]).is_file():
+    lines = process.stdout.strip().splitlines()
+    if process.returncode or not lines or not Path(lines[-1]).is_file():
         raise MaeConvertError(
             f"there is no Python module {name} that can be imported",
             hint="install it, put its directory into PYTHONPATH, or name its file: PATH.py:FACTORY",
         )
-    return Path(found[-1])
+    return Path(lines[-1])

@@ -114,15 +114,15 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
     if about["kind"] == "original":
         from mae_convert.runtime.original_code import original_code
 
-        return original_code(Path(about["place"]), task)
-    place = about["place"]
-    label = f"{Path(place).name if about['kind'] == 'file' else place}:{about['factory']}"
+        return original_code(Path(about["path"]), task)
+    path = about["path"]
+    label = f"{Path(path).name if about['kind'] == 'file' else path}:{about['factory']}"
     with Code(label, dict).running():
-        module = _file(Path(place)) if about["kind"] == "file" else importlib.import_module(place)
+        module = _file(Path(path)) if about["kind"] == "file" else importlib.import_module(path)
     factory = getattr(module, about["factory"], None)
     if not callable(factory):
-        raise LoadError(f"{label}: there is no function or class of that name in {place}")
-    found = Code(
+        raise LoadError(f"{label}: there is no function or class of that name in {path}")
+    code = Code(
         label,
         factory,
         getattr(module, "load_state", None),
@@ -131,8 +131,8 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
         tuple(getattr(module, "OUTPUTS", ())),
         dict(getattr(module, "ACTIVATIONS", {})),
     )
-    _check(found)
-    return found
+    _check(code)
+    return code
 
 
 def _file(path: Path) -> Any:
@@ -158,8 +158,8 @@ def _check(code: Code) -> None:
                 f"{code.label}: OUTPUTS names {name!r}", hint=f"known: {', '.join(RESULTS)}"
             )
     for name, *_ in code.points():
-        known = BLOCK.fullmatch(name.replace("{}", "0")) or name in (*STEPS, *MORE_STEPS)
-        if not known:
+        is_name = BLOCK.fullmatch(name.replace("{}", "0")) or name in (*STEPS, *MORE_STEPS)
+        if not is_name:
             raise LoadError(
                 f"{code.label}: ACTIVATIONS names {name!r}, which is not a canonical name",
                 hint="write for example encoder.blocks.{}.output, encoder.embedding, decoder.norm",
@@ -184,27 +184,29 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
         LoadError: what a model for the task ends with is not among it.
     """
     if isinstance(returned, Mapping):
-        found = dict(returned)
+        results = dict(returned)
     elif isinstance(returned, tuple | list):
         if len(returned) != len(code.outputs):
             raise LoadError(
                 f"{code.label}: the model returns {len(returned)} values, and OUTPUTS names "
                 f"{len(code.outputs)}"
             )
-        found = dict(zip(code.outputs, returned, strict=True))
+        results = dict(zip(code.outputs, returned, strict=True))
     else:
-        found = {"last_hidden_state" if task == "encoder" else "logits": returned}
-    known = {name: value for name, value in found.items() if name in RESULTS and value is not None}
-    if not known:
+        results = {"last_hidden_state" if task == "encoder" else "logits": returned}
+    outputs = {
+        name: value for name, value in results.items() if name in RESULTS and value is not None
+    }
+    if not outputs:
         raise LoadError(
             f"{code.label}: the model returns none of the results {', '.join(RESULTS)}",
             hint="write a function forward(model, pixel_values, noise) that returns some by name",
         )
-    if (final := FINAL[task]) not in known:
+    if (final := FINAL[task]) not in outputs:
         encoder = (", or compare the encoder alone: ", Option("task", "encoder"))
         raise LoadError(
-            f"{code.label}: the model does not return {final}, without which nothing shows that it "
+            f"{code.label}: the model does not return {final}, which is required to show that it "
             "computes the same function",
             hint=("return it too", *(encoder if task == "pretrain" else ())),
         )
-    return known
+    return outputs

@@ -112,7 +112,7 @@ class _Run:
     def points(self, model: Any) -> dict[str, Point]:
         """Return the activations that the code names, with the modules that compute them."""
         modules = dict(model.named_modules())
-        found = {}
+        matched = {}
         for name, path, part, parts in self.code.points():
             pattern = re.escape(path.removesuffix(INPUT)).replace(r"\{\}", r"(\d+)")
             matches = {m: module for m, module in modules.items() if re.fullmatch(pattern, m)}
@@ -121,12 +121,12 @@ class _Run:
                     f"{self.code.label}: ACTIVATIONS names the module {path}, which the model does "
                     "not have"
                 )
-            for place, module in matches.items():
-                number = re.fullmatch(pattern, place)
+            for index, module in matches.items():
+                number = re.fullmatch(pattern, index)
                 assert number is not None
                 canonical = name.replace("{}", number[1]) if "{}" in name else name
-                found[canonical] = _point(module, path, part, parts)
-        return found
+                matched[canonical] = _point(module, path, part, parts)
+        return matched
 
 
 def _point(module: nn.Module, path: str, part: int, parts: int) -> Point:

@@ -17,7 +17,7 @@ from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.runtime.job import class_named
-from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
 
@@ -79,7 +79,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 
     Returns:
         The model, in evaluation mode. Further metadata of the checkpoint is in its attribute
-        ``carried``.
+        ``metadata``.
 
     With ``mmap``, training does not change the file, and the file may be removed or replaced by
     another one (as every function of this package does) while the model exists. But the file must
@@ -106,15 +106,15 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         warn_of_no_effect(flags, checkpoint)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
-    wanted = Wanted(framework, task, dtype, device, size, num_frames, mmap=mmap)
-    return make_model(checkpoint, wanted)
+    request = Wanted(framework, task, dtype, device, size, num_frames, mmap=mmap)
+    return make_model(checkpoint, request)
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
     """Warn of options without an effect on models of these tasks, at the caller's caller."""
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):
-        words = f"{as_argument(option)} has no effect on a model of task {tasks}"
+        words = f"{as_argument(option)} has no effect on a model for the task {tasks}"
         warnings.warn(words, stacklevel=3)
 
 
@@ -132,38 +132,38 @@ class Wanted:
     mmap: bool | None = None
 
 
-def make_model(checkpoint: Checkpoint, wanted: Wanted) -> Any:
+def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:
     """Return a model with the weights of a checkpoint, as `load_model`.
 
     Args:
         checkpoint: an opened checkpoint.
-        wanted: the requested model; ``model_class`` is a subclass of the reference model, used
+        request: the requested model; ``model_class`` is a subclass of the reference model, used
             instead.
     """
-    wanted = replace(wanted, dtype=_chosen(wanted.framework, wanted.dtype))
-    target = NAMED_AS[wanted.framework]
-    layout = checkpoint.family.model_layout(MODELS_OF[wanted.framework])
-    in_keras = wanted.framework != "torch"
-    variable_dtype = "float32" if wanted.dtype in MIXED else wanted.dtype
+    request = replace(request, dtype=_chosen(request.framework, request.dtype))
+    target = NAMED_AS[request.framework]
+    layout = checkpoint.family.model_layout(MODELS_OF[request.framework])
+    in_keras = request.framework != "torch"
+    variable_dtype = "float32" if request.dtype in MIXED else request.dtype
     if variable_dtype is None and in_keras:
         variable_dtype = one_dtype(checkpoint)
-    geometry = Geometry(wanted.image_size, num_frames=wanted.num_frames)
+    geometry = Geometry(request.image_size, num_frames=request.num_frames)
     # The reference models have a key bias; it is zeros if the checkpoint has none.
     whole = replace(checkpoint, key_bias=True)
     plan = plan_conversion(
         whole,
         target,
         layout,
-        task=wanted.task,
+        task=request.task,
         dtype=variable_dtype,
         geometry=geometry,
         hashing=False,
     )
-    require(wanted.framework)
-    model = _make(plan, replace(wanted, dtype=wanted.dtype or variable_dtype))
+    require(request.framework)
+    model = _make(plan, replace(request, dtype=request.dtype or variable_dtype))
     for file in checkpoint.container.opened:
         file.require_unchanged()
-    model.carried = replace(Carried.by(plan), key_bias=checkpoint.key_bias)
+    model.metadata = replace(ModelMetadata.of(plan), key_bias=checkpoint.key_bias)
     return model
 
 
@@ -176,19 +176,19 @@ def _chosen(framework: str, dtype: Any) -> str | None:
     return name_of_dtype(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
 
 
-def _make(plan: Plan, wanted: Wanted) -> Any:
+def _make(plan: Plan, request: Wanted) -> Any:
     config = plan.configuration.model
-    class_path = plan.source.family.models[MODELS_OF[wanted.framework]][plan.task]
-    chosen = wanted.model_class or class_named(class_path)
-    if wanted.framework == "torch":
+    class_path = plan.source.family.models[MODELS_OF[request.framework]][plan.task]
+    chosen = request.model_class or class_named(class_path)
+    if request.framework == "torch":
         from mae_convert.runtime import torch_model
 
         kind = plan.source.container.kind
-        mapped = kind in MAPPED if wanted.mmap is None else wanted.mmap
-        return torch_model.make(chosen, config, plan.tensors, wanted.device, mapped=mapped)
+        mapped = kind in MAPPED if request.mmap is None else request.mmap
+        return torch_model.make(chosen, config, plan.tensors, request.device, mapped=mapped)
     from mae_convert.runtime import keras_model
 
-    return keras_model.make(chosen, config, plan.tensors, str(wanted.dtype), wanted.device)
+    return keras_model.make(chosen, config, plan.tensors, str(request.dtype), request.device)
 
 
 def one_dtype(checkpoint: Checkpoint) -> str:

@@ -13,7 +13,7 @@ NO_CONVENTION = "no convention for this number of channels"
 
 
 @dataclass(frozen=True)
-class Carried:
+class ModelMetadata:
     """The preprocessing of images for a model, and the names of its classes."""
 
     image_mean: tuple[float, ...]
@@ -43,7 +43,7 @@ class Carried:
     unless they were trained."""
 
     @classmethod
-    def by(cls, plan: Plan) -> "Carried":
+    def of(cls, plan: Plan) -> "ModelMetadata":
         """Return the metadata for a conversion."""
         configuration = plan.configuration
         return cls(
@@ -57,7 +57,7 @@ class Carried:
         )
 
     @classmethod
-    def nothing(cls, channels: int) -> "Carried":
+    def default(cls, channels: int) -> "ModelMetadata":
         """Return the default metadata of a model that was not loaded from a checkpoint."""
         if channels != len(IMAGENET["image_mean"]):
             sources = dict.fromkeys(PREPROCESSING, NO_CONVENTION)

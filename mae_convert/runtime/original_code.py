@@ -224,17 +224,17 @@ def _masked(
     more: Callable[[Config], dict[str, Any]],
 ) -> Code:
     """Return how a model for pre-training, or its encoder, is made and run."""
-    known: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def factory(config: dict[str, Any]) -> nn.Module:
-        known.update(config)
+        arguments.update(config)
         small = {"decoder_embed_dim": 8, "decoder_depth": 1, "decoder_num_heads": 1}
         decoder = _decoder(config) if task == "pretrain" else small
         model: nn.Module = kind(**_common(config), **_encoder(config), **decoder, **more(config))
         return model if task == "pretrain" else _as_encoder(model)
 
     def forward(model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        return _pretraining(known, model, pixels, noise)
+        return _pretraining(arguments, model, pixels, noise)
 
     return Code(LABEL, factory, forward=forward, activations=activations)
 
@@ -299,14 +299,14 @@ def _videomae(folder: Path, task: str) -> Code:  # noqa: ARG001
         "decoder.embedding": "decoder.blocks.0:input",
         "decoder.norm": "decoder.norm",
     }
-    known: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def factory(config: dict[str, Any]) -> nn.Module:
-        known.update(config)
+        arguments.update(config)
         return _videomae_pretraining(module, config)
 
     def forward(model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        mask, _, ids_restore = mask_in_order(noise, known["num_kept"])
+        mask, _, ids_restore = mask_in_order(noise, arguments["num_kept"])
         logits = model(pixels, mask > 0)
         return {"mask": mask, "ids_restore": ids_restore, "logits": logits}
 

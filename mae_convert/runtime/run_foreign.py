@@ -12,9 +12,9 @@ from mae_convert.runtime.job import Job
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that the code has imported."""
-    known = ("torch", "tensorflow", "jax", "keras", "timm", "numpy")
-    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in known}
-    return {name: version for name, version in found.items() if version}
+    packages = ("torch", "tensorflow", "jax", "keras", "timm", "numpy")
+    versions_of = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
+    return {name: version for name, version in versions_of.items() if version}
 
 
 def settings() -> dict[str, Any]:

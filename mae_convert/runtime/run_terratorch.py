@@ -162,13 +162,13 @@ def _points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
     points = {f"{stack}.embedding": input_of(blocks[0])}
     for number, block in enumerate(blocks):
         name = f"{stack}.blocks.{number}"
-        for place, part in enumerate("qkv"):
-            points[f"{name}.{part}"] = _third(block.attn.qkv, place)
+        for index, part in enumerate("qkv"):
+            points[f"{name}.{part}"] = _third(block.attn.qkv, index)
         points[f"{name}.attention"] = output_of(block.attn)
         points[f"{name}.mlp"] = output_of(block.mlp)
         points[f"{name}.output"] = output_of(block)
     return points
 
 
-def _third(module: nn.Module, place: int) -> Point:
-    return Point(module, lambda _, out: out.chunk(3, dim=-1)[place])
+def _third(module: nn.Module, index: int) -> Point:
+    return Point(module, lambda _, out: out.chunk(3, dim=-1)[index])

@@ -69,8 +69,8 @@ def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | N
 def _points(model: Any) -> dict[str, Point]:
     points = {"encoder.embedding": input_of(model.blocks[0])}
     for number, block in enumerate(model.blocks):
-        for place, part in enumerate("qkv"):
-            points[f"encoder.blocks.{number}.{part}"] = _third(block.attn.qkv, place)
+        for index, part in enumerate("qkv"):
+            points[f"encoder.blocks.{number}.{part}"] = _third(block.attn.qkv, index)
         points[f"encoder.blocks.{number}.attention"] = output_of(block.attn)
         points[f"encoder.blocks.{number}.mlp"] = output_of(block.mlp)
         points[f"encoder.blocks.{number}.output"] = output_of(block)
@@ -81,5 +81,5 @@ def _points(model: Any) -> dict[str, Point]:
     return points
 
 
-def _third(module: torch.nn.Module, place: int) -> Point:
-    return Point(module, lambda _, out: out.chunk(3, dim=-1)[place])
+def _third(module: torch.nn.Module, index: int) -> Point:
+    return Point(module, lambda _, out: out.chunk(3, dim=-1)[index])

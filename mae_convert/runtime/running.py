@@ -156,8 +156,8 @@ class Running:
         if self.run.foreign is None:
             return kind(f"the {side.framework} run failed: ", last)
         label = self.run.foreign.label
-        known = MaeConvertError(last).message.startswith(label)
-        return kind(last) if known else kind(f"the run by {label} failed: ", last)
+        has_label = MaeConvertError(last).message.startswith(label)
+        return kind(last) if has_label else kind(f"the run by {label} failed: ", last)
 
 
 def _reported(line: str) -> Text:

@@ -17,7 +17,7 @@ from mae_convert.families.option_values import name_of_dtype
 from mae_convert.formats import Container, LazyTensor
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import external_shapes, read_tensors
-from mae_convert.runtime.metadata import Carried
+from mae_convert.runtime.metadata import ModelMetadata
 
 IN_MEMORY = "a model in memory"
 
@@ -29,7 +29,7 @@ def save_model(
     *,
     dtype: Any = None,
     packing: Packing | None = None,
-    carried: Carried | None = None,
+    metadata: ModelMetadata | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a reference model as a checkpoint; the result is read back and compared.
@@ -41,7 +41,7 @@ def save_model(
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: those of the model.
         packing: how the tensors are stored in files.
-        carried: the preprocessing and the names of the classes; default: those of the checkpoint
+        metadata: the preprocessing and the names of the classes; default: those of the checkpoint
             that the model was loaded from, else by convention.
         overwrite: replace an existing target.
 
@@ -54,12 +54,12 @@ def save_model(
         OutputError: the target exists, or cannot be written.
     """
     name = name_of_dtype(dtype, tuple(DTYPES))
-    source = checkpoint_of(model, carried)
+    source = checkpoint_of(model, metadata)
     plan = plan_conversion(source, Path(target), layout, dtype=name, packing=packing)
     return execute(plan, overwrite=overwrite)
 
 
-def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
+def checkpoint_of(model: Any, metadata: ModelMetadata | None = None) -> Checkpoint:
     """Return a model as an open checkpoint; its tensors are copied when they are read."""
     model = unwrapped(model)
     family, framework, task = kind_of(model)
@@ -76,20 +76,22 @@ def checkpoint_of(model: Any, carried: Carried | None = None) -> Checkpoint:
             hint="save it with the configuration that it was created with",
         )
     canonical = read_tensors(tensors, rules)
-    carried = carried or getattr(model, "carried", None) or Carried.nothing(config.num_channels)
+    metadata = (
+        metadata or getattr(model, "metadata", None) or ModelMetadata.default(config.num_channels)
+    )
     return Checkpoint(
-        container=_container(tensors, carried),
+        container=_container(tensors, metadata),
         layout=layout,
         table=table,
         synonyms=(),
         task=task,
-        configuration=_configuration(config, family, task, carried),
+        configuration=_configuration(config, family, task, metadata),
         tensors={name: canonical[name] for name in shapes},
         rules=rules,
         dropped={},
         prefix=as_stored(external),
-        origin=Origin(IN_MEMORY, {"name": IN_MEMORY, "loaded_from": carried.name}),
-        key_bias=carried.key_bias,
+        origin=Origin(IN_MEMORY, {"name": IN_MEMORY, "loaded_from": metadata.name}),
+        key_bias=metadata.key_bias,
     )
 
 
@@ -137,7 +139,7 @@ def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTens
     return tensors
 
 
-def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
+def _container(tensors: dict[str, LazyTensor], metadata: ModelMetadata) -> Container:
     """Return a container without a file, with the metadata that a file would have."""
     return Container(
         path=Path(IN_MEMORY),
@@ -147,7 +149,7 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
         tensors=tensors,
         config=None,
         config_source=None,
-        preprocessor=carried.preprocessor or None,
+        preprocessor=metadata.preprocessor or None,
         training_args=None,
         conversion=None,
         ignored={},
@@ -157,22 +159,30 @@ def _container(tensors: dict[str, LazyTensor], carried: Carried) -> Container:
     )
 
 
-def _configuration(config: Any, family: Family, task: str, carried: Carried) -> Configuration:
-    sources = dict.fromkeys(family.untold_fields(task), "the model's configuration")
-    stated = {name: carried.sources.get(name, "passed to save_model") for name in PREPROCESSING}
+def _configuration(
+    config: Any, family: Family, task: str, metadata: ModelMetadata
+) -> Configuration:
+    sources = dict.fromkeys(family.unspecified_fields(task), "the model's configuration")
+    preprocessing_sources = {
+        name: metadata.sources.get(name, "passed to save_model") for name in PREPROCESSING
+    }
     # Assumptions when the model was loaded remain assumptions, unless the field was changed since.
     assumed = {
         name: entry
-        for name, entry in carried.assumptions.items()
+        for name, entry in metadata.assumptions.items()
         if name in sources
         and name not in PREPROCESSING
         and same_size(getattr(config, name)) == same_size(entry["value"])
     }
     return Configuration(
         config,
-        carried.image_mean,
-        carried.image_std,
-        {**sources, **stated, **{name: entry["source"] for name, entry in assumed.items()}},
-        carried.labels if task == "classify" else None,
+        metadata.image_mean,
+        metadata.image_std,
+        {
+            **sources,
+            **preprocessing_sources,
+            **{name: entry["source"] for name, entry in assumed.items()},
+        },
+        metadata.labels if task == "classify" else None,
         {name: entry["assumption"] for name, entry in assumed.items()},
     )

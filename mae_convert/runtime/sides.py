@@ -309,7 +309,7 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
     """Return the requirements that another interpreter cannot find."""
     command = [python, str(WORKER), "--missing", *requirements]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
             env=environment_of_child(), timeout=PROBE_SECONDS,
         )  # fmt: skip
@@ -321,7 +321,7 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
             "a Python interpreter?"
         ) from error
     try:
-        lacking = json.loads(done.stdout)
+        lacking = json.loads(process.stdout)
     except ValueError:
         lacking = None
     if not isinstance(lacking, list):

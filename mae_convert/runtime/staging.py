@@ -239,19 +239,19 @@ def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, 
         What the child loads, and the open files, which must not change during the run.
     """
     container = checkpoint.container
-    known = {file.path.name: file for file in (*container.opened, *container.beside)}
+    files = {file.path.name: file for file in (*container.opened, *container.beside)}
     folder = work / "files"
     folder.mkdir()
     read = [staged.weights, *([staged.confirmed.weights] if staged.confirmed else [])]
     others = {path.name: path for weights in read for path in _paths(weights, work)}
-    known |= {name: ByteFile(path) for name, path in others.items() if name not in known}
-    for name, file in known.items():
+    files |= {name: ByteFile(path) for name, path in others.items() if name not in files}
+    for name, file in files.items():
         (folder / name).symlink_to(file.pinned.absolute())
     confirmed = staged.confirmed
     if confirmed is not None:
         confirmed = replace(confirmed, weights=_linked(confirmed.weights, work))
     weights = _linked(staged.weights, work)
-    return replace(staged, weights=weights, confirmed=confirmed), tuple(known.values())
+    return replace(staged, weights=weights, confirmed=confirmed), tuple(files.values())
 
 
 def _paths(weights: StoredWeights, work: Path) -> list[Path]:

@@ -110,11 +110,11 @@ def with_config(model: Any, config: Any) -> Any:
     return other.eval()
 
 
-def check_same(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def check_same(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     """Raise LayoutError if names or shapes of tensors differ from the expected ones."""
-    if given != wanted:
+    if given != expected:
         different = sorted(
-            name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)
+            name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name)
         )
         raise LayoutError(f"the model and the tensors differ in {listed(different)}")
 

@@ -60,11 +60,11 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
         return
     task = description["task"]
     expected = {name: list(shape) for name, shape in family.schema(config, task).items()}
-    stated = {name: entry[0] for name, entry in description["tensors"].items()}
-    if stated != expected:
-        names = [n for n in {**expected, **stated} if stated.get(n) != expected.get(n)]
+    shapes = {name: entry[0] for name, entry in description["tensors"].items()}
+    if shapes != expected:
+        names = [n for n in {**expected, **shapes} if shapes.get(n) != expected.get(n)]
         yield (
-            f"tensors: {names[0]} has shape {stated.get(names[0])}, but a model of this"
+            f"tensors: {names[0]} has shape {shapes.get(names[0])}, but a model of this"
             f" configuration for the task {task} has {expected.get(names[0])}"
         )
     if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
@@ -123,7 +123,7 @@ def _is_of_dtype(name: str, dtype: np.dtype) -> bool:
 
 def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
     return len(shape) == len(expected) and all(
-        size > 0 and known in (None, size) for size, known in zip(shape, expected, strict=True)
+        size > 0 and length in (None, size) for size, length in zip(shape, expected, strict=True)
     )
 
 

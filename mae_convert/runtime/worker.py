@@ -171,8 +171,8 @@ def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
         return {}
     from mae_convert.runtime.foreign_code import RESULTS
 
-    found = {name.rpartition("/")[2] for name in arrays}
-    return {"omits": [name for name in RESULTS if name not in found]}
+    names = {name.rpartition("/")[2] for name in arrays}
+    return {"omits": [name for name in RESULTS if name not in names]}
 
 
 def main() -> int:

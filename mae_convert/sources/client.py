@@ -167,12 +167,12 @@ def patiently(call: Callable[[], T]) -> T:
             wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is None:
                 raise
-            say_wait(error, wait)
+            report_wait(error, wait)
         time.sleep(wait)
         attempt, waited = attempt + 1, waited + wait
 
 
-def say_wait(error: BaseException, seconds: float) -> None:
+def report_wait(error: BaseException, seconds: float) -> None:
     """Inform the user about a wait."""
     LOGGER.warning("%s; trying again in %g s", _in_short(error), seconds)
 

@@ -77,7 +77,7 @@ class Wanted:
     MaeConvertError for an unexpected content."""
 
 
-def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
+def fetch(request: Wanted, cache: Path) -> tuple[Path, Record]:
     """Return the local path of a file and its record; it is downloaded once.
 
     Raises:
@@ -91,8 +91,8 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Concurrent downloads would write to the same partial file.
-        with FileLock(cache / f".{wanted.name}.lock"):
-            return _fetch(wanted, cache)
+        with FileLock(cache / f".{request.name}.lock"):
+            return _fetch(request, cache)
     except PermissionError as error:
         raise OutputError(
             f"{cache} cannot be written ({error.strerror})",
@@ -101,16 +101,16 @@ def fetch(wanted: Wanted, cache: Path) -> tuple[Path, Record]:
 
 
 def _fetch(file: Wanted, cache: Path) -> tuple[Path, Record]:
-    path, known = cache / file.name, read_records(cache).get(file.name)
-    if known and path.is_file() and _is_untouched(path, known):
-        return path, known
+    path, previous = cache / file.name, read_records(cache).get(file.name)
+    if previous and path.is_file() and _is_untouched(path, previous):
+        return path, previous
     if path.is_file():
-        record = _examined(path, file, known)  # changed by the user, or without a record
+        record = _examined(path, file, previous)  # changed by the user, or without a record
     else:
         partial = path.with_name(path.name + PARTIAL)
         _transfer(file, partial)
         try:
-            record = _examined(partial, file, known)
+            record = _examined(partial, file, previous)
         except MaeConvertError:
             partial.unlink()
             raise
@@ -119,9 +119,9 @@ def _fetch(file: Wanted, cache: Path) -> tuple[Path, Record]:
     return path, record
 
 
-def _is_untouched(path: Path, known: Record) -> bool:
+def _is_untouched(path: Path, record: Record) -> bool:
     status = path.stat()
-    return (status.st_size, status.st_mtime_ns) == (known.bytes, known.mtime_ns)
+    return (status.st_size, status.st_mtime_ns) == (record.bytes, record.mtime_ns)
 
 
 def _transfer(download: Wanted, partial: Path) -> None:
@@ -164,7 +164,7 @@ def _ask(url: str) -> tuple[str, int | None]:
     return "" if tag.startswith("W/") else tag, int(size) if size.isdigit() else None
 
 
-def _examined(path: Path, download: Wanted, known: Record | None) -> Record:
+def _examined(path: Path, download: Wanted, record: Record | None) -> Record:
     """Return the record of a file.
 
     Raises:
@@ -177,16 +177,16 @@ def _examined(path: Path, download: Wanted, known: Record | None) -> Record:
             f" with {download.md5}",
             hint="try again later, or without a proxy or mirror",
         )
-    if known and sha256 != known.sha256:
+    if record and sha256 != record.sha256:
         raise CheckpointError(
-            f"{download.name} is not the file that was downloaded on {known.first_used[:10]}: its"
-            f" SHA-256 is {sha256} and was {known.sha256}; if its publisher has replaced it, remove"
-            f" {download.name} from {path.with_name(RECORDS)}"
+            f"{download.name} is not the file that was downloaded on"
+            f" {record.first_used[:10]}: its SHA-256 is {sha256} and was {record.sha256}; if its"
+            f" publisher has replaced it, remove {download.name} from {path.with_name(RECORDS)}"
         )
     fingerprint = download.examine(path)
     status = path.stat()
-    if known:
-        return replace(known, mtime_ns=status.st_mtime_ns, fingerprint=fingerprint)
+    if record:
+        return replace(record, mtime_ns=status.st_mtime_ns, fingerprint=fingerprint)
     trusted = (
         f"its MD5 begins with {download.md5}, as published"
         if download.md5

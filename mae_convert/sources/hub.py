@@ -97,7 +97,7 @@ def _origin(snapshot: Snapshot, chosen: Chosen) -> Origin:
     }
     if isinstance(datasets := snapshot.card.get("datasets"), list):
         record["datasets"] = datasets
-    name = snapshot.place(chosen.weights)
+    name = snapshot.address(chosen.weights)
     return Origin(name, record, notes=(*snapshot.notes, *chosen.notes))
 
 

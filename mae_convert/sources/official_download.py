@@ -55,8 +55,8 @@ def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
         MissingRequirementError: the server cannot be reached.
     """
     url = f"{base_url(official)}/{official.path}"
-    wanted = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
-    path, record = fetch(wanted, cache_directory())
+    request = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
+    path, record = fetch(request, cache_directory())
     return path, origin_of(official, record), record
 
 
@@ -103,8 +103,8 @@ def get_image(url: str) -> Path:
             download.
         MissingRequirementError: the server cannot be reached.
     """
-    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_image)
-    return fetch(wanted, cache_directory() / "pictures")[0]
+    request = Wanted(url.rpartition("/")[2], url, None, _examine_image)
+    return fetch(request, cache_directory() / "images")[0]
 
 
 def get_array(url: str) -> Path:
@@ -114,8 +114,8 @@ def get_array(url: str) -> Path:
         CheckpointError: what came is not such a file, or not the one that came the first time.
         MissingRequirementError: the server cannot be reached.
     """
-    wanted = Wanted(url.rpartition("/")[2], url, None, _examine_array)
-    return fetch(wanted, cache_directory() / "pictures")[0]
+    request = Wanted(url.rpartition("/")[2], url, None, _examine_array)
+    return fetch(request, cache_directory() / "images")[0]
 
 
 def _examine_array(path: Path) -> None:
@@ -137,7 +137,7 @@ def origin_of(official: OfficialFile, record: Record) -> Origin:
     return Origin(
         name=official.name,
         record={**official.record, "md5": record.md5, "trusted": record.trusted},
-        config=official.known,
+        config=official.config,
         config_source=CATALOG,
         notes=notes,
     )
@@ -163,11 +163,11 @@ def _examine(path: Path, official: OfficialFile) -> str:
     Raises:
         CheckpointError: the file does not have its names and shapes.
     """
-    known = Origin(official.name, config=official.known, config_source=CATALOG)
-    checkpoint = open_checkpoint(path, origin=known)
+    origin = Origin(official.name, config=official.config, config_source=CATALOG)
+    checkpoint = open_checkpoint(path, origin=origin)
     family = checkpoint.family
-    found = family.candidates(checkpoint.configuration.model, checkpoint.task)
-    if checkpoint.layout.name != family.model_layouts["torch"] or official not in found:
+    official_names = family.candidates(checkpoint.configuration.model, checkpoint.task)
+    if checkpoint.layout.name != family.model_layouts["torch"] or official not in official_names:
         raise CheckpointError(
             f"the file that was downloaded as {official.name} has other tensors "
             f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks); the "

@@ -50,7 +50,7 @@ class Snapshot:
         names = sorted(self.entries)
         return f"it holds {listed(names, 12)}" if names else "it is empty"
 
-    def place(self, path: str) -> str:
+    def address(self, path: str) -> str:
         """Return a file's exact location for records."""
         return str(HubReference(self.reference.repo_id, self.commit, path))
 
@@ -137,7 +137,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     local.resolve().unlink(missing_ok=True)
     local.unlink(missing_ok=True)
     raise CheckpointError(
-        f"{snapshot.place(path)} was downloaded twice and was corrupt both times ({wrong})",
+        f"{snapshot.address(path)} was downloaded twice and was corrupt both times ({wrong})",
         hint="try later, or without a proxy or mirror",
     )
 

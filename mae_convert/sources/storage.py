@@ -54,12 +54,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     return file_system, path
 
 
-def exists(place: str) -> bool:
+def exists(address: str) -> bool:
     """Return whether a file or a directory exists."""
-    if not is_remote(place):
-        return local_path(place).exists()
-    system, path = filesystem(place)
-    return bool(patiently(lambda: system.exists(path), place))
+    if not is_remote(address):
+        return local_path(address).exists()
+    system, path = filesystem(address)
+    return bool(patiently(lambda: system.exists(path), address))
 
 
 def glob(url: str) -> list[str]:
@@ -105,23 +105,23 @@ def download(url: str, folder: Path) -> Path:
     before = version_of(url)
     local = folder / last_part(path)
     for name, info in files_below(url).items():
-        place = local / name if name else local
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(system, f"{path}/{name}" if name else path, place, int(info["size"]))
+        target = local / name if name else local
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(system, f"{path}/{name}" if name else path, target, int(info["size"]))
     if version_of(url) != before:
         raise MaeConvertError(f"{url} was changed while it was being read", hint="run again")
     return local
 
 
-def _fetch(system: Any, path: str, place: Path, size: int) -> None:
+def _fetch(system: Any, path: str, target: Path, size: int) -> None:
     """Download one file; after a broken connection, continue at the same offset."""
 
     def go_on() -> None:
-        with system.open(path, "rb", block_size=CHUNK) as source, place.open("ab") as sink:
+        with system.open(path, "rb", block_size=CHUNK) as source, target.open("ab") as sink:
             source.seek(sink.tell())
             while piece := source.read(CHUNK):
                 sink.write(piece)
-        if place.stat().st_size != size:
-            raise OSError(f"{place.stat().st_size} of {size} bytes were received")
+        if target.stat().st_size != size:
+            raise OSError(f"{target.stat().st_size} of {size} bytes were received")
 
     patiently(go_on, path)

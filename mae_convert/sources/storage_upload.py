@@ -179,8 +179,8 @@ def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
 
     A file whose checksums in the storage have not changed since it was compared is not read again.
     """
-    for file, known in files.items():
-        held = patiently(lambda f=file, k=known: _holds(target.system, f, k), target.url)  # type: ignore[misc]
+    for file, checksums in files.items():
+        held = patiently(lambda f=file, k=checksums: _holds(target.system, f, k), target.url)  # type: ignore[misc]
         if not held:
             raise OutputError(
                 f"{file.final} does not contain what was sent: another program wrote to "
@@ -189,10 +189,10 @@ def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
             )
 
 
-def _holds(system: Any, file: Sent, known: Checksums) -> bool:
+def _holds(system: Any, file: Sent, checksums: Checksums) -> bool:
     if not system.exists(file.final) or int(system.info(file.final)["size"]) != file.size:
         return False
-    if known and known == _checksums(system, file.final):
+    if checksums and checksums == _checksums(system, file.final):
         return True
     return _sha256(system, file.final) == file.sha256
 

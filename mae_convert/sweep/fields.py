@@ -128,7 +128,7 @@ def parse(name: str, value: Any) -> Any:
         return None
     kind = FIELDS[name]
     wrong = MaeConvertError(
-        f"{value!r} is not a value of it", hint=f"write {kind.wanted}", option=name
+        f"{value!r} is not a value of it", hint=f"write {kind.expected}", option=name
     )
     if isinstance(value, dict | list):
         raise wrong

@@ -133,36 +133,36 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
         "task": None if job.settings.get("num_labels") else job.settings.get("task"),
         "origin": origin,
     }
-    place = _place(job, scratch)
+    output = _place(job, scratch)
     if job.converts:
         with _timed(row_fields, "convert_seconds"):
-            plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **settings), place)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **settings), output)
+            output.parent.mkdir(parents=True, exist_ok=True)
             report = execute(plan, overwrite=True)
         row_fields["source_sha256"] = report["source"].get("sha256")
         row_fields["source_fingerprint"] = report["source"]["fingerprint"]
         row_fields["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
-        place, _ = _local(job.target, scratch / "target")
+        output, _ = _local(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **settings)
-    target = open_checkpoint(place, flags, fill_only=True, incomplete=True, state_key=state_key)
+    target = open_checkpoint(output, flags, fill_only=True, incomplete=True, state_key=state_key)
     check_flags(flags, source, target)
     row_fields["task"] = target.task
     row_fields["parameters"] = sum(math.prod(tensor.shape) for tensor in target.tensors.values())
     if job.verifies:
         require_comparable(source, target)
         with _timed(row_fields, "verify_seconds"):
-            done = _verify(job, source, target)
-        row_fields |= verdict_fields(done.verdict)
+            verification = _verify(job, source, target)
+        row_fields |= verdict_fields(verification.verdict)
         if not job.converts:
             names = ("source_fingerprint", "target_fingerprint")
-            row_fields |= dict(zip(names, map(str, done.fingerprints), strict=False))
-        if job.settings.get("certify") and done.verdict.passed:
-            _certify(done, target)
+            row_fields |= dict(zip(names, map(str, verification.fingerprints), strict=False))
+        if job.settings.get("certify") and verification.verdict.passed:
+            _certify(verification, target)
     for name, checkpoint in (("source", source), ("target", target)):
         _account(row_fields, name, checkpoint)
     if row_fields.get("verdict") is None or row_fields["passed"]:
-        _deliver(job, place, row_fields)
+        _deliver(job, output, row_fields)
         if job.target is not None and "target_version" not in row_fields:
             row_fields["target_version"] = version(job.target)
 
@@ -201,7 +201,7 @@ def _default_name(layout: str) -> str:
     return "model" + next(suffix for suffix, kind in SUFFIX_FORMATS.items() if kind in kinds)
 
 
-def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
+def _plan(job: Job, source: Checkpoint, target: Path) -> Plan:
     settings = job.settings
     if labels := settings.get("num_labels"):
         source = with_new_head(source, labels, settings.get("task"))
@@ -215,7 +215,7 @@ def _plan(job: Job, source: Checkpoint, place: Path) -> Plan:
     prefix, size_limit = settings.get("prefix", ""), settings.get("max_shard_size")
     packing = Packing(prefix, bool(settings.get("bin")), size_limit)
     return plan_conversion(
-        source, place, settings["to"], task=settings.get("task"), dtype=settings.get("dtype"),
+        source, target, settings["to"], task=settings.get("task"), dtype=settings.get("dtype"),
         geometry=geometry, packing=packing,
     )  # fmt: skip
 
@@ -251,10 +251,10 @@ def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
     return diagnose(run_verification(a, b, sides[0], sides[1], options))
 
 
-def _certify(done: "Verification", target: Checkpoint) -> None:
+def _certify(verification: "Verification", target: Checkpoint) -> None:
     from mae_convert.verify.certificate import write_certificate
 
-    write_certificate(done, target)
+    write_certificate(verification, target)
 
 
 def _account(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
@@ -265,14 +265,14 @@ def _account(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None
     results[f"{name}_bytes"] = sum(file.size for file in files)
 
 
-def _deliver(job: Job, place: Path, results: dict[str, Any]) -> None:
+def _deliver(job: Job, target: Path, results: dict[str, Any]) -> None:
     """Upload a result to its target in remote storage, and to the Hub."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 
-        results["target_version"] = dict(upload(place, job.target))
+        results["target_version"] = dict(upload(target, job.target))
     if name := job.settings.get("publish"):
-        results["published"] = _publish(job.settings, place, name)
+        results["published"] = _publish(job.settings, target, name)
 
 
 def _publish(settings: Settings, directory: Path, name: str) -> str:

@@ -186,8 +186,8 @@ def _check_repository(name: str) -> None:
     Raises:
         MaeConvertError: it is not of the form OWNER/NAME.
     """
-    place = parse_source(f"{PROTOCOL}{name}")
-    if getattr(place, "repo_id", None) != name:
+    repository = parse_source(f"{PROTOCOL}{name}")
+    if getattr(repository, "repo_id", None) != name:
         raise MaeConvertError(
             f"{name} is not of the form OWNER/NAME; specify the branch in the field branch"
         )
@@ -332,9 +332,9 @@ def refuse_collisions(jobs: Sequence[Job]) -> None:
     """
     seen: dict[str, Job] = {}
     for job in jobs:
-        for place in _places(job):
-            if (other := seen.setdefault(place, job)) is not job:
-                raise _same_place(place, job, other)
+        for path in _places(job):
+            if (other := seen.setdefault(path, job)) is not job:
+                raise _same_place(path, job, other)
     _refuse_nesting(jobs)
 
 
@@ -347,13 +347,13 @@ def _places(job: Job) -> Iterator[str]:
         yield f"{PROTOCOL}{name}@{job.settings.get('branch', 'main')}"
 
 
-def _same_place(place: str, job: Job, other: Job) -> PlanError:
-    if place == job.key:
+def _same_place(path: str, job: Job, other: Job) -> PlanError:
+    if path == job.key:
         return PlanError(f"{job.where}, source: this job is a duplicate of another ({other.where})")
     apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
     hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
     return PlanError(
-        f"{job.where}, target: two jobs write {place}", hint=f"put {hint} into the target's name"
+        f"{job.where}, target: two jobs write {path}", hint=f"put {hint} into the target's name"
     )
 
 
@@ -378,7 +378,7 @@ def _refused(job: Job, sentence: str) -> PlanError:
     return PlanError(f"{job.where}, target: {sentence}", hint="choose another name")
 
 
-def _above(place: str) -> Iterator[str]:
+def _above(path: str) -> Iterator[str]:
     """Yield the parent directories of a path, from the inside out."""
-    while (place := place.rpartition("/")[0].rstrip("/")) and not place.endswith(":"):
-        yield place
+    while (path := path.rpartition("/")[0].rstrip("/")) and not path.endswith(":"):
+        yield path

@@ -154,12 +154,12 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
 
 def _no_yaml(path: Path, error: Exception) -> PlanError:
     mark = getattr(error, "problem_mark", None)
-    place = f"{path}, line {mark.line + 1}" if mark else str(path)
+    location = f"{path}, line {mark.line + 1}" if mark else str(path)
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return PlanError(f"{place}: this is not YAML: {problem}")
+    return PlanError(f"{location}: this is not YAML: {problem}")
 
 
-def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield key and node of a mapping, first the merged ones (``<<``); refuse duplicate keys."""
     import yaml
 
@@ -173,31 +173,31 @@ def _items(path: Path, node: Any, known: Sequence[str] = ()) -> Iterator[tuple[s
             raise PlanError(f"{_at(path, key)}: this is not a field name")
         if key.value in seen:
             raise PlanError(f"{_at(path, key)}, {key.value}: this field occurs twice")
-        if known and key.value not in known:
+        if allowed and key.value not in allowed:
             raise PlanError(
                 f"{_at(path, key)}, {key.value}: there is no such section",
-                hint=f"write {' and '.join(known)}",
+                hint=f"write {' and '.join(allowed)}",
             )
         seen.add(key.value)
     yield from _with_merged(path, node, {}, 0).items()
 
 
 def _with_merged(
-    path: Path, node: Any, known: dict[int, dict[str, Any]], depth: int
+    path: Path, node: Any, merged: dict[int, dict[str, Any]], depth: int
 ) -> dict[str, Any]:
     """Return keys and nodes of a mapping, its own before those that are merged by ``<<``.
 
     Args:
         path: the plan.
         node: the mapping.
-        known: the results for other mappings, by the identity of their nodes, so that a mapping
+        merged: the results for other mappings, by the identity of their nodes, so that a mapping
             that is merged many times is read once.
         depth: the number of nested merges.
     """
     import yaml
 
-    if id(node) in known:
-        return known[id(node)]
+    if id(node) in merged:
+        return merged[id(node)]
     own: dict[str, Any] = {}
     taken: dict[str, Any] = {}
     for key, value in node.value:
@@ -212,9 +212,9 @@ def _with_merged(
                     f"{_at(path, value)}: merge keys (<<) are nested more than {DEEPEST} levels "
                     "deep"
                 )  # fmt: skip
-            taken = {**_with_merged(path, part, known, depth + 1), **taken}
-    known[id(node)] = {**taken, **own}
-    return known[id(node)]
+            taken = {**_with_merged(path, part, merged, depth + 1), **taken}
+    merged[id(node)] = {**taken, **own}
+    return merged[id(node)]
 
 
 def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:

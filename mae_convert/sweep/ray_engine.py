@@ -97,9 +97,10 @@ def _row_of(ray: Any, ended: Any, job: Job) -> Row:
     try:
         row: Row = ray.get(ended)
     except ray.exceptions.RayError as error:
-        known = ray.exceptions
+        exceptions = ray.exceptions
         if isinstance(
-            error, known.WorkerCrashedError | known.NodeDiedError | known.OutOfMemoryError
+            error,
+            exceptions.WorkerCrashedError | exceptions.NodeDiedError | exceptions.OutOfMemoryError,
         ):
             return died(job, RETRIES + 1, "according to Ray")
         sentence = f"Ray could not run it: {' '.join(str(error).split())[:400]}"

@@ -43,17 +43,17 @@ def select_jobs(
         rows: the rows of earlier runs, by key.
         only_failed: skip the jobs that have not been run yet, or whose files have changed.
     """
-    done, pending, skipped = list[Row](), list[Job](), list[Job]()
+    finished, pending, skipped = list[Row](), list[Job](), list[Job]()
     for job in jobs:
         row = rows.get(job.key)
         failed = row is not None and not row.is_good
         if row is not None and not failed and is_unchanged(row, job):
-            done.append(row)
+            finished.append(row)
         elif only_failed and not failed:
             skipped.append(job)
         else:
             pending.append(job)
-    return SelectedJobs(tuple(jobs), tuple(done), tuple(pending), tuple(skipped))
+    return SelectedJobs(tuple(jobs), tuple(finished), tuple(pending), tuple(skipped))
 
 
 def refuse_targets(pending: Sequence[Job], begun: Container[str]) -> None:

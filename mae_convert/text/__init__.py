@@ -46,9 +46,9 @@ def for_terminal(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" with the most similar known name, or "" if none is similar."""
-    near = get_close_matches(name, list(known), n=1)
+    near = get_close_matches(name, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of declared steps, implemented independently of the conversion.
+"""The arithmetic of declared conversion steps, implemented independently of the conversion.
 
 Positions are resampled with Hermite polynomials instead of a convolution kernel, sines and cosines
 come from a complex exponential, channels are mixed by a matrix product, and rounding works on the
@@ -12,9 +12,9 @@ import numpy as np
 
 Grid = tuple[int, int]
 
-TANGENT = 0.75  # slope at a sample over the difference of its neighbours: cubic with a = -0.75
-HALF_PRECISION = 2.0**-7  # more than the rounding of a value up to 1 in any dtype of weights
-SLACK = 1e-12  # how far two ways to compute a tensor in float64 may part, of its largest value
+TANGENT = 0.75  # slope at a sample / difference of its neighbours: bicubic with a = -0.75
+HALF_PRECISION = 2.0**-7  # larger than the rounding error of values up to 1 in any weight dtype
+SLACK = 1e-12  # float64 difference allowed between two algorithms, relative to the largest value
 
 
 def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -22,7 +22,7 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.float64:
         return values
     limits = ml_dtypes.finfo(dtype)
-    _, exponents = np.frexp(values)  # of significands of at least 0.5 and below 1
+    _, exponents = np.frexp(values)  # significands are in [0.5, 1)
     last_place = np.maximum(exponents - (limits.nmant + 1), limits.minexp - limits.nmant)
     whole = np.rint(np.ldexp(values, -last_place))
     with np.errstate(over="ignore"):
@@ -30,10 +30,10 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def settled(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return exact values rounded here or, where it is equally near, as another rounded them.
+    """Return the exact values rounded to ``ours`` or, where it is equally close, to ``theirs``.
 
-    Two ways to compute a number may end on either side of a rounding midpoint; both roundings are
-    then accepted.
+    Two algorithms may give results on either side of a rounding midpoint; both roundings are then
+    accepted.
     """
     if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
         return ours
@@ -44,14 +44,14 @@ def settled(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarr
 def resampled_positions(
     embedding: np.ndarray, grid: Grid, new_grid: Grid, first: int = 1, *, aligned: bool = False
 ) -> np.ndarray:
-    """Return a position embedding (1, first + t h w, width) for another grid of patches, bicubic.
+    """Return a position embedding (1, first + t h w, width) resampled bicubically to another grid.
 
     Args:
-        embedding: the embedding.
-        grid: h and w.
-        new_grid: those that it is resampled for.
-        first: rows that come before those of patches and stay as they are.
-        aligned: whether the patches in the corners of both grids are at the same places.
+        embedding: the position embedding.
+        grid: h and w of the embedding.
+        new_grid: h and w after resampling.
+        first: number of rows before those of the patches, which are copied.
+        aligned: whether the corner patches of both grids have the same positions.
     """
     width = embedding.shape[-1]
     before = embedding[0, first:].reshape(-1, *grid, width)  # (t, h, w, width)
@@ -66,13 +66,13 @@ def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
     """Resample the first of three axes with cubic Hermite polynomials between the samples.
 
     The centre of new sample i is at ((2 i + 1) old / new - 1) / 2, or, with aligned corners, at
-    i (old - 1) / (new - 1); integers keep this exact.
+    i (old - 1) / (new - 1), computed exactly in integers.
     """
     if aligned:
-        place, unit = np.arange(size) * (len(samples) - 1), max(size - 1, 1)
+        position, unit = np.arange(size) * (len(samples) - 1), max(size - 1, 1)
     else:
-        place, unit = (2 * np.arange(size) + 1) * len(samples) - size, 2 * size
-    index, rest = np.divmod(place, unit)
+        position, unit = (2 * np.arange(size) + 1) * len(samples) - size, 2 * size
+    index, rest = np.divmod(position, unit)
     t = (rest / unit)[:, None, None]
     edged = np.pad(samples, ((2, 2), (0, 0), (0, 0)), mode="edge")
     before, left, right, after = (edged[index + offset] for offset in (1, 2, 3, 4))
@@ -85,15 +85,15 @@ def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
 def fixed_positions(
     embedding: np.ndarray, grid: tuple[int, ...], new_grid: tuple[int, ...]
 ) -> np.ndarray:
-    """Return the fixed position embedding of another grid, to replace that of this grid.
+    """Return the fixed sine-cosine position embedding for another grid.
 
-    A table that is not fixed is resampled if it has as many times, so that a target in which it was
-    replaced is detected; otherwise all values of the result are NaN.
+    If the given embedding is not the fixed one, it is resampled, so that a target in which it was
+    replaced is detected; with another number of frames all values of the result are NaN.
 
     Args:
         embedding: (1, 1 + L, width).
         grid: patches along [time,] height and width.
-        new_grid: likewise.
+        new_grid: the new grid, likewise.
     """
     if np.abs(_sines_and_cosines(embedding.shape[-1], grid) - embedding).max() <= HALF_PRECISION:
         return _sines_and_cosines(embedding.shape[-1], new_grid)
@@ -104,18 +104,18 @@ def fixed_positions(
 
 
 def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
-    """Return sines and cosines of places, (1, 1 + L, width); zero for the class token.
+    """Return the sines and cosines of grid positions, (1, 1 + L, width); zero for the class token.
 
-    Of two axes, each has half of the channels; of three, the column and the row have 6 of 16
-    channels each and the time 4. The column comes first.
+    With two axes, each has half of the channels; with three, column and row have 6/16 of the
+    channels each and time has 4/16. The column comes first.
     """
     unit, shares = (width // 16, (6, 6, 4)) if len(grid) == 3 else (width // 4, (2, 2))
     places = np.unravel_index(np.arange(math.prod(grid)), grid)
     parts = []
-    for place, share in zip(places[::-1], shares, strict=True):
+    for coordinates, share in zip(places[::-1], shares, strict=True):
         half = unit * share // 2
         turn = np.exp(
-            1j * np.outer(place, np.exp(-math.log(10000) * np.arange(half) / max(half, 1)))
+            1j * np.outer(coordinates, np.exp(-math.log(10000) * np.arange(half) / max(half, 1)))
         )
         parts += [turn.imag, turn.real]
     table = np.concatenate(parts, axis=1)

@@ -1,13 +1,13 @@
 """Patterns in the difference of two results, each tested up to rounding errors.
 
-Results are float64 arrays (N, T, D): images, tokens, channels.
+The results are float64 arrays (N, T, D): images, tokens, channels.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-ROUNDING = 1e-9  # of the largest value; smaller differences are ignored
+ROUNDING = 1e-9  # smaller differences, relative to the largest value, are ignored
 
 
 def near(a: np.ndarray, b: np.ndarray) -> bool:
@@ -35,18 +35,18 @@ def same_by_place(difference: np.ndarray, places: np.ndarray) -> bool:
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
     flat = places.ravel()
-    found = False
-    for place in np.unique(flat):
-        alike = vectors[flat == place]
+    repeated = False
+    for position in np.unique(flat):
+        alike = vectors[flat == position]
         if len(alike) > 1:
-            found = True
+            repeated = True
             if np.abs(alike - alike[0]).max() > ROUNDING * size:
                 return False
-    return found
+    return repeated
 
 
 def factor(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the factor between two arrays, or None if one is not a multiple of the other."""
+    """Return x with ``b == x * a``, or None if ``b`` is not a multiple of ``a``."""
     size = float(np.vdot(a, a))
     if size == 0:
         return None
@@ -55,7 +55,7 @@ def factor(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
-    """Return the permutation along an axis that turns one array into the other.
+    """Return the permutation along an axis that turns ``a`` into ``b``.
 
     Returns:
         Indices with ``b == a.take(indices, axis)``; None if there is no such permutation, or
@@ -72,7 +72,7 @@ def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the dropout probability if values are zeroed and the others scaled, else None."""
+    """Return the dropout probability if ``b`` is ``a`` after dropout, else None."""
     zero = (b == 0) & (a != 0)
     if not 0 < zero.mean() < 1:
         return None
@@ -83,7 +83,7 @@ def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def runs(indices: np.ndarray) -> str:
-    """Return indices as text, ranges abbreviated: "0, 3-5"."""
+    """Return indices as text with ranges abbreviated: "0, 3-5"."""
     return ", ".join(
         str(first) if first == last else f"{first}-{last}" for first, last in _runs(indices)
     )

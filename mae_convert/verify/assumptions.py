@@ -1,4 +1,4 @@
-"""Assumptions that change the function: which sides make them, and whether they prevent a proof.
+"""Assumptions that change the function: which side makes them and whether they prevent a proof.
 
 If both sides share an assumption, their outputs agree even if it is wrong, so a comparison cannot
 confirm it. If only one side assumes a value and the other specifies the same value, it is
@@ -23,8 +23,8 @@ FUNCTION_FIELDS = (
     "global_pool",
     "image_size",
 )
-# What models of the same names and shapes have in other values. A convention that the layout's own
-# code fixes, and one of a family that the checkpoint is known to belong to, are not among them.
+# Assumptions for which other models of the same names and shapes have other values. Conventions
+# that the layout's own code fixes, or the family of the checkpoint, are not among them.
 UNCERTAIN = (OFFICIAL, NAMES, LAYOUT, SQUARE)
 
 Assumption = Mapping[str, Any]
@@ -34,8 +34,8 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
     """Return the assumptions of both sides about fields that change the function.
 
     Returns:
-        Each with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
-        ``blocks_proof``: both sides share it, and other values are common.
+        Assumptions with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
+        ``blocks_proof``: whether both sides share it although other values are common.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]
@@ -60,8 +60,8 @@ def _about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assum
     for sides in (("A", "B"),) if shared else tuple((side,) for side in entries):
         entry = entries[sides[0]]
         kinds = {entries[side]["assumption"] for side in sides}
-        # The same sequence of patches gives the same output on any grid: the grid is part of the
-        # function where positions are resampled on it.
+        # The same sequence of patches gives the same output on any grid; the grid affects the
+        # function only if the position embeddings are resampled.
         uncertain = kinds <= set(UNCERTAIN) and (field != "image_size" or resampled)
         yield {
             "field": field,
@@ -83,12 +83,12 @@ def shared(assumed: Iterable[Assumption]) -> list[Assumption]:
 
 
 def in_words(assumed: Sequence[Assumption]) -> str:
-    """Return assumptions in words: fields and values by their source."""
+    """Return assumptions as text: fields and values grouped by source."""
     by_source: dict[str, list[str]] = {}
     for assumption in assumed:
         words = f"{assumption['field']} {plain(assumption['value'])}"
         by_source.setdefault(str(assumption["source"]), []).append(words)
-    return "; ".join(f"{' and '.join(said)} ({source})" for source, said in by_source.items())
+    return "; ".join(f"{' and '.join(phrases)} ({source})" for source, phrases in by_source.items())
 
 
 def how_to_confirm(assumed: Sequence[Assumption]) -> Text:

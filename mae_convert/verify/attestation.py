@@ -1,8 +1,9 @@
-"""Sign a verified model directory, and check the signature.
+"""Sign a verified model directory and check such a signature.
 
-``attestation.json`` is an in-toto statement: its subjects are the files, its predicate holds what
-was verified. ``model.sig`` is the signature of all files, the statement included, by the package
-model-signing of the OpenSSF: a DSSE envelope in a sigstore bundle, made with a key, offline.
+``attestation.json`` is an in-toto statement: its subjects are the files, its predicate contains the
+result of the verification. ``model.sig`` is the signature of all files, including the statement. It
+is created offline with a key by the OpenSSF package model-signing: a DSSE envelope in a sigstore
+bundle.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ from mae_convert.verify.judge import Check
 STATEMENT, SIGNATURE = SIGNED
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:mae-convert:verification:v1"
-# What the statement repeats of the certificate.
+# Fields of the certificate that the statement repeats.
 REPEATED = ("source", "target", "steps", "passed", "proven", "assumptions", "environment")
 ADVICE = "make it again with `mae-convert attest`"
 
@@ -40,12 +41,12 @@ def attest(
     Args:
         folder: the directory, with its certificate.
         private_key: PEM file of an elliptic curve key.
-        password: of the key, if it has one.
+        password: the key's password, if it has one.
         files: the names of the files to sign; None for all.
-        licence: what the model is published under; None for what its model card says.
+        licence: the licence of the model; None for the one in its model card.
 
     Returns:
-        The signature's path.
+        The path of the signature.
 
     Raises:
         MissingRequirementError: the package model-signing is not installed.
@@ -60,13 +61,13 @@ def attest(
     if failed := certificate.checks():
         raise MaeConvertError(
             folder,
-            f" is not what was verified: {failed[0].name.partition('/')[2]} {failed[0].measured}",
+            f" is not the verified model: {failed[0].name.partition('/')[2]} {failed[0].measured}",
             hint="verify it again: `mae-convert verify SOURCE TARGET --certify`",
         )
     present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNED)
     chosen = [name for name in present if files is None or name in files]
-    stated = statement(folder, certificate, chosen, licence or _licence(folder))
-    text = json.dumps(stated, indent=2) + "\n"
+    document = statement(folder, certificate, chosen, licence or _licence(folder))
+    text = json.dumps(document, indent=2) + "\n"
     write_file(folder / STATEMENT, text, overwrite=True)
     from model_signing import hashing, signing
 
@@ -78,7 +79,7 @@ def attest(
             private_key=private_key, password=password
         )
         config.set_hashing_config(hashed).sign(folder, signature)
-    except Exception as error:  # of a library for which every fault of a key is another class
+    except Exception as error:  # the library raises many different exceptions for invalid keys
         (folder / STATEMENT).unlink(missing_ok=True)
         raise MaeConvertError(
             private_key, f" cannot sign: {one_line(str(error))}", hint="use an EC key in PEM"
@@ -89,7 +90,7 @@ def attest(
 def statement(
     folder: Path, certificate: Certificate, files: Iterable[str], licence: str | None
 ) -> dict[str, Any]:
-    """Return the in-toto statement about files of a directory, and what was verified of them."""
+    """Return the in-toto statement with the files of a directory and the result of verification."""
     document = certificate.document
     return {
         "_type": STATEMENT_TYPE,
@@ -108,22 +109,22 @@ def statement(
 
 
 def _licence(folder: Path) -> str | None:
-    """Return the licence that the model card states, or None."""
+    """Return the licence in the model card, or None."""
     card = folder / "README.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    stated = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
-    return next(stated, None)
+    licences = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
+    return next(licences, None)
 
 
 def attestation_checks(folder: Path, public_key: Path) -> list[Check]:
-    """Return the checks of a signature, and of what it is the signature of.
+    """Return the checks of the signature and of the signed statement.
 
-    Files that were not signed are not looked at; those that a library acts on are checks of the
-    certificate.
+    Files that were not signed are not checked here; the certificate covers those that affect the
+    model.
 
     Raises:
         MissingRequirementError: the package model-signing is not installed.
-        MaeConvertError: there is no signature, or no such key.
+        MaeConvertError: there is no signature, or the key file does not exist.
     """
     _require_package()
     if not (folder / SIGNATURE).is_file():
@@ -139,36 +140,36 @@ def attestation_checks(folder: Path, public_key: Path) -> list[Check]:
     config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
     try:
         config.verify(folder, folder / SIGNATURE)
-    except Exception as error:  # every fault of a signature is another class
+    except Exception as error:  # the library raises many different exceptions for bad signatures
         problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
         return [Check("certificate/signature", False, problem[:100], "valid")]
     return [Check("certificate/signature", True, "valid", "valid"), *_statement_checks(folder)]
 
 
 def _statement_checks(folder: Path) -> Iterator[Check]:
-    """Yield checks that the statement is about these files and repeats their certificate."""
+    """Yield checks that the statement describes these files and repeats their certificate."""
     path = folder / STATEMENT
     if not path.is_file():
         yield Check("certificate/statement", False, "missing", STATEMENT)
         return
-    found, certificate = json_in(ByteFile(path), ADVICE), read_certificate(folder).document
-    known: Any = found if isinstance(found, Mapping) else {}
-    types = (known.get("_type"), known.get("predicateType"))
+    document, certificate = json_in(ByteFile(path), ADVICE), read_certificate(folder).document
+    values: Any = document if isinstance(document, Mapping) else {}
+    types = (values.get("_type"), values.get("predicateType"))
     same = types == (STATEMENT_TYPE, PREDICATE_TYPE)
     yield Check("certificate/statement", same, str(types[1]), PREDICATE_TYPE)
     if not same:
         return
     changed = [
         str(subject["name"])
-        for subject in known["subject"]
+        for subject in values["subject"]
         if not (folder / Path(subject["name"]).name).is_file()
         or file_sha256(folder / Path(subject["name"]).name) != subject["digest"]["sha256"]
     ]
     yield Check("certificate/subjects", not changed, ", ".join(changed) or "the files", "the files")
-    predicate = known["predicate"]
+    predicate = values["predicate"]
     other = [name for name in REPEATED if predicate.get(name) != certificate.get(name)]
-    said = ", ".join(other) or "as certified"
-    yield Check("certificate/predicate", not other, said, "as certified")
+    changed_fields = ", ".join(other) or "as certified"
+    yield Check("certificate/predicate", not other, changed_fields, "as certified")
 
 
 def _require_package() -> None:

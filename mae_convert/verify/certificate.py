@@ -49,7 +49,7 @@ ADVICE = "make it again with `mae-convert verify SOURCE TARGET --certify`"
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate."""
+    """The certificate of a verified model."""
 
     target: Path
     """The model directory or file that was verified."""
@@ -58,7 +58,7 @@ class Certificate:
     """The contents of ``verification.json``."""
 
     def sha256_of(self, name: str) -> str | None:
-        """Return the hash of a file when it was verified; None for a file that was not."""
+        """Return the SHA-256 of a file when it was verified; None if it was not verified."""
         return self._hashes().get(name)
 
     def is_document(self, data: bytes) -> bool:
@@ -81,7 +81,7 @@ class Certificate:
         ]
 
     def checks(self) -> list[Check]:
-        """Return failed checks of the certificate itself, and files that changed since."""
+        """Return the failed checks of the certificate itself and of files that changed since."""
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
             for name in self.changed_files()
@@ -95,14 +95,14 @@ class Certificate:
         limits = document["limits"]
         wider = [name for name, limit in LIMITS.items() if not limits.get(name, inf) <= limit]
         if wider:
-            said = f"{wider[0]} {limits.get(wider[0])}"
-            checks.append(Check("certificate/limits", False, said, LIMITS[wider[0]]))
+            measured = f"{wider[0]} {limits.get(wider[0])}"
+            checks.append(Check("certificate/limits", False, measured, LIMITS[wider[0]]))
         return checks
 
     def checks_of(self, checkpoint: Checkpoint) -> list[Check]:
-        """Return failed checks of files that affect the model and are not in the certificate."""
-        known, declared = self.document["files"], declared_steps(checkpoint)
-        new = [name for name in _files(checkpoint) if name not in known]
+        """Return failed checks for files that affect the model but are not in the certificate."""
+        files, declared = self.document["files"], declared_steps(checkpoint)
+        new = [name for name in _files(checkpoint) if name not in files]
         foreign = [step for step in self.document["steps"] if step not in declared]
         return [
             *(Check(f"file/{n}", False, "not among those verified", "as verified") for n in new),
@@ -110,21 +110,21 @@ class Certificate:
         ]
 
     def checks_of_run(self, trace: Trace) -> list[Check]:
-        """Return failed checks of the weights that were run again."""
-        stated, found = self.document["target"].get("fingerprint"), trace.fingerprint
-        if stated is None or stated.split(":")[:2] == str(found).split(":")[:2]:
+        """Return failed checks of the weights in a new run."""
+        recorded, measured = self.document["target"].get("fingerprint"), trace.fingerprint
+        if recorded is None or recorded.split(":")[:2] == str(measured).split(":")[:2]:
             return []
-        return [Check("certificate/fingerprint", False, str(found), stated)]
+        return [Check("certificate/fingerprint", False, str(measured), recorded)]
 
 
 def _names(target: Path) -> tuple[str, str]:
-    """Return the file names of document and arrays: in a directory, or beside a single file."""
+    """Return the names of the JSON document and of the arrays, for a directory or a single file."""
     prefix = "" if target.is_dir() else f"{target.name}."
     return prefix + DOCUMENT, prefix + ARRAYS
 
 
 def _files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the files that determine what a checkpoint computes.
+    """Return the names of the files that affect what a checkpoint computes.
 
     In a directory, these include files that mae-convert does not read but that a library may use.
     """
@@ -135,17 +135,17 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 of each of these files, of the bytes that were read.
+    """Return the SHA-256 of the bytes that were read from each of these files.
 
     Raises:
-        CheckpointError: a file was written to in the meantime.
+        CheckpointError: a file was modified in the meantime.
     """
     container, folder = target.container, _folder(target.path)
     run = verification.traces[1].description["checkpoint"]
-    known = run.get("files") or {container.weights_file.name: run["sha256"]}
-    known |= {file.path.name: open_sha256(file) for file in container.beside}
+    hashes = run.get("files") or {container.weights_file.name: run["sha256"]}
+    hashes |= {file.path.name: open_sha256(file) for file in container.beside}
     return {
-        name: known[name] if name in known else file_sha256(folder / name)
+        name: hashes[name] if name in hashes else file_sha256(folder / name)
         for name in _files(target)
     }
 
@@ -155,10 +155,11 @@ def _folder(target: Path) -> Path:
 
 
 def write_certificate(verification: Verification, target: Checkpoint) -> Path:
-    """Write the certificate of a verification that passed, and return the path of its document.
+    """Write the certificate of a passed verification and return the path of its document.
 
-    The arrays get their final name first, so a document never appears without its arrays. The
-    certificate covers the bytes that were run; if the files have changed since, none is written.
+    The arrays are renamed to their final name first, so a document never exists without its arrays.
+    The certificate covers the bytes that were run; if the files have changed since, no certificate
+    is written.
 
     Raises:
         CheckpointError: a file of the target changed since it was verified.
@@ -212,7 +213,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "inputs": inputs_sha256(verification.inputs),
         "limits": LIMITS,
         "checks": [asdict(check) for check in verdict.checks],
-        "witnesses": [_without_path(witness) for witness in verdict.witnesses],
+        "witnesses": [_without_path(runner) for runner in verdict.witnesses],
         "steps": list(verdict.steps),
         "effects": dict(verdict.effects),
         "not_compared": list(verdict.not_compared),
@@ -259,7 +260,7 @@ def has_certificate(target: Path) -> bool:
 
 
 def read_certificate(target: Path) -> Certificate:
-    """Read the certificate of a model directory or of a single file.
+    """Read the certificate of a model directory or a single file.
 
     Raises:
         CheckpointError: it does not exist, or is corrupt.
@@ -268,9 +269,9 @@ def read_certificate(target: Path) -> Certificate:
     if not path.is_file():
         raise CheckpointError(
             target,
-            " has no certificate that could be replayed",
+            " has no certificate to verify it against",
             hint=(
-                "give the checkpoint to compare it with too: ",
+                "specify the checkpoint to compare it with: ",
                 f"`mae-convert verify SOURCE {target}` (",
                 *(Option("certify", True), " then makes a certificate)"),
             ),
@@ -278,33 +279,33 @@ def read_certificate(target: Path) -> Certificate:
     document = json_in(ByteFile(path), ADVICE)
     check_document(document, "certificate", path, ADVICE)
     if strange := next((n for n in document["files"] if not is_plain_name(n)), None):
-        raise _damaged(path, f"{strange!r} is not the name of a file beside it")
+        raise _damaged(path, f"{strange!r} is not the name of a file in the same directory")
     if has_control_characters(document):
         raise _damaged(path, "a string in it contains control characters")
     return Certificate(target, document)
 
 
 def _damaged(path: Path, what: Text) -> CheckpointError:
-    return CheckpointError(path, " is not a certificate that can be read (", what, ")", hint=ADVICE)
+    return CheckpointError(path, " is not a valid certificate (", what, ")", hint=ADVICE)
 
 
 def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return the source's trace as stored in the certificate, and the inputs.
+    """Return the source's trace and the inputs that are stored in the certificate.
 
     Raises:
-        CheckpointError: the file of arrays cannot be read, or has unexpected arrays.
+        CheckpointError: the file of arrays cannot be read or contains unexpected arrays.
     """
     path = _folder(certificate.target) / _names(certificate.target)[1]
-    if kind := kind_of(path):  # the library would wait for a pipe, and for no signal meanwhile
+    if kind := kind_of(path):  # the library would block on a pipe and could not be interrupted
         raise _damaged(path, f"it is {kind}")
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise _damaged(path, f"{error}") from error
     inputs = {n.removeprefix(INPUTS): a for n, a in arrays.items() if n.startswith(INPUTS)}
-    kept = {name: array for name, array in arrays.items() if not name.startswith(INPUTS)}
+    results = {name: array for name, array in arrays.items() if not name.startswith(INPUTS)}
     description = certificate.document["source_trace"]
-    check_trace(description, kept, f"{path}, with its description in {DOCUMENT}")
+    check_trace(description, results, f"{path}, with its description in {DOCUMENT}")
     try:
         family = described_family(description)
         config = family.configuration_class.from_dict(description["config"])
@@ -312,8 +313,8 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     except MaeConvertError as error:
         raise _damaged(path, error) from error
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
-        raise _damaged(path, "it does not contain the inputs that the certificate refers to")
-    return Trace(description, kept), inputs
+        raise _damaged(path, "the inputs in it are not those of the certificate")
+    return Trace(description, results), inputs
 
 
 PACKAGES = (
@@ -330,11 +331,11 @@ PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Return the versions that a reader of the verdict may need."""
-    found = {"mae-convert": __version__, "python": platform.python_version()}
+    """Return the versions of Python, mae-convert and the platform."""
+    versions = {"mae-convert": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {**found, "platform": platform.platform()}
+    return {**versions, "platform": platform.platform()}

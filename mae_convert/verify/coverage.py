@@ -1,4 +1,4 @@
-"""Which results of two traces can be compared, and what a verdict does not cover."""
+"""Which results of two traces can be compared and what a verdict does not cover."""
 
 from collections.abc import Iterator
 
@@ -12,21 +12,21 @@ from mae_convert.verify.localise import LAST_STEPS
 
 
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
-    """Yield the outputs and intermediate activations that only one side has.
+    """Yield the required outputs and intermediate activations that only one side has.
 
-    Other libraries' models do not expose all intermediate activations, so those are compared only
+    Models of other libraries do not expose all intermediate activations, so those are required only
     between reference models.
     """
     if a.description["task"] != b.description["task"]:
         return
     with_steps = all(_has_steps(trace) for trace in (a, b))
     for name, side, other in (("B", a, b), ("A", b, a)):
-        known = other.results("float64").keys() | other.description.get("settings", {}).get(
+        names = other.results("float64").keys() | other.description.get("settings", {}).get(
             "omits", ()
         )
         for result in side.results("float64"):
             step = with_steps and not result.startswith(GRADIENT)
-            if (step or result in LAST_STEPS) and result not in known:
+            if (step or result in LAST_STEPS) and result not in names:
                 yield result, name
 
 
@@ -39,7 +39,7 @@ def _has_steps(trace: Trace) -> bool:
 def not_compared(a: Trace, b: Trace) -> list[str]:
     """Return sentences about everything that the verdict does not cover."""
     parts = [
-        f"{plural(count, 'tensor')} of {name} that a model for the task {task} has not"
+        f"{plural(count, 'tensor')} of {name} that a model for the task {task} does not have"
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
         for name, task, count, declared in left_out(a, b)
     ]
@@ -47,20 +47,20 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
 
 
 def _activations(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield that no intermediate activations were kept, where neither run was to keep them."""
+    """Yield a sentence if neither run recorded intermediate activations."""
     if not any(trace.description.get("taps", True) for trace in (a, b)):
-        yield "intermediate activations: the two sides have none"
+        yield "intermediate activations, which neither run recorded"
 
 
 def _not_given(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield the additional inputs that a model takes and that the runs were not given."""
+    """Yield sentences about optional inputs of a model that the runs did not use."""
     for name, trace in (("A", a), ("B", b)):
         family = described_family(trace.description)
         config = family.configuration_class.from_dict(trace.description["config"])
         given = trace.description.get("additional_inputs", ())
         if absent := [n for n in family.additional_shapes(config) if n not in given]:
             names = " and ".join(absent)
-            yield f"what {name} computes from {names}, which the inputs do not contain"
+            yield f"the effect of {names} on {name}; the inputs do not contain them"
 
 
 def _precisions(a: Trace, b: Trace) -> Iterator[str]:
@@ -69,14 +69,14 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
         if alone := [dtype for dtype in own if dtype not in other]:
             yield f"{', '.join(alone)}, which only {name} has"
     if set(left) & set(right) == {"float64"}:
-        yield "precision below float64: the two sides have no such run in common"
+        yield "precision below float64: no dtype was run on both sides"
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield side, the other side's task, number of tensors and whether this is declared.
+    """Yield side, the other side's task, the number of tensors, and whether a record declares it.
 
-    Tensors that a model for another task does not have were dropped by the other side's conversion,
-    or created by this side's conversion.
+    Tensors that a model for the other task does not have were dropped by the other side's
+    conversion or created by this side's conversion.
     """
     if a.description["task"] == b.description["task"]:
         return
@@ -99,7 +99,7 @@ def _alone(a: Trace, b: Trace) -> Iterator[str]:
     for name, one, other in (("A", a, b), ("B", b, a)):
         own = one.results("float64").keys()
         alone = [n for n in own if n not in other.results("float64") and n not in wanting]
-        if other_task:  # the rest is told by its tensors
+        if other_task:  # `left_out` describes the other results of the part
             alone = [n for n in alone if n.startswith("encoder.")]
         gradients = [n for n in alone if n.startswith(GRADIENT)]
         steps = [n for n in alone if "." in n and n not in gradients]

@@ -1,7 +1,7 @@
-"""Apply declared steps to the source before the target is compared with it.
+"""Apply declared conversion steps to the source before the target is compared with it.
 
-The arithmetic is that of `mae_convert.verify.arithmetic`, independent of the conversion. The
-mapping table is used only to find a tensor and to write it back, so an error in it cancels here.
+The arithmetic is implemented in `mae_convert.verify.arithmetic`, independently of the conversion.
+The mapping table is used only to find a tensor and to write it back, so its errors cancel here.
 """
 
 import math
@@ -35,16 +35,16 @@ FLOAT32 = DTYPES["float32"]
 
 @dataclass(frozen=True)
 class Change:
-    """The result of a step for one tensor."""
+    """The effect of a step on one tensor."""
 
     shape: tuple[int, ...]
-    """Its new shape."""
+    """The new shape."""
 
     dtypes: tuple[np.dtype, ...]
-    """Dtypes that the new values are rounded to, in order; the last is stored."""
+    """Dtypes to which the new values are rounded, in order; the last one is the stored dtype."""
 
     values: Callable[[np.ndarray], np.ndarray]
-    """Exact values in float64, of the elements that have them."""
+    """Exact float64 values, and a mask of the elements that have them."""
 
 
 Changes = tuple[Mapping[str, Change], Configuration]
@@ -71,7 +71,7 @@ def declared_steps(checkpoint: Checkpoint) -> list[Step]:
 
 
 def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
-    """Return the steps of the target that the source has not already had.
+    """Return the steps of the target that have not already been applied to the source.
 
     A target that was converted several times declares the steps of all conversions.
     """
@@ -88,12 +88,12 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
     Args:
         source: the checkpoint that the target was converted from.
         steps: declared steps, in order. A step that does not start from the source's current state
-            was applied by an earlier conversion without a record, and is skipped.
+            was applied by an earlier conversion without a record; it is skipped.
         target: used only to choose between equally accurate roundings.
 
     Returns:
-        The checkpoint with canonical tensors, tensors by their own names, configuration and record
-        after the steps; the source itself if no step changes a tensor.
+        The checkpoint with canonical tensors, stored tensors, configuration and record after the
+        steps; the source itself if no step changes a tensor.
     """
     after = source
     computed: set[str] = set()
@@ -101,7 +101,7 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
         if step["step"] not in CHANGES:
             continue
         changes, configuration = CHANGES[step["step"]](after, step)
-        if step["step"] != "dtype":  # what is only rounded leaves no choice
+        if step["step"] != "dtype":  # rounding alone is unambiguous
             computed |= changes.keys()
         arbiters = {name: target.tensors[name] for name in computed & target.tensors.keys()}
         if changes or configuration != after.configuration:
@@ -170,7 +170,7 @@ def _num_frames(source: Checkpoint, step: Step) -> Changes:
 
 
 def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Change]:
-    """Return the position embeddings resampled for another grid of rows and columns."""
+    """Return the position embeddings resampled to another grid of rows and columns."""
     changes, model = {}, source.configuration.model
     for name, table in source.family.position_tables(model).items():
         if tensor := source.tensors.get(name):
@@ -182,12 +182,12 @@ def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Ch
 
 
 def _fixed(source: Checkpoint, after: Any) -> dict[str, Change]:
-    """Return the fixed position embeddings of another grid."""
+    """Return the fixed position embeddings for another grid."""
     changes, model = {}, source.configuration.model
     for name in source.family.position_tables(model):
         if tensor := source.tensors.get(name):
             shape = (1, 1 + after.num_patches, tensor.shape[-1])
-            # The original rounds the fixed embedding to float32, whatever it is stored as.
+            # The original code rounds the fixed embedding to float32, whatever the stored dtype.
             dtypes = (FLOAT32, tensor.dtype) if _holds_float32(tensor) else (tensor.dtype,)
             grids = {"grid": model.grid_shape, "new_grid": after.grid_shape}
             changes[name] = Change(shape, dtypes, partial(fixed_positions, **grids))
@@ -225,7 +225,7 @@ def _in_channels(source: Checkpoint, step: Step) -> Changes:
 
 
 def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
-    """Return means or deviations for new channels: of the copied channel, or the average of all."""
+    """Return the mean or std of the new channels: that of the copied channel or the average."""
     if new == 1:
         return (math.fsum(values) / len(values),)
     return (values * new)[:new]
@@ -237,6 +237,6 @@ CHANGES: Mapping[str, Callable[[Checkpoint, Step], Changes]] = {
     "num_frames": _num_frames,
     "in_channels": _in_channels,
 }
-# A linear probe is folded when it is opened, and a head that is new is no part of the source, so
-# that the encoders are compared: there is nothing to apply.
+# These steps change no tensor of the source: the batch norm of a linear probe is folded when the
+# file is opened, and for a new head only the encoders are compared.
 WITHOUT_CHANGE = ("task", "batch_norm", "new_head")

@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
-FUNCTION_LIMIT = 1e-10  # relative L2 in float64: the same function, evaluated in another order
-# Norms outside of these bounds are computed once more on scaled values: squares of values below
-# 1e-154 underflow, those of values above 1e154 overflow.
+FUNCTION_LIMIT = 1e-10  # relative L2 in float64 below which two models are the same function
+# Norms outside these bounds are computed again on scaled values: the squares of values below 1e-154
+# underflow, and those of values above 1e154 overflow.
 SMALLEST_NORM, LARGEST_NORM = 1e-140, 1e140
 # An element counts as at least as large as this quantile of the nonzero elements.
 SMALL_QUANTILE = 0.25
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0/0 is 0, different shapes are infinite, NaN stays."""
+    """Return ‖a − b‖₂ / ‖b‖₂ in float64; 0 for 0/0, infinity for different shapes, NaN for NaN."""
     if a.shape != b.shape:
         return math.inf
     exact_a, exact_b = (array.astype(np.float64, copy=False) for array in (a, b))
@@ -33,8 +33,8 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 def function_error(a: np.ndarray, b: np.ndarray) -> float:
     """Return the distance between two float64 results, to be compared with ``FUNCTION_LIMIT``.
 
-    That is their relative L2 distance. A few very large elements make it small whatever the other
-    elements are; if it is within the limit but the error of a single element is not, that error is
+    This is the relative L2 distance. A few very large elements can hide the error of the others; so
+    if the distance is within the limit but the error of a single element is not, that error is
     returned instead (see ``element_error``).
     """
     error = relative_error(a, b)
@@ -47,13 +47,13 @@ def function_error(a: np.ndarray, b: np.ndarray) -> float:
 def element_error(a: np.ndarray, b: np.ndarray, negligible: float = 0.0) -> float:
     """Return the largest error of an element of ``a``, relative to that element of ``b``.
 
-    An element that is small only by chance, as a sum that happens to cancel, has a large error
-    relative to itself: its error is divided by the lower quartile of the nonzero elements of ``b``.
+    A very small element, such as a sum whose terms cancel, has a large error relative to itself, so
+    no error is divided by less than the lower quartile of the nonzero elements of ``b``.
 
     Args:
-        a: an array of the shape of ``b``.
-        b: the exact values; finite.
-        negligible: where no error is larger than this, 0 may be returned, which is faster.
+        a: an array with the shape of ``b``.
+        b: the exact values, all finite.
+        negligible: if no error is larger than this, 0 may be returned, which is faster.
     """
     away, size = np.abs(a - b), np.abs(b)
     largest = away.max(initial=0.0)

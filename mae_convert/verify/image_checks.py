@@ -1,7 +1,7 @@
-"""Check that two models get the same pixels for the same image.
+"""Check that the preprocessing of two models gives the same pixels for the same image.
 
-Where their preprocessing settings differ, both are applied to test images: equivalent settings
-pass, and only a difference in the pixels fails.
+If the settings differ, both are applied to test images: equivalent settings pass, and only
+different pixels fail.
 """
 
 import math
@@ -18,10 +18,10 @@ from mae_convert.runtime.trace import Trace
 from mae_convert.verify.distance import relative_error
 
 LIMIT = 1e-6
-"""Limit on the relative L2 difference of the pixels of two models; float32 rounds by 6e-8."""
+"""Limit of the relative L2 distance of the pixels; the unit roundoff of float32 is 6e-8."""
 LARGEST = 4096
-"""The largest image side, in pixels, for which preprocessing is run; no ViT takes larger images."""
-# Which field of ``preprocessor_config.json`` says what, by the fields of Preprocessing.
+"""Largest image side, in pixels, for which preprocessing is run; no ViT uses larger images."""
+# Field of Preprocessing → its field in ``preprocessor_config.json``.
 GEOMETRY = {"resize": "size", "shortest_edge": "size", "resample": "resample", "crop": "crop_size"}
 VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normalize"}
 
@@ -36,9 +36,9 @@ class Compared(NamedTuple):
 
 
 def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
-    """Yield preprocessing settings that differ, with the resulting distance between the pixels.
+    """Yield preprocessing settings that differ, with the distance between the resulting pixels.
 
-    Resizing and cropping are compared if both sides specify them and take the same image size; mean
+    Resizing and cropping are compared if both sides specify them and have the same image size; mean
     and standard deviation are compared elsewhere.
     """
     left, right = (trace.description.get("preprocessing") for trace in (a, b))
@@ -58,9 +58,9 @@ def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
     if not differing:
         return
     error = _distance({**right, **{name: left[name] for name in names}}, right)
-    known = {**GEOMETRY, **VALUES}
-    for field in dict.fromkeys(known[name] for name in differing):
-        first = next(name for name in differing if known[name] == field)
+    settings = {**GEOMETRY, **VALUES}
+    for field in dict.fromkeys(settings[name] for name in differing):
+        first = next(name for name in differing if settings[name] == field)
         yield Compared(field, left[first], right[first], error)
 
 
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def _distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Return the relative L2 distance of two test images' pixels: the larger of the two."""
+    """Return the larger of the relative L2 distances of the pixels of two test images."""
     prepare = [_of_plain(side) for side in (left, right)]
     sides = [side for each in prepare for side in _sides(each)]
     if max(sides, default=1) > LARGEST:
@@ -89,7 +89,7 @@ def _apart(prepare: list[Preprocessing], size: tuple[int, ...]) -> float:
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels, MODES[channels])
     try:
         first, second = (each(image) for each in prepare)
-    except (MaeConvertError, ValueError):  # of a trace that anyone may have written
+    except (MaeConvertError, ValueError):  # a trace file may contain invalid settings
         return math.inf
     return relative_error(first, second)
 

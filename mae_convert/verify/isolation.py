@@ -1,9 +1,9 @@
-"""Compare two models step by step, each step of both with the same input.
+"""Compare two models step by step, with the same input for each step of both.
 
-In an ordinary run a block gets what the blocks before it have computed: after the first fault
-everything differs, and rounding errors add up. Here every step of either side (an embedding, a
-block, a norm, the prediction) gets what A's float64 run had there, so that a difference is the
-step's own.
+In an ordinary run the input of a block is the output of the blocks before it: after the first error
+all results differ, and rounding errors accumulate. Here the input of every step (an embedding, a
+block, a norm, the prediction) of both sides is taken from A's float64 run, so that a difference is
+caused by the step itself.
 """
 
 import re
@@ -35,32 +35,32 @@ MOST_NAMED = 6  # steps that are listed in a sentence
 
 @dataclass(frozen=True)
 class Step:
-    """One step of B, and of A, with A's input."""
+    """One step of both sides, run on A's input."""
 
     name: str
     """The name of the step, such as "encoder.blocks.3"."""
 
     function: float
-    """The largest distance between the results of B and A in float64."""
+    """The largest float64 distance between the results of A and B."""
 
     at: str | None
-    """The first result in the step that differs, or None."""
+    """The first differing result within the step, or None."""
 
     errors: Mapping[str, tuple[float, float, float]]
-    """By dtype, the rounding error of A, that of B, and the limit of the larger one."""
+    """Dtype → the rounding errors of A and B, and the limit of the larger one."""
 
     @property
     def differs(self) -> bool:
-        """Whether B computes something else than A in this step."""
+        """Whether B computes a different result from A in this step."""
         return self.at is not None
 
     def is_imprecise(self, dtype: str) -> bool:
-        """Return whether a side computes this step with too large rounding errors."""
+        """Return whether the rounding error of a side is too large in this step."""
         a, b, limit = self.errors[dtype]
         return not (a <= limit and b <= limit)
 
     def plain(self) -> dict[str, Any]:
-        """Return the step as plain data, for a report."""
+        """Return the step as plain data for a report."""
         errors = {d: dict(zip(("A", "B", "limit"), e, strict=True)) for d, e in self.errors.items()}
         return {"step": self.name, "difference": self.function, "at": self.at, "rounding": errors}
 
@@ -68,15 +68,15 @@ class Step:
 def run_isolated(
     runs: Sequence[Run], traces: Sequence[Trace], inputs: Mapping[str, np.ndarray]
 ) -> list[Step]:
-    """Run the steps of both sides on the inputs that A's float64 run had there.
+    """Run the steps of both sides on the inputs of these steps in A's float64 run.
 
     Args:
-        runs: of A and B, whose ordinary runs gave the traces.
-        traces: of A and B.
-        inputs: what both were run on.
+        runs: the runs of A and B.
+        traces: the traces of these runs.
+        inputs: the inputs of both runs.
 
     Raises:
-        MaeConvertError: a run failed, or its library cannot be run step by step.
+        MaeConvertError: a run failed, or its library cannot run single steps.
     """
     exact = traces[0].results("float64")
     given = {name: array for name, array in exact.items() if STEP_END.fullmatch(name)}
@@ -87,16 +87,16 @@ def run_isolated(
     lower = tuple(dtype for dtype in a.request.dtypes if dtype != "float64")
     if not lower:
         return list(steps(traces[0], None, run_together([b], inputs)[0]))
-    # With its own float64 results as inputs, A's float64 run would be the same again.
+    # A's float64 steps are not run again: with its own results as inputs they would be the same.
     rounded = replace(a, request=replace(a.request, dtypes=lower))
     return list(steps(traces[0], *run_together([rounded, b], inputs)))
 
 
 def steps(exact: Trace, rounded: Trace | None, isolated: Trace) -> Iterator[Step]:
-    """Yield the steps that both sides have, in the order of the computation.
+    """Yield the steps that both sides have, in execution order.
 
     Args:
-        exact: the ordinary trace of A, whose float64 results are the inputs of every step.
+        exact: the ordinary trace of A; its float64 results are the inputs of the steps.
         rounded: A's steps in lower precisions, or None.
         isolated: B's steps in float64 and in lower precisions.
     """
@@ -124,49 +124,49 @@ def steps(exact: Trace, rounded: Trace | None, isolated: Trace) -> Iterator[Step
 
 
 def step_of(result: str) -> str | None:
-    """Return the step that computes a result, or None for what is computed of several steps."""
+    """Return the step that computes a result, or None for a result of several steps."""
     if match := BLOCK.fullmatch(result):
         return match[1]
     return result if STEP_END.fullmatch(result) or result == "logits" else None
 
 
 def _largest(
-    found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], names: Sequence[str]
+    results: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> float:
-    """Return the largest rounding error of some results; NaN where one is not a number."""
-    return float(np.max([relative_error(found[n], exact[n]) for n in names if n in found]))
+    """Return the largest rounding error of some results, or NaN if one of them is NaN."""
+    return float(np.max([relative_error(results[n], exact[n]) for n in names if n in results]))
 
 
 def _rounding(dtype: str, ceiling: float, a: float, b: float) -> tuple[float, float, float]:
-    """Return the rounding errors of both sides, and the limit of the larger one."""
+    """Return the rounding errors of both sides and the limit of the larger one."""
     unit = UNIT_ROUNDOFF[dtype]
     smaller = min(a, b) if np.isfinite([a, b]).all() else 0.0
     limit = min(PEER_FACTOR * max(smaller, FLOOR_UNITS * unit), max(ceiling, CEILING_UNITS) * unit)
     return a, b, limit
 
 
-def checks(found: Sequence[Step]) -> Iterator[Check]:
-    """Yield the checks of a step-isolated comparison, in the order of the computation."""
-    for step in found:
+def checks(steps_run: Sequence[Step]) -> Iterator[Check]:
+    """Yield the checks of a step-isolated comparison, in execution order."""
+    for step in steps_run:
         name = f"{ISOLATED}float64/{step.name}"
         yield Check(name, not step.differs, step.function, FUNCTION_LIMIT)
-    for step in found:
+    for step in steps_run:
         for dtype, (a, b, limit) in step.errors.items():
             for side, error in (("A", a), ("B", b)):
                 name = f"{ISOLATED}{dtype}/{side}/{step.name}"
                 yield Check(name, error <= limit, error, limit)
 
 
-def in_words(found: Sequence[Step]) -> Iterator[str]:
-    """Yield sentences about which steps differ by themselves."""
-    if differing := [step for step in found if step.differs]:
+def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
+    """Yield sentences that name the differing steps."""
+    if differing := [step for step in steps_run if step.differs]:
         named = [f"{step.name} (first at {step.at})" for step in differing[:MOST_NAMED]]
         more = len(differing) - len(named)
         names = ", ".join(named) + (f" and {more} more" if more else "")
-        rest = len(found) - len(differing)
+        rest = len(steps_run) - len(differing)
         same = "no other step was compared" if not rest else f"the other {rest} steps agree"
-        yield f"with A's input, B computes something else in {names}; {same}"
-    for dtype in found[0].errors if found else ():
-        names = ", ".join(s.name for s in found if s.is_imprecise(dtype))
+        yield f"with A's input, B computes a different result in {names}; {same}"
+    for dtype in steps_run[0].errors if steps_run else ():
+        names = ", ".join(s.name for s in steps_run if s.is_imprecise(dtype))
         if names:
             yield f"with the same {dtype} input, the rounding errors are too large in {names}"

@@ -1,4 +1,4 @@
-"""The verdict on two traces: function, numerics, configuration, weights, and differing tensors.
+"""The verdict on two traces: function, numerics, configuration and weights.
 
 Function: in float64 both sides agree to rounding. Numerics: in each lower precision, each side's
 rounding error (its distance to its own float64 run) is small and not much larger than the other's,
@@ -31,11 +31,11 @@ from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # One side's rounding error may be this many times the other's ...
 PEER_FACTOR = 8.0
-# ... where an error below this many units of roundoff counts as this many, and in no case more than
+# ... where errors below the first number of units of roundoff are raised to it; no error may exceed
 # the second number. Random full-size models have rounding errors of 0.3 to 16 units.
 FLOOR_UNITS = 16.0
 CEILING_UNITS = 64.0
-# ... raised for large attention logits, to half of what TF32 rounds by (8192 units) at most.
+# ... which is raised for large attention logits, at most to half the rounding of TF32 (8192 units).
 UNITS_PER_LOGIT = 16.0
 LARGEST_CEILING_UNITS = 4096.0
 LIMITS = {
@@ -55,13 +55,13 @@ Results = Mapping[str, np.ndarray]
 Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
 ARRAYS = "arrays"
-"""Stands for the framework of arrays that another program has stored."""
+"""The framework name of arrays that another program stored."""
 PREPROCESSING_FIELDS = ("image_mean", "image_std")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the measured value and its limit."""
+    """One comparison with its measured value and limit."""
 
     name: str
     passed: bool
@@ -81,22 +81,22 @@ class Verdict:
     mae-convert's mapping tables, so that its readers and tables are proven too."""
 
     checks: tuple[Check, ...]
-    """Everything that was compared."""
+    """All comparisons."""
 
     first_divergence: str | None
     """The first intermediate activation or output that differs, or None."""
 
     suspects: tuple[str, ...]
-    """Differing canonical tensors, the most likely cause first."""
+    """The suspects: canonical tensors that may cause the difference, most likely first."""
 
     causes: tuple[str, ...]
-    """Explanations that were tested and confirmed."""
+    """Explanations of the difference that were tested and confirmed."""
 
     witnesses: tuple[Mapping[str, Any], ...]
-    """How each side was run."""
+    """For each side, the runner: framework, versions, device and checkpoint."""
 
     effects: Mapping[str, float] = field(default_factory=dict)
-    """Change of each output by a declared rounding, relative L2; not a check."""
+    """Relative L2 change of each output by a declared rounding; not a check."""
 
     steps: tuple[Mapping[str, Any], ...] = ()
     """Declared steps that were applied to the source before it was run."""
@@ -109,22 +109,22 @@ class Verdict:
     a proof: a certificate can contain the results of any model."""
 
     assumptions: tuple[Mapping[str, Any], ...] = ()
-    """What is assumed on a side and changes the function, as
-    `mae_convert.verify.assumptions.assumptions` returns it."""
+    """Assumptions that change the function, as returned by
+    `mae_convert.verify.assumptions.assumptions`."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of an experiment that gave fields of the source, or None."""
+    """The evidence of the experiment that determined fields of the source, or None."""
 
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Fields beside the weights that a library may act on and nobody here reads, by side ("A",
-    "B"); where there are any, nothing is proven."""
+    """Side ("A", "B") → configuration fields that a library may use but mae-convert does not read;
+    if there are any, nothing is proven."""
 
     isolated: tuple[Mapping[str, Any], ...] = ()
-    """The steps of a comparison in which every step of both sides gets the same input, as
-    `mae_convert.verify.isolation.Step.plain` returns them; empty where it was not made."""
+    """The steps of a step-isolated comparison, as returned by
+    `mae_convert.verify.isolation.Step.plain`; empty without such a comparison."""
 
     meanings: tuple[str, ...] = ()
-    """Sentences about what the differences between outputs mean, computed from them."""
+    """Sentences that explain the size of the differences between outputs."""
 
     def failed(self) -> list[Check]:
         """Return the checks that failed."""
@@ -137,11 +137,11 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
     Args:
         a: the trace of the source.
         b: the trace of the target.
-        compare_weights: compare the canonical tensors by their hashes; without it only what the
-            forward passes show counts.
+        compare_weights: compare the hashes of the canonical tensors too, not only the results of
+            the forward passes.
 
     Raises:
-        MaeConvertError: the traces cannot be compared: other inputs, no float64 run.
+        MaeConvertError: the traces cannot be compared: different inputs, no float64 run.
     """
     _check_comparable(a, b)
     function = list(_function(a, b))
@@ -161,7 +161,7 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
         first_divergence=first,
         suspects=tuple(dict.fromkeys([*rank(differing, fed), *fed])),
         causes=tuple(_configuration_causes(a, b)),
-        witnesses=tuple(witness_of(side, trace) for side, trace in (("A", a), ("B", b))),
+        witnesses=tuple(runner_of(side, trace) for side, trace in (("A", a), ("B", b))),
         not_compared=tuple(not_compared(a, b)),
         assumptions=assumptions(a, b),
         unread={side: fields for side, fields in unread.items() if fields},
@@ -169,23 +169,23 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
 
 
 def _native(a: Trace, b: Trace) -> bool:
-    """Return whether the libraries read both sides without mae-convert's readers and tables."""
+    """Return whether both sides were loaded without mae-convert's readers and mapping tables."""
     return bool(a.description["native"] and b.description["native"])
 
 
 def unread_in_words(verdict: Verdict) -> str:
-    """Return the fields that mae-convert does not read, by side; empty if there are none."""
+    """Return the fields that mae-convert does not read as text by side; "" if there are none."""
     return "; ".join(f"{side}: {listed(fields, 8)}" for side, fields in verdict.unread.items())
 
 
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """Return the checks of a proof.
 
-    No table of ours was used, nothing is left out in silence, every field that a library may act on
-    is read, and both sides do not rest on the same assumption about the function.
+    No mapping table was used, no missing tensor is undeclared, every field that a library may use
+    is read, and the two sides share no assumption about the function.
 
     Args:
-        verdict: of the two traces.
+        verdict: the verdict on the two traces.
         a: the trace of the source.
         b: the trace of the target.
     """
@@ -201,12 +201,12 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
 
 
 def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
-    """Return the tensors that differ, first those that feed the first divergence."""
+    """Return the differing tensors, those that affect the first divergence first."""
     return sorted(differing, key=lambda name: name not in fed)
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return the distance of one trace's outputs from another's in float64, by name."""
+    """Return output name → float64 distance between two traces."""
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])
@@ -220,7 +220,7 @@ def _check_comparable(a: Trace, b: Trace) -> None:
         raise MaeConvertError(
             "the two traces were computed from different inputs, so they cannot be compared",
             hint=(
-                *("give both the same ", Option("inputs"), " file, or the same "),
+                *("use the same ", Option("inputs"), " file for both, or the same "),
                 *(Option("seed"), " and ", Option("batch")),
             ),
         )
@@ -238,8 +238,8 @@ def _check_comparable(a: Trace, b: Trace) -> None:
             n for n in results if n not in side.arrays and f"float64/{n}" not in side.arrays
         ]:
             raise MaeConvertError(
-                f"the trace of {side.description['checkpoint']['name']} lacks {missing[0]}; it is "
-                "incomplete: trace it again"
+                f"the trace of {side.description['checkpoint']['name']} is incomplete: it lacks "
+                f"{missing[0]}; trace it again"
             )
     if not _common_results(a, b):
         raise MaeConvertError(
@@ -255,8 +255,8 @@ def _common_results(a: Trace, b: Trace) -> list[str]:
     others = b.results("float64")
     common = [name for name in a.results("float64") if name in others]
     if a.description["task"] != b.description["task"]:
-        # Pixels that a decoder predicts and classes that a head does have only the name in common,
-        # and so have the gradients of their losses.
+        # The logits of a decoder (pixels) and of a head (classes) have only the name in common, and
+        # so do the gradients of their losses.
         common = [n for n in common if n not in RESULTS_OF_ONE_TASK and not n.startswith(GRADIENT)]
     return sorted(common, key=execution_order)
 
@@ -274,32 +274,32 @@ def _function(a: Trace, b: Trace) -> Iterator[Check]:
         yield Check(f"function/{name}", False, f"missing in {side}", FUNCTION_LIMIT)
 
 
-def _distance(found: Results, exact: Results, name: str, error: Error = relative_error) -> float:
-    """Return how far a result is from the exact one.
+def _distance(result: Results, exact: Results, name: str, error: Error = relative_error) -> float:
+    """Return the distance of a result from the exact one.
 
-    The gradient for a key bias is zero, because softmax cancels the bias: what is computed is what
-    rounding leaves of the sum that the gradient of the key weight is made of, and is held against
-    that.
+    The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
+    is the rounding error of a sum over the terms of the key weight's gradient, so it is compared
+    with that gradient.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
-        if weight is not None and found[name].shape == exact[name].shape:
-            away = found[name].astype(np.float64) - exact[name].astype(np.float64)
+        if weight is not None and result[name].shape == exact[name].shape:
+            away = result[name].astype(np.float64) - exact[name].astype(np.float64)
             size = max(np.linalg.norm(exact[name]), np.linalg.norm(weight))
             return float(np.linalg.norm(away) / size) if size else relative_error(away, away * 0)
-    return error(found[name], exact[name])
+    return error(result[name], exact[name])
 
 
 def own_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
-    """Return a run's distance from the same side's float64 run, by result.
+    """Return result name → rounding error: its distance from the same side's float64 run.
 
-    A certificate stores these numbers instead of the run.
+    A certificate stores these numbers instead of the results.
     """
-    kept = trace.description.get("own_errors")
-    if kept is not None:
-        return kept.get(dtype, {})
-    found, exact = trace.results(dtype), trace.results("float64")
-    return {name: _distance(found, exact, name) for name in found if name in exact}
+    stored = trace.description.get("own_errors")
+    if stored is not None:
+        return stored.get(dtype, {})
+    results, exact = trace.results(dtype), trace.results("float64")
+    return {name: _distance(results, exact, name) for name in results if name in exact}
 
 
 def _count_differing(a: np.ndarray, b: np.ndarray) -> int:
@@ -315,20 +315,20 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
         for name in _common_results(a, b):
             error_a, error_b = errors_a.get(name, math.inf), errors_b.get(name, math.inf)
             for side, own, other in (("A", error_a, error_b), ("B", error_b, error_a)):
-                peer = other if math.isfinite(other) else 0.0  # it fails by itself
+                peer = other if math.isfinite(other) else 0.0  # the other side fails its own check
                 limit = min(PEER_FACTOR * max(peer, FLOOR_UNITS * unit), ceiling * unit)
                 yield Check(f"{dtype}/{side}/{name}", own <= limit, own, limit)
 
 
 def ceiling_units(trace: Trace) -> float:
-    """Return how many units of roundoff a result may be away from its float64 run at most.
+    """Return the largest allowed rounding error of a result, in units of roundoff.
 
-    A logit of size m, a product of q and k that each are some units off, is some m units off, and
-    its exponential as much in relation, whoever computes it: attention which is sure of itself
-    allows more. The logits follow from the taps of q and k.
+    If q and k have errors of some units, an attention logit of magnitude m has an error of about m
+    times as many, and so has its exponential, in any implementation: large attention logits raise
+    the limit. The logits are computed from the taps of q and k.
     """
-    if (kept := trace.description.get("ceiling_units")) is not None:
-        return min(float(kept), LARGEST_CEILING_UNITS)
+    if (stored := trace.description.get("ceiling_units")) is not None:
+        return min(float(stored), LARGEST_CEILING_UNITS)
     config = trace.description["config"]
     largest = 0.0
     for name, q in trace.arrays.items():
@@ -350,7 +350,7 @@ def _configuration(a: Trace, b: Trace) -> Iterator[Check]:
     for what in compare_preprocessing(a, b):
         name = f"configuration/preprocessing/{what.name}"
         yield Check(name, what.error <= SAME_PIXELS, plain(what.b), plain(what.a))
-    # Names of classes belong to the answer; where a side has none, none is wrong.
+    # Class names are part of the result; they are compared only if both sides have them.
     left, right = (side.description.get("labels") for side in (a, b))
     if left and right:
         yield Check("configuration/labels", left == right, _apart(right, left), "the same names")
@@ -368,7 +368,7 @@ def _compared_fields(a: Trace, b: Trace) -> list[str]:
     return compared + list(PREPROCESSING_FIELDS)
 
 
-# Fields that a model need not have, and the values with which it has not.
+# Optional components of a model → the values of their field that mean "absent".
 OPTIONAL: Mapping[str, tuple[Any, ...]] = {
     "decoder_layer_norm_eps": (None,),
     "fc_norm": (None, True),
@@ -393,9 +393,9 @@ def _config(trace: Trace, name: str) -> Any:
 
 
 def differing_tensors(a: Trace, b: Trace) -> list[str]:
-    """Return the canonical tensors that are not equal bit for bit on both sides.
+    """Return the canonical tensors that are not bit-identical on both sides.
 
-    For models with different tasks, the common part is compared.
+    For models with different tasks, only the common part is compared.
     """
     left, right = a.description["tensors"], b.description["tensors"]
     same_task = a.description["task"] == b.description["task"]
@@ -418,8 +418,8 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
             )
 
 
-def witness_of(side: str, trace: Trace) -> dict[str, Any]:
-    """Return how one side of a comparison was run."""
+def runner_of(side: str, trace: Trace) -> dict[str, Any]:
+    """Return a description of the runner of one side."""
     keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
             "family", "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
     foreign = {"foreign": code} if (code := trace.description.get("foreign")) else {}

@@ -1,4 +1,4 @@
-"""How two checkpoints are related: same weights, same encoder, or declared steps.
+"""How two checkpoints are related: same weights, same encoder, or declared conversion steps.
 
 Steps that a record declares are applied again and the result is compared, because the record alone
 proves nothing. If the files of a checkpoint are not available, its certificate or conversion record
@@ -22,8 +22,8 @@ from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_betw
 SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
 PARTLY, UNRELATED = "partly the same", "unrelated"
 POSITIONS = (".position_embedding", ".cls_position")
-"""Suffixes of the names of tensors that all models of one size have in common, whatever they were
-trained on."""
+"""Suffixes of the names of tensors that are identical in all models of one size, regardless of
+their training."""
 
 Step = Mapping[str, Any]
 
@@ -39,18 +39,18 @@ class Ancestor:
     """Fingerprint of the source in the record."""
 
     steps: tuple[Step, ...]
-    """Declared steps since then."""
+    """Declared steps since this source."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is available about one of two checkpoints."""
+    """The available information about one of two checkpoints."""
 
     name: str
-    """Path of the checkpoint or the record, as specified by the user."""
+    """Path of the checkpoint or of the record, as specified by the user."""
 
     fingerprint: Fingerprint
-    """Computed from the tensors, or stated by the record."""
+    """The fingerprint computed from the tensors or stored in the record."""
 
     checkpoint: Checkpoint | None = None
     """The checkpoint; None if only a record is available."""
@@ -61,7 +61,7 @@ class Known:
 
 @dataclass(frozen=True)
 class DifferingTensor:
-    """A canonical tensor that differs; None on a side that does not have it."""
+    """A canonical tensor that differs; its fields are None for a side without it."""
 
     name: str
     a: TensorDigest | None
@@ -79,33 +79,33 @@ class Lineage:
     """The relation, in words."""
 
     rests_on: tuple[str, ...]
-    """What the result is based on, in sentences."""
+    """Sentences about the evidence for the result."""
 
     steps: tuple[Step, ...] = ()
     """The declared steps between them."""
 
     recomputed: bool | None = None
-    """Whether the steps were applied and gave these weights; None without steps."""
+    """Whether applying the steps resulted in these weights; None without steps."""
 
     equal: int | None = None
-    """Number of tensors that are equal bit for bit; None where single tensors are not known."""
+    """Number of bit-identical tensors; None if single tensors are not known."""
 
     tensors: tuple[DifferingTensor, ...] = ()
-    """The tensors that differ, after the declared steps if these were applied."""
+    """The differing tensors, after applying the declared steps."""
 
     parts: tuple[str, ...] = ()
-    """Parts that differ."""
+    """Differing parts of the model."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Fields that change the function and differ, with their values in A and B; a digest where only
-    that is known."""
+    """Differing fields that change the function, with their values in A and B; digests if only
+    those are known."""
 
     not_compared: tuple[str, ...] = ()
-    """What could not be compared, in sentences."""
+    """Sentences about what could not be compared."""
 
     @property
     def related(self) -> bool:
-        """Whether one was derived from the other's weights and computes the same with them."""
+        """Whether one was derived from the weights of the other and computes the same function."""
         return self.relation in (SAME, ENCODER, DERIVED) and not self.configuration
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def lineage(a: Known, b: Known) -> Lineage:
     """Return how B is related to A.
 
     Raises:
-        MaeConvertError: a record declares a step that is unknown or impossible.
+        MaeConvertError: a record declares a step that is unknown or cannot be applied.
     """
     if a.checkpoint is not None and b.checkpoint is not None:
         return _of_tensors(a, b, a.checkpoint, b.checkpoint)
@@ -126,8 +126,8 @@ def lineage(a: Known, b: Known) -> Lineage:
 
 
 def _of_tensors(a: Known, b: Known, first: Checkpoint, second: Checkpoint) -> Lineage:
-    """Return the relation of two checkpoints whose tensors were read."""
-    rests_on = ("every tensor of A and of B, which were read",)
+    """Return the relation of two checkpoints whose tensors are available."""
+    rests_on = ("all tensors of A and B, which were read",)
     left, right = a.fingerprint.tensors, b.fingerprint.tensors
     different = _differing(left, right)
     configuration, lacking = _configuration(first, second)
@@ -137,14 +137,14 @@ def _of_tensors(a: Known, b: Known, first: Checkpoint, second: Checkpoint) -> Li
         "not_compared": lacking,
     }
     if not different:
-        return Lineage(SAME, "A and B hold the same weights", equal=len(left), **common)
-    if found := _derived((first, left), (second, right), "B is A"):
-        return found
-    if found := _derived((second, right), (first, left), "A is B"):
-        return _swapped(found)
+        return Lineage(SAME, "A and B have the same weights", equal=len(left), **common)
+    if derived := _derived((first, left), (second, right), "B is A"):
+        return derived
+    if derived := _derived((second, right), (first, left), "A is B"):
+        return _swapped(derived)
     common["equal"] = len(left.keys() | right.keys()) - len(different)
     if _same_encoder(left, right):
-        sentence = "B's encoder is A's, bit for bit"
+        sentence = "B's encoder is bit-identical to A's"
         tensors = tuple(t for t in different if not t.name.startswith("encoder."))
         return Lineage(ENCODER, sentence, tensors=tensors, **common)
     return _unrelated(left, right, different, common)
@@ -166,7 +166,7 @@ def _unrelated(
         )
         return Lineage(PARTLY, sentence, tensors=tuple(different), **common)
     sentence = (
-        "no relation found: no weight tensor is equal bit for bit, and no declared step explains "
+        "no relation found: no weight tensor is bit-identical, and no declared step explains "
         "the difference"
     )
     return Lineage(UNRELATED, sentence, tensors=tuple(different), **common)
@@ -176,7 +176,7 @@ Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
 
 
 def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
-    """Return the result "B is A after its declared steps" if applying the steps to A gives B."""
+    """Return the result "B is A after its declared steps" if applying these steps to A gives B."""
     (first, left), (second, right) = a, b
     steps = steps_between(first, second)
     if not any(step["step"] in CHANGES for step in steps):
@@ -197,7 +197,7 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
         DERIVED,
         f"{pair} after its declared steps, which were applied again with an identical result"
         + left_over,
-        rests_on=("every tensor of A and of B, which were read, and the steps, applied again",),
+        rests_on=("all tensors of A and B, which were read, and the steps, applied again",),
         steps=tuple(steps),
         recomputed=True,
         equal=len(expected),
@@ -207,11 +207,11 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
     )
 
 
-def _swapped(found: Lineage) -> Lineage:
-    """Return a result for (B, A) as one for (A, B)."""
-    tensors = tuple(DifferingTensor(t.name, t.b, t.a) for t in found.tensors)
-    configuration = {name: (b, a) for name, (a, b) in found.configuration.items()}
-    return replace(found, tensors=tensors, configuration=configuration)
+def _swapped(result: Lineage) -> Lineage:
+    """Return the result for (B, A) as a result for (A, B)."""
+    tensors = tuple(DifferingTensor(t.name, t.b, t.a) for t in result.tensors)
+    configuration = {name: (b, a) for name, (a, b) in result.configuration.items()}
+    return replace(result, tensors=tensors, configuration=configuration)
 
 
 def _differing(
@@ -223,7 +223,7 @@ def _differing(
 
 
 def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDigest]) -> bool:
-    """Return whether the encoders are equal, except for the norm that a pooled classifier lacks."""
+    """Return whether the encoders are equal except for the norm that pooled classifiers lack."""
     first, second = (
         {name: t for name, t in side.items() if name.startswith("encoder.")}
         for side in (left, right)
@@ -252,16 +252,16 @@ def _configuration(
 
 
 def _of_records(a: Known, b: Known) -> Lineage:
-    """Return the relation of two checkpoints if at least one is known from a record only."""
+    """Return the relation of two checkpoints of which at least one has only a record."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None
-        else f"{side}: the statements of {one.name}; the files that it describes were not read"
+        else f"{side}: the record {one.name}; the files that it describes were not read"
         for side, one in (("A", a), ("B", b))
     )
     left, right = a.fingerprint, b.fingerprint
     if left.weights == right.weights:
-        sentence = "A and B hold the same weights, according to the record"
+        sentence = "A and B have the same weights, according to the record"
         configuration, lacking = _digests(left, right)
         return Lineage(SAME, sentence, rests_on, configuration=configuration, not_compared=lacking)
     parts = tuple(
@@ -274,7 +274,7 @@ def _of_records(a: Known, b: Known) -> Lineage:
             if ancestor.fingerprint.weights == one.fingerprint.weights:
                 sentence = (
                     f"{pair}, according to the record; its steps were not applied again, because "
-                    "that needs the files of both"
+                    "the files of both are required"
                 )
                 lacking = ("the configuration, which the steps may change",)
                 return Lineage(
@@ -282,7 +282,7 @@ def _of_records(a: Known, b: Known) -> Lineage:
                     parts=parts, not_compared=lacking,
                 )  # fmt: skip
     if "encoder" in left.parts and "encoder" not in parts:
-        sentence = "B's encoder is A's, according to the record"
+        sentence = "B's encoder is identical to A's, according to the record"
         return Lineage(ENCODER, sentence, rests_on, parts=parts)
     different = _differing(left.tensors, right.tensors) if left.tensors and right.tensors else []
     if different:

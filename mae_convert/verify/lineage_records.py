@@ -1,4 +1,4 @@
-"""Certificates and conversion records as descriptions of checkpoints that are not available."""
+"""Certificates and conversion records that describe checkpoints which are not available."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -28,31 +28,31 @@ MOST_ANCESTORS = 100
 
 
 def known(checkpoint: Checkpoint, *, with_record: bool = False) -> Known:
-    """Return the description of a checkpoint; all tensors are read.
+    """Return the information about a checkpoint; all tensors are read.
 
     Args:
         checkpoint: the checkpoint.
-        with_record: include the sources that its conversion record states.
+        with_record: include the sources in its conversion record.
 
     Raises:
         CheckpointError: its record contradicts itself.
     """
-    found = checkpoint_fingerprint(checkpoint)
+    fingerprint = checkpoint_fingerprint(checkpoint)
     record = checkpoint.container.conversion if with_record else None
     ancestors = (
         _ancestors(checkpoint.path, record.get("source"), record.get("steps", ())) if record else ()
     )
-    return Known(checkpoint.name, found, checkpoint, tuple(ancestors))
+    return Known(checkpoint.name, fingerprint, checkpoint, tuple(ancestors))
 
 
 def record_of(path: Path) -> Path | None:
-    """Return the record that stands for a checkpoint: a JSON file, or that of an empty directory.
+    """Return the JSON record that describes a checkpoint without weights: a file or in a directory.
 
     Args:
         path: the path that the user specified.
 
     Returns:
-        None if the path contains weights, or does not exist.
+        The path of the record; None if the given path contains weights or does not exist.
     """
     if path.is_file() and path.suffix == ".json":
         return path
@@ -64,10 +64,10 @@ def record_of(path: Path) -> Path | None:
 
 
 def read_record(path: Path) -> Known:
-    """Return the description of a checkpoint from its certificate or conversion record.
+    """Return the information about a checkpoint from its certificate or conversion record.
 
     Raises:
-        CheckpointError: it is neither, states no fingerprint, or contradicts itself.
+        CheckpointError: the file is neither, has no fingerprint, or contradicts itself.
     """
     document = json_in(ByteFile(path), ADVICE)
     if not isinstance(document, Mapping):
@@ -87,17 +87,14 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
     if not document["passed"]:
         raise CheckpointError(
             path,
-            (
-                " is the record of a verification that did not pass, so it does not establish a "
-                "relation"
-            ),
+            (" is the record of a failed verification, so it does not establish a relation"),
         )
     target, source = _stated(path, document["target"]), _stated(path, document["source"])
     try:
         traced = described_fingerprint(document["source_trace"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(path, f": its source_trace is invalid ({error})") from error
-    # The digests of tensors are those of the source as it was run: after the declared steps.
+    # The source's tensor digests were computed after the declared steps were applied.
     if traced.weights == target.weights:
         target = traced_as(target, traced)
     if traced.weights == source.weights:
@@ -106,13 +103,13 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
     return Known(str(path), target, ancestors=(ancestor,))
 
 
-def traced_as(stated: Fingerprint, traced: Fingerprint) -> Fingerprint:
-    """Return a fingerprint with what is hashed of each tensor, from one of the same weights."""
-    return Fingerprint(stated.parts, stated.configuration, traced.tensors)
+def traced_as(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
+    """Return a fingerprint with tensor digests from a fingerprint of the same weights."""
+    return Fingerprint(declared.parts, declared.configuration, traced.tensors)
 
 
 def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
-    """Yield the source of a conversion, the source of that source, and so on."""
+    """Yield the source of a conversion, then the source of that source, and so on."""
     for _ in range(MOST_ANCESTORS):
         if not isinstance(source, Mapping):
             return
@@ -123,28 +120,25 @@ def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
 
 
 def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
-    """Return a fingerprint that a document states by its digests.
+    """Return the fingerprint of a document, built from the digests in it.
 
     Raises:
-        CheckpointError: it states none, or one that does not match the digests.
+        CheckpointError: there is no fingerprint, or it does not match the digests.
     """
     if "fingerprint" not in document:
-        raise CheckpointError(path, " states no fingerprint", hint=ADVICE)
+        raise CheckpointError(path, " has no fingerprint", hint=ADVICE)
     parts, configuration = document.get("parts", {}), document.get("configuration")
     digests = [*parts.values(), *([] if configuration is None else [configuration])]
-    found = Fingerprint(dict(parts), configuration, {})
+    fingerprint = Fingerprint(dict(parts), configuration, {})
     if not (
         parts
         and set(parts) <= set(PARTS)
         and all(isinstance(digest, str) and DIGEST.fullmatch(digest) for digest in digests)
-        and str(found) == document["fingerprint"]
+        and str(fingerprint) == document["fingerprint"]
     ):
         raise CheckpointError(
             path,
-            (
-                " states a fingerprint that does not match its digests, or is not of version "
-                f"{VERSION}"
-            ),
+            (f" has a fingerprint that does not match its digests or is not of version {VERSION}"),
             hint=ADVICE,
         )
-    return found
+    return fingerprint

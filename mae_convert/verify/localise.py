@@ -1,4 +1,4 @@
-"""The order of results, and which tensors the first differing result depends on."""
+"""The execution order of results, and the tensors on which the first differing result depends."""
 
 import re
 from typing import TYPE_CHECKING
@@ -17,17 +17,18 @@ BLOCK_TAP = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(\w+)")
 
 
 def execution_order(name: str) -> tuple[int, int, int, int]:
-    """Return a sort key: intermediate activations and outputs in the order of the computation."""
+    """Return a sort key for intermediate activations and outputs in execution order."""
     if name in ("mask", "ids_restore"):
         return (-1, 0, 0, 0)
-    if name.startswith("grad/"):  # backward, after everything else
+    if name.startswith("grad/"):  # gradients are computed last
         part, kind, block, step = execution_order(name.removeprefix("grad/"))
         return (10 - part, -kind, -block, -step)
     if match := BLOCK_TAP.fullmatch(name):
         part = 0 if match[1] == "encoder" else 1
         return (part, 1, int(match[2]), BLOCK_STEPS.index(match[3]))
     if name in LAST_STEPS:
-        # The encoder's result is its last norm; the rest comes after the decoder.
+        # last_hidden_state is the result of the encoder's last norm; other outputs follow the
+        # decoder.
         return (0, 4, 0, 0) if name == "last_hidden_state" else (2, 0, 0, LAST_STEPS.index(name))
     places = {
         "encoder.embedding": (0, 0, 0, 0),
@@ -40,21 +41,21 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
 
 
 def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
-    """Return the canonical tensors behind the first differing result, most likely first."""
-    known = {**a.description["tensors"], **b.description["tensors"]}
-    names = _weights_and_biases(_modules(first, diverging, a, b), list(known))
+    """Return the canonical tensors that may cause the first differing result, likeliest first."""
+    tensor_names = {**a.description["tensors"], **b.description["tensors"]}
+    names = _weights_and_biases(_modules(first, diverging, a, b), list(tensor_names))
     if _same_for_every_token(first, a, b):
         # A bias adds the same vector to all tokens; the effect of a weight depends on the token.
         names.sort(key=lambda name: not name.endswith(".bias"))
-    return [name for name in names if name in known]
+    return [name for name in names if name in tensor_names]
 
 
-def _weights_and_biases(modules: list[str], known: list[str]) -> list[str]:
-    """Return the names of the tensors of modules; positions may be more than one table."""
+def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str]:
+    """Return the tensor names of modules; position embeddings may consist of several tables."""
     names: list[str] = []
     for module in modules:
         if module.endswith("position_embedding"):
-            names += _position_tables(module.partition(".")[0], known)
+            names += _position_tables(module.partition(".")[0], tensor_names)
         elif module.endswith(("cls_token", "mask_token", ".bias")):
             names.append(module)
         else:
@@ -62,14 +63,14 @@ def _weights_and_biases(modules: list[str], known: list[str]) -> list[str]:
     return names
 
 
-def _position_tables(part: str, known: list[str]) -> list[str]:
-    """Return what is added to the tokens of encoder or decoder: tables and factors of positions.
+def _position_tables(part: str, names: list[str]) -> list[str]:
+    """Return the tables and factors of the position embedding of encoder or decoder.
 
-    A decoder's own class token comes last.
+    The decoder's own class token, if any, comes last.
     """
     tokens = (f"{part}.cls_token", f"{part}.mask_token")
-    tables = [n for n in known if n.startswith(f"{part}.") and n.count(".") == 1]
-    own = [n for n in tokens if n in known and n == "decoder.cls_token"]
+    tables = [n for n in names if n.startswith(f"{part}.") and n.count(".") == 1]
+    own = [n for n in tokens if n in names and n == "decoder.cls_token"]
     return [*(n for n in tables if n not in tokens), *own]
 
 
@@ -97,7 +98,7 @@ def _modules(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[st
 def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
     norm1, attention = f"{block}.norm1", f"{block}.attention"
     if step in ("q", "k", "v"):
-        # The norm feeds all three, a projection only its own.
+        # The norm affects q, k and v; a projection affects only one of them.
         together = {f"{block}.{part}" for part in "qkv"} <= diverging
         own = [f"{attention}.{part}" for part in "qkv" if f"{block}.{part}" in diverging]
         return [norm1, *own] if together else [*own, norm1]
@@ -105,32 +106,32 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 
 
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of an MLP whose tensors can explain a difference.
+    """Return the modules of an MLP that can explain a difference.
 
-    A row of the second layer affects one channel; earlier weights affect all channels.
+    An output row of the second layer affects one channel; earlier weights affect all channels.
     """
     mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
-    found = _results(first, a, b)
-    if found is not None and len(differing(*found, axis=-1)) < found[0].shape[-1]:
+    results = _results(first, a, b)
+    if results is not None and len(differing(*results, axis=-1)) < results[0].shape[-1]:
         return [mlp[1], mlp[0], norm]
     return [*mlp, norm]
 
 
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of the encoder's embedding whose tensors can explain a difference.
+    """Return the modules of the encoder's embedding that can explain a difference.
 
     The class token is the first token; the patches are the others.
     """
     patches, token = "encoder.patch_embedding", "encoder.cls_token"
     positions = "encoder.position_embedding"
-    found = _results(name, a, b)
-    if found is None:
+    results = _results(name, a, b)
+    if results is None:
         return [positions, patches, token]
-    tokens = differing(*found, axis=1)
-    before = class_tokens(a, found[0])
+    tokens = differing(*results, axis=1)
+    before = class_tokens(a, results[0])
     if before and not (tokens > 0).any():
         return [token, positions]
-    difference = (found[1] - found[0])[:, before:]
+    difference = (results[1] - results[0])[:, before:]
     if before and (tokens == 0).any():
         return [positions, patches, token]
     places = kept_places(a, name, difference.shape[1])
@@ -140,17 +141,17 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of the decoder's embedding whose tensors can explain a difference.
+    """Return the modules of the decoder's embedding that can explain a difference.
 
-    Removed patches are the mask token; visible patches and the class token are the embedded latent.
+    Removed patches are mask tokens; visible patches and the class token are embedded latents.
     """
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
-    found, mask = _results(name, a, b), a.arrays.get("mask")
-    if found is None or mask is None:
+    results, mask = _results(name, a, b), a.arrays.get("mask")
+    if results is None or mask is None:
         return [positions, embed, token]
-    difference = found[1] - found[0]
+    difference = results[1] - results[0]
     removed = removed_tokens(a, mask, difference.shape[1])
-    everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(found[0]).max()
+    everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(results[0]).max()
     places = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
     if not everywhere[removed].any():
         by_place = same_by_place(difference, places) and not same_vector(difference[~removed])
@@ -161,23 +162,23 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def class_tokens(trace: "Trace", embedding: np.ndarray) -> int:
-    """Return how many tokens of an encoder's embedding (N, T, D) come before the patches."""
+    """Return how many tokens of an encoder's embedding (N, T, D) precede the patches."""
     mask = trace.arrays.get("mask")
     config = trace.description["config"]
     family = described_family(trace.description)
-    kept = family.configuration_class.from_dict(config).num_patches
+    visible = family.configuration_class.from_dict(config).num_patches
     if mask is not None:
-        kept = int((mask[0] == 0).sum())
-    return max(int(embedding.shape[1]) - kept, 0)
+        visible = int((mask[0] == 0).sum())
+    return max(int(embedding.shape[1]) - visible, 0)
 
 
 def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
-    """Return which tokens (N, count) of the decoder stand for removed patches.
+    """Return which tokens (N, count) of the decoder represent removed patches.
 
     Args:
-        trace: of a pre-training model.
+        trace: the trace of a pre-training model.
         mask: (N, L), 1 where a patch is removed.
-        count: tokens of the decoder, of which those before the patches are never removed.
+        count: number of decoder tokens; those before the patches are never removed.
     """
     if described_family(trace.description).predicts_removed_only:
         mask = np.sort(mask, axis=1)  # mask tokens come last
@@ -200,9 +201,9 @@ def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
 
 
 def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:
-    """Return both sides' results in float64, or None if they cannot be compared.
+    """Return the float64 results of both sides, or None if they cannot be compared.
 
-    If a side has non-finite values, masks of the finite values are returned instead.
+    If a side has non-finite values, the masks of finite values are returned instead.
     """
     key = f"float64/tap/{name}" if f"float64/tap/{name}" in a.arrays else f"float64/{name}"
     left, right = a.arrays.get(key), b.arrays.get(key)
@@ -215,14 +216,14 @@ def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray]
 
 
 def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
-    """Return whether the sides differ at an activation (N, T, D) by one vector for all tokens.
+    """Return whether an activation (N, T, D) differs by the same vector for all tokens.
 
-    The class token is excluded, because it does not pass through the patch embedding.
+    The class token is excluded because it does not pass through the patch embedding.
     """
-    found = _results(name, a, b)
-    if found is None or found[0].ndim < 2:
+    results = _results(name, a, b)
+    if results is None or results[0].ndim < 2:
         return False
-    difference = found[1] - found[0]
+    difference = results[1] - results[0]
     if name == "decoder.embedding" and "mask" in a.arrays:
         mask = a.arrays["mask"]
         return same_vector(difference[~removed_tokens(a, mask, difference.shape[1])])

@@ -1,7 +1,7 @@
-"""What the distance between two models means, in sentences that are computed from the results.
+"""Explain the size of the distance between two models.
 
-A relative distance of 4e-5 says little by itself. Here it is held against the rounding errors that
-were measured, and expressed in what a user of the model sees: classes, grey levels, similarities.
+A relative distance of 4e-5 is hard to interpret. Here it is compared with the measured rounding
+errors and expressed in terms of the model's outputs: classes, grey levels, similarities.
 """
 
 import math
@@ -18,19 +18,19 @@ from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
 
 MAIN_OUTPUT = {"pretrain": "logits", "encoder": "last_hidden_state", "classify": "logits"}
-ALIKE = 4.0  # times a rounding error counts as as large as that
-# Precisions by increasing unit roundoff, in words.
+ALIKE = 4.0  # distances that differ by less than this factor are called equally large
+# Precisions by increasing unit roundoff, and their names in sentences.
 PRECISIONS = (("float32", "float32"), ("float16", "float16 or TF32"), ("bfloat16", "bfloat16"))
-SMALL_MODEL = 2_000_000  # parameters; such a model classifies many images in a second
-IMAGES = {True: 1000, False: 64}  # by whether the model is small
+SMALL_MODEL = 2_000_000  # number of parameters up to which many images can be classified quickly
+IMAGES = {True: 1000, False: 64}  # whether the model is small → number of test images
 
 
 def meanings(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield what the differences between the outputs of two traces mean; nothing where none is.
+    """Yield sentences that explain the differences between the outputs of two traces.
 
     Args:
         a: the trace of the source.
-        b: the trace of the target, of the same task.
+        b: the trace of the target, for the same task.
     """
     task = a.description["task"]
     if b.description["task"] != task:
@@ -50,7 +50,7 @@ def meanings(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _as_rounding(a: Trace, name: str, distance: float) -> str:
-    """Return a distance in comparison with rounding errors, which are measured in float32."""
+    """Return the comparison of a distance with the measured rounding error in float32 as text."""
     own = own_errors(a, "float32").get(name)
     if not own:
         return f"is {distance / UNIT_ROUNDOFF['float32']:.2g} units of roundoff of float32"
@@ -58,30 +58,30 @@ def _as_rounding(a: Trace, name: str, distance: float) -> str:
 
 
 def in_precisions(distance: float, own: float) -> str:
-    """Return in which precision rounding is as large as a distance, in words.
+    """Return text that names the precision in which rounding errors are as large as a distance.
 
     Args:
         distance: relative L2.
-        own: the rounding error that was measured in float32; in another precision it is as much
-            larger as the unit roundoff is.
+        own: the measured rounding error in float32; in other precisions it is assumed to be
+            proportional to the unit roundoff.
     """
-    ratio = f"{distance / own:.2g} times what float32 rounds A by ({own:.1e})"
+    ratio = f"{distance / own:.2g} times A's rounding error in float32 ({own:.1e})"
     scale = own / UNIT_ROUNDOFF["float32"]
     expected = [(words, scale * UNIT_ROUNDOFF[dtype]) for dtype, words in PRECISIONS]
     for words, error in expected:
         if distance <= ALIKE * error:
-            how = "as large as" if distance * ALIKE >= error else "less than"
-            return f"is {ratio}: {how} rounding in {words}"
-    return f"is {ratio}: more than rounding in bfloat16"
+            how = "as large as" if distance * ALIKE >= error else "smaller than"
+            return f"is {ratio}: {how} rounding errors in {words}"
+    return f"is {ratio}: larger than rounding errors in bfloat16"
 
 
 def _similarity(exact: np.ndarray, other: np.ndarray) -> Iterator[str]:
-    """Yield how similar the features of an image are in both models, and those of two images."""
+    """Yield the cosine similarity of an image's features in both models and that of two images."""
     left, right = (x.mean(axis=1) for x in (exact, other))  # (N, D)
     same = min(_cosine(x, y) for x, y in zip(left, right, strict=True))
-    sentence = f"the mean of an image's tokens in B has a cosine similarity of {same:.6f} to A's"
+    sentence = f"an image's mean tokens in A and in B have a cosine similarity of {same:.6f}"
     if len(left) > 1:
-        sentence += f" (two of the images in A: {_cosine(left[0], left[1]):.6f})"
+        sentence += f" (of two different images in A: {_cosine(left[0], left[1]):.6f})"
     yield sentence
 
 
@@ -92,7 +92,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
 def _pixels(
     a: Trace, exact: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    """Yield by how much predicted pixels change, and the loss."""
+    """Yield sentences about the change of the predicted pixels and of the loss."""
     away = np.abs(other["logits"] - exact["logits"])
     std = np.asarray(a.description["image_std"])
     image = exact.get("reconstruction")
@@ -102,8 +102,8 @@ def _pixels(
         shape = (1, len(std), *[1] * (image.ndim - 2))
         levels = 255 * np.abs(other["reconstruction"] - image) * std.reshape(shape)
         yield (
-            f"predicted pixels change by {levels.mean():.2g} of 255 levels, at most by"
-            f" {levels.max():.2g}"
+            f"predicted pixels change by {levels.mean():.2g} of 255 grey levels on average, at"
+            f" most by {levels.max():.2g}"
         )
     if "loss" in exact and "loss" in other:
         losses = [float(x["loss"]) for x in (exact, other)]
@@ -111,9 +111,9 @@ def _pixels(
 
 
 def changed_decisions(runs: Sequence[Run]) -> str:
-    """Return for how many random images two classifiers choose another class.
+    """Return a sentence about the number of random images in different top-1 classes.
 
-    Both are run once more, in float32, on many images.
+    Both are run again in float32 on many images.
 
     Raises:
         MaeConvertError: a run failed.
@@ -133,18 +133,18 @@ def _parameters(run: Run) -> int:
 
 
 def explained(runs: Sequence[Run], traces: Sequence[Trace]) -> tuple[str, ...]:
-    """Return what the differences of a failed verification mean; empty where outputs agree.
+    """Return sentences that explain the differences of a failed verification.
 
     Args:
-        runs: of the source and the target; empty where they cannot be run again.
-        traces: of both; empty where nothing was run.
+        runs: the runs of source and target; empty if they cannot be run again.
+        traces: the traces of both; empty if nothing was run.
     """
     if not traces:
         return ()
-    found = list(meanings(*traces[:2]))
-    if found and runs and traces[0].description["task"] == "classify":
+    sentences = list(meanings(*traces[:2]))
+    if sentences and runs and traces[0].description["task"] == "classify":
         try:
-            found.append(changed_decisions(runs))
-        except MaeConvertError as error:  # the verdict stands all the same
-            found.append(f"how many decisions change was not found: {error.render(as_field)}")
-    return tuple(found)
+            sentences.append(changed_decisions(runs))
+        except MaeConvertError as error:  # the verdict does not depend on this run
+            sentences.append(f"the number of changed classes is unknown: {error.render(as_field)}")
+    return tuple(sentences)

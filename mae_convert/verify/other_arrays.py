@@ -1,7 +1,7 @@
-"""Compare a trace with arrays that another program has stored, by a map of names.
+"""Compare a trace with arrays that another program stored, matched by a map of names.
 
-The arrays have no description: neither weights nor configuration nor versions are known, and the
-inputs only if they are stored too. So a verdict on them is never a proof.
+The arrays have no metadata: weights, configuration and versions are unknown, and the inputs are
+known only if they are stored too. So a verdict on them is never a proof.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from mae_convert.verify.judge import (
     Verdict,
     ceiling_units,
     own_errors,
-    witness_of,
+    runner_of,
 )
 from mae_convert.verify.localise import LAST_STEPS, execution_order
 
@@ -41,10 +41,10 @@ ADVICE = (
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` or ``.safetensors`` file; no pickle is read.
+    """Return the arrays of an ``.npz`` or ``.safetensors`` file without loading pickles.
 
     Raises:
-        CheckpointError: it is neither, or cannot be read.
+        CheckpointError: the file has another format or cannot be read.
     """
     try:
         if path.suffix == ".npz":
@@ -58,56 +58,56 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Return a map from the names in a file to canonical ones, from a JSON file.
+    """Read a JSON file that maps the names in a file of arrays to canonical names.
 
     Raises:
-        CheckpointError: it is not such a map, or gives one name twice.
+        CheckpointError: the file is not such a map, or it uses a canonical name twice.
     """
-    found = json_in(ByteFile(path), ADVICE)
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    names = json_in(ByteFile(path), ADVICE)
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(path, " is not a map of names", hint=ADVICE)
-    for name in found.values():
+    for name in names.values():
         if not BLOCK.fullmatch(name) and name not in KNOWN:
             raise CheckpointError(
                 path,
                 f" names {name!r}, which is not a result{did_you_mean(name, KNOWN)}",
-                hint=f"known are {', '.join(KNOWN)}, and encoder.blocks.N.output and the like",
+                hint=f"the results are {', '.join(KNOWN)}, and encoder.blocks.N.output and so on",
             )
-    if len(set(found.values())) < len(found):
+    if len(set(names.values())) < len(names):
         raise CheckpointError(path, " gives two arrays the same name", hint="leave one out")
-    return found
+    return names
 
 
 KNOWN = (*INPUTS, *MASKING, *LAST_STEPS, *STEPS, "head.norm")
 
 
 def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Verdict:
-    """Return whether arrays of another program are what a trace has.
+    """Return the verdict on whether another program's arrays equal the results of a trace.
 
-    Float64 arrays are compared as the function is. Others are compared with the float64 results of
-    the trace: they may be as far from them as rounding allows.
+    Float64 arrays must agree to rounding. Arrays of lower precision are compared with the float64
+    results of the trace and may have the rounding error of their precision.
 
     Args:
         a: the trace.
-        arrays: of the other program.
-        names: which of them are which results.
+        arrays: the arrays of the other program.
+        names: name of an array → canonical name of the result.
 
     Raises:
-        MaeConvertError: nothing can be compared, or the inputs are others.
+        MaeConvertError: nothing can be compared, or the inputs differ.
     """
     if missing := [name for name in names if name not in arrays]:
         raise MaeConvertError(
             f"the file has no array {missing[0]!r}{did_you_mean(missing[0], arrays)}",
-            hint=("correct it in the file of ", Option("names")),
+            hint=("correct the name in the file of ", Option("names")),
         )
-    found = {canonical: arrays[name] for name, canonical in names.items()}
-    inputs = {name: found.pop(name) for name in INPUTS if name in found}
+    results = {canonical: arrays[name] for name, canonical in names.items()}
+    inputs = {name: results.pop(name) for name in INPUTS if name in results}
     if inputs and inputs_sha256(inputs) != a.description["inputs"]:
         raise MaeConvertError(
             "A and the arrays were computed from different inputs, so they cannot be compared",
             hint=("trace A again with the inputs of the arrays: ", Option("inputs")),
         )
-    checks = list(_checks(a, found))
+    checks = list(_checks(a, results))
     if not checks:
         raise MaeConvertError(
             "A and the arrays have no result in common",
@@ -115,9 +115,9 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
         )
     differing = [c.name.rpartition("/")[2] for c in checks if not c.passed]
     passed = not differing
-    unknown = ["weights, configuration and versions of B, which arrays do not have"]
+    unknown = ["weights, configuration and versions of B, which are not stored with arrays"]
     if not inputs:
-        unknown.append("the inputs: the arrays do not include pixel_values (and noise)")
+        unknown.append("the inputs, because the arrays do not include pixel_values (and noise)")
     return Verdict(
         passed=passed,
         proven=False,
@@ -125,15 +125,15 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
         first_divergence=min(differing, key=execution_order, default=None),
         suspects=(),
         causes=(),
-        witnesses=(witness_of("A", a), _witness(a)),
+        witnesses=(runner_of("A", a), _runner(a)),
         not_compared=tuple(unknown),
     )
 
 
-def _checks(a: Trace, found: Mapping[str, np.ndarray]) -> Iterator[Check]:
+def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:
     exact = a.results("float64")
-    for name in sorted(found, key=execution_order):
-        array = found[name]
+    for name in sorted(results, key=execution_order):
+        array = results[name]
         if name in MASKING:
             if name in a.arrays:
                 same = a.arrays[name].shape == array.shape
@@ -147,7 +147,7 @@ def _checks(a: Trace, found: Mapping[str, np.ndarray]) -> Iterator[Check]:
 
 
 def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check:
-    """Return the check of an array in lower precision against the exact result of A."""
+    """Return the check of an array in lower precision against the float64 result of A."""
     kind = str(array.dtype)
     if kind not in UNIT_ROUNDOFF:
         raise MaeConvertError(f"{name} is of dtype {kind}", hint="store float64 or float32")
@@ -157,7 +157,7 @@ def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check
     return Check(f"{kind}/B/{name}", error <= limit, error, limit)
 
 
-def _witness(a: Trace) -> dict[str, Any]:
+def _runner(a: Trace) -> dict[str, Any]:
     about = dict.fromkeys(("mode", "settings", "assumed", "assumptions"))
     description = {key: a.description.get(key) for key in ("layout", "task", "device")}
     return {

@@ -1,8 +1,8 @@
 """Reference results that third parties published for official checkpoints.
 
-A reference result is a corner of the logits, [0, :3, :3], for a known image and known noise, to
-four decimals. It proves far less than a comparison with the source, but it was computed
-independently from the original weights.
+A reference result is a corner of the logits, [0, :3, :3], for a specific image and noise, with four
+decimals. It proves far less than a comparison with the source, but it was computed independently
+from the original weights.
 """
 
 from collections.abc import Mapping
@@ -25,23 +25,23 @@ SEED = 2
 
 
 @dataclass(frozen=True)
-class PublishedTruth:
-    """A result that someone published for one checkpoint.
+class ReferenceResult:
+    """A published result for one checkpoint.
 
     Attributes:
-        source: the checkpoint, as a command takes it.
-        image: address of the image.
-        noise: which program's generator made the noise, from `SEED`: "torch" or "numpy".
-        corner: logits [0, :3, :3].
-        absolute: allowed difference, to which ``relative`` times the value is added.
-        relative: see ``absolute``.
-        layer_norm_eps: what it was computed with, where that is not what the checkpoint has.
-        where: who published it.
-        image_size: side of the image as the model takes it.
+        source: the checkpoint, as an argument of the command line.
+        image: the URL of the image.
+        noise: the library whose generator made the noise with `SEED`: "torch" or "numpy".
+        corner: the published values, logits [0, :3, :3].
+        absolute: absolute tolerance.
+        relative: relative tolerance, which is added to the absolute one.
+        layer_norm_eps: the epsilon of the computation if it is not that of the checkpoint.
+        where: the publisher.
+        image_size: side of the model's input image.
     """
 
     source: str
-    picture: str
+    image: str
     noise: str
     corner: Corner
     absolute: float
@@ -64,7 +64,7 @@ CATS = (
     "https://raw.githubusercontent.com/huggingface/transformers/v4.57.6/"
     "tests/fixtures/tests_samples/COCO/000000039769.png"
 )
-# What the script that converted the checkpoints for transformers compares, with its epsilon.
+# The values, and the epsilon, of transformers' conversion script.
 _SCRIPT_CORNERS: Mapping[str, Corner] = {
     "mae_visualize_vit_base": (
         (-0.9192, -0.8481, -1.1259), (-1.1349, -1.0034, -1.2599), (-1.1757, -1.0429, -1.2726),
@@ -77,15 +77,15 @@ _SCRIPT_CORNERS: Mapping[str, Corner] = {
     ),
 }  # fmt: skip
 
-PUBLISHED: Mapping[str, PublishedTruth] = {
+REFERENCE_RESULTS: Mapping[str, ReferenceResult] = {
     **{
-        name: PublishedTruth(
+        name: ReferenceResult(
             name, FOX, "torch", corner, 1e-4, 0.0, 1e-12,
             "transformers, convert_vit_mae_to_pytorch.py",
         )
         for name, corner in _SCRIPT_CORNERS.items()
     },
-    "facebook/vit-mae-base": PublishedTruth(
+    "facebook/vit-mae-base": ReferenceResult(
         "hf://facebook/vit-mae-base", CATS, "numpy",
         ((-0.0548, -1.7023, -0.9325), (0.3721, -0.5670, -0.2233), (0.8235, -1.3878, -0.3524)),
         1e-4, 1e-4, None, "transformers, test_modeling_vit_mae.py",
@@ -93,34 +93,34 @@ PUBLISHED: Mapping[str, PublishedTruth] = {
 }  # fmt: skip
 
 
-def published_names() -> list[str]:
-    """Return the names of all checkpoints with reference results, of images and of videos."""
-    from mae_convert.verify.reference_results_videos import PUBLISHED_VIDEOS
+def reference_result_names() -> list[str]:
+    """Return the names of all checkpoints with reference results, for images and for videos."""
+    from mae_convert.verify.reference_results_videos import VIDEO_REFERENCE_RESULTS
 
-    return [*PUBLISHED, *PUBLISHED_VIDEOS]
+    return [*REFERENCE_RESULTS, *VIDEO_REFERENCE_RESULTS]
 
 
-def published_named(name: str) -> PublishedTruth:
+def reference_result_of(name: str) -> ReferenceResult:
     """Return the reference result for a checkpoint.
 
     Raises:
-        MaeConvertError: there is none.
+        MaeConvertError: there is no such result.
     """
-    if name not in PUBLISHED:
+    if name not in REFERENCE_RESULTS:
         raise MaeConvertError(
-            f"there are no reference results for {name!r}; there are some for "
-            f"{', '.join(published_names())}"
+            f"there are no reference results for {name!r}, only for "
+            f"{', '.join(reference_result_names())}"
         )
-    return PUBLISHED[name]
+    return REFERENCE_RESULTS[name]
 
 
-def published_noise(truth: PublishedTruth, patches: int) -> np.ndarray:
-    """Return noise (1, L) float32 with the same patch order as the reference result's noise.
+def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
+    """Return noise (1, L) float32 that orders the patches like the noise of a reference result.
 
-    PyTorch's generator is MT19937 too; a float32 is 24 of its bits.
+    PyTorch's generator is MT19937 too; it takes 24 bits for a float32.
     """
     generator = np.random.RandomState(SEED)
-    if truth.noise == "torch":
+    if reference.noise == "torch":
         bits = generator.randint(0, 2**32, size=patches, dtype=np.uint32)
         values = (bits & 0xFFFFFF).astype(np.float64)
     else:
@@ -129,14 +129,14 @@ def published_noise(truth: PublishedTruth, patches: int) -> np.ndarray:
     return ((ranks[None] + 0.5) / patches).astype(np.float32)
 
 
-class Truth(Protocol):
-    """A published result, of a model of images or of videos, as a dataclass."""
+class PublishedValues(Protocol):
+    """Protocol of the reference results for models of images and of videos, both dataclasses."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def source(self) -> str:
-        """The checkpoint, as a command takes it."""
+        """The checkpoint, as an argument of the command line."""
 
     @property
     def corner(self) -> Corner:
@@ -144,38 +144,38 @@ class Truth(Protocol):
 
     @property
     def what(self) -> str:
-        """Which of the model's results they are."""
+        """Which elements of the logits the values are."""
 
     @property
     def where(self) -> str:
-        """Who published them."""
+        """The publisher."""
 
     @property
     def layer_norm_eps(self) -> float | None:
-        """What they were computed with, where that is not what the checkpoint has."""
+        """The epsilon of the computation if it is not that of the checkpoint."""
 
     def allowed(self) -> np.ndarray:
         """Return the allowed difference of each value."""
 
 
 @dataclass(frozen=True)
-class PublishedResult:
-    """How a checkpoint's logits compare with a published result."""
+class ReferenceComparison:
+    """The comparison of a checkpoint's logits with a reference result."""
 
-    truth: Truth
-    """The published result."""
+    reference: PublishedValues
+    """The reference result."""
 
     checkpoint: str
-    """The checkpoint that was run, as the user specified it."""
+    """The checkpoint as specified by the user."""
 
     framework: str
     """The runner."""
 
     corners: Mapping[str, np.ndarray]
-    """The computed values, by dtype."""
+    """Dtype → the computed values."""
 
     share: Mapping[str, float]
-    """The largest distance by dtype, as a share of what is allowed; NaN is not within it."""
+    """Dtype → the largest difference divided by the tolerance; NaN does not pass."""
 
     @property
     def passed(self) -> bool:
@@ -183,48 +183,49 @@ class PublishedResult:
         return all(share <= 1 for share in self.share.values())
 
 
-def check_published(
-    checkpoint: Checkpoint, truth: PublishedTruth, image: Path, side: Side
-) -> PublishedResult:
-    """Run a checkpoint on the image and the noise of a published result, and compare.
+def compare_with_reference(
+    checkpoint: Checkpoint, reference: ReferenceResult, image: Path, side: Side
+) -> ReferenceComparison:
+    """Run a checkpoint on the image and noise of a reference result and compare the logits.
 
     Args:
-        checkpoint: the pre-training model that the result is of, or what became of it.
-        truth: the published result.
-        image: the file at ``truth.image``.
+        checkpoint: the pre-training model of the reference result, or a conversion of it.
+        reference: the reference result.
+        image: the downloaded image.
         side: how to run it.
 
     Raises:
-        MaeConvertError: the checkpoint is no model that the result can be of, or the run failed.
-        MissingRequirementError: no framework to run it with.
+        MaeConvertError: the checkpoint has another task or image size, or the run failed.
+        MissingRequirementError: no framework is installed to run it.
     """
     model = checkpoint.configuration.model
-    if checkpoint.task != "pretrain" or model.image_hw != (truth.image_size,) * 2:
+    if checkpoint.task != "pretrain" or model.image_hw != (reference.image_size,) * 2:
         raise MaeConvertError(
             f"{checkpoint.name} is a model for the task {checkpoint.task} and images of "
-            f"{model.image_hw[0]} x {model.image_hw[1]}; the reference results for {truth.source} "
-            f"are from a pre-training model for {truth.image_size} x {truth.image_size}"
+            f"{model.image_hw[0]} x {model.image_hw[1]}; the reference results for "
+            f"{reference.source} are from a pre-training model for "
+            f"{reference.image_size} x {reference.image_size}"
         )
     side = choose_side(checkpoint, side)
-    if truth.layer_norm_eps is not None:
-        model = replace(model, layer_norm_eps=truth.layer_norm_eps)
+    if reference.layer_norm_eps is not None:
+        model = replace(model, layer_norm_eps=reference.layer_norm_eps)
     configuration = replace(checkpoint.configuration, model=model)
-    pixels = _preprocessing(truth, configuration)(open_image(image))[None]
-    inputs = {"pixel_values": pixels, "noise": published_noise(truth, model.num_patches)}
+    pixels = _preprocessing(reference, configuration)(open_image(image))[None]
+    inputs = {"pixel_values": pixels, "noise": reference_noise(reference, model.num_patches)}
     prepared = replace(checkpoint, configuration=configuration)
     (trace,) = run_together([Run(prepared, side, Request(taps=False))], inputs)
     corners = {dtype: trace.arrays[f"{dtype}/logits"][0, :3, :3] for dtype in DEFAULT_DTYPES}
-    return PublishedResult(
-        truth, checkpoint.name, str(side.framework), corners,
-        {dtype: share_of_allowed(corner, truth) for dtype, corner in corners.items()},
+    return ReferenceComparison(
+        reference, checkpoint.name, str(side.framework), corners,
+        {dtype: share_of_allowed(corner, reference) for dtype, corner in corners.items()},
     )  # fmt: skip
 
 
-def _preprocessing(truth: PublishedTruth, configuration: Configuration) -> Preprocessing:
-    """Return the preprocessing of the image processor of that time, which resized bilinearly."""
+def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> Preprocessing:
+    """Return the preprocessing of transformers at that time, which resized bilinearly."""
     return Preprocessing(
         channels=3,
-        resize=(truth.image_size, truth.image_size),
+        resize=(reference.image_size, reference.image_size),
         shortest_edge=None,
         resample=BILINEAR,
         crop=None,
@@ -234,19 +235,19 @@ def _preprocessing(truth: PublishedTruth, configuration: Configuration) -> Prepr
     )
 
 
-def share_of_allowed(corner: np.ndarray, truth: Truth) -> float:
-    """Return the largest difference of the values, relative to the tolerance."""
-    distance = np.abs(corner.astype(np.float64) - np.array(truth.corner))
-    return float(np.max(distance / truth.allowed()))
+def share_of_allowed(corner: np.ndarray, reference: PublishedValues) -> float:
+    """Return the largest difference of the values divided by the tolerance."""
+    distance = np.abs(corner.astype(np.float64) - np.array(reference.corner))
+    return float(np.max(distance / reference.allowed()))
 
 
-def published_json(result: PublishedResult) -> dict[str, Any]:
-    """Return a result as plain data."""
+def comparison_json(result: ReferenceComparison) -> dict[str, Any]:
+    """Return a comparison as plain data."""
     return {
         "passed": result.passed,
         "checkpoint": result.checkpoint,
         "framework": result.framework,
-        "published": asdict(result.truth),
+        "published": asdict(result.reference),
         "measured": {dtype: corner.tolist() for dtype, corner in result.corners.items()},
         "share_of_allowed": dict(result.share),
     }

@@ -1,7 +1,7 @@
-"""Reference results that transformers' conversion script has for thirteen VideoMAE models.
+"""Reference results in transformers' conversion script for thirteen VideoMAE models.
 
-A reference result is the first three logits of a classifier for a known clip, or a corner of those
-of a pre-training model for that clip and a known mask, to four decimals.
+A reference result is the first three logits of a classifier for a specific clip, or a corner of the
+logits of a pre-training model for that clip and a specific mask, with four decimals.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,46 +19,46 @@ from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
-from mae_convert.verify.reference_results import Corner, PublishedResult, share_of_allowed
+from mae_convert.verify.reference_results import Corner, ReferenceComparison, share_of_allowed
 
 CLIP = (
     "https://huggingface.co/datasets/hf-internal-testing/spaghetti-video/resolve/main/"
     "eating_spaghetti.npy"
 )
 MASK = "https://huggingface.co/hf-internal-testing/bool-masked-pos/resolve/main/bool_masked_pos.pt"
-# The script's configuration has this epsilon in all norms but the last one of a decoder or of a
-# classifier, which has 1e-5.
+# The script uses this epsilon in all norms except the last one of a decoder or a classifier, which
+# has 1e-5.
 EPSILON, HEAD_EPSILON = 1e-12, 1e-5
-GREY = (0.5, 0.5, 0.5)  # mean and deviation of the script's image processor
+GREY = (0.5, 0.5, 0.5)  # mean and std of the script's image processor
 
 
 @dataclass(frozen=True)
-class PublishedVideoTruth:
-    """A result that someone published for one checkpoint of a model of videos."""
+class VideoReferenceResult:
+    """A published result for one checkpoint of a video model."""
 
     source: str
-    """The checkpoint, as a command takes it."""
+    """The checkpoint, as an argument of the command line."""
 
     corner: Corner
-    """The values of ``what``."""
+    """The published values of ``what``."""
 
     task: str = "classify"
     """The task of the model."""
 
     video: str = CLIP
-    """Address of the frames of the clip, a NumPy file (T, H, W, 3) uint8."""
+    """URL of the clip, a NumPy file (T, H, W, 3) uint8."""
 
     absolute: float = 1e-4
-    """Allowed difference."""
+    """Absolute tolerance."""
 
     layer_norm_eps: float = EPSILON
-    """The epsilon that it was computed with."""
+    """The epsilon of the computation."""
 
     where: str = "transformers, convert_videomae_to_pytorch.py"
     """The publisher."""
 
     image_size: int = 224
-    """Side of the frames as the model takes them."""
+    """Side of the model's input frames."""
 
     @property
     def what(self) -> str:
@@ -93,55 +93,57 @@ _CORNERS: Mapping[str, Corner] = {
 }
 
 
-def _truths() -> Iterator[PublishedVideoTruth]:
+def _truths() -> Iterator[VideoReferenceResult]:
     for name, logits in _LOGITS.items():
-        yield PublishedVideoTruth(f"hf://MCG-NJU/videomae-{name}", (logits,))
+        yield VideoReferenceResult(f"hf://MCG-NJU/videomae-{name}", (logits,))
     for name, corner in _CORNERS.items():
-        yield PublishedVideoTruth(f"hf://MCG-NJU/videomae-{name}", corner, "pretrain")
+        yield VideoReferenceResult(f"hf://MCG-NJU/videomae-{name}", corner, "pretrain")
 
 
-PUBLISHED_VIDEOS: Mapping[str, PublishedVideoTruth] = {
-    truth.source.removeprefix("hf://"): truth for truth in _truths()
+VIDEO_REFERENCE_RESULTS: Mapping[str, VideoReferenceResult] = {
+    reference.source.removeprefix("hf://"): reference for reference in _truths()
 }
 
 
-def check_published_video(
+def compare_video_with_reference(
     checkpoint: Checkpoint,
-    truth: PublishedVideoTruth,
+    reference: VideoReferenceResult,
     frames: Path,
     mask: Path | None,
     side: Side,
-) -> PublishedResult:
-    """Run a model on the clip and the mask of a published result, and compare.
+) -> ReferenceComparison:
+    """Run a model on the clip and mask of a reference result and compare the logits.
 
     Args:
-        checkpoint: the model that the result is of, or what became of it.
-        truth: the published result.
-        frames: the file at ``truth.video``.
-        mask: the file at `MASK`, for a pre-training model.
+        checkpoint: the model of the reference result, or a conversion of it.
+        reference: the reference result.
+        frames: the downloaded clip.
+        mask: the downloaded mask for a pre-training model.
         side: how to run it.
 
     Raises:
-        MaeConvertError: the checkpoint is no model that the result can be of, the file is not such
+        MaeConvertError: the checkpoint has another family, task or image size, the file is not such
             a clip, or the run failed.
-        MissingRequirementError: no framework to run it with.
+        MissingRequirementError: no framework is installed to run it.
     """
     model = checkpoint.configuration.model
     if (
         checkpoint.family.name != "videomae"
-        or checkpoint.task != truth.task
-        or model.image_hw != (truth.image_size,) * 2
+        or checkpoint.task != reference.task
+        or model.image_hw != (reference.image_size,) * 2
     ):
         raise MaeConvertError(
             f"{checkpoint.name} is a model of the family {checkpoint.family.name} for the task"
             f" {checkpoint.task} and {model.image_hw[0]} x {model.image_hw[1]} pixels; the"
-            f" reference results for {truth.source} are from a VideoMAE for the task"
-            f" {truth.task} and {truth.image_size} x {truth.image_size} pixels"
+            f" reference results for {reference.source} are from a VideoMAE for the task"
+            f" {reference.task} and {reference.image_size} x {reference.image_size} pixels"
         )
     side = choose_side(checkpoint, side)
-    model = replace(model, layer_norm_eps=truth.layer_norm_eps, final_layer_norm_eps=HEAD_EPSILON)
+    model = replace(
+        model, layer_norm_eps=reference.layer_norm_eps, final_layer_norm_eps=HEAD_EPSILON
+    )
     prepared = replace(checkpoint, configuration=replace(checkpoint.configuration, model=model))
-    pixels = _pixels(frames, model.num_frames, truth.image_size)
+    pixels = _pixels(frames, model.num_frames, reference.image_size)
     hidden = np.zeros(model.num_patches) if mask is None else _mask(mask, model)
     ranks = np.argsort(np.argsort(hidden, kind="stable"))[None]
     noise = ((ranks + 0.5) / model.num_patches).astype(np.float32)
@@ -153,17 +155,17 @@ def check_published_video(
         dtype: array[:1, :3] if mask is None else array[0, :3, :3]
         for dtype, array in logits.items()
     }
-    shares = {dtype: share_of_allowed(corner, truth) for dtype, corner in corners.items()}
-    return PublishedResult(truth, checkpoint.name, str(side.framework), corners, shares)
+    shares = {dtype: share_of_allowed(corner, reference) for dtype, corner in corners.items()}
+    return ReferenceComparison(reference, checkpoint.name, str(side.framework), corners, shares)
 
 
 def _mask(path: Path, model: Any) -> np.ndarray:
-    """Return which patches (L,) are hidden: the values of the one tensor in a PyTorch file.
+    """Read the mask (L,) of removed patches, the only tensor in a PyTorch file.
 
-    Only the bytes of its storage are read, and not the pickle that describes it.
+    Only the bytes of the tensor's storage are read; the pickle in the file is not loaded.
 
     Raises:
-        CheckpointError: they are not a mask that hides as many patches as the model does.
+        CheckpointError: the tensor is not a mask that removes as many patches as the model does.
     """
     archive = Archive(ByteFile(path))
     names = [name for name in archive.records if name.endswith("/data/0")]
@@ -177,13 +179,13 @@ def _mask(path: Path, model: Any) -> np.ndarray:
     ):
         hidden = model.num_patches - model.num_kept
         raise CheckpointError(
-            path, f" is not a mask of {model.num_patches} patches that hides {hidden}"
+            path, f" is not a mask of {model.num_patches} patches that removes {hidden}"
         )
     return values
 
 
 def _pixels(path: Path, count: int, size: int) -> np.ndarray:
-    """Return a clip (1, 3, T, H, W) as the script's image processor makes it."""
+    """Return a clip (1, 3, T, H, W) after the preprocessing of the script."""
     try:
         frames = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -18,7 +18,7 @@ from mae_convert.verify.certificate import Certificate, read_certificate, read_s
 from mae_convert.verify.judge import SOURCE_AT_HAND, Check, Verdict, judge
 from mae_convert.verify.verification import Options, Verification
 
-SOURCE_NOT_RUN = "the source itself: its outputs and hashes are taken from the certificate"
+SOURCE_NOT_RUN = "the source itself; its outputs and hashes are taken from the certificate"
 
 
 def replay(
@@ -28,21 +28,21 @@ def replay(
     flags: Flags | None = None,
     origin: Origin | None = None,
 ) -> Verification:
-    """Judge a certified checkpoint once more, against the results that its certificate keeps.
+    """Compare a certified checkpoint with the source's results in its certificate.
 
-    Files that are not those that were verified are failed checks, whatever they compute. The
-    result is never proven: nothing shows that the results in the certificate are the source's.
+    Files that changed since the verification are failed checks, even if the outputs are equal. The
+    verdict is never a proof, because nothing shows that the certificate's results are the source's.
 
     Args:
-        target: the model directory or file beside which the certificate is.
-        side: how to run it; by default the framework that reads it natively.
-        options: of these ``dtypes`` and ``require_proof`` count.
-        flags: what the user says that the checkpoint does not.
-        origin: where it was downloaded from.
+        target: the model directory, or a file with the certificate beside it.
+        side: how to run it; by default in the framework that reads it natively.
+        options: only ``dtypes`` and ``require_proof`` are used.
+        flags: fields that the user specified.
+        origin: where the checkpoint was downloaded from.
 
     Raises:
         CheckpointError: there is no certificate, or it is damaged.
-        MissingRequirementError: no framework to run the checkpoint with.
+        MissingRequirementError: no framework is installed to run the checkpoint.
         MaeConvertError: the run failed.
     """
     options, certificate = options or Options(), read_certificate(target)
@@ -58,7 +58,7 @@ def replay(
     except MaeConvertError as error:
         if not checks or isinstance(error, MissingRequirementError):
             raise
-        # What was changed cannot even be run: that it was changed is the answer.
+        # A changed file may be unreadable; the verdict then consists of the failed file checks.
         return Verification(
             Verdict(
                 False, False, tuple(checks), None, (), (error.render(as_field),), (), replayed=True
@@ -80,11 +80,11 @@ def replay(
 
 
 def _not_kept(certificate: Certificate) -> str:
-    """Return a sentence about comparisons that the certificate does not allow to repeat."""
+    """Return a sentence about comparisons that cannot be repeated from the certificate."""
     names = [str(check["name"]) for check in certificate.document["checks"]]
     gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)
     what = "intermediate activations and gradients" if gradients else "intermediate activations"
-    return f"{what}: compared when the certificate was created, but not stored in it"
+    return f"{what}, which were compared for the certificate but are not stored in it"
 
 
 def _run_again(
@@ -94,14 +94,14 @@ def _run_again(
     inputs: Mapping[str, np.ndarray],
     options: Options,
 ) -> Trace:
-    kept = source.description["dtypes"]
-    missing = [d for d in options.dtypes if d not in kept]
+    stored_dtypes = source.description["dtypes"]
+    missing = [d for d in options.dtypes if d not in stored_dtypes]
     if missing and options.dtypes != DEFAULT_DTYPES:
         raise MaeConvertError(
-            f"the certificate holds no {missing[0]} run, only {', '.join(kept)}",
-            hint=("verify with the source, or leave ", Option("run_dtype"), " out"),
+            f"the certificate has no {missing[0]} run, only {', '.join(stored_dtypes)}",
+            hint=("verify with the source, or leave out ", Option("run_dtype")),
         )
-    dtypes = tuple(d for d in kept if d in ("float64", *options.dtypes))
+    dtypes = tuple(d for d in stored_dtypes if d in ("float64", *options.dtypes))
     request = Request(dtypes, taps=False, mask_ratio=source.description["run_mask_ratio"])
     (trace,) = run_together([Run(checkpoint, choose_side(checkpoint, side), request)], inputs)
     return trace

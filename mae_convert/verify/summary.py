@@ -1,4 +1,4 @@
-"""Readable names of a verdict's checks; intermediate activations are summarised by the worst."""
+"""Readable names of a verdict's checks; groups of checks are summarised by the worst one."""
 
 import math
 import re
@@ -27,9 +27,9 @@ from mae_convert.verify.localise import execution_order
 
 GROUPS = (
     ("configuration/", "configuration fields that change the function"),
-    ("weights/", "tensors that are not equal bit for bit"),
+    ("weights/", "tensors that are not bit-identical"),
     ("shape/", "shapes"),
-    ("file/", "files that differ from those that were verified"),
+    ("file/", "files that changed since the verification"),
     (WHOLE, "tensors that only one side has are declared as dropped"),
     (NATIVE, "both sides loaded natively by their libraries"),
     (SOURCE_AT_HAND, "the source is available"),
@@ -54,7 +54,7 @@ class Line:
 
 
 def summary(checks: Iterable[Check]) -> list[Line]:
-    """Return the checks, grouped."""
+    """Return one line for each group of checks."""
     groups: dict[str, list[Check]] = {}
     for check in checks:
         groups.setdefault(_title(check.name), []).append(check)
@@ -89,8 +89,8 @@ def _title(name: str, runner: str | None = None) -> str:
     """Return the summary name of a check.
 
     Args:
-        name: the check's.
-        runner: what ran B, if the check is one of ``--against``.
+        name: the name of the check.
+        runner: the runner of B if the check belongs to ``--against``.
     """
     if name.startswith("against "):
         group, _, rest = name.partition("/")
@@ -109,7 +109,7 @@ def _title(name: str, runner: str | None = None) -> str:
 
 
 def _title_of_isolated(name: str) -> str:
-    """Return the summary name of a check of a step with A's input, as float64/encoder.blocks.0."""
+    """Return the summary name of a step-isolated check such as "float64/encoder.blocks.0"."""
     dtype, _, rest = name.partition("/")
     if dtype == "float64":
         return "float64: each step of B with A's input"
@@ -117,36 +117,36 @@ def _title_of_isolated(name: str) -> str:
 
 
 def _steps(name: str) -> str | None:
-    """Return the summary name of a result that is one of many."""
+    """Return the name of the group that a result belongs to, or None."""
     if name.startswith("grad/"):
         return "gradients"
     return "intermediate activations" if "." in name else None
 
 
 def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
-    """Return the relative L2 distance in float64 after each block and at the end.
+    """Return the relative L2 distance in float64 after each block and of the outputs.
 
-    In the order of the computation. NaN and different shapes count as infinite.
+    The results are in execution order. NaN and different shapes count as infinite.
     """
-    found = [
+    distances = [
         (check.name.removeprefix(FUNCTION), check.measured)
         for check in verdict.checks
         if check.name.startswith(FUNCTION) and isinstance(check.measured, int | float)
     ]
-    depths = [(n, float(e)) for n, e in found if DEPTH.fullmatch(n)]
+    depths = [(n, float(e)) for n, e in distances if DEPTH.fullmatch(n)]
     ordered = sorted(depths, key=lambda item: execution_order(item[0]))
     return [(name, math.inf if math.isnan(error) else error) for name, error in ordered]
 
 
 def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
-    """Return the verdict in one or two words, and its meaning in a sentence."""
+    """Return the verdict in one or two words, and a sentence that explains it."""
     failed = verdict.failed()
     if any(w.get("framework") == ARRAYS for w in verdict.witnesses):
         return _answer_on_arrays(verdict)
     if failed and all(_is_numeric(check) for check in failed):
         return "IMPRECISE", (
-            "the same function in float64 and the same weights, but one side computes it with "
-            "larger rounding errors than its precision explains"
+            "the same function in float64 and the same weights, but the rounding errors of one "
+            "side are too large for its precision"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
         return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict, style)}"
@@ -155,13 +155,13 @@ def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
             "outputs are NaN, so it cannot be determined whether these are the same function"
         )
     if not verdict.passed and verdict.replayed:
-        return "DIFFERENT", "B is not the certified model, or no longer computes the same outputs"
+        return "DIFFERENT", "B is not the certified model, or its outputs have changed"
     if not verdict.passed:
-        return "DIFFERENT", "these are not the same function with the same weights"
+        return "DIFFERENT", "A and B are not the same function with the same weights"
     if verdict.replayed:
         return "PASSED", (
-            "B still computes what was certified; the source was not available, so this does not "
-            "prove that B is the same function"
+            "B still computes the certified results; the source was not available, so this does "
+            "not prove that B is the same function"
         )
     if verdict.proven:
         common = ", in everything that was compared" if verdict.not_compared else ""
@@ -170,17 +170,17 @@ def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
 
 
 def _answer_on_arrays(verdict: Verdict) -> tuple[str, str]:
-    """Return the verdict on arrays of another program, and its meaning."""
+    """Return the verdict on another program's arrays, and a sentence that explains it."""
     if not verdict.passed:
-        return "DIFFERENT", "B's arrays are further from A's results than rounding explains"
+        return "DIFFERENT", "B's arrays differ from A's results by more than rounding errors"
     return "PASSED", (
-        "not proven: every array agrees with A's results, but which weights and configuration the "
-        "other program had is not known"
+        "not proven: every array agrees with A's results, but the weights and configuration of the "
+        "other program are unknown"
     )
 
 
 def _same(verdict: Verdict) -> str:
-    """Return what is equal on both sides, except for declared steps."""
+    """Return a phrase about what is equal on both sides, apart from declared steps."""
     if not verdict.steps:
         return "the same function, the same weights"
     kinds = dict.fromkeys(str(step["step"]).replace("_", " ") for step in verdict.steps)
@@ -191,13 +191,13 @@ def _same(verdict: Verdict) -> str:
 
 
 def headline(verdict: Verdict) -> str:
-    """Return the verdict in a few words, with the assumptions that both sides share."""
+    """Return the verdict in a few words, including the assumptions that both sides share."""
     word, assumed = answer(verdict)[0], in_words(shared(verdict.assumptions))
     return f"{word}, assuming {assumed}" if verdict.passed and assumed else word
 
 
 def suspects_title(verdict: Verdict) -> str:
-    """Return the title for a verdict's differing tensors: the cause, or only candidates."""
+    """Return the title for a verdict's list of suspects."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
     return "computed from tensors that are equal" if same else "suspects"
 
@@ -205,8 +205,8 @@ def suspects_title(verdict: Verdict) -> str:
 def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
     if any(check.name == SOURCE_AT_HAND for check in failed):
         return (
-            "the source is not available: a certificate alone is not a proof; verify B against its "
-            "source"
+            "the source is not available, and a certificate alone is not a proof; verify B against "
+            "its source"
         )
     if any(check.name == SPECIFIED for check in failed):
         assumed = blocking(verdict.assumptions)
@@ -224,7 +224,7 @@ def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> 
 
 
 def _why_not(verdict: Verdict) -> str:
-    """Return why a verdict that passed is not proven."""
+    """Return the reason why a passed verdict is not proven."""
     reasons = []
     if fields := unread_in_words(verdict):
         reasons.append(
@@ -237,7 +237,7 @@ def _why_not(verdict: Verdict) -> str:
 
 
 def _through_ours(verdict: Verdict) -> str:
-    """Return which of mae-convert's readers or tables a side was loaded through."""
+    """Return a phrase about the readers or mapping tables of mae-convert that loaded a side."""
     ours = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, ours), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")
@@ -250,16 +250,16 @@ def _through_ours(verdict: Verdict) -> str:
     )
 
 
-def _natively(witness: Mapping[str, Any]) -> str:
-    """Return what to install so that a side is read without anything of ours."""
-    side, layout = witness["side"], str(witness.get("layout"))
-    frameworks = native_frameworks(layout, witness.get("family"))
+def _natively(runner: Mapping[str, Any]) -> str:
+    """Return advice on running a side without mae-convert's readers and mapping tables."""
+    side, layout = runner["side"], str(runner.get("layout"))
+    frameworks = native_frameworks(layout, runner.get("family"))
     if not frameworks:
-        return f"no framework reads the {layout} layout of {side} by itself"
-    if witness.get("framework") in frameworks:
-        return f"convert {side} to a file that {witness['framework']} reads by itself"
+        return f"no framework loads the {layout} layout of {side} natively"
+    if runner.get("framework") in frameworks:
+        return f"convert {side} to a file that {runner['framework']} loads natively"
     names = " or ".join(filter(None, (", ".join(frameworks[:-1]), frameworks[-1])))
-    return f"run {side} by {names}, which reads {layout} by itself ({INSTALL[frameworks[0]]})"
+    return f"run {side} with {names}, which loads {layout} natively ({INSTALL[frameworks[0]]})"
 
 
 def runner_in_words(witness: Mapping[str, Any]) -> str:
@@ -286,14 +286,14 @@ def _is_numeric(check: Check) -> bool:
 def step_rows(
     steps: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[tuple[list[str], str]]]:
-    """Return a table of steps that were compared by themselves, each with A's input.
+    """Return a table of the steps of a step-isolated comparison.
 
     Args:
-        steps: of `Verdict.isolated`, at least one.
+        steps: the steps of `Verdict.isolated`, at least one.
 
     Returns:
-        The headings of the columns, and for each step its cells and a verdict: "ok", "DIFFERENT"
-        (in float64), or "IMPRECISE" (the rounding error of a side is too large).
+        The column headings, and for each step its cells and a verdict: "ok", "DIFFERENT" (in
+        float64), or "IMPRECISE" (the rounding error of a side is too large).
     """
     dtypes = list(steps[0]["rounding"])
     columns = ["each step with A's input", "B, float64"]
@@ -309,8 +309,9 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output about the change that a declared rounding causes."""
+    """Return a sentence for each output about its change by a declared rounding."""
     return [
-        f"the declared rounding moves {name} by {format_number(effect)} (relative L2, not judged)"
+        f"the declared rounding changes {name} by {format_number(effect)} (relative L2,"
+        " not a check)"
         for name, effect in effects.items()
     ]

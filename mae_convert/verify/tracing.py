@@ -23,37 +23,37 @@ from mae_convert.verify.declared_changes import apply_steps, steps_between
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """Which results of a checkpoint a trace contains."""
+    """What to run for a trace, and which results to store."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
-    """Images and noise."""
+    """Images and noise, or None for random ones."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """Precisions, in order."""
+    """The dtypes to run, in order."""
 
     taps: bool = False
-    """Keep intermediate activations."""
+    """Store intermediate activations."""
 
     gradients: bool = False
-    """Keep the gradient of the loss for every parameter."""
+    """Store the gradient of the loss for every parameter."""
 
     unmasked: bool = False
-    """Leave no patch out and keep their order."""
+    """Run without masking, with the patches in order."""
 
     as_converted: Path | None = None
-    """A checkpoint made of this one: the steps that it declares are applied first."""
+    """A conversion of this checkpoint; the steps that it declares are applied first."""
 
     overwrite: bool = False
-    """Replace an older trace."""
+    """Replace an existing trace."""
 
 
 def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: TraceOptions) -> None:
-    """Trace a checkpoint and write the trace.
+    """Run a checkpoint and write its trace.
 
     Raises:
-        OutputError: the output exists, or there is no such directory.
-        MissingRequirementError: the framework is not there.
-        MaeConvertError: the inputs do not fit, or the run failed.
+        OutputError: the output exists, or its directory does not exist.
+        MissingRequirementError: the framework is not installed.
+        MaeConvertError: the inputs do not fit the model, or the run failed.
     """
     _check_output(output, overwrite=options.overwrite)
     side = choose_side(checkpoint, side)
@@ -75,13 +75,13 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
 
 
 def save_trace(trace: Trace, output: Path, *, overwrite: bool = False) -> None:
-    """Write a trace; it appears under its name when it is whole.
+    """Write a trace atomically.
 
     Raises:
-        OutputError: it already exists and is not to be replaced, or the system refuses to write.
+        OutputError: the file exists and may not be replaced, or it cannot be written.
     """
     metadata: dict[str, Any] = {"trace": json.dumps(trace.description)}
-    # A transposed view would be written in the order of its memory, as other numbers.
+    # safetensors writes the memory of an array, which for transposed views is in another order.
     arrays = {name: np.asarray(array, order="C") for name, array in trace.arrays.items()}
     with replacing_file(output, overwrite=overwrite) as temporary:
         save_file(arrays, temporary, metadata=metadata)
@@ -92,7 +92,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     if SUFFIX_FORMATS.get(output.suffix.lower(), "safetensors") != "safetensors":
         raise OutputError(
             output,
-            f" would be a safetensors file under the name of another format ({output.suffix})",
+            f" would be a safetensors file with the suffix of another format ({output.suffix})",
             hint="choose a name that ends in .safetensors",
         )
     if output.exists() and not _is_trace(output):

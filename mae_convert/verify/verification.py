@@ -1,4 +1,4 @@
-"""Verify a pair of checkpoints: run both at the same time, and compare."""
+"""Verify a pair of checkpoints: run both at the same time and compare the results."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,31 +34,31 @@ class Options:
     """The options of a verification."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
-    """The images and the noise for both sides."""
+    """The images and noise for both sides."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """Precisions to run; float64, the proof, is always among them."""
+    """The dtypes to run; float64 is required, because it decides about the function."""
 
     gradients: bool = False
-    """Compare the gradient of the loss for every parameter too."""
+    """Also compare the gradient of the loss for every parameter."""
 
     mask_ratio: float | None = None
-    """Run with this ratio instead of the configured one."""
+    """The mask ratio to run with instead of the configured one."""
 
     unmasked: bool = False
-    """Leave no patch out and keep their order, as a classifier does."""
+    """Run without masking, with the patches in order, as a classifier does."""
 
     against: tuple[Side, ...] = ()
     """Libraries whose own classes run a side once more, and code of others that does."""
 
     require_proof: bool = False
-    """Fail unless both sides are loaded without mae-convert's own readers and mapping tables."""
+    """Fail unless both sides are loaded without mae-convert's readers and mapping tables."""
 
     isolate: bool = False
-    """Compare step by step too, each step of both sides with the same input."""
+    """Also compare step by step, with the same input for each step of both sides."""
 
     quick: bool = False
-    """Compare the outputs in float64 alone, without intermediate activations."""
+    """Compare only the outputs in float64, without intermediate activations."""
 
 
 def parse_options(
@@ -85,24 +85,23 @@ def _runner(text: str) -> Side:
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict, and the runs that it is based on."""
+    """A verdict and the runs that it is based on."""
 
     verdict: Verdict
-    """The verdict: whether both compute the same function."""
+    """The verdict on whether both sides are the same function."""
 
     inputs: Arrays = field(repr=False)
     """The inputs of both sides."""
 
     traces: tuple[Trace, ...] = field(default=(), repr=False)
-    """Of the source, of the target and of each further runner; empty where the shapes alone
-    decided."""
+    """The traces of source, target and each further runner; empty if the tensor shapes differ."""
 
     runs: tuple[Run, ...] = field(default=(), repr=False)
-    """How the source and the target were run, with the checkpoints as they were compared; empty
-    where nothing was run, and where a certificate stands for the source."""
+    """The runs of source and target, with the checkpoints as compared; empty if nothing was run or
+    if a certificate replaces the source."""
 
     fingerprints: tuple[Fingerprint, ...] = ()
-    """Of the source, before declared steps, and of the target; empty likewise."""
+    """The fingerprints of the source, before declared steps, and of the target; may be empty."""
 
 
 def verify(
@@ -112,9 +111,9 @@ def verify(
     side_b: Side | None = None,
     options: Options | None = None,
 ) -> Verdict:
-    """Return whether two checkpoints are the same function with the same weights.
+    """Return the verdict on whether two checkpoints are the same function with the same weights.
 
-    Args and errors are those of ``run_verification``.
+    Arguments and errors are those of ``run_verification``.
     """
     return run_verification(a, b, side_a, side_b, options).verdict
 
@@ -126,20 +125,21 @@ def run_verification(
     side_b: Side | None = None,
     options: Options | None = None,
 ) -> Verification:
-    """Run two checkpoints on the same inputs and judge whether they are the same function.
+    """Run two checkpoints on the same inputs and decide whether they are the same function.
 
-    Why they are not, where they are not, ``mae_convert.diagnose`` finds out.
+    ``mae_convert.diagnose`` finds the cause of a failed verification.
 
     Args:
         a: the source.
-        b: the target; steps that its conversion declares are applied to the source first.
-        side_a: how to run the source; by default the framework that reads its names natively.
+        b: the target; the steps that its conversion record declares are applied to the source
+            first.
+        side_a: how to run the source; by default in the framework that loads it natively.
         side_b: how to run the target.
         options: what to run and to compare.
 
     Raises:
         ConfigurationError: a field that the comparison needs is missing.
-        MissingRequirementError: no framework to run a side with.
+        MissingRequirementError: no framework is installed to run a side.
         MaeConvertError: a run failed.
     """
     options = options or Options()
@@ -147,7 +147,7 @@ def run_verification(
     require_comparable(a, b)
     steps = tuple(step for step in steps_between(a, b) if step["step"] != "task")
     if a.task == "pretrain" != b.task and any(step["step"] == "in_channels" for step in steps):
-        a = as_task(a, "encoder")  # the decoder predicts the channels of the source
+        a = as_task(a, "encoder")  # the decoder still predicts the channels of the source
     after = apply_steps(a, steps, b)
     if mismatch := _shape_mismatch(after, b):
         return Verification(replace(mismatch, steps=steps), {})
@@ -163,7 +163,7 @@ def run_verification(
     inputs, request = common_request(after, options, unmasked=unmasked)
     runs = [Run(_runnable(after, side_a), side_a, request, after is a),
             Run(_runnable(b, side_b), side_b, request)]  # fmt: skip
-    # What rounding does to the results is told beside the verdict; other images have others.
+    # The effect of rounding is reported beside the verdict; it needs images of the same shape.
     exact = tuple(step for step in steps if step["step"] != "dtype")
     if exact != steps:
         unrounded = apply_steps(a, exact, b)
@@ -175,23 +175,23 @@ def run_verification(
     if len(traces) > 2:
         verdict = replace(verdict, effects=effects(traces[2], traces[0]))
     fingerprints = tuple(map(_fingerprint, (a, b), runs, traces[:2]))
-    done = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
+    verification = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     for runner in options.against:
-        done = _with_witness(done, _witness_run(runner, *whole), runs[0])
+        verification = _with_further_run(verification, _further_run(runner, *whole), runs[0])
     if options.isolate:
-        done = replace(done, verdict=_with_isolated_steps(done))
+        verification = replace(verification, verdict=_with_isolated_steps(verification))
     if options.require_proof:
-        checks = proof(done.verdict, *done.traces[:2])
-        done = replace(done, verdict=_with_checks(done.verdict, checks))
-    compared = (*done.verdict.not_compared, *left_aside(a, b))
-    return replace(done, verdict=replace(done.verdict, not_compared=compared))
+        checks = proof(verification.verdict, *verification.traces[:2])
+        verification = replace(verification, verdict=_with_checks(verification.verdict, checks))
+    compared = (*verification.verdict.not_compared, *left_aside(a, b))
+    return replace(verification, verdict=replace(verification.verdict, not_compared=compared))
 
 
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
-    """Return the fingerprint of a side, from its trace unless the trace is of another model.
+    """Return the fingerprint of a side, from its trace unless a modified model was run.
 
-    The run may use the source after declared steps, or the encoder only.
+    A modified model is the source after declared steps, or its encoder only.
     """
     if run.checkpoint is checkpoint:
         return trace.fingerprint
@@ -203,8 +203,7 @@ def common_request(
 ) -> tuple[dict[str, np.ndarray], Request]:
     """Return the inputs and run settings of both sides.
 
-    Both sides use the same mask even if their configurations differ; the difference is a separate
-    check.
+    Both sides use the same mask even if their configurations differ; that is a separate check.
     """
     inputs = make_inputs(options.inputs, a)
     ratio = options.mask_ratio
@@ -217,9 +216,9 @@ def common_request(
 
 
 def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
-    """Return what of a checkpoint can be run: timm has no decoder.
+    """Return the part of a checkpoint that can be run: timm has no decoder.
 
-    Of a model that is compared with an encoder, the decoder's number of heads need not be known.
+    If a model is compared with an encoder, the decoder's number of heads is not required.
     """
     if checkpoint.task != "pretrain":
         return checkpoint
@@ -228,10 +227,10 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
     return as_task(checkpoint, "encoder") if checkpoint.configuration.missing else checkpoint
 
 
-def _witness_run(runner: Side, source: Run, target: Run) -> Run:
-    """Return an additional run: of the target, unless the library natively reads only the source.
+def _further_run(runner: Side, source: Run, target: Run) -> Run:
+    """Return a further run: of the target unless the library natively loads only the source.
 
-    The source is not run again by the framework that has already run it.
+    The source is not run again with the same framework.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:
@@ -245,56 +244,56 @@ def _witness_run(runner: Side, source: Run, target: Run) -> Run:
 
 def _for_foreign(code: ForeignCode, source: Run, target: Run) -> Run:
     """Return whose checkpoint the code runs: the target's, unless only the source has its names."""
-    family, wanted = target.checkpoint.family, code.layout
+    family, layout = target.checkpoint.family, code.layout
     if code.kind == ORIGINAL:
-        wanted = family.model_layout("torch")
-    if wanted is not None and source.as_stored:
-        name = family.layout(wanted).name
+        layout = family.model_layout("torch")
+    if layout is not None and source.as_stored:
+        name = family.layout(layout).name
         if target.checkpoint.layout.name != name == source.checkpoint.layout.name:
             return source
     return target
 
 
-def _with_witness(done: Verification, run: Run, source: Run) -> Verification:
-    """Return the verification with an additional run, compared with the source."""
-    witness, request = run.side.framework or "", source.request
-    inputs, trace_a = done.inputs, done.traces[0]
-    if witness in UNMASKED and request.mask_ratio:
+def _with_further_run(verification: Verification, run: Run, source: Run) -> Verification:
+    """Return the verification with a further run that is compared with the source."""
+    runner, request = run.side.framework or "", source.request
+    inputs, trace_a = verification.inputs, verification.traces[0]
+    if runner in UNMASKED and request.mask_ratio:
         inputs = in_order(inputs)
         request = replace(request, mask_ratio=0.0, gradients=False)
         trace_a, trace = run_together(
             [replace(source, request=request), replace(run, request=request)], inputs
         )
     else:
-        # The TensorFlow classes of transformers are run forward only.
-        forward_only = run.foreign or loader_for(run.checkpoint, witness) == "transformers-tf"
+        # The TensorFlow classes of transformers are run without gradients.
+        forward_only = run.foreign or loader_for(run.checkpoint, runner) == "transformers-tf"
         request = replace(request, gradients=request.gradients and not forward_only)
         (trace,) = run_together([replace(run, request=request)], inputs)
     other = judge(trace_a, trace, compare_weights=False)
-    name = f"against {run.foreign.label if run.foreign else witness}"
+    name = f"against {run.foreign.label if run.foreign else runner}"
     checks = tuple(
         replace(check, name=f"{name}/{check.name}")
         for check in other.checks
         if not check.name.startswith("configuration/")
     )
-    witnesses = (*done.verdict.witnesses, {**other.witnesses[1], "side": name})
-    verdict = replace(_with_checks(done.verdict, checks), witnesses=witnesses)
-    known = _known_difference(run, other)
-    verdict = replace(verdict, causes=(*verdict.causes, *known))
-    return replace(done, verdict=verdict, traces=(*done.traces, trace))
+    witnesses = (*verification.verdict.witnesses, {**other.witnesses[1], "side": name})
+    verdict = replace(_with_checks(verification.verdict, checks), witnesses=witnesses)
+    differences = _known_difference(run, other)
+    verdict = replace(verdict, causes=(*verdict.causes, *differences))
+    return replace(verification, verdict=verdict, traces=(*verification.traces, trace))
 
 
 def _known_difference(run: Run, verdict: Verdict) -> list[str]:
-    """Return what a library is known to compute otherwise, where exactly that is what differs.
+    """Return a known deviation of a library if exactly that result differs.
 
     Args:
-        run: how the library was run.
-        verdict: on the source and this run.
+        run: the run of the library.
+        verdict: the verdict on the source and this run.
     """
     checkpoint = run.checkpoint
     if checkpoint.layout.name != run.side.framework:
         return []
-    # A classifier's norm is no intermediate activation of the library: its logits differ first.
+    # The library exposes no activation for a classifier's norm, so the logits differ first.
     places = (verdict.first_divergence, "head.norm" if verdict.first_divergence == "logits" else "")
     differences = checkpoint.layout.differences(checkpoint.configuration.model, checkpoint.task)
     return [
@@ -304,10 +303,10 @@ def _known_difference(run: Run, verdict: Verdict) -> list[str]:
     ]
 
 
-def _with_isolated_steps(done: Verification) -> Verdict:
-    """Return the verdict with a comparison of each step on the same input."""
-    steps = isolation.run_isolated(done.runs, done.traces[:2], done.inputs)
-    verdict = _with_checks(done.verdict, tuple(isolation.checks(steps)))
+def _with_isolated_steps(verification: Verification) -> Verdict:
+    """Return the verdict with a step-isolated comparison."""
+    steps = isolation.run_isolated(verification.runs, verification.traces[:2], verification.inputs)
+    verdict = _with_checks(verification.verdict, tuple(isolation.checks(steps)))
     causes = (*isolation.in_words(steps), *verdict.causes)
     return replace(verdict, isolated=tuple(step.plain() for step in steps), causes=causes)
 
@@ -318,7 +317,7 @@ def _with_checks(verdict: Verdict, checks: tuple[Check, ...]) -> Verdict:
 
 
 def _input_fields(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the fields that give the shape of inputs, with their values in A and B."""
+    """Yield the fields that determine the shape of inputs, with their values in A and B."""
     one, other = a.configuration.model, b.configuration.model
     yield "image_size", one.image_hw, other.image_hw
     yield "num_frames", getattr(one, "num_frames", 1), getattr(other, "num_frames", 1)
@@ -329,7 +328,7 @@ def _of_family(checkpoint: Checkpoint) -> str:
 
 
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
-    """Return a verdict without runs if the tensor shapes of the two models differ."""
+    """Return a verdict without runs if the shapes of tensors or inputs differ, else None."""
     left, right = _shapes(a), _shapes(b)
     if a.task == b.task:
         names = [name for name in {**left, **right} if left.get(name) != right.get(name)]

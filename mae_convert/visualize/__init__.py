@@ -1,1 +1,1 @@
-"""Visualise what a model computes: masks, reconstructions, sheets of images, features."""
+"""Visualise a model: masks, reconstructions, contact sheets, features, training curves."""

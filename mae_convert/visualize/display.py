@@ -11,25 +11,25 @@ from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.visualize.pixels import as_colours
 
-LOW, HIGH = 2, 98  # percentiles of a channel that become black and full brightness
+LOW, HIGH = 2, 98  # percentiles of a channel that are displayed as 0 and 1
 
 
 @dataclass(frozen=True)
 class Display:
-    """How pixel values (N, C, [T,] H, W) become colours."""
+    """Converts pixel values (N, C, [T,] H, W) to colours."""
 
     configuration: Configuration
     """The configuration of the model."""
 
     channels: tuple[int, ...]
-    """Which channels are red, green and blue, or which one is grey; from 0."""
+    """Indices of the channels for red, green and blue, or of one channel for grey."""
 
     low: np.ndarray | None = None
-    """(N, B, [1,] 1, 1), the value that is shown as black in each of them; None: mean and deviation
-    of the model's preprocessing are undone, as for photographs."""
+    """(N, B, [1,] 1, 1), the values displayed as 0; None for photographs, for which the
+    normalisation with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
-    """The value that is shown at full brightness."""
+    """The values displayed as 1."""
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return colours (N, [T,] H, W, 3) in [0, 1]."""
@@ -48,7 +48,7 @@ class Display:
 
     @property
     def note(self) -> str:
-        """A note about the colours, or nothing."""
+        """A note about the colours, or ""."""
         if self.low is None:
             return ""
         numbers = ", ".join(str(channel + 1) for channel in self.channels)
@@ -61,22 +61,22 @@ class Display:
 
 
 def check_bands(bands: Sequence[int] | None, inputs: Path | None, checkpoint: Checkpoint) -> None:
-    """Refuse a choice of channels for photographs, which are shown as they are.
+    """Refuse a choice of channels for photographs, whose colours are not changed.
 
     Args:
-        bands: the choice, or None.
-        inputs: a file of preprocessed images, of any channels.
-        checkpoint: of the model.
+        bands: the channels, or None.
+        inputs: a file of preprocessed images with any number of channels.
+        checkpoint: the checkpoint of the model.
 
     Raises:
-        MaeConvertError: the images are photographs, or videos.
+        MaeConvertError: the images are photographs or videos.
     """
     clips = checkpoint.family.clips
     if bands is None or inputs is not None or (clips is not None and clips.measured):
         return
     raise MaeConvertError(
         *(Option("bands"), " selects channels of "),
-        *(Option("inputs"), " or of satellite images, and these are photographs"),
+        *(Option("inputs"), " or of satellite images, but these are photographs"),
         hint=("leave ", Option("bands"), " out"),
     )
 
@@ -89,16 +89,16 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return how to display images: photographs unchanged, other channels each scaled separately.
+    """Return the display of images: photographs unchanged, other channels scaled separately.
 
     Args:
-        pixel_values: (N, C, [T,] H, W), the original images, whose percentiles set the scale of
-            each channel.
-        configuration: of the model.
-        bands: numbers of the channels that are red, green and blue, or of one in grey, from 1;
-            default: those of `colours`, or of fewer than three the first.
-        preprocessed: the images are no image files, so that 1 channel need not be a grey level.
-        colours: the channels that are red, green and blue where there are three or more, from 0.
+        pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed
+            from their percentiles.
+        configuration: the configuration of the model.
+        bands: numbers, from 1, of the channels for red, green and blue, or of one channel for grey;
+            default: `colours`, or the first channel if there are fewer than three.
+        preprocessed: the images come from arrays, so a single channel need not be a grey level.
+        colours: indices of the channels for red, green and blue if there are three or more.
 
     Raises:
         MaeConvertError: the images do not have such channels.

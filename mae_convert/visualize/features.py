@@ -23,37 +23,37 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images or videos, with D the width of the encoder and L patches."""
+    """Features of N images or videos; D is the width of the encoder and L the number of patches."""
 
     names: np.ndarray
-    """(N,), paths of the images or videos within their folder."""
+    """(N,), paths of the images or videos, relative to the folder."""
 
     labels: np.ndarray
-    """(N,), the folder that each lies in, within that folder; empty where there is none."""
+    """(N,), the subfolder of each image or video; "" if it is not in a subfolder."""
 
     mean: np.ndarray
     """(N, D), float32, the mean of the patches after the final norm."""
 
     cls: np.ndarray | None = None
-    """(N, D), float32, the class token after the final norm; None for an encoder without."""
+    """(N, D), float32, the class token after the final norm; None for encoders without one."""
 
     tokens: np.ndarray | None = None
-    """(N, L, D), float32, the patches after the final norm; None where they were not asked for."""
+    """(N, L, D), float32, the patches after the final norm; None if they were not requested."""
 
     sampling: str = ""
-    """How the frames of videos were chosen, in words, or nothing."""
+    """How the frames of videos were sampled; "" for images."""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write an ``.npz`` file with these arrays."""
         names = ("names", "labels", "cls", "mean", "tokens")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        with replacing_file(path, overwrite=overwrite) as place, place.open("wb") as file:
+        with replacing_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed."""
+    """Options of the computation of features."""
 
     framework: str = "torch"
     """The framework: torch, tensorflow or jax."""
@@ -62,13 +62,13 @@ class Extraction:
     """The device: cpu or cuda; None for the default of the framework."""
 
     batch: int = 32
-    """Images that go through the encoder together."""
+    """Batch size."""
 
     stride: int | None = None
     """The distance between the frames of a clip; None for that of the family's training."""
 
     tokens: bool = False
-    """Also return the patches' own features."""
+    """Also return the features of each patch."""
 
 
 def features_of(
@@ -80,31 +80,31 @@ def features_of(
     inputs: ImageBatch | None = None,
     advance: Progress | None = None,
 ) -> Features:
-    """Run a checkpoint's encoder on images or videos, without leaving out patches, in float32.
+    """Run a checkpoint's encoder on images or videos, without masking, in float32.
 
     Args:
-        checkpoint: any with an encoder.
-        folder: what names and labels are told from.
-        paths: images in it, or for models that take them videos.
-        options: how.
-        inputs: preprocessed images, in place of a folder's; their noise is not used.
-        advance: called with the number of images that were done.
+        checkpoint: a checkpoint with an encoder.
+        folder: the folder to which names and labels are relative.
+        paths: the images in it, or videos for a video model.
+        options: how to compute the features.
+        inputs: preprocessed images, instead of a folder; their noise is not used.
+        advance: called with the number of processed images after each batch.
 
     Raises:
-        MaeConvertError: an image cannot be read, or does not fit the model.
-        MissingRequirementError: the framework or the device is not there.
+        MaeConvertError: an image cannot be read or does not fit the model.
+        MissingRequirementError: the framework or the device is not available.
     """
     require_images(checkpoint, "features")
     if inputs is None and checkpoint.family.takes_images:
         preprocessing_of(checkpoint)
-        # Before minutes of work.
+        # Check all images first: the computation may take minutes.
         skip = Option("skip_unreadable", True)
-        check_images(paths, ("correct or remove it, or leave such files out with ", skip))
+        check_images(paths, ("correct or remove it, or skip such files with ", skip))
     framework, device = options.framework, options.device
     model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras
-    found: list[dict[str, np.ndarray]] = []
+    batches: list[dict[str, np.ndarray]] = []
     sampling = ""
     for given, sampling in _batches(checkpoint, paths, inputs, options):  # noqa: B007
         count = len(given["pixel_values"])
@@ -112,12 +112,12 @@ def features_of(
         hidden = run(model, {**given, "noise": np.tile(in_order, (count, 1))}, device)
         parts = checkpoint.family.features(hidden, model.config)
         parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)
-        found.append({name: part for name, part in parts.items()
+        batches.append({name: part for name, part in parts.items()
                       if options.tokens or name != "tokens"})  # fmt: skip
         if advance is not None:
             advance(count)
     arrays: dict[str, Any] = {
-        n: np.concatenate([p[n] for p in found]).astype(np.float32) for n in found[0]
+        n: np.concatenate([p[n] for p in batches]).astype(np.float32) for n in batches[0]
     }
     if inputs is not None:
         return Features(np.array(inputs.labels), np.array([""] * len(inputs.labels)), **arrays)
@@ -134,7 +134,7 @@ def _batches(
     inputs: ImageBatch | None,
     options: Extraction,
 ) -> Iterator[tuple[dict[str, np.ndarray], str]]:
-    """Yield inputs without noise of batches of images or clips, and how frames were chosen."""
+    """Yield batches of inputs without noise, and how their frames were sampled."""
     for start in range(0, len(inputs.names if inputs else paths), options.batch):
         part = slice(start, start + options.batch)
         if inputs is not None:

@@ -19,29 +19,29 @@ class ImageBatch:
     """N images or clips."""
 
     names: tuple[str, ...]
-    """The labels of the images in a report."""
+    """The names of the images in a report."""
 
     labels: tuple[str, ...]
-    """Short names, as they stand below an image."""
+    """Short names for captions."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), float32, as the model takes them."""
+    """(N, C, [T,] H, W), float32, the inputs of the model."""
 
     shapes: tuple[float, ...]
-    """Width to height in which each image is shown."""
+    """Displayed ratio of width to height of each image."""
 
     noise: np.ndarray | None = None
-    """(N, L), float32, by which patches are removed; None where nothing gives it."""
+    """(N, L), float32, the noise of the mask; None if it is not specified."""
 
     indices: tuple[tuple[int, ...], ...] | None = None
-    """(N, T), which frames of its file each clip has, from 0; None where they are no videos, or
-    preprocessed."""
+    """(N, T), the indices of each clip's frames in its file; None for images and for preprocessed
+    clips."""
 
     sampling: str = ""
-    """How these frames were chosen, in words, or nothing."""
+    """How these frames were sampled; "" for images."""
 
     additional: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What the model takes besides pixels and noise, from a file of inputs."""
+    """Additional inputs of the model besides pixels and noise, from a file of inputs."""
 
     def with_noise(self, noise: np.ndarray) -> dict[str, np.ndarray]:
         """Return the inputs of the model."""
@@ -56,14 +56,14 @@ def batch_from_files(
     stride: int | None = None,
     most: int | None = None,
 ) -> ImageBatch:
-    """Return files, or the files in folders, cropped or resized to the model's shape.
+    """Return the batch for files, or for the files in folders, cropped or resized to the model.
 
     Args:
-        paths: images, or for a model that takes them videos or series of images.
-        checkpoint: of the model.
-        stretch: resize whole images, in place of cropping them to the model's aspect ratio.
-        stride: how far apart the frames of a clip are; None is as models of the family are trained.
-        most: at most so many of the files.
+        paths: images, or for a video model videos or series of images.
+        checkpoint: the checkpoint of the model.
+        stretch: resize whole images instead of cropping them to the model's aspect ratio.
+        stride: the distance between the frames of a clip; None for that of the family's training.
+        most: the maximum number of files.
 
     Raises:
         MaeConvertError: a file is not an image or video, or does not fit the model.
@@ -74,7 +74,7 @@ def batch_from_files(
         return _clips_from_files(clips, checkpoint, stretch=stretch, stride=stride)
     if stride is not None:
         raise MaeConvertError(
-            *(Option("frame_stride", stride), " has no meaning for a model of single images"),
+            *(Option("frame_stride", stride), " has no effect on a model for single images"),
             hint="leave it out",
         )
     paths = images_of(paths)[:most]
@@ -106,15 +106,15 @@ def _clips_from_files(
 
 
 def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = None) -> ImageBatch:
-    """Return the images of an .npz with ``pixel_values`` and, if it has it, ``noise``.
+    """Return the images of an .npz file with ``pixel_values`` and optionally ``noise``.
 
     Args:
-        path: the file; its images are preprocessed already, and used as they are.
-        checkpoint: of the model that takes them.
-        most: at most so many of the images.
+        path: the file; its images are already preprocessed and not changed.
+        checkpoint: the checkpoint of the model.
+        most: the maximum number of images.
 
     Raises:
-        MaeConvertError: the file is not such an npz, or does not fit the model.
+        MaeConvertError: the file is not such an .npz file or does not fit the model.
     """
     model = checkpoint.configuration.model
     arrays = {
@@ -132,15 +132,15 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
 
 
 def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
-    """Return the noise of a batch, which excludes another kind of mask.
+    """Return the noise of a batch, or None; with noise, no other kind of mask may be specified.
 
     Raises:
-        MaeConvertError: both specify which patches are removed.
+        MaeConvertError: both the batch and ``mask`` specify a mask.
     """
     if batch.noise is not None and mask != default:
         raise MaeConvertError(
-            "the file of inputs holds noise, which says what is removed, and ",
-            *(Option("mask", mask), " says it too"),
+            "the file of inputs contains noise, which specifies the mask, but ",
+            *(Option("mask", mask), " specifies one too"),
             hint="leave one out",
         )
     return batch.noise

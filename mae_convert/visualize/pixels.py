@@ -9,7 +9,7 @@ from mae_convert.families.configuration import Configuration
 from mae_convert.families.family import Family
 from mae_convert.families.pixel_patches import cut
 
-GREY = 0.5  # shows removed patches, and no difference
+GREY = 0.5  # colour of removed patches, and of a difference of 0
 
 
 def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.ndarray:
@@ -21,16 +21,16 @@ def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.nda
 def in_pixels(
     reconstruction: np.ndarray, pixel_values: np.ndarray, family: Family, config: Any
 ) -> np.ndarray:
-    """Return a reconstruction (N, C, [T,] H, W) in the scale of the original's pixels.
+    """Return a reconstruction (N, C, [T,] H, W) in the scale of the original pixels.
 
-    Of a model that predicts normalised patches, mean and deviation of each patch are taken from the
-    original.
+    If the model predicts normalised patches, the mean and standard deviation of each patch are
+    taken from the original.
 
     Args:
-        reconstruction: as the model predicts it.
-        pixel_values: what the model was given, of the frames that it predicts.
-        family: of the model.
-        config: of the model.
+        reconstruction: the prediction of the model.
+        pixel_values: the inputs of the model, for the frames that it predicts.
+        family: the family of the model.
+        config: the configuration of the model.
     """
     mean, deviation = family.target_statistics(pixel_values, config)
     patches = cut(reconstruction.astype(np.float64), family.prediction(config))
@@ -42,7 +42,7 @@ def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
 
     Args:
         mask: the mask.
-        shapes: has the ``grid_shape`` and ``patch_shape`` of the patches.
+        shapes: an object with the ``grid_shape`` and ``patch_shape`` of the patches.
     """
     pixels = mask.reshape(len(mask), *shapes.grid_shape)
     for axis, length in enumerate(shapes.patch_shape, 1):
@@ -60,7 +60,7 @@ def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, floa
 
     The factor is infinite if there is no difference; NaN is shown as the largest difference.
     """
-    with np.errstate(invalid="ignore"):  # of infinity and infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
     finite = np.abs(away[np.isfinite(away)])
     largest = float(finite.max(initial=0.0))

@@ -34,7 +34,7 @@ BORROWED = (
     "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
     "each patch are taken from the original"
 )
-ONLY_REMOVED = "the model predicts removed patches only, and the others are shown as they are"
+ONLY_REMOVED = "the model predicts removed patches only; visible patches are those of the original"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Look:
     """The options of a reconstruction."""
 
     mask: str = "random"
-    """One of ``masks.KINDS``, or the path of an image that is white where patches go."""
+    """One of ``masks.KINDS``, or the path of an image that is white where patches are removed."""
 
     seed: int = 0
     """The seed of the mask."""
@@ -57,16 +57,16 @@ class Look:
     """The distance between the frames of a clip; None for that of the family's training."""
 
     stretch: bool = False
-    """Resize whole images to the model's shape, instead of cropping them at the center."""
+    """Resize whole images to the model's shape instead of cropping them at the center."""
 
     across: int | None = None
-    """The number of groups of rows beside each other; None to choose it by the shape."""
+    """The number of groups of rows side by side; None to choose it from the shape."""
 
     inputs: Path | None = None
-    """An .npz with ``pixel_values`` and maybe ``noise``, instead of image files."""
+    """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     bands: tuple[int, ...] | None = None
-    """Numbers of the channels of ``inputs`` that are shown, one or three, from 1."""
+    """Numbers, from 1, of the one or three displayed channels of ``inputs``."""
 
 
 def look_at(
@@ -77,26 +77,26 @@ def look_at(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write sheets, and films for names that end in ``.gif``, and return what was measured.
+    """Write contact sheets, and animations for names that end in ``.gif``, and return a report.
 
-    Films of images are over mask ratios, films of videos show their frames.
+    Animations of images show increasing mask ratios; animations of videos show their frames.
 
     Args:
-        images: files, or folders of them.
-        checkpoint: with a decoder.
+        images: files, or folders of files.
+        checkpoint: a checkpoint with a decoder.
         outputs: the files to write.
-        look: how.
+        look: the options.
         overwrite: replace existing files.
 
     Returns:
-        ``mask_ratio``, ``images`` (name, removed patches, the loss by framework, and of videos
-        ``frames``), ``note``, ``outputs``; ``film_ratios`` where films over mask ratios are all
-        that is written, of which the rest then tells the first; ``sampling`` of videos; of two
-        frameworks also ``largest_difference``, in normalised pixels.
+        ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and ``frames`` for
+        videos), ``note``, ``outputs``; ``sampling`` for videos; ``largest_difference`` in
+        normalised pixels for two frameworks. If only animations over mask ratios are written,
+        ``film_ratios``; the other values are then those of the first ratio.
 
     Raises:
         MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
-        MissingRequirementError: the framework or the device is not there.
+        MissingRequirementError: the framework or the device is not available.
     """
     require_images(checkpoint, "reconstruct")
     is_clip = checkpoint.family.clips is not None
@@ -105,13 +105,13 @@ def look_at(
     films = [path for path in outputs if path.suffix.lower() in FILMS]
     if films and not is_clip and look.mask not in KINDS:
         raise MaeConvertError(
-            f"{look.mask} has a fixed mask ratio, and an animation shows several",
-            hint=("give a film ", Option("mask", "random"), ", block or grid"),
+            f"{look.mask} has a fixed mask ratio, but an animation shows several",
+            hint=("for an animation, use ", Option("mask", "random"), ", block or grid"),
         )
     given = str(checkpoint.configuration.sources.get("mask_ratio", "")).startswith("option")
     if given and not is_clip and len(films) == len(outputs):
         raise MaeConvertError(
-            "a .gif animation goes through mask ratios from 0.5 to 0.95",
+            "a .gif animation shows mask ratios from 0.5 to 0.95",
             hint=("leave ", Option("mask_ratio"), " out"),
         )
     if look.inputs is not None:
@@ -127,11 +127,11 @@ def look_at(
     notes = "; ".join(filter(None, (note_on(checkpoint), display.note)))
     drawing = _Drawing(batch, checkpoint, display, notes, look.across)
     if is_clip:
-        done = run(batch.with_noise(noise), ratio)
+        result = run(batch.with_noise(noise), ratio)
         for path in outputs:
-            frames = drawing.frames(done) if path in films else [drawing.sheet(done)]
+            frames = drawing.frames(result) if path in films else [drawing.sheet(result)]
             save(frames, path, overwrite=overwrite, clip=True)
-        report = _measured(done, batch)
+        report = _measured(result, batch)
     else:
         report = _images(run, drawing, films, outputs_but(films, outputs), noise, ratio, overwrite)
     return {**report, "note": notes or None, "outputs": [str(path) for path in outputs]}
@@ -146,27 +146,27 @@ def _images(
     ratio: float,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Write sheets of images, and films over mask ratios, and return what was measured."""
+    """Write contact sheets of images and animations over mask ratios, and return a report."""
     report: dict[str, Any] = {}
     for paths, ratios in ((sheets, (ratio,)), (films, FILM_RATIOS)):
         if not paths:
             continue
-        found = [run(drawing.batch.with_noise(noise), each) for each in ratios]
-        frames = [drawing.sheet(done) for done in found]
+        results = [run(drawing.batch.with_noise(noise), each) for each in ratios]
+        frames = [drawing.sheet(result) for result in results]
         for path in paths:
             save(frames, path, overwrite=overwrite)
-        report = report or _measured(found[0], drawing.batch)
+        report = report or _measured(results[0], drawing.batch)
     return report if sheets else {**report, "film_ratios": list(FILM_RATIOS)}
 
 
 def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise MaeConvertError if an output cannot be written, or is specified twice."""
+    """Raise MaeConvertError if an output cannot be written or is specified twice."""
     seen: set[Path] = set()
     for path in outputs:
         check_name(path, overwrite=overwrite)
         if path.resolve() in seen:
             raise MaeConvertError(
-                path, " is named twice", hint="use a different name for each output"
+                path, " is specified twice", hint="use a different name for each output"
             )
         seen.add(path.resolve())
 
@@ -177,14 +177,14 @@ def outputs_but(films: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note about what is shown of reconstructions, and their colours."""
+    """Return a note about how reconstructions are displayed, or None."""
     borrowed = checkpoint.configuration.model.norm_pix_loss
     notes = (ONLY_REMOVED * checkpoint.family.predicts_removed_only, BORROWED * borrowed)
     return "; ".join(filter(None, notes)) or None
 
 
 def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.ndarray, float]:
-    """Return noise (N, L), and the mask ratio to use with it."""
+    """Return the noise (N, L) of the mask, and the mask ratio."""
     family, model, count = checkpoint.family, checkpoint.configuration.model, len(batch.names)
     ratio = family.ratio_that_keeps(model.num_kept, model)
     if (given := noise_in(batch, look.mask, KINDS[0])) is not None:
@@ -195,14 +195,14 @@ def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.n
     if not path.exists():
         raise MaeConvertError(
             *(Option("mask", look.mask), " does not exist"),
-            hint=f"write {', '.join(KINDS)}, or name an image that is white where patches go",
+            hint=f"use {', '.join(KINDS)}, or an image that is white where patches are removed",
         )
     return drawn_mask(path, family, model, count=count)
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What is needed to draw reconstructions of a batch."""
+    """Draws the reconstructions of a batch."""
 
     batch: ImageBatch
     checkpoint: Checkpoint
@@ -210,9 +210,9 @@ class _Drawing:
     note: str
     across: int | None
 
-    def sheet(self, done: Reconstruction) -> Image.Image:
-        """Return a sheet: of images a row each, of clips a row for everything that is shown."""
-        columns, labels = columns_of(done, self.display), self._labels(done)
+    def sheet(self, result: Reconstruction) -> Image.Image:
+        """Return a contact sheet with a row for each image, or several rows for each clip."""
+        columns, labels = columns_of(result, self.display), self._labels(result)
         shapes, family = self.batch.shapes, self.checkpoint.family
         if family.clips is None:
             sheet = sheet_of(columns, labels, shapes=shapes, note=self.note)
@@ -221,43 +221,46 @@ class _Drawing:
         sheet = sheet_of_clips(columns, labels, frames, shapes=shapes, note=self.note)
         return draw(sheet, across=self.across)
 
-    def frames(self, done: Reconstruction) -> list[Image.Image]:
-        """Return a sheet for each frame of clips, with a row for each clip."""
-        columns, labels = columns_of(done, self.display), self._labels(done)
+    def frames(self, result: Reconstruction) -> list[Image.Image]:
+        """Return a contact sheet for each frame, with a row for each clip."""
+        columns, labels = columns_of(result, self.display), self._labels(result)
         images = []
-        for place in range(done.pixel_values.shape[2]):
-            of_frame = {head: colours[:, place] for head, colours in columns.items()}
+        for index in range(result.pixel_values.shape[2]):
+            of_frame = {head: colours[:, index] for head, colours in columns.items()}
             sheet = sheet_of(of_frame, labels, shapes=self.batch.shapes, note=self.note)
             images.append(draw(sheet, across=self.across))
         return images
 
-    def _labels(self, done: Reconstruction) -> list[str]:
+    def _labels(self, result: Reconstruction) -> list[str]:
         return [
             f"{label}, {mask.mean():.0%} removed"
-            for label, mask in zip(self.batch.labels, done.mask, strict=True)
+            for label, mask in zip(self.batch.labels, result.mask, strict=True)
         ]
 
 
-def _measured(done: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
+def _measured(result: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
     rows: list[Mapping[str, Any]] = [
         {
             "image": name,
-            "removed": int(done.mask[i].sum()),
-            "patches": done.mask.shape[1],
+            "removed": int(result.mask[i].sum()),
+            "patches": result.mask.shape[1],
             "loss": {
-                name: float(errors[i]) if done.mask[i].any() else None
-                for name, errors in done.loss.items()
+                name: float(errors[i]) if result.mask[i].any() else None
+                for name, errors in result.loss.items()
             },
         }
         for i, name in enumerate(batch.names)
     ]
     if batch.indices is not None:
         rows = [{**row, "frames": list(f)} for row, f in zip(rows, batch.indices, strict=True)]
-    report: dict[str, Any] = {"mask_ratio": float(done.mask.mean(dtype=np.float64)), "images": rows}
+    report: dict[str, Any] = {
+        "mask_ratio": float(result.mask.mean(dtype=np.float64)),
+        "images": rows,
+    }
     if batch.sampling:
         report["sampling"] = batch.sampling
-    if len(done.predicted) > 1:
-        a, b = done.predicted.values()
-        with np.errstate(invalid="ignore"):  # of infinity and infinity
+    if len(result.predicted) > 1:
+        a, b = result.predicted.values()
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
             report["largest_difference"] = float(np.abs(a - b).max())
     return report

@@ -20,7 +20,7 @@ from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side
 from mae_convert.visualize.pixels import in_pixels
 
-AT_ONCE = 8  # images that go through a model together
+AT_ONCE = 8  # batch size
 BOTH = ("torch", "tensorflow")
 
 
@@ -29,23 +29,22 @@ class Reconstruction:
     """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), the inputs, of which the model saw the visible patches; of a clip, the
-    frames that it predicts."""
+    """(N, C, [T,] H, W), the original images; of clips, only the predicted frames."""
 
     mask: np.ndarray
     """(N, L), 1 where a patch was removed."""
 
     predicted: dict[str, np.ndarray]
-    """By framework, (N, C, [T,] H, W), every patch as predicted, in the scale of the pixels."""
+    """Framework → all predicted patches as images (N, C, [T,] H, W), in the scale of the pixels."""
 
     loss: dict[str, np.ndarray]
-    """By framework, (N,), mean squared error over removed patches in that scale."""
+    """Framework → mean squared error (N,) over removed patches in that scale."""
 
     shapes: Any
-    """Has the ``grid_shape`` and ``patch_shape`` of the patches."""
+    """An object with the ``grid_shape`` and ``patch_shape`` of the patches."""
 
     only_removed: bool = False
-    """The model predicts removed patches only; others are not to be looked at."""
+    """Whether the model predicts removed patches only; the other predictions have no meaning."""
 
 
 def cut_to_shape(image: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
@@ -61,11 +60,11 @@ def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
     """Return images as model inputs, (N, C, H, W), cropped or resized.
 
     Raises:
-        MaeConvertError: a file is not an image, or does not fit the model.
+        MaeConvertError: a file is not an image or does not fit the model.
     """
     image_hw = checkpoint.configuration.model.image_hw
     pixels = []
-    for path in paths:  # one at a time: photographs are large
+    for path in paths:  # one at a time, because photographs are large
         image = open_image(path)
         image = image if stretch else cut_to_shape(image, image_hw)
         pixels.append(as_pixels(image, str(path), checkpoint))
@@ -73,20 +72,20 @@ def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
 
 
 class Reconstructor:
-    """A checkpoint's model, loaded once and run on masks of any ratio, in float32."""
+    """A checkpoint's model, loaded once and run with any mask ratio, in float32."""
 
     def __init__(self, checkpoint: Checkpoint, framework: str, device: str | None = None) -> None:
         """Load the model; `framework` is "torch", "tensorflow", "jax" or "both".
 
-        "both" runs PyTorch and TensorFlow in processes of their own, which never meet.
+        "both" runs PyTorch and TensorFlow in separate processes.
 
         Raises:
             MaeConvertError: the checkpoint has no decoder.
-            MissingRequirementError: the framework or the device is not there.
+            MissingRequirementError: the framework or the device is not available.
         """
         if checkpoint.task != "pretrain":
             raise MaeConvertError(
-                f"{checkpoint.name} has no decoder, which reconstructs the removed patches",
+                f"{checkpoint.name} has no decoder, which is required for a reconstruction",
                 hint="use a checkpoint with a decoder (`mae-convert catalog` lists official ones)",
             )
         self._checkpoint, self._framework, self._device = checkpoint, framework, device
@@ -95,11 +94,11 @@ class Reconstructor:
             self._model = load_model(checkpoint, framework, dtype="float32", device=device)
 
     def __call__(self, inputs: Arrays, ratio: float) -> Reconstruction:
-        """Return reconstructions.
+        """Return the reconstructions of a batch.
 
         Args:
-            inputs: ``pixel_values`` (N, C, [T,] H, W), ``noise`` (N, L), and additional inputs that
-                the model takes.
+            inputs: ``pixel_values`` (N, C, [T,] H, W), ``noise`` (N, L), and additional inputs of
+                the model.
             ratio: the mask ratio.
         """
         pixels = inputs["pixel_values"]
@@ -109,14 +108,14 @@ class Reconstructor:
         ]
         family, model = self._checkpoint.family, self._checkpoint.configuration.model
         mask, shapes = np.concatenate([mask for mask, _ in parts]), family.prediction(model)
-        wanted = family.predicted_pixels(pixels, model)
+        target = family.predicted_pixels(pixels, model)
         predicted = {
-            name: in_pixels(np.concatenate([p[name] for _, p in parts]), wanted, family, model)
+            name: in_pixels(np.concatenate([p[name] for _, p in parts]), target, family, model)
             for name in parts[0][1]
         }
-        loss = {name: removed_error(p, wanted, mask, shapes) for name, p in predicted.items()}
+        loss = {name: removed_error(p, target, mask, shapes) for name, p in predicted.items()}
         return Reconstruction(
-            wanted, mask, predicted, loss, shapes, only_removed=family.predicts_removed_only
+            target, mask, predicted, loss, shapes, only_removed=family.predicts_removed_only
         )
 
     def _some(self, inputs: Arrays, ratio: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -142,7 +141,7 @@ class Reconstructor:
 def removed_error(
     predicted: np.ndarray, pixels: np.ndarray, mask: np.ndarray, shapes: Any
 ) -> np.ndarray:
-    """Return (N,), the mean squared error over removed patches."""
+    """Return the mean squared error (N,) over removed patches."""
     errors = over_patches(np.square(cut(predicted - pixels, shapes)), shapes)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = (errors * mask).sum(1) / mask.sum(1)
@@ -150,7 +149,7 @@ def removed_error(
 
 
 def _set_ratio(model: Any, ratio: float) -> None:
-    """Set the mask ratio of a model, and of the encoder that masks in its place."""
+    """Set the mask ratio of a model and of its encoder, which may do the masking."""
     config = model.config
     for part in (model, getattr(model, "encoder", None)):
         if part is not None and getattr(part, "config", None) == config:

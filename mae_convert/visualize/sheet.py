@@ -16,14 +16,14 @@ from mae_convert.visualize.display import Display, display_of
 from mae_convert.visualize.pixels import GREY, amplified_difference, eight_bits, in_pixels, pasted
 from mae_convert.visualize.reconstruction import Reconstruction
 
-TILE = 224  # pixels on the sheet of an image's longer side, at least
+TILE = 224  # minimum length, in pixels on the sheet, of an image's longer side
 MARGIN, GAP, LINE, FONT_SIZE = 16, 6, 20, 13
 INK, FAINT, PAPER = (32, 32, 36), (110, 110, 118), (255, 255, 255)
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 FILMS = (".gif",)
 FRAME_MS, LAST_FRAME_MS = 900, 1800
-CLIP_MS, SHORTEST_MS = 3200, 150  # of a whole clip, and of a frame at least
-MOST_FRAMES = 8  # on a sheet
+CLIP_MS, SHORTEST_MS = 3200, 150  # duration of a clip, and minimum duration of a frame
+MOST_FRAMES = 8  # maximum number of frames on a sheet
 NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
 
@@ -37,57 +37,57 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is drawn."""
+    """The contents of a contact sheet."""
 
     heads: tuple[str, ...]
-    """What each column shows."""
+    """The column headings."""
 
     rows: tuple[Row, ...]
     """The rows, each with one tile for every column."""
 
     note: str
-    """A line below everything, or nothing."""
+    """A line of text at the bottom, or ""."""
 
     shapes: tuple[float, ...]
-    """Width to height that each row's images are shown in."""
+    """Displayed ratio of width to height of the images in each row."""
 
     together: int = 1
     """The number of rows in one group."""
 
     @property
     def fitting(self) -> int:
-        """How many groups stand well beside each other."""
+        """The suitable number of groups side by side."""
         count = len(self.rows) // self.together
-        if self.together > 1:  # of frames
+        if self.together > 1:  # groups of rows that show the frames of a clip
             return max(1, min(count, MOST_FRAMES // len(self.heads)))
         return 1 if count <= 4 else 2 if count <= 12 else 3
 
 
-def columns_of(done: Reconstruction, display: Display) -> dict[str, np.ndarray]:
-    """Return what is shown of reconstructions, colours (N, [T,] H, W, 3) by heading.
+def columns_of(result: Reconstruction, display: Display) -> dict[str, np.ndarray]:
+    """Return the columns of a sheet of reconstructions: heading → colours (N, [T,] H, W, 3).
 
-    Of one framework it is original, masked image, reconstruction, and the reconstruction with the
-    original visible patches, which is the only one of a model that predicts removed patches only;
-    of two frameworks the last of each, and their difference, amplified.
+    For one framework these are the original, the masked image, the reconstruction, and the
+    reconstruction with the original visible patches (without the third one if the model predicts
+    removed patches only); for two frameworks the last of each, and their amplified difference.
 
     Args:
-        done: what the models made.
-        display: how pixels become colours.
+        result: the reconstructions.
+        display: the conversion of pixels to colours.
     """
-    original = display(done.pixel_values)
-    masked = pasted(original, np.full_like(original, GREY), done.mask, done.shapes)
-    painted = {name: display(image) for name, image in done.predicted.items()}
-    whole = {n: pasted(original, image, done.mask, done.shapes) for n, image in painted.items()}
+    original = display(result.pixel_values)
+    masked = pasted(original, np.full_like(original, GREY), result.mask, result.shapes)
+    painted = {name: display(image) for name, image in result.predicted.items()}
+    whole = {n: pasted(original, image, result.mask, result.shapes) for n, image in painted.items()}
     columns = {"original": original, "masked": masked}
-    if len(painted) == 1 and done.only_removed:
+    if len(painted) == 1 and result.only_removed:
         return columns | {"reconstruction": next(iter(whole.values()))}
     if len(painted) == 1:
         columns |= {"reconstruction": next(iter(painted.values()))}
         return columns | {"with visible patches": next(iter(whole.values()))}
     columns |= {NAMES[name]: image for name, image in whole.items()}
-    difference, factor = amplified_difference(*done.predicted.values())
+    difference, factor = amplified_difference(*result.predicted.values())
     scale = f"difference (white: +{GREY / factor:.0e})"
-    head = scale if math.isfinite(factor) else "no difference at all"
+    head = scale if math.isfinite(factor) else "no difference"
     return columns | {head: display.chosen(difference)}
 
 
@@ -98,13 +98,13 @@ def sheet_of(
     shapes: Sequence[float],
     note: str = "",
 ) -> Sheet:
-    """Return a sheet with a row for each image, and what is shown of it in columns.
+    """Return a sheet with a row for each image.
 
     Args:
         columns: colours (N, H, W, 3) by heading.
-        labels: of the images.
-        shapes: width to height in which each image is shown.
-        note: a line for below.
+        labels: the labels of the images.
+        shapes: displayed ratio of width to height of each image.
+        note: a line of text at the bottom.
     """
     rows = zip(labels, zip(*columns.values(), strict=True), strict=True)
     return Sheet(tuple(columns), tuple(Row(*row) for row in rows), note, tuple(shapes))
@@ -118,16 +118,16 @@ def sheet_of_clips(
     shapes: Sequence[float],
     note: str = "",
 ) -> Sheet:
-    """Return a sheet with a column for each frame, and rows for what is shown of each clip.
+    """Return a sheet with a column for each frame, and several rows for each clip.
 
-    Of more than `MOST_FRAMES` frames evenly spaced ones are shown.
+    At most `MOST_FRAMES` evenly spaced frames are displayed.
 
     Args:
         columns: colours (N, T, H, W, 3) by heading.
-        labels: of the clips.
-        frames: (T,), which frames of a clip these are, from 0.
-        shapes: width to height in which each clip is shown.
-        note: a line for below.
+        labels: the labels of the clips.
+        frames: (T,), the indices of the frames in the clip.
+        shapes: displayed ratio of width to height of each clip.
+        note: a line of text at the bottom.
     """
     shown = np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES)).round().astype(int)
     rows = [
@@ -135,7 +135,7 @@ def sheet_of_clips(
         for i, label in enumerate(labels)
         for head, colours in columns.items()
     ]
-    heads = tuple(f"frame {frames[place] + 1}" for place in shown)
+    heads = tuple(f"frame {frames[index] + 1}" for index in shown)
     of_rows = tuple(shape for shape in shapes for _ in columns)
     return Sheet(heads, tuple(rows), note, of_rows, len(columns))
 
@@ -147,25 +147,25 @@ def panel(
     names: Sequence[str],
     checkpoint: Checkpoint,
 ) -> Image.Image:
-    """Return a drawn sheet of one model's reconstructions.
+    """Return an image with a contact sheet of one model's reconstructions.
 
     Args:
         pixel_values: (N, C, [T,] H, W), normalised.
-        reconstruction: (N, C, [T,] H, W), as the model predicts it.
+        reconstruction: (N, C, [T,] H, W), the prediction of the model.
         mask: (N, L), 1 where a patch is removed.
-        names: of the images.
-        checkpoint: of the model.
+        names: the names of the images.
+        checkpoint: the checkpoint of the model.
     """
     family, configuration = checkpoint.family, checkpoint.configuration
     model = configuration.model
-    wanted = family.predicted_pixels(pixel_values, model)
-    painted = in_pixels(reconstruction, wanted, family, model)
-    done = Reconstruction(
-        wanted, mask, {"": painted}, {}, family.prediction(model),
+    target = family.predicted_pixels(pixel_values, model)
+    painted = in_pixels(reconstruction, target, family, model)
+    result = Reconstruction(
+        target, mask, {"": painted}, {}, family.prediction(model),
         only_removed=family.predicts_removed_only,
     )  # fmt: skip
     display = display_of(pixel_values, configuration, colours=family.colours)
-    columns = columns_of(done, display)
+    columns = columns_of(result, display)
     shapes = [model.image_hw[1] / model.image_hw[0]] * len(names)
     if family.clips is None:
         return draw(sheet_of(columns, names, shapes=shapes))
@@ -204,7 +204,7 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Return lines of words that fit into so many pixels."""
+    """Return the text in lines that fit into a width in pixels."""
     font, lines = ImageFont.load_default(FONT_SIZE), list[str]()
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -254,28 +254,30 @@ def _write(
 
 
 def check_name(path: Path, *, overwrite: bool) -> None:
-    """Check that an image can be written to a path, before it is computed.
+    """Check that an image can be written to a path.
 
     Raises:
-        MaeConvertError: the suffix is unknown, or the file already exists.
+        MaeConvertError: the suffix is unknown or the file already exists.
     """
     check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *FILMS))
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bool = False) -> None:
-    """Write an image, or several as an animation that loops.
+    """Write an image, or several as a looping animation.
 
     Args:
         frames: the images.
         path: the file.
-        overwrite: replace it if it exists.
-        clip: the images are the frames of a video, each shown equally long.
+        overwrite: replace an existing file.
+        clip: the images are the frames of a video, displayed for equal times.
     """
-    with replacing_file(path, overwrite=overwrite) as place:
+    with replacing_file(path, overwrite=overwrite) as temporary:
         if path.suffix.lower() not in FILMS:
-            frames[0].save(place, Image.registered_extensions()[path.suffix.lower()], quality=95)
+            frames[0].save(
+                temporary, Image.registered_extensions()[path.suffix.lower()], quality=95
+            )
             return
-        # One palette for all frames, or colours flicker.
+        # All frames use one palette, because otherwise colours flicker.
         palette = _side_by_side(frames).quantize(256)
         first, *rest = (
             frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames
@@ -283,14 +285,14 @@ def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bo
         times = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
         if clip:
             times = [max(CLIP_MS // len(frames), SHORTEST_MS)] * len(frames)
-        first.save(place, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
 
 
 def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
-    """Return first, middle and last frame as one image."""
+    """Return an image with the first, middle and last frame side by side."""
     few = [frames[0], frames[len(frames) // 2], frames[-1]]
     width, height = few[0].size
     together = Image.new("RGB", (width * len(few), height))
-    for place, frame in enumerate(few):
-        together.paste(frame, (place * width, 0))
+    for index, frame in enumerate(few):
+        together.paste(frame, (index * width, 0))
     return together

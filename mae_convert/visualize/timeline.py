@@ -24,9 +24,9 @@ from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batc
 from mae_convert.visualize.masks import noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 
-LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a date with its time
+LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a timestamp
 COMPARED = ("num_channels", "norm_pix_loss", "num_frames", "tubelet_size", "predicted_length")
-ENOUGH = 0.01  # of the way from the first to the lowest loss that may be left where it has paid
+ENOUGH = 0.01  # fraction of the total decrease of the loss that is negligible
 
 
 @dataclass(frozen=True)
@@ -34,43 +34,42 @@ class Point:
     """One checkpoint of a training run."""
 
     source: str
-    """Its name."""
+    """The name of the checkpoint."""
 
     epoch: int
-    """Read from the file; otherwise the last number in its name, or its position, from 0."""
+    """The epoch in the file; otherwise the last number in its name, or its index."""
 
     loss: float | None = None
-    """Mean over the images of the model's own objective over removed patches; None where the
-    checkpoint could not be run."""
+    """Mean training loss over the images; None if the checkpoint could not be run."""
 
     losses: tuple[float, ...] = ()
-    """The objective for each image, (N,)."""
+    """The training loss for each image, (N,)."""
 
     error: str | None = None
-    """Why it could not be run."""
+    """Why the checkpoint could not be run."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A training run on some images."""
+    """The losses and reconstructions of a training run on some images."""
 
     points: tuple[Point, ...]
-    """The points, by epoch."""
+    """The points in order of epochs."""
 
     images: tuple[str, ...]
     """Names of the images."""
 
     shown: dict[int, Reconstruction]
-    """By epoch, the reconstructions, for a few of the points."""
+    """Epoch → the reconstructions, for some of the points."""
 
     configuration: Configuration
     """The configuration of the models."""
 
     mask_ratio: float
-    """Share of the patches that was removed."""
+    """The mask ratio."""
 
     display: Display
-    """How pixels are shown."""
+    """The conversion of pixels to colours."""
 
     @property
     def failed(self) -> list[Point]:
@@ -104,22 +103,22 @@ class View:
     """The seed of the noise."""
 
     shown: int = 5
-    """Number of checkpoints whose images are kept."""
+    """Number of checkpoints whose reconstructions are displayed."""
 
     flags: Flags | None = None
-    """What the user states about the checkpoints."""
+    """Fields that the user specified."""
 
     state_key: str | None = None
     """The key of the weights."""
 
     inputs: Path | None = None
-    """An .npz with ``pixel_values`` and maybe ``noise``, instead of image files."""
+    """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     most: int | None = None
-    """At most so many images, of files or of `inputs`."""
+    """The maximum number of images."""
 
     bands: tuple[int, ...] | None = None
-    """Numbers of the channels of ``inputs`` that are shown, one or three, from 1."""
+    """Numbers, from 1, of the one or three displayed channels of ``inputs``."""
 
 
 def timeline(
@@ -128,39 +127,39 @@ def timeline(
     view: View,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Timeline:
-    """Run checkpoints of one training on images, and return how well each paints them.
+    """Run the checkpoints of one training run on images and return their losses.
 
-    A checkpoint that cannot be run is a point without a loss.
+    A checkpoint that cannot be run becomes a point without a loss.
 
     Args:
-        sources: checkpoints, in the order of training where nothing tells their epochs.
-        images: images, of which the middle is taken, or clips; or folders of them.
-        view: how.
-        advance: called with the number of checkpoints that were done.
+        sources: the checkpoints; the order matters only if their epochs are unknown.
+        images: images, which are cropped at the centre, or clips; or folders of them.
+        view: the options.
+        advance: called with 1 after each checkpoint.
 
     Raises:
         MaeConvertError: an image cannot be used, or no checkpoint can be run.
-        MissingRequirementError: the framework or the device is not there.
+        MissingRequirementError: the framework or the device is not available.
     """
     run = _Run(images, view)
-    kept = {sources[i] for i in spread(len(sources), view.shown)}
+    chosen = {sources[i] for i in spread(len(sources), view.shown)}
     points, shown, owed = list[Point](), dict[str, Reconstruction](), False
     latest: tuple[str, Reconstruction] | None = None
-    for place, source in enumerate(sources):
-        point, done = run(source, place)
+    for index, source in enumerate(sources):
+        point, result = run(source, index)
         points.append(point)
-        owed |= source in kept
-        if done is not None:
-            latest = source, done
-            if owed:  # for itself, or for an earlier one that cannot be run
-                shown[source], owed = done, False
+        owed |= source in chosen
+        if result is not None:
+            latest = source, result
+            if owed:  # this one is to be displayed, or an earlier one could not be run
+                shown[source], owed = result, False
         advance(1)
     if latest and owed:
         shown[latest[0]] = latest[1]
     if run.configuration is None or all(point.loss is None for point in points):
         raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
     points = _in_order(points)
-    pictures = {p.epoch: shown[p.source] for p in points if p.source in shown}
+    drawn = {p.epoch: shown[p.source] for p in points if p.source in shown}
     points = [replace(p, source=without_credentials(p.source)) for p in points]
     assert run.batch is not None
     assert run.family is not None
@@ -169,18 +168,18 @@ def timeline(
         preprocessed=view.inputs is not None, colours=run.family.colours,
     )  # fmt: skip
     return Timeline(
-        tuple(points), run.batch.labels, pictures, run.configuration, run.mask_ratio, display
+        tuple(points), run.batch.labels, drawn, run.configuration, run.mask_ratio, display
     )
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """Return indices of a few of many points: the first, the last, and more at the beginning."""
-    if count <= wanted:
+def spread(count: int, number: int) -> list[int]:
+    """Return ``number`` of ``count`` indices: the first, the last, and more at the beginning."""
+    if count <= number:
         return list(range(count))
-    if wanted < 2:
-        return [count - 1][:wanted]
-    places = [round((count - 1) * (i / (wanted - 1)) ** 2) for i in range(wanted)]
-    for i in range(1, wanted):  # each its own
+    if number < 2:
+        return [count - 1][:number]
+    places = [round((count - 1) * (i / (number - 1)) ** 2) for i in range(number)]
+    for i in range(1, number):  # no index is repeated
         places[i] = max(places[i], places[i - 1] + 1)
     return places
 
@@ -191,14 +190,14 @@ def _number_in(source: str) -> int | None:
 
 
 def _in_order(points: Sequence[Point]) -> list[Point]:
-    """Return points by epoch; points with the same epoch keep their order."""
+    """Return points sorted by epoch; points with the same epoch keep their order."""
     if len({point.epoch for point in points}) < len(points):
-        return [replace(point, epoch=place) for place, point in enumerate(points)]
+        return [replace(point, epoch=index) for index, point in enumerate(points)]
     return sorted(points, key=lambda point: point.epoch)
 
 
 class _Run:
-    """Checkpoints of one geometry, evaluated on the pixels and the noise of the first one."""
+    """Evaluates checkpoints of one geometry on the pixels and the noise of the first one."""
 
     def __init__(self, images: Sequence[Path], view: View) -> None:
         self._images, self._view = images, view
@@ -208,28 +207,28 @@ class _Run:
         self.family: Family | None = None
         self.mask_ratio = 0.0
 
-    def __call__(self, source: str, place: int) -> tuple[Point, Reconstruction | None]:
+    def __call__(self, source: str, index: int) -> tuple[Point, Reconstruction | None]:
         epoch = _number_in(source)
         try:
             with scratch_directory() as folder:
                 checkpoint = self._open(source, folder)
                 if checkpoint.container.epoch is not None:
                     epoch = checkpoint.container.epoch
-                epoch = place if epoch is None else epoch
+                epoch = index if epoch is None else epoch
                 require_images(checkpoint, "timeline")
                 self._prepare(checkpoint)
                 run = Reconstructor(checkpoint, self._view.framework, self._view.device)
                 assert self.batch is not None
-                done = run(self.batch.with_noise(self._noise), self.mask_ratio)
+                result = run(self.batch.with_noise(self._noise), self.mask_ratio)
         except (MaeConvertError, OSError) as error:
             if getattr(error, "exit_status", 2) == 3:
                 raise
-            return Point(source, place if epoch is None else epoch, error=str(error)), None
-        losses = objective(done, checkpoint.family, checkpoint.configuration.model)
+            return Point(source, index if epoch is None else epoch, error=str(error)), None
+        losses = objective(result, checkpoint.family, checkpoint.configuration.model)
         mean = float(losses.mean())
         if not math.isfinite(mean):
             return Point(source, epoch, error=f"its loss is {mean}"), None
-        return Point(source, epoch, mean, tuple(map(float, losses))), done
+        return Point(source, epoch, mean, tuple(map(float, losses))), result
 
     def _open(self, source: str, folder: Path) -> Checkpoint:
         view = self._view
@@ -244,18 +243,18 @@ class _Run:
             raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Load the images for the first checkpoint, and check that others take the same inputs."""
+        """Load the images for the first checkpoint; check that later ones take the same inputs."""
         model = checkpoint.configuration.model
         if self.configuration is not None:
             first = self.configuration.model
             if checkpoint.family is not self.family:
                 raise MaeConvertError(
-                    f"it is of {checkpoint.family.title}, and the first checkpoint is not"
+                    f"it is a {checkpoint.family.title} model, but the first checkpoint is not"
                 )
             for name in ("image_hw", "patch_hw", *COMPARED):
                 if getattr(model, name, None) != getattr(first, name, None):
                     raise MaeConvertError(
-                        f"its {name} is {getattr(model, name)} and that of the first checkpoint"
+                        f"its {name} is {getattr(model, name)} and that of the first checkpoint is"
                         f" {getattr(first, name)}: their losses cannot be compared"
                     )
             return
@@ -275,11 +274,13 @@ class _Run:
         self.configuration, self.family = checkpoint.configuration, family
 
 
-def objective(done: Reconstruction, family: Family, config: Any) -> np.ndarray:
-    """Return (N,), the loss that the model was trained with: on pixels or on normalised patches."""
-    (predicted,) = done.predicted.values()
-    pixels = done.pixel_values.astype(np.float64)
+def objective(result: Reconstruction, family: Family, config: Any) -> np.ndarray:
+    """Return the training loss (N,) of the model, for pixels or normalised patches."""
+    (predicted,) = result.predicted.values()
+    pixels = result.pixel_values.astype(np.float64)
     _, deviation = family.target_statistics(pixels, config)
-    errors = over_patches(np.square(cut(predicted - pixels, done.shapes) / deviation), done.shapes)
-    losses: np.ndarray = (errors * done.mask).sum(axis=1) / done.mask.sum(axis=1)
+    errors = over_patches(
+        np.square(cut(predicted - pixels, result.shapes) / deviation), result.shapes
+    )
+    losses: np.ndarray = (errors * result.mask).sum(axis=1) / result.mask.sum(axis=1)
     return losses

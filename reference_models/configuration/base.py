@@ -190,8 +190,8 @@ class Configuration:
         Raises:
             ValueError: a field is impossible.
         """
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"{labels.shape[0]} labels for {logits.shape[0]} images; pass one label per image"
         )
     if len(labels.shape) == 1:
-        known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-        logits = ops.where(ops.expand_dims(known, -1), logits, float("nan"))
+        is_class = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        logits = ops.where(ops.expand_dims(is_class, -1), logits, float("nan"))
         labels = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     labels = ops.cast(labels, logits.dtype)
     losses = -ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1)  # (N,)

@@ -100,7 +100,7 @@ def unpatchify(patches: Tensor, config: Patches) -> Tensor:
             f" not {tuple(patches.shape)}"
         )
     axes = len(config.patch_shape)
-    order = (place for axis in range(1, 1 + axes) for place in (axis, axes + axis))
+    order = (axis_of_order for axis in range(1, 1 + axes) for axis_of_order in (axis, axes + axis))
     shape = (-1, *config.grid_shape, *config.patch_shape, config.pixel_shape[0])
     images = ops.transpose(ops.reshape(patches, shape), (0, 1 + 2 * axes, *order))
     return ops.reshape(images, (-1, *config.pixel_shape))
@@ -123,7 +123,7 @@ def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
         )
 
 
-def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches at random by sorting noise (N, L): the lowest stay (MAE, section 3).
 
     Returns:
@@ -133,10 +133,10 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     ids_shuffle = ops.argsort(noise, axis=1)  # stable on TensorFlow and on JAX
     ids_restore = ops.argsort(ids_shuffle, axis=1)
-    return ids_shuffle[:, :kept], ops.cast(ids_restore >= kept, "float32"), ids_restore
+    return ids_shuffle[:, :visible], ops.cast(ids_restore >= visible, "float32"), ids_restore
 
 
-def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches as `mask_by_noise` does, and keep the order of the image.
 
     Returns:
@@ -144,7 +144,7 @@ def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
         ids: (N, L), first the patches that stay, then those removed, each ascending.
         ids_restore: (N, L), the place of each patch in ``ids``.
     """
-    _, mask, _ = mask_by_noise(noise, kept)
+    _, mask, _ = mask_by_noise(noise, visible)
     ids = ops.argsort(mask, axis=1)  # stable on TensorFlow and on JAX
     return mask, ids, ops.argsort(ids, axis=1)
 

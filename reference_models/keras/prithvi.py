@@ -217,11 +217,11 @@ def check_coordinates(
             continue
         if not embedded:
             raise ValueError(f"this model does not embed {name}; leave them out")
-        found = tuple(value.shape)
-        other = None not in (videos, *found[:1]) and found[:1] != (videos,)
-        if found[1:] != shape or other:
-            wanted = ", ".join(map(str, (videos or "N", *shape)))
-            raise ValueError(f"{name} must have shape ({wanted}), not {found}")
+        given_shape = tuple(value.shape)
+        other = None not in (videos, *given_shape[:1]) and given_shape[:1] != (videos,)
+        if given_shape[1:] != shape or other:
+            expected = ", ".join(map(str, (videos or "N", *shape)))
+            raise ValueError(f"{name} must have shape ({expected}), not {given_shape}")
 
 
 @keras.saving.register_keras_serializable(package="reference_models")

@@ -90,7 +90,7 @@ def unpatchify(patches: Tensor, config: Patches) -> Tensor:
         )
     axes = len(config.patch_shape)
     grid = patches.unflatten(2, (*config.patch_shape, -1)).unflatten(1, config.grid_shape)
-    order = (place for axis in range(1, 1 + axes) for place in (axis, axes + axis))
+    order = (axis_of_order for axis in range(1, 1 + axes) for axis_of_order in (axis, axes + axis))
     images = grid.permute(0, 1 + 2 * axes, *order)  # (N, C, rows, h, columns, w)
     for axis in range(axes):
         images = images.flatten(2 + axis, 3 + axis)
@@ -111,7 +111,7 @@ def check_noise(noise: Tensor, images: int, config: Patches) -> None:
         )
 
 
-def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches at random by sorting noise (N, L): the lowest stay (MAE, section 3).
 
     Returns:
@@ -121,10 +121,10 @@ def mask_by_noise(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = ids_shuffle.argsort(dim=1)
-    return ids_shuffle[:, :kept], (ids_restore >= kept).float(), ids_restore
+    return ids_shuffle[:, :visible], (ids_restore >= visible).float(), ids_restore
 
 
-def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches as `mask_by_noise` does, and keep the order of the image.
 
     Returns:
@@ -132,7 +132,7 @@ def mask_in_order(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
         ids: (N, L), first the patches that stay, then those removed, each ascending.
         ids_restore: (N, L), the place of each patch in ``ids``.
     """
-    _, mask, _ = mask_by_noise(noise, kept)
+    _, mask, _ = mask_by_noise(noise, visible)
     ids = mask.argsort(dim=1, stable=True)
     return mask, ids, ids.argsort(dim=1)
 
@@ -185,8 +185,8 @@ def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> T
         mask_token: (1, 1, D).
         ids_restore: (N, L), the place of each patch in the shuffled order.
     """
-    images, kept, width = visible.shape
-    mask_tokens = mask_token.to(visible.dtype).expand(images, ids_restore.shape[1] - kept, width)
+    images, count, width = visible.shape
+    mask_tokens = mask_token.to(visible.dtype).expand(images, ids_restore.shape[1] - count, width)
     return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)  # of the shuffled
 
 

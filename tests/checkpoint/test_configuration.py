@@ -55,7 +55,7 @@ def evidence(**changes):
 
 
 def test_sources_are_asked_in_order():
-    told = {
+    specified = {
         "flags": {"num_attention_heads": 2},
         "stated": {"num_attention_heads": 4},
         "training_args": {"model": "mae_vit_base_patch16"},
@@ -63,13 +63,13 @@ def test_sources_are_asked_in_order():
     official = "official ViT-B/16 of the same shapes"
     expected = [(2, "option"), (4, "config.json"), (12, "training arguments"), (12, official)]
     for value, source in expected:
-        resolved = resolve("pretrain", evidence(**told))
+        resolved = resolve("pretrain", evidence(**specified))
         assert resolved.model.num_attention_heads == value
         assert resolved.sources["num_attention_heads"].startswith(source)
         kind = "official" if source == official else None
         assert resolved.assumptions.get("num_attention_heads") == kind
-        if told:
-            told.pop(next(iter(told)))
+        if specified:
+            specified.pop(next(iter(specified)))
 
 
 def test_a_width_alone_gives_no_number_of_heads():
@@ -88,9 +88,9 @@ def test_a_width_alone_gives_no_number_of_heads():
         assert resolved.value("num_attention_heads") is None
         with pytest.raises(ConfigurationError, match="with num_heads="):
             resolved.require_complete()
-        done = resolved.specified(dict.fromkeys(missing, 4), "experiment")
-        assert (done.missing, done.value("num_attention_heads")) == ((), 4)
-        assert done.sources["num_attention_heads"] == "experiment"
+        result = resolved.specified(dict.fromkeys(missing, 4), "experiment")
+        assert (result.missing, result.value("num_attention_heads")) == ((), 4)
+        assert result.sources["num_attention_heads"] == "experiment"
 
 
 def test_layouts_under_whose_names_nothing_is_published_have_no_official_model():
@@ -99,15 +99,17 @@ def test_layouts_under_whose_names_nothing_is_published_have_no_official_model()
 
 
 def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
-    told = {"training_args": {"model": "mae_vit_large_patch16"}}
+    arguments = {"training_args": {"model": "mae_vit_large_patch16"}}
     narrow = {**GEOMETRY, "hidden_size": 192}
-    with pytest.raises(ConfigurationError, match=r"name mae_vit_large_patch16.* width 192") as said:
-        resolve("pretrain", evidence(geometry=narrow, **told))
-    assert "has an encoder of width 1024 with 24 blocks" in str(said.value)
+    with pytest.raises(
+        ConfigurationError, match=r"name mae_vit_large_patch16.* width 192"
+    ) as raised:
+        resolve("pretrain", evidence(geometry=narrow, **arguments))
+    assert "has an encoder of width 1024 with 24 blocks" in str(raised.value)
     # The decoder is the one of that name, so that its heads are known.
     with pytest.raises(ConfigurationError, match="name mae_vit_large_patch16"):
-        resolve("pretrain", evidence(**told))  # though the official ViT-B has these shapes
-    assert "decoder_num_heads" not in str(said.value)
+        resolve("pretrain", evidence(**arguments))  # though the official ViT-B has these shapes
+    assert "decoder_num_heads" not in str(raised.value)
 
 
 def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
@@ -171,14 +173,14 @@ def test_a_grid_that_is_no_square_needs_a_size():
 
 
 def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it_says():
-    told = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
-    assert resolve("pretrain", evidence(**told)).model.layer_norm_eps == 1e-5
-    stating = resolve("pretrain", evidence(**told, fill_only=True))
-    lacking = resolve("pretrain", evidence(flags=told["flags"], fill_only=True))
+    specified = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
+    assert resolve("pretrain", evidence(**specified)).model.layer_norm_eps == 1e-5
+    stating = resolve("pretrain", evidence(**specified, fill_only=True))
+    lacking = resolve("pretrain", evidence(flags=specified["flags"], fill_only=True))
     assert [c.model.layer_norm_eps for c in (stating, lacking)] == [1e-6, 1e-5]
-    check_flags_taken(told["flags"], {"a": stating, "b": lacking})
+    check_flags_taken(specified["flags"], {"a": stating, "b": lacking})
     with pytest.raises(ConfigurationError, match=r"1e-05 contradicts a, which specifies 1e-06"):
-        check_flags_taken(told["flags"], {"a": stating})
+        check_flags_taken(specified["flags"], {"a": stating})
 
 
 def test_other_sensors_have_no_mean_colour():
@@ -260,9 +262,9 @@ def test_the_settings_of_other_training_programs_are_evidence(arguments, convent
     model = resolved.model
     assert (model.num_attention_heads, model.decoder_num_attention_heads) == (12, 16)
     assert (model.norm_pix_loss, model.mask_ratio, model.image_size) == (False, 0.6, 224)
-    told = ("num_attention_heads", "decoder_num_attention_heads", "norm_pix_loss", "image_size")
-    assert {resolved.sources[name] for name in told} == {"training arguments"}
-    assert not set(told) & set(resolved.assumptions)
+    names = ("num_attention_heads", "decoder_num_attention_heads", "norm_pix_loss", "image_size")
+    assert {resolved.sources[name] for name in names} == {"training arguments"}
+    assert not set(names) & set(resolved.assumptions)
     if "meta" in arguments and "cfg" in arguments["meta"]:
         assert (resolved.image_mean, resolved.image_std) == ((0.5,) * 3, (0.2,) * 3)
     if arguments is SOLO:  # whose decoder has PyTorch's default epsilon
@@ -293,7 +295,7 @@ def test_each_layout_has_its_own_convention_of_normalised_pixels():
 
     flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}
     for name, expected in (("mmpretrain", True), ("facebook", False), ("transformers", False)):
-        found = evidence(conventions=LAYOUTS[name].conventions, layout=name, flags=flags)
-        resolved = resolve("pretrain", found)
+        result = evidence(conventions=LAYOUTS[name].conventions, layout=name, flags=flags)
+        resolved = resolve("pretrain", result)
         assert resolved.model.norm_pix_loss is expected
         assert resolved.assumptions["norm_pix_loss"] == "layout"

@@ -67,14 +67,16 @@ def test_the_program_in_the_documentation_gives_its_test_vectors_and_what_we_giv
         config = {**ViTMAEConfig(**TINY).to_dict(), "layout": "facebook", "task": task}
         path = tmp_path / f"{task}.pth"
         write_file(path, "pth", write_tensors(tensors, rules), config=config)
-        found = of_file(path)
-        ours += [f"{part} {digest}\n" for part, digest in found.parts.items()] + [f"{found}\n"]
+        fingerprint = of_file(path)
+        ours += [f"{part} {digest}\n" for part, digest in fingerprint.parts.items()] + [
+            f"{fingerprint}\n"
+        ]
     assert "".join(ours) == vectors
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize(
-    "wanted",
+    "expected",
     [
         {},
         {"dtype": "float16"},
@@ -83,11 +85,11 @@ def test_the_program_in_the_documentation_gives_its_test_vectors_and_what_we_giv
     ],
     ids=["task", "dtype", "image size and dtype", "channels"],
 )
-def test_a_record_has_what_the_files_give_after_lossy_steps(tmp_path, wanted, layout):
-    if layout == "torchvision" and wanted.get("geometry") == Geometry(in_channels=1):
+def test_a_record_has_what_the_files_give_after_lossy_steps(tmp_path, expected, layout):
+    if layout == "torchvision" and expected.get("geometry") == Geometry(in_channels=1):
         pytest.skip("it has three channels")
     source, target = open_checkpoint(original(tmp_path)), target_for(layout, tmp_path)
-    report = execute(plan_conversion(source, target, layout, task="encoder", **wanted))
+    report = execute(plan_conversion(source, target, layout, task="encoder", **expected))
     again, before = of_file(target), checkpoint_fingerprint(source)
     assert (report["fingerprint"], report["parts"]) == (str(again), dict(again.parts))
     assert report["source"]["fingerprint"] == str(before)
@@ -209,21 +211,21 @@ class ArrayLoad(SequentialArray):
 
 def test_the_command_prints_one_object_and_says_what_is_missing(case, command):
     path = case("pretrain_tiny").checkpoint
-    known = command("fingerprint", path, "--num-heads", 4, "--decoder-num-heads", 3, "--json").json
-    assert known["fingerprint"].split(":")[2] == known["configuration"]
-    assert known["assumed"]["layer_norm_eps"]["source"] == "convention of the facebook layout"
+    values = command("fingerprint", path, "--num-heads", 4, "--decoder-num-heads", 3, "--json").json
+    assert values["fingerprint"].split(":")[2] == values["configuration"]
+    assert values["assumed"]["layer_norm_eps"]["source"] == "convention of the facebook layout"
     unknown = command("fingerprint", path, "--json").json
     assert unknown["configuration"] is None
     assert unknown["missing"] == ["num_attention_heads", "decoder_num_attention_heads"]
-    assert unknown["parts"] == known["parts"]
-    assert known["fingerprint"].startswith(unknown["fingerprint"] + ":")
+    assert unknown["parts"] == values["parts"]
+    assert values["fingerprint"].startswith(unknown["fingerprint"] + ":")
     shown = command("fingerprint", path)
     assert shown.out.splitlines()[0] == unknown["fingerprint"]
     assert "no digest of the configuration" in shown.out
     looked = command(
         "inspect", path, "--num-heads", 4, "--decoder-num-heads", 3, "--hash", "--json"
     )
-    assert looked.json["fingerprint"] == known["fingerprint"]
+    assert looked.json["fingerprint"] == values["fingerprint"]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz", ".weights.h5", ".keras"])

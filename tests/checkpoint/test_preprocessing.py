@@ -36,14 +36,14 @@ def model(case, tmp_path_factory):
     return folder
 
 
-def with_stated(model, folder, stated):
+def with_stated(model, folder, settings):
     """Return a copy of a model directory whose preprocessor_config.json says something else."""
     copy = folder / "model"
     copy.mkdir()
     for path in model.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     written = json.loads((copy / "preprocessor_config.json").read_text())
-    (copy / "preprocessor_config.json").write_text(json.dumps({**written, **stated}))
+    (copy / "preprocessor_config.json").write_text(json.dumps({**written, **settings}))
     return copy
 
 
@@ -61,9 +61,9 @@ def pictures(folder, size=None):
 
 @pytest.mark.parametrize("name", STATED)
 def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
-    stated = STATED[name]
-    folder = with_stated(model, tmp_path, stated)
-    paths = pictures(tmp_path, (32, 32) if stated.get("do_resize") is False else None)
+    settings = STATED[name]
+    folder = with_stated(model, tmp_path, settings)
+    paths = pictures(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
     ours = load_images(paths, open_checkpoint(folder))
     real = ViTImageProcessorPil.from_pretrained(folder)
     theirs = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
@@ -72,10 +72,10 @@ def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
 
 
 def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
-    picture = Image.new("RGB", (4, 2))
+    image = Image.new("RGB", (4, 2))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "turned.jpg", exif=exif)
     assert open_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
@@ -100,8 +100,8 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
-    stated, words = BAD[name]
-    directory = with_stated(model, tmp_path, stated)
+    settings, words = BAD[name]
+    directory = with_stated(model, tmp_path, settings)
     with pytest.raises(MaeConvertError, match=words):
         load_images(pictures(tmp_path), open_checkpoint(directory))
 

@@ -284,9 +284,9 @@ def test_encoder_and_decoder_may_have_prefixes_of_their_own(opened, mae, encoder
 def test_solo_learns_decoder_has_the_epsilon_of_its_program(opened, mae):
     """Its file may hold no settings; a value that the names suggest is an assumption."""
     stored = parted(mae, "backbone.", "decoder.") | {"classifier.weight": noise(10, width(mae))}
-    found = opened(stored).configuration
-    assert found.model.decoder_layer_norm_eps == 1e-5
-    assert found.assumptions["decoder_layer_norm_eps"] == "names"
+    result = opened(stored).configuration
+    assert result.model.decoder_layer_norm_eps == 1e-5
+    assert result.assumptions["decoder_layer_norm_eps"] == "names"
     assert opened(mae).configuration.model.decoder_layer_norm_eps is None
 
 
@@ -419,11 +419,11 @@ class TestSeveralTasks:
         options = ("--num-heads", "4", "--decoder-num-heads", "2")
         for task in ("classify", "encoder", "pretrain"):
             target = tmp_path / f"{task}.safetensors"
-            done = command("convert", path, target, "--to", "facebook", "--task", task, *options)
-            assert done.status == 0, done.err
-            done = command("diff", path, target, *options)
-            assert done.status == 0, done.err
-            assert "not compared: A's" in done.out
+            result = command("convert", path, target, "--to", "facebook", "--task", task, *options)
+            assert result.status == 0, result.err
+            result = command("diff", path, target, *options)
+            assert result.status == 0, result.err
+            assert "not compared: A's" in result.out
             step = {"step": "task", "from": "pretrain", "to": task}
             steps = open_checkpoint(target).container.conversion["steps"]
             assert (step in steps) == (task != "pretrain")

@@ -63,9 +63,9 @@ def edited(models, tmp_path):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(models / layout, copy)
         path = copy / file
-        stated = json.loads(path.read_text()) if path.exists() else {}
-        change(stated)
-        path.write_text(json.dumps(stated))
+        config = json.loads(path.read_text()) if path.exists() else {}
+        change(config)
+        path.write_text(json.dumps(config))
         return copy
 
     return edit
@@ -74,7 +74,7 @@ def edited(models, tmp_path):
 class TestTransformers:
     def test_every_field_of_the_installed_version_is_classified(self):
         """A new version of transformers with a new field fails here, before anyone relies on it."""
-        known = {
+        classified = {
             *(field.name for kind in (ViTMAEConfig, ViTConfig) for field in fields(kind)),
             *ViTMAEConfig().to_dict(),
             *ViTConfig().to_dict(),
@@ -83,10 +83,10 @@ class TestTransformers:
             *("attn_implementation", "name_or_path", "num_labels", "output_attentions"),
             *("per_layer_config", "torch_dtype", "_commit_hash"),
         }
-        assert not known - FIELDS.keys(), transformers.__version__
+        assert not classified - FIELDS.keys(), transformers.__version__
 
     @pytest.mark.parametrize(
-        ("field", "value", "said"),
+        ("field", "value", "message"),
         [
             ("transformers_weights", "other.safetensors", "names other weights"),
             ("dtype", "float16", "to which transformers 5 rounds the weights"),
@@ -99,9 +99,9 @@ class TestTransformers:
             ("hidden_act", "mish", "hidden_act must be one of"),
         ],
     )
-    def test_a_value_that_makes_another_model_is_refused(self, edited, field, value, said):
-        with pytest.raises(ConfigurationError, match=said) as caught:
-            open_checkpoint(edited("transformers", lambda stated: stated.update({field: value})))
+    def test_a_value_that_makes_another_model_is_refused(self, edited, field, value, message):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            open_checkpoint(edited("transformers", lambda config: config.update({field: value})))
         assert field in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ class TestTransformers:
         ],
     )
     def test_what_changes_nothing_is_passed_over_quietly(self, edited, field, value):
-        path = edited("transformers", lambda stated: stated.update({field: value}))
+        path = edited("transformers", lambda config: config.update({field: value}))
         assert open_checkpoint(path).unread == ()
 
     @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ class TestTransformers:
         ],
     )
     def test_what_is_not_known_is_named(self, edited, field, value):
-        path = edited("transformers", lambda stated: stated.update({field: value}))
+        path = edited("transformers", lambda config: config.update({field: value}))
         (named,) = open_checkpoint(path).unread
         assert named.startswith(f"config.json: {field}")
 
@@ -186,7 +186,7 @@ class TestTimm:
         ],
     )
     def test_an_argument_that_makes_another_model_is_refused(self, edited, name, value):
-        path = edited("timm", lambda stated: stated["model_args"].update({name: value}))
+        path = edited("timm", lambda config: config["model_args"].update({name: value}))
         with pytest.raises(ConfigurationError, match=f"model_args.{name}"):
             open_checkpoint(path)
 
@@ -206,34 +206,34 @@ class TestTimm:
     )
     def test_an_architecture_that_implies_more_than_a_size_is_refused(self, edited, name):
         with pytest.raises(ConfigurationError, match="more than the sizes of a plain"):
-            open_checkpoint(edited("timm", lambda stated: stated.update(architecture=name)))
+            open_checkpoint(edited("timm", lambda config: config.update(architecture=name)))
 
     @pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "vit_base_patch16_224_in21k"])
     def test_a_tag_says_which_weights_it_had(self, edited, name):
-        path = edited("timm", lambda stated: stated.update(architecture=name))
+        path = edited("timm", lambda config: config.update(architecture=name))
         assert open_checkpoint(path).unread == ()
 
     @pytest.mark.parametrize("name", ["patch_size", "depth", "embed_dim"])
     def test_what_the_architecture_implies_is_held_against_the_tensors(self, edited, name):
-        path = edited("timm", lambda stated: stated["model_args"].pop(name))
+        path = edited("timm", lambda config: config["model_args"].pop(name))
         with pytest.raises(ConfigurationError, match="but the tensors have"):
             open_checkpoint(path)
 
-    @pytest.mark.parametrize("place", ["model_args", "pretrained_cfg", None])
-    def test_a_field_that_is_not_known_is_named(self, edited, place):
-        def change(stated):
-            (stated[place] if place else stated)["of_a_later_version"] = 1
+    @pytest.mark.parametrize("location", ["model_args", "pretrained_cfg", None])
+    def test_a_field_that_is_not_known_is_named(self, edited, location):
+        def change(config):
+            (config[location] if location else config)["of_a_later_version"] = 1
 
-        prefix = f"{place}." if place else ""
+        prefix = f"{location}." if location else ""
         named = f"config.json: {prefix}of_a_later_version"
         assert open_checkpoint(edited("timm", change)).unread == (named,)
 
     def test_quick_gelu_is_honoured(self, edited):
-        path = edited("timm", lambda stated: stated["model_args"].update(act_layer="quick_gelu"))
+        path = edited("timm", lambda config: config["model_args"].update(act_layer="quick_gelu"))
         assert open_checkpoint(path).configuration.model.hidden_act == "quick_gelu"
 
     def test_a_head_that_leaves_classes_out_is_refused(self, edited):
-        path = edited("timm", lambda stated: stated["pretrained_cfg"].update(label_offset=1))
+        path = edited("timm", lambda config: config["pretrained_cfg"].update(label_offset=1))
         with pytest.raises(ConfigurationError, match="label_offset"):
             open_checkpoint(path)
 
@@ -248,8 +248,8 @@ KERAS = {
 }
 
 
-def of_keras(stated):
-    return unknown_in_config(stated, OurConfig)
+def of_keras(config):
+    return unknown_in_config(config, OurConfig)
 
 
 def with_policy(kind, name):
@@ -361,15 +361,15 @@ class TestPreprocessing:
     def test_other_pixels_are_a_difference(self, models, edited, changes, field):
         path = edited("transformers", lambda s: s.update(changes), "preprocessor_config.json")
         a, b = (as_trace(open_checkpoint(p)) for p in (models / "transformers", path))
-        found = {each.name: each.error for each in compare_preprocessing(a, b)}
-        assert found[field] > 1e-3
+        distances = {each.name: each.error for each in compare_preprocessing(a, b)}
+        assert distances[field] > 1e-3
 
     def test_the_same_pixels_said_otherwise_are_none(self, models, edited):
         same = {"do_center_crop": True, "crop_size": 32, "size": 32}
         path = edited("transformers", lambda s: s.update(same), "preprocessor_config.json")
         a, b = (as_trace(open_checkpoint(p)) for p in (models / "transformers", path))
-        (found,) = compare_preprocessing(a, b)
-        assert (found.name, found.error) == ("crop_size", 0.0)
+        (difference,) = compare_preprocessing(a, b)
+        assert (difference.name, difference.error) == ("crop_size", 0.0)
 
     def test_a_source_that_says_nothing_is_not_held_against_a_size(self, models, edited, case):
         source = as_trace(open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS))
@@ -404,8 +404,8 @@ class TestPreprocessing:
             assert read.preprocessor["resample"] == number
 
     def test_timm_s_crop_is_carried_to_transformers_and_back(self, edited, tmp_path):
-        def change(stated):
-            stated["pretrained_cfg"] |= {"crop_pct": 0.875, "crop_mode": "center"}
+        def change(config):
+            config["pretrained_cfg"] |= {"crop_pct": 0.875, "crop_mode": "center"}
 
         source = open_checkpoint(edited("timm", change))
         assert source.preprocessor["size"] == {"shortest_edge": 36}
@@ -437,11 +437,11 @@ class TestPreprocessing:
     def test_every_crop_of_timm_is_written_as_it_is_read(self):
         for size in (32, 96, 224, 384):
             for share in (0.875, 0.9, 0.95, 0.965, 1.0, 2 / 3):
-                stated = {"crop_pct": share, "interpolation": "bilinear", "crop_mode": "center"}
-                said = timm_fields.preprocessing(stated, size)
-                again = timm_fields.data_config(said, (size, size))
-                assert timm_fields.preprocessing(again, size) == said, (size, share)
-                assert preprocessing_as_stated(said, (size, size), ((0.5,), (0.5,))).crop
+                config = {"crop_pct": share, "interpolation": "bilinear", "crop_mode": "center"}
+                settings = timm_fields.preprocessing(config, size)
+                again = timm_fields.data_config(settings, (size, size))
+                assert timm_fields.preprocessing(again, size) == settings, (size, share)
+                assert preprocessing_as_stated(settings, (size, size), ((0.5,), (0.5,))).crop
 
     def test_another_image_size_leaves_the_old_one_behind(self, edited, tmp_path):
         path = edited("transformers", lambda s: s.update(resample=2), "preprocessor_config.json")
@@ -458,10 +458,14 @@ VERDICT = Verdict(True, False, (), None, (), (), (), unread={"B": ("config.json:
 
 class TestVerdict:
     def test_it_names_the_fields_in_every_form(self):
-        done = Verification(VERDICT, {})
+        verification = Verification(VERDICT, {})
         assert "fusion_config" in answer(VERDICT)[1]
-        assert "fusion\\_config" in markdown(done) or "fusion_config" in markdown(done)
-        assert 'name="not read on B" value="config.json: fusion_config"' in verdict_junit(done)
+        assert "fusion\\_config" in markdown(verification) or "fusion_config" in markdown(
+            verification
+        )
+        assert 'name="not read on B" value="config.json: fusion_config"' in verdict_junit(
+            verification
+        )
         assert verdict_json(VERDICT)["unread"] == {"B": ("config.json: fusion_config",)}
 
     def test_a_proof_fails_and_says_so(self):
@@ -472,7 +476,7 @@ class TestVerdict:
         assert (word, "fusion_config" in meaning) == ("NOT PROVEN", True)
 
     def test_verify_passes_and_does_not_prove(self, command, models, edited, tmp_path):
-        path = edited("timm", lambda stated: stated["model_args"].update(of_later=1))
+        path = edited("timm", lambda config: config["model_args"].update(of_later=1))
         report = tmp_path / "verdict.html"
         result = command("verify", models / "timm", path, "--report", report)
         assert result.status == 0, result.err
@@ -516,11 +520,11 @@ def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, lay
                 changed, models / layout / "model.safetensors", [np.dtype(np.float32)]
             )
 
-    for base, table, place in forms:
+    for base, table, location in forms:
         for name in table:
             for value in ODD:
                 changed = json.loads(json.dumps(base))
-                inner = changed[place[0]] if place else changed
+                inner = changed[location[0]] if location else changed
                 inner[name] = value
                 refused_or_read(lambda changed=changed: read(changed))
 
@@ -528,11 +532,11 @@ def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, lay
 def test_odd_preprocessing_is_refused_in_a_sentence_or_written_for_timm():
     for name in PREPROCESSOR:
         for value in ODD:
-            stated = {"do_center_crop": True, "crop_size": 32, "size": 36, name: value}
+            config = {"do_center_crop": True, "crop_size": 32, "size": 36, name: value}
 
-            def write(stated=stated):
-                check_document(stated, "preprocessor", "it", "correct it")
-                timm_fields.data_config(stated, (32, 32))
+            def write(config=config):
+                check_document(config, "preprocessor", "it", "correct it")
+                timm_fields.data_config(config, (32, 32))
 
             refused_or_read(write)
 

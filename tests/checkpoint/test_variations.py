@@ -79,11 +79,11 @@ PREFIXED = {
 
 @pytest.mark.parametrize("name", PREFIXED)
 def test_a_prefix_is_taken_off_and_the_model_is_the_same(tmp_path, state, plain, name):
-    change, said = PREFIXED[name]
+    change, message = PREFIXED[name]
     prefixed = change(state)
     opened = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
     assert (opened.layout.name, opened.task) == ("facebook", "pretrain")
-    assert opened.prefix.in_words() == said
+    assert opened.prefix.in_words() == message
     assert diff(plain, opened).same
 
 

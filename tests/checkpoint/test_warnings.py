@@ -38,9 +38,9 @@ def test_a_model_as_it_should_be_has_only_its_positions_named(tmp_path, state):
 def test_values_that_are_no_numbers_are_counted(tmp_path, state):
     state["blocks.1.mlp.fc1.bias"][3] = float("nan")
     state["decoder_pred.weight"][:2, 0] = float("-inf")
-    found = odd(tmp_path, state)
-    assert "encoder.blocks.1.mlp.fc1.bias holds NaN or infinity in 1 value" in found
-    assert "decoder.prediction.weight holds NaN or infinity in 2 values" in found
+    warnings_found = odd(tmp_path, state)
+    assert "encoder.blocks.1.mlp.fc1.bias has NaN or infinity in 1 value" in warnings_found
+    assert "decoder.prediction.weight has NaN or infinity in 2 values" in warnings_found
 
 
 def test_what_is_all_zero_is_named(tmp_path, state):
@@ -72,7 +72,7 @@ def test_prefixes_dtypes_and_unused_tensors_need_no_values(tmp_path, state, gold
     mixed["module.norm.bias"] = mixed["module.norm.bias"].double()
     assert odd(tmp_path, mixed, stats=False) == [
         "the prefix module. was removed from the names",
-        "tensors are of several dtypes: float32, float64",
+        "the tensors have several dtypes: float32, float64",
     ]
     lightly = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
     (line,) = inspect(lightly)["odd"]
@@ -84,7 +84,7 @@ POSITIONS = {
     "exact": (FIXED.astype(np.float32), "is exactly the fixed"),
     "exact in float64": (FIXED, "is exactly the fixed"),
     "stored in float16": (FIXED.astype(np.float32).astype(np.float16), "is exactly the fixed"),
-    "computed in float32": (FIXED.astype(np.float32) + np.float32(3e-7), "but for rounding"),
+    "computed in float32": (FIXED.astype(np.float32) + np.float32(3e-7), "up to rounding"),
     "halves exchanged": (
         np.concatenate([FIXED[..., 8:], FIXED[..., :8]], -1),
         "rows and columns exchanged",
@@ -93,7 +93,7 @@ POSITIONS = {
         sincos_position_embedding(16, (3, 2)),
         "is the embedding of 3 x 2 patches, reshaped in row-major order to 2 x 3",
     ),
-    "learned": (FIXED + 0.01, "but up to 0.01 away"),
+    "learned": (FIXED + 0.01, "the largest difference is 0.01"),
     "not finite": (FIXED * np.nan, "is not finite"),
 }
 
@@ -119,11 +119,11 @@ def test_what_a_predicted_patch_needs_to_be_shown_is_told(command, case, normali
     source = case("pretrain_tiny")
     flag = "--norm-pix-loss" if normalised else "--no-norm-pix-loss"
     printed = command("inspect", source.checkpoint, *source.heads, flag)
-    told = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
+    document = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
         "reconstruction"
     ]
-    assert ("the original patch's standard deviation" in told) == normalised
-    assert " ".join(told.split()) in " ".join(printed.out.split())
+    assert ("the original patch's standard deviation" in document) == normalised
+    assert " ".join(document.split()) in " ".join(printed.out.split())
     encoder = case("encoder_tiny")
     report = command("inspect", encoder.checkpoint, *encoder.heads, "--json").json
     assert report["reconstruction"] is None

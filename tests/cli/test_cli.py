@@ -60,8 +60,8 @@ assert not loaded, loaded
     ]
     for arguments in chain:
         command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (arguments, done.stderr)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, (arguments, process.stderr)
 
 
 def test_inspect_tells_what_was_assumed_and_from_where(command, pretrain):
@@ -254,16 +254,16 @@ def test_a_full_disk_is_one_sentence(command, pretrain, tmp_path):
         sys.executable, "-m", "mae_convert", "convert", str(pretrain.checkpoint),
         str(tmp_path / "out"), "--to", "transformers", *pretrain.heads,
     ]  # fmt: skip
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "cannot be written" in done.stderr
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "cannot be written" in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,9 +285,9 @@ def test_a_reader_that_goes_is_no_failure(pretrain):
     command = (
         f"{sys.executable} -m mae_convert layouts transformers | head -1; exit ${{PIPESTATUS[0]}}"
     )
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
@@ -323,8 +323,8 @@ cli.main(["inspect", *sys.argv[1:]])
 def test_an_interrupt_that_becomes_another_error_is_one_still(pretrain, error):
     code = DISGUISED.format(error=error)
     command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "mae-convert: interrupted\n")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (130, "mae-convert: interrupted\n")
 
 
 FORGOTTEN = """
@@ -353,8 +353,8 @@ cli.main(["inspect", *sys.argv[1:]])
 def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain, name, status, words):
     code = FORGOTTEN.format(name=name)
     command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (status, f"mae-convert: {words}\n")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (status, f"mae-convert: {words}\n")
 
 
 INSISTENT = """
@@ -388,15 +388,15 @@ cli.main(["inspect", *sys.argv[1:]])
 
 def test_signals_that_come_while_one_is_handled_are_neither_lost_nor_in_the_way(pretrain):
     command = [sys.executable, "-c", INSISTENT, pretrain.checkpoint, *pretrain.heads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == "cleaned up\nmae-convert: ended by SIGTERM\n"
-    assert done.returncode == 143
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.stderr == "cleaned up\nmae-convert: ended by SIGTERM\n"
+    assert process.returncode == 143
 
 
 def test_an_option_without_effect_on_the_task_is_listed(command, pretrain):
     shown = command("inspect", pretrain.checkpoint, "--global-pool", "avg", *pretrain.heads)
     assert shown.status == 0
-    assert shown.err == "note: --global-pool has no effect on a model of task pretrain\n"
+    assert shown.err == "note: --global-pool has no effect on a model for the task pretrain\n"
     pair = command("diff", pretrain.checkpoint, pretrain.checkpoint, "--mask-ratio", "0.5",
                    "--global-pool", "avg", *pretrain.heads)  # fmt: skip
-    assert pair.err == "note: --global-pool has no effect on a model of task pretrain\n"
+    assert pair.err == "note: --global-pool has no effect on a model for the task pretrain\n"

@@ -118,5 +118,5 @@ def test_what_goes_together_is_run(command):
 
 def test_a_new_head_is_not_made_for_a_task_that_leaves_it_out(case):
     for task in ("encoder", "pretrain"):
-        with pytest.raises(ConfigurationError, match=f"task {task} has no head"):
+        with pytest.raises(ConfigurationError, match=f"needs the task classify, not {task}"):
             with_new_head(None, 10, task)

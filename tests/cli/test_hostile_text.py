@@ -111,9 +111,9 @@ def blocks(markdown: str) -> list[Any]:
     return Structure(MARKDOWN.render(markdown)).found
 
 
-def pieces_of_code(found: list[Any]) -> list[Any]:
+def pieces_of_code(results: list[Any]) -> list[Any]:
     """Return the same where code has two spellings in Markdown, one of which is a tag."""
-    return [piece for piece in found if piece not in (("code", [], []), "/code")]
+    return [piece for piece in results if piece not in (("code", [], []), "/code")]
 
 
 def assert_same_document(make: Any, hostile: str) -> None:
@@ -133,19 +133,22 @@ def printed(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100000")
 
     def printed(show: Any, hostile: str) -> str:
-        said = []
+        printed_text = []
         for text in (harmless_for(hostile), hostile):
             capfd.readouterr()
             show(text)
             captured = capfd.readouterr()
-            said.append(captured.out + captured.err)
-        assert_printable(said[1])
+            printed_text.append(captured.out + captured.err)
+        assert_printable(printed_text[1])
         # Nothing ends a line, and nothing is taken for markup of the console and so left out.
-        assert said[1].count("\n") == said[0].count("\n")
-        shown = [said[1].count(for_terminal(hostile)), said[0].count(harmless_for(hostile))]
-        if not said[1].startswith("{"):  # JSON has escape sequences of its own
+        assert printed_text[1].count("\n") == printed_text[0].count("\n")
+        shown = [
+            printed_text[1].count(for_terminal(hostile)),
+            printed_text[0].count(harmless_for(hostile)),
+        ]
+        if not printed_text[1].startswith("{"):  # JSON has escape sequences of its own
             assert shown[0] == shown[1] > 0
-        return said[1]
+        return printed_text[1]
 
     return printed
 
@@ -240,7 +243,7 @@ def verdict():
              "file/config.json", "function/encoder.blocks.0.output", "function/logits",
              "float32/A/logits", "against timm/float32/B/logits", "certificate/passed"]  # fmt: skip
     checks = [Check(name, False, value, "none") for name in names for value in ("gelu", 0.5)]
-    witness = {
+    runner = {
         "side": "A", "layout": "facebook", "task": "pretrain", "framework": "torch", "native": True,
         "device": "cpu", "mode": "train", "versions": {"torch": "2.13"},
         "checkpoint": {"name": "folder/a.pth", "sha256": "0123456789abcdef0123"},
@@ -251,7 +254,7 @@ def verdict():
                   "sides": ["A", "B"], "blocks_proof": True}  # fmt: skip
     return Verdict(
         passed=False, proven=False, checks=tuple(checks), first_divergence="encoder.norm",
-        suspects=("encoder.norm.weight",), causes=("the norm is missing",), witnesses=(witness,),
+        suspects=("encoder.norm.weight",), causes=("the norm is missing",), witnesses=(runner,),
         effects={"logits": 0.5}, not_compared=("the decoder",), assumptions=(assumption,),
         steps=({"step": "dtype", "from": ["float32"], "to": "float16"},),
         unread={"A": ("config.json: fusion_config",)},
@@ -261,10 +264,10 @@ def verdict():
 def hostile_verdict(verdict, text, **changes):
     new = with_text(replace(verdict, **changes), text, keep=("step",))
     # Assumptions and names of checks are told apart by their beginning, and framework by name.
-    (witness,) = new.witnesses
-    versions = {witness["framework"]: f"2.13 {text}"}
-    witness = {**witness, "versions": versions, "assumed": renamed(witness["assumed"], text)}
-    return replace(new, witnesses=(witness,), effects={f"logits {text}": 0.5})
+    (runner,) = new.witnesses
+    versions = {runner["framework"]: f"2.13 {text}"}
+    runner = {**runner, "versions": versions, "assumed": renamed(runner["assumed"], text)}
+    return replace(new, witnesses=(runner,), effects={f"logits {text}": 0.5})
 
 
 @pytest.mark.parametrize("passed", [True, False])
@@ -296,9 +299,9 @@ def test_a_verdict(verdict, printed, hostile, passed):
     )
     from mae_convert.cli.streams import print_json as as_json
 
-    said = printed(lambda text: as_json(verdict_json(done(text).verdict)), hostile)
-    assert said.isascii()
-    assert json.loads(said)["suspects"] == [f"encoder.norm.weight {hostile}"]
+    message = printed(lambda text: as_json(verdict_json(done(text).verdict)), hostile)
+    assert message.isascii()
+    assert json.loads(message)["suspects"] == [f"encoder.norm.weight {hostile}"]
 
 
 @pytest.fixture
@@ -336,23 +339,23 @@ def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json
     from mae_convert.sweep.job import Job
     from mae_convert.sweep.run import SelectedJobs
 
-    def tell(text):
+    def print_sweep(text):
         new = hostile_rows(rows, text)
         jobs = [
             Job(r.source, r.target, {"to": r.layout, **r.settings}, f"plan {text}") for r in new
         ]
         todo = SelectedJobs(tuple(jobs), (new[0],), tuple(jobs[1:]))
-        with show.progress(todo, as_json=as_json, on_terminal=not as_json) as told:
+        with show.progress(todo, as_json=as_json, on_terminal=not as_json) as show_row:
             for row in new:
-                told(row)
+                show_row(row)
         show.summary(todo, new, Path(f"results {text}"), as_json=as_json)
         if not as_json:
             monkeypatch.setattr(show, "_sizes", lambda job: {"bytes": 7, "memory": 7})
             show.dry_run(todo, {}, as_json=False)
 
-    said = printed(tell, hostile)
+    printed_text = printed(print_sweep, hostile)
     if as_json:
-        events = [json.loads(line) for line in said.splitlines()]
+        events = [json.loads(line) for line in printed_text.splitlines()]
         assert [event["event"] for event in events] == ["begin", "row", *["row"] * 3, "end"]
 
 
@@ -367,10 +370,10 @@ def trained():
     (rows, columns), (height, width) = model.grid_hw, model.image_hw
     pixels = np.zeros((1, 3, height, width), np.float32)
     mask = np.zeros((1, rows * columns), np.float32)
-    done = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)}, model)
+    result = Reconstruction(pixels, mask, {"torch": pixels}, {"torch": np.ones(1)}, model)
     points = (Point("a-1.pth", 1, 0.7, (0.7,)), Point("a-2.pth", 2, 0.5, (0.5,)),
               Point("a-3.pth", 3, error="it is incomplete"))  # fmt: skip
-    shown, display = {1: done, 2: done}, Display(configuration, (0, 1, 2))
+    shown, display = {1: result, 2: result}, Display(configuration, (0, 1, 2))
     return Timeline(points, ("cat.jpg",), shown, configuration, 0.75, display)
 
 
@@ -402,23 +405,23 @@ def test_pictures_and_features(printed, hostile):
     report = {"images": [row], "note": "a note", "outputs": ["out.png"],
               "film_ratios": [0.5, 0.6, 1], "largest_difference": 0.5}  # fmt: skip
     printed(lambda text: reconstructions(with_text(report, text)), hostile)
-    found = Features(np.array(["a"]), np.array(["b"]), np.zeros((1, 2)), np.zeros((1, 2)))
-    printed(lambda text: features(found, Path(f"{text}.npz")), hostile.replace("/", "_"))
+    result = Features(np.array(["a"]), np.array(["b"]), np.zeros((1, 2)), np.zeros((1, 2)))
+    printed(lambda text: features(result, Path(f"{text}.npz")), hostile.replace("/", "_"))
 
 
 def test_published_results(printed, hostile):
     from mae_convert.cli.output.verdict import reference_results as published
-    from mae_convert.verify.reference_results import PUBLISHED, PublishedResult
+    from mae_convert.verify.reference_results import REFERENCE_RESULTS, ReferenceComparison
 
-    truth = next(iter(PUBLISHED.values()))
-    known = {f.name for f in fields(PublishedResult)}
+    reference = next(iter(REFERENCE_RESULTS.values()))
+    values = {f.name for f in fields(ReferenceComparison)}
 
     def show(text):
         name = f"float64 {text}"
-        given = {"checkpoint": f"a {text}", "truth": with_text(truth, text), "framework": text,
-                 "corners": {name: np.zeros((3, 3))}, "share": {name: 0.5},
+        given = {"checkpoint": f"a {text}", "reference": with_text(reference, text),
+                 "framework": text, "corners": {name: np.zeros((3, 3))}, "share": {name: 0.5},
                  "passed": False}  # fmt: skip
-        published(SimpleNamespace(**{n: v for n, v in given.items() if n in known | {"passed"}}))
+        published(SimpleNamespace(**{n: v for n, v in given.items() if n in values | {"passed"}}))
 
     printed(show, hostile)
 
@@ -537,7 +540,7 @@ def test_what_is_published(published_part, printed, hostile):
         card = f"# card\n\n{for_terminal(text)}".encode()
         contents = {f"a/{text}": b"", "README.md": card}
         staged = {name: Staged(name, data, 7, "ab", None) for name, data in contents.items()}
-        licence = SimpleNamespace(name=text, said_by=text, fields={"license": text})
+        licence = SimpleNamespace(name=text, origin=text, fields={"license": text})
         return Publication(
             request=PublishRequest(Path("m"), Target(f"a/b{text}", pull_request=True)),
             artifacts=[published_part],
@@ -546,23 +549,23 @@ def test_what_is_published(published_part, printed, hostile):
             added_metadata={f"tags {text}": 1}, notes=[f"note {text}"],
         )  # fmt: skip
 
-    def tell(text):
-        done = SimpleNamespace(is_new=False, commit=text, url=text, pull_request_url=text)
+    def print_sweep(text):
+        commit = SimpleNamespace(is_new=False, commit=text, url=text, pull_request_url=text)
         show.plan(plan(text), with_card=True)
-        show.published(Published(plan(text), done, {f"a {text}": text}))
-        show.published(Published(plan(text), done, {}))
+        show.published(Published(plan(text), commit, {f"a {text}": text}))
+        show.published(Published(plan(text), commit, {}))
 
     if "\0" not in hostile:  # no card has come so far
-        printed(tell, hostile)
+        printed(print_sweep, hostile)
 
 
 def test_errors_and_notes(printed, hostile, command):
     from mae_convert.checkpoint.checkpoint import Origin
-    from mae_convert.cli.common import say_notes
+    from mae_convert.cli.common import print_notes
 
-    said = str(MaeConvertError(f"before {hostile} after"))
-    assert said.isprintable()
-    printed(lambda text: say_notes(Origin("a", notes=(f"note {text}",))), hostile)
+    message = str(MaeConvertError(f"before {hostile} after"))
+    assert message.isprintable()
+    printed(lambda text: print_notes(Origin("a", notes=(f"note {text}",))), hostile)
     argument = hostile.replace("\0", "")
     for arguments in (["inspect", argument], ["inspect", "a", argument], [argument],
                       ["convert", argument, argument, "--to", argument],

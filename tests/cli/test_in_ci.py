@@ -30,9 +30,9 @@ def pair(run, case, tmp_path_factory):
 
 
 def test_assert_parity_passes_for_a_good_pair_and_returns_what_it_saw(pair):
-    done = assert_parity(*pair, flags=FLAGS, **SIDES)
-    assert done.verdict.passed
-    assert len(done.traces) == 2
+    parity = assert_parity(*pair, flags=FLAGS, **SIDES)
+    assert parity.verdict.passed
+    assert len(parity.traces) == 2
 
 
 def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
@@ -53,8 +53,8 @@ def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
 
 
 def test_assert_parity_compares_as_a_task_and_takes_options_by_their_names(pair):
-    done = assert_parity(*pair, task="encoder", num_heads=4, **SIDES)  # no heads of the decoder
-    assert {trace.description["task"] for trace in done.traces} == {"encoder"}
+    parity = assert_parity(*pair, task="encoder", num_heads=4, **SIDES)  # no heads of the decoder
+    assert {trace.description["task"] for trace in parity.traces} == {"encoder"}
     with pytest.raises(ConfigurationError, match="specify it with decoder_num_heads="):
         assert_parity(*pair, num_heads=4, **SIDES)
     with pytest.raises(TypeError, match="takes flags or num_heads"):
@@ -97,11 +97,11 @@ def test_assert_parity_says_what_cannot_be_asked_of_it(pair, name):
 
 
 def test_assert_parity_takes_witnesses_by_their_names(pair):
-    done = assert_parity(
+    parity = assert_parity(
         pair[1], pair[1], side_a=Side("torch"), side_b=Side("torch"), require_proof=False,
         against="transformers", dtypes=["float64"],
     )  # fmt: skip
-    assert [trace.description["framework"] for trace in done.traces[2:]] == ["transformers"]
+    assert [trace.description["framework"] for trace in parity.traces[2:]] == ["transformers"]
 
 
 def test_the_action_of_this_repository_runs_what_it_says(pair, tmp_path):
@@ -120,17 +120,17 @@ def test_the_action_of_this_repository_runs_what_it_says(pair, tmp_path):
         "REPORT": "report",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
     }
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", step["run"]],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "summary.md").read_text().startswith("## ✅")
     assert (tmp_path / "report.xml").is_file()
     environment["ARGUMENTS"] += " --require-proof"
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", step["run"]],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert process.returncode == 1
     assert "NOT PROVEN" in (tmp_path / "summary.md").read_text()

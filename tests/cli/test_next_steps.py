@@ -16,12 +16,12 @@ CHECKPOINT = DEMO / "checkpoint.pth"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("convert", CHECKPOINT, "x", "--to", "pytorch"), "choose facebook, transformers, timm or"),
         (("convert", CHECKPOINT, "x", "--to", "transfomers"), "did you mean 'transformers'?"),
         (("convert", CHECKPOINT, "x", "--to", "timm", "--task", "classify"), "--num-labels N"),
-        (("verify", CHECKPOINT), "give the checkpoint to compare it with too"),
+        (("verify", CHECKPOINT), "specify the checkpoint to compare it with"),
         (("reconstruct", CHECKPOINT, "no.jpg", "-o", "o.png"), "no.jpg does not exist"),
         (("reconstruct", CHECKPOINT, DEMO, "--mask", "no.png", "-o", "o.png"),
          "no.png does not exist"),
@@ -30,11 +30,11 @@ CHECKPOINT = DEMO / "checkpoint.pth"
         (("verify", CHECKPOINT, CHECKPOINT, "--images", "no"), "no does not exist"),
     ],
 )  # fmt: skip
-def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, said):
+def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     result = command(*words)
     assert result.status == 2
-    assert said in result.err
+    assert message in result.err
     assert not list(tmp_path.iterdir())
 
 
@@ -125,15 +125,15 @@ def test_features_can_leave_out_what_is_no_image_and_says_so(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "framework", "said"),
+    ("layout", "framework", "message"),
     [
-        ("transformers-tf", "torch", "run B by tensorflow, jax or transformers, which reads"
-         " transformers-tf by itself (pip install 'mae-convert[tensorflow]')"),
+        ("transformers-tf", "torch", "run B with tensorflow, jax or transformers, which loads"
+         " transformers-tf natively (pip install 'mae-convert[tensorflow]')"),
         ("timm", "tensorflow", "pip install 'mae-convert[torch]'"),
-        ("mmpretrain", "torch", "no framework reads the mmpretrain layout of B by itself"),
+        ("mmpretrain", "torch", "no framework loads the mmpretrain layout of B natively"),
     ],
 )  # fmt: skip
-def test_a_verdict_that_is_not_proven_says_what_to_install(layout, framework, said):
+def test_a_verdict_that_is_not_proven_says_what_to_install(layout, framework, message):
     witnesses = (
         {"side": "A", "native": True, "layout": "facebook", "framework": "torch"},
         {"side": "B", "native": False, "layout": layout, "framework": framework},
@@ -141,4 +141,4 @@ def test_a_verdict_that_is_not_proven_says_what_to_install(layout, framework, sa
     verdict = Verdict(True, False, (), None, (), (), witnesses)
     word, meaning = answer(verdict)
     assert word == "PASSED"
-    assert said in meaning
+    assert message in meaning

@@ -22,32 +22,32 @@ def said_on_a_terminal(target: Path) -> tuple[int, str]:
     ours, its = pty.openpty()
     with convert(target, its) as child, os.fdopen(ours, "rb", buffering=0) as terminal:
         os.close(its)
-        said = b""
+        message = b""
         try:
             while piece := terminal.read(4096):
-                said += piece
+                message += piece
         except OSError:  # as a terminal says that nobody writes to it any more
             pass
-    return child.returncode, said.decode()
+    return child.returncode, message.decode()
 
 
 def test_bytes_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
-    status, said = said_on_a_terminal(tmp_path / "out")
+    status, message = said_on_a_terminal(tmp_path / "out")
     assert status == 0
     worked_on = 3 * DEMO.stat().st_size / 1e6  # read and hashed, written, compared
-    assert f"/{worked_on:.1f} MB" in said
-    assert "0:00:" in said
-    assert said.endswith("\x1b[2K")  # and at the end the line is empty
+    assert f"/{worked_on:.1f} MB" in message
+    assert "0:00:" in message
+    assert message.endswith("\x1b[2K")  # and at the end the line is empty
 
 
 def test_a_refusal_is_all_that_is_said(tmp_path: Path) -> None:
-    status, said = said_on_a_terminal(tmp_path / "nowhere" / "out")
+    status, message = said_on_a_terminal(tmp_path / "nowhere" / "out")
     assert status == 2
-    assert said.startswith("mae-convert: ")
-    assert len(said.strip().splitlines()) == 1
+    assert message.startswith("mae-convert: ")
+    assert len(message.strip().splitlines()) == 1
 
 
 def test_silence_in_a_pipe(tmp_path: Path) -> None:
     with convert(tmp_path / "out", subprocess.PIPE) as child:
-        _, said = child.communicate()
-    assert (child.returncode, said) == (0, b"")
+        _, stderr = child.communicate()
+    assert (child.returncode, stderr) == (0, b"")

@@ -11,10 +11,10 @@ CHECKPOINT = DEMO / "checkpoint.pth"
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         (("verify", "nope.pth", CHECKPOINT), 2, "nope.pth does not exist"),
-        (("verify", CHECKPOINT), 2, "give the checkpoint to compare it with too"),
+        (("verify", CHECKPOINT), 2, "specify the checkpoint to compare it with"),
         (("verify", CHECKPOINT, CHECKPOINT, "--framework-a", "caffe"), 2, "'caffe' is not one of"),
         (("verify", CHECKPOINT, CHECKPOINT, "--framework-a", "torch"), 3, "not installed"),
         (("verify", CHECKPOINT, CHECKPOINT, "--nonsense"), 2, "--nonsense"),
@@ -23,7 +23,7 @@ CHECKPOINT = DEMO / "checkpoint.pth"
     ],
 )
 def test_what_gives_no_result_is_an_error_in_the_junit_report(
-    command, tmp_path, monkeypatch, words, status, said
+    command, tmp_path, monkeypatch, words, status, message
 ):
     report = tmp_path / "report.xml"
     report.write_text("of an earlier run")
@@ -34,9 +34,9 @@ def test_what_gives_no_result_is_an_error_in_the_junit_report(
     suite = ET.parse(report).getroot()
     assert (suite.get("errors"), suite.get("failures")) == ("1", "0")
     error = suite.find("testcase/error")
-    assert said in error.get("message")
+    assert message in error.get("message")
     assert error.get("type") == f"exit status {status}"
-    assert said in result.err
+    assert message in result.err
 
 
 def test_no_file_of_a_model_becomes_a_report(command, tmp_path):

@@ -21,16 +21,16 @@ PLAIN = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 def shell(line, *arguments, **env):
     """Run a line of shell, in which "$@" are the program and its arguments."""
     command = ["sh", "-c", line, "sh", sys.executable, "-m", "mae_convert", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **env},
+    process = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **env},
                           timeout=120)  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def test_a_closed_output_is_said_before_any_work(tmp_path):
     target = tmp_path / "out"
-    status, _, said = shell('"$@" >&-', "convert", DEMO, target, "--to", "transformers")
-    assert (status, said.startswith(b"mae-convert: standard output is closed")) == (2, True)
-    assert said.count(b"\n") == 1
+    status, _, message = shell('"$@" >&-', "convert", DEMO, target, "--to", "transformers")
+    assert (status, message.startswith(b"mae-convert: standard output is closed")) == (2, True)
+    assert message.count(b"\n") == 1
     assert not target.exists()
 
 

@@ -39,7 +39,7 @@ def test_the_help_lists_every_exit_status(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("transfomers", "did you mean 'transformers'?"),
         ("pytorch", "choose facebook, transformers, timm or torchvision"),
@@ -47,24 +47,24 @@ def test_the_help_lists_every_exit_status(run):
         ("caffe", "the layouts are facebook, transformers"),
     ],
 )
-def test_a_layout_that_is_not_one_is_answered_with_those_that_may_be_meant(name, said):
+def test_a_layout_that_is_not_one_is_answered_with_those_that_may_be_meant(name, message):
     with pytest.raises(MaeConvertError, match=r"unknown layout|not the name of one") as caught:
         layout_named(name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("facebook/vit-mae-base", "write hf://facebook/vit-mae-base"),
         ("timm/vit_base_patch16_224.mae", "write hf://timm/vit_base_patch16_224.mae"),
         ("mae_pretrain_vit_bas", "did you mean 'mae_pretrain_vit_base'?"),
     ],
 )
-def test_a_name_that_no_file_has_may_mean_a_repository_or_an_official_file(text, said):
+def test_a_name_that_no_file_has_may_mean_a_repository_or_an_official_file(text, message):
     with pytest.raises(MaeConvertError, match="does not exist") as caught:
         parse_source(text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["runs/checkpoint-9.pth", "checkpoint.pth", "a/b/c", "tests/mae"])
@@ -83,14 +83,14 @@ def test_common_names_of_frameworks_are_accepted(typed, meant):
 def completions(words: str, folder: Path, shell: str = "bash") -> list[str]:
     """Return what a shell is answered for the last of some words."""
     *before, last = words.split(" ")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mae_convert"], capture_output=True, text=True, check=False,
         cwd=folder,
         env={**os.environ, VARIABLE: f"{shell}_complete", "COMP_WORDS": words,
              "COMP_CWORD": str(len(before)) if shell != "fish" else last},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split()
 
 
 def test_layouts_frameworks_and_official_names_complete(tmp_path):
@@ -132,12 +132,12 @@ def test_the_shells_themselves_take_the_script(shell, tmp_path):
     (tmp_path / "mae-convert").write_text(f'#!/bin/sh\nexec {sys.executable} -m mae_convert "$@"\n')
     (tmp_path / "mae-convert").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(
+    process = subprocess.run(
         [program, "-c", REAL[shell]], capture_output=True, text=True, check=False,
         cwd=tmp_path, env={**os.environ, "PATH": path, "HOME": str(tmp_path)},
     )  # fmt: skip
     words = "_mae_convert_completion" if shell == "zsh" else "transformers transformers-tf"
-    assert done.stdout.split() == words.split(), done.stderr
+    assert process.stdout.split() == words.split(), process.stderr
 
 
 def printed(renderable, width: int, capsys) -> list[str]:

@@ -73,10 +73,10 @@ class TestRounding:
         dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
         place=st.sampled_from(["here", "on a tie", "above a tie", "below a tie"]),
     )
-    def test_is_to_the_nearest_and_ties_to_even(self, value, dtype, place):
+    def test_is_to_the_nearest_and_ties_to_even(self, value, dtype, location):
         kind = DTYPES[dtype]
         with np.errstate(over="ignore", under="ignore"):
-            value = value if place == "here" else near_tie(value, kind, place)
+            value = value if location == "here" else near_tie(value, kind, location)
             ours = rounded(np.array([value]), kind)
             judges = round_half_even(np.array([value]), kind)
         assert ours.tobytes() == judges.tobytes()
@@ -107,44 +107,44 @@ def error_of_rounding(array, dtype):
     return rounding_error(array, rounded(array, DTYPES[dtype]))
 
 
-def near_tie(value, dtype, place):
+def near_tie(value, dtype, offset):
     low = rounded(np.array([value]), dtype)
     high = np.nextafter(low, np.array(np.inf, dtype))
     middle = (low.astype(np.float64)[0] + high.astype(np.float64)[0]) / 2
-    toward = {"on a tie": middle, "above a tie": math.inf, "below a tie": -math.inf}[place]
+    toward = {"on a tie": middle, "above a tie": math.inf, "below a tie": -math.inf}[offset]
     return float(np.nextafter(middle, toward)) if math.isfinite(middle) else value
 
 
-def assert_nearest(value, found, dtype):
+def assert_nearest(value, results, dtype):
     infinity = np.array(np.inf, dtype)
     with np.errstate(over="ignore"):
-        neighbours = [np.nextafter(found, infinity), np.nextafter(found, -infinity)]
-    away = abs(Fraction(float(found)) - Fraction(value))
+        neighbours = [np.nextafter(results, infinity), np.nextafter(results, -infinity)]
+    away = abs(Fraction(float(results)) - Fraction(value))
     for neighbour in neighbours:
         if not np.isfinite(neighbour):
             continue
         other = abs(Fraction(float(neighbour)) - Fraction(value))
         assert away <= other
-        is_even = int(found.tobytes()[0]) % 2 == 0
+        is_even = int(results.tobytes()[0]) % 2 == 0
         assert away < other or is_even
 
 
 class TestDtypes:
     @pytest.mark.parametrize("given_", DTYPES)
-    @pytest.mark.parametrize("wanted", DTYPES)
-    def test_every_dtype_becomes_every_other(self, pretrain, tmp_path, given_, wanted):
+    @pytest.mark.parametrize("expected", DTYPES)
+    def test_every_dtype_becomes_every_other(self, pretrain, tmp_path, given_, expected):
         source = in_dtype(pretrain, tmp_path / "source.pth", lambda name: given_)
-        report = execute(plan_conversion(source, tmp_path / "out", "transformers", dtype=wanted))
-        step = {"step": "dtype", "from": [given_], "to": wanted}
-        assert report["steps"] == ([] if given_ == wanted else [step])
+        report = execute(plan_conversion(source, tmp_path / "out", "transformers", dtype=expected))
+        step = {"step": "dtype", "from": [given_], "to": expected}
+        assert report["steps"] == ([] if given_ == expected else [step])
         target = open_checkpoint(tmp_path / "out")
         for name, tensor in target.tensors.items():
             before = source.tensors[name].load().astype(np.float64)
-            assert tensor.dtype == DTYPES[wanted]
+            assert tensor.dtype == DTYPES[expected]
             assert tensor.load().tobytes() == round_half_even(before, tensor.dtype).tobytes(), name
         errors = [t["rounding"] for t in report["tensors"].values() if "rounding" in t]
-        narrower = not np.can_cast(DTYPES[given_], DTYPES[wanted])
-        assert len(errors) == (0 if given_ == wanted else len(target.tensors))
+        narrower = not np.can_cast(DTYPES[given_], DTYPES[expected])
+        assert len(errors) == (0 if given_ == expected else len(target.tensors))
         assert any(error["absolute"] > 0 for error in errors) == narrower
         stored = json.loads((tmp_path / "out" / "conversion.json").read_text())
         assert stored["tensors"] == report["tensors"]
@@ -208,8 +208,8 @@ class TestDtypes:
 
     def test_a_person_is_told_the_worst_tensor(self, command, case, tmp_path):
         golden = case("pretrain_tiny")
-        wanted = ["convert", golden.checkpoint, tmp_path / "half.pth", "--to", "facebook"]
-        result = command(*wanted, "--dtype", "bfloat16", *golden.heads)
+        expected = ["convert", golden.checkpoint, tmp_path / "half.pth", "--to", "facebook"]
+        result = command(*expected, "--dtype", "bfloat16", *golden.heads)
         assert "largest relative error" in result.out
         stored = open_checkpoint(golden.checkpoint, HEADS).container.tensors
         errors = {n: error_of_rounding(t.load(), "bfloat16") for n, t in stored.items()}
@@ -247,13 +247,13 @@ class TestChannels:
         """The sum over channels: the same tokens as of an image with the grey in every channel."""
         grey = converted(encoder, tmp_path / "grey.pth", in_channels=1)
         assert grey.configuration.model.num_channels == 1
-        picture = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+        image = torch.randn(2, 1, 32, 32, dtype=torch.float64)
         weights = [
             torch.from_numpy(c.tensors[PATCH_EMBEDDING].load().astype(np.float64))
             for c in (encoder, grey)
         ]
-        tokens = torch.nn.functional.conv2d(picture.expand(-1, 3, -1, -1), weights[0], stride=8)
-        same = torch.nn.functional.conv2d(picture, weights[1], stride=8)
+        tokens = torch.nn.functional.conv2d(image.expand(-1, 3, -1, -1), weights[0], stride=8)
+        same = torch.nn.functional.conv2d(image, weights[1], stride=8)
         assert distance(same, tokens) < FLOAT32_LIMIT
 
     def test_they_and_the_statistics_stand_in_the_target(self, pretrain, tmp_path):
@@ -263,10 +263,10 @@ class TestChannels:
             {"step": "in_channels", "from": 3, "to": 4},
         ]
         config = json.loads((tmp_path / "m" / "config.json").read_text())
-        pictures = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
+        images = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
         assert config["num_channels"] == 4
-        assert pictures["image_mean"] == [0.485, 0.456, 0.406, 0.485]
-        assert pictures["image_std"] == [0.229, 0.224, 0.225, 0.229]
+        assert images["image_mean"] == [0.485, 0.456, 0.406, 0.485]
+        assert images["image_std"] == [0.229, 0.224, 0.225, 0.229]
 
     def test_the_same_number_is_no_step(self, pretrain, tmp_path):
         target = converted(pretrain, tmp_path / "m.pth", in_channels=3)
@@ -413,12 +413,12 @@ class TestVerdict:
     def test_a_fault_of_the_converter_is_not_repeated_by_the_judge(
         self, encoder, tmp_path, monkeypatch, fault
     ):
-        place, wrong, wanted = FAULTS[fault]
+        position, wrong, expected = FAULTS[fault]
         changed = {}
         for name in ("right", "wrong"):
             if name == "wrong":
-                monkeypatch.setattr(place, wrong)
-            target = converted(encoder, tmp_path / f"{name}.pth", **wanted)
+                monkeypatch.setattr(position, wrong)
+            target = converted(encoder, tmp_path / f"{name}.pth", **expected)
             after = apply_steps(encoder, steps_between(encoder, target), target)
             changed[name] = sum(
                 tensor.load().tobytes() != target.tensors[key].load().tobytes()
@@ -459,13 +459,13 @@ def otherwise(embedding, fault):
         return torch.nn.functional.interpolate(
             torch.tensor(embedding).transpose(1, 2), size=7, mode="linear"
         ).transpose(1, 2).numpy()  # fmt: skip
-    picture = torch.tensor(embedding[:, 1:]).reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    image = torch.tensor(embedding[:, 1:]).reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
     options = {"antialias": {"antialias": True}, "shifted": {"align_corners": True}}
     size = (3, 2) if fault == "transposed grid" else (2, 3)
-    picture = torch.nn.functional.interpolate(
-        picture, size=size, mode="bicubic", **options.get(fault, {})
+    image = torch.nn.functional.interpolate(
+        image, size=size, mode="bicubic", **options.get(fault, {})
     )
-    tokens = picture.permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    tokens = image.permute(0, 2, 3, 1).flatten(1, 2).numpy()
     return np.concatenate([embedding[:, :1], tokens], axis=1)
 
 

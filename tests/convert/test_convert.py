@@ -246,8 +246,8 @@ def test_every_spelling_of_transformers_5_is_read(golden, case, tmp_path, task, 
     execute(plan_conversion(source, tmp_path / "back.pth", "facebook"))
     origin = {"classifier": "finetune_cls_tiny"}.get(task, "pretrain_tiny")
     before, after = arrays(case(origin).checkpoint), arrays(tmp_path / "back.pth")
-    kept = before if task != "encoder" else {n: before[n] for n in before if n in after}
-    assert_same_file(kept, after)
+    expected_names = before if task != "encoder" else {n: before[n] for n in before if n in after}
+    assert_same_file(expected_names, after)
     assert task != "encoder" or not any("decoder" in n or "mask" in n for n in after)
 
 
@@ -400,8 +400,8 @@ def test_a_program_that_calls_the_command_keeps_its_signal_handlers(case, tmp_pa
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     arguments = [source.checkpoint, tmp_path / "model", "--to", "transformers", *source.heads]
-    done = CliRunner().invoke(cli, ["convert", *map(str, arguments)])
+    result = CliRunner().invoke(cli, ["convert", *map(str, arguments)])
     after = [signal.getsignal(number) for number in numbers]
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
-    assert (done.exit_code, after) == (0, before), done.output
+    assert (result.exit_code, after) == (0, before), result.output

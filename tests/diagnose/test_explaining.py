@@ -79,12 +79,12 @@ def sides(tmp_path_factory):
     return Sides(tmp_path_factory.mktemp("sides"))
 
 
-def forward_pass(sides, name, variants, start=None, known=None):
+def forward_pass(sides, name, variants, start=None, known_values=None):
     subject = sides.subject(sides.models[name])
     with sides.pair(subject, subject).start_process(subject) as process:
         candidate = process._run
         inputs = inputs_as(candidate.inputs, torch.float64)
-        forward = ForwardPass(candidate.model, candidate.job.task, inputs, known or {})
+        forward = ForwardPass(candidate.model, candidate.job.task, inputs, known_values or {})
         return subject.trace, {n: v.numpy().copy() for n, v in forward.run(variants, start)}
 
 
@@ -99,11 +99,11 @@ def test_a_step_by_step_forward_pass_gives_what_the_reference_model_gives(sides,
     assert set(plain) == set(expected)
     step_by_step = Variants([("nothing", "*", None)])
     for variants in (Variants(), step_by_step):
-        _, found = forward_pass(sides, name, variants)
-        for result, array in found.items():
+        _, forward = forward_pass(sides, name, variants)
+        for result, array in forward.items():
             assert distance(array, expected[result]) < FLOAT64_LIMIT, result
-    known = {n: torch.from_numpy(np.array(v)) for n, v in expected.items()}
-    _, later = forward_pass(sides, name, Variants(), "encoder.blocks.1.k", known)
+    expected_results = {n: torch.from_numpy(np.array(v)) for n, v in expected.items()}
+    _, later = forward_pass(sides, name, Variants(), "encoder.blocks.1.k", expected_results)
     assert "encoder.blocks.0.q" not in later
     reached = "encoder.blocks.2.output"
     assert distance(later[reached], expected[reached]) < FLOAT64_LIMIT
@@ -222,10 +222,10 @@ def test_every_hypothesis_can_be_tried_and_changes_something(sides, name):
     model = model_of(subject.checkpoint)
     with sides.pair(subject, subject).start_process(subject) as process:
         for first in FIRSTS[name]:
-            found = list(candidates(model, first))
-            answers = {h.statement: process.compare([h], subject.trace, first) for h in found}
-            assert not [said for said, answer in answers.items() if answer is None]
-            assert not [said for said, answer in answers.items() if answer.first is None]
+            result = list(candidates(model, first))
+            answers = {h.statement: process.compare([h], subject.trace, first) for h in result}
+            assert not [message for message, answer in answers.items() if answer is None]
+            assert not [message for message, answer in answers.items() if answer.first is None]
 
 
 class Scripted:
@@ -235,8 +235,8 @@ class Scripted:
         self.answers = answers
 
     def __call__(self, hypotheses, start=None):
-        said = frozenset(h.statement for h in hypotheses)
-        first = self.answers.get(said, "encoder.blocks.0.q")
+        message = frozenset(h.statement for h in hypotheses)
+        first = self.answers.get(message, "encoder.blocks.0.q")
         return None if first == "error" else CandidateResult(first, 0.0)
 
 
@@ -260,10 +260,10 @@ def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monk
         frozenset({"a everywhere", "c"}): None,
     }
     with hypothesised(monkeypatch, by_first):
-        found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
+        result = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
         late = search(model_of(sides.models["pretrain"]), Scripted(answers), q, seconds=-1)
-    assert [f.hypothesis.statement for f in found.findings] == ["a everywhere", "c"]
-    assert (found.remaining, found.tried, found.in_time) == (None, 3, True)
+    assert [f.hypothesis.statement for f in result.findings] == ["a everywhere", "c"]
+    assert (result.remaining, result.tried, result.in_time) == (None, 3, True)
     assert (late.findings, late.remaining, late.in_time) == ((), q, False)
 
 
@@ -272,7 +272,7 @@ def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch)
     a, b = (Hypothesis(n, n, variants=((n, "*", 1),)) for n in "ab")
     answers = {frozenset({"a"}): None, frozenset({"b"}): None}
     with hypothesised(monkeypatch, {q: [a, b]}):
-        found = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
-    said = search_sentences(found, (), ("A", "B"))
-    assert said[0].startswith("B is what A becomes when a: reproduced")
-    assert said[1] == "the same results follow when b; they do not tell which it is"
+        result = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
+    sentences = search_sentences(result, (), ("A", "B"))
+    assert sentences[0].startswith("B is what A becomes when a: reproduced")
+    assert sentences[1] == "the same results follow when b; they do not tell which it is"

@@ -60,14 +60,14 @@ def failed(source, folder, *names, **fields):
 )
 def test_one_step_of_one_token_shows_the_difference(source, tmp_path, name, first, kind, tensors):
     """The plain operations compute what A did from A's tensors, and what B did from B's."""
-    done = failed(source, tmp_path, name)
-    found = reduced(done)
-    assert (found.first, found.kind) == (first, kind)
-    assert sum(key.startswith("A/") for key in found.arrays) == tensors
+    verification = failed(source, tmp_path, name)
+    reproducer = reduced(verification)
+    assert (reproducer.first, reproducer.kind) == (first, kind)
+    assert sum(key.startswith("A/") for key in reproducer.arrays) == tensors
     if kind != "attention":
-        assert found.arrays["result/A"].shape[:2] == (1, 1)
+        assert reproducer.arrays["result/A"].shape[:2] == (1, 1)
     folder = tmp_path / "reproducer"
-    printed = write_reproducer(found, folder).splitlines()
+    printed = write_reproducer(reproducer, folder).splitlines()
     distances = [[float(word) for word in line.split() if "e" in word and word[0].isdigit()]
                  for line in printed if "settings of" in line]  # fmt: skip
     (a_from_a, a_from_b), (b_from_a, b_from_b) = distances
@@ -87,9 +87,9 @@ def test_the_head_of_a_classifier_is_shown_alone(tmp_path, model):
     tensors = random_tensors(config, "classify", 0, learned=True)
     tensors["head.weight"] = tensors["head.weight"][::-1].copy()
     target = write_original(tmp_path / "b.safetensors", config, "classify", tensors)
-    found = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
-    assert (found.first, found.kind) == ("logits", "class")
-    lines = write_reproducer(found, tmp_path / "reproducer").splitlines()
+    reproducer = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
+    assert (reproducer.first, reproducer.kind) == ("logits", "class")
+    lines = write_reproducer(reproducer, tmp_path / "reproducer").splitlines()
     last = [line for line in lines if "settings of B" in line]
     assert float(last[0].split("computed, ")[1].split()[0]) < 1e-13
 
@@ -119,18 +119,18 @@ def test_a_fault_of_code_is_shown_by_what_the_tensors_compute(source, tmp_path, 
         "    return {'logits': outputs.logits, 'mask': outputs.mask}\n"
     )
     options = parse_options((f"{tmp_path / 'own.py'}:build",), dtypes=("float64",))
-    found = reduced(run_verification(source, source, TORCH, TORCH, options))
-    assert found.first == "encoder.blocks.0.mlp"
-    assert relative_error(found.arrays["result/B"], found.arrays["result/A"]) > 1e-3
+    reproducer = reduced(run_verification(source, source, TORCH, TORCH, options))
+    assert reproducer.first == "encoder.blocks.0.mlp"
+    assert relative_error(reproducer.arrays["result/B"], reproducer.arrays["result/A"]) > 1e-3
     folder = tmp_path / "reproducer"
-    printed = write_reproducer(found, folder)
+    printed = write_reproducer(reproducer, folder)
     assert "differs between" not in printed
     assert "is" not in printed.splitlines()[1].split()  # no setting differs either
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, folder / "reproduce.py", "torch"], capture_output=True, text=True,
         check=False, cwd=tmp_path,
     )  # fmt: skip
-    assert (done.returncode, done.stdout.strip()) == (1, printed.strip())
+    assert (process.returncode, process.stdout.strip()) == (1, printed.strip())
 
 
 def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
@@ -149,9 +149,9 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
 
 
 def test_what_cannot_be_shown_alone_is_said(source, tmp_path):
-    done = failed(source, tmp_path, "decoder.mask_token")
+    verification = failed(source, tmp_path, "decoder.mask_token")
     with pytest.raises(MaeConvertError, match=r"decoder\.embedding is the first result"):
-        reduced(done)
+        reduced(verification)
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="exists"):
         write_reproducer(reduced(failed(source, tmp_path, "encoder.norm.bias")), tmp_path / "there")

@@ -208,11 +208,11 @@ def test_a_rounding_that_the_record_does_not_declare_is_declared(source, tmp_pat
     path = tmp_path / "half" / "conversion.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "steps": []}))
-    planned, done = repair(source, open_checkpoint(tmp_path / "half"), tmp_path / "out", SIDES)
+    planned, result = repair(source, open_checkpoint(tmp_path / "half"), tmp_path / "out", SIDES)
     assert planned.changes == [
         "the record does not declare that tensors were rounded to float16: declared"
     ]
-    assert [step["step"] for step in done.verdict.steps] == ["dtype"]
+    assert [step["step"] for step in result.verdict.steps] == ["dtype"]
     assert open_checkpoint(tmp_path / "out").tensors["encoder.cls_token"].dtype == np.float16
 
 

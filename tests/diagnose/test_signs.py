@@ -198,26 +198,26 @@ def test_a_result_that_one_side_lacks_is_a_difference(trace, lost):
 
 
 BLAMED = {
-    "encoder.cls_token": lambda d, mask, place: np.concatenate([d[:, :1], 0 * d[:, 1:]], 1),
-    "encoder.patch_embedding.bias": lambda d, mask, place: np.concatenate(
+    "encoder.cls_token": lambda d, mask, position: np.concatenate([d[:, :1], 0 * d[:, 1:]], 1),
+    "encoder.patch_embedding.bias": lambda d, mask, position: np.concatenate(
         [0 * d[:, :1], 0 * d[:, 1:] + d[0, 0]], 1),
-    "encoder.position_embedding": lambda d, mask, place: np.concatenate(
-        [0 * d[:, :1], place[..., None] * d[0, 0]], 1),
-    "encoder.patch_embedding.weight": lambda d, mask, place: np.concatenate(
+    "encoder.position_embedding": lambda d, mask, position: np.concatenate(
+        [0 * d[:, :1], position[..., None] * d[0, 0]], 1),
+    "encoder.patch_embedding.weight": lambda d, mask, position: np.concatenate(
         [0 * d[:, :1], d[:, 1:]], 1),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("guilty", BLAMED)
-def test_the_form_of_the_first_difference_tells_which_tensor_feeds_it(trace, guilty):
+@pytest.mark.parametrize("name", BLAMED)
+def test_the_form_of_the_first_difference_tells_which_tensor_feeds_it(trace, name):
     rng = np.random.default_rng(2)
     x = trace.arrays["float64/tap/encoder.embedding"]
-    place = np.argsort(trace.arrays["ids_restore"], axis=1)[:, :KEPT] + 1.0
-    difference = BLAMED[guilty](rng.standard_normal(x.shape), trace.arrays["mask"], place)
+    position = np.argsort(trace.arrays["ids_restore"], axis=1)[:, :KEPT] + 1.0
+    difference = BLAMED[name](rng.standard_normal(x.shape), trace.arrays["mask"], position)
     b = with_results(trace, encoder__embedding=x + difference)
     names = {**trace.description["tensors"], **{n: [[1], "float32", "0"] for n in BLAMED}}
     a = replace(trace, description={**trace.description, "tensors": names})
-    assert suspects_at("encoder.embedding", {"encoder.embedding"}, a, b)[0] == guilty
+    assert suspects_at("encoder.embedding", {"encoder.embedding"}, a, b)[0] == name
 
 
 HAPPENED = {

@@ -167,10 +167,10 @@ def test_the_caveat_is_printed_and_recorded(command, tmp_path, name):
         assert f"{name}: it has {key}" in result.out
         assert " ".join(caveat.split()) in " ".join(result.out.split())
     assert len(inspected.out.splitlines()) < 40  # one screen, though many tensors are dropped
-    told = command("inspect", source, *HEADS, "--json").json["family"]
+    document = command("inspect", source, *HEADS, "--json").json["family"]
     record = json.loads((tmp_path / "m" / "conversion.json").read_text())
-    assert told == record["family"]
-    assert told == {
+    assert document == record["family"]
+    assert document == {
         "name": name, "certainty": "known", "because": f"it has {key}", "also": [], "caveat": caveat
     }  # fmt: skip
     assert set(record["dropped"]) == {*(set(shapes) - set(encoder(3, 1))), "epoch"}
@@ -294,7 +294,7 @@ class TestAudioMAE:
         source = saved(tmp_path / "x.pth", encoder(1, 512))
         options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
         result = command("convert", source, tmp_path / "y.pth", *options)
-        assert "AudioMAE (probable: by its shapes" in result.out
+        assert "AudioMAE (probable: the shapes are also those of" in result.out
         assert "if it is AudioMAE: its images are one-channel spectrograms" in result.out
 
     def test_by_its_shapes_alone_nothing_is_taken_for_granted(self, tmp_path):
@@ -340,10 +340,10 @@ DEC = {"decoder_hidden_size": 512, "decoder_num_hidden_layers": 8}
     ],
 )  # fmt: skip
 def test_shapes_make_a_family_probable_and_never_more(fields, name, also):
-    found = name_relative(None, {}, None, fields)
-    assert (found.relative.name, found.certain) == (name, False)
-    assert found.to_dict()["certainty"] == "probable"
-    assert also is None or also in found.also
+    result = name_relative(None, {}, None, fields)
+    assert (result.relative.name, result.certain) == (name, False)
+    assert result.to_dict()["certainty"] == "probable"
+    assert also is None or also in result.also
 
 
 def test_other_sizes_belong_to_no_family():
@@ -363,9 +363,9 @@ def test_other_sizes_belong_to_no_family():
     ],
 )
 def test_training_arguments_tell_a_family(arguments, name):
-    found = name_relative(None, arguments, None, sizes(512, 8, 16))
-    assert (found.relative.name, found.certain) == (name, True)
-    assert next(iter(arguments)) in found.because
+    result = name_relative(None, arguments, None, sizes(512, 8, 16))
+    assert (result.relative.name, result.certain) == (name, True)
+    assert next(iter(arguments)) in result.because
 
 
 @pytest.mark.parametrize(
@@ -419,4 +419,4 @@ def test_the_screen_says_that_shapes_make_it_only_probable(command, golden, tmp_
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
     torch.save(zeros(keys), tmp_path / "x.pth")
     result = command("inspect", tmp_path / "x.pth")
-    assert "MAE L/16 (probable: by its shapes, which RETFound (MAE), any" in result.out
+    assert "MAE L/16 (probable: the shapes are also those of RETFound (MAE), any" in result.out

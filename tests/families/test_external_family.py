@@ -92,17 +92,17 @@ assert larger.toy_positions.shape == (1, 36, 16)
 
 
 def run_commands(toy, *commands):
-    done = toy("-c", COMMANDS, json.dumps([[str(part) for part in c] for c in commands]))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = toy("-c", COMMANDS, json.dumps([[str(part) for part in c] for c in commands]))
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_another_package_adds_a_family(tmp_path, toy):
     source, other = tmp_path / "toy.pth", tmp_path / "toy.safetensors"
     written = toy("-c", WRITE, source)
     assert written.returncode == 0, written.stderr
-    told = run_commands(toy, ("inspect", source, *OPTIONS, "--json"))
-    report = json.loads(told)
+    document = run_commands(toy, ("inspect", source, *OPTIONS, "--json"))
+    report = json.loads(document)
     assert (report["model_family"], report["layout"], report["task"]) == (
         "toy",
         "original",

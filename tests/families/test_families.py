@@ -99,8 +99,8 @@ CONFIGS = {
 def test_a_configuration_names_what_no_tensor_tells(name):
     message = explain({"some.weight": (3, 3)}, CONFIGS[name])
     assert f"this is {name}" in message or f"timm's {name}" in message
-    for said in ("model_type", "architectures", "architecture"):
-        value = CONFIGS[name].get(said, "")
+    for word in ("model_type", "architectures", "architecture"):
+        value = CONFIGS[name].get(word, "")
         assert (value if isinstance(value, str) else value[0]) in message
     assert "use instead" in message
 

@@ -36,14 +36,14 @@ UNIT_ROUNDOFF = 2.0**-24
 
 
 def options(case):
-    said = json.loads((GOLDEN / case / "case.json").read_text())
-    heads = said.get("num_heads") or said["encoder_num_heads"]
-    decoder = said.get("decoder_num_heads")
-    of_pretraining = ("--decoder-num-heads", decoder, "--mask-ratio", said.get("mask_ratio"))
+    facts = json.loads((GOLDEN / case / "case.json").read_text())
+    heads = facts.get("num_heads") or facts["encoder_num_heads"]
+    decoder = facts.get("decoder_num_heads")
+    of_pretraining = ("--decoder-num-heads", decoder, "--mask-ratio", facts.get("mask_ratio"))
     return (
         *("--num-heads", heads),
         *(of_pretraining if decoder else ()),
-        *(("--source-image-size", said["img_size"]) if case.startswith("videomae") else ()),
+        *(("--source-image-size", facts["img_size"]) if case.startswith("videomae") else ()),
     )
 
 
@@ -72,9 +72,9 @@ def test_everything_is_what_the_authors_programs_compute(command, tmp_path, case
         if name in ("mask", "ids_restore"):
             np.testing.assert_array_equal(trace.arrays[name], value)
         else:
-            found = exact[name.removeprefix("taps/")]
-            assert found.dtype == np.float64
-            assert distance(found, value) <= limit, name
+            result = exact[name.removeprefix("taps/")]
+            assert result.dtype == np.float64
+            assert distance(result, value) <= limit, name
     results = {"latent": "last_hidden_state", "pred": "logits"}
     for stored in arrays:
         kind, _, name = stored.partition("/")
@@ -104,11 +104,11 @@ def test_everything_is_what_the_authors_programs_compute(command, tmp_path, case
 def test_features_without_a_mask_are_the_authors(command, tmp_path, case, framework):
     trace = traced(command, case, tmp_path, framework, "--task", "encoder", "--mask-ratio", 0)
     arrays, limit = golden(case), 1e-12 if framework == "torch" else FLOAT64_LIMIT
-    found = trace.results("float64")["last_hidden_state"]
+    result = trace.results("float64")["last_hidden_state"]
     order = np.argsort(arrays["noise"], axis=1) + 1  # the noise shuffles the patches
     shuffled = np.take_along_axis(arrays["f64/features_unmasked"][:, 1:], order[..., None] - 1, 1)
-    assert distance(found[:, :1], arrays["f64/features_unmasked"][:, :1]) <= limit
-    assert distance(found[:, 1:], shuffled) <= limit
+    assert distance(result[:, :1], arrays["f64/features_unmasked"][:, :1]) <= limit
+    assert distance(result[:, 1:], shuffled) <= limit
 
 
 @pytest.mark.parametrize("case", WHOLE)

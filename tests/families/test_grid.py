@@ -42,9 +42,9 @@ def opened(path, **flags):
     return configuration.model.image_hw, configuration.sources["image_size"]
 
 
-@pytest.mark.parametrize("said", [[16, 64], (16, 64), "16,64", "[16, 64]"])
-def test_training_arguments_give_a_rectangular_image_which_the_table_confirms(written, said):
-    size, source = opened(written((2, 8), input_size=said, patch_size=[8, 8]))
+@pytest.mark.parametrize("message", [[16, 64], (16, 64), "16,64", "[16, 64]"])
+def test_training_arguments_give_a_rectangular_image_which_the_table_confirms(written, message):
+    size, source = opened(written((2, 8), input_size=message, patch_size=[8, 8]))
     assert size == (16, 64)
     assert source == "training arguments, confirmed by the fixed position table of the encoder"
 
@@ -81,9 +81,9 @@ def test_what_contradicts_itself_is_refused_by_both_names_and_an_option_decides(
     written, made, sentence
 ):
     path = written(**made)
-    with pytest.raises(ConfigurationError, match=sentence) as said:
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
         open_checkpoint(path, FLAGS)
-    assert "source_image_size=" in str(said.value)
+    assert "source_image_size=" in str(raised.value)
     assert opened(path, image_size=(64, 16)) == ((64, 16), "option source_image_size")
 
 

@@ -29,14 +29,14 @@ def work(case, tmp_path_factory):
         target = folder / f"{task}.weights.h5"
         execute(plan_conversion(source, target, "keras-hub", task=task))
     np.save(folder / "images.npy", golden.arrays["imgs"])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, WORKER, folder],
         env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
     with np.load(folder / "outputs.npz") as archive:
         return folder, source, golden.arrays, dict(archive)
 

@@ -68,8 +68,8 @@ def test_the_epsilon_of_terratorch_and_missing_bands_are_told_of(command, tmp_pa
     path = GOLDEN / "prithvi_v2_tiny" / "checkpoint.pth"
     result = command("inspect", path, *OPTIONS, "--json")
     assert any("TerraTorch has 1e-5" in line for line in result.json["odd"])
-    told = command("inspect", path, *OPTIONS, "--layer-norm-eps", 1e-5, "--json")
-    assert not any("TerraTorch" in line for line in told.json["odd"])
+    document = command("inspect", path, *OPTIONS, "--layer-norm-eps", 1e-5, "--json")
+    assert not any("TerraTorch" in line for line in document.json["odd"])
     stored = open_checkpoint(path, PRITHVI).container.tensors
     arrays = {n: t.load() for n, t in stored.items() if n.startswith("encoder.")}
     arrays = {n.removeprefix("encoder."): a for n, a in arrays.items()}
@@ -110,6 +110,6 @@ def test_encoders_of_sentinel_images_are_named_by_their_shapes(bands, task, name
         "num_channels": bands, "decoder_hidden_size": 512, "decoder_num_hidden_layers": 8,
         "task": task,
     }  # fmt: skip
-    found = name_relative(None, {}, None, fields)
-    assert name in (found.relative.name, *found.also)
-    assert "Sentinel" in found.relative.caveat
+    result = name_relative(None, {}, None, fields)
+    assert name in (result.relative.name, *result.also)
+    assert "Sentinel" in result.relative.caveat

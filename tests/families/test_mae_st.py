@@ -104,9 +104,9 @@ def test_every_option_goes_there_and_back(tmp_path, model):
         folder.mkdir()
         there = open_checkpoint(converted(source, layout, folder))
         execute(plan_conversion(there, folder / "back.safetensors", "original"))
-        found = load_file(folder / "back.safetensors")
-        assert set(found) == set(arrays)
-        assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+        tensors_back = load_file(folder / "back.safetensors")
+        assert set(tensors_back) == set(arrays)
+        assert all(np.array_equal(tensors_back[name], arrays[name]) for name in arrays)
 
 
 def test_an_encoder_is_taken_out_of_a_pretraining_model(tmp_path):
@@ -116,10 +116,10 @@ def test_an_encoder_is_taken_out_of_a_pretraining_model(tmp_path):
 
 
 def test_what_no_tensor_gives_is_told_asked_for_or_refused(tmp_path):
-    told = inspect(original(PRETRAIN))
-    assert told["config"]["pred_t_dim"] == 4
-    assert told["assumed"]["num_frames"]["source"] == "the tensors' shapes"
-    assert told["assumed"]["image_size"]["source"] == "square grid"
+    report = inspect(original(PRETRAIN))
+    assert report["config"]["pred_t_dim"] == 4
+    assert report["assumed"]["num_frames"]["source"] == "the tensors' shapes"
+    assert report["assumed"]["image_size"]["source"] == "square grid"
     with pytest.raises(ConfigurationError, match="num_heads"):
         open_checkpoint(GOLDEN / PRETRAIN / "checkpoint.pth")
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3, image_size=40)

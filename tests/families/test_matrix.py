@@ -69,7 +69,7 @@ def test_pairs_are_bit_exact_there_and_back_or_refused_with_a_reason(tmp_path, n
             target = target_for(layout, tmp_path)
             execute(plan_conversion(original, target, layout))
             sources[layout] = open_checkpoint(target)
-    done = []
+    pairs = []
     for number, (source, layout) in enumerate(chosen_pairs(sources, every), start=1):
         target = target_for(layout, tmp_path, number)
         if layout not in sources:
@@ -85,8 +85,8 @@ def test_pairs_are_bit_exact_there_and_back_or_refused_with_a_reason(tmp_path, n
         fingerprints = {report["fingerprint"], report["source"]["fingerprint"]}
         fingerprints.add(str(checkpoint_fingerprint(again)))
         assert fingerprints == {str(checkpoint_fingerprint(original))}, (source, layout)
-        done.append((source, layout))
+        pairs.append((source, layout))
     with capsys.disabled():
-        print(f"\n{name}: {len(done)} pairs of {len(sources)} layouts, bit-exact")
+        print(f"\n{name}: {len(pairs)} pairs of {len(sources)} layouts, bit-exact")
     expected = len(sources) ** 2 if every else min(2, len(sources)) * len(sources)
-    assert len(done) == len(set(done)) == expected
+    assert len(pairs) == len(set(pairs)) == expected

@@ -16,9 +16,9 @@ from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.reference_results_videos import (
-    PUBLISHED_VIDEOS,
-    PublishedVideoTruth,
-    check_published_video,
+    VIDEO_REFERENCE_RESULTS,
+    VideoReferenceResult,
+    compare_video_with_reference,
 )
 
 VIDEOS = ("videomae", "mae_st", "prithvi")
@@ -36,8 +36,8 @@ def test_every_published_model_has_a_licence_and_an_address():
         assert official.md5 is None or re.fullmatch("[0-9a-f]{6}", official.md5)
     addresses = [official.where for _, official in PUBLISHED]
     assert len(set(addresses)) == len(addresses)
-    found = {o.file: o.md5 for n, o in PUBLISHED if n == "mae_st"}
-    assert found == {
+    checksums = {o.file: o.md5 for n, o in PUBLISHED if n == "mae_st"}
+    assert checksums == {
         f"mae_pretrain_vit_{size}_k{data}.pth": md5
         for size, hashes in MD5.items()
         for data, md5 in zip((400, 600, 700), hashes, strict=True)
@@ -68,10 +68,10 @@ def test_files_with_the_shapes_of_a_published_one_are_candidates():
 
 
 def test_the_catalog_lists_them(command):
-    shown, told = command("catalog"), command("catalog", "--json")
+    shown, document = command("catalog"), command("catalog", "--json")
     for _, official in PUBLISHED:
         assert official.where in shown.out
-    rows = {row["where"]: row for row in told.json["further"]}
+    rows = {row["where"]: row for row in document.json["further"]}
     assert rows.keys() == {official.where for _, official in PUBLISHED}
     base = rows["hf://MCG-NJU/videomae-base"]
     assert (base["parameters"], base["license"]) == (94_210_944, "cc-by-nc-4.0")
@@ -97,19 +97,23 @@ def test_a_published_result_of_a_classifier_of_videos_is_compared(tmp_path):
             module.eps = 1e-5 if name == "fc_norm" else 1e-12
     with torch.no_grad():
         logits = model(torch.from_numpy(np.stack(prepared, axis=1)[None])).logits[0, :3].tolist()
-    truth = PublishedVideoTruth("stand-in", (tuple(logits),), image_size=32)
-    result = check_published_video(checkpoint, truth, tmp_path / "clip.npy", None, Side("torch"))
+    reference = VideoReferenceResult("stand-in", (tuple(logits),), image_size=32)
+    result = compare_video_with_reference(
+        checkpoint, reference, tmp_path / "clip.npy", None, Side("torch")
+    )
     assert result.passed, result.share
-    wrong = replace(truth, corner=((logits[0] + 2e-4, *logits[1:]),))
-    assert not check_published_video(
+    wrong = replace(reference, corner=((logits[0] + 2e-4, *logits[1:]),))
+    assert not compare_video_with_reference(
         checkpoint, wrong, tmp_path / "clip.npy", None, Side("torch")
     ).passed
     np.save(tmp_path / "clip.npy", frames[:4])
     with pytest.raises(CheckpointError, match="16 frames"):
-        check_published_video(checkpoint, truth, tmp_path / "clip.npy", None, Side("torch"))
+        compare_video_with_reference(
+            checkpoint, reference, tmp_path / "clip.npy", None, Side("torch")
+        )
     other = open_checkpoint(GOLDEN / "mae_st_finetune_tiny" / "checkpoint.pth", Flags(4))
     with pytest.raises(MaeConvertError, match="family mae_st"):
-        check_published_video(other, truth, tmp_path / "clip.npy", None, Side("torch"))
+        compare_video_with_reference(other, reference, tmp_path / "clip.npy", None, Side("torch"))
 
 
 @pytest.mark.usefixtures("forked_children")
@@ -129,19 +133,21 @@ def test_a_published_result_of_a_pretraining_model_is_compared(tmp_path):
     pixels = torch.from_numpy((frames.transpose(3, 0, 1, 2)[None] / 255 - 0.5) / 0.5)
     with torch.no_grad():
         corner = model(pixels, mask.float()).logits[0, :3, :3].tolist()
-    truth = PublishedVideoTruth("stand-in", tuple(map(tuple, corner)), "pretrain", image_size=32)
+    reference = VideoReferenceResult(
+        "stand-in", tuple(map(tuple, corner)), "pretrain", image_size=32
+    )
     files = (tmp_path / "clip.npy", tmp_path / "mask.pt")
-    result = check_published_video(checkpoint, truth, *files, Side("torch"))
+    result = compare_video_with_reference(checkpoint, reference, *files, Side("torch"))
     assert result.passed, result.share
     torch.save(~mask, tmp_path / "mask.pt")
-    with pytest.raises(CheckpointError, match="128 patches that hides 96"):
-        check_published_video(checkpoint, truth, *files, Side("torch"))
+    with pytest.raises(CheckpointError, match="128 patches that removes 96"):
+        compare_video_with_reference(checkpoint, reference, *files, Side("torch"))
 
 
 def test_published_results_are_of_models_of_the_catalog(command):
     addresses = {official.where for name, official in PUBLISHED if name == "videomae"}
-    assert len(PUBLISHED_VIDEOS) == 13
-    assert {truth.source for truth in PUBLISHED_VIDEOS.values()} <= addresses
+    assert len(VIDEO_REFERENCE_RESULTS) == 13
+    assert {reference.source for reference in VIDEO_REFERENCE_RESULTS.values()} <= addresses
     result = command("verify", "--published", "MCG-NJU/videomae-nothing")
     assert result.status == 2
     assert "MCG-NJU/videomae-base-finetuned-ssv2" in result.err
@@ -155,10 +161,12 @@ def test_published_results_are_found_by_the_address_of_the_model_too(command, mo
         raise MaeConvertError("stopped")
 
     monkeypatch.setattr("mae_convert.sources.official_download.get_array", lambda _: None)
-    monkeypatch.setattr("mae_convert.verify.reference_results_videos.check_published_video", stop)
+    monkeypatch.setattr(
+        "mae_convert.verify.reference_results_videos.compare_video_with_reference", stop
+    )
     model = GOLDEN / "videomae_pretrain_tiny_v4"
     for name in ("MCG-NJU/videomae-base", "hf://MCG-NJU/videomae-base"):
         assert command("verify", "--published", name, model).status == 2
     assert names == ["hf://MCG-NJU/videomae-base"] * 2
-    told = command("catalog").out
-    assert told.count("reference results (verify --published)") == 13
+    output = command("catalog").out
+    assert output.count("reference results (verify --published)") == 13

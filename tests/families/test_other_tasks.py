@@ -71,5 +71,5 @@ def test_advice_to_run_natively_is_about_the_family(command, tmp_path):
     assert command("convert", source, target, "--to", "transformers").status == 0
     torch_too = ("--framework-a", "torch", "--framework-b", "torch")
     result = command("verify", source, target, "--quick", *torch_too)
-    assert "run A by transformers, which reads transformers by itself" in result.out
+    assert "run A with transformers, which loads transformers natively" in result.out
     assert "tensorflow" not in result.out

@@ -43,11 +43,11 @@ SUFFIX = {"facebook": ".pth", "keras": ".weights.h5", "keras-hub": ".weights.h5"
 def by_torch(embedding, grid, new_grid):
     """What the original's fine-tuning code computes, on (1, 1 + L, width), in float64."""
     tokens = torch.from_numpy(embedding.astype(np.float64))
-    picture = tokens[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    picture = torch.nn.functional.interpolate(
-        picture, size=new_grid, mode="bicubic", align_corners=False
+    image = tokens[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    image = torch.nn.functional.interpolate(
+        image, size=new_grid, mode="bicubic", align_corners=False
     )
-    return torch.cat([tokens[:, :1], picture.permute(0, 2, 3, 1).flatten(1, 2)], dim=1).numpy()
+    return torch.cat([tokens[:, :1], image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1).numpy()
 
 
 def random_embedding(grid, width=10, dtype=np.float64):
@@ -86,9 +86,9 @@ def test_resampling_with_aligned_corners_is_that_of_pytorch_at_each_time(grid, n
     ).permute(0, 2, 3, 1)
     expected = np.concatenate([embedding[0, :1], images.reshape(-1, embedding.shape[-1])])[None]
     tensor = LazyTensor.from_array("p", embedding.astype(np.float64))
-    found = resampled(tensor, grid, new_grid, PositionTable(times=3), CORNERS_ALIGNED)
-    assert found.shape == found.load().shape == expected.shape
-    assert distance(found.load(), expected) < FLOAT64_LIMIT
+    result = resampled(tensor, grid, new_grid, PositionTable(times=3), CORNERS_ALIGNED)
+    assert result.shape == result.load().shape == expected.shape
+    assert distance(result.load(), expected) < FLOAT64_LIMIT
     independent = resampled_positions(embedding, grid, new_grid, aligned=True)
     assert distance(independent, expected) < FLOAT64_LIMIT
     without_class = resampled_positions(embedding[:, 1:], grid, new_grid, 0, aligned=True)
@@ -96,8 +96,8 @@ def test_resampling_with_aligned_corners_is_that_of_pytorch_at_each_time(grid, n
 
 
 def test_resampling_to_the_same_grid_changes_no_bit():
-    picture = np.random.default_rng(0).standard_normal((5, 3, 4))
-    assert bicubic(picture, (5, 3)).tobytes() == picture.tobytes()
+    image = np.random.default_rng(0).standard_normal((5, 3, 4))
+    assert bicubic(image, (5, 3)).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -138,8 +138,8 @@ def test_encoder_and_decoder_are_resampled_alike_for_every_target(pretrain, tmp_
             back = open_checkpoint(target)
             assert back.configuration.model.image_hw == size
             for name in POSITION_EMBEDDINGS[: 1 + (task == "pretrain")]:
-                found = back.tensors[name].load()
-                assert distance(found, expected[name]) < FLOAT32_LIMIT, (layout, name)
+                result = back.tensors[name].load()
+                assert distance(result, expected[name]) < FLOAT32_LIMIT, (layout, name)
             written += 1
     assert written >= 8
 
@@ -245,16 +245,16 @@ class TestCommandLine:
     )
     def test_sizes_that_cannot_be_are_refused(self, command, case, tmp_path, options, words):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
-        wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
-        result = command(*wanted, *options)
+        expected = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
+        result = command(*expected, *options)
         assert result.status == 2
         assert words in result.err
         assert list(tmp_path.iterdir()) == []
 
     def test_the_step_is_said_and_kept(self, command, case, tmp_path):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
-        wanted = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
-        result = command(*wanted, "--image-size", "48")
+        expected = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
+        result = command(*expected, "--image-size", "48")
         assert result.status == 0, result.err
         assert "image_size: 32 x 32 to 48 x 48, positions bicubic" in result.out
         assert "cannot be undone" in result.out

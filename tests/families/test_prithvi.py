@@ -57,9 +57,9 @@ def test_a_golden_model_goes_there_and_back_bit_for_bit(tmp_path, name, layout):
 def test_prefixes_are_taken_off(tmp_path, prefix):
     tensors = {n: t.load() for n, t in original("prithvi_v1_tiny").container.tensors.items()}
     save_file({prefix + name: array for name, array in tensors.items()}, tmp_path / "a.safetensors")
-    found = open_checkpoint(tmp_path / "a.safetensors", FLAGS)
-    assert (found.family.name, found.task) == ("prithvi", "pretrain")
-    assert diff(original("prithvi_v1_tiny"), found).tensors == ()
+    result = open_checkpoint(tmp_path / "a.safetensors", FLAGS)
+    assert (result.family.name, result.task) == ("prithvi", "pretrain")
+    assert diff(original("prithvi_v1_tiny"), result).tensors == ()
 
 
 def test_size_and_frames_are_those_of_the_fixed_table():
@@ -92,11 +92,11 @@ def test_a_rounded_table_gives_size_and_frames(tmp_path, dtype):
 def test_size_and_frames_of_another_table_are_not_guessed(command, tmp_path):
     path, arrays = tmp_path / "trained.safetensors", arrays_of(CASES[2])
     save_file({**arrays, "encoder.pos_embed": arrays["encoder.pos_embed"] * 1.5}, path)
-    told = command("inspect", path).out  # 64 patches: 4 x 4 of 4 times, or 8 x 8 of one
-    assert "specify it with --source-num-frames (64 patches in all)" in told
+    report = command("inspect", path).out  # 64 patches: 4 x 4 of 4 times, or 8 x 8 of one
+    assert "specify it with --source-num-frames (64 patches in all)" in report
     for options in (("--source-num-frames", 4), ("--source-image-size", 32)):
-        told = command("inspect", path, *options).out
-        assert "4 frames of 32 x 32" in told
+        report = command("inspect", path, *options).out
+        assert "4 frames of 32 x 32" in report
 
 
 def test_pixel_statistics_are_those_of_the_version():
@@ -154,8 +154,8 @@ def test_drawn_inputs_have_the_coordinates_that_a_model_embeds():
         source = original(name)
         model = source.configuration.model
         inputs = random_inputs(source.family, model, batch=3, seed=5)
-        found = {n: a.shape for n, a in inputs.items() if n.endswith("_coords")}
-        assert found == shapes
+        result = {n: a.shape for n, a in inputs.items() if n.endswith("_coords")}
+        assert result == shapes
         assert all(array.dtype == np.float32 for array in inputs.values())
     years, days = inputs["temporal_coords"][..., 0], inputs["temporal_coords"][..., 1]
     assert (years >= 2015).all()

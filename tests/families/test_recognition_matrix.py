@@ -37,14 +37,14 @@ def files():
 
 def accepting(shapes):
     """Return the families of which a layout fits names and shapes."""
-    found = set()
+    layouts = set()
     for name in families():
         try:
             recognise(shapes, explain=False, family=name)
         except (LayoutError, ConfigurationError):
             continue
-        found.add(name)
-    return found
+        layouts.add(name)
+    return layouts
 
 
 @pytest.mark.parametrize(("path", "family"), list(files()))

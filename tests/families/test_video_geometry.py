@@ -134,11 +134,11 @@ def test_load_model_takes_other_sizes_and_frames():
 def test_what_makes_no_sense_is_refused_in_one_sentence(command, tmp_path):
     flags = ("--num-heads", 4, "--decoder-num-heads", 3)
     for case, options, message in (
-        (MAE_ST, ("--num-frames", 16), "learned positions in time"),
+        (MAE_ST, ("--num-frames", 16), "learned temporal positions"),
         (MAE_ST, ("--image-size", 48, "--sincos-positions"), "learned positions"),
         (VIDEOMAE, ("--num-frames", 5), "patches are 2 frames long; choose 4 or 6"),
         (PRITHVI, ("--image-size", 50), "do not divide"),
-        ("pretrain_tiny", ("--num-frames", 4), "takes images"),
+        ("pretrain_tiny", ("--num-frames", 4), "is for images"),
     ):
         path = GOLDEN / case / "checkpoint.pth"
         size = ("--source-image-size", 32) if case == VIDEOMAE else ()

@@ -150,9 +150,9 @@ def test_every_option_goes_there_and_back_or_is_refused_with_a_reason(tmp_path, 
         there = open_checkpoint(converted(source, layout, folder))
         back = folder / "back.safetensors"
         execute(plan_conversion(there, back, "original"))
-        found = load_file(back)
-        assert list(found) == list(arrays) or set(found) == set(arrays)
-        assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+        tensors_back = load_file(back)
+        assert list(tensors_back) == list(arrays) or set(tensors_back) == set(arrays)
+        assert all(np.array_equal(tensors_back[name], arrays[name]) for name in arrays)
 
 
 def test_an_encoder_is_taken_out_of_a_pretraining_model_and_of_a_classifier(tmp_path):
@@ -206,9 +206,9 @@ def test_random_noise_hides_the_same_places_at_all_times():
     config = VideoMAEConfig(**SMALL)
     noise = random_inputs(VIDEOMAE, config, batch=3)["noise"]
     assert all(len(set(row)) == config.num_patches for row in noise.tolist())
-    kept = np.argsort(noise, axis=1)[:, : config.num_kept]
+    visible = np.argsort(noise, axis=1)[:, : config.num_kept]
     time, rows, columns = config.grid_shape
-    for row in kept:
+    for row in visible:
         by_time = [set(row[row // (rows * columns) == t] % (rows * columns)) for t in range(time)]
         assert all(places == by_time[0] for places in by_time)
 
@@ -222,8 +222,8 @@ def test_the_epsilon_that_transformers_cannot_hold_is_told_and_recorded(run, tmp
     assert "1e-05 in the decoder's final norm" in " ".join(result.out.split())
     record = json.loads((target / "conversion.json").read_text())
     assert len(record["differences"]) == 1
-    told = inspect(open_checkpoint(target))["differences"]
-    assert told == record["differences"]
+    report = inspect(open_checkpoint(target))["differences"]
+    assert report == record["differences"]
     classifier = inspect(open_checkpoint(GOLDEN / f"{FINE_TUNED}_v5"))["differences"]
     assert "fc_norm" in classifier[0]
     assert inspect(original(PRETRAIN))["differences"] == []
@@ -380,6 +380,8 @@ def test_transformers_loads_what_is_written(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         target = converted(original(name), "transformers", folder)
-        model, told = kind.from_pretrained(target, output_loading_info=True)
-        assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        model, loading_info = kind.from_pretrained(target, output_loading_info=True)
+        assert not any(
+            loading_info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
         assert model.config.layer_norm_eps == 1e-6

@@ -19,7 +19,7 @@ import pytest
 
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files import atomic
-from mae_convert.files.atomic import Place, check_target, staged
+from mae_convert.files.atomic import Destination, check_target, staged
 from mae_convert.formats import LazyTensor, open_container, write_directory, write_file
 from mae_convert.formats import output_file as draft
 
@@ -345,7 +345,7 @@ def test_signals_that_are_ignored_from_the_commit_on_stay_ignored(tmp_path: Path
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
     try:
-        with staged(Place(tmp_path / "x"), on_commit=on_commit) as (output,):
+        with staged(Destination(tmp_path / "x"), on_commit=on_commit) as (output,):
             output.path.write_text("new")
         assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN
     finally:

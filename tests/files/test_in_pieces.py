@@ -38,11 +38,11 @@ def test_statistics_of_pieces_are_those_of_the_whole() -> None:
     values[[5, 17, 9_000]] = np.nan, np.inf, 0
     finite = values[np.isfinite(values)]
     for count in (1, 7, 100):
-        found = statistics(np.array_split(values, count))
-        assert (found["not_finite"], found["zeros"]) == (2, 1)
-        assert (found["min"], found["max"]) == (finite.min(), finite.max())
-        assert found["mean"] == pytest.approx(finite.mean(), rel=1e-13)
-        assert found["std"] == pytest.approx(finite.std(), rel=1e-13)
+        result = statistics(np.array_split(values, count))
+        assert (result["not_finite"], result["zeros"]) == (2, 1)
+        assert (result["min"], result["max"]) == (finite.min(), finite.max())
+        assert result["mean"] == pytest.approx(finite.mean(), rel=1e-13)
+        assert result["std"] == pytest.approx(finite.std(), rel=1e-13)
     nothing = statistics([np.array([np.nan])])
     assert (nothing["not_finite"], nothing["mean"], nothing["std"]) == (1, 0.0, 0.0)
 
@@ -83,18 +83,18 @@ def test_the_rounding_that_is_recorded_is_that_of_each_tensor(tmp_path: Path, pl
 def test_each_tensor_is_read_once_to_write_it_and_once_to_compare(
     tmp_path: Path, plain, monkeypatch
 ) -> None:
-    done = []
+    read_names = []
     read = ByteFile.read_into
 
     def counted(file: ByteFile, buffer: memoryview, offset: int) -> None:
         if file.path == plain.path:
-            done.append(len(buffer))
+            read_names.append(len(buffer))
         read(file, buffer, offset)
 
     monkeypatch.setattr(ByteFile, "read_into", counted)
     execute(plan_conversion(plain, tmp_path / "x.pth", "facebook", dtype="float16"))
     held = sum(tensor.nbytes for tensor in plain.container.tensors.values())
-    assert sum(done) <= plain.path.stat().st_size + 2 * held  # hashed, written, compared
+    assert sum(read_names) <= plain.path.stat().st_size + 2 * held  # hashed, written, compared
 
 
 def test_a_file_is_hashed_once_for_all_targets(tmp_path: Path, plain, monkeypatch) -> None:

@@ -82,10 +82,10 @@ def test_an_image_that_is_a_pipe_does_not_hang_a_command(tmp_path, case):
         *("reconstruct", source.checkpoint, tmp_path / "x.png", "-o", tmp_path / "o.png"),
         *("--framework", "torch", "--num-heads", 4, "--decoder-num-heads", 3),
     ]
-    done = run(call)
-    assert done.returncode == 2
+    result = run(call)
+    assert result.returncode == 2
     assert (
-        done.stderr
+        result.stderr
         == f"mae-convert: {tmp_path}/x.png is a named pipe and not a regular file; name a file\n"
     )
 
@@ -141,9 +141,9 @@ def test_a_command_prints_one_line_on_a_damaged_image(tmp_path, case):
     (tmp_path / "images" / "x.tif").write_bytes(tiff(tags=[(33432, 2, 1000, 10**6)]))
     case = case("encoder_tiny")
     call = ["features", case.checkpoint, tmp_path / "images", "-o", tmp_path / "o.npz"]
-    done = run([*call, "--framework", "torch", "--num-heads", case.facts["num_heads"]])
-    assert done.returncode == 0
-    (line,) = done.stderr.splitlines()
+    result = run([*call, "--framework", "torch", "--num-heads", case.facts["num_heads"]])
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"note: {tmp_path}/images/x.tif was read, but may be corrupt (T")
 
 
@@ -158,7 +158,7 @@ def animated(kind):
 def test_of_several_images_in_a_file_the_first_is_used_and_that_is_said(tmp_path, kind):
     path = tmp_path / "x"
     path.write_bytes(animated(kind))
-    with pytest.warns(ImageWarning, match="x holds several images; the first is used"):
+    with pytest.warns(ImageWarning, match="x has several images; the first is used"):
         red, _, blue = open_image(path).convert("RGB").getpixel((3, 3))
     assert (red > 240, blue < 20) == (True, True)
 
@@ -218,10 +218,10 @@ def test_a_folder_of_images_does_not_pass_over_a_pipe_or_a_broken_link(tmp_path)
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "gone")
     (tmp_path / "d.png").mkdir()
-    found = images_in(tmp_path)
-    assert [path.name for path in found] == ["a.png", "b.png", "c.png"]
+    result = images_in(tmp_path)
+    assert [path.name for path in result] == ["a.png", "b.png", "c.png"]
     with pytest.raises(MaeConvertError, match=r"b\.png is a named pipe .* \(and 1 more like it\)"):
-        check_images(found)
+        check_images(result)
 
 
 # --- .npz inputs ---
@@ -275,8 +275,8 @@ def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
         load_inputs(path, MAE, MODEL)
 
 
-@pytest.mark.parametrize("place", ["trace", "certificate"])
-def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path, place):
+@pytest.mark.parametrize("location", ["trace", "certificate"])
+def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path, location):
     """The reader of safetensors would wait in native code, where no signal ends it."""
     from mae_convert.runtime.trace import Trace
     from mae_convert.verify.certificate import Certificate, read_source
@@ -287,6 +287,6 @@ def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path,
     ends = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
     try:
         with pytest.raises(MaeConvertError, match="a named pipe"):
-            Trace.load(pipe) if place == "trace" else read_source(Certificate(tmp_path, {}))
+            Trace.load(pipe) if location == "trace" else read_source(Certificate(tmp_path, {}))
     finally:
         os.close(ends)

@@ -37,9 +37,9 @@ def test_plain_data_have_no_half_of_a_character():
 )  # fmt: skip
 def test_a_file_whose_name_is_not_utf8_is_converted(checkpoint, tmp_path, command, layout, target):
     flags = ("--num-heads", 4, "--decoder-num-heads", 3)
-    done = command("convert", checkpoint, tmp_path / target, "--to", layout, *flags)
-    assert (done.status, done.err) == (0, "")
-    assert SHOWN in done.out
+    result = command("convert", checkpoint, tmp_path / target, "--to", layout, *flags)
+    assert (result.status, result.err) == (0, "")
+    assert SHOWN in result.out
     if target == "out":
         record = json.loads((tmp_path / target / "conversion.json").read_text())
         assert record["source"]["name"] == SHOWN

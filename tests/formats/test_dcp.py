@@ -152,10 +152,10 @@ def test_nothing_of_torch_is_imported(one: Path) -> None:
         f"print([t.load().shape for t in open_container({str(one)!r}).tensors.values()])\n"
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["[(3, 4), (3,), (), (0, 3)]", "False"]
+    assert process.stdout.splitlines() == ["[(3, 4), (3,), (), (0, 3)]", "False"]
 
 
 def weight(metadata):
@@ -169,11 +169,11 @@ def in_chunks(*blocks):
         entry = weight(metadata)
         whole = entry.chunks[0]
         index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
-        place = metadata.storage_data.pop(index)
+        storage = metadata.storage_data.pop(index)
         chunks = []
         for offsets, sizes in blocks:
             chunks.append(replace(whole, offsets=torch.Size(offsets), sizes=torch.Size(sizes)))
-            metadata.storage_data[type(index)("model.a.weight", offsets)] = copy.copy(place)
+            metadata.storage_data[type(index)("model.a.weight", offsets)] = copy.copy(storage)
         entry.chunks[:] = chunks
 
     return spoil

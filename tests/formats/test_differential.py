@@ -119,8 +119,8 @@ def test_damaged_files_are_never_read_in_two_ways(tmp_path: Path, zipped: bool) 
         damaged = whole.copy()
         damaged[random.integers(0, len(whole), 2)] = random.integers(0, 256, 2)
         (tmp_path / "damaged.pth").write_bytes(damaged.tobytes())
-        if (found := ours(tmp_path / "damaged.pth")) is not None:
+        if (result := ours(tmp_path / "damaged.pth")) is not None:
             expected = theirs(tmp_path / "damaged.pth")
-            assert expected in (None, found)
+            assert expected in (None, result)
             both += expected is not None
     assert both > 20

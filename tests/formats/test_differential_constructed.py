@@ -69,13 +69,13 @@ def by_h5py(path: Path) -> Bits | None:
 
 def agree(path: Path, read: Callable[[Path], Bits | None]) -> bool:
     """Require that ours refuses, or reads what the library reads; return whether both have read."""
-    found = ours(path)
-    if found is None:
+    result = ours(path)
+    if result is None:
         return False
     expected = read(path)
     if expected is None:
         return False
-    assert {name: expected[name] for name in found} == found
+    assert {name: expected[name] for name in result} == result
     return True
 
 
@@ -352,14 +352,14 @@ def test_headers_put_together_anew(tmp_path: Path, count: int) -> None:
     data = np.random.default_rng(0).bytes(24)
     for _ in range(count):
         parts = []
-        for number, place in enumerate((0, 8, 16)[: random.integers(1, 4)]):
+        for number, begin in enumerate((0, 8, 16)[: random.integers(1, 4)]):
             dtype = one('"F32"', '"I64"', '"BF16"', '"BOOL"', '"f32"', "1")
             shape = one(
                 "[2]", "[2,1]", "[1,2]", "[0]", "[]", "[1]", "[8]", "[-2]", "[2.0]", "[true]"
             )
             ends = one(
-                f"{place},{place + 8}", f"{place}.0,{place + 8}", f"0,{place + 8}", "0,8",
-                f"{place},{place + 4}", f"{place},{place}",
+                f"{begin},{begin + 8}", f"{begin}.0,{begin + 8}", f"0,{begin + 8}", "0,8",
+                f"{begin},{begin + 4}", f"{begin},{begin}",
             )  # fmt: skip
             fields = [f'"dtype":{dtype}', f'"shape":{shape}', f'"data_offsets":[{ends}]']
             fields += [one("", '"x":0', '"dtype":"F32"', '"x":null')]

@@ -161,9 +161,9 @@ def test_a_file_that_ends_early(tmp_path: Path, end: int) -> None:
 def test_a_chunk_that_was_damaged_is_found_when_it_is_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         created = file.create_dataset("a", data=np.arange(1000.0), chunks=(100,), compression=9)
-        place = created.id.get_chunk_info(3).byte_offset
+        offset = created.id.get_chunk_info(3).byte_offset
     with (tmp_path / "x.h5").open("r+b") as stream:
-        stream.seek(place + 20)
+        stream.seek(offset + 20)
         stream.write(b"\xff" * 20)
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
         open_container(tmp_path / "x.h5").tensors["a"].load()

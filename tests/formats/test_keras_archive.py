@@ -39,14 +39,14 @@ def work(case, tmp_path_factory):
     for name, (golden, dtype) in CASES.items():
         source = open_checkpoint(case(golden).checkpoint, FLAGS)
         execute(plan_conversion(source, folder / f"{name}.keras", "keras", dtype=dtype))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, WORKER, folder],
         env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
     return folder
 
 
@@ -72,9 +72,9 @@ def packed(path, contents, compression=zipfile.ZIP_STORED):
 def with_config(path, **changes):
     """Write an archive again with fields of the model's configuration changed."""
     contents = members(path)
-    stated = json.loads(contents[CONFIG])
-    stated["config"]["config"] |= changes
-    return packed(path, {**contents, CONFIG: json.dumps(stated)})
+    config = json.loads(contents[CONFIG])
+    config["config"]["config"] |= changes
+    return packed(path, {**contents, CONFIG: json.dumps(config)})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,13 +161,13 @@ def test_mixed_dtypes_get_a_model_that_holds_them_all(case, tmp_path):
     wide = LazyTensor.from_array(wide.name, wide.load().astype(np.float64))
     source = replace(source, tensors={**source.tensors, wide.name: wide})
     execute(plan_conversion(source, tmp_path / "m.keras", "keras"))
-    stated = json.loads(members(tmp_path / "m.keras")[CONFIG])
-    assert stated["config"]["dtype"]["config"] == {"name": "float64"}
+    config = json.loads(members(tmp_path / "m.keras")[CONFIG])
+    assert config["config"]["dtype"]["config"] == {"name": "float64"}
 
 
 def foreign(contents):
-    stated = {**json.loads(contents[CONFIG]), "registered_name": "acme>Transformer"}
-    return {**contents, CONFIG: json.dumps({**stated, "class_name": "Transformer"})}
+    config = {**json.loads(contents[CONFIG]), "registered_name": "acme>Transformer"}
+    return {**contents, CONFIG: json.dumps({**config, "class_name": "Transformer"})}
 
 
 SPOILT = {
@@ -195,9 +195,9 @@ SPOILT = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_archive_is_one_sentence(command, archive, name):
-    spoil, said = SPOILT[name]
+    spoil, message = SPOILT[name]
     packed(archive, spoil(members(archive)))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(archive)
     result = command("inspect", archive)
     assert (result.status, result.out) == (2, "")
@@ -211,8 +211,8 @@ def test_what_is_small_in_the_archive_and_huge_unpacked_is_not_unpacked(archive,
     contents[bomb] = b'{"a":' + b" " * (1 << 25)
     packed(archive, contents, zipfile.ZIP_DEFLATED)
     assert archive.stat().st_size < 1 << 20
-    said = "compressed" if what == "weights" else "would have 33554437 bytes"
-    with pytest.raises(CheckpointError, match=said):
+    message = "compressed" if what == "weights" else "would have 33554437 bytes"
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(archive)
 
 
@@ -232,8 +232,8 @@ def test_an_archive_that_was_unpacked_is_the_same_model(archive, tmp_path):
 @pytest.mark.parametrize("spoil", [None, [], {"config": 3}, {}])
 def test_a_configuration_of_no_known_form_is_one_sentence(archive, spoil):
     contents = members(archive)
-    stated = {**json.loads(contents[CONFIG]), "config": spoil}
-    packed(archive, {**contents, CONFIG: json.dumps(stated)})
+    config = {**json.loads(contents[CONFIG]), "config": spoil}
+    packed(archive, {**contents, CONFIG: json.dumps(config)})
     with pytest.raises(ConfigurationError, match=r"has no entry config\.config"):
         open_checkpoint(archive)
 

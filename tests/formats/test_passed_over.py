@@ -34,27 +34,27 @@ MODEL = {"a": torch.arange(4.0).reshape(2, 2)}
 
 
 def run(*arguments: object) -> dict[str, Any]:
-    done = CliRunner().invoke(cli, [*map(str, arguments), "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize(
-    ("path", "place", "name"),
+    ("path", "location", "name"),
     [
         (LIGHTNING, "hyper_parameters.config", "omegaconf.dictconfig.DictConfig"),
         (EMA, "ema", "timm.utils.model_ema.ModelEmaV2"),
     ],
 )
 def test_a_file_with_an_object_beside_the_weights_is_read_and_the_object_named(
-    tmp_path: Path, path: Path, place: str, name: str
+    tmp_path: Path, path: Path, location: str, name: str
 ) -> None:
     report = run("inspect", path, *HEADS)
     assert (report["task"], report["tensors"]) == ("pretrain", 62)
-    assert report["ignored"][place].startswith(f"an object of {name}, which no weight needs")
+    assert report["ignored"][location].startswith(f"an object of {name}, which no weight needs")
     run("convert", path, tmp_path / "model", "--to", "transformers", *HEADS)
     record = json.loads((tmp_path / "model" / "conversion.json").read_text())
-    assert record["dropped"][place] == report["ignored"][place]
+    assert record["dropped"][location] == report["ignored"][location]
     stored, written = open_container(path).tensors, open_container(tmp_path / "model").tensors
     for old, tensor in stored.items():
         assert (written[old.removeprefix("model.")].load() == tensor.load()).all()
@@ -170,7 +170,7 @@ def test_real_objects_beside_the_weights(tmp_path: Path, name: str, legacy: bool
     opened = open_container(tmp_path / "x.pth")
     assert (opened.tensors["a"].load() == MODEL["a"].numpy()).all()
     assert (opened.training_args or {})["lr"] == 1
-    assert any(place.startswith("args.x") for place in opened.ignored)
+    assert any(location.startswith("args.x") for location in opened.ignored)
     assert opened.passed_over
     assert "0x" not in str(opened.training_args)
 
@@ -211,9 +211,9 @@ def test_of_two_models_in_one_file_it_is_asked_which(tmp_path: Path, key: str) -
         open_container(tmp_path / "x.pth")
     sentence = caught.value.render(as_option)
     assert f"--state-key model or --state-key {COPIES[key]}" in sentence
-    for wanted, first in (("model", 0), (key, 1)):
-        opened = open_container(tmp_path / "x.pth", wanted)
-        assert (opened.wrapper, opened.tensors["a"].load()[0, 0]) == (wanted, first)
+    for key_of_model, first in (("model", 0), (key, 1)):
+        opened = open_container(tmp_path / "x.pth", key_of_model)
+        assert (opened.wrapper, opened.tensors["a"].load()[0, 0]) == (key_of_model, first)
 
 
 def test_the_settings_of_an_average_are_not_a_second_model(tmp_path: Path) -> None:
@@ -297,6 +297,6 @@ def test_a_file_that_pytorch_refuses_is_verified_but_not_proven(tmp_path: Path) 
     run("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "facebook", *heads)
     verdict = run("verify", tmp_path / "a.pth", tmp_path / "b.safetensors", *heads)
     assert (verdict["passed"], verdict["proven"]) == (True, False)
-    witness = verdict["witnesses"][0]
-    assert witness["native"] is False
-    assert "datetime.datetime" in str(witness)
+    runner = verdict["witnesses"][0]
+    assert runner["native"] is False
+    assert "datetime.datetime" in str(runner)

@@ -317,8 +317,8 @@ def test_nothing_of_a_refused_pickle_is_imported(tmp_path: Path) -> None:
         f"try: open_container({str(path)!r})\nexcept Exception as error: print(error)\n"
         "print('antigravity' in sys.modules)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "antigravity.fly" in done.stdout
-    assert done.stdout.endswith("False\n")
+    assert "antigravity.fly" in process.stdout
+    assert process.stdout.endswith("False\n")

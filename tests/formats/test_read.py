@@ -478,10 +478,10 @@ def test_nothing_but_numpy_is_imported(tmp_path: Path) -> None:
         f"    write_file({str(tmp_path)!r} + '/' + kind, kind, tensors, config={{}})\n"
         "print({'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules))\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "set()\n"
+    assert process.stdout == "set()\n"
 
 
 def test_a_pth_is_written_as_safetensors_without_what_other_formats_and_runs_need(tmp_path):
@@ -497,7 +497,7 @@ def test_a_pth_is_written_as_safetensors_without_what_other_formats_and_runs_nee
         "unneeded = {'h5py', 'numpy.random', *formats}\n"
         "print(unneeded & set(sys.modules), file=sys.stderr)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stderr == "set()\n"
+    assert process.stderr == "set()\n"

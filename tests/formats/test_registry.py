@@ -48,10 +48,10 @@ def test_formats_are_named_in_the_table_only():
     """Child processes that run a model import nothing of ours but the names in their job."""
     package = Path(mae_convert.__file__).parent
     literal = re.compile(rf'(kind|format|containers) ?(==|=|!=) ?\(?"({"|".join(FORMATS)})"')
-    found = {
+    files_with_names = {
         str(path.relative_to(package)) for path in package.rglob("*.py")
         if literal.search(path.read_text())
     }  # fmt: skip
-    assert found <= {
+    assert files_with_names <= {
         "runtime/loaders.py", "runtime/run_timm.py", "runtime/run_transformers.py",
     }  # fmt: skip

@@ -77,8 +77,8 @@ def test_the_parts_are_those_of_the_hubs_library(tmp_path: Path, largest: int) -
             assert index["metadata"]["total_parameters"] == elements
             assert ours[name].read_text() == json.dumps(index, indent=2, sort_keys=True) + "\n"
         else:
-            found, expected = (safetensors.numpy.load_file(p) for p in (ours[name], path))
-            assert set(found) == set(expected)
+            arrays, expected = (safetensors.numpy.load_file(p) for p in (ours[name], path))
+            assert set(arrays) == set(expected)
 
 
 def test_torch_loads_each_bin_safely_as_a_plain_state_dict(tmp_path: Path) -> None:

@@ -58,12 +58,12 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> Non
     copy = tmp_path / "model"
     shutil.copytree(SHARDED, copy)
     index = copy / "tf_model.h5.index.json"
-    stated = json.loads(index.read_text())
-    name, shard = next(iter(stated["weight_map"].items()))
-    twice = {**stated["weight_map"], f"x/{name.partition('/')[2]}": "tf_model-00001-of-00007.h5"}
-    index.write_text(json.dumps({**stated, "weight_map": twice}))
+    config = json.loads(index.read_text())
+    name, shard = next(iter(config["weight_map"].items()))
+    twice = {**config["weight_map"], f"x/{name.partition('/')[2]}": "tf_model-00001-of-00007.h5"}
+    index.write_text(json.dumps({**config, "weight_map": twice}))
     assert "do not belong together" in refused(copy)
-    index.write_text(json.dumps(stated))
+    index.write_text(json.dumps(config))
     (copy / shard).unlink()
     assert f"names {shard}, which is not beside it" in refused(copy)
 
@@ -157,13 +157,13 @@ def test_the_state_of_an_optimizer_in_mixed_precision_is_dropped(tmp_path: Path)
     """As Keras 3.15 saves it for a model that was compiled under mixed_float16."""
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
     execute(plan_conversion(open_checkpoint(TF_MODEL), tmp_path / "a.weights.h5", "keras"))
-    kept = open_container(tmp_path / "a.weights.h5")
+    remaining = open_container(tmp_path / "a.weights.h5")
     names = [
         *(f"optimizer/vars/{number}" for number in (0, 1, 1500)),
         *(f"optimizer/inner_optimizer/vars/{number}" for number in (0, 1, 1500)),
     ]
     state = [LazyTensor(n, (2,), np.dtype("f4"), lambda: np.zeros(2, "f4")) for n in names]
-    write_file(tmp_path / "b.weights.h5", "keras_h5", [*kept.tensors.values(), *state])
+    write_file(tmp_path / "b.weights.h5", "keras_h5", [*remaining.tensors.values(), *state])
     opened = open_checkpoint(tmp_path / "b.weights.h5", flags)
     assert opened.dropped == dict.fromkeys(names, "the optimizer's state")
     assert opened.tensors.keys() == open_checkpoint(TF_MODEL).tensors.keys()

@@ -111,11 +111,11 @@ def test_torch_loads_the_pth_safely(tmp_path: Path, mmap: bool) -> None:
     assert (loaded["config"], loaded["conversion"]) == (CONFIG, CONVERSION)
     assert list(loaded["model"]) == list(arrays)
     for name, array in arrays.items():
-        found = loaded["model"][name]
-        assert str(found.dtype).removeprefix("torch.") == str(array.dtype)
-        assert tuple(found.shape) == array.shape
-        assert found.is_contiguous()
-        flat = found.reshape(-1).view(torch.uint8) if found.numel() else torch.zeros(0)
+        result = loaded["model"][name]
+        assert str(result.dtype).removeprefix("torch.") == str(array.dtype)
+        assert tuple(result.shape) == array.shape
+        assert result.is_contiguous()
+        flat = result.reshape(-1).view(torch.uint8) if result.numel() else torch.zeros(0)
         assert flat.numpy().tobytes() == array.tobytes()
 
 
@@ -143,9 +143,9 @@ def test_the_safetensors_library_reads_ours(tmp_path: Path) -> None:
         assert metadata["format"] == "pt"
         assert json.loads(metadata["config"]) == CONFIG
         for name, array in arrays.items():
-            found = file.get_tensor(name)
-            assert tuple(found.shape) == array.shape
-            flat = found.reshape(-1).view(torch.uint8) if found.numel() else torch.zeros(0)
+            result = file.get_tensor(name)
+            assert tuple(result.shape) == array.shape
+            flat = result.reshape(-1).view(torch.uint8) if result.numel() else torch.zeros(0)
             assert flat.numpy().tobytes() == array.tobytes()
     length = int.from_bytes(path.read_bytes()[:8], "little")
     assert length % 8 == 0
@@ -200,8 +200,8 @@ def test_a_tf_h5_has_the_structure_of_the_real_one(tmp_path: Path, path: Path) -
     assert real["/"].pop("keras_version")
     assert ours == real
     with h5py.File(tmp_path / "x.h5") as file, h5py.File(path) as original:
-        for place, name in (("/", "layer_names"), ("/", "backend"), ("vit", "weight_names")):
-            attributes = [found[place].attrs.get_id(name) for found in (file, original)]
+        for group, name in (("/", "layer_names"), ("/", "backend"), ("vit", "weight_names")):
+            attributes = [result[group].attrs.get_id(name) for result in (file, original)]
             assert attributes[0].dtype == attributes[1].dtype
             assert attributes[0].shape == attributes[1].shape
     assert list(open_container(tmp_path / "x.h5").tensors) == list(open_container(path).tensors)
@@ -265,8 +265,8 @@ def test_transposed_views_are_written_block_by_block(
         "m/broadcast": np.broadcast_to(base[0], (5, 9, 11)),
     }
     write_file(tmp_path / "x", kind, lazily(views))
-    for name, found in open_container(tmp_path / "x").tensors.items():
-        np.testing.assert_array_equal(found.load(), views[name], strict=True)
+    for name, result in open_container(tmp_path / "x").tensors.items():
+        np.testing.assert_array_equal(result.load(), views[name], strict=True)
 
 
 def test_blocks_copy_no_more_than_a_block() -> None:

@@ -126,11 +126,11 @@ def look(program: str, page: str, widths: tuple[int, ...], *, dark: bool = False
         _,
         address,
     ):
-        done = _browse(program, f"{address}/probe.html", "--dump-dom", dark=dark)
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    frames = json.loads(html.unescape(found[1]))
-    return Seen(frames, re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr))
+        process = _browse(program, f"{address}/probe.html", "--dump-dom", dark=dark)
+    result = re.search(r'<pre id="found">(.*?)</pre>', process.stdout, re.DOTALL)
+    assert result, process.stderr[-2000:]
+    frames = json.loads(html.unescape(result[1]))
+    return Seen(frames, re.findall(r"CONSOLE[^\]]*\] (.*)", process.stderr))
 
 
 def screenshot(

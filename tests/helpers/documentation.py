@@ -46,10 +46,10 @@ def pages() -> dict[str, Path]:
 
 def blocks(page: Path) -> list[Block]:
     """Return the blocks of a page in their order."""
-    found = []
+    code_blocks = []
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         note = match["note"] or ""
         names = tuple(note.split(", ")) if match["mark"] == "setup" else ()
         reason = note if match["mark"] == "not run" else ""
-        found.append(Block(match["language"], match["code"], names, reason))
-    return found
+        code_blocks.append(Block(match["language"], match["code"], names, reason))
+    return code_blocks

@@ -62,12 +62,12 @@ FIELDS = {
 
 def configuration(case):
     """Return the fields of a case's configuration."""
-    said = json.loads((GOLDEN / case / "case.json").read_text())
-    names = ((name, name.removeprefix("encoder_")) for name in said)
-    fields = {FIELDS[short]: said[name] for name, short in names if short in FIELDS}
-    fields["intermediate_size"] = said["mlp_ratio"] * fields["hidden_size"]
+    message = json.loads((GOLDEN / case / "case.json").read_text())
+    names = ((name, name.removeprefix("encoder_")) for name in message)
+    fields = {FIELDS[short]: message[name] for name, short in names if short in FIELDS}
+    fields["intermediate_size"] = message["mlp_ratio"] * fields["hidden_size"]
     if "decoder_hidden_size" in fields:
-        fields["decoder_intermediate_size"] = said["mlp_ratio"] * fields["decoder_hidden_size"]
+        fields["decoder_intermediate_size"] = message["mlp_ratio"] * fields["decoder_hidden_size"]
     if isinstance(fields["patch_size"], list):
         fields["tubelet_size"], *fields["patch_size"] = fields["patch_size"]
     return fields
@@ -104,8 +104,8 @@ def expectations(case):
     for stored, value in golden(case).items():
         name = stored.removeprefix("f64/")
         if block := re.fullmatch(r"tap/(encoder\.|decoder[._])?blocks\.(\d+)", name):
-            place = "decoder" if (block[1] or "").startswith("decoder") else "encoder"
-            expected[f"taps/{place}.blocks.{block[2]}.output"] = value
+            prefix = "decoder" if (block[1] or "").startswith("decoder") else "encoder"
+            expected[f"taps/{prefix}.blocks.{block[2]}.output"] = value
         elif name in names:
             expected[names[name]] = value
         elif name in ("mask", "ids_restore"):
@@ -139,8 +139,8 @@ PLACES = {
     },
     "mae_st": {
         **{
-            f"{decoder}{name}": f"{place}/{decoder}{name}"
-            for decoder, place in (("", "encoder"), ("decoder_", "decoder"))
+            f"{decoder}{name}": f"{prefix}/{decoder}{name}"
+            for decoder, prefix in (("", "encoder"), ("decoder_", "decoder"))
             for name in (
                 "cls_token",
                 "pos_embed",
@@ -191,11 +191,11 @@ def keras_weights(family, state):
     for stored, value in separated(state).items():
         # Prithvi's names say twice where a parameter is.
         name = re.sub("^(en|de)coder\\.", "", stored) if family == "prithvi" else stored
-        place, kind = keras_place(family, name)
+        prefix, kind = keras_place(family, name)
         axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))
-        norm = "norm" in place.rpartition("/")[2]
+        norm = "norm" in prefix.rpartition("/")[2]
         kinds = {"weight": "gamma" if norm else "kernel", "bias": "beta" if norm else "bias"}
-        path = f"{place}/{kinds[kind]}" if kind else place
+        path = f"{prefix}/{kinds[kind]}" if kind else prefix
         weights[path] = value.transpose(*axes)
     return weights
 

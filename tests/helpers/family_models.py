@@ -78,15 +78,15 @@ def random_inputs(config, videos=2, seed=1):
 def results(model, given):
     """Return everything that a model computes, by the names of the expectations."""
     output = model(**given, output_taps=True)
-    found = {f"taps/{name}": value for name, value in output.taps.items()}
-    found |= {name: value for name, value in output._asdict().items() if value is not None}
+    result = {f"taps/{name}": value for name, value in output.taps.items()}
+    result |= {name: value for name, value in output._asdict().items() if value is not None}
     if hasattr(model, "forward_loss"):
         shown = (given["pixel_values"], output.logits, output.mask)
         for name, flag in (("loss", False), ("loss_norm_pix", True)):
-            found[name] = model.forward_loss(*shown, norm_pix_loss=flag)
-        found["target"] = model.patchify(given["pixel_values"])
+            result[name] = model.forward_loss(*shown, norm_pix_loss=flag)
+        result["target"] = model.patchify(given["pixel_values"])
         whole = output.logits.shape[1] == model.config.num_patches
-        found["reconstruction"] = (
+        result["reconstruction"] = (
             model.unpatchify(output.logits) if whole else model.reconstruct(*shown)
         )
-    return found
+    return result

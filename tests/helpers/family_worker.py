@@ -147,8 +147,8 @@ def long_check_any_number_of_videos_when_compiled():
         given = arguments(model, "pretrain")
         shapes = [tf.TensorSpec((None, *array.shape[1:]), "float64") for array in given]
         function = tf.function(model, input_signature=shapes)
-        found = main_result(function(*given))
-        assert distance(found, main_result(model(*given))) < FLOAT64_LIMIT
+        result = main_result(function(*given))
+        assert distance(result, main_result(model(*given))) < FLOAT64_LIMIT
 
 
 def check_mixed_precision_computes_in_bfloat16_and_sorts_by_the_full_noise():

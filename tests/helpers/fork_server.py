@@ -182,18 +182,18 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
 
 
-def _stream(wish: Any, theirs: ExitStack, mode: str) -> tuple[IO[str] | None, int]:
+def _stream(request: Any, theirs: ExitStack, mode: str) -> tuple[IO[str] | None, int]:
     """Return our end of a standard stream and that of the process, which ``theirs`` closes."""
-    if wish == subprocess.PIPE:
+    if request == subprocess.PIPE:
         reading, writing = os.pipe()
         ours, other = (writing, reading) if mode == "w" else (reading, writing)
         theirs.callback(os.close, other)
         return open(ours, mode), other  # noqa: PTH123
-    if wish == subprocess.DEVNULL:
+    if request == subprocess.DEVNULL:
         null = os.open(os.devnull, os.O_RDWR)
         theirs.callback(os.close, null)
         return None, null
-    return None, wish if isinstance(wish, int) else wish.fileno()
+    return None, request if isinstance(request, int) else request.fileno()
 
 
 class ForkServers:

@@ -86,7 +86,7 @@ def refusal(status: int, message: str, code: str | None = None) -> Answer:
     return Answer(status, headers, json.dumps({"error": message}).encode())
 
 
-def say(value: Any, **headers: str) -> Answer:
+def json_answer(value: Any, **headers: str) -> Answer:
     """Return an answer in JSON."""
     kind = {"Content-Type": "application/json"}
     return Answer(200, {**kind, **headers}, json.dumps(value).encode())
@@ -144,7 +144,7 @@ def whoami(request: Request) -> Answer:
         raise RefusedError(401, "Invalid credentials in Authorization header")
     role = "write" if request.account.may_write else "read"
     organisations = [{"name": name} for name in request.account.organisations]
-    return say({"type": "user", "name": request.account.name, "orgs": organisations,
+    return json_answer({"type": "user", "name": request.account.name, "orgs": organisations,
                 "auth": {"type": "access_token", "accessToken": {"role": role}}})  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def create_repository(request: Request) -> Answer:
         body = json.dumps({**url, "error": "You already created this model repo"}).encode()
         return Answer(409, {"Content-Type": "application/json"}, body)
     request.state.create(repo_id, private=asked.get("visibility") == "private")
-    return say(url)
+    return json_answer(url)
 
 
 @answering
@@ -184,7 +184,7 @@ def validate_yaml(request: Request) -> Answer:
             errors.append(f'"{name}" must be a list')
     warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]
     body = {"errors": [{"message": text} for text in errors], "warnings": warnings}
-    answer = say(body)
+    answer = json_answer(body)
     return Answer(400, answer.headers, answer.body) if errors else answer
 
 
@@ -193,17 +193,17 @@ def preupload(request: Request, repo_id: str, revision: str) -> Answer:
     as_pull_request = "create_pr" in request.query or revision.startswith("refs/pr/")
     repository = writable(request, repo_id, as_pull_request=as_pull_request)
     files = at(repository, revision).files
-    told = []
+    answers = []
     for asked in request.json["files"]:
         suffix = "." + asked["path"].rpartition(".")[2]
         lfs = asked["size"] >= LFS_FROM or suffix in request.hub.lfs_suffixes
         entry = {"path": asked["path"], "uploadMode": "lfs" if lfs else "regular",
                  "shouldIgnore": False}  # fmt: skip
-        known = files.get(asked["path"])
-        if known and bool(known.sha256) == lfs:
-            entry["oid"] = known.etag
-        told.append(entry)
-    return say({"files": told})
+        previous = files.get(asked["path"])
+        if previous and bool(previous.sha256) == lfs:
+            entry["oid"] = previous.etag
+        answers.append(entry)
+    return json_answer({"files": answers})
 
 
 @answering
@@ -211,12 +211,12 @@ def lfs_batch(request: Request, repo_id: str) -> Answer:
     writable(request, repo_id, as_pull_request="ref" not in request.json
              or request.json["ref"]["name"].startswith("refs/pr/"))  # fmt: skip
     objects = []
-    for wanted in request.json["objects"]:
-        entry: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
-        if not request.state.lfs_path(wanted["oid"]).exists():
+    for requested in request.json["objects"]:
+        entry: dict[str, Any] = {"oid": requested["oid"], "size": requested["size"]}
+        if not request.state.lfs_path(requested["oid"]).exists():
             entry["actions"] = _upload_actions(request, **entry)
         objects.append(entry)
-    return say({"transfer": "basic", "objects": objects})
+    return json_answer({"transfer": "basic", "objects": objects})
 
 
 def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def lfs_complete(request: Request, oid: str) -> Answer:
         for part in parts:
             stream.write(part.read_bytes())
             part.unlink()
-    return say({})
+    return json_answer({})
 
 
 @answering
@@ -269,7 +269,7 @@ def lfs_verify(request: Request, oid: str) -> Answer:
     if not right or path.stat().st_size != request.json["size"]:
         path.unlink()
         raise RefusedError(400, "the object that was uploaded is another")
-    return say({})
+    return json_answer({})
 
 
 @answering
@@ -284,26 +284,26 @@ def commit(request: Request, repo_id: str, revision: str) -> Answer:
     if parent and not head.id.startswith(parent) and not as_pull_request:
         raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
     files = _changed(request, dict((at(repository, parent) if parent else head).files), lines[1:])
-    said, author = (header["summary"], header.get("description", "")), request.account.name  # type: ignore[union-attr]
+    message, author = (header["summary"], header.get("description", "")), request.account.name  # type: ignore[union-attr]
     url = {}
     if as_pull_request:
-        opened = request.state.open_pull_request(repository, parent or head.id, *said, author)
+        opened = request.state.open_pull_request(repository, parent or head.id, *message, author)
         revision = f"refs/pr/{opened.number}"
         url = {"pullRequestUrl": f"{request.hub.url}/{repo_id}/discussions/{opened.number}"}
-    done = request.state.add_commit(repository, revision, *said, author, files)
-    return say({"success": True, "commitOid": done.id,
-                "commitUrl": f"{request.hub.url}/{repo_id}/commit/{done.id}", **url})  # fmt: skip
+    made = request.state.add_commit(repository, revision, *message, author, files)
+    return json_answer({"success": True, "commitOid": made.id,
+                "commitUrl": f"{request.hub.url}/{repo_id}/commit/{made.id}", **url})  # fmt: skip
 
 
 def _changed(request: Request, files: dict[str, File], lines: list[Any]) -> dict[str, File]:
     """Return the files after the operations of a commit."""
-    known = request.hub.xet_hashes()
+    hashes = request.hub.xet_hashes()
     for line in lines:
         value = line["value"]
         if line["key"] == "file":
             files[value["path"]] = request.state.blob(base64.b64decode(value["content"]))
         elif line["key"] == "lfsFile":
-            xet_hash = known.get(value["oid"])
+            xet_hash = hashes.get(value["oid"])
             if xet_hash is None and not request.state.lfs_path(value["oid"]).exists():
                 raise RefusedError(400, f"the LFS object {value['oid']} was not uploaded")
             files[value["path"]] = request.state.lfs_file(value["oid"], value["size"], xet_hash)
@@ -318,20 +318,20 @@ def create_branch(request: Request, repo_id: str, branch: str) -> Answer:
     if branch in repository.refs:
         raise RefusedError(409, "Reference already exists")
     repository.refs[branch] = at(repository, request.json.get("startingPoint") or "main").id
-    return say({})
+    return json_answer({})
 
 
 @answering
 def model_info(request: Request, repo_id: str, revision: str = "main") -> Answer:
     repository = readable(request, repo_id)
-    found = at(repository, revision)
+    result = at(repository, revision)
     blobs = "blobs" in request.query
     siblings = [
-        {"rfilename": path, **(_blob(file) if blobs else {})} for path, file in found.files.items()
+        {"rfilename": path, **(_blob(file) if blobs else {})} for path, file in result.files.items()
     ]
-    return say({"id": repo_id, "sha": found.id, "siblings": siblings, "tags": [],
+    return json_answer({"id": repo_id, "sha": result.id, "siblings": siblings, "tags": [],
                 "private": repository.private, "gated": "manual" if repository.gated else False,
-                "cardData": _card_data(found)})  # fmt: skip
+                "cardData": _card_data(result)})  # fmt: skip
 
 
 def _blob(file: File) -> dict[str, Any]:
@@ -339,10 +339,10 @@ def _blob(file: File) -> dict[str, Any]:
     return {"size": file.size, "blobId": file.oid, **(lfs if file.sha256 else {})}
 
 
-def _card_data(found: Commit) -> dict[str, Any] | None:
-    if "README.md" not in found.files:
+def _card_data(commit_: Commit) -> dict[str, Any] | None:
+    if "README.md" not in commit_.files:
         return None
-    text = found.files["README.md"].content.read_text(encoding="utf-8")
+    text = commit_.files["README.md"].content.read_text(encoding="utf-8")
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     return yaml.safe_load(match[1]) if match else None
 
@@ -355,7 +355,7 @@ def tree(request: Request, repo_id: str, revision: str) -> Answer:
     entries = [_tree_entry(path, files[path]) for path in paths[start : start + size]]
     following = f"{request.hub.url}{request.path}?recursive=True&cursor={start + size}"
     more = {"Link": f'<{following}>; rel="next"'} if start + size < len(paths) else {}
-    return say(entries, **more)
+    return json_answer(entries, **more)
 
 
 @answering
@@ -364,7 +364,7 @@ def paths_info(request: Request, repo_id: str, revision: str) -> Answer:
 
     files = at(readable(request, repo_id), revision).files
     asked = parse_qs(request.body.decode()).get("paths", [])
-    return say([_tree_entry(path, files[path]) for path in asked if path in files])
+    return json_answer([_tree_entry(path, files[path]) for path in asked if path in files])
 
 
 def _tree_entry(path: str, file: File) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def _tree_entry(path: str, file: File) -> dict[str, Any]:
 def commits(request: Request, repo_id: str, revision: str) -> Answer:
     repository = readable(request, repo_id)
     at(repository, revision)
-    return say([
+    return json_answer([
         {"id": c.id, "title": c.title, "message": c.description, "authors": [{"user": c.author}],
          "date": "2026-01-01T00:00:00.000Z"}
         for c in repository.history(revision)
@@ -392,13 +392,13 @@ def references(request: Request, repo_id: str) -> Answer:
         for name, target in repository.refs.items()
         if not name.startswith("refs/")
     ]
-    return say({"branches": branches, "converts": [], "tags": []})
+    return json_answer({"branches": branches, "converts": [], "tags": []})
 
 
 @answering
 def discussions(request: Request, repo_id: str) -> Answer:
     repository, query = readable(request, repo_id), request.query
-    found = [
+    matches = [
         {"title": pr.title, "num": pr.number, "author": {"name": pr.author}, "status": pr.status,
          "createdAt": "2026-01-01T00:00:00.000Z", "isPullRequest": True,
          "repo": {"name": repo_id, "type": "model"}}
@@ -406,8 +406,8 @@ def discussions(request: Request, repo_id: str) -> Answer:
         if query.get("status") in (None, pr.status) and query.get("author") in (None, pr.author)
     ]  # fmt: skip
     start = int(query.get("p", 0)) * request.hub.page_size
-    page = found[start : start + request.hub.page_size]
-    return say({"count": len(found), "start": start, "discussions": page})
+    page = matches[start : start + request.hub.page_size]
+    return json_answer({"count": len(matches), "start": start, "discussions": page})
 
 
 @answering
@@ -418,17 +418,17 @@ def resolve(request: Request, repo_id: str, revision: str, path: str) -> Answer:
     if repository.gated and not allowed:
         raise RefusedError(403 if account else 401, "Access to this model is restricted",
                            "GatedRepo")  # fmt: skip
-    found = at(repository, revision)
-    file = found.files.get(path)
+    result = at(repository, revision)
+    file = result.files.get(path)
     if file is None:
         answer = refusal(404, "Entry not found", "EntryNotFound")
-        return Answer(404, {**answer.headers, "X-Repo-Commit": found.id}, answer.body)
-    headers = {"X-Repo-Commit": found.id, "Accept-Ranges": "bytes"}
+        return Answer(404, {**answer.headers, "X-Repo-Commit": result.id}, answer.body)
+    headers = {"X-Repo-Commit": result.id, "Accept-Ranges": "bytes"}
     if file.sha256 is None:
         return _part(request, file.content, {**headers, "ETag": f'"{file.oid}"'})
     headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
     if file.xet_hash is not None:
-        token = f"{request.hub.url}/api/models/{repo_id}/xet-read-token/{found.id}"
+        token = f"{request.hub.url}/api/models/{repo_id}/xet-read-token/{result.id}"
         headers |= {"X-Xet-Hash": file.xet_hash, "Link": f'<{token}>; rel="xet-auth"'}
     return Answer(302, {**headers, "Location": f"{request.hub.cdn}/cdn/{file.sha256}"})
 
@@ -445,8 +445,8 @@ def static(request: Request, path: str) -> Answer:
     if path not in request.hub.static:
         raise RefusedError(404, "Not Found")
     data = request.hub.static[path]
-    kept = request.state.blob(data).content
-    return _part(request, kept, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
+    content = request.state.blob(data).content
+    return _part(request, content, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
 
 
 def _part(request: Request, path: Path, headers: dict[str, str]) -> Answer:
@@ -459,8 +459,8 @@ def _part(request: Request, path: Path, headers: dict[str, str]) -> Answer:
     start, end = int(match[1]), min(int(match[2] or size - 1) + 1, size)
     if start >= size:
         return Answer(416, {**headers, "Content-Range": f"bytes */{size}"})
-    told = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
-    return Answer(206, told, file=path, start=start, end=end)
+    range_headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
+    return Answer(206, range_headers, file=path, start=start, end=end)
 
 
 @answering
@@ -471,9 +471,10 @@ def xet_token(request: Request, repo_id: str, kind: str, revision: str) -> Answe
     (writable(request, repo_id, as_pull_request=revision == "None") if writing
      else readable(request, repo_id))  # fmt: skip
     expires = int(time.time()) + 3600
-    return say({"casUrl": request.hub.xet_store, "accessToken": "xet-token", "exp": expires},
-               **{"X-Xet-Cas-Url": request.hub.xet_store, "X-Xet-Access-Token": "xet-token",
-                  "X-Xet-Token-Expiration": str(expires)})  # fmt: skip
+    body = {"casUrl": request.hub.xet_store, "accessToken": "xet-token", "exp": expires}
+    headers = {"Cas-Url": request.hub.xet_store, "Access-Token": "xet-token",
+               "Token-Expiration": str(expires)}  # fmt: skip
+    return json_answer(body, **{f"X-Xet-{name}": value for name, value in headers.items()})
 
 
 API = f"/api/models/{REPO}"

@@ -155,8 +155,8 @@ class Handler(BaseHTTPRequestHandler):
             data = request.uploaded.read_bytes()
             request.uploaded.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         if fault and fault.kind == "status":
-            said = json.dumps({"error": "so the test wants it"}).encode()
-            return self.send(Answer(fault.status, fault.headers, said), None)
+            body = json.dumps({"error": "so the test wants it"}).encode()
+            return self.send(Answer(fault.status, fault.headers, body), None)
         with hub.state.lock:
             answer = self.route(request)
         if fault and fault.kind == "lose":
@@ -255,7 +255,7 @@ def xet_hashes(shards: Path) -> dict[str, str]:
     A shard lists files in records of 48 bytes: the file's hash and flags; its segments; where the
     flags say so, as many records of verification; and one that holds the SHA-256.
     """
-    found = {}
+    hashes = {}
     for shard in shards.glob("*.mdb"):
         data, at = shard.read_bytes(), 48
         while at + 48 <= len(data) and data[at : at + 32] != b"\xff" * 32:
@@ -263,9 +263,9 @@ def xet_hashes(shards: Path) -> dict[str, str]:
             verification, metadata = bool(flags >> 31), bool(flags >> 30 & 1)
             last = at + 48 * (count * (2 if verification else 1) + 1)
             if metadata:
-                found[_xet_text(data[last : last + 32])] = _xet_text(data[at : at + 32])
+                hashes[_xet_text(data[last : last + 32])] = _xet_text(data[at : at + 32])
             at = last + 48 * metadata
-    return found
+    return hashes
 
 
 def _xet_text(digest: bytes) -> str:

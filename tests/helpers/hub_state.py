@@ -74,11 +74,11 @@ class Repository:
 
     def history(self, revision: str) -> list[Commit]:
         """Return commits, the newest first."""
-        found, commit = [], self.commit_at(revision)
+        commits, commit = [], self.commit_at(revision)
         while commit is not None:
-            found.append(commit)
+            commits.append(commit)
             commit = self.commits.get(commit.parent or "")
-        return found
+        return commits
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,16 @@ class HubState:
         """Commit files behind the client's back, as another person would."""
         repository = self.repositories.get(repo_id) or self.create(repo_id)
         before = repository.commit_at(revision)
-        kept = dict(before.files) if before else {}
+        files_before = dict(before.files) if before else {}
         for name, content in files.items():
             data = content.read_bytes() if isinstance(content, Path) else content
             if name.endswith(LFS_SUFFIXES):
                 sha256 = hashlib.sha256(data).hexdigest()
                 self.lfs_path(sha256).write_bytes(data)
-                kept[name] = self.lfs_file(sha256, len(data))
+                files_before[name] = self.lfs_file(sha256, len(data))
             else:
-                kept[name] = self.blob(data)
-        return self.add_commit(repository, revision, "by hand", "", "somebody", kept)
+                files_before[name] = self.blob(data)
+        return self.add_commit(repository, revision, "by hand", "", "somebody", files_before)
 
     def add_commit(
         self,
@@ -151,8 +151,8 @@ class HubState:
     ) -> Commit:
         """Put a commit on a branch or PR."""
         parent = repository.refs.get(revision)
-        said = f"{parent}{title}{description}{next(self._numbers)}{sorted(files)}"
-        commit_id = hashlib.sha1(said.encode(), usedforsecurity=False).hexdigest()
+        identity = f"{parent}{title}{description}{next(self._numbers)}{sorted(files)}"
+        commit_id = hashlib.sha1(identity.encode(), usedforsecurity=False).hexdigest()
         commit = Commit(commit_id, parent, title, description, author, files)
         repository.commits[commit_id] = commit
         repository.refs[revision] = commit_id

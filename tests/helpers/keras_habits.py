@@ -68,9 +68,9 @@ def long_check_fit_trains_further_without_a_loss_of_compile():
     assert history[-1] < history[0]
     assert plain.evaluate(pixels, verbose=0) > 0
     assert plain.predict(pixels, batch_size=3, verbose=0)["logits"].shape == (8, 16, 192)
-    found = model.predict(masked(), batch_size=3, verbose=0)
-    assert found.logits.shape == (8, 16, 192)
-    assert found.loss is None
+    result = model.predict(masked(), batch_size=3, verbose=0)
+    assert result.logits.shape == (8, 16, 192)
+    assert result.loss is None
 
 
 def long_check_fit_needs_no_loss_in_compile():
@@ -157,17 +157,17 @@ def long_check_mixed_precision_trains_and_keeps_float32_weights():
 
 
 def long_check_xla_and_eager_train_as_a_graph_does():
-    found = {}
+    results = {}
     for name, options in {
         "graph": {"jit_compile": False},
         "xla": {"jit_compile": True},
         "eager": {"run_eagerly": True},
     }.items():
         model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN)
-        found[name] = trained(model, **options), values(model)
+        results[name] = trained(model, **options), values(model)
     for name in ("xla", "eager"):
-        assert distance(found[name][0], found["graph"][0]) < 1e-5, name
-        for one, other in zip(found[name][1], found["graph"][1], strict=True):
+        assert distance(results[name][0], results["graph"][0]) < 1e-5, name
+        for one, other in zip(results[name][1], results["graph"][1], strict=True):
             assert distance(one, other) < 1e-4, name
 
 
@@ -181,7 +181,7 @@ def program_of_a_block(model):
 
 
 def long_check_gradient_checkpointing_computes_anew_and_changes_nothing():
-    found, calls = {}, []
+    results, calls = {}, []
     block = type(TFViTMAEForPreTraining.from_pretrained(PRETRAIN).encoder.block_0)
     original = block.call
     block.call = lambda self, *given, **named: calls.append(1) or original(self, *given, **named)
@@ -193,7 +193,7 @@ def long_check_gradient_checkpointing_computes_anew_and_changes_nothing():
             assert model.is_gradient_checkpointing == enabled
             calls.clear()
             options = {"run_eagerly": True} if BACKEND == "tensorflow" else {}
-            found[enabled] = trained(model, epochs=1, **options), values(model), len(calls)
+            results[enabled] = trained(model, epochs=1, **options), values(model), len(calls)
             shown = model(masked(), output_attentions=True)
             assert len(shown.attentions) == 3
     finally:
@@ -201,9 +201,9 @@ def long_check_gradient_checkpointing_computes_anew_and_changes_nothing():
     if BACKEND == "jax":  # which traces a block once, and computes anew what it compiled
         assert "remat" in program_of_a_block(model)
     else:
-        assert found[True][2] > found[False][2], "nothing was computed anew"
-    assert distance(found[True][0], found[False][0]) < FLOAT32_LIMIT
-    for one, other in zip(found[True][1], found[False][1], strict=True):
+        assert results[True][2] > results[False][2], "nothing was computed anew"
+    assert distance(results[True][0], results[False][0]) < FLOAT32_LIMIT
+    for one, other in zip(results[True][1], results[False][1], strict=True):
         assert distance(one, other) < 1e-5
 
 
@@ -269,11 +269,11 @@ def long_check_a_saved_model_runs_without_this_project():
     }
     with tempfile.TemporaryDirectory() as folder:
         model.export(f"{folder}/program", input_signature=[signature], verbose=False)
-        found = in_another_process(folder, inputs)
+        result = in_another_process(folder, inputs)
     expected = model(inputs)
-    assert set(found) == {"loss", "logits", "mask", "ids_restore"}
+    assert set(result) == {"loss", "logits", "mask", "ids_restore"}
     for name, value in expected.items():  # a compiler may sum in another order
-        assert distance(found[name], ops.convert_to_numpy(value)) < 16 * UNIT_ROUNDOFF, name
+        assert distance(result[name], ops.convert_to_numpy(value)) < 16 * UNIT_ROUNDOFF, name
 
 
 def long_check_the_encoder_alone_runs_elsewhere():
@@ -287,9 +287,9 @@ def long_check_the_encoder_alone_runs_elsewhere():
     exact = ops.convert_to_numpy(wide(pixels.astype("float64"), in_order).last_hidden_state)
     with tempfile.TemporaryDirectory() as folder:
         export_encoder(model, f"{folder}/program")
-        found = in_another_process(folder, {"pixel_values": pixels})["last_hidden_state"]
+        result = in_another_process(folder, {"pixel_values": pixels})["last_hidden_state"]
         # The judge's own limit for a side's error in float32.
-        assert distance(found, exact) < 64 * UNIT_ROUNDOFF
+        assert distance(result, exact) < 64 * UNIT_ROUNDOFF
         export_encoder(model, f"{folder}/model.tflite")
         interpreter = tf.lite.Interpreter(f"{folder}/model.tflite")
         runner = interpreter.get_signature_runner()

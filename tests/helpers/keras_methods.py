@@ -35,8 +35,8 @@ def long_check_images_of_any_size_are_cut_to_whole_patches():
             continue
         if isinstance(model, TFViTMAEModel):
             options["noise"] = arrays(2)[1][:, :15]
-        found, expected = model(pixels, **options), model(pixels[:, :, :24, :40], **options)
-        assert distance(found[0], expected[0]) < FLOAT32_LIMIT
+        result, expected = model(pixels, **options), model(pixels[:, :, :24, :40], **options)
+        assert distance(result[0], expected[0]) < FLOAT32_LIMIT
         with pytest.raises(ValueError, match="not a multiple of the patch size"):
             model(pixels[:, :, :7], interpolate_pos_encoding=True)
 

@@ -51,9 +51,9 @@ def long_check_compiled_blocks_follow_weights_and_configuration():
     other.compile_blocks = False
 
     def check(**options):
-        found, expected = model(**masked(2), **options), other(**masked(2), **options)
-        assert found.logits.shape == expected.logits.shape
-        assert distance(found.logits.numpy(), expected.logits.numpy()) < FLOAT32_LIMIT
+        result, expected = model(**masked(2), **options), other(**masked(2), **options)
+        assert result.logits.shape == expected.logits.shape
+        assert distance(result.logits.numpy(), expected.logits.numpy()) < FLOAT32_LIMIT
 
     check()
     for each in (model, other):
@@ -164,11 +164,11 @@ def long_check_saved_models_have_useful_signatures_and_need_only_tensorflow():
         np.savez(f"{folder}/in.npz", **masked(3))
         subprocess.run([sys.executable, "-c", SERVE, folder, str(len(cases))], check=True)
         for number, (model, way) in enumerate(cases):
-            found = dict(np.load(f"{folder}/{number}.npz"))
-            compare_signatures(model, found, aliased=way == "export")
+            served = dict(np.load(f"{folder}/{number}.npz"))
+            compare_signatures(model, served, aliased=way == "export")
 
 
-def compare_signatures(model, found, *, aliased):
+def compare_signatures(model, results, *, aliased):
     """Check what a SavedModel returned against the model."""
     images, noise = arrays(3)
     expected = {}
@@ -191,7 +191,7 @@ def compare_signatures(model, found, *, aliased):
     if aliased:  # Keras calls it "serve"
         pairs = [(n, v) for n, v in expected.items() if n.startswith("serving_default")]
         expected |= {n.replace("serving_default", "serve"): value for n, value in pairs}
-    assert found.keys() == expected.keys(), (sorted(found), sorted(expected))
+    assert results.keys() == expected.keys(), (sorted(results), sorted(expected))
     for name, value in expected.items():
-        away = distance(found[name], ops.convert_to_numpy(value))
+        away = distance(results[name], ops.convert_to_numpy(value))
         assert away < 16 * UNIT_ROUNDOFF, (type(model).__name__, name, away)

@@ -217,20 +217,20 @@ def check_paths_in_weight_files_are_the_frozen_ones():
         fields = {**config.to_dict(), "global_pool": pool or "token"}
         with tempfile.TemporaryDirectory() as folder:
             MODELS[task](fields).save_weights(f"{folder}/model.weights.h5")
-            found = weight_paths(f"{folder}/model.weights.h5")
-        assert found == expected, sorted(found.items() ^ expected.items())
+            weight_names = weight_paths(f"{folder}/model.weights.h5")
+        assert weight_names == expected, sorted(weight_names.items() ^ expected.items())
 
 
 def weight_paths(path):
-    found = {}
+    paths = {}
 
     def note(name, item):
         if isinstance(item, h5py.Dataset):
-            found[name] = list(item.shape)
+            paths[name] = list(item.shape)
 
     with h5py.File(path) as file:
         file.visititems(note)
-    return found
+    return paths
 
 
 def check_no_bias_where_there_is_none():
@@ -292,9 +292,9 @@ def check_reconstruct_puts_normalised_patches_back():
     pasted = ops.convert_to_numpy(
         model.patchify(model.reconstruct(pixels, output.logits, output.mask))
     )
-    kept = ops.convert_to_numpy(output.mask) == 0
-    assert equal(pasted[kept], patches[kept])
-    assert not equal(pasted[~kept], patches[~kept])
+    visible = ops.convert_to_numpy(output.mask) == 0
+    assert equal(pasted[visible], patches[visible])
+    assert not equal(pasted[~visible], patches[~visible])
 
 
 def check_wrong_shapes_are_refused():

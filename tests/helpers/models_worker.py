@@ -68,13 +68,13 @@ def numbers(value):
 
 def flat(outputs):
     """Return the arrays of an output by name; tuples are numbered."""
-    found = {}
+    arrays = {}
     for name, value in outputs.items():
         if isinstance(value, tuple):
-            found |= {f"{name}.{index}": numbers(item) for index, item in enumerate(value)}
+            arrays |= {f"{name}.{index}": numbers(item) for index, item in enumerate(value)}
         else:
-            found[name] = numbers(value)
-    return found
+            arrays[name] = numbers(value)
+    return arrays
 
 
 def refusal(function, *inputs, **named):
@@ -196,17 +196,17 @@ def check_every_output_is_that_of_the_real_class():
         named = {"pixel_values": golden.pop("imgs")}
         if task != "classify":
             named["noise"] = golden.pop("noise")
-        found = flat(model_of(task)(named, **EVERYTHING))
+        result = flat(model_of(task)(named, **EVERYTHING))
         assert len(golden) > (8 if task == "pretrain" else 0)
         golden |= {"loss": golden["loss"][0]} if "loss" in golden else {}  # there of shape (1,)
         for name, expected in golden.items():
-            assert distance(found[name], expected) < FLOAT32_LIMIT, (task, name)
+            assert distance(result[name], expected) < FLOAT32_LIMIT, (task, name)
 
 
 def check_other_sizes_are_what_converting_with_image_size_computes():
     for task in CASES:
         model, inputs = model_of(task, dtype="float64"), inputs_of(task, SIZE, "float64")
-        found = flat(model(**inputs, interpolate_pos_encoding=True, **EVERYTHING))
+        result = flat(model(**inputs, interpolate_pos_encoding=True, **EVERYTHING))
         with tempfile.TemporaryDirectory() as folder:
             wide = Path(folder) / "wide.weights.h5"
             save_model(model, wide, "keras")
@@ -214,7 +214,7 @@ def check_other_sizes_are_what_converting_with_image_size_computes():
         expected = converted(**inputs, **EVERYTHING)._asdict()
         expected = {name: value for name, value in expected.items() if value is not None}
         for name, value in flat(expected).items():
-            assert distance(found[name], value) < FLOAT64_LIMIT, (task, name)
+            assert distance(result[name], value) < FLOAT64_LIMIT, (task, name)
         assert "interpolate_pos_encoding=True" in refusal(model, **inputs)
     model, inputs = model_of("pretrain"), inputs_of("pretrain", SIZE)
     outputs = model(**inputs, interpolate_pos_encoding=True)
@@ -274,8 +274,8 @@ def check_the_encoder_can_be_frozen_by_the_name_that_it_has_in_transformers():
     ours, path = CASES["pretrain"]
     model = ours.from_pretrained(GOLDEN / path)
     model.vit.trainable = False
-    kept = {variable.path.split("/")[1] for variable in model.trainable_variables}
-    assert kept == {"decoder"}, kept
+    remaining = {variable.path.split("/")[1] for variable in model.trainable_variables}
+    assert remaining == {"decoder"}, remaining
 
 
 def check_saved_and_loaded_it_is_the_same():

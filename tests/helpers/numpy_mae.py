@@ -102,12 +102,12 @@ def embed(weights, images, config):
 def pretrain(weights, images, noise, config):
     """Return what the pre-training model computes, by name."""
     order = np.argsort(noise, axis=1, kind="stable")
-    kept, count = order[:, : config.num_kept], len(images)
+    visible_ids, count = order[:, : config.num_kept], len(images)
     mask = np.ones(noise.shape)
     for n in range(count):
-        mask[n, kept[n]] = 0
+        mask[n, visible_ids[n]] = 0
     every = embed(weights, images, config)
-    tokens = np.stack([every[n, [0, *(kept[n] + 1)]] for n in range(count)])
+    tokens = np.stack([every[n, [0, *(visible_ids[n] + 1)]] for n in range(count)])
     eps, heads = config.layer_norm_eps, config.num_attention_heads
     states, attentions = blocks(weights, "blocks", tokens, config, heads, eps)
     latent = normalise(weights, "norm", states[-1], config.layer_norm_eps)
@@ -116,7 +116,7 @@ def pretrain(weights, images, noise, config):
     visible = linear(weights, "decoder_embed", latent)
     tokens = np.tile(weights["mask_token"], (count, 1 + noise.shape[1], 1))
     for n in range(count):
-        tokens[n, [0, *(kept[n] + 1)]] = visible[n]
+        tokens[n, [0, *(visible_ids[n] + 1)]] = visible[n]
     decoded, _ = blocks(
         weights,
         "decoder_blocks",

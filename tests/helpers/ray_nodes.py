@@ -148,7 +148,7 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """Return the processes that a process has started, and those that these have started."""
-    return [found for child in children(pid) for found in (child, *descendants(child))]
+    return [process_id for child in children(pid) for process_id in (child, *descendants(child))]
 
 
 def command_of(pid: int) -> str:

@@ -128,8 +128,8 @@ def idiom_call_in_a_compiled_function():
     def compiled(pixels, noise):
         return model(pixels, noise=noise).logits
 
-    found = compiled(tf.constant(PIXELS), tf.constant(NOISE))
-    assert near(found, model(PIXELS, noise=NOISE).logits)
+    result = compiled(tf.constant(PIXELS), tf.constant(NOISE))
+    assert near(result, model(PIXELS, noise=NOISE).logits)
 
 
 # --- training ---

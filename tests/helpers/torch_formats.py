@@ -20,8 +20,8 @@ DTYPES = (
 
 def dtypes() -> list[torch.dtype]:
     """Return what this version can save; 2.1 has float8 and cannot."""
-    found = [getattr(torch, name) for name in DTYPES if hasattr(torch, name)]
-    return [dtype for dtype in found if can_save(torch.zeros(1).to(dtype))]
+    dtypes_of_torch = [getattr(torch, name) for name in DTYPES if hasattr(torch, name)]
+    return [dtype for dtype in dtypes_of_torch if can_save(torch.zeros(1).to(dtype))]
 
 
 def can_save(tensor: torch.Tensor) -> bool:

@@ -42,35 +42,37 @@ def opened(path: Path) -> Checkpoint:
 
 def test_heads_and_target_of_a_trained_model_are_found(bare: Path) -> None:
     checkpoint = opened(bare)
-    found = infer(checkpoint, QUICK)
-    decided = found.decided()
+    inferred = infer(checkpoint, QUICK)
+    decided = inferred.decided()
     assert decided["num_attention_heads"] == 5
     assert decided["decoder_num_attention_heads"] == 4
     assert decided["norm_pix_loss"] is False
-    complete = with_inferred(checkpoint, found).configuration
+    complete = with_inferred(checkpoint, inferred).configuration
     assert (complete.missing, complete.model.num_attention_heads) == ((), 5)
     assert "num_attention_heads" not in complete.assumptions
     assert "experiment" in complete.sources["num_attention_heads"]
-    json.dumps(found.as_json(), allow_nan=False)
+    json.dumps(inferred.as_json(), allow_nan=False)
 
 
 @pytest.mark.slow
 def test_the_commands_use_and_record_what_was_found(bare: Path, tmp_path: Path) -> None:
     run = CliRunner()
-    found = json.loads(run.invoke(cli, ["inspect", str(bare), "--infer", "--json"]).stdout)
-    assert (found["missing"], found["config"]["num_attention_heads"]) == ([], 5)
-    assert found["inferred"]["fields"]["decoder_num_attention_heads"]["candidates"][0]["value"] == 4
+    result = json.loads(run.invoke(cli, ["inspect", str(bare), "--infer", "--json"]).stdout)
+    assert (result["missing"], result["config"]["num_attention_heads"]) == ([], 5)
+    assert (
+        result["inferred"]["fields"]["decoder_num_attention_heads"]["candidates"][0]["value"] == 4
+    )
     target = tmp_path / "mae"
     assert run.invoke(cli, ["convert", str(bare), str(target), "--to", "transformers"]).exception
     convert = ["convert", str(bare), str(target), "--to", "transformers", "--infer"]
     assert run.invoke(cli, convert).exit_code == 0
     record = json.loads((target / "conversion.json").read_text())
-    assert record["inferred"] == found["inferred"]
+    assert record["inferred"] == result["inferred"]
     assert not {"num_attention_heads", "norm_pix_loss"} & record["assumptions"].keys()
     verify = ["verify", str(bare), str(target), "--infer", "--require-proof", "--certify"]
     assert run.invoke(cli, verify).exit_code == 0
     certificate = json.loads((target / "verification.json").read_text())
-    assert certificate["inferred"] == found["inferred"]
+    assert certificate["inferred"] == result["inferred"]
     assert run.invoke(cli, ["verify", str(target), "--require-proof"]).exit_code in (0, 1)
 
 
@@ -93,20 +95,20 @@ def test_undecided_fields_say_why_in_the_message(bare: Path) -> None:
 
 def test_too_few_images_are_refused(bare: Path, tmp_path: Path) -> None:
     shutil.copy(EMBEDDED.with_name("coffee.jpg"), tmp_path)
-    with pytest.raises(ConfigurationError, match="holds 1 images"):
+    with pytest.raises(ConfigurationError, match="has 1 images"):
         infer(opened(bare), InferenceOptions(images=tmp_path))
 
 
 def test_random_weights_decide_nothing() -> None:
-    found = infer(opened(UNTRAINED), QUICK)
-    assert found.decided() == {}
-    assert all(decision.reason for decision in found.decisions.values())
+    inferred = infer(opened(UNTRAINED), QUICK)
+    assert inferred.decided() == {}
+    assert all(decision.reason for decision in inferred.decisions.values())
 
 
 def test_without_a_framework_the_weights_alone_are_asked(bare: Path) -> None:
-    found = infer(opened(bare), InferenceOptions(framework=""))
-    assert found.decided() == {"num_attention_heads": 5}
-    assert "no framework" in found.decisions["norm_pix_loss"].reason
+    inferred = infer(opened(bare), InferenceOptions(framework=""))
+    assert inferred.decided() == {"num_attention_heads": 5}
+    assert "no framework" in inferred.decisions["norm_pix_loss"].reason
 
 
 @pytest.mark.parametrize("heads", [3, 6, 12])
@@ -123,9 +125,9 @@ def test_coupled_channels_show_the_number_of_heads(heads: int) -> None:
         return query, key
 
     layers = [layer() for _ in range(4)]
-    found = head_structure([lambda one=one: one for one in layers])
-    assert found.decided
-    assert found.best == heads
+    result = head_structure([lambda one=one: one for one in layers])
+    assert result.decided
+    assert result.best == heads
 
 
 def test_channels_that_are_not_coupled_show_nothing() -> None:
@@ -151,8 +153,8 @@ def test_losses_on_fewer_crops_are_compared_on_those_crops_only() -> None:
     losses = {2: easy_first, 4: easy_first[:, :4] + 0.1, 1: easy_first + 0.2}
     decision = heads_decision("num_attention_heads", structure, losses, 1.0)
     assert decision.value == 2
-    found = {candidate.value: candidate.loss for candidate in decision.candidates}
-    assert found == pytest.approx({2: 0.5, 4: 0.6, 1: 0.7})
+    result = {candidate.value: candidate.loss for candidate in decision.candidates}
+    assert result == pytest.approx({2: 0.5, 4: 0.6, 1: 0.7})
 
 
 def test_a_candidate_that_wins_on_one_image_only_is_not_significant() -> None:
@@ -167,9 +169,9 @@ def test_encoders_are_told_by_their_weights_alone(bare: Path, tmp_path: Path) ->
     weights = torch.load(bare, weights_only=True)["model"]
     encoder = {n: v for n, v in weights.items() if "decoder" not in n and n != "mask_token"}
     torch.save({"model": encoder}, tmp_path / "encoder.pth")
-    found = infer(opened(tmp_path / "encoder.pth"), QUICK)
-    assert found.images == 0
-    assert found.decided() == {"num_attention_heads": 5}
+    inferred = infer(opened(tmp_path / "encoder.pth"), QUICK)
+    assert inferred.images == 0
+    assert inferred.decided() == {"num_attention_heads": 5}
     assert structure_of(opened(bare), "num_attention_heads").best == 5
 
 

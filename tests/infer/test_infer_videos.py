@@ -40,22 +40,24 @@ def samples(tmp_path):
 @pytest.mark.parametrize("case", UNTRAINED)
 def test_random_weights_decide_nothing(case, samples):
     images = samples if case.startswith("prithvi") else None
-    found = infer(
+    inferred = infer(
         opened(GOLDEN / case / "checkpoint.pth"), InferenceOptions(images=images, crops=1)
     )
-    assert {"num_attention_heads", "decoder_num_attention_heads"} <= found.decisions.keys()
-    assert found.decided() == {}
-    assert all(decision.reason for decision in found.decisions.values())
-    assert found.images == 4
+    assert {"num_attention_heads", "decoder_num_attention_heads"} <= inferred.decisions.keys()
+    assert inferred.decided() == {}
+    assert all(decision.reason for decision in inferred.decisions.values())
+    assert inferred.images == 4
 
 
 def test_samples_of_six_bands_have_to_be_specified(samples):
     checkpoint = opened(GOLDEN / "prithvi_v2_tiny" / "checkpoint.pth")
-    found = infer(checkpoint)
-    assert "samples of 6 bands are not embedded" in found.decisions["num_attention_heads"].reason
+    inferred = infer(checkpoint)
+    assert (
+        "no samples with 6 bands are included" in inferred.decisions["num_attention_heads"].reason
+    )
     (samples / "coffee.npz").unlink()
     (samples / "chelsea.npz").unlink()
-    with pytest.raises(ConfigurationError, match="holds 2 clips, and the experiment needs at"):
+    with pytest.raises(ConfigurationError, match="has 2 clips, but the experiment needs at"):
         infer(checkpoint, InferenceOptions(images=samples))
 
 
@@ -81,18 +83,18 @@ def test_the_heads_of_trained_models_are_found(tmp_path):
     checkpoint = open_checkpoint(
         as_prithvi(tmp_path), Flags(image_size=(96, 96), num_frames=1), incomplete=True
     )
-    found = infer(checkpoint, InferenceOptions(images=tmp_path, crops=4)).decided()
-    assert found["num_attention_heads"] == 5
-    assert found["decoder_num_attention_heads"] == 4
+    inferred = infer(checkpoint, InferenceOptions(images=tmp_path, crops=4)).decided()
+    assert inferred["num_attention_heads"] == 5
+    assert inferred["decoder_num_attention_heads"] == 4
 
 
 def test_the_heads_of_a_trained_model_of_videos_are_found(tmp_path):
     flags = Flags(image_size=(96, 96), num_frames=2)
     checkpoint = open_checkpoint(as_mae_st(tmp_path), flags, incomplete=True)
-    found = infer(checkpoint, InferenceOptions(crops=4)).decided()
-    assert found["num_attention_heads"] == 5
-    assert found["decoder_num_attention_heads"] == 4
-    assert found["norm_pix_loss"] is False
+    inferred = infer(checkpoint, InferenceOptions(crops=4)).decided()
+    assert inferred["num_attention_heads"] == 5
+    assert inferred["decoder_num_attention_heads"] == 4
+    assert inferred["norm_pix_loss"] is False
 
 
 def test_weights_show_the_heads_of_videomae():
@@ -118,7 +120,7 @@ def test_weights_show_the_heads_of_videomae():
                     lambda _, stored=stored: stored, np.dtype("float32")
                 )
     coupled = replace(checkpoint, tensors=tensors)
-    found = infer(coupled, InferenceOptions(framework="")).decided()
-    assert found == {"num_attention_heads": 4}
+    inferred = infer(coupled, InferenceOptions(framework="")).decided()
+    assert inferred == {"num_attention_heads": 4}
     # The two layers of the decoder have too few orders of channels for a decision.
     assert structure_of(coupled, "decoder_num_attention_heads").best == 3

@@ -131,9 +131,9 @@ def test_grey_pictures_and_such_with_transparency_are_converted():
     clear = Image.fromarray(RANDOM.integers(0, 256, (30, 30, 4), dtype=np.uint8), mode="RGBA")
     palette = Image.fromarray(COLOUR).convert("P")
     real = ViTImageProcessorPil()
-    for picture in (grey, clear, palette):
-        ours = ViTImageProcessor()(picture, return_tensors="np").pixel_values
-        theirs = real(picture.convert("RGB"), return_tensors="np").pixel_values
+    for image in (grey, clear, palette):
+        ours = ViTImageProcessor()(image, return_tensors="np").pixel_values
+        theirs = real(image.convert("RGB"), return_tensors="np").pixel_values
         assert np.array_equal(ours, theirs)
     for array in (np.asarray(grey), np.asarray(grey)[None], np.asarray(clear)):
         assert ViTImageProcessor()(array, return_tensors="np").pixel_values.shape[1] == 3
@@ -170,10 +170,10 @@ def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
            "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
            "do_resize": True}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
-    found = AutoImageProcessor.from_pretrained(tmp_path)
-    assert found.size == {"height": 224, "width": 224}
+    result = AutoImageProcessor.from_pretrained(tmp_path)
+    assert result.size == {"height": 224, "width": 224}
     assert ViTImageProcessor(size=(32, 48)).size == {"height": 32, "width": 48}
-    batch = found(COLOUR, return_tensors="np")
+    batch = result(COLOUR, return_tensors="np")
     assert batch.pixel_values.shape == (1, 3, 224, 224)
     assert type(batch.data) is dict
     assert batch.data["pixel_values"] is batch.pixel_values

@@ -72,8 +72,8 @@ def test_the_documented_encoder_example():
     inputs = image_processor(images=Image.open(DEMO / "chelsea.jpg"), return_tensors="pt")
     outputs = model(**inputs)
 
-    kept = model.config.num_kept
-    assert outputs.last_hidden_state.shape == (1, 1 + kept, model.config.hidden_size)
+    visible = model.config.num_kept
+    assert outputs.last_hidden_state.shape == (1, 1 + visible, model.config.hidden_size)
 
 
 def test_the_documented_pretraining_example():
@@ -87,8 +87,8 @@ def test_the_documented_pretraining_example():
     assert 0 < float(loss.detach()) < 1.1
     assert mask.sum() == model.config.num_patches - model.config.num_kept
     assert sorted(ids_restore[0].tolist()) == list(range(model.config.num_patches))
-    pictures = model.unpatchify(outputs.logits)
-    assert pictures.shape == inputs.pixel_values.shape
+    images = model.unpatchify(outputs.logits)
+    assert images.shape == inputs.pixel_values.shape
 
 
 def test_the_documented_configuration_example():
@@ -109,12 +109,14 @@ def test_every_output_is_that_of_the_real_class(task):
         inputs["labels"] = torch.tensor([3, 8])
     mine = ours.from_pretrained(path, dtype="float64")(**inputs, **EVERYTHING)
     # Its fused attention is in float64 all along; to show probabilities it goes through float32.
-    for kernel, limit, wanted in (
+    for kernel, limit, expected_type in (
         ("sdpa", FLOAT64_LIMIT, ("hidden_states",)),
         ("eager", FLOAT32_LIMIT, ()),
     ):
         real = theirs.from_pretrained(path, dtype=torch.float64, attn_implementation=kernel)
-        asked = dict.fromkeys(EVERYTHING, True) if not wanted else {"output_hidden_states": True}
+        asked = (
+            dict.fromkeys(EVERYTHING, True) if not expected_type else {"output_hidden_states": True}
+        )
         expected = real(**inputs, **asked)
         assert set(expected) <= set(mine.keys())
         for name, value in expected.items():
@@ -143,20 +145,20 @@ def test_other_sizes_are_what_converting_with_image_size_computes(task, tmp_path
     ours, _, path = CLASSES[task]
     inputs = inputs_of(task, SIZE, torch.float64)
     model = ours.from_pretrained(path, dtype="float64")
-    found = model(**inputs, interpolate_pos_encoding=True, **EVERYTHING)
+    result = model(**inputs, interpolate_pos_encoding=True, **EVERYTHING)
     # In float64 before, as a conversion rounds what it resamples to the dtype that it finds.
     save_model(model, tmp_path / "wide.pth", "facebook")
     source = open_checkpoint(tmp_path / "wide.pth")
     execute(plan_conversion(source, tmp_path / "model.pth", "facebook", geometry=Geometry(SIZE)))
     expected = load_model(tmp_path / "model.pth")(**inputs, **EVERYTHING)
-    for name in found.keys():  # noqa: SIM118 (it is no dict)
-        one, other = (getattr(outputs, name) for outputs in (found, expected))
+    for name in result.keys():  # noqa: SIM118 (it is no dict)
+        one, other = (getattr(outputs, name) for outputs in (result, expected))
         for a, b in zip(one, other, strict=True) if isinstance(one, tuple) else ((one, other),):
             assert distance(a, b) < FLOAT64_LIMIT, name
     if task == "pretrain":
         pixels = inputs["pixel_values"]
-        loss = model.forward_loss(pixels, found.logits, found.mask, interpolate_pos_encoding=True)
-        assert torch.equal(loss, found.loss)
+        loss = model.forward_loss(pixels, result.logits, result.mask, interpolate_pos_encoding=True)
+        assert torch.equal(loss, result.loss)
         patches = model.patchify(pixels, interpolate_pos_encoding=True)
         assert torch.equal(model.unpatchify(patches, SIZE), pixels)
     with pytest.raises(ValueError, match="interpolate_pos_encoding=True"):
@@ -222,8 +224,8 @@ def test_gradients_reach_every_trainable_parameter_and_kept_tensors(task):
     if task == "classify":
         inputs["labels"] = torch.tensor([1, 2])
     outputs = model(**inputs, **EVERYTHING)
-    for kept in (outputs.hidden_states[0], outputs.attentions[0]):
-        kept.retain_grad()
+    for remaining in (outputs.hidden_states[0], outputs.attentions[0]):
+        remaining.retain_grad()
     (outputs[0] if task != "encoder" else outputs[0].square().sum()).backward()
     assert outputs.hidden_states[0].grad.any()
     assert outputs.attentions[0].grad.any()
@@ -243,8 +245,8 @@ def test_saved_and_loaded_it_is_the_same_here_and_in_transformers(task, tmp_path
     again = ours.from_pretrained(tmp_path / "model")
     assert distance(again(**inputs)[0], expected) < FLOAT32_LIMIT
     assert again.config == model.config
-    real, told = theirs.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not any(told.values())
+    real, loading_info = theirs.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(loading_info.values())
     assert distance(real(**inputs)[0], expected) < FLOAT32_LIMIT
     state = torch.load(GOLDEN / "pretrain_tiny" / "checkpoint.pth", weights_only=False)["model"]
     if task == "pretrain":  # the original's own, so that existing code takes it
@@ -373,9 +375,9 @@ def test_the_encoder_is_called_and_its_blocks_frozen_by_the_names_of_transformer
     model, real = model_of(task).eval(), real_class.from_pretrained(path).eval()
     real_encoder = real if task == "encoder" else real.vit
     given = inputs_of(task)
-    found, expected = model.vit(**given, **EVERYTHING), real_encoder(**given)
-    assert distance(found.last_hidden_state, expected.last_hidden_state) < FLOAT32_LIMIT
-    assert [len(found.hidden_states), len(found.attentions)] == [4, 3]
+    result, expected = model.vit(**given, **EVERYTHING), real_encoder(**given)
+    assert distance(result.last_hidden_state, expected.last_hidden_state) < FLOAT32_LIMIT
+    assert [len(result.hidden_states), len(result.attentions)] == [4, 3]
     assert type(model.vit(**given, return_dict=False)) is tuple
     larger = torch.randn(1, 3, 48, 32)
     assert model.vit(larger, interpolate_pos_encoding=True).last_hidden_state.shape[2] == 32
@@ -682,10 +684,10 @@ def test_without_masking_patches_stay_in_their_order():
     pixels = inputs_of("pretrain")["pixel_values"]
     in_order = torch.arange(16.0).expand(2, -1)
     for model in (model_of("encoder", mask_ratio=0.0), load_model(PRETRAIN, mask_ratio=0.0)):
-        found, expected = model(pixels), model(pixels, noise=in_order)
-        assert torch.equal(found.ids_restore, in_order.long())
-        name = "logits" if "logits" in dir(found) else "last_hidden_state"
-        assert torch.equal(getattr(found, name), getattr(expected, name))
+        result, expected = model(pixels), model(pixels, noise=in_order)
+        assert torch.equal(result.ids_restore, in_order.long())
+        name = "logits" if "logits" in dir(result) else "last_hidden_state"
+        assert torch.equal(getattr(result, name), getattr(expected, name))
     features = model_of("encoder", mask_ratio=0.0)(pixels).last_hidden_state
     assert features.shape == (2, 17, 32)
     wide = model_of("encoder", mask_ratio=0.0)(

@@ -30,10 +30,10 @@ def gradients(model):
 def test_torch_compile_takes_the_whole_model_as_one_graph(kind):
     model = (load_model if kind == "reference" else ViTMAEForPreTraining.from_pretrained)(PRETRAIN)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    found, expected = compiled(*inputs()), model(*inputs())
-    assert type(found) is type(expected)
-    assert distance(found.logits, expected.logits) < FLOAT32_LIMIT
-    found.loss.backward()
+    result, expected = compiled(*inputs()), model(*inputs())
+    assert type(result) is type(expected)
+    assert distance(result.logits, expected.logits) < FLOAT32_LIMIT
+    result.loss.backward()
     compiled_gradients = gradients(model)
     model.zero_grad()
     expected.loss.backward()
@@ -43,8 +43,8 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(kind):
 @pytest.mark.slow
 def test_the_compilers_own_kernels_compute_the_same():
     model = ViTMAEForPreTraining.from_pretrained(PRETRAIN)
-    found = torch.compile(model, fullgraph=True)(*inputs())
-    assert distance(found.logits, model(*inputs()).logits) < FLOAT32_LIMIT
+    result = torch.compile(model, fullgraph=True)(*inputs())
+    assert distance(result.logits, model(*inputs()).logits) < FLOAT32_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_torch_export_gives_a_program_for_any_number_of_pictures(model, argument
     dynamic = {name: {0: batch} for name in names}
     program = torch.export.export(model, arguments, dynamic_shapes=dynamic)
     fewer = tuple(argument[:3] for argument in arguments)
-    found, expected = program.module()(*fewer), model(*fewer)
-    assert type(found) is type(expected)
-    for one, other in zip(found, expected, strict=True):
+    result, expected = program.module()(*fewer), model(*fewer)
+    assert type(result) is type(expected)
+    for one, other in zip(result, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             assert distance(one, other) < FLOAT32_LIMIT
@@ -83,8 +83,8 @@ def test_the_encoder_runs_as_onnx_with_the_judges_limit(tmp_path):
     in_order = torch.arange(16.0).expand(4, -1)
     exact = wide(pixels.double(), in_order).last_hidden_state.detach().numpy()
     for images in (1, 4):
-        (found,) = session.run(None, {"pixel_values": pixels[:images].numpy()})
-        away = distance(found, exact[:images])
+        (result,) = session.run(None, {"pixel_values": pixels[:images].numpy()})
+        away = distance(result, exact[:images])
         print(f"onnxruntime: {away * 2**24:.1f} units of roundoff")
         assert away < 64 * 2.0**-24
     with pytest.raises(MaeConvertError, match="already exists"):
@@ -99,24 +99,24 @@ def test_autocast_computes_in_bfloat16_and_keeps_mask_and_loss():
     model, (pixels, noise) = ViTMAEForPreTraining.from_pretrained(PRETRAIN), inputs()
     exact = model(pixels, noise)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(pixels, noise)
-    assert found.logits.dtype == torch.bfloat16
-    assert torch.equal(found.mask, exact.mask)
-    assert found.loss.dtype == torch.float32
-    assert distance(found.loss, exact.loss) < 2e-2
-    found.loss.backward()
+        result = model(pixels, noise)
+    assert result.logits.dtype == torch.bfloat16
+    assert torch.equal(result.mask, exact.mask)
+    assert result.loss.dtype == torch.float32
+    assert distance(result.loss, exact.loss) < 2e-2
+    result.loss.backward()
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-def count(kept, mode, tensor):
-    kept[mode] += tensor.numel()
+def count(visible, mode, tensor):
+    visible[mode] += tensor.numel()
     return tensor
 
 
 def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients():
     model = ViTMAEForPreTraining.from_pretrained(PRETRAIN, hidden_dropout_prob=0.1).train()
     names = list(model.state_dict())
-    found, kept = {}, {}
+    results, remaining = {}, {}
     for mode in ("plain", "checkpointed", "disabled"):
         if mode == "checkpointed":
             model.gradient_checkpointing_enable()
@@ -125,13 +125,13 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients():
         assert model.is_gradient_checkpointing == (mode == "checkpointed")
         model.zero_grad()
         torch.manual_seed(0)
-        kept[mode] = 0
-        with torch.autograd.graph.saved_tensors_hooks(partial(count, kept, mode), lambda x: x):
+        remaining[mode] = 0
+        with torch.autograd.graph.saved_tensors_hooks(partial(count, remaining, mode), lambda x: x):
             loss = model(*inputs()).loss
         loss.backward()
-        found[mode] = gradients(model)
-    assert kept["checkpointed"] < 0.5 * kept["plain"] == 0.5 * kept["disabled"]
-    assert_near(found["checkpointed"], found["plain"], FLOAT32_LIMIT)
+        results[mode] = gradients(model)
+    assert remaining["checkpointed"] < 0.5 * remaining["plain"] == 0.5 * remaining["disabled"]
+    assert_near(results["checkpointed"], results["plain"], FLOAT32_LIMIT)
     assert list(model.state_dict()) == names
     model.gradient_checkpointing_enable()
     pixels = torch.randn(2, 3, 48, 48)
@@ -204,8 +204,8 @@ def test_the_recipe_warms_up_falls_as_a_cosine_and_learns():
         losses.append(float(loss.detach()))
     rates.append(optimizer.param_groups[-1]["lr"])
     peak = 0.3 * 8 / 256  # 5 epochs of warm-up, 25 of a cosine: its middle is at step 10 + 25
-    found = [rates[step] for step in (0, 5, 10, 35, 60)]
-    assert found == pytest.approx([0, peak / 2, peak, peak / 2, 0], abs=1e-9)
+    result = [rates[step] for step in (0, 5, 10, 35, 60)]
+    assert result == pytest.approx([0, peak / 2, peak, peak / 2, 0], abs=1e-9)
     assert losses[-1] < 0.2 < losses[0]
 
 
@@ -213,9 +213,9 @@ def test_fine_tuning_code_for_the_original_takes_the_state_dict():
     """As it begins: the encoder's names are the original's, the decoder's are what is left over."""
     classifier = load_model(PRETRAIN, num_labels=10)
     state = load_model(PRETRAIN).state_dict()
-    told = classifier.load_state_dict(state, strict=False)
-    assert set(told.missing_keys) == {"head.weight", "head.bias"}
-    assert all(name.startswith(("decoder", "mask_token")) for name in told.unexpected_keys)
+    loading_info = classifier.load_state_dict(state, strict=False)
+    assert set(loading_info.missing_keys) == {"head.weight", "head.bias"}
+    assert all(name.startswith(("decoder", "mask_token")) for name in loading_info.unexpected_keys)
 
 
 @pytest.mark.slow

@@ -93,10 +93,10 @@ def test_pre_training_is_trained_evaluated_saved_and_resumed(tmp_path):
     assert again.config.norm_pix_loss
     assert same_weights(again, model)
     assert open_checkpoint(tmp_path).configuration.model.norm_pix_loss
-    theirs, told = transformers.ViTMAEForPreTraining.from_pretrained(
+    theirs, report = transformers.ViTMAEForPreTraining.from_pretrained(
         tmp_path, output_loading_info=True
     )
-    assert not any(told.values())
+    assert not any(report.values())
     assert theirs.config.norm_pix_loss
 
     # A run that stops after one step and is resumed ends where the whole run ended.
@@ -150,9 +150,9 @@ def test_names_of_transformers_are_loaded_into_a_model():
         with torch.no_grad():
             for value in model.parameters():
                 value.zero_()
-        told = model.load_state_dict(real.from_pretrained(PRETRAIN).state_dict())
-        assert not told.missing_keys
-        assert not told.unexpected_keys
+        loading_info = model.load_state_dict(real.from_pretrained(PRETRAIN).state_dict())
+        assert not loading_info.missing_keys
+        assert not loading_info.unexpected_keys
         torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
         with pytest.raises(RuntimeError, match="Missing key"):
             model.load_state_dict({"vit.embeddings.cls_token": torch.zeros(1, 1, 32)})

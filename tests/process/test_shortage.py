@@ -33,13 +33,13 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "said"), ERRORS, ids=lambda value: repr(value)[:40])
-def test_an_error_tells_what_has_run_out(error, said):
-    found = shortage(error)
-    assert (found is None) == (said is None)
-    if said is not None:
-        with pytest.raises(OSError, match=said):
-            raise OSError(found)
+@pytest.mark.parametrize(("error", "message"), ERRORS, ids=lambda value: repr(value)[:40])
+def test_an_error_tells_what_has_run_out(error, message):
+    result = shortage(error)
+    assert (result is None) == (message is None)
+    if message is not None:
+        with pytest.raises(OSError, match=message):
+            raise OSError(result)
 
 
 def run(limit, value, *call, output=subprocess.PIPE):
@@ -53,19 +53,19 @@ def run(limit, value, *call, output=subprocess.PIPE):
     )  # fmt: skip
 
 
-def in_one_sentence(done, said):
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("mae-convert: ")
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+def in_one_sentence(result, message):
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("mae-convert: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("megabytes", [40, 100])
 def test_too_little_address_space(megabytes, monkeypatch, case):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     call = ("inspect", case("encoder_tiny").checkpoint, "--num-heads", 4)
-    done = run(resource.RLIMIT_AS, megabytes << 20, *call)
-    in_one_sentence(done, "address space")
+    result = run(resource.RLIMIT_AS, megabytes << 20, *call)
+    in_one_sentence(result, "address space")
 
 
 def test_no_limit_is_no_complaint(monkeypatch):
@@ -81,12 +81,12 @@ def test_no_limit_is_no_complaint(monkeypatch):
 def fewest_descriptors():
     """Return how many descriptors Python itself needs to start in this environment."""
     for number in range(4, 20):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", "pass"], stdin=subprocess.DEVNULL, capture_output=True,
             check=False, preexec_fn=lambda n=number: resource.setrlimit(
                 resource.RLIMIT_NOFILE, (n, n)),
         )  # fmt: skip
-        if done.returncode == 0 and not done.stderr:
+        if process.returncode == 0 and not process.stderr:
             return number
     raise AssertionError("Python does not start with 19 descriptors")
 
@@ -98,8 +98,8 @@ def test_too_few_descriptors(more, tmp_path, case):
         *("convert", case("encoder_tiny").checkpoint, tmp_path / "out", "--to", "transformers"),
         *("--num-heads", 4),
     )
-    done = run(resource.RLIMIT_NOFILE, descriptors, *call)
-    in_one_sentence(done, "oo many")
+    result = run(resource.RLIMIT_NOFILE, descriptors, *call)
+    in_one_sentence(result, "oo many")
     assert not (tmp_path / "out").exists()
 
 

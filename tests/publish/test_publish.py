@@ -69,7 +69,7 @@ def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, mod
         "tags": ["vit_mae", "masked-autoencoder", "mae-convert"],
     }
     record = json.loads((model / "conversion.json").read_text())
-    for said in (
+    for word in (
         record["source"]["sha256"],
         f"hf://{REPO}`: `{record['fingerprint']}`",
         f"| fingerprint | `{record['source']['fingerprint']}` |",
@@ -85,7 +85,7 @@ def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, mod
         "](reconstruction.png)",
         "One side was loaded through the conversion's own mapping tables",
     ):
-        assert said in text, said
+        assert word in text, word
 
 
 def test_the_card_passes_the_hubs_validation_before_anything_is_sent(hub, command, model):
@@ -98,8 +98,8 @@ def test_the_card_passes_the_hubs_validation_before_anything_is_sent(hub, comman
 
 def test_what_was_published_is_replayed_from_the_hub(hub, command, model):
     assert command("publish", model, REPO, *MIT).status == 0
-    place = f"hf://{REPO}"
-    result = command("verify", place, "--framework-a", "torch", "--json")
+    position = f"hf://{REPO}"
+    result = command("verify", position, "--framework-a", "torch", "--json")
     assert result.status == 0, result.err
     assert result.json["passed"]
 
@@ -320,8 +320,8 @@ def test_weights_from_the_hub_keep_licence_and_base_model(hub, command, model, t
     licence = b"---\nlicense: other\nlicense_name: of-the-lab\nlicense_link: https://x.org\n---\n"
     files = {path.name: path for path in model.iterdir() if path.name not in PROOF}
     hub.state.put("lab/theirs", {**files, "README.md": licence})
-    done = command("convert", "hf://lab/theirs", tmp_path / "mine", "--to", "transformers-tf")
-    assert done.status == 0, done.err
+    conversion = command("convert", "hf://lab/theirs", tmp_path / "mine", "--to", "transformers-tf")
+    assert conversion.status == 0, conversion.err
     shutil.copy(model / "reconstruction.png", tmp_path / "mine")
     result = command("publish", tmp_path / "mine", REPO, "--unverified", "--dry-run", "--json")
     assert result.status == 0, result.err
@@ -423,9 +423,9 @@ def test_what_may_not_be_done_is_said_with_what_to_do(hub, command, model, monke
 
 def test_pickled_weights_and_files_are_not_published(hub, command, case, model, tmp_path):
     pretrain, target = case("pretrain_tiny"), tmp_path / "bin"
-    done = command("convert", pretrain.checkpoint, target, "--to", "transformers", "--bin",
+    conversion = command("convert", pretrain.checkpoint, target, "--to", "transformers", "--bin",
                    *pretrain.heads)  # fmt: skip
-    assert done.status == 0, done.err
+    assert conversion.status == 0, conversion.err
     result = command("publish", target, REPO, *MIT, "--unverified")
     assert (result.status, "pickled" in result.err) == (2, True)
     assert command("publish", tmp_path / "none", REPO, *MIT).status == 2
@@ -515,9 +515,9 @@ def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
 ):
     assert command("publish", model, REPO, *MIT).status == 0
     pretrain, sharded = case("pretrain_tiny"), tmp_path / "sharded"
-    done = command("convert", pretrain.checkpoint, sharded, "--to", "transformers",
+    result = command("convert", pretrain.checkpoint, sharded, "--to", "transformers",
                    "--max-shard-size", "100KB", *pretrain.heads)  # fmt: skip
-    assert done.status == 0, done.err
+    assert result.status == 0, result.err
     (sharded / "reconstruction.png").write_bytes(b"\x89PNG")
     assert command("publish", sharded, REPO, *MIT, "--unverified").status == 0
     names = hub.state.names(REPO)
@@ -567,10 +567,10 @@ def test_the_picture_shows_what_a_framework_computes(command, model):
 def test_a_job_of_a_sweep_converts_proves_and_publishes(hub, case):
     from mae_convert.sweep.job import Job, run_job
 
-    said = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3, "verify": True,
+    fields = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3, "verify": True,
             "certify": True, "framework_a": "torch", "framework_b": "torch", "publish": REPO,
             "license": "mit"}  # fmt: skip
-    row = run_job(Job(str(case("pretrain_tiny").checkpoint), None, said))
+    row = run_job(Job(str(case("pretrain_tiny").checkpoint), None, fields))
     assert (row.outcome, row.error) == ("done", None)
     assert row.published.startswith(f"{hub.url}/{REPO}/commit/")
     assert hub.state.names(REPO) > PROOF

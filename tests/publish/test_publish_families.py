@@ -46,11 +46,11 @@ def model(command, tmp_path):
     """Return the directory of a converted model of a family, and its source."""
 
     def make(family):
-        case, layout, place, _ = CASES[family]
+        case, layout, position, _ = CASES[family]
         source = GOLDEN / case / "checkpoint.pth"
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        done = command("convert", source, tmp_path / place, "--to", layout, *HEADS)
-        assert done.status == 0, done.err
+        (tmp_path / position).parent.mkdir(exist_ok=True)
+        result = command("convert", source, tmp_path / position, "--to", layout, *HEADS)
+        assert result.status == 0, result.err
         return tmp_path / "model", source
 
     return make
@@ -62,15 +62,15 @@ def test_the_card_is_that_of_the_family(hub, command, model, family):
     asked = command("publish", folder, REPO, "--unverified")
     licence = CASES[family][3]
     assert (asked.status, f"that is --license {licence}" in asked.err) == (2, True)
-    done = command("publish", folder, REPO, "--unverified", "--license", licence)
-    assert done.status == 0, done.err
+    result = command("publish", folder, REPO, "--unverified", "--license", licence)
+    assert result.status == 0, result.err
     card = hub.state.file(REPO, "README.md", "main").decode()
     metadata, text = yaml.safe_load(card.split("---\n")[1]), card.split("---\n", 2)[2]
     assert "pipeline_tag" not in metadata  # a widget of images would be wrong
     assert "vit_mae" not in metadata["tags"]
     assert metadata["license"] == licence
-    for said in SAID[family]:
-        assert said in text, said
+    for word in SAID[family]:
+        assert word in text, word
     for wrong in ("he2021masked", "reconstruction.png", "ViTMAE", "timm", "mapped, bit for bit: 0"):
         assert wrong not in text, wrong
     if family == "videomae":
@@ -86,18 +86,18 @@ def test_the_card_is_that_of_the_family(hub, command, model, family):
 
 def test_frames_are_prepared_by_transformers_as_before_the_conversion(model):
     folder, _ = model("videomae")
-    stated = json.loads((folder / "preprocessor_config.json").read_text())
-    assert stated["image_processor_type"] == "VideoMAEImageProcessor"
-    assert (stated["size"], stated["do_center_crop"]) == ({"shortest_edge": 32}, True)
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    assert config["image_processor_type"] == "VideoMAEImageProcessor"
+    assert (config["size"], config["do_center_crop"]) == ({"shortest_edge": 32}, True)
 
 
 @pytest.mark.parametrize("task", ["encoder", "classify"])
 def test_classifiers_have_the_widget_of_videos_and_encoders_none(command, tmp_path, task):
     case = "videomae_finetune_tiny" if task == "classify" else "videomae_pretrain_tiny"
     source = GOLDEN / case / "checkpoint.pth"
-    done = command("convert", source, tmp_path / "m", "--to", "transformers", "--task", task,
+    result = command("convert", source, tmp_path / "m", "--to", "transformers", "--task", task,
                    *(HEADS[:2] + HEADS[4:]))  # fmt: skip
-    assert done.status == 0, done.err
+    assert result.status == 0, result.err
     shown = command(
         "publish", tmp_path / "m", REPO, "--unverified", "--license", "mit", "--dry-run"
     )

@@ -27,8 +27,8 @@ FILES = {"model.safetensors", "config.json", "preprocessor_config.json", "conver
 def converted(case, run, tmp_path_factory):
     """A model directory; faults do not ask whether it was verified."""
     target, pretrain = tmp_path_factory.mktemp("converted") / "model", case("pretrain_tiny")
-    done = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
-    assert done.status == 0, done.err
+    result = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    assert result.status == 0, result.err
     (target / "reconstruction.png").write_bytes(b"\x89PNG a picture")
     return target
 
@@ -243,11 +243,11 @@ def test_weights_that_change_while_they_are_sent_are_not_published(
 ):
     monkeypatch.setattr(staging, "LARGEST_IN_GIT", 1000)  # larger files are not held in memory
     weights = converted / "model.safetensors"
-    kept = weights.read_bytes()
-    other = kept[:-1] + bytes([kept[-1] ^ 1])
+    remaining = weights.read_bytes()
+    other = remaining[:-1] + bytes([remaining[-1] ^ 1])
     hub.meanwhile("POST .*/preupload", lambda: weights.write_bytes(other))
     result = send()
-    weights.write_bytes(kept)
+    weights.write_bytes(remaining)
     assert result.status == 2
     assert "model.safetensors changed during the upload" in result.err
     assert hub.state.names(REPO) == set()
@@ -329,15 +329,15 @@ def test_a_run_that_is_ended_in_mid_upload_leaves_nothing_and_the_next_goes_on(
     running = process()
     wait_until(stuck.is_set, 30)
     running.send_signal(number)
-    said, _ = running.communicate(timeout=30)
-    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), said
+    stderr, _ = running.communicate(timeout=30)
+    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), stderr
     wait_until(lambda: hub.state.lock.acquire(blocking=False))
     hub.state.lock.release()
     # The Hub may have taken the commit, of which it had the whole: then that is what there is.
     assert hub.state.names(REPO) in (set(), FILES)
     again = process()
-    said, _ = again.communicate(timeout=60)
-    assert again.returncode == 0, said
+    stderr, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, stderr
     assert_published_once(hub, converted)
 
 
@@ -348,19 +348,19 @@ def test_the_token_is_nowhere_in_what_is_printed_logged_or_kept(hub, process, tm
     hub.fail("POST .*/commit/", "lose")
     hub.fail("POST .*/validate-yaml", "status", status=500)
     running = process()
-    said, _ = running.communicate(timeout=60)
-    assert running.returncode == 0, said
-    assert "curl" in said, "the client logs its requests"
-    assert TOKEN not in said
+    stderr, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
+    assert "curl" in stderr, "the client logs its requests"
+    assert TOKEN not in stderr
     assert {seen.token for seen in hub.seen if "/lfs/upload" in seen.line} == {None}
-    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert kept
-    assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
+    remaining = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert remaining
+    assert not [path for path in remaining if TOKEN.encode() in path.read_bytes()]
 
 
 def test_a_token_that_the_hub_repeats_is_not_repeated(hub, send):
-    said = f"no: {TOKEN}"
-    hub.fail("GET /api/whoami", "status", status=400, headers={"X-Error-Message": said})
+    message = f"no: {TOKEN}"
+    hub.fail("GET /api/whoami", "status", status=400, headers={"X-Error-Message": message})
     result = send()
     assert result.status == 2
     assert "<token>" in result.err
@@ -371,8 +371,8 @@ def test_the_fast_transfer_works_too_and_is_nobodys_to_switch_off(hub, process, 
     """Xet storage on the disk: uploads and downloads go through the real hf_xet."""
     hub.xet = True
     running = process(HF_HUB_DISABLE_XET="0", HF_DEBUG="0", HF_HUB_VERBOSITY="error")
-    said, _ = running.communicate(timeout=60)
-    assert running.returncode == 0, said
+    stderr, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
     assert hub.state.names(REPO) == FILES
     assert not hub.lines("PUT |/cdn/")
     assert len(hub.lines("xet-write-token")) >= 1

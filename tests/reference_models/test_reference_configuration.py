@@ -90,7 +90,10 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
     assert not table[0, 0].any()
     row, column = 1, 2
     expected = [
-        f(place * w) for place in (column, row) for f in (np.sin, np.cos) for w in (1, 0.01)
+        f(coordinate * w)
+        for coordinate in (column, row)
+        for f in (np.sin, np.cos)
+        for w in (1, 0.01)
     ]
     assert distance(table[0, 1 + row * 3 + column], expected) < FLOAT64_LIMIT
 

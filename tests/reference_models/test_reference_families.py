@@ -27,15 +27,15 @@ LIMIT = 1e-12
 @pytest.mark.parametrize("case", CASES)
 def test_everything_equals_the_original(case):
     with torch.no_grad():
-        found = results(loaded(case), tensors(inputs(case)))
+        result = results(loaded(case), tensors(inputs(case)))
     expected = expectations(case)
     assert len(expected) >= 4
     for name, value in expected.items():
         if name in ("mask", "ids_restore"):
-            np.testing.assert_array_equal(found[name], value)
+            np.testing.assert_array_equal(result[name], value)
         else:
-            assert found[name].dtype == torch.float64, name
-            assert distance(found[name], value) <= LIMIT, name
+            assert result[name].dtype == torch.float64, name
+            assert distance(result[name], value) <= LIMIT, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,10 +81,10 @@ def test_positions_are_those_of_the_formula_in_float32():
     module = importlib.import_module("reference_models.pytorch.videomae")
     table = module.fixed_positions(config, 768)[0]
     assert table.dtype == torch.float32
-    for place, channel in ((0, 0), (1567, 0), (1567, 1), (900, 400), (77, 767)):
-        angle = place / np.power(10000, 2 * (channel // 2) / 768)
+    for position, channel in ((0, 0), (1567, 0), (1567, 1), (900, 400), (77, 767)):
+        angle = position / np.power(10000, 2 * (channel // 2) / 768)
         expected = np.sin(angle) if channel % 2 == 0 else np.cos(angle)
-        assert table[place, channel] == np.float32(expected)
+        assert table[position, channel] == np.float32(expected)
 
 
 def test_videomae_hides_as_many_patches_at_every_time():
@@ -119,9 +119,9 @@ def test_videomae_reconstruction_shows_what_is_visible_and_puts_normalized_patch
         perfect = model.target(pixels).take_along_dim(ids[..., None], dim=1)
         assert distance(model.reconstruct(pixels, perfect, output.mask), pixels) <= LIMIT
         shown = model.patchify(model.reconstruct(pixels, output.logits, output.mask))
-        kept = output.mask == 0
-        assert distance(shown[kept], model.patchify(pixels)[kept]) <= LIMIT
-        assert distance(shown[~kept], model.patchify(pixels)[~kept]) > 0.1
+        visible = output.mask == 0
+        assert distance(shown[visible], model.patchify(pixels)[visible]) <= LIMIT
+        assert distance(shown[~visible], model.patchify(pixels)[~visible]) > 0.1
 
 
 def test_videomae_decodes_only_what_version_2_asks_for():
@@ -162,10 +162,10 @@ def test_videomae_options_are_what_they_say():
     for name in scaled.state_dict().keys() - state.keys():
         assert name.endswith(("gamma_1", "gamma_2"))
         factor = torch.rand(scaled.state_dict()[name].shape, dtype=torch.float64) + 0.5
-        place = "attn.proj" if name.endswith("gamma_1") else "mlp.fc2"
+        position = "attn.proj" if name.endswith("gamma_1") else "mlp.fc2"
         state[name] = 1 / factor
         for kind in ("weight", "bias"):
-            scaled_name = name.rpartition(".")[0] + f".{place}.{kind}"
+            scaled_name = name.rpartition(".")[0] + f".{position}.{kind}"
             value = state[scaled_name]
             state[scaled_name] = value * (factor[:, None] if kind == "weight" else factor)
     scaled.load_state_dict(state)
@@ -272,7 +272,7 @@ def test_mae_st_joint_positions_can_be_the_sum_of_separate_ones():
             spatial, temporal = (
                 tables[f"{prefix}pos_embed_{kind}"][0] for kind in ("spatial", "temporal")
             )
-            rows = [at + place for at in temporal for place in spatial]  # place by place
+            rows = [at + position for at in temporal for position in spatial]  # place by place
             if cls_embed:
                 rows = [tables[f"{prefix}pos_embed_class"][0, 0], *rows]
             state[f"{prefix}pos_embed"] = torch.stack(rows)[None].detach()
@@ -289,8 +289,8 @@ def test_mae_st_class_tokens_and_biases_are_left_out_where_the_options_say_so():
         assert [*model_of("mae_st", "pretrain", VIDEO).state_dict()] != names
     model = random_model("mae_st", "pretrain", {**VIDEO, "cls_embed": False})
     output = model(*random_inputs(model.config), output_taps=True)
-    kept, patches = model.config.num_kept, model.config.num_patches
-    assert output.taps["encoder.blocks.0.output"].shape == (2, kept, 12)
+    visible, patches = model.config.num_kept, model.config.num_patches
+    assert output.taps["encoder.blocks.0.output"].shape == (2, visible, 12)
     assert output.taps["decoder.norm"].shape == (2, patches, 10)
 
 
@@ -362,25 +362,25 @@ def test_prithvi_features_of_everything_equal_the_original():
         given = tensors(inputs(case))
         del given["noise"]
         with torch.no_grad():
-            found = encoder.double().eval()(**given).last_hidden_state
-        assert distance(found, golden(case)["f64/features_unmasked"]) <= LIMIT, case
+            result = encoder.double().eval()(**given).last_hidden_state
+        assert distance(result, golden(case)["f64/features_unmasked"]) <= LIMIT, case
 
 
 def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded():
     case = "prithvi_v2_tl_tiny"
     model, given = loaded(case), tensors(inputs(case))
     names = ("temporal_coords", "location_coords")
-    found = {}
+    outputs = {}
     with torch.no_grad():
         for left_out in ((), names[:1], names[1:], names):
-            kept = {name: value for name, value in given.items() if name not in left_out}
-            found[left_out] = model(**kept).logits
+            remaining = {name: value for name, value in given.items() if name not in left_out}
+            outputs[left_out] = model(**remaining).logits
         plain = model_of("prithvi", "pretrain", {**configuration(case), "coords_encoding": []})
         own = plain.state_dict().keys()
         plain.load_state_dict({n: v for n, v in checkpoint(case).items() if n in own})
         pixels, noise = given["pixel_values"], given["noise"]
-        assert torch.equal(plain.double()(pixels, noise).logits, found[names])
-    values = list(found.values())
+        assert torch.equal(plain.double()(pixels, noise).logits, outputs[names])
+    values = list(outputs.values())
     assert all(distance(a, b) > 1e-3 for i, a in enumerate(values) for b in values[:i])
     with pytest.raises(ValueError, match="does not embed temporal_coords"):
         plain(pixels, noise, temporal_coords=given["temporal_coords"])

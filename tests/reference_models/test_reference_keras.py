@@ -89,9 +89,9 @@ def tf_name(name):
         return TOKENS[name]
     pattern = r"(?:(decoder_)?blocks\.(\d+)\.)?(.+)\.(weight|bias)"
     decoder, index, module, kind = re.fullmatch(pattern, name).groups()
-    place = f"decoder/decoder_layers.{index}/" if decoder else f"vit/encoder/layer_._{index}/"
+    position = f"decoder/decoder_layers.{index}/" if decoder else f"vit/encoder/layer_._{index}/"
     kinds = {"weight": "gamma", "bias": "beta"} if "norm" in module else {"weight": "kernel"}
-    return f"{place if index else ''}{MODULES[module]}/{kinds.get(kind, kind)}"
+    return f"{position if index else ''}{MODULES[module]}/{kinds.get(kind, kind)}"
 
 
 def tf_weights(facebook):

@@ -316,9 +316,9 @@ def test_reconstruct_puts_normalised_patches_back():
         output = model(pixels, noise)
     plain = model.patchify(model.reconstruct(pixels, output.logits))
     pasted = model.patchify(model.reconstruct(pixels, output.logits, output.mask))
-    kept = output.mask == 0
-    assert torch.equal(pasted[kept], model.patchify(pixels)[kept])
-    assert torch.equal(pasted[~kept], plain[~kept])
+    visible = output.mask == 0
+    assert torch.equal(pasted[visible], model.patchify(pixels)[visible])
+    assert torch.equal(pasted[~visible], plain[~visible])
 
 
 def test_without_noise_a_mask_is_sampled():
@@ -386,16 +386,16 @@ def test_taps_are_what_they_say():
     places = [(f"{part}.blocks", n) for part, n in (("encoder", 2), ("decoder", 1))]
     assert list(taps) == [
         name
-        for place, depth in places
+        for position, depth in places
         for name in (
-            f"{place[:7]}.embedding",
-            *(f"{place}.{index}.{part}" for index in range(depth) for part in parts),
-            f"{place[:7]}.norm",
+            f"{position[:7]}.embedding",
+            *(f"{position}.{index}.{part}" for index in range(depth) for part in parts),
+            f"{position[:7]}.norm",
         )
     ]
     for name, value in taps.items():
-        kept = (ODD.num_kept, 30) if name.startswith("encoder") else (ODD.num_patches, 18)
-        assert value.shape == (2, 1 + kept[0], kept[1]), name
+        visible = (ODD.num_kept, 30) if name.startswith("encoder") else (ODD.num_patches, 18)
+        assert value.shape == (2, 1 + visible[0], visible[1]), name
     for part, value in expected.items():
         assert torch.equal(taps[f"encoder.blocks.1.{part}"], value)
     assert torch.equal(taps["encoder.blocks.1.output"], between + taps["encoder.blocks.1.mlp"])

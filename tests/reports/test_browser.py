@@ -19,7 +19,7 @@ LEAST_CONTRAST = 4.5  # of text, WCAG 2 level AA
 
 def sweep_page():
     """Return the page of a sweep with all that can stand in a row, and long names."""
-    done = Row(
+    result = Row(
         "0", "/data/a-long-name-of-a-folder/run/checkpoint-0.pth", layout="transformers-tf",
         target="/data/out/" + "checkpoint-with-a-long-name-" * 3, verdict="PASSED and proven",
         passed=True, proven=True, function=1.5e-15, own_error={"float32": 9e-7}, seconds=12.5,
@@ -31,7 +31,7 @@ def sweep_page():
     rows = []
     for number in range(12):
         row = replace(
-            done, key=f"{number:064}", source=done.source.replace("-0", f"-{number}"),
+            result, key=f"{number:064}", source=result.source.replace("-0", f"-{number}"),
             layout=("transformers-tf", "timm", "keras")[number % 3], seconds=100.0 / (number + 1),
             function=10.0 ** -(number + 5),
         )  # fmt: skip

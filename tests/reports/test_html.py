@@ -11,8 +11,8 @@ from mae_convert.reports.html import Cell, document, image, table
 def test_only_the_builder_writes_a_page_and_its_style():
     package = Path(mae_convert.__file__).parent
     for mark in ("<!DOCTYPE", "<style>", "<svg", "<table", "base64"):
-        found = {p.name for p in (package / "reports").glob("*.py") if mark in p.read_text()}
-        assert found == {"html.py"}, mark
+        result = {p.name for p in (package / "reports").glob("*.py") if mark in p.read_text()}
+        assert result == {"html.py"}, mark
 
 
 def test_text_is_escaped_and_rows_become_labelled_blocks_on_narrow_screens():

@@ -24,14 +24,14 @@ def test_random_pixels_are_noise_and_photographs_are_not():
 
 @pytest.fixture
 def rows():
-    done = Row(
+    result = Row(
         "k" * 64, "/runs/a.pth", layout="timm", verdict="PASSED", passed=True, function=1e-16
     )
     failed = Row("f" * 64, "/runs/z.pth", layout="timm", outcome="failed", passed=False,
                  verdict="DIFFERENT", first_divergence="encoder.norm", cause="it is transposed",
                  function=0.5)  # fmt: skip
     error = Row("e" * 64, "/runs/b.pth", layout="timm", outcome="error", error="it is damaged")
-    return [done, error, failed]
+    return [result, error, failed]
 
 
 def test_the_page_of_a_sweep_shows_failures_first_and_calls_them_the_same_everywhere(rows):

@@ -84,18 +84,20 @@ def test_junit_counts_a_cause_once_whatever_number_of_checks_it_makes_fail():
     ):  # fmt: skip
         verdict = replace(made_up(*checks), causes=causes, suspects=(weight,))
         suite = ET.fromstring(verdict_junit(SimpleNamespace(verdict=verdict)))
-        found = suite.findall(".//failure")
-        assert len(found) == int(suite.get("failures")) == failures
-        assert found[0].get("message").startswith("DIFFERENT: ")
-        assert "intermediate activations (32): 1.0e+00, limit 1.0e-10" in found[0].text
-        assert (f"{weight}: is transposed" in found[0].text) == bool(causes)
+        result = suite.findall(".//failure")
+        assert len(result) == int(suite.get("failures")) == failures
+        assert result[0].get("message").startswith("DIFFERENT: ")
+        assert "intermediate activations (32): 1.0e+00, limit 1.0e-10" in result[0].text
+        assert (f"{weight}: is transposed" in result[0].text) == bool(causes)
 
 
 def test_junit_of_a_sweep_tells_failures_from_jobs_without_a_result():
-    done = Row("a1", "/data/run1/checkpoint.pth", layout="timm", seconds=1.5)
-    failed = replace(done, key="b2", outcome="failed", verdict="DIFFERENT", cause="x is transposed")
-    error = replace(done, key="c3", outcome="error", error="it is damaged", exit_status=2)
-    suite = ET.fromstring(sweep_junit([done, failed, error], not_run=1))
+    result = Row("a1", "/data/run1/checkpoint.pth", layout="timm", seconds=1.5)
+    failed = replace(
+        result, key="b2", outcome="failed", verdict="DIFFERENT", cause="x is transposed"
+    )
+    error = replace(result, key="c3", outcome="error", error="it is damaged", exit_status=2)
+    suite = ET.fromstring(sweep_junit([result, failed, error], not_run=1))
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
     names = [case.get("name") for case in suite.findall("testcase")]
@@ -124,8 +126,8 @@ def test_markdown_tells_the_answer_first(reports):
 
 def made_up(*checks, **fields):
     passed = all(check.passed for check in checks)
-    known = {"first_divergence": None, "suspects": (), "causes": (), "witnesses": (), **fields}
-    return Verdict(passed, True, checks, **known)
+    values = {"first_divergence": None, "suspects": (), "causes": (), "witnesses": (), **fields}
+    return Verdict(passed, True, checks, **values)
 
 
 def test_what_is_not_a_number_is_the_worst_of_its_group():

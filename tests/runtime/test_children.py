@@ -245,24 +245,24 @@ def test_no_module_beside_the_checkpoints_is_run_by_verify_or_its_children(tmp_p
     stored["model"]["norm.weight"] += 1
     torch.save(stored, folder / "other.pth")
     shutil.copy(source.checkpoint, folder / "checkpoint.pth")
-    done = program(
+    result = program(
         tmp_path, "verify", "checkpoint.pth", "other.pth", *TORCH, "--python-a", sys.executable,
         "--json", *source.heads, cwd=folder,
     )  # fmt: skip
     assert left_behind(marks) == []
-    assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["causes"]
+    assert result.returncode == 1, result.stderr
+    assert json.loads(result.stdout)["causes"]
 
 
 def test_no_module_beside_the_checkpoints_is_run_by_a_sweep(tmp_path, case, trapped):
     folder, marks = trapped([*sys.stdlib_module_names, *LIBRARIES])
     shutil.copy(case("pretrain_tiny").checkpoint, folder / "checkpoint.pth")
-    done = program(
+    result = program(
         tmp_path, "sweep", "checkpoint.pth", "--to", "transformers", "--target", "out",
         "--set", "num_heads=4", "--set", "decoder_num_heads=3", cwd=folder,
     )  # fmt: skip
     assert left_behind(marks) == []
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
@@ -273,13 +273,13 @@ def test_no_module_beside_the_checkpoints_is_run_on_ray(tmp_path, case, trapped,
     folder, marks = trapped(AFTER_DASH_M)
     shutil.copy(case("pretrain_tiny").checkpoint, folder / "checkpoint.pth")
     with own_network() as inside, cluster(inside, tmp_path, 1) as (address, _):
-        done = program(
+        result = program(
             tmp_path, "sweep", "checkpoint.pth", "--to", "transformers", "--target", "out",
             "--set", "num_heads=4", "--set", "decoder_num_heads=3",
             "--engine", "ray", "--address", address, cwd=folder, inside=inside,
         )  # fmt: skip
     assert left_behind(marks) == []
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_ray_is_not_started_where_the_checkpoints_lie(monkeypatch, tmp_path):
@@ -382,8 +382,8 @@ def environment_without(folder, *names):
     for entry in {entry for path in sys.path if path.endswith("site-packages")
                   for entry in Path(path).iterdir()}:  # fmt: skip
         package = entry.name.lower().partition("-")[0].partition(".")[0]
-        wanted = package not in names and entry.suffix != ".pth"  # which name other folders
-        if wanted and not (packages / entry.name).exists():
+        expected = package not in names and entry.suffix != ".pth"  # which name other folders
+        if expected and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
     (packages / "project.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
@@ -407,14 +407,14 @@ def test_the_demonstration_runs_with_whatever_is_installed(name, tmp_path):
         pytest.importorskip("jax")
     python = environment_without(tmp_path / "environment", *without)
     command = [python, "-m", "mae_convert", "demo", "--output", tmp_path / "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert words in done.stdout + done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert process.returncode == status, process.stdout + process.stderr
+    assert words in process.stdout + process.stderr
     if status == 0:
         pair = GOLDEN.parents[2] / "mae_convert/data/demo/checkpoint.pth", "demo/transformers-tf"
         command = [python, "-m", "mae_convert", "verify", *pair]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert process.returncode == 0, process.stdout + process.stderr
 
 
 # ------------------------------------------------------------------------------------ the system
@@ -436,7 +436,7 @@ sys.platform, sys.modules["fcntl"] = "win32", None
 )
 def test_on_windows_one_sentence_says_what_to_do(code, status):
     command = [sys.executable, "-c", WINDOWS.format(code), "layouts"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == status
-    assert "runs on Linux and macOS, not on Windows" in done.stderr.splitlines()[-1]
-    assert ("Traceback" in done.stderr) == (status == 1)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == status
+    assert "runs on Linux and macOS, not on Windows" in process.stderr.splitlines()[-1]
+    assert ("Traceback" in process.stderr) == (status == 1)

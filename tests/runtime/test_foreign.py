@@ -213,7 +213,7 @@ def test_code_runs_a_side_itself(encoder, own):
         ({}, {"gradients": True}, r"own.py:build is run forward only.*leave gradients="),
         ({}, {"isolate": True}, r"own.py:build is run as a whole, .*leave isolate="),
         ({"mode": "compiled"}, {}, "own.py:build cannot be run in the mode compiled"),
-        ({"framework": "missing.py:build"}, {}, "names no file"),
+        ({"framework": "missing.py:build"}, {}, "is not a file"),
         ({"framework": "nonsense"}, {}, "is neither a framework nor code"),
     ],
 )
@@ -248,8 +248,8 @@ def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("missing.py:build", "names no file"),
-        ("original=missing", "names no directory"),
+        ("missing.py:build", "is not a file"),
+        ("original=missing", "is not a directory"),
         ("no_such_package.module:build", "no Python module no_such_package.module"),
         ("nonsense", "is neither a framework nor code .*; choose torch, .*PATH.py:FACTORY"),
         ("bad.py:build", "is not Python code"),
@@ -431,8 +431,8 @@ def test_reports_say_whose_code_it_was(encoder, own, tmp_path, command):
         "--report", tmp_path / "r.json",
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "run by own.py:build, code that is not mae-convert's, with torch" in result.out
-    assert "own.py:build, code that is not" in (tmp_path / "r.md").read_text()
-    assert "own.py:build, code that is not" in (tmp_path / "r.html").read_text()
+    assert "run by own.py:build, code from outside mae-convert, with torch" in result.out
+    assert "own.py:build, code from outside" in (tmp_path / "r.md").read_text()
+    assert "own.py:build, code from outside" in (tmp_path / "r.html").read_text()
     witnesses = json.loads((tmp_path / "r.json").read_text())["witnesses"]
     assert [w["framework"] for w in witnesses] == ["torch", "torch", "foreign"]

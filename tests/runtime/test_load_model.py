@@ -203,12 +203,12 @@ def in_a_process(program, *arguments, **variables):
 
 
 def test_importing_the_package_imports_no_framework():
-    said = in_a_process(
+    message = in_a_process(
         "import sys, mae_convert, mae_convert.runtime\n"
         "from mae_convert.models import MaeImageProcessor, ViTMAEConfig\n"
         "print(*({'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules)))"
     )
-    assert said.split() == []
+    assert message.split() == []
 
 
 PEAK = """
@@ -237,7 +237,9 @@ def test_loading_takes_the_memory_of_one_model(tmp_path):
 
 
 def test_options_without_effect_are_warned_of_or_refused():
-    with pytest.warns(UserWarning, match="global_pool= has no effect on a model of task pretrain"):
+    with pytest.warns(
+        UserWarning, match="global_pool= has no effect on a model for the task pretrain"
+    ):
         load_model(ORIGINAL, global_pool="avg", **HEADS)
     opened = open_checkpoint(ORIGINAL, Flags(**HEADS))
     with pytest.raises(TypeError, match="is open already; specify num_heads where it is opened"):

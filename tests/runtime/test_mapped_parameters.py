@@ -172,6 +172,6 @@ def test_values_that_are_not_finite_are_refused(mapped, weights, original_weight
     broken[-1] = np.nan
     save_file({**original_weights, "norm.weight": broken}, weights)
     with pytest.raises(
-        MaeConvertError, match=r"norm.weight would hold NaN or infinity in .* 1 value"
+        MaeConvertError, match=r"norm.weight would have NaN or infinity in .* 1 value"
     ):
         load_model(weights, mmap=mapped, **HEADS)

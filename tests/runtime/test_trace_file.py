@@ -39,16 +39,16 @@ def compared(command, trace, tmp_path):
             if number == 2 or both or len(changes) == 2:
                 for change in changes[-1:] if number == 2 else changes[:1]:
                     change(described, own)
-            said = json.dumps(described) if metadata is None or number == 1 else metadata
-            save_file(own, tmp_path / f"{number}.safetensors", metadata={"trace": said})
+            message = json.dumps(described) if metadata is None or number == 1 else metadata
+            save_file(own, tmp_path / f"{number}.safetensors", metadata={"trace": message})
         return command("compare", tmp_path / "1.safetensors", tmp_path / "2.safetensors")
 
     return compare
 
 
 def test_two_equal_traces_pass(compared):
-    done = compared()
-    assert done.status == 0, done.out + done.err
+    result = compared()
+    assert result.status == 0, result.out + result.err
 
 
 DAMAGE = {
@@ -90,18 +90,20 @@ DAMAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("said", DAMAGE)
-def test_what_is_not_a_trace_is_refused_in_a_sentence(compared, said):
-    done = compared(DAMAGE[said])
-    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+@pytest.mark.parametrize("message", DAMAGE)
+def test_what_is_not_a_trace_is_refused_in_a_sentence(compared, message):
+    result = compared(DAMAGE[message])
+    assert (result.status, result.err.count("\n"), message in result.err) == (2, 1, True), (
+        result.err
+    )
 
 
 @pytest.mark.parametrize(
     "metadata", ["[]", "null", "{}", '{"format": 1}', '{"a": 1, "a": 2}', "[" * 100_000, "NaN"]
 )
 def test_metadata_that_is_not_a_description_is_refused_in_a_sentence(compared, metadata):
-    done = compared(metadata=metadata)
-    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    result = compared(metadata=metadata)
+    assert (result.status, result.err.count("\n")) == (2, 1), result.err
 
 
 def test_two_traces_without_tensors_do_not_pass(compared):
@@ -121,9 +123,9 @@ def test_one_huge_value_does_not_hide_differences(compared):
         return change
 
     assert compared(with_outlier(0), both=True).status == 0
-    done = compared(with_outlier(0), with_outlier(185))
-    assert done.status == 1
-    assert "first divergence: encoder.blocks.1.output" in done.out
+    result = compared(with_outlier(0), with_outlier(185))
+    assert result.status == 1
+    assert "first divergence: encoder.blocks.1.output" in result.out
 
 
 def test_transposed_arrays_are_written_as_they_are(trace, tmp_path):

@@ -85,7 +85,7 @@ def test_a_timeline_names_no_password(stored, monkeypatch):
         return Reconstruction(pixels, np.ones(noise.shape), {"torch": pixels}, {}, model)
 
     monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
-    pictures = sorted(DEMO.parent.glob("*.jpg"))[:1]
-    found = timeline([stored, f"{ADDRESS}-none.pth"], pictures, View("torch"))
-    assert [point.error is None for point in found.points] == [True, False]
-    assert SECRET not in str(timeline_json(found))
+    images = sorted(DEMO.parent.glob("*.jpg"))[:1]
+    result = timeline([stored, f"{ADDRESS}-none.pth"], images, View("torch"))
+    assert [point.error is None for point in result.points] == [True, False]
+    assert SECRET not in str(timeline_json(result))

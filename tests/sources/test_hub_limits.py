@@ -219,11 +219,11 @@ def test_neither_logs_nor_tracebacks_of_the_command_line_hold_the_token(server, 
     finally:
         logging.setLogRecordFactory(before)
         log.removeHandler(handler)
-    said = capfd.readouterr().err
-    assert "RuntimeError" in said
-    assert "ValueError" in said
-    assert TOKEN not in said
-    assert "\x1b" not in said
+    captured = capfd.readouterr().err
+    assert "RuntimeError" in captured
+    assert "ValueError" in captured
+    assert TOKEN not in captured
+    assert "\x1b" not in captured
 
 
 def test_a_traceback_shows_no_cause_with_the_token(server):
@@ -272,11 +272,11 @@ def test_what_is_not_the_address_of_a_server_is_refused_before_it_is_used(
         (("inspect", "hf://someone/model"), "HF_ENDPOINT"),
         (("download", "mae_visualize_vit_base"), "MAE_CONVERT_MIRROR"),
     ):
-        done = command(*arguments)
-        assert (done.status, done.err.count("\n")) == (2, 1)
-        assert done.err.startswith(f"mae-convert: {variable}=")
-        assert "is not the URL of a server" in done.err
-        assert "\x01" not in done.err
+        result = command(*arguments)
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert result.err.startswith(f"mae-convert: {variable}=")
+        assert "is not the URL of a server" in result.err
+        assert "\x01" not in result.err
     with pytest.raises(MaeConvertError, match="not the URL"):
         client()
 

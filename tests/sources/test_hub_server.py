@@ -45,13 +45,13 @@ def test_a_file_is_served_with_its_version_and_in_ranges(hub, api):
     from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url
 
     url = hf_hub_url(REPO, "model.safetensors", endpoint=hub.url)
-    told = get_hf_file_metadata(url, token="hf_x")
-    assert told.commit_hash == hub.state.repositories[REPO].refs["main"]
-    assert (told.size, len(told.etag)) == (10, 64)
-    assert told.location.startswith(hub.cdn)
-    answer = get_session().get(told.location, headers={"Range": "bytes=8-"})
+    report = get_hf_file_metadata(url, token="hf_x")
+    assert report.commit_hash == hub.state.repositories[REPO].refs["main"]
+    assert (report.size, len(report.etag)) == (10, 64)
+    assert report.location.startswith(hub.cdn)
+    answer = get_session().get(report.location, headers={"Range": "bytes=8-"})
     assert (answer.status_code, answer.content) == (206, b"{}")
-    assert get_session().get(told.location, headers={"Range": "bytes=10-"}).status_code == 416
+    assert get_session().get(report.location, headers={"Range": "bytes=10-"}).status_code == 416
 
 
 def test_a_stale_parent_is_refused(hub, api):

@@ -15,7 +15,7 @@ from mae_convert.families.mae import official
 from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.official import OFFICIAL, Official, candidates
 from mae_convert.verify import reference_results as published
-from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth, published_noise
+from mae_convert.verify.reference_results import REFERENCE_RESULTS, ReferenceResult, reference_noise
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -34,9 +34,9 @@ def stand_in(hub, case, monkeypatch):
     flags = Flags(num_attention_heads=facts["num_heads"],
                   decoder_num_attention_heads=facts["decoder_num_heads"])  # fmt: skip
     model = open_checkpoint(pretrain.checkpoint, flags).configuration.model
-    known = {"norm_pix_loss": True, "num_attention_heads": model.num_attention_heads,
+    values = {"norm_pix_loss": True, "num_attention_heads": model.num_attention_heads,
              "decoder_num_attention_heads": model.decoder_num_attention_heads}  # fmt: skip
-    entry = Official(NAME, "visualize", "pretrain", model, True, "for tests", known=known)
+    entry = Official(NAME, "visualize", "pretrain", model, True, "for tests", config=values)
     with_catalog(monkeypatch, entry)
     monkeypatch.setenv("MAE_CONVERT_MIRROR", f"{hub.url}/static/mae")
     return entry
@@ -168,13 +168,13 @@ def test_what_is_another_file_than_the_first_time_is_refused(
     assert command("download", NAME).status == 0
     first = path.read_bytes()
     path.unlink()
-    place = "mae/visualize/mae_stand_in.pth"
-    hub.static[place] = first[:-1] + b"\x01"
+    position = "mae/visualize/mae_stand_in.pth"
+    hub.static[position] = first[:-1] + b"\x01"
     result = command("inspect", NAME)
     assert result.status == 2
     assert "is not the file that was downloaded on" in result.err
     assert not path.exists()
-    hub.static[place] = first
+    hub.static[position] = first
     assert command("inspect", NAME).status == 0
 
 
@@ -273,11 +273,11 @@ def test_a_server_without_the_file_is_said(command, hub, stand_in):
 def test_the_noise_of_a_published_result_is_pytorchs():
     import torch
 
-    truth = PUBLISHED["mae_visualize_vit_base"]
+    reference = REFERENCE_RESULTS["mae_visualize_vit_base"]
     for patches in (196, 256):
         torch.manual_seed(published.SEED)
         theirs = torch.rand(1, patches).numpy()
-        ours = published_noise(truth, patches)
+        ours = reference_noise(reference, patches)
         assert np.array_equal(np.argsort(ours), np.argsort(theirs))
         assert len(np.unique(ours)) == patches
 
@@ -285,7 +285,7 @@ def test_the_noise_of_a_published_result_is_pytorchs():
 def test_the_noise_of_a_published_result_is_numpys():
     np.random.seed(published.SEED)
     theirs = np.random.uniform(size=(1, 196))
-    ours = published_noise(PUBLISHED["facebook/vit-mae-base"], 196)
+    ours = reference_noise(REFERENCE_RESULTS["facebook/vit-mae-base"], 196)
     assert np.array_equal(np.argsort(ours), np.argsort(theirs))
     assert ours.dtype == np.float32
 
@@ -316,10 +316,10 @@ def published_result(hub, stand_in, case, monkeypatch):
     with torch.no_grad():
         logits = model(torch.from_numpy(pixels), noise).logits[0, :3, :3].numpy()
     corner = tuple(tuple(round(float(x), 4) for x in row) for row in logits)
-    truth = PublishedTruth(NAME, f"{hub.url}/static/picture.png", "torch", corner, 1e-4, 0.0,
+    reference = ReferenceResult(NAME, f"{hub.url}/static/picture.png", "torch", corner, 1e-4, 0.0,
                            1e-12, "this test", image_size=32)  # fmt: skip
-    monkeypatch.setattr(published, "PUBLISHED", {NAME: truth})
-    return truth
+    monkeypatch.setattr(published, "REFERENCE_RESULTS", {NAME: reference})
+    return reference
 
 
 def test_a_checkpoint_is_held_against_a_published_result(
@@ -333,35 +333,35 @@ def test_a_checkpoint_is_held_against_a_published_result(
     assert 0 < result.json["share_of_allowed"]["float64"] <= 1
 
 
-def result_with(truth, value):
+def result_with(reference, value):
     """What a run would give whose first value is another."""
-    corner = np.array(truth.corner)
+    corner = np.array(reference.corner)
     corner[0, 0] = value
-    share = {"float64": published.share_of_allowed(corner, truth)}
-    return published.PublishedResult(truth, NAME, "torch", {"float64": corner}, share)
+    share = {"float64": published.share_of_allowed(corner, reference)}
+    return published.ReferenceComparison(reference, NAME, "torch", {"float64": corner}, share)
 
 
 def test_what_is_farther_away_than_is_allowed_is_not_as_published():
-    truth = PUBLISHED["facebook/vit-mae-base"]
-    near = abs(truth.corner[0][0]) * truth.relative + truth.absolute
+    reference = REFERENCE_RESULTS["facebook/vit-mae-base"]
+    near = abs(reference.corner[0][0]) * reference.relative + reference.absolute
     for value, passed in (
-        (truth.corner[0][0] + 0.9 * near, True),
-        (truth.corner[0][0] - 1.1 * near, False),
+        (reference.corner[0][0] + 0.9 * near, True),
+        (reference.corner[0][0] - 1.1 * near, False),
         (math.nan, False),
         (math.inf, False),
     ):
-        assert result_with(truth, value).passed is passed
+        assert result_with(reference, value).passed is passed
 
 
 def test_another_checkpoint_has_not_the_published_result(command, stand_in, monkeypatch, capfd):
     from mae_convert.cli.output.verdict import reference_results as show
 
-    truth = dataclasses.replace(PUBLISHED["mae_visualize_vit_base"], source=NAME)
-    show(result_with(truth, 0.5))
+    reference = dataclasses.replace(REFERENCE_RESULTS["mae_visualize_vit_base"], source=NAME)
+    show(result_with(reference, 0.5))
     assert "NOT AS PUBLISHED" in capfd.readouterr().out
-    monkeypatch.setattr(published, "PUBLISHED", {NAME: truth})
+    monkeypatch.setattr(published, "REFERENCE_RESULTS", {NAME: reference})
     monkeypatch.setattr("mae_convert.sources.official_download.get_image", lambda _: None)
-    monkeypatch.setattr(published, "check_published", lambda *_: result_with(truth, 0.5))
+    monkeypatch.setattr(published, "compare_with_reference", lambda *_: result_with(reference, 0.5))
     assert command("verify", "--published", NAME).status == 1
 
 

@@ -17,8 +17,8 @@ def model(case, run, tmp_path_factory):
     """A converted model directory."""
     target = tmp_path_factory.mktemp("converted") / "model"
     pretrain = case("pretrain_tiny")
-    done = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
-    assert done.status == 0, done.err
+    result = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
+    assert result.status == 0, result.err
     return target
 
 
@@ -89,8 +89,8 @@ def test_a_file_a_folder_and_a_pull_request_can_be_named(hub, command, repositor
     head = repository.refs["main"]
     hub.state.open_pull_request(repository, head, "a title", "", "somebody")
     heads = case("pretrain_tiny").heads
-    for place in (f"hf://{REPO}/a.pth", f"hf://{REPO}@refs/pr/1/a.pth"):
-        result = command("inspect", place, "--json", *heads)
+    for position in (f"hf://{REPO}/a.pth", f"hf://{REPO}@refs/pr/1/a.pth"):
+        result = command("inspect", position, "--json", *heads)
         assert result.status == 0, result.err
         assert result.json["layout"] == "facebook"
     result = command("inspect", f"hf://{REPO}/sub", "--json")
@@ -104,9 +104,9 @@ def test_a_file_a_folder_and_a_pull_request_can_be_named(hub, command, repositor
 
 def test_sharded_weights_come_with_their_parts(hub, command, case, tmp_path):
     pretrain, target = case("pretrain_tiny"), tmp_path / "sharded"
-    done = command("convert", pretrain.checkpoint, target, "--to", "transformers",
+    conversion = command("convert", pretrain.checkpoint, target, "--to", "transformers",
                    "--max-shard-size", "100KB", *pretrain.heads)  # fmt: skip
-    assert done.status == 0, done.err
+    assert conversion.status == 0, conversion.err
     hub.state.put(REPO, {path.name: path for path in target.iterdir()})
     result = command("diff", pretrain.checkpoint, f"hf://{REPO}", *pretrain.heads)
     assert result.status == 0, result.err + result.out
@@ -157,8 +157,8 @@ def test_what_may_not_be_read_is_said_with_what_to_do(hub, command, repository, 
     for repo_id in ("someone/secret", "someone/gated"):
         hub.state.create(repo_id, private="secret" in repo_id, gated="gated" in repo_id)
         hub.state.put(repo_id, {path.name: path for path in model.iterdir()})
-    place, word = ACCESS[name]
-    result = command("inspect", f"hf://{place}")
+    position, word = ACCESS[name]
+    result = command("inspect", f"hf://{position}")
     assert result.status == 2
     assert word in result.err
     assert result.err.count("\n") == 1
@@ -247,13 +247,14 @@ def test_a_hub_that_stays_out_of_order_is_given_up_in_a_sentence(hub, command, r
 
 def test_traces_are_read_from_the_hub_too(hub, command, model):
     hub.state.put(REPO, {"traces/a.safetensors": model / "model.safetensors"})
-    place = f"hf://{REPO}/traces/a.safetensors"
+    position = f"hf://{REPO}/traces/a.safetensors"
     assert (
-        locate_file(parse_source(place)).read_bytes() == (model / "model.safetensors").read_bytes()
+        locate_file(parse_source(position)).read_bytes()
+        == (model / "model.safetensors").read_bytes()
     )
-    result = command("compare", place, place)
+    result = command("compare", position, position)
     assert (result.status, "is not a trace" in result.err) == (2, True)
-    result = command("compare", model / "nope", place)
+    result = command("compare", model / "nope", position)
     assert (result.status, "nope does not exist; check the path" in result.err) == (2, True)
-    result = command("compare", f"hf://{REPO}", place)
+    result = command("compare", f"hf://{REPO}", position)
     assert (result.status, "there is no such file" in result.err) == (2, True)

@@ -104,25 +104,27 @@ def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, m
 
 def test_what_a_killed_run_left_is_taken_away_once_it_is_old(memory, model):
     old = [f"/bucket/.model.{'a' * 32}/config.json", f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"]
-    kept = [
+    remaining = [
         f"/bucket/.model-2.{'a' * 32}/config.json",
         "/bucket/.model.notes",
         f"/bucket/.model.{'b' * 32}/model.safetensors",  # a run that is still sending
         f"/bucket/.model.{'b' * 32}/config.json",
     ]
-    for path in (*old, *kept):
+    for path in (*old, *remaining):
         memory.pipe(path, b"data")
-    for path in (*old, *kept[:3]):
+    for path in (*old, *remaining[:3]):
         memory.store[path].modified -= timedelta(seconds=storage_upload.ABANDONED + 1)
     upload(model, "memory://bucket/model")
-    assert [path for path in memory.find("/bucket") if path.startswith("/bucket/.")] == sorted(kept)
+    assert [path for path in memory.find("/bucket") if path.startswith("/bucket/.")] == sorted(
+        remaining
+    )
 
 
 def test_a_claim_of_another_run_holds_for_an_hour(memory, model):
     claim = f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"
     memory.pipe(claim, b'{"host": "node-7", "process": 12, "since": "2026-01-01T00:00:00"}')
-    said = r"another run is writing to memory://bucket/model \(process 12 on node-7, since 2026"
-    with pytest.raises(OutputError, match=said):
+    message = r"another run is writing to memory://bucket/model \(process 12 on node-7, since 2026"
+    with pytest.raises(OutputError, match=message):
         upload(model, "memory://bucket/model")
     assert memory.find("/bucket") == [claim]
     memory.store[claim].modified -= timedelta(seconds=storage_upload.LEASE + 1)
@@ -204,12 +206,12 @@ def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_pa
     whole = case("pretrain_tiny").checkpoint.read_bytes()
     memory.pipe("/bucket/whole.pth", whole)
     memory.pipe("/bucket/short.pth", whole[:3000])
-    said = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
-    row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", said))
+    fields = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3}
+    row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", fields))
     assert row.error.startswith("memory://bucket/short.pth is truncated or corrupt")
     row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
     assert row.error.startswith("memory://bucket/whole.pth: the number")
-    row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", said))
+    row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", fields))
     assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
     assert set(row.target_version) == {
         "config.json", "conversion.json", "model.safetensors", "preprocessor_config.json",
@@ -338,10 +340,10 @@ def test_two_runs_at_one_target_of_a_real_server(s3, model, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    done = [folder for folder, outcome in outcomes.items() if outcome == "done"]
-    assert all("another run is writing" in outcomes[f] for f in outcomes if f not in done)
+    winners = [folder for folder, outcome in outcomes.items() if outcome == "done"]
+    assert all("another run is writing" in outcomes[f] for f in outcomes if f not in winners)
     back = contents(storage.download("s3://bucket/out/model", tmp_path / "back"))
-    assert back in [contents(folder) for folder in done]
+    assert back in [contents(folder) for folder in winners]
     import boto3
 
     listed = boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]

@@ -168,8 +168,8 @@ def test_two_runs_that_take_turns(memory, models, published, tmp_path, monkeypat
         published.clear()
         turns = Turns(seed)
         results = turns.run(lambda owner: outcome_of(tmp_path / owner))
-        done = [owner for owner, result in results.items() if result == "done"]
-        assert sorted(published) == sorted(done), (seed, results)
+        winners = [owner for owner, result in results.items() if result == "done"]
+        assert sorted(published) == sorted(winners), (seed, results)
         outcomes.add(tuple(sorted(results.values())))
         assert state() == (models[published[-1]], []), seed
     assert outcomes == {("done", "done"), ("done", "withdrew")}

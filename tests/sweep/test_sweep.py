@@ -67,8 +67,8 @@ def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     *lines, summary = result.out.splitlines()  # a line for each job, as jobs end
     assert summary == "4 jobs: 3 done, 1 no result; results in sweep.results.sqlite"
     assert [line.partition("  ")[0] for line in lines] == [f"{n} of 4" for n in (1, 2, 3, 4)]
-    told = sorted(re.sub(r"  \d+\.\d s$", "", line.partition("  ")[2]) for line in lines)
-    assert told == [
+    report = sorted(re.sub(r"  \d+\.\d s$", "", line.partition("  ")[2]) for line in lines)
+    assert report == [
         *(f"done  runs/c-{n}.pth to transformers: converted" for n in (0, 20, 60)),
         f"no result  runs/c-40.pth to transformers: {runs}/runs/c-40.pth is truncated or corrupt "
         "(File is not a zip file); copy or download it again",
@@ -149,7 +149,7 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--report", "page.pdf"), "its name must end in .html, .parquet or .xml"),
         (
@@ -166,11 +166,11 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
         (("--engine", "ray", "--workers", "2"), "--workers limits the processes on this machine"),
     ],
 )
-def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, said):
+def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, message):
     (runs / "runs.html").mkdir()
     result = sweep(*options)
     assert (result.status, result.out) == (2, "")
-    assert said in result.err
+    assert message in result.err
     assert sorted(path.name for path in runs.iterdir()) == ["runs", "runs.html"]
 
 
@@ -180,12 +180,12 @@ def test_a_package_that_is_missing_is_named_before_any_work(runs, option, packag
     code = "import sys\nsys.modules.update(ray=None, pyarrow=None)\n"
     code += "from mae_convert.cli.main import main\nmain(sys.argv[1:])"
     value = {"--report": "a.parquet", "--engine": "ray"}[option]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, "sweep", "runs/*.pth", *CONVERT, option, value],
         cwd=runs, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 3, done.stderr
-    assert f"pip install 'mae-convert[{package}]'" in done.stderr
+    assert process.returncode == 3, process.stderr
+    assert f"pip install 'mae-convert[{package}]'" in process.stderr
     assert not (runs / "out").exists()
 
 
@@ -196,11 +196,11 @@ def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
     rows = list(run_local([*jobs(runs, 2), Job(f"{runs}/runs/c-40.pth", None)], LIMITS))
     write_reports(rows, [runs / "rows.parquet"])
     table = parquet.read_table(runs / "rows.parquet").to_pylist()
-    for found, row in zip(table, rows, strict=True):
-        told = row.to_dict()
+    for result, row in zip(table, rows, strict=True):
+        report = row.to_dict()
         for name in ("settings", "own_error", "source_version", "target_version"):
-            assert json.loads(found.pop(name)) == plain(told.pop(name))
-        assert found == told
+            assert json.loads(result.pop(name)) == plain(report.pop(name))
+        assert result == report
 
 
 def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
@@ -350,12 +350,12 @@ def test_a_process_that_always_dies_is_a_row_that_says_so(tmp_path):
 
 def test_what_starts_the_processes_may_die_too(tmp_path):
     rows = run_local(jobs(tmp_path, 4), replace(LIMITS, workers=1))
-    found = [next(rows)]
+    result = [next(rows)]
     (server,) = (p for p in descendants(os.getpid()) if "forkserver import main" in command_of(p))
     os.kill(server, signal.SIGKILL)
-    found += rows
-    assert {row.outcome for row in found} == {"done"}
-    assert {row.key for row in found} == {job.key for job in jobs(tmp_path, 4)}
+    result += rows
+    assert {row.outcome for row in result} == {"done"}
+    assert {row.key for row in result} == {job.key for job in jobs(tmp_path, 4)}
 
 
 def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch):
@@ -436,11 +436,11 @@ def test_conversions_of_a_sweep_import_no_framework(tmp_path):
         "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
         "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=True, env={**os.environ, "PYTHONPATH": str(HELPERS)},
     )  # fmt: skip
-    assert told.stdout == "set()\n"
+    assert output.stdout == "set()\n"
 
 
 def test_ray_is_asked_for_what_a_job_needs():
@@ -499,8 +499,8 @@ def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
     assert waited_for((runs / "out/c-0/config.json").exists)
     started = descendants(driver.pid)
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
-    assert (driver.returncode, said) == (130, "mae-convert: interrupted\n")
+    _, stderr = driver.communicate(timeout=60)
+    assert (driver.returncode, stderr) == (130, "mae-convert: interrupted\n")
     assert waited_for(lambda: not any(map(is_running, started)))
     assert (runs / "sweep.results.sqlite").exists()
 

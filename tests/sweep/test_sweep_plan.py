@@ -158,7 +158,7 @@ def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("source,to\nruns/checkpoint-0.pth,kears\n", ", line 2, to: 'kears'"),
         ("source,to,to\n", ", line 1, to: two columns"),
@@ -168,24 +168,24 @@ def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
         ("source,to\nruns/checkpoint-0.pth\n", ", line 2: 1 cells, but the header has 2 columns"),
     ],
 )
-def test_a_wrong_table_is_refused_by_line_and_field(runs, text, said):
-    assert complaint(runs, text, "plan.csv").startswith(said)
+def test_a_wrong_table_is_refused_by_line_and_field(runs, text, message):
+    assert complaint(runs, text, "plan.csv").startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "message"),
     [
         ("a", "a/b", "a/b is inside {}/a, which is also a target"),
         ("a/b", "a", "a/b is inside {}/a, which is also a target"),
         ("runs/checkpoint-0.pth/a", "b", "runs/checkpoint-0.pth/a is, or is inside, {}/runs/"),
     ],
 )
-def test_jobs_that_would_get_into_each_others_way_are_refused(runs, first, second, said):
+def test_jobs_that_would_get_into_each_others_way_are_refused(runs, first, second, message):
     text = "".join(
         f"- {{source: runs/checkpoint-{n}.pth, to: transformers, target: {target}}}\n"
         for n, target in ((0, first), (20, second))
     )
-    assert f", target: {runs}/{said.format(runs)}" in complaint(runs, text)
+    assert f", target: {runs}/{message.format(runs)}" in complaint(runs, text)
 
 
 def test_a_source_is_never_a_target(run, runs):
@@ -275,18 +275,18 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_plan_is_refused_in_one_short_sentence(runs, name):
-    said = complaint(runs, HOSTILE[name])
-    assert said.isprintable()
-    assert len(said) < 1300
+    message = complaint(runs, HOSTILE[name])
+    assert message.isprintable()
+    assert len(message) < 1300
 
 
 @pytest.mark.parametrize("text", ["source,to\nruns/\0,keras", "source,to\n" + '"' * 99,
                                   "source,seed\nruns/checkpoint-0.pth," + "9" * 5000,
                                   "source\n" + "x" * 200_000])  # fmt: skip
 def test_a_hostile_table_is_refused_in_one_short_sentence(runs, text):
-    said = complaint(runs, text, "plan.csv")
-    assert said.isprintable()
-    assert len(said) < 1300
+    message = complaint(runs, text, "plan.csv")
+    assert message.isprintable()
+    assert len(message) < 1300
 
 
 def test_fields_that_are_taken_twice_are_taken_once(runs):

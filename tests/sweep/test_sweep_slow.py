@@ -81,12 +81,12 @@ def by_source(folder):
     return {Path(row.source).stem: {name: getattr(row, name) for name in SAME} for row in rows}
 
 
-def check_every_row(found):
-    assert len(found) == COUNT
-    bad = {name for name, row in found.items() if row["outcome"] != "done"}
+def check_every_row(results):
+    assert len(results) == COUNT
+    bad = {name for name, row in results.items() if row["outcome"] != "done"}
     assert bad == {f"c-{BROKEN}"}
-    assert sum(row["passed"] is True for row in found.values()) == VERIFIED
-    assert len({row["source_sha256"] for row in found.values()}) == COUNT
+    assert sum(row["passed"] is True for row in results.values()) == VERIFIED
+    assert len({row["source_sha256"] for row in results.values()}) == COUNT
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def local(runs, tmp_path_factory):
     status, _, err = finish(start(folder, "--workers", "2"))
     print(f"local: {time.monotonic() - began:.0f} s")
     assert status == 1, err
-    found = by_source(folder)
-    check_every_row(found)
-    return found
+    result = by_source(folder)
+    check_every_row(result)
+    return result
 
 
 def rows_so_far(folder):
@@ -219,9 +219,9 @@ def test_a_store_that_fails_now_and_then_gives_the_same_rows(runs, local, tmp_pa
     assert len(rows) == count
     for name, row in rows.items():
         if name != f"c-{BROKEN}":
-            wanted = {k: local[name][k] for k in ("outcome", "source_sha256", "target_sha256")}
+            expected = {k: local[name][k] for k in ("outcome", "source_sha256", "target_sha256")}
             if local[name]["passed"] is None:
-                assert {k: row[k] for k in wanted} == wanted
+                assert {k: row[k] for k in expected} == expected
     assert begin["todo"] == 1  # the broken one
     whole = {f"out/c-{n}" for n in range(100, 100 + count) if n != BROKEN}
     files = {key.rpartition("/")[0] for key in objects if key.endswith("config.json")}

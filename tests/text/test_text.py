@@ -160,9 +160,9 @@ def secrets(monkeypatch, tmp_path):
 
 def test_credentials_of_the_process_are_nowhere_in_an_error(secrets):
     sentence = f"the server says {' and '.join(secrets)}, here"
-    said = str(MaeConvertError(sentence))
-    assert not [secret for secret in secrets if secret in said]
-    assert said.count(HIDDEN) == len(secrets)
+    message = str(MaeConvertError(sentence))
+    assert not [secret for secret in secrets if secret in message]
+    assert message.count(HIDDEN) == len(secrets)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_text_is_made_safe_and_printed_in_a_few_places_only(pattern):
     import mae_convert
 
     package = Path(mae_convert.__file__).parent
-    found = {
+    files_with_calls = {
         str(path.relative_to(package))
         for path in package.rglob("*.py")
         if any(re.search(pattern, line) for line in _code_of(path))
     }
-    assert found <= ONE_PLACE[pattern]
+    assert files_with_calls <= ONE_PLACE[pattern]
 
 
 def _code_of(path):
@@ -264,9 +264,9 @@ def test_there_is_one_way_to_say_it(pattern):
     import mae_convert
 
     package = Path(mae_convert.__file__).parent
-    found = {
+    files_with_words = {
         str(path.relative_to(package)) for path in package.rglob("*.py")
         if path.parts[-2:] not in (("text", "__init__.py"), ("files", "atomic.py"))
         and re.search(pattern, path.read_text())
     }  # fmt: skip
-    assert found == set(), f"use mae_convert.{IDIOMS[pattern]}"
+    assert files_with_words == set(), f"use mae_convert.{IDIOMS[pattern]}"

@@ -49,8 +49,8 @@ def traced(checkpoint):
 
 def between(a, b):
     """Return the assumptions between two checkpoints by field: their sides, and what they block."""
-    found = assumptions(traced(a), traced(b))
-    return {x["field"]: ("".join(x["sides"]), x["blocks_proof"]) for x in found}
+    assumed = assumptions(traced(a), traced(b))
+    return {x["field"]: ("".join(x["sides"]), x["blocks_proof"]) for x in assumed}
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def test_the_heads_of_an_official_model_are_an_assumption_that_blocks_a_proof(
         target = converted(source, tmp_path / name, layout)
         # What was assumed is written into the target's configuration, and stays assumed there.
         assert "assumed by the conversion: official" in target.configuration.sources[heads[0]]
-        found = between(source, target)
-        assert [found[name] for name in heads] == [("AB", True), ("AB", True)]
+        result = between(source, target)
+        assert [result[name] for name in heads] == [("AB", True), ("AB", True)]
         # The layout's own code fixes these.
-        assert found["layer_norm_eps"] == found["hidden_act"] == ("AB", False)
-        assert "image_size" not in found  # the fixed position table gives it
+        assert result["layer_norm_eps"] == result["hidden_act"] == ("AB", False)
+        assert "image_size" not in result  # the fixed position table gives it
         specified = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
-        found = between(specified, target)
-        assert [found[name] for name in heads] == [("B", False), ("B", False)]
+        result = between(specified, target)
+        assert [result[name] for name in heads] == [("B", False), ("B", False)]
     # A configuration that states another value than was assumed is a statement of its own.
     path = tmp_path / "b" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 8}))
@@ -114,8 +114,8 @@ def test_a_model_in_memory_does_not_turn_an_assumption_into_knowledge(case, tmp_
     save_model(model, tmp_path / "a.pth", "facebook")
     saved = open_checkpoint(tmp_path / "a.pth").configuration
     assert saved.assumptions["num_attention_heads"] == "official"
-    said = load_model(case("pretrain_tiny").checkpoint, num_attention_heads=4)
-    save_model(said, tmp_path / "b.pth", "facebook")
+    message = load_model(case("pretrain_tiny").checkpoint, num_attention_heads=4)
+    save_model(message, tmp_path / "b.pth", "facebook")
     assert (
         "num_attention_heads" not in open_checkpoint(tmp_path / "b.pth").configuration.assumptions
     )
@@ -133,8 +133,8 @@ def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, 
     source = open_checkpoint(case("pretrain_tiny").checkpoint)
     confirmed = official_match.confirmed_by_hash(source).configuration
     assert "num_attention_heads" not in confirmed.assumptions
-    said = confirmed.sources["num_attention_heads"]
-    assert said == "mae_visualize_vit_tiny.pth, confirmed by its MD5"
+    message = confirmed.sources["num_attention_heads"]
+    assert message == "mae_visualize_vit_tiny.pth, confirmed by its MD5"
     target = converted(source, tmp_path / "a", "transformers")
     assert "num_attention_heads" not in target.configuration.assumptions
     with_catalog(monkeypatch, dataclasses.replace(stand_in, md5="000000"))
@@ -166,8 +166,8 @@ def test_pooling_by_names_alone_is_no_proof(case, tmp_path):
         target = converted(source, tmp_path / f"{pooling}.pth")
         assert source.configuration.model.global_pool == (pooling or "token")
         assert target.configuration.model == source.configuration.model
-        found = between(source, target).get("global_pool")
-        assert found == (("AB", True) if pooling is None else None)
+        result = between(source, target).get("global_pool")
+        assert result == (("AB", True) if pooling is None else None)
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, Flags(num_attention_heads=4))
     # The names of transformers' classifier give the class token, which the conversion assumed.
     named = converted(source, tmp_path / "model", "transformers")
@@ -190,9 +190,9 @@ def test_names_that_only_one_pooling_has_are_evidence(case):
         assert configuration.model.global_pool == pooling
         assert "global_pool" not in configuration.assumptions
         other = {"avg": "token", "token": "avg"}[pooling]
-        told = dataclasses.replace(flags, global_pool=other)
+        report = dataclasses.replace(flags, global_pool=other)
         with pytest.raises(ConfigurationError, match=r"global_pool=.* contradicts"):
-            open_checkpoint(case(name).checkpoint, told)
+            open_checkpoint(case(name).checkpoint, report)
 
 
 def test_every_form_of_a_verdict_states_its_assumptions():
@@ -207,13 +207,13 @@ def test_every_form_of_a_verdict_states_its_assumptions():
     words = "assuming num_attention_heads 12 (official ViT-B/16 of the same shapes)"
     assert headline(verdict) == f"PASSED and proven, {words}"
     assert words in text(verdict)
-    done = SimpleNamespace(verdict=verdict, traces=(), inputs={})
-    assert f"✅ PASSED and proven, {words}" in markdown(done)
-    assert f'<h1 class="ok">PASSED and proven, {words}</h1>' in page(done, {})
+    result = SimpleNamespace(verdict=verdict, traces=(), inputs={})
+    assert f"✅ PASSED and proven, {words}" in markdown(result)
+    assert f'<h1 class="ok">PASSED and proven, {words}</h1>' in page(result, {})
     document = {"checks": [], "steps": [], "proven": True, "assumptions": [assumed]}
     card = in_short(SimpleNamespace(certificate=SimpleNamespace(document=document)))
     assert card.startswith(f"**Verified, {words}:**")
-    assert words in verdict_junit(done)
+    assert words in verdict_junit(result)
     assert words in verdict_json(verdict)["verdict"]
     assert verdict_json(verdict)["assumptions"] == (assumed,)
     empty = Trace({"tensors": {}, "task": "encoder", "steps": [], "dtypes": []}, {})
@@ -267,8 +267,8 @@ def test_an_encoder_asks_for_nothing_of_the_decoder_that_is_left_out(case, tmp_p
     assert (written["num_attention_heads"], written["decoder_num_attention_heads"]) == (4, 16)
     assert load_model(source, task="encoder", num_attention_heads=4).config.hidden_size
     assert load_model(source, num_labels=3, num_attention_heads=4).head.weight.shape[0] == 3
-    told = run("inspect", source, "--task", "encoder", "--num-heads", 4, "--json").json
-    assert told["missing"] == []
+    document = run("inspect", source, "--task", "encoder", "--num-heads", 4, "--json").json
+    assert document["missing"] == []
     again = run(
         "convert", source, tmp_path / "new", "--to", "timm", "--num-labels", 3, "--num-heads", 4
     )

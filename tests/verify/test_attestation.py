@@ -67,12 +67,12 @@ def test_a_signed_model_is_verified_with_what_it_states(signed, command):
     names = [check["name"] for check in result.json["checks"][:4]]
     assert names == ["certificate/signature", "certificate/statement", "certificate/subjects",
                      "certificate/predicate"]  # fmt: skip
-    stated = json.loads((folder / STATEMENT).read_text())
+    config = json.loads((folder / STATEMENT).read_text())
     certificate = json.loads((folder / "verification.json").read_text())
-    assert stated["predicate"]["target"] == certificate["target"]
-    assert stated["predicate"]["licence"] == "cc-by-nc-4.0"
+    assert config["predicate"]["target"] == certificate["target"]
+    assert config["predicate"]["licence"] == "cc-by-nc-4.0"
     assert {"model.safetensors", "config.json", "conversion.json", "verification.json"} <= {
-        subject["name"] for subject in stated["subject"]
+        subject["name"] for subject in config["subject"]
     }
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_signed_or_checked_is_said(signed, tmp_path, certified, c
     assert (result.status, "leave out B" in result.err) == (2, True)
     (folder / "config.json").write_text("{}")
     result = command("attest", folder, "--private-key", private)
-    assert (result.status, "is not what was verified: config.json" in result.err) == (2, True)
+    assert (result.status, "is not the verified model: config.json" in result.err) == (2, True)
     copied = tmp_path / "copied"
     shutil.copytree(certified, copied)
     (tmp_path / "no.pem").write_text("no key")
@@ -177,9 +177,9 @@ def test_what_is_published_is_signed_and_checked_after_the_download(
     call = ["publish", tmp_path / "model", repo, "--license", "mit"]
     assert command(*call, "--sign", private).status == 0
     assert {STATEMENT, SIGNATURE, "README.md"} <= hub.state.names(repo)
-    stated = json.loads(hub.state.file(repo, STATEMENT))
-    assert stated["predicate"]["licence"] == "mit"
-    assert "notes.txt" not in [subject["name"] for subject in stated["subject"]]
+    config = json.loads(hub.state.file(repo, STATEMENT))
+    assert config["predicate"]["licence"] == "mit"
+    assert "notes.txt" not in [subject["name"] for subject in config["subject"]]
     check = ["verify", f"hf://{repo}", "--framework-a", "torch", "--public-key", public]
     assert command(*check).status == 0
     assert command(*check[:-1], key_pair(tmp_path, "other")[1]).status == 1

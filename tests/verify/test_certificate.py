@@ -82,7 +82,7 @@ def test_a_certificate_proves_nothing_without_the_source(command, copy):
     result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     words = " ".join(result.out.split())
-    assert "B still computes what was certified; the source was not available" in words
+    assert "B still computes the certified results; the source was not available" in words
 
 
 def changed_weight(folder):
@@ -171,19 +171,21 @@ DAMAGE = {
     "own_errors": lambda d: d["source_trace"].update(own_errors={"float32": {"logits": -1}}),
     "ceiling_units": lambda d: d["source_trace"].update(ceiling_units=True),
     "num_hidden_layers": lambda d: d["source_trace"]["config"].update(num_hidden_layers=10**9),
-    "the inputs that": lambda d: d.update(inputs="0" * 64),
+    "the inputs in it are not": lambda d: d.update(inputs="0" * 64),
 }
 
 
-@pytest.mark.parametrize("said", DAMAGE)
-def test_a_certificate_that_is_damaged_is_refused(command, copy, said):
-    edited(copy, DAMAGE[said])
-    done = command("verify", copy, "--framework-a", "torch")
-    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_certificate_that_is_damaged_is_refused(command, copy, message):
+    edited(copy, DAMAGE[message])
+    result = command("verify", copy, "--framework-a", "torch")
+    assert (result.status, result.err.count("\n"), message in result.err) == (2, 1, True), (
+        result.err
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (b"[]", "must be object"),
         (b'{"format": 1, "format": 1}', "twice"),
@@ -198,10 +200,12 @@ def test_a_certificate_that_is_damaged_is_refused(command, copy, said):
         (b" " * (5 << 20), "bytes"),
     ],
 )
-def test_a_text_that_is_not_plain_json_is_refused(command, copy, text, said):
+def test_a_text_that_is_not_plain_json_is_refused(command, copy, text, message):
     (copy / DOCUMENT).write_bytes(text)
-    done = command("verify", copy)
-    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+    result = command("verify", copy)
+    assert (result.status, result.err.count("\n"), message in result.err) == (2, 1, True), (
+        result.err
+    )
 
 
 def changed_arrays(folder, change):
@@ -230,11 +234,13 @@ ARRAY_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("said", ARRAY_DAMAGE)
-def test_arrays_that_are_not_those_of_a_run_are_refused(command, copy, said):
-    changed_arrays(copy, ARRAY_DAMAGE[said])
-    done = command("verify", copy, "--framework-a", "torch")
-    assert (done.status, done.err.count("\n"), said in done.err) == (2, 1, True), done.err
+@pytest.mark.parametrize("message", ARRAY_DAMAGE)
+def test_arrays_that_are_not_those_of_a_run_are_refused(command, copy, message):
+    changed_arrays(copy, ARRAY_DAMAGE[message])
+    result = command("verify", copy, "--framework-a", "torch")
+    assert (result.status, result.err.count("\n"), message in result.err) == (2, 1, True), (
+        result.err
+    )
 
 
 def test_a_ceiling_beyond_ours_does_not_widen_the_limits(copy):
@@ -298,12 +304,12 @@ def test_a_single_file_has_its_certificate_beside_it(command, case, tmp_path):
         (("--gradients",), "repeats the runs of the certificate"),
         (("--against", "timm"), "repeats the runs of the certificate"),
         (("--framework-b", "torch"), "repeats the runs of the certificate"),
-        (("--dtype", "float16"), "the certificate holds no float16 run"),
+        (("--dtype", "float16"), "the certificate has no float16 run"),
     ],
 )
 def test_what_a_replay_cannot_do_is_refused(command, certified, option, words):
-    done = command("verify", certified, *option)
-    assert (done.status, words in done.err) == (2, True), done.err
+    result = command("verify", certified, *option)
+    assert (result.status, words in result.err) == (2, True), result.err
 
 
 @pytest.fixture
@@ -347,11 +353,11 @@ def test_weights_that_are_replaced_while_they_are_verified_are_not_certified(pai
 
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     meanwhile(monkeypatch, replace_it)
-    done = run_verification(source, target, Side("torch"), Side("torch"))
-    assert done.verdict.passed
-    assert done.traces[1].description["checkpoint"]["sha256"] == before
+    verification = run_verification(source, target, Side("torch"), Side("torch"))
+    assert verification.verdict.passed
+    assert verification.traces[1].description["checkpoint"]["sha256"] == before
     with pytest.raises(CheckpointError, match="is not the file that was verified"):
-        write_certificate(done, target)
+        write_certificate(verification, target)
     assert not [p.name for p in path.parent.iterdir() if "verification" in p.name]
 
 
@@ -365,15 +371,15 @@ def test_weights_that_are_written_to_while_they_are_verified_are_refused(pair, m
 
 def test_a_configuration_that_is_replaced_after_it_was_read_is_not_certified(copy):
     target = open_checkpoint(copy)
-    done = Verification(None, {}, (None, Trace(
+    verification = Verification(None, {}, (None, Trace(
         {"checkpoint": {"sha256": read_certificate(copy).document["target"]["sha256"]}}, {}
     )))  # fmt: skip
-    assert _hashes(done, target) == read_certificate(copy).document["files"]
+    assert _hashes(verification, target) == read_certificate(copy).document["files"]
     changed = json.loads((copy / "config.json").read_text()) | {"layer_norm_eps": 1e-5}
     (copy / "new").write_text(json.dumps(changed))
     (copy / "new").replace(copy / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json is not the file that was verified"):
-        _require_the_same(_hashes(done, target), copy)
+        _require_the_same(_hashes(verification, target), copy)
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "modeling.py"])

@@ -79,9 +79,9 @@ def test_each_step_of_every_family_agrees_in_both_frameworks(case, tmp_path, nam
     target = tmp_path / "model.weights.h5"
     execute(plan_conversion(source, target, "keras"))
     for side_a, side_b in ((TORCH, TENSORFLOW), (TENSORFLOW, TORCH)):
-        done = run_verification(source, open_checkpoint(target), side_a, side_b, ISOLATE)
-        assert done.verdict.passed, done.verdict.failed()
-        steps = steps_by_name(done.verdict)
+        verification = run_verification(source, open_checkpoint(target), side_a, side_b, ISOLATE)
+        assert verification.verdict.passed, verification.verdict.failed()
+        steps = steps_by_name(verification.verdict)
         stacks = ["encoder", "decoder"] if "pretrain" in name or "prithvi" in name else ["encoder"]
         assert {"logits", *(f"{stack}.blocks.0" for stack in stacks)} <= steps.keys()
         assert all(step["rounding"].keys() == {"float32"} for step in steps.values())

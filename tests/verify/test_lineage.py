@@ -20,13 +20,13 @@ def models(tmp_path_factory):
     """A pre-training model, and directories that were made of it."""
     folder = tmp_path_factory.mktemp("lineage")
     source = open_checkpoint(original(folder))
-    for name, layout, wanted in (
+    for name, layout, expected in (
         ("same", "transformers", {}),
         ("encoder", "timm", {"task": "encoder"}),
         ("half", "timm", {"task": "encoder", "dtype": "float16"}),
         ("small", "transformers", {"geometry": Geometry(image_size=(24, 24))}),
     ):
-        execute(plan_conversion(source, folder / name, layout, **wanted))
+        execute(plan_conversion(source, folder / name, layout, **expected))
     return folder
 
 
@@ -76,11 +76,11 @@ def test_what_a_conversion_made_is_recognised_in_both_directions(
     models, lineage, b, relation, steps
 ):
     for pair in ((models / "original.pth", models / b), (models / b, models / "same")):
-        found = lineage(*pair)
-        assert found["relation"] == relation
-        assert [step["step"] for step in found["steps"]] == steps
-        assert found["recomputed"] == (True if steps else None)
-        assert found["equal"] > 30
+        lineage_result = lineage(*pair)
+        assert lineage_result["relation"] == relation
+        assert [step["step"] for step in lineage_result["steps"]] == steps
+        assert lineage_result["recomputed"] == (True if steps else None)
+        assert lineage_result["equal"] > 30
 
 
 def test_declared_steps_are_not_believed(models, lineage, tmp_path):
@@ -90,13 +90,13 @@ def test_declared_steps_are_not_believed(models, lineage, tmp_path):
 
     name = "blocks.1.mlp.fc1.bias"
     target = changed(models / "half", tmp_path / "b", name, one_more_bit)
-    found = lineage(models / "original.pth", target)
-    assert found["relation"] == "unrelated"
-    assert not found["related"]
+    lineage_result = lineage(models / "original.pth", target)
+    assert lineage_result["relation"] == "unrelated"
+    assert not lineage_result["related"]
     other = changed(models / "encoder", tmp_path / "c", name, one_more_bit)
-    found = lineage(models / "original.pth", other)
-    assert found["relation"] == "partly the same"
-    of_encoder = [t["name"] for t in found["tensors"] if t["name"].startswith("encoder.")]
+    lineage_result = lineage(models / "original.pth", other)
+    assert lineage_result["relation"] == "partly the same"
+    of_encoder = [t["name"] for t in lineage_result["tensors"] if t["name"].startswith("encoder.")]
     assert of_encoder == ["encoder.blocks.1.mlp.fc1.bias"]
 
 
@@ -107,9 +107,9 @@ def test_the_same_weights_with_other_heads_are_not_the_same_model(models, lineag
     (target / "conversion.json").unlink()
     tensors = list(open_checkpoint(models / "same").container.tensors.values())
     write_file(target / "model.safetensors", "safetensors", tensors, overwrite=True)
-    found = lineage(models / "same", target)
-    assert (found["relation"], found["related"]) == ("same weights", False)
-    assert found["configuration"] == {"num_attention_heads": {"a": 3, "b": 4}}
+    lineage_result = lineage(models / "same", target)
+    assert (lineage_result["relation"], lineage_result["related"]) == ("same weights", False)
+    assert lineage_result["configuration"] == {"num_attention_heads": {"a": 3, "b": 4}}
 
 
 def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, tmp_path):
@@ -120,9 +120,9 @@ def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, 
     ]
     config = source.configuration.model.to_dict()
     write_file(tmp_path / "other.pth", "pth", tensors, config=config)
-    found = lineage(models / "original.pth", tmp_path / "other.pth")
-    assert (found["relation"], found["equal"]) == ("unrelated", 0)
-    assert [t["name"] for t in found["tensors"]] == list(source.tensors)
+    lineage_result = lineage(models / "original.pth", tmp_path / "other.pth")
+    assert (lineage_result["relation"], lineage_result["equal"]) == ("unrelated", 0)
+    assert [t["name"] for t in lineage_result["tensors"]] == list(source.tensors)
 
 
 def test_records_are_enough_and_the_result_says_that_it_rests_on_them(models, lineage, tmp_path):
@@ -130,15 +130,18 @@ def test_records_are_enough_and_the_result_says_that_it_rests_on_them(models, li
         (tmp_path / b).mkdir()
         shutil.copy(models / b / "conversion.json", tmp_path / b)
         for record in (tmp_path / b, tmp_path / b / "conversion.json"):
-            found = lineage(models / "original.pth", record)
-            assert found["relation"] == relation
-            assert found["recomputed"] is (None if b == "same" else False)
-            assert "according to the record" in found["sentence"]
-            assert "were not read" in found["rests_on"][1]
-    found = lineage(tmp_path / "same", tmp_path / "small")
-    assert (found["relation"], found["recomputed"]) == ("derived", False)
-    found = lineage(tmp_path / "half", tmp_path / "small")
-    assert (found["relation"], found["parts"]) == ("unrelated", ["encoder", "decoder"])
+            lineage_result = lineage(models / "original.pth", record)
+            assert lineage_result["relation"] == relation
+            assert lineage_result["recomputed"] is (None if b == "same" else False)
+            assert "according to the record" in lineage_result["sentence"]
+            assert "were not read" in lineage_result["rests_on"][1]
+    lineage_result = lineage(tmp_path / "same", tmp_path / "small")
+    assert (lineage_result["relation"], lineage_result["recomputed"]) == ("derived", False)
+    lineage_result = lineage(tmp_path / "half", tmp_path / "small")
+    assert (lineage_result["relation"], lineage_result["parts"]) == (
+        "unrelated",
+        ["encoder", "decoder"],
+    )
     # What has a record is made of a checkpoint that is known by its record only.
     assert lineage(tmp_path / "same", models / "half")["relation"] == "derived"
 
@@ -147,9 +150,9 @@ def test_a_certificate_is_enough(certified, case, lineage, tmp_path):
     source, target = case("pretrain_tiny").checkpoint, certified
     shutil.copy(target / "verification.json", tmp_path / "verification.json")
     for certificate in (tmp_path, tmp_path / "verification.json"):
-        found = lineage(source, certificate)
-        assert found["relation"] == "same weights"
-        assert "according to the record" in found["sentence"]
+        lineage_result = lineage(source, certificate)
+        assert lineage_result["relation"] == "same weights"
+        assert "according to the record" in lineage_result["sentence"]
     assert lineage(tmp_path, target)["relation"] == "same weights"
 
 
@@ -162,7 +165,7 @@ def test_a_certificate_is_enough(certified, case, lineage, tmp_path):
         ({"parts": 3}, "must be object"),
         ({"configuration": "é"}, "not match its digests"),
         ({"fingerprint": None}, "must be string"),
-        ("no fingerprint", "states no fingerprint"),
+        ("no fingerprint", "has no fingerprint"),
         ([], "neither a certificate nor"),
     ],
 )
@@ -186,4 +189,4 @@ def test_a_certificate_that_did_not_pass_shows_no_relation(certified, case, comm
     (tmp_path / "verification.json").write_text(json.dumps(document))
     result = command("lineage", source, tmp_path)
     assert result.status == 2
-    assert "did not pass" in result.err
+    assert "failed verification" in result.err

@@ -13,12 +13,12 @@ OWN = 2.0**-24 * 3  # a rounding error in float32, three units
 @pytest.mark.parametrize(
     ("distance", "words"),
     [
-        (OWN, ": as large as rounding in float32"),
-        (OWN / 100, ": less than rounding in float32"),
-        (OWN * 2**13, ": as large as rounding in float16 or TF32"),
-        (OWN * 100, ": less than rounding in float16 or TF32"),
-        (OWN * 2**16, ": as large as rounding in bfloat16"),
-        (1.0, ": more than rounding in bfloat16"),
+        (OWN, ": as large as rounding errors in float32"),
+        (OWN / 100, ": smaller than rounding errors in float32"),
+        (OWN * 2**13, ": as large as rounding errors in float16 or TF32"),
+        (OWN * 100, ": smaller than rounding errors in float16 or TF32"),
+        (OWN * 2**16, ": as large as rounding errors in bfloat16"),
+        (1.0, ": larger than rounding errors in bfloat16"),
     ],
 )
 def test_a_distance_is_as_large_as_rounding_in_some_precision(distance, words):
@@ -42,17 +42,17 @@ def test_pixels_are_in_grey_levels_and_features_in_similarities():
     other[0, 0, 0, 0] = 1.0  # half of 255 levels, in one of 96 values
     a = trace("pretrain", logits=logits, reconstruction=image, loss=1.0)
     b = trace("pretrain", logits=logits * 1.001, reconstruction=other, loss=1.5)
-    found = list(meanings(a, b))
-    assert found[1:] == [
-        "predicted pixels change by 1.3 of 255 levels, at most by 1.3e+02",
+    result = list(meanings(a, b))
+    assert result[1:] == [
+        "predicted pixels change by 1.3 of 255 grey levels on average, at most by 1.3e+02",
         "the loss on these images is 1 in A and 1.5 in B",
     ]
     assert list(meanings(a, a)) == []
     tokens = np.ones((2, 3, 2))
     turned = tokens * [1.0, 0.0]  # by 45 degrees
-    found = list(meanings(trace("encoder", last_hidden_state=tokens),
+    result = list(meanings(trace("encoder", last_hidden_state=tokens),
                           trace("encoder", last_hidden_state=turned)))  # fmt: skip
-    assert "cosine similarity of 0.707107 to A's" in found[1]
+    assert "cosine similarity of 0.707107 (" in result[1]
 
 
 def test_decisions_are_counted_on_many_images(tmp_path, command):

@@ -40,13 +40,13 @@ WIDTH, HEADS = 32, 4
 class Mutant:
     """A fault in the weights.
 
-    ``guilty`` are the canonical tensors that it changes; ``blind`` says that no forward pass and
-    no tap can see it, because the function and every tap stay the same.
+    ``changed_tensors`` are canonical names; ``blind`` is set if no forward pass can detect the
+    fault, because the function and every tap stay the same.
     """
 
     name: str
     change: object
-    guilty: tuple[str, ...]
+    changed_tensors: tuple[str, ...]
     blind: bool = False
 
 
@@ -315,16 +315,18 @@ def test_faults_in_the_weights_are_caught_by_tensors_by_traces_and_by_both(bench
         by_tensors += [mutant.name] * any(not check.passed for check in weights)
         by_traces += [mutant.name] * (not traces_only.passed)
         caught += [mutant.name] * (not whole.passed)
-        blamed += [mutant.name] * (whole.suspects[:1] != () and whole.suspects[0] in mutant.guilty)
+        blamed += [mutant.name] * (
+            whole.suspects[:1] != () and whole.suspects[0] in mutant.changed_tensors
+        )
         first = traces_only.suspects[:1]
-        blamed_by_traces += [mutant.name] * (first != () and first[0] in mutant.guilty)
+        blamed_by_traces += [mutant.name] * (first != () and first[0] in mutant.changed_tensors)
     visible = [mutant.name for mutant in WEIGHTS if not mutant.blind]
     with capsys.disabled():
         total = len(WEIGHTS)
         print(
             f"\nfaults in weights: {len(caught)}/{total} caught"
             f" ({len(by_tensors)}/{total} by tensors alone, {len(by_traces)}/{len(visible)} of the"
-            f" visible ones by traces alone); guilty tensor named first: {len(blamed)}/{total},"
+            f" visible ones by traces alone); changed tensor named first: {len(blamed)}/{total},"
             f" by traces alone {len(blamed_by_traces)}/{len(visible)}"
         )
     names = [mutant.name for mutant in WEIGHTS]

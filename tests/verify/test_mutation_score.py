@@ -54,19 +54,19 @@ def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
 
 def test_guilty_tensors_are_suspected_and_causes_are_named(sample):
     missed = failures(sample)
-    assert not missed["first suspect not guilty"]
+    assert not missed["first suspect not correct"]
     named = [score(kind, sample) for kind in ("configurations", "code", "precision")]
     assert sum(s.named for s in named) >= 0.9 * sum(s.total for s in named)
 
 
 def test_what_no_forward_pass_sees_is_listed_with_the_check_that_does(sample):
-    said = list(remarks(sample))
+    message = list(remarks(sample))
     blind = [o for o in sample if o.mutant.blind]
     assert blind
     for outcome in blind:
         assert "traces" not in outcome.caught
         seen = f"{outcome.mutant.blind}: seen by {', '.join(sorted(outcome.caught))}"
-        assert any(seen in line for line in said)
+        assert any(seen in line for line in message)
 
 
 def test_good_pairs_pass(judgements):
@@ -78,10 +78,10 @@ def test_faults_are_repaired_bit_for_bit(tmp_path):
     population = Population(tmp_path, seed=2)
     mutants = [*population.weights(4, by_tensorflow=1),
                *population.configurations(3, by_tensorflow=0)]  # fmt: skip
-    found = repairs(mutants, tmp_path / "repaired")
-    assert len(found) > 10
-    assert not [r for r in found if r.result == NOT], not_repaired(found)
-    assert [r for r in found if r.result == KNOWN]
+    result = repairs(mutants, tmp_path / "repaired")
+    assert len(result) > 10
+    assert not [r for r in result if r.result == NOT], not_repaired(result)
+    assert [r for r in result if r.result == KNOWN]
 
 
 @pytest.mark.slow

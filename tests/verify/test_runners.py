@@ -38,13 +38,13 @@ def test_the_classes_of_transformers_are_a_further_witness(source, work):
     """They load the directory themselves, and agree in every step, in losses and in gradients."""
     target = open_checkpoint(work / "pt")
     options = Options(against=(Side("transformers"),), gradients=True)
-    done = run_verification(source, target, TORCH, TORCH, options)
-    assert done.verdict.passed, done.verdict.failed()
-    names = {check.name for check in done.verdict.checks}
+    verification = run_verification(source, target, TORCH, TORCH, options)
+    assert verification.verdict.passed, verification.verdict.failed()
+    names = {check.name for check in verification.verdict.checks}
     for result in ("loss_norm_pix", "reconstruction", "encoder.blocks.1.v", "decoder.norm",
                    "grad/decoder.blocks.0.attention.k.weight"):  # fmt: skip
         assert f"against transformers/function/{result}" in names
-    assert [w["side"] for w in done.verdict.witnesses] == ["A", "B", "against transformers"]
+    assert [w["side"] for w in verification.verdict.witnesses] == ["A", "B", "against transformers"]
 
 
 def test_a_directory_that_only_the_library_reads_differently_is_found_out(source, work, tmp_path):
@@ -124,9 +124,9 @@ def test_a_missing_framework_and_what_is_no_interpreter_are_named(source, bare_p
 def test_the_further_witness_runs_the_target_where_the_source_has_been_run_by_it(source, work):
     target = open_checkpoint(work / "tf")
     options = Options(dtypes=("float64",), against=(Side("torch"),))
-    done = run_verification(source, target, TORCH, TORCH, options)
-    assert done.verdict.passed
-    assert done.verdict.witnesses[2]["checkpoint"]["name"] == str(work / "tf")
+    verification = run_verification(source, target, TORCH, TORCH, options)
+    assert verification.verdict.passed
+    assert verification.verdict.witnesses[2]["checkpoint"]["name"] == str(work / "tf")
 
 
 @pytest.mark.parametrize(

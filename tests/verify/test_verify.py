@@ -143,7 +143,7 @@ def test_a_fault_is_named_explained_and_reported(command, case, work, tmp_path, 
     )  # fmt: skip
     assert result.status == 1
     verdict = result.json
-    guilty = {
+    suspect = {
         "nan": "encoder.norm.bias",
         "key bias": "encoder.blocks.0.attention.k.bias",
         "transposed": "encoder.blocks.1.attention.v.weight",
@@ -153,7 +153,7 @@ def test_a_fault_is_named_explained_and_reported(command, case, work, tmp_path, 
         "key bias": "encoder.blocks.0.k",
         "transposed": "encoder.blocks.1.v",
     }[name]
-    assert (verdict["suspects"][0], verdict["first_divergence"]) == (guilty, tap)
+    assert (verdict["suspects"][0], verdict["first_divergence"]) == (suspect, tap)
     word = {"nan": "NaN", "key bias": "has the constant 5 added", "transposed": "transposed"}[name]
     assert any(word in cause for cause in verdict["causes"])
     assert json.loads(reports[0].read_text())["passed"] is False
@@ -289,13 +289,13 @@ def test_attention_that_is_sure_of_itself_passes(command, case, work, tmp_path):
 def test_a_trace_that_lost_a_result_is_refused(command, work, tmp_path):
     trace = tmp_path / "a.safetensors"
     assert command("trace", work / "tf", trace, "--dtype", "float64").status == 0
-    said = command("compare", trace, trace)
-    assert "precision below float64" in said.out
+    message = command("compare", trace, trace)
+    assert "precision below float64" in message.out
     with safe_open(trace, "numpy") as file:
         metadata = file.metadata()
     for lost in ("float64/logits", "mask"):
-        kept = {name: array for name, array in load_file(trace).items() if name != lost}
-        save_file(kept, tmp_path / "b.safetensors", metadata=metadata)
+        remaining = {name: array for name, array in load_file(trace).items() if name != lost}
+        save_file(remaining, tmp_path / "b.safetensors", metadata=metadata)
         result = command("compare", trace, tmp_path / "b.safetensors")
         assert result.status == 2, result.out
         assert "lacks" in result.err
@@ -307,12 +307,12 @@ def test_compare_says_what_only_one_trace_has_and_refuses_other_files(command, w
     command("trace", work / "pt", b, "--framework", "torch", "--dtype", "float64")
     result = command("compare", a, b)
     assert result.status == 0
-    for said in (
+    for word in (
         "gradients, which only A has",
         "intermediate activations, which only A",
         "float32, which",
     ):
-        assert said in result.out
+        assert word in result.out
     assert "does not exist" in command("compare", a, tmp_path / "none").err
     for change, words in (
         (lambda d: d.update(format=9), "format 9"),
@@ -363,11 +363,11 @@ def test_a_model_is_verified_against_its_encoder_without_the_heads_of_its_decode
     command, case, tmp_path
 ):
     pretrain, encoder = case("pretrain_tiny").checkpoint, tmp_path / "encoder.pth"
-    told = ("--num-heads", "4")
+    arguments = ("--num-heads", "4")
     assert command("convert", pretrain, encoder, "--to", "facebook", "--task", "encoder",
-                   *told).status == 0  # fmt: skip
+                   *arguments).status == 0  # fmt: skip
     shown = command("verify", pretrain, encoder, "--framework-a", "torch", "--framework-b", "torch",
-                    *told)  # fmt: skip
+                    *arguments)  # fmt: skip
     assert shown.status == 0, shown.out + shown.err
-    refused = command("verify", pretrain, pretrain, *told)
+    refused = command("verify", pretrain, pretrain, *arguments)
     assert "specify it with --decoder-num-heads" in refused.err

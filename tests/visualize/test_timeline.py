@@ -46,13 +46,13 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, 
     assert result.status == 1, result.err
     assert "1 of 4 checkpoints have no loss" in result.err
     assert "checkpoint-5.pth" in result.err
-    told = result.json
-    assert [p["epoch"] for p in told["points"]] == [0, 5, 9, 10]
-    first, broken, better, best = told["points"]
+    document = result.json
+    assert [p["epoch"] for p in document["points"]] == [0, 5, 9, 10]
+    first, broken, better, best = document["points"]
     assert first["loss"] > better["loss"] > best["loss"] == np.mean(best["losses"])
     assert broken["loss"] is None
     assert "checkpoint-5.pth" in broken["error"]
-    assert told["best_epoch"] == 10
+    assert document["best_epoch"] == 10
     page = (training / "t.html").read_text()
     assert page.count("<img ") == 4 * (2 + 3)  # for the broken one, the next is shown
     assert "http" not in page.replace("http-equiv", "")
@@ -74,11 +74,11 @@ def test_without_any_loss_there_is_no_timeline(command, tmp_path):
 def test_the_loss_is_that_of_the_model_itself(command, training):
     """The reference model's own loss for the same pixels and noise, with and without norms."""
     code = HELPERS / "timeline_worker.py"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, code, training / "checkpoint-9.pth", DEMO], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_what_cannot_be_written_is_refused_before_any_work(command, training):
@@ -105,9 +105,9 @@ def test_the_epoch_is_the_number_that_the_checkpoint_stores(tmp_path, case, stor
     assert open_container(tmp_path / "run-7.pth").epoch == epoch
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])
-def test_the_first_and_the_last_are_always_shown(count, wanted):
-    places = spread(count, wanted)
-    assert len(set(places)) == min(count, wanted)
+@pytest.mark.parametrize(("count", "expected"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])
+def test_the_first_and_the_last_are_always_shown(count, expected):
+    places = spread(count, expected)
+    assert len(set(places)) == min(count, expected)
     assert (places[0], places[-1]) == (0, count - 1)
     assert places == sorted(places)

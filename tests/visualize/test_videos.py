@@ -37,8 +37,12 @@ def path_of(family):
 
 
 def opened(family, **fields):
-    known = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "image_size": (32, 32)}
-    return open_checkpoint(path_of(family), Flags(**known, **fields))
+    option_values = {
+        "num_attention_heads": 4,
+        "decoder_num_attention_heads": 3,
+        "image_size": (32, 32),
+    }
+    return open_checkpoint(path_of(family), Flags(**option_values, **fields))
 
 
 def moving(count, height=40, width=48):
@@ -105,7 +109,7 @@ def test_a_file_that_is_not_a_gif_is_refused_in_words(tmp_path):
     path.touch()
     with pytest.raises(MaeConvertError) as caught:
         read_all(path)
-    assert str(caught.value).endswith("cannot be read as a GIF: it is cut, or is not a GIF")
+    assert str(caught.value).endswith("cannot be read as a GIF: it is truncated or not a GIF")
 
 
 def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
@@ -174,7 +178,7 @@ def test_a_package_that_is_missing_is_named(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     (tmp_path / "clip.mp4").write_bytes(b"\0")
-    done = command(
+    result = command(
         "reconstruct",
         path_of("videomae"),
         tmp_path / "clip.mp4",
@@ -183,7 +187,7 @@ def test_a_package_that_is_missing_is_named(command, tmp_path, monkeypatch):
         *HEADS,
         *SIZE,
     )
-    assert (done.status, "pip install 'mae-convert[video]'" in done.err) == (3, True)
+    assert (result.status, "pip install 'mae-convert[video]'" in result.err) == (3, True)
     (tmp_path / "t.tif").write_bytes(b"II*\0")
     with pytest.raises(MissingRequirementError, match=r"mae-convert\[geotiff\]"):
         read_all(tmp_path / "t.tif")
@@ -215,8 +219,8 @@ def test_pixels_are_normalized_with_the_statistics_of_the_family(clip):
         # The shorter side, 40, is resized to 32, of the other 38 the middle is taken.
         (indices,) = load_clips([clip(family)], checkpoint).indices
         frame = Image.fromarray(moving(40)[indices[1]]).resize((38, 32), Image.Resampling.BILINEAR)
-        wanted = (np.asarray(frame)[:, 3:35] / 255 - mean) / std
-        assert distance(pixels[0, :, 1], wanted.transpose(2, 0, 1)) < 1e-6
+        normalized = (np.asarray(frame)[:, 3:35] / 255 - mean) / std
+        assert distance(pixels[0, :, 1], normalized.transpose(2, 0, 1)) < 1e-6
     frames = six_bands(3)
     frames[0, 10, 10] = -9999
     path = clip("prithvi")
@@ -263,16 +267,16 @@ def test_predictions_become_pixels_as_in_the_reference_model(family, normalized)
         whole = model.reconstruct(pixels.double(), outputs.logits, outputs.mask).numpy()
     run = Reconstructor(checkpoint, "torch")
     config, kind = checkpoint.configuration.model, checkpoint.family
-    done = run(given, kind.ratio_that_keeps(config.num_kept, config))
-    assert np.array_equal(done.mask, outputs.mask.numpy())
+    result = run(given, kind.ratio_that_keeps(config.num_kept, config))
+    assert np.array_equal(result.mask, outputs.mask.numpy())
     removed = np.broadcast_to(
-        np.moveaxis(mask_of_pixels(done.mask, done.shapes), -1, 1) > 0, whole.shape
+        np.moveaxis(mask_of_pixels(result.mask, result.shapes), -1, 1) > 0, whole.shape
     )
-    (predicted,) = done.predicted.values()
+    (predicted,) = result.predicted.values()
     assert distance(predicted[removed], whole[removed]) < 1e-5
     # The frames that are compared are those that the loss is of.
-    assert distance(done.pixel_values[~removed], whole[~removed]) < 1e-6
-    losses = objective(done, kind, config)
+    assert distance(result.pixel_values[~removed], whole[~removed]) < 1e-6
+    losses = objective(result, kind, config)
     assert losses.mean() == pytest.approx(float(outputs.loss), rel=1e-5)
     stored = kind.predicted_pixels(given["pixel_values"], config)
     assert in_pixels(predicted, stored, kind, config).shape == stored.shape
@@ -292,17 +296,17 @@ def test_masks_are_those_of_the_family(family, tmp_path):
     drawn[:20] = 255
     Image.fromarray(drawn).save(tmp_path / "mask.png")
     noise, ratio = drawn_mask(tmp_path / "mask.png", kind, config, count=1)
-    done = Reconstructor(checkpoint, "torch")(
+    result = Reconstructor(checkpoint, "torch")(
         {"pixel_values": np.zeros((1, *config.pixel_shape), np.float32), "noise": noise}, ratio
     )
     expected = np.broadcast_to(np.indices((rows, columns))[0] < rows // 2, (times, rows, columns))
-    assert np.array_equal(done.mask.reshape(expected.shape) > 0, expected)
+    assert np.array_equal(result.mask.reshape(expected.shape) > 0, expected)
 
 
 @pytest.mark.parametrize("family", CASES)
 def test_a_sheet_of_frames_and_an_animation(command, clip, tmp_path, family):
     sheet, film = tmp_path / "sheet.png", tmp_path / "film.gif"
-    done = command(
+    result = command(
         "reconstruct",
         path_of(family),
         clip(family),
@@ -314,8 +318,8 @@ def test_a_sheet_of_frames_and_an_animation(command, clip, tmp_path, family):
         *SIZE,
         "--json",
     )
-    assert done.status == 0, done.err
-    report = done.json
+    assert result.status == 0, result.err
+    report = result.json
     config = opened(family).configuration.model
     frames = {"videomae": 16, "mae_st": 4, "prithvi": 3}[family]
     assert report["images"][0]["removed"] == config.num_patches - config.num_kept
@@ -337,7 +341,7 @@ def test_a_sheet_of_frames_and_an_animation(command, clip, tmp_path, family):
 
 @pytest.mark.slow
 def test_two_frameworks_reconstruct_a_video_alike(command, clip, tmp_path):
-    done = command(
+    result = command(
         "reconstruct",
         path_of("videomae"),
         clip("videomae"),
@@ -349,8 +353,8 @@ def test_two_frameworks_reconstruct_a_video_alike(command, clip, tmp_path):
         "both",
         "--json",
     )
-    assert done.status == 0, done.err
-    assert 0 < done.json["largest_difference"] < 1e-4
+    assert result.status == 0, result.err
+    assert 0 < result.json["largest_difference"] < 1e-4
 
 
 def test_features_of_a_folder_of_videos(command, tmp_path):
@@ -364,18 +368,18 @@ def test_features_of_a_folder_of_videos(command, tmp_path):
     arguments = ("features", path_of("videomae"), folder, *HEADS[:2], *SIZE, "--tokens")
     torn = command(*arguments, "-o", tmp_path / "torn.npz")
     assert (torn.status, "torn.gif cannot be read as a GIF" in torn.err) == (2, True)
-    done = command(*arguments, "-o", tmp_path / "f.npz", "--skip-unreadable")
-    assert "4 videos, 32 features each, 2 labels" in done.out, done.err
-    assert "one frame in 4 from the middle" in done.out
-    found = np.load(tmp_path / "f.npz")
-    assert found["names"].tolist() == [
+    result = command(*arguments, "-o", tmp_path / "f.npz", "--skip-unreadable")
+    assert "4 videos, 32 features each, 2 labels" in result.out, result.err
+    assert "one frame in 4 from the middle" in result.out
+    arrays = np.load(tmp_path / "f.npz")
+    assert arrays["names"].tolist() == [
         "left/clip.npz",
         "left/frames",
         "right/clip.npz",
         "right/frames",
     ]
-    assert found["labels"].tolist() == ["left", "left", "right", "right"]
-    assert "cls" not in found  # the encoder has no class token
+    assert arrays["labels"].tolist() == ["left", "left", "right", "right"]
+    assert "cls" not in arrays  # the encoder has no class token
     checkpoint = opened("videomae")
     model = load_model(checkpoint, task="encoder")
     pixels = load_clips(clips_below(folder / "left", checkpoint), checkpoint).pixel_values
@@ -383,13 +387,13 @@ def test_features_of_a_folder_of_videos(command, tmp_path):
     model.config = type(model.config)(**{**vars(model.config), "mask_ratio": 0.0})
     with torch.inference_mode():
         hidden = model(torch.from_numpy(pixels), order).last_hidden_state.numpy()
-    assert distance(found["tokens"][:2], hidden) < 1e-5
-    assert distance(found["mean"][:2], hidden.mean(1)) < 1e-5
+    assert distance(arrays["tokens"][:2], hidden) < 1e-5
+    assert distance(arrays["mean"][:2], hidden.mean(1)) < 1e-5
 
 
 def test_class_tokens_are_saved_where_there_are_some(command, clip, tmp_path):
     clip("prithvi", name="clip.npz")
-    done = command(
+    result = command(
         "features",
         path_of("prithvi"),
         tmp_path,
@@ -398,20 +402,20 @@ def test_class_tokens_are_saved_where_there_are_some(command, clip, tmp_path):
         "-o",
         tmp_path.parent / f"{tmp_path.name}.npz",
     )
-    assert done.status == 0, done.err
-    found = np.load(tmp_path.parent / f"{tmp_path.name}.npz")
-    assert found["cls"].shape == found["mean"].shape == (1, 32)
+    assert result.status == 0, result.err
+    arrays = np.load(tmp_path.parent / f"{tmp_path.name}.npz")
+    assert arrays["cls"].shape == arrays["mean"].shape == (1, 32)
 
 
 @pytest.mark.parametrize(
     ("family", "frames", "sentence"),
     [
-        ("videomae", np.zeros((20, 40, 40, 6), np.uint8), "has 6 channels, and this model takes 3"),
+        ("videomae", np.zeros((20, 40, 40, 6), np.uint8), "has 6 channels, but this model takes 3"),
         ("videomae", np.zeros((20, 40, 40, 3), np.float32), "must be uint8"),
         ("videomae", np.zeros((40, 40, 3), np.uint8), "it must be (T, H, W, C)"),
         ("videomae", np.zeros((0, 40, 40, 3), np.uint8), "contains no frames"),
-        ("prithvi", np.zeros((4, 40, 40, 6)), "has 4 frames, and this model takes 3"),
-        ("prithvi", np.zeros((3, 40, 40, 3)), "has 3 channels, and this model takes 6"),
+        ("prithvi", np.zeros((4, 40, 40, 6)), "has 4 frames, but this model takes 3"),
+        ("prithvi", np.zeros((3, 40, 40, 3)), "has 3 channels, but this model takes 6"),
         ("prithvi", np.zeros((3, 24, 40, 6)), "measured values are not resampled"),
         ("prithvi", np.full((3, 40, 40, 6), np.nan), "contains NaN or infinite values"),
     ],
@@ -434,7 +438,7 @@ def test_what_is_no_video_is_said(command, tmp_path):
         "note.txt": "is not a video",
         "inputs.npz": "contains no array frames",
     }.items():
-        done = command(
+        result = command(
             "reconstruct",
             path_of("videomae"),
             tmp_path / name,
@@ -443,8 +447,8 @@ def test_what_is_no_video_is_said(command, tmp_path):
             *HEADS,
             *SIZE,
         )
-        assert (done.status, sentence in done.err) == (2, True), done.err
-        assert "Traceback" not in done.err
+        assert (result.status, sentence in result.err) == (2, True), result.err
+        assert "Traceback" not in result.err
     stride = command(
         "reconstruct",
         path_of("prithvi"),
@@ -456,7 +460,7 @@ def test_what_is_no_video_is_said(command, tmp_path):
         "--frame-stride",
         2,
     )
-    assert (stride.status, "--frame-stride 2 has no meaning" in stride.err) == (2, True)
+    assert (stride.status, "--frame-stride 2 has no effect" in stride.err) == (2, True)
     image = command(
         "reconstruct",
         DEMO / "checkpoint.pth",
@@ -466,7 +470,7 @@ def test_what_is_no_video_is_said(command, tmp_path):
         "--frame-stride",
         2,
     )
-    assert (image.status, "--frame-stride 2 has no meaning" in image.err) == (2, True)
+    assert (image.status, "--frame-stride 2 has no effect" in image.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +487,7 @@ def test_clips_are_inputs_of_a_verification(command, clip, tmp_path, family):
     target = folder.parent / f"{folder.name}-{family}.safetensors"
     converted = command("convert", path_of(family), target, "--to", "original", *HEADS, *SIZE)
     assert converted.status == 0, converted.err
-    done = command(
+    result = command(
         "verify",
         path_of(family),
         target,
@@ -499,8 +503,8 @@ def test_clips_are_inputs_of_a_verification(command, clip, tmp_path, family):
         report,
         "--json",
     )
-    assert done.status == 0, done.err + done.out
-    assert json.loads(done.out)["passed"]
+    assert result.status == 0, result.err + result.out
+    assert json.loads(result.out)["passed"]
     page = report.read_text()
     assert "reconstruction of A" in page
     assert ("channels 3, 2, 1 as red" in page.replace("Channels", "channels")) == (
@@ -515,9 +519,9 @@ def test_a_timeline_of_models_of_videos(command, clip, tmp_path, family):
     other = tmp_path.parent / f"{tmp_path.name}-7.safetensors"
     assert command("convert", path_of(family), other, "--to", "original", *HEADS, *SIZE).status == 0
     arguments = ("timeline", path_of(family), other, "--images", folder, *HEADS, *SIZE)
-    done = command(*arguments, "-o", page, "-o", sheet, "--json")
-    assert done.status == 0, done.err
-    one, two = done.json["points"]
+    result = command(*arguments, "-o", page, "-o", sheet, "--json")
+    assert result.status == 0, result.err
+    one, two = result.json["points"]
     checkpoint = opened(family)
     pixels = load_clips([clip(family)], checkpoint).pixel_values
     config = checkpoint.configuration.model
@@ -534,14 +538,14 @@ def test_a_timeline_of_models_of_videos(command, clip, tmp_path, family):
     ("options", "sentence"),
     [
         (("-o", "x.png", "--bands", "3,2,1"), "--bands selects channels of --inputs"),
-        (("-o", "x.gif", "--mask-ratio", 0.5), "goes through mask ratios from 0.5 to 0.95; leave"),
+        (("-o", "x.gif", "--mask-ratio", 0.5), "shows mask ratios from 0.5 to 0.95; leave"),
     ],
 )
 def test_options_of_other_models_are_refused(command, clip, tmp_path, options, sentence):
     model = (DEMO / "checkpoint.pth", DEMO / "coffee.jpg")
-    done = command("reconstruct", *model, *options, cwd=tmp_path)
-    assert (done.status, sentence in done.err) == (2, True), done.err
-    assert "Traceback" not in done.err
+    result = command("reconstruct", *model, *options, cwd=tmp_path)
+    assert (result.status, sentence in result.err) == (2, True), result.err
+    assert "Traceback" not in result.err
     six = clip("prithvi")
     allowed = command("reconstruct", path_of("prithvi"), six, *options, *HEADS, *SIZE, cwd=tmp_path)
     assert allowed.status == 0, allowed.err
@@ -552,18 +556,19 @@ def test_coordinates_of_a_file_of_inputs_are_used(command, tmp_path):
     given = golden_inputs(case)
     np.savez(tmp_path / "in.npz", **given)
     source = GOLDEN / case / "checkpoint.pth"
-    known = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "image_size": (32, 32)}
-    checkpoint = open_checkpoint(source, Flags(**known))
+    fields = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "image_size": (32, 32)}
+    checkpoint = open_checkpoint(source, Flags(**fields))
     model = load_model(checkpoint)
     tensors = {name: torch.from_numpy(array) for name, array in given.items()}
     with torch.inference_mode():
         loss = float(model(**tensors).loss)
         without = float(model(tensors["pixel_values"], tensors["noise"]).loss)
     assert abs(loss - without) > 1e-4 * loss
-    done = command("reconstruct", source, "--inputs", tmp_path / "in.npz", "-o", tmp_path / "x.png",
-                   *HEADS, *SIZE, "--json")  # fmt: skip
-    assert done.status == 0, done.err
-    losses = [row["loss"]["torch"] for row in done.json["images"]]
+    inputs, output = tmp_path / "in.npz", tmp_path / "x.png"
+    arguments = (source, "--inputs", inputs, "-o", output, *HEADS, *SIZE, "--json")
+    result = command("reconstruct", *arguments)
+    assert result.status == 0, result.err
+    losses = [row["loss"]["torch"] for row in result.json["images"]]
     assert np.mean(losses) == pytest.approx(loss, rel=1e-5)
     for name in ("with", "without"):
         path = tmp_path / f"{name}.npz"
@@ -572,5 +577,5 @@ def test_coordinates_of_a_file_of_inputs_are_used(command, tmp_path):
         out = command("features", source, "--inputs", path, "-o", tmp_path / f"f-{name}.npz",
                       *HEADS[:2], *SIZE)  # fmt: skip
         assert out.status == 0, out.err
-    found = [np.load(tmp_path / f"f-{name}.npz")["mean"] for name in ("with", "without")]
-    assert distance(*found) > 1e-4
+    features = [np.load(tmp_path / f"f-{name}.npz")["mean"] for name in ("with", "without")]
+    assert distance(*features) > 1e-4

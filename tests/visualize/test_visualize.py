@@ -84,12 +84,12 @@ def test_groups_of_rows_stand_beside_each_other():
 
 
 def test_a_sheet_shows_what_the_model_saw(command, tmp_path):
-    pictures = sorted(DATA.glob("*.jpg"))[:2]
+    images = sorted(DATA.glob("*.jpg"))[:2]
     names = [tmp_path / "sheet.png", tmp_path / "film.gif"]
-    done = command(
-        "reconstruct", MODEL, *pictures, "-o", names[0], "-o", names[1], "--json", "--mask", "grid"
+    result = command(
+        "reconstruct", MODEL, *images, "-o", names[0], "-o", names[1], "--json", "--mask", "grid"
     )
-    report = done.json
+    report = result.json
     assert [row["removed"] for row in report["images"]] == [108, 108]
     assert all(0 < row["loss"]["torch"] < 1.5 for row in report["images"])
     sheet = np.asarray(Image.open(names[0])).astype(int)
@@ -104,7 +104,7 @@ def test_a_sheet_shows_what_the_model_saw(command, tmp_path):
     assert abs(masked[beside] - 128).max() <= 1
     with Image.open(names[1]) as film:
         assert len(list(ImageSequence.Iterator(film))) == 8
-    again = command("reconstruct", MODEL, *pictures, "-o", names[0])
+    again = command("reconstruct", MODEL, *images, "-o", names[0])
     assert (again.status, "--overwrite" in again.err) == (2, True)
 
 
@@ -138,11 +138,11 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
     wide = tmp_path / "wide.png"
     Image.open(DATA / "coffee.jpg").resize((300, 100)).save(wide)
     output = tmp_path / "sheet.png"
-    done = command(
+    result = command(
         "reconstruct", MODEL, wide, "-o", output, "--framework", "both", "--fit", "stretch",
         "--norm-pix-loss", "--json",
     )  # fmt: skip
-    report = done.json
+    report = result.json
     losses = report["images"][0]["loss"]
     assert losses["torch"] == pytest.approx(losses["tensorflow"], rel=1e-4)
     assert 0 < report["largest_difference"] < 1e-4
@@ -155,26 +155,26 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
     [
         (["nowhere.png", "-o", "x.png"], "nowhere.png does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.tga"], "end in .png"),
-        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is named twice"),
+        ([DATA / "coffee.jpg", "-o", "x.png", "-o", "./x.png"], "x.png is specified twice"),
         ([DATA / "coffee.jpg", "-o", "x.png", "--mask", "holes"], "--mask holes does not exist"),
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "fixed mask ratio"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said(command, tmp_path, arguments, sentence):
-    done = command("reconstruct", MODEL, *arguments, cwd=tmp_path)
-    assert done.status == 2
-    assert sentence in done.err
+    result = command("reconstruct", MODEL, *arguments, cwd=tmp_path)
+    assert result.status == 2
+    assert sentence in result.err
     assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_paints_nothing(command, case, tmp_path):
     encoder = case("encoder_tiny")
-    done = command(
+    result = command(
         "reconstruct", encoder.checkpoint, DATA / "coffee.jpg", "-o", tmp_path / "x.png",
         *encoder.heads,
     )  # fmt: skip
-    assert done.status == 2
-    assert "has no decoder" in done.err
+    assert result.status == 2
+    assert "has no decoder" in result.err
 
 
 def test_features_have_names_and_labels(command, tmp_path):
@@ -185,10 +185,10 @@ def test_features_have_names_and_labels(command, tmp_path):
         (folder / label / f"{name}.jpg").write_bytes((DATA / f"{name}.jpg").read_bytes())
     for framework in ("torch", "tensorflow"):
         output = tmp_path / f"{framework}.npz"
-        done = command(
+        result = command(
             "features", MODEL, folder, "-o", output, "--framework", framework, "--batch", 1
         )
-        assert "2 images, 160 features each, 2 labels" in done.out
+        assert "2 images, 160 features each, 2 labels" in result.out
     one, other = (np.load(tmp_path / f"{name}.npz") for name in ("torch", "tensorflow"))
     assert one["names"].tolist() == ["cats/chelsea.jpg", "cups/coffee.jpg"]
     assert one["labels"].tolist() == ["cats", "cups"]

@@ -72,12 +72,12 @@ def inputs(tmp_path):
 def test_a_sheet_of_any_number_of_channels(run, model, inputs, tmp_path, channels):
     sheet = tmp_path / "sheet.png"
     films = ["-o", sheet, *(["-o", tmp_path / "film.gif"] if channels == 5 else [])]
-    done = run(
+    result = run(
         "reconstruct", model(channels), "--inputs", inputs(channels), *films,
         "--framework", "torch", "--json",
     )  # fmt: skip
-    assert (done.status, done.err) == (0, "")
-    report = json.loads(done.out)
+    assert (result.status, result.err) == (0, "")
+    report = json.loads(result.out)
     assert [row["image"] for row in report["images"]] == [
         f"{tmp_path}/in.npz[0]", f"{tmp_path}/in.npz[1]",
     ]  # fmt: skip
@@ -92,15 +92,15 @@ def test_the_noise_of_the_file_says_what_is_removed(run, model, inputs, tmp_path
     noise = np.stack([order, order[::-1]])
     path = inputs(5, noise=noise)
     checkpoint = model(5)
-    done = run(
+    result = run(
         "timeline", checkpoint, "--inputs", path, "-o", tmp_path / "t.json", "-o",
         tmp_path / "t.png", "--framework", "torch", "--bands", "5,1,2",
     )  # fmt: skip
-    assert done.status == 0, done.err
+    assert result.status == 0, result.err
     batch = batch_from_inputs(path, open_checkpoint(checkpoint))
     assert np.array_equal(batch.noise, noise)
     assert noise_in(batch, "random", "random") is batch.noise
-    with pytest.raises(MaeConvertError, match='mask="block" says it too; leave one out'):
+    with pytest.raises(MaeConvertError, match='mask="block" specifies one too; leave one out'):
         noise_in(batch, "block", "random")
     refused = run(
         "reconstruct", checkpoint, "--inputs", path, "-o", tmp_path / "x.png", "--mask", "grid",
@@ -115,12 +115,12 @@ def test_the_noise_of_the_file_says_what_is_removed(run, model, inputs, tmp_path
 
 def test_features_of_inputs_are_those_of_the_model(run, model, inputs, tmp_path):
     path, checkpoint = inputs(5, count=3), model(5)
-    done = run("features", checkpoint, "--inputs", path, "-o", tmp_path / "f.npz", "--batch", 2,
+    result = run("features", checkpoint, "--inputs", path, "-o", tmp_path / "f.npz", "--batch", 2,
                "--framework", "torch")  # fmt: skip
-    assert done.status == 0, done.err
-    found = np.load(tmp_path / "f.npz")
-    assert found["names"].tolist() == ["in.npz[0]", "in.npz[1]", "in.npz[2]"]
-    assert found["labels"].tolist() == ["", "", ""]
+    assert result.status == 0, result.err
+    arrays = np.load(tmp_path / "f.npz")
+    assert arrays["names"].tolist() == ["in.npz[0]", "in.npz[1]", "in.npz[2]"]
+    assert arrays["labels"].tolist() == ["", "", ""]
     torch.manual_seed(0)
     whole = reference.ViTMAEForPreTraining(ViTMAEConfig(**SIZES, num_channels=5, mask_ratio=0.0))
     pixels = torch.from_numpy(np.load(path)["pixel_values"])
@@ -130,7 +130,7 @@ def test_features_of_inputs_are_those_of_the_model(run, model, inputs, tmp_path)
     encoder.load_state_dict({n: v for n, v in whole.state_dict().items() if n in own})
     with torch.inference_mode():
         hidden = encoder(pixels, order).last_hidden_state.numpy()
-    assert distance(found["cls"], hidden[:, 0]) < FLOAT32_LIMIT
+    assert distance(arrays["cls"], hidden[:, 0]) < FLOAT32_LIMIT
 
 
 @pytest.mark.parametrize("command", ["reconstruct", "features", "timeline"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mae_convert.cli.common import open_and_infer, open_and_tell, open_pair_and_tell
+from mae_convert.cli.common import open_and_infer, open_pair_with_notes, open_with_notes
 from mae_convert.cli.completion import complete_layouts
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
@@ -66,7 +66,7 @@ def inspect(
     if use_infer:
         checkpoint, _ = open_and_infer(src, flags, images, state_key=state_key, task=task)
     else:
-        checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+        checkpoint = open_with_notes(src, flags, state_key=state_key, task=task, incomplete=True)
     checkpoint = as_task(checkpoint, task)
     report = look(checkpoint, stats=stats, with_hash=with_hash, style=as_option)
     if as_json:
@@ -170,7 +170,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another layout.
 
-    What was written is read back and compared before it appears under its name.
+    The output is read back and compared before it is renamed to DST.
 
     Example:
 
@@ -193,7 +193,7 @@ def convert(
     if use_infer:
         source, _ = open_and_infer(src, flags, images, state_key=state_key, task=part)
     else:
-        source = open_and_tell(src, flags, state_key=state_key, task=part, incomplete=True)
+        source = open_with_notes(src, flags, state_key=state_key, task=part, incomplete=True)
     source = with_new_head(source, num_labels, task) if num_labels else source
     plans = [
         plan_conversion(source, target, layout, **requested)
@@ -239,7 +239,7 @@ def diff(
     from mae_convert.cli.output.conversion import difference_json
     from mae_convert.cli.streams import print_json
 
-    pair = open_pair_and_tell((a, b), flags, state_key=state_key, task=task, incomplete=True)
+    pair = open_pair_with_notes((a, b), flags, state_key=state_key, task=task, incomplete=True)
     difference = compare_tensors(*pair)
     print_json(difference_json(difference)) if as_json else show(difference)
     return 0 if difference.same else 1
@@ -268,7 +268,7 @@ def fingerprint(
     from mae_convert.cli.output.inspection import fingerprint as show
     from mae_convert.cli.streams import print_json
 
-    checkpoint = open_and_tell(src, flags, state_key=state_key, task=task, incomplete=True)
+    checkpoint = open_with_notes(src, flags, state_key=state_key, task=task, incomplete=True)
     report = fingerprint_report(as_task(confirmed_by_hash(checkpoint), task))
     print_json(report) if as_json else show(report)
 
@@ -279,11 +279,11 @@ def fingerprint(
 @json_option
 @checkpoint_options
 def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
-    """Tell whether one checkpoint was derived from another.
+    """Show whether one checkpoint was derived from another.
 
-    B may hold A's weights, A's encoder, or A after declared changes. A and B are checkpoints, or
-    certificates and conversion records (.json) of checkpoints whose files are not available. Exit
-    status 1 if neither was derived from the other.
+    B may have A's weights, A's encoder, or A's weights after declared changes. A and B are
+    checkpoints, or certificates and conversion records (.json) of checkpoints whose files are not
+    available. Exit status 1 if neither was derived from the other.
 
     Example:
 
@@ -298,12 +298,12 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     records = [record_of(source) if isinstance(source, Path) else None for source in (a, b)]
     options: dict[str, Any] = {"state_key": state_key, "incomplete": True}
     if records == [None, None]:
-        pair = [known(c) for c in open_pair_and_tell((a, b), flags, **options)]
+        pair = [known(c) for c in open_pair_with_notes((a, b), flags, **options)]
     else:
         pair = [
             read_record(record)
             if record
-            else known(open_and_tell(source, flags, fill_only=True, **options), with_record=True)
+            else known(open_with_notes(source, flags, fill_only=True, **options), with_record=True)
             for record, source in zip(records, (a, b), strict=True)
         ]
     result = compare(*pair)

@@ -8,14 +8,14 @@ import click
 from mae_convert.cli.completion import complete_official
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import json_option
-from mae_convert.cli.streams import say
+from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import for_terminal
 
 
 @click.command(cls=CheckedCommand)
 @json_option
 def catalog(as_json: bool) -> None:
-    """List the official checkpoints, and which one to use.
+    """List the official checkpoints and their purposes.
 
     Example:
 
@@ -46,7 +46,7 @@ def catalog(as_json: bool) -> None:
 def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
     """Download an official checkpoint and check its hash.
 
-    Its path is printed on standard output.
+    The path of the file is printed on standard output.
 
     Example:
 
@@ -62,7 +62,7 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
         return
     for field, value in report.items():
         if field != "path":
-            say(f"{field:<10}{value}")
+            print_to_stderr(f"{field:<10}{value}")
     click.echo(for_terminal(report["path"]))
 
 
@@ -135,9 +135,9 @@ def publish(
 ) -> int:
     """Publish verified weights to the Hugging Face Hub.
 
-    DIR holds converted weights and the certificate of `verify --certify`; the model card says how
-    they were verified. It is done by one commit; what the Hub then serves is downloaded and
-    compared. Exit status 1 if it differs.
+    DIR contains converted weights and the certificate of `verify --certify`; the model card
+    describes the verification. All files are uploaded in one commit; then they are downloaded and
+    compared. Exit status 1 if they differ.
 
     Example:
 

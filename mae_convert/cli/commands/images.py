@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mae_convert.cli.common import open_and_tell
+from mae_convert.cli.common import open_with_notes
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     FrameworkType,
@@ -19,7 +19,7 @@ from mae_convert.cli.options import (
     json_option,
     preprocessed_option,
 )
-from mae_convert.cli.streams import say
+from mae_convert.cli.streams import print_to_stderr
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ def installed(framework: str | None) -> str:
     """Return the requested framework, or the first one that is installed.
 
     Raises:
-        MissingRequirementError: it is not installed, or none is installed.
+        MissingRequirementError: the framework, or any framework, is not installed.
     """
     from mae_convert.runtime.sides import first_framework, require_frameworks
 
@@ -55,8 +55,8 @@ def installed(framework: str | None) -> str:
     required=True,
     metavar="FILE",
     help=(
-        "Output image (.png, .jpg, .webp), or a .gif animation: over mask ratios from 0.5 to 0.95, "
-        "or for models of videos over the frames."
+        "Output image (.png, .jpg, .webp), or a .gif animation over mask ratios from 0.5 to 0.95 "
+        "or, for video models, over the frames."
     ),
 )
 @click.option(
@@ -64,7 +64,7 @@ def installed(framework: str | None) -> str:
     default="random",
     show_default=True,
     metavar="random|block|grid|FILE",
-    help="How removed patches are chosen; FILE is an image that is white on removed patches.",
+    help="Kind of mask; FILE is an image that is white where patches are removed.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -104,10 +104,10 @@ def reconstruct(
 ) -> None:
     """Mask images or videos and draw what the model reconstructs.
 
-    Each is shown as it is, masked, and reconstructed. Images are files or folders of files, or come
-    preprocessed by --inputs. Videos are files (.mp4, .gif ..., or .npz with frames (T, H, W, C)),
-    folders of frames, or folders of such. The ratio is --mask-ratio, else what the checkpoint says,
-    else that of the model's kind.
+    The output shows the original, the masked image and the reconstruction. Images are files or
+    folders of files, or preprocessed with --inputs. Videos are files (.mp4, .gif ..., or .npz with
+    frames (T, H, W, C)), folders of frames, or folders of these. The mask ratio is --mask-ratio,
+    else that of the checkpoint, else the default of the model family.
 
     Example:
 
@@ -124,7 +124,7 @@ def reconstruct(
         )
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
     look = Look(**options, framework=installed(framework), stretch=stretch)
-    checkpoint = open_and_tell(src, flags, state_key=state_key)
+    checkpoint = open_with_notes(src, flags, state_key=state_key)
     report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
     print_json(report) if as_json else show(report)
 
@@ -144,7 +144,7 @@ def reconstruct(
 @click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Leave out files that are not images that can be read, and name them.",
+    help="Skip files that cannot be read as images, and list them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @json_option
@@ -167,10 +167,10 @@ def features(
 ) -> None:
     """Save the encoder's features of images or videos in a folder.
 
-    The names of subfolders are the labels. For models of videos, a folder of images is a video.
+    The names of subfolders are the labels. For video models, a folder of images is a video.
 
-    The file holds names, labels, cls (the class token, if the encoder has one) and mean (of the
-    patches), after the final norm, with no patch left out.
+    The file contains names, labels, cls (the class token, if the encoder has one) and mean (of the
+    patches), after the final norm and without masking.
 
     Example:
 
@@ -188,7 +188,7 @@ def features(
     if folder is None and inputs is None:
         raise click.UsageError("no image is specified; pass a directory, or --inputs FILE.npz")
     chosen = installed(framework)
-    checkpoint = open_and_tell(src, flags, state_key=state_key, incomplete=True)
+    checkpoint = open_with_notes(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
     paths, skipped = _files_below(folder, checkpoint, skip=skip_unreadable)
     given = batch_from_inputs(inputs, checkpoint) if inputs else None
@@ -208,7 +208,7 @@ def features(
 def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Return the images or videos in a folder, and those that are skipped, with the reasons."""
+    """Return the images or videos in a folder, and the skipped ones with the reasons."""
     from mae_convert.checkpoint.clips import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError
@@ -221,7 +221,7 @@ def _files_below(
     if skip:
         skipped = unreadable_clips(paths, checkpoint) if clips else unreadable_images(paths)
     for reason in skipped.values():
-        say(f"skipped: {reason}")
+        print_to_stderr(f"skipped: {reason}")
     paths = [path for path in paths if path not in skipped]
     if not paths:
         raise ImageError(folder, f" contains no readable {'video' if clips else 'image'}")
@@ -239,7 +239,7 @@ def _files_below(
 def demo(output: Path) -> int:
     """Convert the embedded checkpoint both ways and verify it.
 
-    It is run by PyTorch and TensorFlow where both are installed, else by the one that is.
+    PyTorch and TensorFlow run it, or only one of them if the other is not installed.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Commands for many checkpoints: convert and verify them all, or see how a training went."""
+"""Commands for many checkpoints: convert and verify them, or plot the loss of a training run."""
 
 import sys
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from mae_convert.cli.options import (
     preprocessed_option,
 )
 from mae_convert.cli.reporting import ReportingCommand
-from mae_convert.cli.streams import say
+from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import plural
 
 if TYPE_CHECKING:
@@ -114,10 +114,9 @@ def sweep(
 ) -> int:
     """Convert, verify and publish many checkpoints.
 
-    Run again, a sweep continues where it stopped.
-    PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. Jobs that are done are
-    skipped while source and target are unchanged, and those that failed are repeated. Exit status
-    1 if any failed.
+    PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. A sweep that is run
+    again skips completed jobs whose source and target are unchanged, and repeats failed ones. Exit
+    status 1 if a job failed.
 
     Example:
 
@@ -132,7 +131,7 @@ def sweep(
     from mae_convert.sweep.run import refuse_targets, select_jobs
 
     check_names(reports)
-    jobs = read_plan(plan, _said(options), allow_code=allow_code)
+    jobs = read_plan(plan, _take_plan_fields(options), allow_code=allow_code)
     path = results or _default_results(plan)
     nothing = dry_run and not path.exists()
     with nullcontext() if nothing else Results(path) as file:
@@ -153,7 +152,7 @@ def sweep(
 def _run(
     selected: "SelectedJobs", file: "Results", engine: "Engine", *, fail_fast: bool, as_json: bool
 ) -> "list[Row]":
-    """Run the pending jobs, and return the rows of all jobs in the order of the plan."""
+    """Run the pending jobs and return the rows of all jobs in the order of the plan."""
     from mae_convert.cli.output import sweep as show
     from mae_convert.sweep.run import run_sweep
 
@@ -164,8 +163,8 @@ def _run(
     return [rows[job.key] for job in selected.jobs if job.key in rows]
 
 
-def _said(options: dict[str, Any]) -> dict[str, list[Any]]:
-    """Remove the fields of a plan from the options of the command, and return them."""
+def _take_plan_fields(options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Remove the fields of a plan from the options of the command and return them."""
     given: dict[str, list[Any]] = {}
     for text in options.pop("assignments"):
         name, equals, value = text.partition("=")
@@ -221,7 +220,7 @@ def _engine(options: dict[str, Any]) -> "Engine":
 @click.option("--shown", type=click.IntRange(min=2), default=5, show_default=True,
               help="Number of checkpoints whose reconstructions are shown.")  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
 )
 @framework_option
 @device_option
@@ -242,9 +241,9 @@ def timeline(
 ) -> int:
     """Show the loss of each checkpoint of a training run.
 
-    All are run on the same images with the same masks.
-    SRC is any number of checkpoints and patterns. The epoch is read from the file; if it has none,
-    it is the last number in the file's name. Exit status 1 if a checkpoint could not be run.
+    All checkpoints are run on the same images with the same masks. SRC is any number of checkpoints
+    and patterns. The epoch is read from the file or, if it is not stored there, from the last
+    number in the file name. Exit status 1 if a checkpoint could not be run.
 
     Example:
 
@@ -266,7 +265,7 @@ def timeline(
         raise click.UsageError("no image is specified; pass --images DIR, or --inputs FILE.npz")
     chosen = installed(framework)
     if images and not images.is_dir():
-        images_in(images)  # raises an error that states what it is
+        images_in(images)  # raises an error that names the problem
     paths = [name for text in sources for name in sources_named(text)]
     folders = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}
@@ -283,5 +282,6 @@ def timeline(
     print_json(timeline_json(result)) if as_json else show(result, outputs)
     if failed := result.failed:
         names = listed([point.source for point in failed])
-        say(f"{len(failed)} of {plural(len(result.points), 'checkpoint')} have no loss: {names}")
+        count = plural(len(result.points), "checkpoint")
+        print_to_stderr(f"{len(failed)} of {count} have no loss: {names}")
     return 1 if failed else 0

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mae_convert.cli.common import open_and_tell, open_pair_and_infer, open_pair_and_tell, say_notes
-from mae_convert.cli.completion import complete_frameworks, complete_published
+from mae_convert.cli.common import (
+    open_pair_and_infer,
+    open_pair_with_notes,
+    open_with_notes,
+    print_notes,
+)
+from mae_convert.cli.completion import complete_frameworks, complete_reference_results
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.cli.options import (
     DEVICE,
@@ -24,7 +29,7 @@ from mae_convert.cli.options import (
     time_limit_option,
 )
 from mae_convert.cli.reporting import ReportingCommand
-from mae_convert.cli.streams import say
+from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
@@ -75,7 +80,7 @@ if TYPE_CHECKING:
     type=SourceType(),
     metavar="CONVERTED",
     help=(
-        "Conversion record (or the model directory that holds it) whose declared lossy steps are "
+        "Conversion record, or a model directory with one, whose declared lossy steps are "
         "applied before the run."
     ),
 )
@@ -101,7 +106,7 @@ def trace(
 ) -> None:
     """Run a checkpoint on fixed inputs and save the results.
 
-    `compare` judges two such files, made here or on other machines.
+    `compare` compares two such files, which may come from different machines.
 
     Example:
 
@@ -118,7 +123,7 @@ def trace(
     require_sides(side)
     converted = None if as_converted is None else locate(as_converted)[0]
     trace_to_file(
-        as_task(open_and_tell(ckpt, flags, state_key=state_key, task=task), task),
+        as_task(open_with_notes(ckpt, flags, state_key=state_key, task=task), task),
         side,
         out,
         TraceOptions(dtypes=dtypes or DEFAULT_DTYPES, as_converted=converted, **options),
@@ -134,13 +139,13 @@ def trace(
     type=click.Path(path_type=Path),
     metavar="MAP.json",
     help=(
-        "B is an .npz or .safetensors file of another program; MAP.json gives the canonical name "
-        "of each of its arrays that is to be compared."
+        "B is an .npz or .safetensors file of another program; MAP.json maps the names of its "
+        "arrays to the canonical names of results."
     ),
 )
 @json_option
 def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
-    """Judge two traces, made here or on other machines.
+    """Compare two traces, which may come from different machines.
 
     Exit status 1 if they differ.
 
@@ -157,15 +162,15 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     from mae_convert.verify.other_arrays import compare_arrays, read_arrays, read_names
 
     if names is not None:
-        known, arrays = read_names(names), read_arrays(locate_file(b))
-        verdict = compare_arrays(Trace.load(locate_file(a)), arrays, known)
-        _tell(verdict, as_json=as_json)
+        canonical_names, arrays = read_names(names), read_arrays(locate_file(b))
+        verdict = compare_arrays(Trace.load(locate_file(a)), arrays, canonical_names)
+        _print_verdict(verdict, as_json=as_json)
         return 0 if verdict.passed else 1
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
     verdict = diagnose_traces(judge(*traces), *traces)
     if not verdict.passed:
         verdict = replace(verdict, meanings=explained((), traces))
-    _tell(verdict, as_json=as_json)
+    _print_verdict(verdict, as_json=as_json)
     return 0 if verdict.passed else 1
 
 
@@ -175,7 +180,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
 @click.option(
     "--published",
     metavar="NAME",
-    shell_complete=complete_published,
+    shell_complete=complete_reference_results,
     help=(
         "Compare the outputs of A, or of the checkpoint NAME, with the reference results that "
         "third parties published for NAME."
@@ -188,10 +193,10 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Run B (or A, if only A has the tensor names) once more: with the model classes of another "
+        "Run B (or A, if only A has the tensor names) again: with the model classes of another "
         "library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or MODULE:FACTORY), or "
-        "with a clone of the authors' code (original=DIRECTORY). Code of others is run only "
-        "because this option names it."
+        "with a clone of the authors' code (original=DIRECTORY). Such code is run only if this "
+        "option specifies it."
     ),
 )
 @click.option(
@@ -217,8 +222,8 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     "--isolate",
     is_flag=True,
     help=(
-        "Compare each block by itself too: each step of B gets A's input, so that a fault in one "
-        "does not hide one in another and rounding errors do not add up."
+        "Also compare each step separately, with A's input in both models, so that a difference in "
+        "one step does not hide another and rounding errors do not accumulate."
     ),
 )
 @click.option(
@@ -250,15 +255,15 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     type=click.Path(path_type=Path),
     metavar="DIR",
     help=(
-        "If the verification fails, write the smallest reproducer to a new directory: one step, "
-        "one image, the tensors that matter, and a script that needs no mae-convert."
+        "If the verification fails, write a minimal reproducer to a new directory: one step, one "
+        "image, the relevant tensors, and a script that does not need mae-convert."
     ),
 )
 @click.option(
     "--public-key",
     type=click.Path(path_type=Path),
     metavar="PEM",
-    help="With A alone: also check the signature of `attest` and what it states.",
+    help="With A alone: also check the signature and the statement of `attest`.",
 )
 @task_option
 @infer_option
@@ -282,9 +287,9 @@ def verify(
 ) -> int:
     """Verify that two checkpoints are the same function.
 
-    Both are run in child processes on the same images with the same noise. If they differ, it says
-    where and why. With A alone, its certificate is replayed; it may be on the Hub. Exit status 1 if
-    they differ.
+    Both are run in child processes on the same images with the same noise. If they differ, the
+    output names the first difference and its cause. With A alone, which may be on the Hub, A is
+    compared with its certificate. Exit status 1 if they differ.
 
     Example:
 
@@ -302,7 +307,7 @@ def verify(
 
     if published is not None:
         require_sides(sides[0])
-        return _verify_published(a, published, sides[0], flags, as_json=as_json)
+        return _compare_with_reference_results(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
     _check_outputs(b, reduce, public_key, certify=certify, quick=options["quick"])
@@ -311,7 +316,7 @@ def verify(
     asked = parse_options(**options)
     if b is None:
         require_sides(sides[0])
-        done = _replay(a, sides, asked, flags, public_key)
+        replayed = _replay(a, sides, asked, flags, public_key)
     else:
         require_sides(*sides, *asked.against)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
@@ -319,21 +324,21 @@ def verify(
             images = options["inputs"].images
             first, second = open_pair_and_infer((a, b), flags, images, **keys)
         else:
-            first, second = open_pair_and_tell((a, b), flags, **keys)
-        done = run_verification(first, second, *sides, asked)
-        if certify and done.verdict.passed:
-            write_certificate(done, second)
+            first, second = open_pair_with_notes((a, b), flags, **keys)
+        replayed = run_verification(first, second, *sides, asked)
+        if certify and replayed.verdict.passed:
+            write_certificate(replayed, second)
         elif certify and has_certificate(second.path):
-            say(f"note: the certificate beside {b} belongs to an earlier verification")
-    done = _diagnosed(done)
-    write_reports(done, reports)
-    _tell(done.verdict, as_json=as_json)
-    if done.verdict.passed:
+            print_to_stderr(f"note: the certificate beside {b} belongs to an earlier verification")
+    replayed = _diagnosed(replayed)
+    write_reports(replayed, reports)
+    _print_verdict(replayed.verdict, as_json=as_json)
+    if replayed.verdict.passed:
         return 0
     if reduce is not None:
-        _reduce(done, reduce)
+        _reduce(replayed, reduce)
     if options["quick"]:
-        say("note: without --quick, the first intermediate activation that differs is found")
+        print_to_stderr("note: run again without --quick to find the first differing activation")
     return 1
 
 
@@ -344,7 +349,7 @@ def verify(
 @click.option(
     "--restore",
     is_flag=True,
-    help="Also take tensors from A whose difference no known fault explains.",
+    help="Also copy tensors from A whose difference is not explained by a known fault.",
 )
 @side_options
 @input_options
@@ -363,11 +368,11 @@ def repair(
     flags: "Flags",
     **options: Any,
 ) -> int:
-    """Write B to OUT without its faults, verified against A.
+    """Write B to OUT with its faults repaired, verified against A.
 
-    Repaired are weights (transposed, exchanged, shifted, in another order, zero, rounded ...), the
-    configuration and the conversion record. B is not changed. OUT has B's layout and a
-    certificate, and is written only if it passes the verification. Exit status 1 if it does not.
+    Weights (transposed, exchanged, shifted, permuted, zero, rounded ...), the configuration and the
+    conversion record can be repaired. B is not changed. OUT has B's layout and a certificate; it is
+    written only if it passes the verification. Exit status 1 if it does not.
 
     Example:
 
@@ -384,13 +389,13 @@ def repair(
     asked = parse_options(**options)
     require_sides(*sides)
     keys: dict[str, Any] = {"state_key": state_key, "task": task, "incomplete": True}
-    first, second = open_pair_and_tell((a, b), flags, **keys)
-    done, verification = run_repair(first, second, out, sides, asked, restore=restore)
+    first, second = open_pair_with_notes((a, b), flags, **keys)
+    repaired, verification = run_repair(first, second, out, sides, asked, restore=restore)
     verdict = verification.verdict
     if as_json:
-        print_json({"out": str(out), "changes": done.changes, "verdict": verdict_json(verdict)})
+        print_json({"out": str(out), "changes": repaired.changes, "verdict": verdict_json(verdict)})
     else:
-        show(out, done.changes, verdict)
+        show(out, repaired.changes, verdict)
     return 0
 
 
@@ -401,7 +406,7 @@ def repair(
     type=click.Path(path_type=Path),
     metavar="PEM",
     required=True,
-    help="Elliptic curve key that signs.",
+    help="Elliptic curve key for the signature.",
 )
 @click.option(
     "--password-file",
@@ -409,10 +414,10 @@ def repair(
     help="File with the password of the key, if it has one.",
 )
 def attest(folder: Path, private_key: Path, password_file: Path | None) -> None:
-    """Sign a certified model directory, offline, by a key.
+    """Sign a certified model directory offline with a key.
 
-    Writes attestation.json, an in-toto statement about its files and their verification, and
-    model.sig, the signature of all files. `verify DIR --public-key PEM` checks both.
+    The outputs are attestation.json, an in-toto statement about the files and their verification,
+    and model.sig, the signature of all files. `verify DIR --public-key PEM` checks both.
 
     Example:
 
@@ -430,10 +435,10 @@ def attest(folder: Path, private_key: Path, password_file: Path | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
-    """Write FILE.py, in which your own model becomes a runner.
+    """Write FILE.py, a template of a runner for your own model.
 
-    It is a Python file to complete: how your model is made, loads a state dict, and masks.
-    `verify A B --against FILE.py:build` then runs it.
+    Complete the functions that create your model, load a state dict and compute the mask. Then run
+    it with `verify A B --against FILE.py:build`.
 
     Example:
 
@@ -457,16 +462,16 @@ def _check_outputs(
     certify: bool,
     quick: bool,
 ) -> None:
-    """Refuse before any work what could not be checked or written.
+    """Check the arguments before any work.
 
     Raises:
-        UsageError: it cannot be made of these arguments.
+        UsageError: an output cannot be written with these arguments.
         OutputError: the directory of the reproducer exists or has no parent directory.
     """
     from mae_convert.errors import OutputError
 
     if public_key is not None and b is not None:
-        raise click.UsageError("--public-key is for a signed model alone: leave out B")
+        raise click.UsageError("--public-key requires a single signed model; leave out B")
     if certify and not isinstance(b, Path):
         raise click.UsageError(
             "--certify writes a certificate beside B, which must be a local path"
@@ -474,44 +479,44 @@ def _check_outputs(
     if reduce is None:
         return
     if b is None:
-        raise click.UsageError("--reduce needs A and B; a certificate has no weights of A")
+        raise click.UsageError("--reduce needs A and B; a certificate does not contain A's weights")
     if quick:
         raise click.UsageError("--reduce needs the intermediate activations: leave out --quick")
     if reduce.exists() or not reduce.parent.is_dir():
-        problem = " exists" if reduce.exists() else ": there is no such directory to write it in"
-        raise OutputError(reduce, problem, hint="name a new directory")
+        problem = " exists" if reduce.exists() else ": its parent directory does not exist"
+        raise OutputError(reduce, problem, hint="specify a new directory")
 
 
-def _reduce(done: "Verification", folder: Path) -> None:
-    """Write the smallest reproducer of a failed verification, and print what it shows."""
+def _reduce(verification: "Verification", folder: Path) -> None:
+    """Write a minimal reproducer of a failed verification and print its description."""
     from mae_convert.diagnose.reduce import reduced, write_reproducer
     from mae_convert.errors import MaeConvertError, as_option
 
     try:
-        printed = write_reproducer(reduced(done), folder)
-    except MaeConvertError as error:  # the verdict stands all the same
-        say(f"note: no reproducer was written: {error.render(as_option)}")
+        printed = write_reproducer(reduced(verification), folder)
+    except MaeConvertError as error:  # the verdict does not depend on the reproducer
+        print_to_stderr(f"note: no reproducer was written: {error.render(as_option)}")
         return
-    say(f"wrote the smallest reproducer to {folder}, which shows:")
+    print_to_stderr(f"wrote a minimal reproducer to {folder}, which shows:")
     for line in filter(None, printed.splitlines()):
-        say(f"  {line}")
+        print_to_stderr(f"  {line}")
 
 
-def _diagnosed(done: "Verification") -> "Verification":
-    """Return a verification; if it failed, with its causes and what the differences mean."""
-    if done.verdict.passed:
-        return done
+def _diagnosed(verification: "Verification") -> "Verification":
+    """Return the verification with causes and the meaning of the differences if it failed."""
+    if verification.verdict.passed:
+        return verification
     from mae_convert.diagnose.diagnosis import diagnose
     from mae_convert.verify.meaning import explained
 
-    found = explained(done.runs, done.traces)
-    return diagnose(replace(done, verdict=replace(done.verdict, meanings=found)))
+    meanings = explained(verification.runs, verification.traces)
+    return diagnose(replace(verification, verdict=replace(verification.verdict, meanings=meanings)))
 
 
-def _tell(verdict: "Verdict", *, as_json: bool) -> None:
+def _print_verdict(verdict: "Verdict", *, as_json: bool) -> None:
     """Print a verdict.
 
-    The printing modules are imported after the runs, not while the runs wait for them.
+    The printing modules are imported after the runs so that they do not delay them.
     """
     from mae_convert.cli.output.verdict import verdict as show
     from mae_convert.cli.streams import print_json
@@ -539,7 +544,7 @@ def _replay(
             f"an official checkpoint has no certificate; `verify --published {source.name}` "
             "compares it with reference results that third parties published"
         )
-    # An option that is ignored could result in an unjustified pass.
+    # An ignored option could result in an unjustified pass.
     unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
     if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(
@@ -549,19 +554,19 @@ def _replay(
             "source too to use the others"
         )
     path, origin = locate(source, certificate=True)
-    say_notes(origin)
+    print_notes(origin)
     if public_key is None:
         return replay(path, sides[0], options, flags, origin)
     from mae_convert.verify.attestation import attestation_checks
 
     checks = attestation_checks(path, public_key)
-    done = replay(path, sides[0], options, flags, origin)
-    passed = done.verdict.passed and all(check.passed for check in checks)
-    verdict = replace(done.verdict, passed=passed, checks=(*checks, *done.verdict.checks))
-    return replace(done, verdict=verdict)
+    replayed = replay(path, sides[0], options, flags, origin)
+    passed = replayed.verdict.passed and all(check.passed for check in checks)
+    verdict = replace(replayed.verdict, passed=passed, checks=(*checks, *replayed.verdict.checks))
+    return replace(replayed, verdict=verdict)
 
 
-def _verify_published(
+def _compare_with_reference_results(
     source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
 ) -> int:
     """Compare a checkpoint with the reference results that third parties published for it."""
@@ -570,24 +575,24 @@ def _verify_published(
     from mae_convert.sources import parse_source
     from mae_convert.sources.official_download import get_array, get_image
     from mae_convert.verify.reference_results import (
-        check_published,
-        published_json,
-        published_named,
+        compare_with_reference,
+        comparison_json,
+        reference_result_of,
     )
     from mae_convert.verify.reference_results_videos import (
         MASK,
-        PUBLISHED_VIDEOS,
-        check_published_video,
+        VIDEO_REFERENCE_RESULTS,
+        compare_video_with_reference,
     )
 
     name = name.removeprefix("hf://")
-    if video := PUBLISHED_VIDEOS.get(name):
-        checkpoint = open_and_tell(source or parse_source(video.source), flags)
+    if video := VIDEO_REFERENCE_RESULTS.get(name):
+        checkpoint = open_with_notes(source or parse_source(video.source), flags)
         mask = None if video.task == "classify" else get_array(MASK)
-        result = check_published_video(checkpoint, video, get_array(video.video), mask, side)
+        result = compare_video_with_reference(checkpoint, video, get_array(video.video), mask, side)
     else:
-        truth = published_named(name)
-        checkpoint = open_and_tell(source or parse_source(truth.source), flags)
-        result = check_published(checkpoint, truth, get_image(truth.picture), side)
-    print_json(published_json(result)) if as_json else show(result)
+        reference = reference_result_of(name)
+        checkpoint = open_with_notes(source or parse_source(reference.source), flags)
+        result = compare_with_reference(checkpoint, reference, get_image(reference.image), side)
+    print_json(comparison_json(result)) if as_json else show(result)
     return 0 if result.passed else 1

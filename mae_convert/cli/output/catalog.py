@@ -14,19 +14,19 @@ from mae_convert.families.official_models import OfficialFile
 from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row
-from mae_convert.verify.reference_results import PUBLISHED, PublishedTruth
-from mae_convert.verify.reference_results_videos import PUBLISHED_VIDEOS
+from mae_convert.verify.reference_results import REFERENCE_RESULTS
+from mae_convert.verify.reference_results_videos import VIDEO_REFERENCE_RESULTS
 
 DECODERS = {None: "none", False: "plain", True: "normalised"}
 Fingerprints = Mapping[str, Mapping[str, str]]
 
 
 def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> None:
-    """Print the table of official checkpoints, and the use of each.
+    """Print the table of official checkpoints and the purpose of each.
 
     Args:
         officials: the official checkpoints.
-        fingerprints: fingerprint and ``confirmed`` of the downloaded ones, by name.
+        fingerprints: name → ``fingerprint`` and ``confirmed`` for the downloaded ones.
     """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
@@ -43,7 +43,7 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
         )
     out.print(grid)
     _further(out)
-    names = ", ".join(official.name for official in officials if official.name in PUBLISHED)
+    names = ", ".join(official.name for official in officials if official.name in REFERENCE_RESULTS)
     out.print(f"\nReference results published by third parties (verify --published): {names}")
     for family in families().values():
         if family.catalog_advice is None:
@@ -52,10 +52,10 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
         out.print("\n[bold]Which one?[/bold]")
         out.print(pairs((f"  {purpose}", names) for purpose, names in which))
         out.print(f"\n{notes}")
-    for name, known in fingerprints.items():
+    for name, entry in fingerprints.items():
         out.print(
-            f"\nfingerprint of {name}, computed from a download ({markup(known['confirmed'])}):\n  "
-            f"{markup(known['fingerprint'])}",
+            f"\nfingerprint of {name}, computed from a download ({markup(entry['confirmed'])}):\n  "
+            f"{markup(entry['fingerprint'])}",
             soft_wrap=True,
         )
     for base in dict.fromkeys(official.base_url for official in officials):
@@ -65,22 +65,22 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
 
 
 def _further(out: Console) -> None:
-    """Print the published models of other families, which are downloaded by hand or by hf://."""
+    """Print the official models of other families, which are not downloaded by name."""
     for family in further_families():
         licences = " or ".join(dict.fromkeys(o.license for o in family.official if o.where))
         out.print(f"\n[bold]{markup(family.title)}[/bold], licence {markup(licences)}")
         for official in (o for o in family.official if o.where):
             md5 = f", md5 {official.md5}..." if official.md5 else ""
-            known = official.where.removeprefix("hf://") in PUBLISHED_VIDEOS
-            results = ", reference results (verify --published)" if known else ""
+            has_results = official.where.removeprefix("hf://") in VIDEO_REFERENCE_RESULTS
+            results = ", reference results (verify --published)" if has_results else ""
             what = f"{official.task}, {official.data}{md5}{results}"
             out.print(f"  {markup(official.where)}\n    {markup(what)}", soft_wrap=True)
 
 
 def further_families() -> list[Family]:
-    """Return the families of which models are published that are not downloaded by name."""
-    known = families().values()
-    return [f for f in known if any(getattr(o, "where", "") for o in f.official)]
+    """Return the families with official models that are not downloaded by name."""
+    every_family = families().values()
+    return [f for f in every_family if any(getattr(o, "where", "") for o in f.official)]
 
 
 def _further_json() -> list[dict[str, Any]]:
@@ -121,17 +121,13 @@ def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) 
         }
         for official in officials
     ]
-    published = {name: _truth(truth) for name, truth in PUBLISHED.items()}
-    videos = {name: asdict(truth) for name, truth in PUBLISHED_VIDEOS.items()}
+    published = {name: asdict(reference) for name, reference in REFERENCE_RESULTS.items()}
+    videos = {name: asdict(reference) for name, reference in VIDEO_REFERENCE_RESULTS.items()}
     return {"official": rows, "further": _further_json(), "published": {**published, **videos}}
 
 
-def _truth(truth: PublishedTruth) -> dict[str, Any]:
-    return asdict(truth)
-
-
 def layouts(title: str, all_layouts: Iterable[Layout]) -> None:
-    """Print the layouts of a family of models, one line each."""
+    """Print the layouts of a model family, one line each."""
     console().print(title)
     grid = table("layout", "what it is", "tasks", "written as", whole=("layout",))
     for entry in all_layouts:
@@ -156,7 +152,7 @@ def layout(entry: Layout) -> None:
             else "read"
         )
         out.print(
-            f"\n{mapping.name}: {', '.join(mapping.tasks)} ({written}); # is a block's number"
+            f"\n{mapping.name}: {', '.join(mapping.tasks)} ({written}); # is the index of a block"
         )
         grid = table("canonical", entry.name, "")
         for canonical, external, transform in table_rows(mapping.rows):

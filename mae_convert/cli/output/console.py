@@ -42,7 +42,7 @@ def console() -> Console:
 
 
 def markup(text: object) -> str:
-    """Return text for rich's markup: without styles, on one line, printable.
+    """Return text escaped for rich's markup, on one line and printable.
 
     Characters that standard output's encoding cannot represent become escape sequences here, so
     that the columns of a table stay aligned.

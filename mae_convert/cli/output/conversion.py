@@ -1,4 +1,4 @@
-"""Print the result of a conversion, and the differences of two checkpoints."""
+"""Print the result of a conversion and the differences of two checkpoints."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -46,7 +46,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     ]
     rows += [("difference", sentence) for sentence in report.get("differences", ())]
     if unread := report.get("unread"):
-        rows.append(("not known", f"{listed(unread, 8)}: a library may use it"))
+        rows.append(("unknown", f"{listed(unread, 8)}: a library may use it"))
     out.print(pairs(rows))
     out.print("\n[bold]Configuration that is not stored in the tensors, and its source[/bold]")
     out.print(assumptions(report["assumed"]))
@@ -89,7 +89,7 @@ def difference_json(difference: "Difference") -> dict[str, Any]:
 def difference(result: "Difference") -> None:
     """Print which tensors and fields differ."""
     out = console()
-    out.print(f"{result.equal} tensors are equal bit for bit, {len(result.tensors)} differ")
+    out.print(f"{result.equal} tensors are bit-identical, {len(result.tensors)} differ")
     grid = table("tensor", "shape and dtype", "different values", "relative L2", "largest")
     for t in result.tensors:
         a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"

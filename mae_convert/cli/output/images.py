@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def reconstructions(report: Mapping[str, Any]) -> None:
-    """Print for each image the number of removed patches and the loss; and the output's path."""
+    """Print the removed patches and the loss of each image, and the path of the output."""
     out = console()
     frameworks = list(report["images"][0]["loss"])
     numbers = [
@@ -54,7 +54,7 @@ def features_json(result: "Features", path: Path) -> dict[str, Any]:
     labels = [str(label) for label in np.unique(result.labels) if label]
     return {
         "path": str(path),
-        "pictures": len(result.names),
+        "images": len(result.names),
         "width": result.mean.shape[1],
         "labels": labels,
         **({"sampling": result.sampling} if result.sampling else {}),
@@ -67,7 +67,7 @@ def features(result: "Features", path: Path) -> None:
     count = len(report["labels"])
     labels = f", {plural(count, 'label')}" if count else ""
     out = console()
-    what = plural(report["pictures"], "video" if result.sampling else "image")
+    what = plural(report["images"], "video" if result.sampling else "image")
     out.print(f"{what}, {report['width']} features each{labels}")
     if result.sampling:
         out.print(f"sampling: {markup(result.sampling)}")

@@ -41,7 +41,7 @@ def inspection(report: Mapping[str, Any]) -> None:
         rows.append(("decoder", _stack(config, "decoder_")))
         rows.append(("reconstruction", report["reconstruction"]))
     if report["task"] == "classify":
-        rows.append(("head", f"{config['num_labels']} classes, reads {report['pooling']}"))
+        rows.append(("head", f"{config['num_labels']} classes, input: {report['pooling']}"))
     dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
     rows.append(("tensors", f"{report['tensors']} ({dtypes})"))
     millions = report["parameters"] / 1e6
@@ -72,7 +72,7 @@ def inspection(report: Mapping[str, Any]) -> None:
 
 
 def _frames(config: Mapping[str, Any], field: str) -> str:
-    """Return a number of frames in words, for what stands after it; "" for images."""
+    """Return a number of frames as a prefix such as "16 frames of "; "" for images."""
     count = config.get(field)
     return "" if count is None else f"{plural(count, 'frame')} of "
 
@@ -133,7 +133,7 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows = [("family", f"{family['name']}: {family['because']}")]
     else:
         alike = ", ".join((*family["also"], "any other ViT of this size"))
-        rows = [("family", f"{family['name']} (probable: by its shapes, which {alike} also has)")]
+        rows = [("family", f"{family['name']} (probable: the shapes are also those of {alike})")]
     if family["caveat"]:
         about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
         rows.append(("caveat", about + family["caveat"]))
@@ -150,8 +150,8 @@ def _container(report: Mapping[str, Any]) -> str:
 
 def _with_synonyms(report: Mapping[str, Any]) -> str:
     same = f" (the same as {', '.join(report['synonyms'])} here)" if report["synonyms"] else ""
-    spelling = "" if report["spelling"] == report["layout"] else f" ({report['spelling']})"
-    return report["layout"] + spelling + same
+    naming = "" if report["naming_variant"] == report["layout"] else report["naming_variant"]
+    return report["layout"] + (f" ({naming})" if naming else "") + same
 
 
 def _stack(config: Mapping[str, Any], prefix: str) -> str:
@@ -177,16 +177,16 @@ def _official(
             f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash checks whether it is this "
             "file"
         )
-    known = {
+    values = {
         True: "the published digits of its MD5 match",
         False: "but its MD5 differs: other weights",
         None: "for which no hash is published",
     }[official["confirmed"]]
-    return f"{official['probable']}, {known} (md5 {official['md5']})"
+    return f"{official['probable']}, {values} (md5 {official['md5']})"
 
 
 def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | Group:
-    """Return a table of each tensor's values; without room for its name, on a line below it."""
+    """Return a table of each tensor's statistics; on a narrow terminal below the tensor's name."""
     numbers = ("min", "max", "mean", "std", "zeros", "not finite")
     rows = {
         name: [*(f"{s[key]:.4g}" for key in numbers[:4]), str(s["zeros"]), str(s["not_finite"])]
@@ -249,13 +249,11 @@ def lineage(result: Lineage) -> None:
         for name, (a, b) in result.configuration.items()
     ]
     rows += [("not compared", what) for what in result.not_compared]
-    rows += [("rests on", what) for what in result.rests_on]
+    rows += [("based on", what) for what in result.rests_on]
     if result.equal is not None:
-        rows.append(
-            ("tensors", f"{result.equal} are equal bit for bit, {len(result.tensors)} differ")
-        )
+        rows.append(("tensors", f"{result.equal} are bit-identical, {len(result.tensors)} differ"))
     elif result.parts:
-        rows.append(("parts", f"{', '.join(result.parts)} not the same"))
+        rows.append(("parts", f"{', '.join(result.parts)} differ"))
     out.print(pairs(rows))
     if not result.tensors:
         return

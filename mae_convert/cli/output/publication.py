@@ -1,4 +1,4 @@
-"""Print what will be published, and what was published."""
+"""Print the plan and the result of a publication."""
 
 from typing import Any
 
@@ -12,21 +12,22 @@ from mae_convert.text import format_bytes, plural
 
 def plan(publication: Publication, *, with_card: bool) -> None:
     """Print the repository, the changes to its files, the licence, and the model card."""
-    out, remote, wish = console(), publication.remote, publication.request
+    out, remote, request = console(), publication.remote, publication.request
     kind = "there already" if remote.exists else "new"
     visibility = (
         "private" if remote.private else "public" if remote.exists else "by your account's default"
     )
     where = remote.revision + (" (new branch)" if remote.is_new_branch else "")
-    if wish.target.pull_request:
+    if request.target.pull_request:
         where = remote.pull_request_url or "a new pull request to main"
     out.print(
-        f"[bold]{markup(wish.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
+        f"[bold]{markup(request.target.repo_id)}[/bold]  ({kind}, {visibility}), {markup(where)}"
     )
     out.print(_files(publication))
     layouts = plural(len(publication.artifacts), "layout")
-    out.print(f"weights in {layouts}, {'NOT verified' if wish.unverified else 'verified'}")
-    out.print(f"licence: {markup(publication.licence.name)}, {markup(publication.licence.said_by)}")
+    out.print(f"weights in {layouts}, {'NOT verified' if request.unverified else 'verified'}")
+    licence = publication.licence
+    out.print(f"licence: {markup(licence.name)}, {markup(licence.origin)}")
     for name in publication.kept:
         out.print(
             f"[yellow]unchanged[/yellow]: {markup(name)} is in the repository and not part of this "
@@ -63,14 +64,14 @@ def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
 
 
 def plan_json(publication: Publication) -> dict[str, Any]:
-    """Return what will be published as plain data."""
-    wish, remote = publication.request, publication.remote
+    """Return the plan of a publication as plain data."""
+    request, remote = publication.request, publication.remote
     return {
-        "repository": wish.target.repo_id,
+        "repository": request.target.repo_id,
         "exists": remote.exists,
         "revision": remote.revision,
         "pull_request": remote.pull_request_url,
-        "verified": not wish.unverified,
+        "verified": not request.unverified,
         "license": dict(publication.licence.fields),
         "files": [
             {"path": path, "action": what, "bytes": count}
@@ -82,31 +83,31 @@ def plan_json(publication: Publication) -> dict[str, Any]:
     }
 
 
-def published_json(done: Published) -> dict[str, Any]:
-    """Return what was published as plain data."""
-    plan_ = plan_json(done.publication)
+def published_json(result: Published) -> dict[str, Any]:
+    """Return the result of a publication as plain data."""
+    plan_ = plan_json(result.publication)
     return {
         **{name: value for name, value in plan_.items() if name != "card"},
-        "commit": done.committed.commit,
-        "url": done.committed.url,
-        "pull_request": done.committed.pull_request_url,
-        "committed": done.committed.is_new,
-        "differs": dict(done.wrong),
+        "commit": result.committed.commit,
+        "url": result.committed.url,
+        "pull_request": result.committed.pull_request_url,
+        "committed": result.committed.is_new,
+        "differs": dict(result.wrong),
     }
 
 
-def published(done: Published) -> None:
-    """Print the URL, and whether the Hub serves the files that were published."""
+def published(result: Published) -> None:
+    """Print the URL and whether the Hub serves the published files."""
     out = console()
-    committed = done.committed
+    committed = result.committed
     if not committed.is_new:
         out.print("the repository already has all of these files: no commit was created")
-    for path, how in done.wrong.items():
+    for path, how in result.wrong.items():
         out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
-    files = plural(len(done.publication.staged), "file")
-    if done.wrong:
+    files = plural(len(result.publication.staged), "file")
+    if result.wrong:
         out.print(f"[bold red]DIFFERENT[/bold red]: of {files} that the Hub serves now,"
-                  f" {len(done.wrong)} are not those that were published")  # fmt: skip
+                  f" {len(result.wrong)} are not those that were published")  # fmt: skip
     else:
         out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and found equal")
     if committed.pull_request_url:

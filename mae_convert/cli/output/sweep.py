@@ -46,7 +46,7 @@ class Counts:
 
 def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -> None:
     """Print all jobs and their sizes."""
-    states = {row.key: "done already" for row in selected.done} | {
+    states = {row.key: "already done" for row in selected.done} | {
         job.key: "left" for job in selected.skipped
     }
     lines = [
@@ -61,7 +61,7 @@ def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -
         print_json({"jobs": lines, "todo": len(selected.pending)})
         return
     sizes = ("model", "memory")
-    heads = ("", "source", "to", "target", "what else", *sizes)
+    heads = ("", "source", "to", "target", "settings", *sizes)
     grid = table(*heads, right=sizes, whole=sizes)
     for line in lines:
         settings = ", ".join(f"{n}={_short(v)}" for n, v in line["settings"].items())
@@ -121,8 +121,8 @@ def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Ite
     else:
         for row in selected.done:
             _print_job(row, f"earlier of {len(selected.jobs)}")
-        done = count(len(selected.done) + 1)
-        yield lambda row: _print_job(row, f"{next(done)} of {len(selected.jobs)}")
+        completed = count(len(selected.done) + 1)
+        yield lambda row: _print_job(row, f"{next(completed)} of {len(selected.jobs)}")
 
 
 def _print_job(row: Row, which: str) -> None:

@@ -13,7 +13,7 @@ from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal, format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
-from mae_convert.verify.reference_results import PublishedResult
+from mae_convert.verify.reference_results import ReferenceComparison
 from mae_convert.verify.summary import (
     answer,
     by_depth,
@@ -35,9 +35,9 @@ COLOURS = {"PASSED and proven": "green", "PASSED": "green"}
 def verdict(result: Verdict) -> None:
     """Print a verdict: each check with the measured value and its limit."""
     out = console()
-    for witness in result.witnesses:
-        out.print(_witness(witness))
-        for line in _assumed_by(witness):
+    for runner in result.witnesses:
+        out.print(_runner(runner))
+        for line in _assumed_by(runner):
             out.print(f"   {markup(line)}")
     for step in result.steps:
         out.print(
@@ -79,28 +79,28 @@ def answer_line(result: Verdict) -> str:
     return f"[bold {colour}]{markup(headline(result))}[/]: {markup(meaning)}"
 
 
-def _witness(witness: Mapping[str, Any]) -> str:
+def _runner(entry: Mapping[str, Any]) -> str:
     how = (
         "its own tensor names"
-        if witness["native"]
-        else witness.get("ours") or "mae-convert's mapping tables"
+        if entry["native"]
+        else entry.get("ours") or "mae-convert's mapping tables"
     )
-    place = witness["device"]
-    if witness.get("mode") not in (None, "eager"):
-        place += f", {witness['mode']}"
+    device = entry["device"]
+    if entry.get("mode") not in (None, "eager"):
+        device += f", {entry['mode']}"
     return markup(
-        f"{witness['side']}  {witness['checkpoint']['name']}  ({witness['layout']},"
-        f" {witness['task']}), run by {runner_in_words(witness)} on {place}, loaded by {how}"
+        f"{entry['side']}  {entry['checkpoint']['name']}  ({entry['layout']},"
+        f" {entry['task']}), run by {runner_in_words(entry)} on {device}, loaded by {how}"
     )
 
 
-def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of fields that neither tensors nor the configuration specify."""
-    if witness["side"].startswith("against"):  # side A or B again, whose assumptions were printed
+def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each source of fields that neither tensors nor a configuration contain."""
+    if runner["side"].startswith("against"):  # the assumptions of A and B were already printed
         return
     by_source: dict[str, list[str]] = {}
-    for name, entry in (witness["assumed"] or {}).items():
-        assumption = name in (witness.get("assumptions") or {})
+    for name, entry in (runner["assumed"] or {}).items():
+        assumption = name in (runner.get("assumptions") or {})
         how = "assumed" if assumption else "given"
         if assumption or entry["source"].startswith(("flag", "training")):
             assumed_fields = by_source.setdefault(f"{how} by {entry['source']}", [])
@@ -110,7 +110,7 @@ def _assumed_by(witness: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checks_table(checks: Iterable[Check]) -> Grid:
-    """Return a table of the checks, grouped for reading."""
+    """Return a table with one line for each group of checks."""
     grid = table("compared", "measured difference", "limit", "verdict")
     for line in summary(checks):
         outcome = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
@@ -119,10 +119,10 @@ def checks_table(checks: Iterable[Check]) -> Grid:
 
 
 def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
-    """Return a table of steps that were compared by themselves, each with A's input.
+    """Return a table of the steps of a step-isolated comparison.
 
     Args:
-        steps: of `Verdict.isolated`.
+        steps: the steps of `Verdict.isolated`.
     """
     columns, rows = step_rows(steps)
     grid = table(*columns, "verdict")
@@ -133,9 +133,9 @@ def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield a bar for each block: the relative L2 difference of the sides after it.
+    """Yield a bar for each block that shows the relative L2 difference of the sides after it.
 
-    The scale is logarithmic, from rounding (1e-16) to 1.
+    The scale is logarithmic, from rounding errors (1e-16) to 1.
     """
     depths = by_depth(result)
     if len(depths) > MOST_BARS:  # every second or third block of a deep model
@@ -151,7 +151,7 @@ def depth_chart(result: Verdict) -> Iterator[str]:
 
 
 def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
-    """Print the changes, and the verdict on what was written."""
+    """Print the changes and the verdict on the repaired model."""
     lines = console()
     for change in changes[:MOST_CHANGES]:
         lines.print(f"repaired  {markup(change)}")
@@ -164,21 +164,21 @@ def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
 COUNTS = {3: "three", 9: "nine"}
 
 
-def reference_results(result: PublishedResult) -> None:
+def reference_results(result: ReferenceComparison) -> None:
     """Print the reference values, the measured values, and the verdict."""
-    out, truth = console(), result.truth
+    out, reference = console(), result.reference
     out.print(f"{markup(result.checkpoint)}, run by {markup(result.framework)}")
-    whose = f"{truth.what} as published for {truth.source} by {truth.where}"
-    out.print(markup(whose))
-    if truth.layer_norm_eps is not None:
+    title = f"{reference.what} as published for {reference.source} by {reference.where}"
+    out.print(markup(title))
+    if reference.layer_norm_eps is not None:
         out.print(
-            f"run with a layer norm epsilon of {truth.layer_norm_eps}, with which the reference "
-            "results were computed"
+            f"run with a layer norm epsilon of {reference.layer_norm_eps}, with which the "
+            "reference results were computed"
         )
     heads = ("published", *map(markup, result.corners))
     grid = table(*heads, right=heads)
     measured = [corner.reshape(-1) for corner in result.corners.values()]
-    for number, value in enumerate(x for row in truth.corner for x in row):
+    for number, value in enumerate(x for row in reference.corner for x in row):
         grid.add_row(f"{value:.4f}", *(f"{corner[number]:.6f}" for corner in measured))
     out.print(grid)
     for dtype, share in result.share.items():

@@ -7,8 +7,8 @@ import numpy as np
 
 from mae_convert.families.canonical import BATCH_NORM
 from mae_convert.families.configuration import Missing, check_stated
-from mae_convert.families.evidence import PREPROCESSING, Evidence, Found
-from mae_convert.families.family import UNTOLD, UNTOLD_OF_TASK, Family, Fields, Shapes
+from mae_convert.families.evidence import PREPROCESSING, Evidence, FieldValue
+from mae_convert.families.family import UNSPECIFIED, UNSPECIFIED_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae import fields, relatives
 from mae_convert.families.mae.layouts import LAYOUTS, timm_fields
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
@@ -103,11 +103,11 @@ class ImageMAE(Family):
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
         """Return the schema of a geometry; of its grid only the count of patches matters."""
         left_out = ("num_patches", "num_attention_heads")
-        stated = {name: value for name, value in geometry.items() if name not in left_out}
+        fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
         height, width = (patch, patch) if isinstance(patch, int) else patch
         config = ViTMAEConfig(
-            **stated,
+            **fixed,
             image_size=(geometry["num_patches"] * height, width),
             num_attention_heads=1,
             decoder_num_attention_heads=1,
@@ -149,14 +149,14 @@ class ImageMAE(Family):
             return timm_fields.unknown_in_config(config)
         return super().unread(container, layout, task, dtypes)
 
-    def untold_fields(self, task: str) -> tuple[str, ...]:
+    def unspecified_fields(self, task: str) -> tuple[str, ...]:
         """Return the fields that matter for a task and are not stored in tensors."""
         pooling = ("global_pool",) if task == "classify" else ()
-        return (*UNTOLD, *UNTOLD_OF_TASK[task], *pooling, *PREPROCESSING)
+        return (*UNSPECIFIED, *UNSPECIFIED_OF_TASK[task], *pooling, *PREPROCESSING)
 
-    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield values of a field that rank between a configuration and a convention."""
-        return fields.found(name, evidence, self.of_official(name, task, evidence))
+        return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
         """Return the description of a missing field."""
@@ -188,8 +188,8 @@ class ImageMAE(Family):
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
         """Return what a model may have been converted from, and the licence of that, or None."""
-        found = " or ".join(official.file for official in candidates(model, task))
-        return (f"{found}, whose names and shapes it has", LICENSE) if found else None
+        names = " or ".join(official.file for official in candidates(model, task))
+        return (f"{names}, whose names and shapes it has", LICENSE) if names else None
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
         """Return the fields of the classifier that an encoder with a new head becomes."""

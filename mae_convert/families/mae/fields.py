@@ -12,7 +12,7 @@ from mae_convert.families.evidence import (
     PREPROCESSING,
     SQUARE,
     Evidence,
-    Found,
+    FieldValue,
 )
 from mae_convert.families.mae.position_tables import Grid, grid_of_tables
 from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
@@ -28,7 +28,9 @@ def arguments(evidence: Evidence) -> TrainingArguments:
     return TrainingArguments.of(evidence.training_args, evidence.geometry)
 
 
-def found(name: str, evidence: Evidence, official: Iterator[Found]) -> Iterator[Found]:
+def values_of(
+    name: str, evidence: Evidence, official: Iterator[FieldValue]
+) -> Iterator[FieldValue]:
     """Yield values of a field, in the order in which they count.
 
     Args:
@@ -39,35 +41,37 @@ def found(name: str, evidence: Evidence, official: Iterator[Found]) -> Iterator[
     Raises:
         ConfigurationError: training arguments and position table contradict each other.
     """
-    relative = Found(evidence.relative.get(name), f"convention of {evidence.relative_name}", FAMILY)
+    relative = FieldValue(
+        evidence.relative.get(name), f"convention of {evidence.relative_name}", FAMILY
+    )
     argument = arguments(evidence).value
     if name in PREPROCESSING:
         yield relative
-        yield Found(argument(name), "training arguments")
+        yield FieldValue(argument(name), "training arguments")
         return
     if name == "image_size":
         # A relative whose positions do not follow the grid: neither table nor arguments give it.
         yield relative
         yield _image_size(evidence)
     else:
-        yield Found(argument(name), "training arguments")
+        yield FieldValue(argument(name), "training arguments")
         yield relative
     contradicted = name in HEADS and arguments(evidence).contradiction(name)
     if name in FROM_OFFICIAL and evidence.layout in PUBLISHED_AS and not contradicted:
         yield from official
     if name == "image_size":
-        yield Found(_square_size(evidence), "square grid", SQUARE)
+        yield FieldValue(_square_size(evidence), "square grid", SQUARE)
     if name == "global_pool":
         source = (
             "tensor names of a class-token classifier, which a pooled classifier without fc_norm "
             "has too"
         )
-        yield Found("token", source, NAMES)
+        yield FieldValue("token", source, NAMES)
     source = "convention of solo-learn, whose tensor names these are"
-    yield Found(evidence.by_names.get(name), source, NAMES)
+    yield FieldValue(evidence.by_names.get(name), source, NAMES)
 
 
-def _image_size(evidence: Evidence) -> Found:
+def _image_size(evidence: Evidence) -> FieldValue:
     """Return the image size of the training arguments or of the fixed position table.
 
     Raises:
@@ -77,10 +81,10 @@ def _image_size(evidence: Evidence) -> Found:
     size = arguments(evidence).image_size(table)
     if size is not None:
         confirmed = f", confirmed by {table.where}" if table else ""
-        return Found(size, f"training arguments{confirmed}")
+        return FieldValue(size, f"training arguments{confirmed}")
     if table is not None:
-        return Found(_size_of(table.grid, evidence), f"{table.where} ({table.words})")
-    return Found(None, "")
+        return FieldValue(_size_of(table.grid, evidence), f"{table.where} ({table.words})")
+    return FieldValue(None, "")
 
 
 def _square_size(evidence: Evidence) -> Any:

@@ -87,12 +87,12 @@ def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
 
 def _known(model: ViTMAEConfig, task: str, normalised: bool | None) -> dict[str, Any]:
     """Return the known configuration of an official file that is not stored in its tensors."""
-    known: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
+    values: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
     if task == "pretrain":
-        known["decoder_num_attention_heads"] = model.decoder_num_attention_heads
+        values["decoder_num_attention_heads"] = model.decoder_num_attention_heads
     if normalised is not None:
-        known["norm_pix_loss"] = normalised
-    return {**known, "layer_norm_eps": model.layer_norm_eps, "image_size": model.image_size}
+        values["norm_pix_loss"] = normalised
+    return {**values, "layer_norm_eps": model.layer_norm_eps, "image_size": model.image_size}
 
 
 def _catalog() -> Iterator[Official]:
@@ -118,8 +118,8 @@ OFFICIAL = tuple(_catalog())
 
 def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
     """Return the official files whose tensors have the names and shapes of such a model."""
-    wanted = schema(model, task)
-    return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == wanted]
+    expected = schema(model, task)
+    return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == expected]
 
 
 WHICH = (

@@ -59,18 +59,18 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
     Raises:
         ConfigurationError: the tables of encoder and decoder are of two grids.
     """
-    found = [
+    candidates = [
         TableGrid(grid, f"the fixed position table of the {name.partition('.')[0]}")
         for name in TABLES
         if name in tables and (grid := grid_of_table(tables[name], count)) is not None
     ]
-    if len(found) == 2 and found[0].grid != found[1].grid:
+    if len(candidates) == 2 and candidates[0].grid != candidates[1].grid:
         raise ConfigurationError(
-            f"{found[0].where} is that of {found[0].words}, and {found[1].where} that of"
-            f" {found[1].words}",
+            f"{candidates[0].where} has the length for {candidates[0].words}, and"
+            f" {candidates[1].where} for {candidates[1].words}",
             hint=("specify the image size with ", Option("source_image_size", placeholder="HxW")),
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:

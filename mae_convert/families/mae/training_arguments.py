@@ -61,8 +61,8 @@ class TrainingArguments:
             return self._pooling()
         kinds, names = PLAIN.get(name, ((), ()))
         values = (self.stored.get(argument) for argument in names)
-        stated = next((value for value in values if type(value) in kinds), None)
-        return self._heads(name) if stated is None and name in HEADS else stated
+        matching = next((value for value in values if type(value) in kinds), None)
+        return self._heads(name) if matching is None and name in HEADS else matching
 
     def _pooling(self) -> str | None:
         """Return the pooling, for names that do not give it: those without ``fc_norm``.
@@ -120,10 +120,10 @@ class TrainingArguments:
         """
         patch = _pair(self.geometry["patch_size"])
         assert patch is not None
-        said = self.stored.get("patch_size")
-        stated = _pair(said)
-        if stated is not None and stated != patch:
-            raise _contradicted(f"patch_size is {said}", f"the patches are {_by(patch)}")
+        patch_size = self.stored.get("patch_size")
+        pair = _pair(patch_size)
+        if pair is not None and pair != patch:
+            raise _contradicted(f"patch_size is {patch_size}", f"the patches are {_by(patch)}")
         name = next((name for name in IMAGE_SIZES if _pair(self.stored.get(name))), None)
         size = _pair(self.stored.get(name)) if name else None
         if size is None:

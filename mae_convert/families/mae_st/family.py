@@ -9,7 +9,7 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.families.canonical import square_grid
 from mae_convert.families.clips import SPREAD, Clips
 from mae_convert.families.configuration import Missing, missing_heads
-from mae_convert.families.evidence import SQUARE, Evidence, Found
+from mae_convert.families.evidence import SQUARE, Evidence, FieldValue
 from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.mae_st import schema as canonical
 from mae_convert.families.mae_st.layouts import LAYOUTS
@@ -82,14 +82,14 @@ class MAEST(Family):
         """Return the schema of a geometry."""
         return canonical.expected(geometry, task)
 
-    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield values of a field that rank between a configuration and a convention."""
-        yield from super().found(name, task, evidence)
+        yield from super().values_of(name, task, evidence)
         if name == "image_size" and (grid := square_grid(_places(evidence))):
             patch = evidence.geometry["patch_size"]
             height, width = (patch, patch) if isinstance(patch, int) else patch
             size = (grid[0] * height, grid[1] * width)
-            yield Found(size[0] if size[0] == size[1] else size, "square grid", SQUARE)
+            yield FieldValue(size[0] if size[0] == size[1] else size, "square grid", SQUARE)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
         """Return the value of a field in the training arguments of a checkpoint, or None."""
@@ -118,21 +118,21 @@ class MAEST(Family):
         Raises:
             ConfigurationError: size and frames do not have as many patches as there are positions.
         """
-        known, frames = evidence.geometry, values["num_frames"]
-        size, patch = values["image_size"], known["patch_size"]
+        measured, frames = evidence.geometry, values["num_frames"]
+        size, patch = values["image_size"], measured["patch_size"]
         sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, patch)), strict=True)
         rows, columns = (side // length for side, length in sides)
-        steps = frames // known["tubelet_size"]
-        patches = known.get("num_patches", known.get("places", 0) * steps)
+        steps = frames // measured["tubelet_size"]
+        patches = measured.get("num_patches", measured.get("places", 0) * steps)
         if rows * columns * steps != patches:
             raise ConfigurationError(
                 f"an image size of {size} with {frames} frames has {rows * columns * steps}"
                 f" patches, but the tensors hold {patches} positions",
                 hint="specify the size and the frames that the model was trained for",
             )
-        if "predicted_length" not in known:
+        if "predicted_length" not in measured:
             return {}
-        predicted = known["predicted_length"] * frames // known["tubelet_size"]
+        predicted = measured["predicted_length"] * frames // measured["tubelet_size"]
         return {"pred_t_dim": None if predicted == frames else predicted}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:

@@ -117,15 +117,15 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return fields
 
 
-def expected(known: Mapping[str, Any], task: str) -> Schema:
+def expected(measured: Mapping[str, Any], task: str) -> Schema:
     """Return the schema of a geometry; of the grid only the counts of places and times matter."""
     left_out = ("places", "num_patches", "predicted_length", "num_attention_heads")
-    fields = {name: value for name, value in known.items() if name not in left_out}
-    patch, tubelet = known["patch_size"], known["tubelet_size"]
+    fields = {name: value for name, value in measured.items() if name not in left_out}
+    patch, tubelet = measured["patch_size"], measured["tubelet_size"]
     height, width = (patch, patch) if isinstance(patch, int) else patch
-    frames = known.get("num_frames", tubelet)
-    places = known.get("places") or known["num_patches"]
-    predicted = known.get("predicted_length", tubelet) * frames // tubelet
+    frames = measured.get("num_frames", tubelet)
+    places = measured.get("places") or measured["num_patches"]
+    predicted = measured.get("predicted_length", tubelet) * frames // tubelet
     config = MAESTConfig(
         **{
             **fields,

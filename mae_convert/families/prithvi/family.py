@@ -9,7 +9,7 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.families.canonical import square_grid
 from mae_convert.families.clips import ALL, Clips
 from mae_convert.families.configuration import Configuration, Missing, missing_heads
-from mae_convert.families.evidence import NAMES, SQUARE, Evidence, Found
+from mae_convert.families.evidence import NAMES, SQUARE, Evidence, FieldValue
 from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.options import named
 from mae_convert.families.positions import CORNERS_ALIGNED, POSITION_EMBEDDINGS, PositionTable
@@ -85,19 +85,19 @@ class Prithvi(Family):
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
-    def found(self, name: str, task: str, evidence: Evidence) -> Iterator[Found]:
+    def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield values of a field that come after a configuration and before a convention."""
-        yield from super().found(name, task, evidence)
+        yield from super().values_of(name, task, evidence)
         source = "convention of version 1, whose names the tensors have"
-        yield Found(evidence.by_names.get(name), source, NAMES)
+        yield FieldValue(evidence.by_names.get(name), source, NAMES)
         if name not in ("image_size", "num_frames"):
             return
         if grid := _grid_of_table(evidence):
             words = f"the fixed position table ({' x '.join(map(str, grid))} patches)"
-            yield Found(_fields_of(grid, evidence)[name], words)
+            yield FieldValue(_fields_of(grid, evidence)[name], words)
         elif len(grids := list(_grids(evidence))) == 1:  # a choice among several would be a guess
             words = "the number of patches" if _size(evidence) else "square grid"
-            yield Found(_fields_of(grids[0], evidence)[name], words, SQUARE)
+            yield FieldValue(_fields_of(grids[0], evidence)[name], words, SQUARE)
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
         """Return what is said of a field that nothing gives."""
@@ -118,15 +118,15 @@ class Prithvi(Family):
         Raises:
             ConfigurationError: they do not have as many patches as there are positions.
         """
-        known, size = evidence.geometry, values["image_size"]
-        sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, known["patch_size"])),
+        measured, size = evidence.geometry, values["image_size"]
+        sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, measured["patch_size"])),
                     strict=True)  # fmt: skip
         rows, columns = (side // length for side, length in sides)
-        patches = rows * columns * (values["num_frames"] // known["tubelet_size"])
-        if patches != known["num_patches"]:
+        patches = rows * columns * (values["num_frames"] // measured["tubelet_size"])
+        if patches != measured["num_patches"]:
             raise ConfigurationError(
                 f"an image size of {size} with {values['num_frames']} frames has {patches} patches,"
-                f" but the tensors hold {known['num_patches']} positions",
+                f" but the tensors hold {measured['num_patches']} positions",
                 hint="specify the size and the frames that the model was trained for",
             )
         return {}

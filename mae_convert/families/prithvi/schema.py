@@ -81,16 +81,16 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return fields
 
 
-def expected(known: Mapping[str, Any], task: str) -> Schema:
+def expected(measured: Mapping[str, Any], task: str) -> Schema:
     """Return the schema of a geometry; of the grid only the number of patches matters."""
     left_out = ("num_patches", "num_attention_heads")
-    fields = {name: value for name, value in known.items() if name not in left_out}
-    patch = known["patch_size"]
+    fields = {name: value for name, value in measured.items() if name not in left_out}
+    patch = measured["patch_size"]
     height, width = (patch, patch) if isinstance(patch, int) else patch
     config = PrithviConfig(
         **fields,
-        image_size=(known["num_patches"] * height, width),
-        num_frames=known["tubelet_size"],
+        image_size=(measured["num_patches"] * height, width),
+        num_frames=measured["tubelet_size"],
         num_attention_heads=1,
         decoder_num_attention_heads=1,
     )

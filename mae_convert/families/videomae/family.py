@@ -181,10 +181,10 @@ class VideoMAE(Family):
         # The variance of pixels from 0 to 1; mean x scale + center is their mean.
         return mean, np.sqrt(variance) + DEVIATION_FLOOR / scale
 
-    def ratio_that_keeps(self, kept: int, config: VideoMAEConfig) -> float:
+    def ratio_that_keeps(self, visible: int, config: VideoMAEConfig) -> float:
         """Return a mask ratio with which a model keeps this many patches."""
         time, rows, columns = config.grid_shape
-        places, of_time = rows * columns, kept // time
+        places, of_time = rows * columns, visible // time
         return 0.0 if of_time == places else (places - of_time + 0.5) / places
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:

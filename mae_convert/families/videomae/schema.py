@@ -97,16 +97,16 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return fields
 
 
-def expected(known: Mapping[str, Any], task: str, names: Iterable[str]) -> Schema:  # noqa: ARG001
+def expected(measured: Mapping[str, Any], task: str, names: Iterable[str]) -> Schema:  # noqa: ARG001
     """Return the schema of a geometry; its size and number of frames do not matter."""
     left_out = ("layer_scale", "num_attention_heads")
-    fields = {name: value for name, value in known.items() if name not in left_out}
+    fields = {name: value for name, value in measured.items() if name not in left_out}
     config = VideoMAEConfig(
         **fields,
-        image_size=known["patch_size"],
-        num_frames=known["tubelet_size"],
+        image_size=measured["patch_size"],
+        num_frames=measured["tubelet_size"],
         num_attention_heads=1,
         decoder_num_attention_heads=1,
-        layer_scale_init_value=float(known["layer_scale"]),
+        layer_scale_init_value=float(measured["layer_scale"]),
     )
     return schema(config, task)

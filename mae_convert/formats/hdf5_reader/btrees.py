@@ -39,8 +39,8 @@ def old_tree(
         head.expect(b"TREE")
         if head.number(1) != kind:
             raise ValueError("a B-tree of an unexpected type")
-        stated, count = head.number(1), head.number(2)
-        if level is not None and stated != level:
+        signature, count = head.number(1), head.number(2)
+        if level is not None and signature != level:
             raise ValueError("a B-tree node of an unexpected level")
         if depth > DEEPEST:
             raise ValueError("a B-tree with a cycle")
@@ -55,9 +55,9 @@ def old_tree(
         ):
             raise ValueError("a B-tree that is not sorted")
         for number, child in enumerate(children):
-            if stated:
+            if signature:
                 between = (places[number], places[number + 1]) if order else None
-                yield from visit(child, depth + 1, stated - 1, between)
+                yield from visit(child, depth + 1, signature - 1, between)
             else:
                 yield keys[number], child
 

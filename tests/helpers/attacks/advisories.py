@@ -167,8 +167,8 @@ def archived(path: Path, changed: dict[str, bytes]) -> bytearray:
 @attack("pth", "archive: CVE-2025-1944, another name in the member's own header")
 def _(folder: Path) -> Path:
     data = archived(folder / "x.pth", {"x/data.pkl": checkpoint(extra=SYSTEM)})
-    place = data.index(b"x/data.pkl")
-    data[place : place + 10] = b"x/data.txt"
+    offset = data.index(b"x/data.pkl")
+    data[offset : offset + 10] = b"x/data.txt"
     (folder / "x.pth").write_bytes(data)
     return folder / "x.pth"
 

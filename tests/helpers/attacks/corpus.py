@@ -81,6 +81,6 @@ def with_config(folder: Path, change: dict[str, object] | str, name: str = "conf
     path = folder / "model"
     shutil.copytree(MODEL, path, ignore=shutil.ignore_patterns("*.npz", "case.json"))
     given = path / name
-    stated = json.loads(given.read_text()) if given.exists() else {}
-    given.write_text(change if isinstance(change, str) else json.dumps({**stated, **change}))
+    config = json.loads(given.read_text()) if given.exists() else {}
+    given.write_text(change if isinstance(change, str) else json.dumps({**config, **change}))
     return path

@@ -219,9 +219,9 @@ def shape_of(extents: tuple[int, int]) -> Callable[[bytearray], None]:
 
 
 def tree_of_itself(data: bytearray) -> None:
-    place = data.index(b"TREE")
-    data[place + 5] = 1  # a level above the leaves
-    struct.pack_into("<Q", data, place + 32, place)
+    offset = data.index(b"TREE")
+    data[offset + 5] = 1  # a level above the leaves
+    struct.pack_into("<Q", data, offset + 32, offset)
 
 
 patched("a heap of 2^63 bytes", field(b"HEAP", 8, "<Q", 1 << 63))

@@ -40,13 +40,13 @@ def mapping(**items: bytes) -> bytes:
     return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
 
 
-def memoised(place: int, value: bytes) -> bytes:
+def memoised(index: int, value: bytes) -> bytes:
     """Return a value that is remembered; `get(place)` is the same object."""
-    return value + b"q" + bytes([place])
+    return value + b"q" + bytes([index])
 
 
-def get(place: int) -> bytes:
-    return b"h" + bytes([place])
+def get(index: int) -> bytes:
+    return b"h" + bytes([index])
 
 
 ROOT, STATE, TENSOR, STORAGE, OTHER = range(5)

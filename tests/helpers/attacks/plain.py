@@ -72,11 +72,11 @@ LENGTHS = (0, 66, 1 << 20, (1 << 32) - 1, (1 << 63) - 1, (1 << 63), (1 << 64) - 
 attacks("safetensors", {f"a header of {n} bytes": n for n in LENGTHS}, of_length)
 
 
-def of_index(folder: Path, stated: object) -> Path:
+def of_index(folder: Path, config: object) -> Path:
     path = folder / "model.safetensors.index.json"
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
     (folder / ".metadata").write_bytes(b"N.")
-    path.write_text(stated if isinstance(stated, str) else json.dumps(stated))
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
     return path
 
 

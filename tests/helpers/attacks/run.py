@@ -128,8 +128,8 @@ def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
     seconds = time.process_time() - started if timed else 0.0
     memory = 0 if timed else tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    done = ["a flag was set"] if (folder / "PWNED").exists() else []
-    events = (*done, *events)
+    marks = ["a flag was set"] if (folder / "PWNED").exists() else []
+    events = (*marks, *events)
     return Outcome(message, error, memory, seconds, events, attack.weights, weights)
 
 
@@ -175,11 +175,11 @@ def main() -> int:
         complaints = []
         for timed in (False, True):
             folder = Path(tempfile.mkdtemp())
-            found = outcome(attack, folder, timed=timed)
+            result = outcome(attack, folder, timed=timed)
             shutil.rmtree(folder)
-            complaints += [found.complaint()] if found.complaint() else []
-            memory[attack.container] = max(memory[attack.container], found.memory)
-            seconds[attack.container] = max(seconds[attack.container], found.seconds)
+            complaints += [result.complaint()] if result.complaint() else []
+            memory[attack.container] = max(memory[attack.container], result.memory)
+            seconds[attack.container] = max(seconds[attack.container], result.seconds)
         if complaints:
             print(f"{attack} {complaints[0]}")
         counts[attack.container] += 1

@@ -84,34 +84,34 @@ def scanned(name: str, python: str, paths: list[str]) -> tuple[str, Mapping[str,
     it reads.
     """
     program = f"NAME = {name!r}\n{PROGRAMS[name]}{LOOP}"
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-I", "-c", program],
         input=json.dumps(paths),
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise SystemExit(f"{name} cannot be run by {python}: {done.stderr.strip()[-300:]}")
-    version, answers = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SystemExit(f"{name} cannot be run by {python}: {process.stderr.strip()[-300:]}")
+    version, answers = json.loads(process.stdout.splitlines()[-1])
     return version, answers
 
 
 def our_answer(attack: Attack, folder: Path) -> str:
     """Return what this package does with a file: "refused", "read", or what it may not do."""
-    found = outcome(attack, folder)
-    if complaint := found.complaint():
+    result = outcome(attack, folder)
+    if complaint := result.complaint():
         return f"WRONG: {complaint}"
-    return "refused" if found.message is not None else "read"
+    return "refused" if result.message is not None else "read"
 
 
 def main() -> int:
     """Print the table; return 1 where this package did what it may not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", required=True, metavar="[SCANNER=]PATH")
-    stated = [text.rpartition("=")[::2] for text in parser.parse_args().python]
-    pythons = {name: path for name, path in stated if name}
-    common = next((path for name, path in stated if not name), None)
+    config = [text.rpartition("=")[::2] for text in parser.parse_args().python]
+    pythons = {name: path for name, path in config if name}
+    common = next((path for name, path in config if not name), None)
     warm_up()
     with tempfile.TemporaryDirectory() as root:
         files: list[tuple[str, Attack, str]] = []
@@ -128,8 +128,8 @@ def main() -> int:
         answers = {OURS: ours}
         for name in PROGRAMS:
             if (python := pythons.get(name, common)) is not None:
-                version, found = scanned(name, python, paths)
-                answers[f"{name} {version}"] = found
+                version, result = scanned(name, python, paths)
+                answers[f"{name} {version}"] = result
     print(table(files, answers))
     return int(any(answer.startswith("WRONG") for answer in ours.values()))
 
@@ -141,7 +141,7 @@ def table(files: list[tuple[str, Attack, str]], answers: Mapping[str, Mapping[st
         rows.setdefault(row, []).append(path)
     lines = [f"| file | files | {' | '.join(answers)} |", f"|---|---|{'---|' * len(answers)}"]
     for row, paths in rows.items():
-        cells = [counted([found[path] for path in paths]) for found in answers.values()]
+        cells = [counted([result[path] for path in paths]) for result in answers.values()]
         lines.append(f"| {row} | {len(paths)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

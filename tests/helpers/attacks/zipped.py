@@ -37,10 +37,10 @@ def at(signature: bytes, number: int, offset: int, kind: str, value: int) -> Cal
     """Return a change of one field of the `number`-th header with a signature."""
 
     def change(data: bytearray) -> None:
-        place = -1
+        central_offset = -1
         for _ in range(number + 1):
-            place = data.index(signature, place + 1)
-        struct.pack_into(kind, data, place + offset, value)
+            central_offset = data.index(signature, central_offset + 1)
+        struct.pack_into(kind, data, central_offset + offset, value)
 
     return change
 

@@ -43,15 +43,15 @@ def channels_first(family: str) -> list[Patch]:
 
 def masking(family: str, change: Callable) -> list[Patch]:
     def by_noise(original):
-        return lambda noise, kept: change(original, noise, kept)
+        return lambda noise, visible: change(original, noise, visible)
 
     def in_order(original):
-        def mask_in_order(noise, kept):
+        def mask_in_order(noise, visible):
             def reordered(*given):
                 mask, ids, restore = original(*given)
                 return ids, mask, restore
 
-            ids, mask, restore = change(reordered, noise, kept)
+            ids, mask, restore = change(reordered, noise, visible)
             return mask, ids, restore
 
         return mask_in_order
@@ -79,7 +79,7 @@ SHARED: dict[str, Callable[[str], list[Patch]]] = {
     "BGR videos": lambda family: flipped(family, 1),
     "frames reversed": lambda family: flipped(family, 2),
     "patches with channels first": channels_first,
-    "highest noise kept": lambda family: masking(family, lambda f, n, kept: f(-n, kept)),
+    "highest noise kept": lambda family: masking(family, lambda f, n, visible: f(-n, visible)),
     "mask inverted": lambda family: masking(family, mask_inverted),
     "ids_restore inverted": lambda family: masking(family, shuffle_as_restore),
 }

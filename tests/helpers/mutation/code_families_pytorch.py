@@ -51,15 +51,15 @@ def masking(family: str, change: Callable) -> list[Patch]:
     """Change the choice of patches: (original, noise, kept) → (ids, mask, ids_restore)."""
 
     def by_noise(original):
-        return lambda noise, kept: change(original, noise, kept)
+        return lambda noise, visible: change(original, noise, visible)
 
     def in_order(original):
-        def mask_in_order(noise, kept):
+        def mask_in_order(noise, visible):
             def reordered(*given):
                 mask, ids, restore = original(*given)
                 return ids, mask, restore
 
-            ids, mask, restore = change(reordered, noise, kept)
+            ids, mask, restore = change(reordered, noise, visible)
             return mask, ids, restore
 
         return mask_in_order
@@ -122,7 +122,9 @@ SHARED: dict[str, Callable[[str], list[Patch]]] = {
     "BGR videos": lambda family: flipped(family, 1),
     "frames reversed": lambda family: flipped(family, 2),
     "patches with channels first": channels_first,
-    "highest noise kept": lambda family: masking(family, lambda f, n, kept: f(-n, kept)),
+    "highest noise kept": lambda family: masking(
+        family, lambda f, n, visible_count: f(-n, visible_count)
+    ),
     "mask inverted": lambda family: masking(family, mask_inverted),
     "ids_restore inverted": lambda family: masking(family, shuffle_as_restore),
     "last block left out": last_left_out,
@@ -153,9 +155,9 @@ PRETRAINING = videomae.VideoMAEForPreTraining
 VIDEO_CLASSIFIER = videomae.VideoMAEForVideoClassification
 
 
-def kept_by_noise(original, noise, kept):
-    ids, mask, _ = original(noise, kept)
-    ids = torch.cat([noise.argsort(1)[:, :kept], ids[:, kept:]], 1)
+def kept_by_noise(original, noise, visible):
+    ids, mask, _ = original(noise, visible)
+    ids = torch.cat([noise.argsort(1)[:, :visible], ids[:, visible:]], 1)
     return ids, mask, ids.argsort(1)
 
 
@@ -196,10 +198,10 @@ def one_frame_of_positions(model):
 def pooled(read: Callable) -> list[Patch]:
     def pool(self, tokens, taps=None):
         norm = self.fc_norm if hasattr(self, "fc_norm") else None
-        found = read(tokens, norm)  # (N, 1, D)
+        result = read(tokens, norm)  # (N, 1, D)
         if taps is not None and norm is not None:
-            taps["head.norm"] = found
-        return found[:, 0]
+            taps["head.norm"] = result
+        return result[:, 0]
 
     return [(VIDEO_CLASSIFIER, "pool", pool)]
 
@@ -260,8 +262,8 @@ def classified(read: Callable) -> list[Patch]:
         taps = mae_st.Taps()
         tokens = layers.run_blocks(self.blocks, self.embed(pixels), "encoder", taps)
         mean = read(tokens, self.norm)
-        found = {**taps, "head.norm": mean}
-        return mae_st.ImageClassifierOutput(None, self.head(mean[:, 0]), None, None, found)
+        result = {**taps, "head.norm": mean}
+        return mae_st.ImageClassifierOutput(None, self.head(mean[:, 0]), None, None, result)
 
     return [(mae_st.MAESTForVideoClassification, "forward", forward)]
 

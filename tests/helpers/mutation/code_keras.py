@@ -202,23 +202,23 @@ def without_position(self, tokens, ids):
 
 def positions_not_picked(self, tokens, ids):
     positions = self.position_embeddings
-    kept = ops.take(positions[0, 1:], ids, axis=0)
+    visible = ops.take(positions[0, 1:], ids, axis=0)
     others = positions[:, 1 : 1 + ids.shape[1]]
-    return ops.concatenate([tokens[:, :1], tokens[:, 1:] - kept + others], 1)
+    return ops.concatenate([tokens[:, :1], tokens[:, 1:] - visible + others], 1)
 
 
 def masking(change: Callable) -> list[Patch]:
     original = patches.mask_by_noise
-    return [(patches, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
+    return [(patches, "mask_by_noise", lambda noise, visible: change(original, noise, visible))]
 
 
-def mask_inverted(original, noise, kept):
-    keep, mask, restore = original(noise, kept)
+def mask_inverted(original, noise, visible):
+    keep, mask, restore = original(noise, visible)
     return keep, 1 - mask, restore
 
 
-def shuffle_as_restore(original, noise, kept):
-    keep, mask, restore = original(noise, kept)
+def shuffle_as_restore(original, noise, visible):
+    keep, mask, restore = original(noise, visible)
     return keep, mask, ops.argsort(restore, axis=1)
 
 
@@ -388,10 +388,10 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "patches cut as (channel, row, column)": cut_channels_first,
     "no position of the class token": lambda: embedding(without_position),
     "positions not picked": lambda: embedding(positions_not_picked),
-    "highest noise kept": lambda: masking(lambda f, noise, kept: f(-noise, kept)),
+    "highest noise kept": lambda: masking(lambda f, noise, visible: f(-noise, visible)),
     "mask inverted": lambda: masking(mask_inverted),
     "shuffle in place of ids_restore": lambda: masking(shuffle_as_restore),
-    "one patch more": lambda: masking(lambda f, noise, kept: f(noise, kept + 1)),
+    "one patch more": lambda: masking(lambda f, noise, visible: f(noise, visible + 1)),
     "not restored": lambda: restoring(lambda tokens, ids: tokens),
     "no decoder position of the class token": lambda: decoder_positions(class_row_zero),
     "decoder positions one off": lambda: decoder_positions(lambda p: np.roll(p, 1, 1)),

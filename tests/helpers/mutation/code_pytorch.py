@@ -145,10 +145,10 @@ def token_twice(original, self, pixels, ids=None):
 def with_positions(places: Callable) -> Callable:
     def embed(original, self, pixels, ids=None):
         positions = self.pos_embed
-        kept = positions[0, 1:][ids]
+        remaining = positions[0, 1:][ids]
         others = places(positions, ids)
         tokens = original(self, pixels, ids)
-        return torch.cat([tokens[:, :1], tokens[:, 1:] - kept + others], 1)
+        return torch.cat([tokens[:, :1], tokens[:, 1:] - remaining + others], 1)
 
     return embed
 
@@ -171,21 +171,21 @@ def column_by_column(apart, config):
 
 def masking(change: Callable) -> list[Patch]:
     original = patches.mask_by_noise
-    return [(patches, "mask_by_noise", lambda noise, kept: change(original, noise, kept))]
+    return [(patches, "mask_by_noise", lambda noise, visible: change(original, noise, visible))]
 
 
-def mask_inverted(original, noise, kept):
-    keep, mask, restore = original(noise, kept)
+def mask_inverted(original, noise, visible):
+    keep, mask, restore = original(noise, visible)
     return keep, 1 - mask, restore
 
 
-def mask_shuffled(original, noise, kept):
-    keep, mask, restore = original(noise, kept)
+def mask_shuffled(original, noise, visible):
+    keep, mask, restore = original(noise, visible)
     return keep, mask.sort(dim=1).values, restore
 
 
-def shuffle_as_restore(original, noise, kept):
-    keep, mask, restore = original(noise, kept)
+def shuffle_as_restore(original, noise, visible):
+    keep, mask, restore = original(noise, visible)
     return keep, mask, restore.argsort(1)
 
 
@@ -453,13 +453,16 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
         with_positions(lambda p, ids: p[:, 1 : 1 + ids.shape[1]])
     ),
     "positions one off": lambda: embedding(with_positions(lambda p, ids: p[0][ids])),
-    "highest noise kept": lambda: masking(lambda f, noise, kept: f(-noise, kept)),
+    "highest noise kept": lambda: masking(lambda f, noise, visible_count: f(-noise, visible_count)),
     "mask inverted": lambda: masking(mask_inverted),
     "shuffle in place of ids_restore": lambda: masking(shuffle_as_restore),
-    "one patch more": lambda: masking(lambda f, noise, kept: f(noise, kept + 1)),
+    "one patch more": lambda: masking(lambda f, noise, visible_count: f(noise, visible_count + 1)),
     "mask in the shuffled order": lambda: masking(mask_shuffled),
     "ids one off": lambda: masking(
-        lambda f, noise, kept: (*(r := f(noise, kept))[:2], (r[2] + 1) % noise.shape[1])
+        lambda f, noise, visible_count: (
+            *(r := f(noise, visible_count))[:2],
+            (r[2] + 1) % noise.shape[1],
+        )
     ),
     "not restored": lambda: restoring(decoder_tokens(restored=False)),
     "mask tokens first": lambda: restoring(decoder_tokens(first=True)),

@@ -163,8 +163,8 @@ def compensating() -> Iterator[WeightFault]:
 
 def _as_it_cancels(fault: WeightFault) -> WeightFault:
     """Return an exchange as one that nothing shows if the two tensors are only added up."""
-    first, second = sorted(name.partition(".")[2] for name in fault.guilty)
-    same_part = len({name.partition(".")[0] for name in fault.guilty}) == 1
+    first, second = sorted(name.partition(".")[2] for name in fault.changed_tensors)
+    same_part = len({name.partition(".")[0] for name in fault.changed_tensors}) == 1
     cancels = same_part and (first, second) == ("class_position_embedding", "cls_token")
     return replace(fault, blind=cancels)
 
@@ -282,24 +282,26 @@ class FamilyPopulation(Population):
 
     @cached_property
     def models(self) -> Mapping[str, Checkpoint]:
-        found = {}
+        by_task = {}
         for name, (task, fields) in MODELS[self.family.name].items():
             kind = self.family.configuration_class
             config = kind.from_dict({**SMALL, **fields})
             tensors = small_tensors(self.family, config, task, self.seed)
             path = self.folder / f"{name}.safetensors"
-            found[name] = write_original(path, config, task, tensors, self.family)
-        return found
+            by_task[name] = write_original(path, config, task, tensors, self.family)
+        return by_task
 
     def weights(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
         """Yield faults in tensors: of the pre-training model, and what others have besides."""
         faults = []
-        known: set[str] = set()
+        names: set[str] = set()
         for model, checkpoint in self.models.items():
             tensors = {n: t.load() for n, t in checkpoint.tensors.items()}
             config = checkpoint.configuration.model
-            single = [f for f in single_faults(tensors, config) if f.guilty[0] not in known]
-            known |= tensors.keys()
+            single = [
+                f for f in single_faults(tensors, config) if f.changed_tensors[0] not in names
+            ]
+            names |= tensors.keys()
             faults += [(model, tensors, fault) for fault in self.some(single, number)]
             if model == "pretrain":
                 chosen = map(_as_it_cancels, self.some(exchanges(tensors), number))

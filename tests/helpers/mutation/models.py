@@ -68,8 +68,8 @@ def write_original(
     lazy = {name: LazyTensor.from_array(name, array) for name, array in tensors.items()}
     layout = family.layout("original")
     rules = layout.table_for(task).expand(lazy)
-    carried = {**config.to_dict(), "task": task, "layout": layout.name}
-    write_file(path, "safetensors", write_tensors(lazy, rules), config=carried, overwrite=True)
+    complete = {**config.to_dict(), "task": task, "layout": layout.name}
+    write_file(path, "safetensors", write_tensors(lazy, rules), config=complete, overwrite=True)
     return open_checkpoint(path)
 
 

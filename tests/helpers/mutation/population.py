@@ -41,7 +41,7 @@ class Mutant:
         kind: "weights", "tables", "configurations", "code" or "precision".
         a: the run of the source.
         b: the run of the target.
-        guilty: canonical tensors of which the first suspect is to be one.
+        changed_tensors: canonical tensors of which the first suspect is to be one.
         keys: the kinds of cause that are right; empty where no sentence is expected.
         words: what the sentence must hold.
         blind: why no forward pass sees it, or None.
@@ -52,7 +52,7 @@ class Mutant:
     kind: str
     a: Run | None = None
     b: Run | None = None
-    guilty: tuple[str, ...] = ()
+    changed_tensors: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     blind: str | None = None
@@ -105,7 +105,9 @@ class Population:
         faults += [("pretrain", f) for f in self.some(exchanges(tensors["pretrain"]), number)]
         faults += [("pretrain", f) for f in compensating(tensors["pretrain"])]
         for model in ("token", "avg"):
-            heads = [f for f in single_faults(tensors[model]) if f.guilty[0].startswith("head")]
+            heads = [
+                f for f in single_faults(tensors[model]) if f.changed_tensors[0].startswith("head")
+            ]
             faults += [(model, f) for f in self.some(heads, number)]
         chosen = set(self.rng.choice(len(faults), min(by_tensorflow, len(faults)), replace=False))
         for index, (model, fault) in enumerate(faults):
@@ -118,7 +120,9 @@ class Population:
         self, model: str, fault: WeightFault, tensors: dict[str, np.ndarray], layout: str
     ) -> Mutant:
         source, changed = self.models[model], fault.change(tensors)
-        guilty = tuple(n for n in fault.guilty if not np.array_equal(changed[n], tensors[n]))
+        changed_tensors = tuple(
+            n for n in fault.changed_tensors if not np.array_equal(changed[n], tensors[n])
+        )
         if layout == self.own_layout:
             config, path = source.configuration.model, self.target(layout)
             written = write_original(path, config, source.task, changed, self.family)
@@ -128,7 +132,7 @@ class Population:
             b = self.run(self.converted(source, layout, tensors=lazy), "tensorflow")
         blind = "cancels out" if fault.blind else None
         return Mutant(f"{model}, {layout}: {fault.name}", "weights", self.native(model), b,
-                      guilty, blind=blind)  # fmt: skip
+                      changed_tensors, blind=blind)  # fmt: skip
 
     def converted(
         self,
@@ -170,7 +174,7 @@ class Population:
                         for model in models
                     )
                     # A row that this model has no use for is no fault; another model may use it.
-                    yield from islice((m for m in mutants if m.refused or m.guilty), 1)
+                    yield from islice((m for m in mutants if m.refused or m.changed_tensors), 1)
         yield from self._unwitnessed(number)
 
     def model_of(self, task: str) -> str:
@@ -187,14 +191,14 @@ class Population:
                 self._guarded(self._written_and_read, f.name, model, layout, table, f.table)
                 for f in faults
             )
-            yield from islice((m for m in made if not m.refused and m.guilty), number or 5)
+            yield from islice((m for m in made if not m.refused and m.changed_tensors), number or 5)
 
     def _written_and_read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         source = self.models[model]
         target = self.converted(source, layout, table=wrong)
         blind = "only our own table reads this layout, and undoes its mistake"
         return Mutant("", "", self.native(model), self.run(target, "torch"),
-                      self._guilty(target, right), blind=blind)  # fmt: skip
+                      self._changed_tensors(target, right), blind=blind)  # fmt: skip
 
     def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
         """Return how a faulty table is used such that the forward pass can tell."""
@@ -218,15 +222,15 @@ class Population:
         """The target is written by the faulty table and run by the framework that reads it."""
         source = self.models[model]
         target = self.converted(source, layout, table=wrong)
-        guilty = self._guilty(target, right)
-        return Mutant("", "", self.native(model), self.run(target, "tensorflow"), guilty)
+        changed_tensors = self._changed_tensors(target, right)
+        return Mutant("", "", self.native(model), self.run(target, "tensorflow"), changed_tensors)
 
     def _read_natively(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """The source is read by the faulty table; it runs without it, and what it became too."""
         source = reread(self.converted(self.models[model], layout), wrong)
         target = self.converted(source, self.own_layout)
         return Mutant("", "", self.run(source, "tensorflow"), self.run(target, "torch"),
-                      self._guilty(source, right))  # fmt: skip
+                      self._changed_tensors(source, right))  # fmt: skip
 
     def _read_into_keras(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """The source is read by the faulty table; PyTorch runs it without it, Keras the result."""
@@ -235,7 +239,7 @@ class Population:
         source = reread(source, wrong)
         target = self.converted(source, "keras")
         return Mutant("", "", self.run(source, "torch"), self.run(target, "tensorflow"),
-                      self._guilty(source, right))  # fmt: skip
+                      self._changed_tensors(source, right))  # fmt: skip
 
     def _read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         """A file of the layout is right, and is read by the faulty table."""
@@ -245,8 +249,10 @@ class Population:
         else:
             target = self._spelled(source, layout, right)
         target = reread(target, wrong)
-        guilty = tuple(n for n, t in target.tensors.items() if not same(t, source.tensors[n]))
-        return Mutant("", "", self.native(model), self.run(target, "torch"), guilty)
+        changed_tensors = tuple(
+            n for n, t in target.tensors.items() if not same(t, source.tensors[n])
+        )
+        return Mutant("", "", self.native(model), self.run(target, "torch"), changed_tensors)
 
     def _spelled(self, source: Checkpoint, layout: str, table: Table) -> Checkpoint:
         """Write a file in a spelling that is only read, and open it."""
@@ -258,7 +264,7 @@ class Population:
         write_file(path, "safetensors", write_tensors(source.tensors, rules), config=config)
         return open_checkpoint(path)
 
-    def _guilty(self, misread: Checkpoint, right: Table) -> tuple[str, ...]:
+    def _changed_tensors(self, misread: Checkpoint, right: Table) -> tuple[str, ...]:
         """Return the tensors that the right table reads otherwise."""
         rightly = reread(misread, right).tensors
         return tuple(n for n, t in misread.tensors.items() if not same(t, rightly[n]))

@@ -32,7 +32,7 @@ def reductions(mutants: Sequence[Mutant], folder: Path) -> list[Reduced]:
         (str(run.checkpoint.path), id(run.checkpoint), run.framework): trace
         for run, trace in zip(runs_of(runnable), traces, strict=True)
     }
-    found = []
+    all_reductions = []
     for mutant, b in zip(runnable, targets, strict=True):
         run = mutant.a
         a = sources[str(run.checkpoint.path), id(run.checkpoint), run.framework]
@@ -40,21 +40,21 @@ def reductions(mutants: Sequence[Mutant], folder: Path) -> list[Reduced]:
             continue
         if first := judge(a, b).first_divergence:
             step = step_of(first, a, run.checkpoint)
-            found.append(Reduced(mutant, first, step and step.kind))
-    return found
+            all_reductions.append(Reduced(mutant, first, step and step.kind))
+    return all_reductions
 
 
-def table(found: Sequence[Reduced]) -> str:
+def table(results: Sequence[Reduced]) -> str:
     """Return the score as a Markdown table."""
     lines = ["| faults in | reduced to one step |", "|---|---|"]
     for kind in KINDS:
-        own = [reduced for reduced in found if reduced.mutant.kind == kind]
+        own = [reduced for reduced in results if reduced.mutant.kind == kind]
         if own:
             lines.append(f"| {kind} | {sum(r.step is not None for r in own)} of {len(own)} |")
     return "\n".join(lines)
 
 
-def remarks(found: Sequence[Reduced]) -> list[str]:
+def remarks(results: Sequence[Reduced]) -> list[str]:
     """Return at which results the others differ first, with their number."""
-    others = [reduced.first for reduced in found if reduced.step is None]
+    others = [reduced.first for reduced in results if reduced.step is None]
     return [f"{others.count(first)} first at {first}" for first in sorted(set(others))]

@@ -77,17 +77,17 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     return checkpoint_fingerprint(a) == checkpoint_fingerprint(b) and fields[0] == fields[1]
 
 
-def table(found: Sequence[Repaired]) -> str:
+def table(results: Sequence[Repaired]) -> str:
     """Return the score as a Markdown table."""
     lines = ["| faults in | repaired bit for bit | of these, with `--restore` |", "|---|---|---|"]
     for kind in KINDS:
-        counts = Counter(r.result for r in found if r.mutant.kind == kind)
+        counts = Counter(r.result for r in results if r.mutant.kind == kind)
         right = counts[KNOWN] + counts[RESTORED]
         if total := sum(counts.values()):
             lines.append(f"| {kind} | {right} of {total} | {counts[RESTORED]} |")
     return "\n".join(lines)
 
 
-def remarks(found: Sequence[Repaired]) -> list[str]:
+def remarks(results: Sequence[Repaired]) -> list[str]:
     """Return the faults that were not repaired, with the reason."""
-    return [f"{r.mutant.kind}: {r.mutant.name}: {r.words}" for r in found if r.result == NOT]
+    return [f"{r.mutant.kind}: {r.mutant.name}: {r.words}" for r in results if r.result == NOT]

@@ -24,7 +24,7 @@ class Score:
         by_tensors: of the total, by comparing tensors alone.
         visible: faults of which a forward pass can show anything.
         by_traces: of the visible ones, with no tensor compared.
-        suspected: the first suspect is guilty, by the whole verdict.
+        suspected: the first suspect is one of the changed tensors, by the whole verdict.
         by_traces_suspected: the same by the traces alone, of the visible ones.
         named: the right cause is named.
         reproduced: a changed model did what the faulty one does, at every step.
@@ -69,7 +69,7 @@ def score(kind: str, outcomes: Iterable[Outcome]) -> Score:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Return the score as a table."""
     rows = [
-        "| faults in | caught | by tensors alone | by traces alone | first suspect guilty"
+        "| faults in | caught | by tensors alone | by traces alone | first suspect correct"
         " (by traces alone) | cause named | reproduced |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -117,8 +117,8 @@ def remarks(outcomes: Sequence[Outcome], *, causes: bool = True) -> Iterator[str
             continue
         yield f"{what}: {len(failed)}"
         for outcome in failed:
-            said = outcome.causes[0] if outcome.causes else "nothing"
-            yield f"  {outcome.mutant.name}: {said}"
+            cause = outcome.causes[0] if outcome.causes else "nothing"
+            yield f"  {outcome.mutant.name}: {cause}"
 
 
 def _has_suspects(outcome: Outcome) -> bool:
@@ -134,7 +134,7 @@ def failures(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
         "not caught by traces": [
             o for o in run if o.caught and not o.mutant.blind and "traces" not in o.caught
         ],
-        "first suspect not guilty": [
+        "first suspect not correct": [
             o for o in run if _has_suspects(o) and o.caught and not o.suspect
         ],
         "cause not named": [

@@ -21,7 +21,7 @@ class Outcome:
         mutant: the fault.
         caught: by what: "tensors", "traces", "configuration", "refused"; "proof" where the verdict
             is passed but not proven.
-        suspect: whether the first suspect is guilty, by the whole verdict.
+        suspect: whether the first suspect is one of the changed tensors, by the whole verdict.
         by_traces: whether it is by traces alone.
         named: whether the right cause is named.
         reproduced: whether the explanation leaves nothing.
@@ -55,12 +55,12 @@ def judged(mutants: Sequence[Mutant], traces: Sequence[Trace | str]) -> list[Out
     """Return what becomes of mutants whose ``runs_of`` gave these traces."""
     runnable = [mutant for mutant in mutants if mutant.refused is None]
     sources = dict.fromkeys(_key(mutant.a) for mutant in runnable)
-    known = dict(zip(sources, traces, strict=False))
+    trace_of = dict(zip(sources, traces, strict=False))
     targets = iter(traces[len(sources) :])
     return [
         Outcome(mutant, frozenset({"refused"}), causes=(mutant.refused,))
         if mutant.refused is not None
-        else outcome(mutant, known[_key(mutant.a)], next(targets))
+        else outcome(mutant, trace_of[_key(mutant.a)], next(targets))
         for mutant in mutants
     ]
 
@@ -83,14 +83,14 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     pair = Pair(*subjects, mutant.b.inputs, mutant.b.mask_ratio, process_class=InProcess)
     whole, explanation = diagnose_pair(verdict, pair)
     right = bool(set(explanation.keys) & set(mutant.keys)) or not mutant.keys
-    said = any(all(word in cause for word in mutant.words) for cause in whole.causes)
+    names_cause = any(all(word in cause for word in mutant.words) for cause in whole.causes)
     sayable = bool(mutant.keys or mutant.words)
     return Outcome(
         mutant,
         frozenset(caught),
-        suspect=bool(set(whole.suspects[:1]) & set(mutant.guilty)),
-        by_traces=bool(set(alone.suspects[:1]) & set(mutant.guilty)),
-        named=sayable and right and said,
+        suspect=bool(set(whole.suspects[:1]) & set(mutant.changed_tensors)),
+        by_traces=bool(set(alone.suspects[:1]) & set(mutant.changed_tensors)),
+        named=sayable and right and names_cause,
         reproduced=any("reproduced" in cause for cause in whole.causes),
         causes=whole.causes,
         signs=diagnose_traces(alone, a, b).causes,

@@ -68,22 +68,22 @@ class HeadsInsideOut(SplitHeads):
 
 def table_faults(table: Table) -> Iterator[TableFault]:
     """Yield the table with every single fault, each in one row."""
-    for place, row in _rows(table.rows):
+    for location, row in _rows(table.rows):
         for what, rows in _faulty(row):
-            yield from _built(table, f"{row.external or row.canonical}: {what}", place, rows)
-    for place, (first, second) in _pairs(table.rows):
+            yield from _built(table, f"{row.external or row.canonical}: {what}", location, rows)
+    for location, (first, second) in _pairs(table.rows):
         one, other = (
             replace(first, canonical=second.canonical),
             replace(second, canonical=first.canonical),
         )
         name = f"{first.external} and {second.external} exchanged"
-        yield from _built(table, name, place, (one, other))
+        yield from _built(table, name, location, (one, other))
 
 
-Place = tuple[int, int | None, int]  # row or group, row in it, how many
+RowPosition = tuple[int, int | None, int]  # row or group, row in it, how many
 
 
-def _rows(rows: Rows) -> Iterator[tuple[Place, Row]]:
+def _rows(rows: Rows) -> Iterator[tuple[RowPosition, Row]]:
     for index, row in enumerate(rows):
         if isinstance(row, Repeat):
             for inner, part in enumerate(row.rows):
@@ -92,17 +92,17 @@ def _rows(rows: Rows) -> Iterator[tuple[Place, Row]]:
             yield (index, None, 1), row
 
 
-def _pairs(rows: Rows) -> Iterator[tuple[Place, tuple[Row, Row]]]:
+def _pairs(rows: Rows) -> Iterator[tuple[RowPosition, tuple[Row, Row]]]:
     """Yield rows that stand one after the other and have the same transform."""
-    for (place, first), (after, second) in zip(_rows(rows), list(_rows(rows))[1:], strict=False):
-        together = (place[0] == after[0]) == (place[1] is not None)
+    for (location, first), (after, second) in zip(_rows(rows), list(_rows(rows))[1:], strict=False):
+        together = (location[0] == after[0]) == (location[1] is not None)
         alike = len(braces(first.canonical)) == len(braces(second.canonical))
         if together and alike and first.transform == second.transform:
-            yield (*place[:2], 2), (first, second)
+            yield (*location[:2], 2), (first, second)
 
 
-def _built(table: Table, name: str, place: Place, rows: Rows) -> Iterator[TableFault]:
-    index, inner, count = place
+def _built(table: Table, name: str, location: RowPosition, rows: Rows) -> Iterator[TableFault]:
+    index, inner, count = location
     if inner is None:
         changed = (*table.rows[:index], *rows, *table.rows[index + count :])
     else:

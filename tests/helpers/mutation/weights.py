@@ -16,13 +16,13 @@ class WeightFault:
     Attributes:
         name: what was done to which tensor.
         change: returns the faulty tensors.
-        guilty: the tensors that it changes.
+        changed_tensors: the tensors that it changes.
         blind: no step of the computation shows it: what is changed cancels out.
     """
 
     name: str
     change: Callable[[Tensors], Tensors]
-    guilty: tuple[str, ...]
+    changed_tensors: tuple[str, ...]
     blind: bool = False
 
 

@@ -28,10 +28,10 @@ from reference_models.configuration import ViTMAEConfig
 MODULE = f"{PACKAGE}.keras.mae"
 
 
-def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` of a ``.keras`` file; ``dtype`` is that of the weights."""
-    place = f"{MODULE}:{TENSORFLOW_CLASSES[carried['task']]}"
-    return archived_model(place, ViTMAEConfig.from_dict(carried).to_dict(), carried["dtype"])
+    class_path = f"{MODULE}:{TENSORFLOW_CLASSES[complete['task']]}"
+    return archived_model(class_path, ViTMAEConfig.from_dict(complete).to_dict(), complete["dtype"])
 
 
 KERAS = Layout(

@@ -48,15 +48,15 @@ def _backbone(prefix: str) -> tuple[Row | Repeat, ...]:
     )
 
 
-def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a configuration tells; of a preset or a ``.keras`` file, what KerasHub says.
 
     Raises:
         ConfigurationError: it is not of the form of these classes, or of a model that is pooled.
     """
-    if "keras" not in stated:
-        return dict(stated)
-    theirs = stated["keras"]
+    if "keras" not in config:
+        return dict(config)
+    theirs = config["keras"]
     task = archived(theirs, "config")
     if "backbone" in task:
         if task.get("pooling") != "token":
@@ -68,14 +68,14 @@ def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
         theirs = task["backbone"]
     backbone = archived(theirs, "config")
     shape = backbone.get("image_shape")
-    told = {
+    values = {
         "num_attention_heads": backbone.get("num_heads"),
         "layer_norm_eps": backbone.get("layer_norm_epsilon"),
         "image_size": shape[:2] if isinstance(shape, list) else None,
         "hidden_dropout_prob": backbone.get("dropout_rate"),
         "attention_probs_dropout_prob": backbone.get("attention_dropout"),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:

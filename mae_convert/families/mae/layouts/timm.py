@@ -49,7 +49,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
     inputs = pretrained.get("input_size")
     inputs = list(inputs) if isinstance(inputs, list | tuple) else []
-    told = {
+    values = {
         # An architecture of another width would have another number of heads.
         **sizes_named(stored["architecture"]),
         **{ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments},
@@ -60,33 +60,33 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         "image_mean": pretrained.get("mean"),
         "image_std": pretrained.get("std"),
     }
-    if told["image_size"]:
-        told["preprocessor"] = preprocessing(pretrained, told["image_size"]) or None
+    if values["image_size"]:
+        values["preprocessor"] = preprocessing(pretrained, values["image_size"]) or None
     if stored.get("num_classes"):
         # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
-        told["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
-        told["fc_norm"] = arguments.get("fc_norm")
+        values["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
+        values["fc_norm"] = arguments.get("fc_norm")
     if isinstance(names := stored.get("label_names"), list):
-        told["id2label"] = dict(enumerate(names))
-    return {name: value for name, value in told.items() if value is not None and value != []}
+        values["id2label"] = dict(enumerate(names))
+    return {name: value for name, value in values.items() if value is not None and value != []}
 
 
-def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` for ``timm.create_model("local-dir:...")``."""
-    config = ViTMAEConfig.from_dict(carried)
+    config = ViTMAEConfig.from_dict(complete)
     height, width = config.image_hw
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    size = next((name for name, known in SIZES.items() if known == sizes), "base")
-    classifies = carried["task"] == "classify"
+    size = next((name for name, known_sizes in SIZES.items() if known_sizes == sizes), "base")
+    classifies = complete["task"] == "classify"
     labels = config.num_labels if classifies else 0
-    named = carried.get("id2label")
+    named = complete.get("id2label")
     return {
         **({"label_names": list(named.values())} if named else {}),
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,
         # timm does not mask and passes over these; a conversion back needs them.
-        **({"key_bias": carried["key_bias"]} if "key_bias" in carried else {}),
+        **({"key_bias": complete["key_bias"]} if "key_bias" in complete else {}),
         "mask_ratio": config.mask_ratio,
         "global_pool": config.global_pool if classifies else "token",
         "model_args": {
@@ -106,9 +106,9 @@ def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
-            **data_config(carried.get("preprocessor") or {}, (height, width)),
-            "mean": carried["image_mean"],
-            "std": carried["image_std"],
+            **data_config(complete.get("preprocessor") or {}, (height, width)),
+            "mean": complete["image_mean"],
+            "std": complete["image_std"],
             "num_classes": labels,
             "pool_size": None,
             "first_conv": "patch_embed.proj",

@@ -159,14 +159,14 @@ LEGACY = {**DATA, **FIELDS, "labels": READ}
 """Fields in one flat mapping, as timm wrote them before version 0.9."""
 
 
-def unknown_in_config(stated: Mapping[str, Any]) -> tuple[str, ...]:
+def unknown_in_config(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the fields of ``config.json`` whose effect in timm is unknown.
 
     Raises:
         ConfigurationError: a field changes the model in a way that no supported layout can hold.
     """
-    table = FIELDS if "pretrained_cfg" in stated else LEGACY
-    return unknown_fields(stated, table, "config.json")
+    table = FIELDS if "pretrained_cfg" in config else LEGACY
+    return unknown_fields(config, table, "config.json")
 
 
 def sizes_named(architecture: Any) -> dict[str, int]:
@@ -198,13 +198,13 @@ def activation(name: Any) -> str:
     Raises:
         ConfigurationError: it is not supported.
     """
-    known = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
-    if known is None:
+    known_activation = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
+    if known_activation is None:
         raise ConfigurationError(
             f"config.json says model_args.act_layer is {shown(name)}, which is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
-    return known
+    return known_activation
 
 
 def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
@@ -226,8 +226,8 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     height, width = sides
     mode, share = data.get("crop_mode") or "center", data.get("crop_pct") or 0.875
     numbered = INTERPOLATIONS.get(str(data.get("interpolation") or "bicubic"))
-    known = type(share) in (int, float) and 0.01 < share <= 4
-    if numbered is None or mode not in ("center", "squash") or not known:
+    is_share = type(share) in (int, float) and 0.01 < share <= 4
+    if numbered is None or mode not in ("center", "squash") or not is_share:
         raise ConfigurationError(
             "config.json says pretrained_cfg has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
@@ -254,22 +254,22 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     }
 
 
-def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[str, Any]:
+def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[str, Any]:
     """Return how images are prepared, in the fields of timm's ``pretrained_cfg``.
 
     Args:
-        stated: the fields of ``preprocessor_config.json``; empty where nothing says how.
+        config: the fields of ``preprocessor_config.json``; empty where nothing says how.
         image_hw: height and width that the model takes.
 
     Raises:
         LayoutError: timm has no fields for it.
     """
     height, width = image_hw
-    rescale = stated.get("rescale_factor")
-    scaled = stated.get("do_rescale") is not False and (
+    rescale = config.get("rescale_factor")
+    scaled = config.get("do_rescale") is not False and (
         rescale is None or math.isclose(rescale, 1 / 255)
     )
-    if not scaled or stated.get("do_normalize") is False:
+    if not scaled or config.get("do_normalize") is False:
         raise LayoutError(
             "cannot write timm: it always divides pixels by 255 and normalises them, and the "
             "source's preprocessor_config.json specifies otherwise (do_rescale, rescale_factor, "
@@ -277,33 +277,37 @@ def data_config(stated: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
             hint="correct it, or convert to transformers or keras",
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}
-    number = stated.get("resample", 2 if stated else 3)
-    found = {"interpolation": names.get(number), "crop_mode": "squash", "crop_pct": 1.0}
-    size, edge = stated.get("size") or {"height": height, "width": width}, None
+    number = config.get("resample", 2 if config else 3)
+    settings = {"interpolation": names.get(number), "crop_mode": "squash", "crop_pct": 1.0}
+    size, edge = config.get("size") or {"height": height, "width": width}, None
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         size = [size.get("height"), size.get("width")]
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if edge is not None:
-        found["crop_mode"], sides = "center", [edge, edge]
-    if stated.get("do_resize") is False:
-        return {**found, "crop_mode": "squash"}  # the images have the model's size already
-    found["crop_pct"] = _share(height, sides[0]) if sides else None
-    wanted = preprocessing(found, image_hw) if found["crop_pct"] and found["interpolation"] else {}
-    cropped = bool(stated.get("do_center_crop"))
-    inner = stated.get("crop_size") if cropped else None
+        settings["crop_mode"], sides = "center", [edge, edge]
+    if config.get("do_resize") is False:
+        return {**settings, "crop_mode": "squash"}  # the images have the model's size already
+    settings["crop_pct"] = _share(height, sides[0]) if sides else None
+    stored = (
+        preprocessing(settings, image_hw)
+        if settings["crop_pct"] and settings["interpolation"]
+        else {}
+    )
+    cropped = bool(config.get("do_center_crop"))
+    inner = config.get("crop_size") if cropped else None
     inner = inner if isinstance(inner, Mapping) else {"height": inner, "width": inner}
     as_model = not cropped or (inner.get("height"), inner.get("width")) == image_hw
     sides = sides if len(sides) == 2 else [None, None]
     ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
-    if not wanted or wanted["size"] != ours or not as_model or wanted["do_center_crop"] > cropped:
+    if not stored or stored["size"] != ours or not as_model or stored["do_center_crop"] > cropped:
         raise LayoutError(
             "cannot write timm: it cannot hold how the source's preprocessor_config.json resizes"
-            f" and crops images (size {shown(stated.get('size'))}, crop_size"
-            f" {shown(stated.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
+            f" and crops images (size {shown(config.get('size'))}, crop_size"
+            f" {shown(config.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
             hint="correct it, or convert to transformers or keras",
         )
-    return found
+    return settings
 
 
 def _share(inner: int, outer: Any) -> float | None:

@@ -63,7 +63,7 @@ def _decoder(blocks: str, block: tuple[Row, ...]) -> Rows:
     )
 
 
-def _spelling(
+def _naming_variant(
     version: str, encoder_blocks: str, decoder_blocks: str, block: tuple[Row, ...]
 ) -> tuple[Table, ...]:
     """Return the tables of one version's names: with decoder, bare encoder, with head."""
@@ -77,11 +77,11 @@ def _spelling(
     )
 
 
-VERSION_4 = _spelling("names of version 4", "encoder.layer", "decoder_layers", DISK_BLOCK)
-VERSION_5_SAVED = _spelling(
+VERSION_4 = _naming_variant("names of version 4", "encoder.layer", "decoder_layers", DISK_BLOCK)
+VERSION_5_SAVED = _naming_variant(
     "names saved by version 5", "encoder.layer", "decoder_encoder.layer", DISK_BLOCK
 )[:1]
-VERSION_5_MEMORY = _spelling(
+VERSION_5_MEMORY = _naming_variant(
     "in-memory names of version 5", "layers", "decoder_layers", MEMORY_BLOCK
 )
 
@@ -111,18 +111,18 @@ MAE_FIELDS = (
 )
 
 
-def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` as transformers writes it for the task's class."""
-    task = carried["task"]
+    task = complete["task"]
     names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
-    written = {name: carried[name] for name in names}
-    if "key_bias" in carried:  # no class of transformers reads it; a conversion back does
-        written["key_bias"] = carried["key_bias"]
+    written = {name: complete[name] for name in names}
+    if "key_bias" in complete:  # no class of transformers reads it; a conversion back does
+        written["key_bias"] = complete["key_bias"]
     written["architectures"] = [PYTORCH_CLASSES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":
-        unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
-        labels = carried.get("id2label", unnamed)
+        unnamed = {str(index): f"LABEL_{index}" for index in range(complete["num_labels"])}
+        labels = complete.get("id2label", unnamed)
         written["id2label"] = labels
         written["label2id"] = {label: int(index) for index, label in labels.items()}
     return dict(sorted(written.items()))

@@ -62,9 +62,11 @@ def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes
         key = next((name for name in shapes if re.fullmatch(family.key, name)), None)
         if key is not None:
             decoder = re.compile(family.decoder)
-            kept = {name: shape for name, shape in shapes.items() if not decoder.fullmatch(name)}
-            dropped = dict.fromkeys((n for n in shapes if n not in kept), family.why_dropped)
-            return (family, key), kept, dropped
+            remaining = {
+                name: shape for name, shape in shapes.items() if not decoder.fullmatch(name)
+            }
+            dropped = dict.fromkeys((n for n in shapes if n not in remaining), family.why_dropped)
+            return (family, key), remaining, dropped
     return None, shapes, {}
 
 
@@ -85,20 +87,20 @@ def name_relative(
     Raises:
         CheckpointError: the training arguments say that a model of this family cannot be read.
     """
-    found = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
-    found = found or _by_shapes(fields)
-    if found is not None and found.certain:
-        for name, why in found.relative.impossible.items():
+    membership = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
+    membership = membership or _by_shapes(fields)
+    if membership is not None and membership.certain:
+        for name, why in membership.relative.impossible.items():
             if arguments.get(name):
                 raise CheckpointError(
-                    f"this is {found.relative.name} trained with {name}: {why}, so it is not a "
-                    "model that this project can convert"
+                    f"this is {membership.relative.name} trained with {name}: {why}, so it is not "
+                    "a model that this project can convert"
                 )
-    return found
+    return membership
 
 
-def _by_key(found: tuple[Relative, str] | None) -> Membership | None:
-    return found and Membership(found[0], True, f"it has {found[1]}")
+def _by_key(membership: tuple[Relative, str] | None) -> Membership | None:
+    return membership and Membership(membership[0], True, f"it has {membership[1]}")
 
 
 def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:

@@ -251,9 +251,9 @@ shown unchanged."""
 def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
     """Return the model that tensor names identify, and the first of these names, or None."""
     for family in REFUSED:
-        found = [_found(key, shapes) for key in family.keys]
-        if None not in found:
-            return family, str(found[0])
+        matches = [_found(key, shapes) for key in family.keys]
+        if None not in matches:
+            return family, str(matches[0])
     return None
 
 
@@ -286,24 +286,24 @@ def explain(
             f"this is an adapter{of} (adapter_config.json: peft_type {kind}) and not a whole model;"
             f" use instead: {MERGE}"
         )
-    said = _said_by(config or {})
-    found = recognise_family(shapes)
-    if found is not None:
-        family, key = found
-        also = f"; its config.json says {said[0]}" if said else ""
+    reason = _reason_in_config(config or {})
+    relative = recognise_family(shapes)
+    if relative is not None:
+        family, key = relative
+        also = f"; its config.json says {reason[0]}" if reason else ""
         return (
             f"this is {family.name} (it has {key}{also}), which is not a MAE that this project"
             f" converts; use instead: {family.instead}"
         )
-    if said is not None:
+    if reason is not None:
         return (
-            f"this is {said[1]} (its config.json says {said[0]}), which is not a MAE that this"
-            f" project converts; use instead: {said[2]}"
+            f"this is {reason[1]} (its config.json says {reason[0]}), which is not a MAE that this"
+            f" project converts; use instead: {reason[2]}"
         )
     return None
 
 
-def _said_by(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
+def _reason_in_config(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Return the model that a configuration states, its name, and what reads it; else None."""
     if isinstance(architecture := config.get("architecture"), str):  # timm's
         if not re.match(r"(vit|samvit)_", architecture):

@@ -78,11 +78,11 @@ NAMES = {
 }
 
 
-def read_config(stated: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a configuration gives: one of this project, or ``pretrained_cfg`` of the Hub."""
-    theirs = stated.get("pretrained_cfg")
+    theirs = config.get("pretrained_cfg")
     if not isinstance(theirs, Mapping):
-        return dict(stated)
+        return dict(config)
     return {ours: theirs[name] for name, ours in NAMES.items() if name in theirs}
 
 

@@ -27,10 +27,10 @@ CLASSES = {
 SCALED_BLOCK = (Row(".{attention,mlp}.scale", "/vars/{0,1}"), *BLOCK)
 
 
-def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` of a ``.keras`` file; ``dtype`` is that of the weights."""
-    config = VideoMAEConfig.from_dict(carried).to_dict()
-    return archived_model(CLASSES[carried["task"]], config, carried["dtype"])
+    config = VideoMAEConfig.from_dict(complete).to_dict()
+    return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 
 
 KERAS = Layout(

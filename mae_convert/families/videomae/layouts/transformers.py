@@ -97,23 +97,23 @@ FIELDS = (
 )
 
 
-def write_config(carried: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` as transformers writes it for the task's class.
 
     Versions 4 read ``qkv_bias``, versions 5 ``qv_bias``: both are written.
     """
-    task = carried["task"]
-    written = {name: carried[name] for name in FIELDS}
+    task = complete["task"]
+    written = {name: complete[name] for name in FIELDS}
     written |= {
         "architectures": [ARCHITECTURES[task]],
         "model_type": "videomae",
-        "qv_bias": carried["qkv_bias"],
+        "qv_bias": complete["qkv_bias"],
     }
     if task == "pretrain":
         written["use_mean_pooling"] = False  # with it, the class leaves out the encoder's norm
     if task == "classify":
-        unnamed = {str(index): f"LABEL_{index}" for index in range(carried["num_labels"])}
-        labels = carried.get("id2label", unnamed)
+        unnamed = {str(index): f"LABEL_{index}" for index in range(complete["num_labels"])}
+        labels = complete.get("id2label", unnamed)
         written["id2label"] = labels
         written["label2id"] = {label: int(index) for index, label in labels.items()}
     return dict(sorted(written.items()))
