@@ -262,15 +262,15 @@ def _natively(runner: Mapping[str, Any]) -> str:
     return f"run {side} with {names}, which loads {layout} natively ({INSTALL[frameworks[0]]})"
 
 
-def runner_in_words(witness: Mapping[str, Any]) -> str:
-    """Return what ran one side of a comparison: a framework and its version, or whose code."""
-    versions = witness.get("versions") or {}
-    if code := witness.get("foreign"):
+def runner_in_words(runner: Mapping[str, Any]) -> str:
+    """Return the runner of one side as text: a framework and its version, or the specified code."""
+    versions = runner.get("versions") or {}
+    if code := runner.get("foreign"):
         library = next((name for name in ("torch", "keras") if name in versions), "")
         used = f", with {library} {versions[library]}" if library else ""
-        return f"{code}, code that is not mae-convert's{used}"
-    framework = str(witness.get("framework"))
-    return f"{framework} {versions.get(framework, '')}".rstrip()
+        return f"{code}, code from outside mae-convert{used}"
+    framework = str(runner.get("framework"))
+    return " ".join(filter(None, (framework, versions.get(framework))))
 
 
 def _is_nan(measured: Any) -> bool:

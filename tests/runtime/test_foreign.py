@@ -229,7 +229,9 @@ def test_a_side_that_returns_only_its_mask_shows_nothing(encoder, own):
     code = own("return self.last(x), (order.argsort(1) >= self.kept)",
                "return None, (order.argsort(1) >= self.kept)")  # fmt: skip
     options = parse_options((), dtypes=("float64",))
-    with pytest.raises(MaeConvertError, match="does not return last_hidden_state, without which"):
+    with pytest.raises(
+        MaeConvertError, match="does not return last_hidden_state, which is required"
+    ):
         run_verification(encoder, encoder, TORCH, Side(code), options)
 
 
