@@ -417,7 +417,7 @@ def test_a_trace_and_a_side_of_the_command_line_are_computed_by_code(
     pair = [encoder.path, encoder.path, "--framework-a", "torch"]
     done = command("verify", *pair, "--framework-b", own(), "--dtype", "float64")
     assert done.status == 0, done.err
-    assert "run by own.py:build, code that is not mae-convert's" in " ".join(done.out.split())
+    assert "run by own.py:build, code from outside mae-convert" in " ".join(done.out.split())
     assert command("trace", encoder.path, tmp_path / "a.safetensors", "--taps").status == 0
     assert command("compare", tmp_path / "a.safetensors", trace).status == 0
     done = command("verify", *pair, "--framework-b", "tensorfow")
