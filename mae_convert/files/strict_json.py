@@ -6,11 +6,10 @@ checked: a file of weights alone does not need it.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from mae_convert.errors import CheckpointError
 
@@ -113,7 +112,9 @@ def plain(value: Any) -> Any:
         return {in_unicode(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
+    # Whoever has a NumPy scalar has imported NumPy; the command line's help does without it.
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

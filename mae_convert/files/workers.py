@@ -11,8 +11,6 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
-
 MOST_WORKERS = 4
 """Each thread may hold one whole array, which is being transposed, and a block of it."""
 
@@ -91,4 +89,6 @@ def reuse_freed_memory() -> None:
     costs a page fault for every 4 kB. It raises that threshold to the size of freed blocks
     (mallopt(3), M_MMAP_THRESHOLD). Other allocators are not affected.
     """
+    import numpy as np  # not needed by the command line's help, which imports this module
+
     np.empty(REUSED_BYTES, np.uint8)

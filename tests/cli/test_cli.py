@@ -44,6 +44,8 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 heavy = {"torch", "tensorflow", "keras", "jax", "transformers", "huggingface_hub"}
+if sys.argv[1:] == ["--help"]:
+    heavy |= {"numpy", "rich"}
 loaded = heavy & set(sys.modules)
 assert not loaded, loaded
 """
