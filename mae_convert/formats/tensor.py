@@ -86,11 +86,10 @@ class LazyTensor:
             count = max(1, CACHED_BYTES // load.dtype.itemsize)
             for start in range(0, load.size, count):
                 load.fill(memory[start : start + count], start)
-            return
-        filled = 0
-        for piece in self.pieces():
-            memory[filled : filled + piece.size] = piece
-            filled += piece.size
+        else:
+            array = load()
+            self._check(array.shape, array.dtype)
+            _copy(array, memory.reshape(array.shape))
 
     def read_through(self) -> None:
         """Read all elements only for their checks; no more than a block is kept in memory.
@@ -169,15 +168,22 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Return a copy in C order; a transposed matrix is copied in blocks, which is faster."""
+    """Return a copy in C order."""
+    copied = np.empty(array.shape, array.dtype)
+    _copy(array, copied)
+    return copied
+
+
+def _copy(array: np.ndarray, memory: np.ndarray) -> None:
+    """Copy an array to memory in C order; a transposed matrix block by block, which is faster."""
     if array.ndim != 2 or min(array.shape) <= TILE_ROWS // 2 or array.strides[0] > array.strides[1]:
-        return np.ascontiguousarray(array)
-    copied, columns = np.empty(array.shape, array.dtype), TILE_BYTES // array.dtype.itemsize
+        memory[...] = array
+        return
+    columns = TILE_BYTES // array.dtype.itemsize
     for top in range(0, array.shape[0], TILE_ROWS):
         for left in range(0, array.shape[1], columns):
             part = (slice(top, top + TILE_ROWS), slice(left, left + columns))
-            copied[part] = array[part]
-    return copied
+            memory[part] = array[part]
 
 
 def as_bytes(piece: np.ndarray) -> memoryview:

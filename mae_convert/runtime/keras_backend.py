@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from mae_convert.errors import Option
 from mae_convert.runtime.loaders import LoadError
@@ -69,6 +70,18 @@ class Unset(keras.initializers.Initializer):
         import tensorflow
 
         return tensorflow.raw_ops.Empty(shape=shape, dtype=dtype)
+
+
+def backend_tensor(array: np.ndarray) -> Any:
+    """Return an array as a tensor of the backend; nothing else may use the array afterwards.
+
+    TensorFlow uses its memory, which must be aligned to 64 bytes, instead of copying it twice.
+    """
+    if _is_jax() or array.dtype.kind not in "fiu" or not array.size:  # bfloat16 is of kind "V"
+        return array
+    import tensorflow
+
+    return tensorflow.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def compiled(function: Function, model: Any, mode: str) -> Function:

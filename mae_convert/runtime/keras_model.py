@@ -14,9 +14,12 @@ import numpy as np
 from mae_convert.errors import LayoutError, MissingRequirementError
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.runtime.keras_backend import Unset
+from mae_convert.runtime.keras_backend import Unset, backend_tensor
 from mae_convert.runtime.keras_backend import device as on_device
 from mae_convert.runtime.loaders import LoadError
+
+ALIGNMENT = 64
+"""The alignment of TensorFlow's memory in bytes."""
 
 
 def make(
@@ -63,8 +66,17 @@ def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: 
                 f"{tensor.name} is {tensor.dtype} of shape {tensor.shape} in the checkpoint and"
                 f" {variable.dtype} of shape {tuple(variable.shape)} in the model"
             )
-        variable.assign(tensor.load())
+        variable.assign(backend_tensor(read_aligned(tensor)))
     return model
+
+
+def read_aligned(tensor: LazyTensor) -> np.ndarray:
+    """Return a tensor in new memory that is aligned as TensorFlow requires it to use it itself."""
+    memory = np.empty(tensor.nbytes + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    flat = memory[begin : begin + tensor.nbytes].view(tensor.dtype)
+    tensor.read_into(flat)
+    return flat.reshape(tensor.shape)
 
 
 def variable_at(model: Any, name: str) -> Any:
