@@ -84,9 +84,14 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
     return checkpoint.specified(configuration_fields, f"{official.file}, confirmed by its MD5")
 
 
-def open_md5(file: ByteFile) -> str:
-    """Return the MD5 of an open file's bytes; the first digits are published for official files."""
-    return hex_digest(file, hashlib.md5(usedforsecurity=False))
+def open_md5(file: ByteFile, advance: Callable[[int], None] | None = None) -> str:
+    """Return the MD5 of an open file's bytes; the first digits are published for official files.
+
+    Args:
+        file: the file.
+        advance: is called with the number of bytes of each piece that was read.
+    """
+    return hex_digest(file, hashlib.md5(usedforsecurity=False), advance)
 
 
 def file_md5(path: Path) -> str:

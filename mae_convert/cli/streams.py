@@ -122,16 +122,19 @@ class _Bar(Progress):
             transient=True,
         )
         self._what = what
-        self._task = progress.TaskID(0)
+        self._task: progress.TaskID | None = None
 
     def begin(self, total: int) -> None:
-        """Set the total number of bytes."""
+        """Start an operation on `total` bytes, after the previous one."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task(self._what, total=total)
         self._bar.start()
 
     def advance(self, count: int) -> None:
         """Add `count` bytes to the progress."""
-        self._bar.advance(self._task, count)
+        if self._task is not None:
+            self._bar.advance(self._task, count)
 
     def end(self) -> None:
         """Remove the bar from the screen."""

@@ -45,7 +45,7 @@ def execute_all(
         OutputError: a target exists or cannot be written.
         MaeConvertError: a tensor is not finite, or the source was changed in the meantime.
     """
-    source = SourceHashes(plans[0].source.container.opened)
+    source = SourceHashes(plans[0].source.container.opened, progress)
     records = [conversion_record(plan, source) for plan in plans]
     for plan in plans:
         for each in plan.roundings.values():

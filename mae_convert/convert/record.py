@@ -22,6 +22,7 @@ from mae_convert.checkpoint.official_match import confirmed, confirmed_by_hash, 
 from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.byte_ranges import ByteFile, hex_digest, open_sha256
+from mae_convert.files.workers import Progress
 from mae_convert.formats.tensor import LazyTensor
 
 NOT_YET = "0" * 64
@@ -303,10 +304,12 @@ class SourceHashes:
 
     Args:
         files: the open files.
+        progress: receives the progress of `md5`.
     """
 
-    def __init__(self, files: Sequence[ByteFile]) -> None:
+    def __init__(self, files: Sequence[ByteFile], progress: Progress | None = None) -> None:
         self._files = files
+        self._progress = progress or Progress()
         self._hashes = [NOT_YET] * len(files)
         self._md5: str | None = None
         self.nbytes = sum(file.size for file in files)
@@ -318,7 +321,8 @@ class SourceHashes:
     def md5(self) -> str:
         """Return the MD5 of the file, which identifies official files; computed on demand."""
         if self._md5 is None:
-            self._md5 = open_md5(self._files[0])
+            self._progress.begin(self._files[0].size)
+            self._md5 = open_md5(self._files[0], self._progress.advance)
         return self._md5
 
     def require_unchanged(self) -> None:

@@ -25,7 +25,7 @@ class Progress:
     """Receives the progress of a long operation; this base class ignores it."""
 
     def begin(self, total: int) -> None:
-        """Set the total number of bytes."""
+        """Start an operation on `total` bytes, after the previous one."""
 
     def advance(self, count: int) -> None:
         """Add `count` bytes; called from any thread."""

@@ -21,6 +21,7 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.families.options import Flags
 from mae_convert.files.byte_ranges import ByteFile
+from mae_convert.files.workers import Progress
 from mae_convert.formats import open_container, write_file
 from mae_convert.formats.dtypes import DTYPES, MeasuredRounding, rounded
 from mae_convert.formats.tensor import LazyTensor
@@ -97,13 +98,29 @@ def test_each_tensor_is_read_once_to_write_it_and_once_to_compare(
     assert sum(read_names) <= plain.path.stat().st_size + 2 * held  # hashed, written, compared
 
 
-def test_a_file_is_hashed_once_for_all_targets(tmp_path: Path, plain, monkeypatch) -> None:
-    hashed = []
-    monkeypatch.setattr(record, "open_md5", lambda file: hashed.append(file) or "0" * 32)
+def test_a_file_is_hashed_once_for_all_targets_and_shows_its_progress(
+    tmp_path: Path, plain, monkeypatch
+) -> None:
+    class Recorded(Progress):
+        def __init__(self) -> None:
+            self.totals: list[int] = []
+            self.counts: list[int] = []
+
+        def begin(self, total: int) -> None:
+            self.totals.append(total)
+            self.counts.append(0)
+
+        def advance(self, count: int) -> None:
+            self.counts[-1] += count
+
     monkeypatch.setattr(record, "confirmed_by_hash", lambda source, md5: (md5(), source)[1])
     targets = [tmp_path / "a.pth", tmp_path / "b.pth"]
-    execute_all([plan_conversion(plain, target, "facebook") for target in targets])
-    assert len(hashed) == 1
+    progress = Recorded()
+    plans = [plan_conversion(plain, target, "facebook") for target in targets]
+    execute_all(plans, progress=progress)
+    assert progress.totals[0] == plain.path.stat().st_size
+    assert len(progress.totals) == 2  # the MD5, and the conversion
+    assert progress.counts == progress.totals
 
 
 @pytest.fixture
