@@ -33,8 +33,8 @@ from mae_convert.runtime import children, worker
 from mae_convert.runtime.sides import WORKER
 
 # What a framework reads while it is imported: a request with other values needs another server.
-READ_AT_IMPORT = ("PYTHON", "KERAS", "TF_", "OMP_", "MKL_", "CUDA", "CUBLAS", "XLA", "JAX", "TORCH_",
-                  "PYTORCH_")  # fmt: skip
+READ_AT_IMPORT = ("PYTHON", "KERAS", "TF_", "OMP_", "MKL_", "CUDA", "CUBLAS", "XLA", "JAX",
+                  "TORCH_", "PYTORCH_")  # fmt: skip
 LONGEST_REQUEST = 1 << 20
 
 
