@@ -12,7 +12,6 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import NO_KEY_BIAS
 from mae_convert.convert.changes import Geometry, Step, with_geometry
 from mae_convert.convert.output_options import Packing
-from mae_convert.convert.tensor_digests import PassingDigest, watched
 from mae_convert.errors import (
     ConfigurationError,
     LayoutError,
@@ -25,7 +24,7 @@ from mae_convert.families.canonical import TASKS
 from mae_convert.families.configuration import Configuration
 from mae_convert.formats.dtypes import DTYPES, MeasuredRounding
 from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
-from mae_convert.formats.tensor import LazyTensor
+from mae_convert.formats.tensor import LazyTensor, PassingDigest, watched
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Rule, Table, write_tensors
 from mae_convert.layouts.transforms import KEY_BIAS, Schema

@@ -24,7 +24,6 @@ from mae_convert.formats.contents import Contents, reading
 from mae_convert.formats.pickle_stream import PickleStream
 from mae_convert.formats.pickle_types import INERT, Maker, Record
 from mae_convert.formats.pickles import PickleReader
-from mae_convert.formats.plain_values import describe, plain_mapping
 from mae_convert.formats.pth_read import (
     ARGUMENTS,
     META,
@@ -35,6 +34,7 @@ from mae_convert.formats.pth_read import (
     training_arguments,
 )
 from mae_convert.formats.registry import DCP, METADATA
+from mae_convert.formats.settings import describe, plain_mapping
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES, StoredTensor, TensorPlace, natural
 from mae_convert.formats.wrappers import EPOCH_KEYS, epoch_in, select_model

@@ -9,13 +9,11 @@ the file is refused.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mae_convert.errors import CheckpointError
 from mae_convert.formats.pickle_types import Maker, NumpyArray, Opaque, Ordered, Record
-from mae_convert.formats.settings_objects import UNKNOWN, settings_in
-from mae_convert.formats.torch_types import REBUILDERS, Storage, StoredTensor, TensorPlace
-from mae_convert.text import LONGEST_SHOWN, shown
+from mae_convert.formats.torch_types import REBUILDERS, Storage, StoredTensor
+from mae_convert.text import shown
 
 GATHER = (
     "gather the tensors in the training program: on every process, state = "
@@ -32,9 +30,6 @@ SHARDED = (
     "torch.distributed._shard.",
 )
 """Prefixes of the names of the types as which such shards are pickled."""
-
-OUTERMOST_SHOWN = 24
-NAMES_SHOWN = 8
 
 
 @dataclass
@@ -131,68 +126,6 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
 def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
     """Return the name of an object that received a tensor; None if none did."""
     return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
-
-
-def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
-    """Yield the outermost opaque objects in a value, with their dotted paths."""
-    seen: set[int] = set()
-    waiting: list[tuple[str, object]] = [("", value)]
-    while waiting:
-        path, item = waiting.pop()
-        if isinstance(item, TensorPlace) or id(item) in seen:
-            continue
-        if isinstance(item, Opaque) or (isinstance(item, NumpyArray) and item.unread):
-            yield path, item
-            seen.add(id(item))
-        elif isinstance(item, Mapping | list | tuple | set | frozenset | Record):
-            seen.add(id(item))
-            waiting.extend(reversed(list(_placed(path, item))))
-
-
-def _placed(path: str, item: Any) -> Iterator[tuple[str, object]]:
-    """Yield the values in a value, with their dotted paths."""
-    if isinstance(item, Record):
-        yield path, item.state
-        return
-    for key in item if isinstance(item, Mapping) else ():
-        if isinstance(key, Opaque):
-            yield path, key
-    pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
-    for key, value in pairs:
-        if not isinstance(value, str | int | float | bool | bytes | None):
-            named = str(key)[:LONGEST_SHOWN]
-            yield (f"{path}.{named}" if path else named)[:LONGEST_SHOWN], value
-
-
-def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return the objects in a value that are not read, by path, each with a description."""
-    places: dict[str, str] = {}
-    named: set[str] = set()
-    more = 0
-    for path, item in outermost(value):
-        if len(places) == OUTERMOST_SHOWN:
-            more += 1
-            continue
-        places[shown(path) or "the pickle"] = in_words(item)
-        named |= {item.name} if isinstance(item, Opaque) else set()
-    if more:
-        places["other places"] = f"{more} more objects of unsupported types"
-    inner = [name for name in effects.names() if name not in named]
-    if inner:
-        listed = ", ".join(map(shown, inner[:NAMES_SHOWN])) + ", …" * (len(inner) > NAMES_SHOWN)
-        places["other names in the pickle"] = f"neither imported nor called: {listed}"
-    return places
-
-
-def in_words(item: Opaque | NumpyArray) -> str:
-    """Return a description of an object that is not read."""
-    if isinstance(item, NumpyArray):
-        return "an array of objects, times or records, which no weight needs; not read"
-    values = "" if settings_in(item) is UNKNOWN else ", its values read as plain data"
-    return (
-        f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "
-        f"needs: neither imported nor called{values}"
-    )
 
 
 def would_run_code(path: Path, dotted: str) -> CheckpointError:

@@ -13,13 +13,12 @@ from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.sequential import Mapped, SequentialArray
 from mae_convert.formats.archive import Archive
-from mae_convert.formats.config_text import read_config_text
 from mae_convert.formats.contents import Contents
-from mae_convert.formats.opaque_objects import Effects, passed_over, would_run_code
+from mae_convert.formats.opaque_objects import Effects, would_run_code
 from mae_convert.formats.pickle_stream import PickleStream
 from mae_convert.formats.pickles import PickleReader
-from mae_convert.formats.plain_values import describe, plain_mapping
 from mae_convert.formats.registry import PTH
+from mae_convert.formats.settings import describe, passed_over, plain_mapping, read_config_text
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.torch_types import Storage, StoredTensor, make_storage
 from mae_convert.formats.wrappers import EPOCH_KEYS, Selection, epoch_in, select_model

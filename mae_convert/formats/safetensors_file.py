@@ -14,8 +14,8 @@ from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.contents import Contents, embedded_json
 from mae_convert.formats.output_file import FileLayout
-from mae_convert.formats.plain_values import describe
 from mae_convert.formats.registry import SAFETENSORS
+from mae_convert.formats.settings import describe
 from mae_convert.formats.tensor import LazyTensor, possible_shape
 from mae_convert.formats.torch_types import TORCH_DTYPES
 from mae_convert.text import shown

@@ -15,7 +15,7 @@ from mae_convert.formats.opaque_objects import (
     would_run_code,
 )
 from mae_convert.formats.pickle_types import Opaque, Ordered
-from mae_convert.formats.plain_values import describe
+from mae_convert.formats.settings import describe
 from mae_convert.formats.torch_types import StoredTensor, TensorPlace
 from mae_convert.text import shown
 

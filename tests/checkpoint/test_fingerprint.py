@@ -20,7 +20,6 @@ from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute, execute_all
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.convert.tensor_digests import PassingDigest
 from mae_convert.families.mae.family import MAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
@@ -28,7 +27,7 @@ from mae_convert.families.mae.schema import schema
 from mae_convert.families.options import Flags
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats import write_file
-from mae_convert.formats.tensor import LazyTensor, sha256
+from mae_convert.formats.tensor import LazyTensor, PassingDigest, sha256
 from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 

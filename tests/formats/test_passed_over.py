@@ -24,7 +24,7 @@ from paths import DATA, GOLDEN
 from mae_convert.cli.main import cli
 from mae_convert.errors import CheckpointError, as_option
 from mae_convert.formats import open_container
-from mae_convert.formats.config_text import read_config_text
+from mae_convert.formats.settings import read_config_text
 
 CASES = DATA / "cases"
 LIGHTNING = CASES / "pickled_extras" / "l_omegaconf.ckpt"
