@@ -21,7 +21,7 @@ from hub_state import Account
 
 import mae_convert.models
 from mae_convert.cli.main import cli
-from mae_convert.sweep import fields as sweep_fields
+from mae_convert.sweep import plan_fields as sweep_fields
 
 ROOT = documentation.ROOT
 DATA = ROOT / "mae_convert/data/demo"

@@ -25,7 +25,7 @@ from mae_convert.errors import (
     to_json,
 )
 from mae_convert.families.options import CHECKPOINT_OPTIONS, Flags, flags_of_arguments
-from mae_convert.models.errors import raising_as_transformers
+from mae_convert.models.transformers_errors import raising_as_transformers
 from mae_convert.sweep.result import error_row
 
 PACKAGE = Path(mae_convert.__file__).parent

@@ -8,7 +8,7 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.families import family_of
 from mae_convert.families.transformers_fields import MERGE
 from mae_convert.formats import Container
-from mae_convert.layouts.fields import (
+from mae_convert.layouts.config_fields import (
     HARMLESS,
     NOTHING,
     READ,

@@ -8,7 +8,7 @@ import numpy as np
 from mae_convert.checkpoint.canonical_tensors import REASON
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import Option, Text
-from mae_convert.families.positions import POSITION_EMBEDDINGS, Grid, fixed_precision
+from mae_convert.families.position_embeddings import POSITION_EMBEDDINGS, Grid, fixed_precision
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import listed

@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
-from mae_convert.families.option_values import LARGEST_COUNT, ByteSize, ImageSize, Kind, Switch
 from mae_convert.families.options import (
     CHECKPOINT_OPTIONS,
+    LARGEST_COUNT,
     OF_FIELDS,
+    ByteSize,
     CheckpointOption,
+    ImageSize,
+    Kind,
+    Switch,
     flags_of,
 )
 from mae_convert.runtime.foreign import FORMS, names_code
@@ -64,7 +68,7 @@ SECONDS = click.FloatRange(min=0)
 
 
 class ValueType(click.ParamType):
-    """A value of one of the types in `mae_convert.families.option_values`."""
+    """A value of one of the types in `mae_convert.families.options`."""
 
     def __init__(self, kind: Kind, metavar: str = "") -> None:
         self.kind = kind

@@ -17,7 +17,12 @@ from mae_convert.checkpoint.canonical_tensors import after_step
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.configuration import Configuration
-from mae_convert.families.positions import RECOMPUTE, PositionTable, regenerated, resampled
+from mae_convert.families.position_embeddings import (
+    RECOMPUTE,
+    PositionTable,
+    regenerated,
+    resampled,
+)
 from mae_convert.formats.dtypes import rounded
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import format_size

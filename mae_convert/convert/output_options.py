@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import Option, OutputError
-from mae_convert.families.option_values import ByteSize
+from mae_convert.families.options import ByteSize
 from mae_convert.formats.registry import PTH
 from mae_convert.layouts.layout import Layout
 

@@ -21,7 +21,7 @@ from mae_convert.families.configuration import Configuration, Missing, check_sta
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, FieldValue
 from mae_convert.families.official_models import Card
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
-from mae_convert.families.positions import BICUBIC, PositionTable
+from mae_convert.families.position_embeddings import BICUBIC, PositionTable
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS
@@ -86,7 +86,7 @@ class Family(ABC):
             grid of patches (`position_tables`) are resampled, models whose positions are "computed"
             have no other tensors; None where the size cannot be changed.
         resampling: how stored ones are resampled, ``BICUBIC`` or ``CORNERS_ALIGNED`` of
-            `mae_convert.families.positions`.
+            `mae_convert.families.position_embeddings`.
         fixed_positions: the axes of the fixed embedding that stored ones are before training, a key
             of ``FIXED`` there; None where they are learned.
         may_lack_class_position: whether programs exist that give such names to position embeddings

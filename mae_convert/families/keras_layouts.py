@@ -11,7 +11,14 @@ from dataclasses import fields
 from typing import Any
 
 from mae_convert.errors import ConfigurationError
-from mae_convert.layouts.fields import HARMLESS, READ, Fields, Only, Treatment, unknown_fields
+from mae_convert.layouts.config_fields import (
+    HARMLESS,
+    READ,
+    Fields,
+    Only,
+    Treatment,
+    unknown_fields,
+)
 from mae_convert.layouts.table import Drop, Row
 from mae_convert.layouts.transforms import TRANSPOSE, Permute
 from mae_convert.text import shown

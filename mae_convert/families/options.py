@@ -5,21 +5,219 @@ from it. An option gives a field of the model's configuration, which has the nam
 gives it; the option's own name is shorter.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
-from mae_convert.errors import Option
-from mae_convert.families.option_values import (
-    Choice,
-    ImageSize,
-    Kind,
-    Number,
-    Switch,
-    Whole,
-    Words,
-    size_of_image,
-)
+from mae_convert.errors import ConfigurationError, Option
+
+LARGEST_COUNT = 1_000_000  # a larger number is a typing error, and would exhaust the memory
+SIDE = re.compile("0*[1-9][0-9]{0,5}")
+BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
+TRUE = ("true", "t", "yes", "y", "on", "1")
+FALSE = ("false", "f", "no", "n", "off", "0")
+
+
+class Kind(Protocol):
+    """A kind of value."""
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder for a value in help texts."""
+
+    @property
+    def expected(self) -> str:
+        """What is accepted, for messages."""
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text.
+
+        Raises:
+            ValueError: the text is not a value of this type; the message states why.
+        """
+
+
+@dataclass(frozen=True)
+class Words:
+    """Any text."""
+
+    metavar: str = "TEXT"
+    expected: str = "a text"
+
+    def read(self, text: str) -> str:
+        """Return the text."""
+        return text
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False."""
+
+    metavar: str = "BOOLEAN"
+    expected: str = "true or false"
+
+    def read(self, text: str) -> bool:
+        """Return the value of a text such as "true", "yes" or "1"."""
+        word = text.strip().lower()
+        if word not in (*TRUE, *FALSE):
+            raise ValueError(f"{text!r} is not {self.expected}")
+        return word in TRUE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several names; a synonym stands for one of them."""
+
+    choices: tuple[str, ...]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metavar(self) -> str:
+        """The names between brackets."""
+        return f"[{'|'.join(self.choices)}]"
+
+    @property
+    def expected(self) -> str:
+        """The names."""
+        return ", ".join(self.choices)
+
+    def read(self, text: str) -> str:
+        """Return the name."""
+        name = self.synonyms.get(text, text)
+        if name not in self.choices:
+            raise ValueError(f"{text!r} is not one of {self.expected}")
+        return name
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number between two limits."""
+
+    least: int = 1
+    most: int | None = LARGEST_COUNT
+    metavar: str = "INTEGER"
+    expected: str = "a whole number"
+
+    def read(self, text: str) -> int:
+        """Return the number."""
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {self.expected}") from None
+        if number < self.least:
+            raise ValueError(f"{number} is less than {self.least}")
+        if self.most is not None and number > self.most:
+            raise ValueError(f"{number} is more than {self.most}")
+        return number
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number, at least as large as a limit and smaller than another."""
+
+    least: float = -math.inf
+    below: float = math.inf
+    metavar: str = "FLOAT"
+    expected: str = "a number"
+
+    def read(self, text: str) -> float:
+        """Return the number."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{text!r} is not {self.expected}")
+        if number < self.least:
+            raise ValueError(f"{number:g} is less than {self.least:g}")
+        if number >= self.below:
+            raise ValueError(f"{number:g} is not less than {self.below:g}")
+        return number
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Height and width of an image in pixels: one number for a square, or HxW."""
+
+    metavar: str = "HxW"
+    expected: str = "224 or 224x192 (height x width)"
+
+    def read(self, text: str) -> tuple[int, int]:
+        """Return (height, width)."""
+        sides = text.lower().split("x")
+        if len(sides) > 2 or not all(SIDE.fullmatch(side) for side in sides):
+            raise ValueError(f"{text!r} is not a size; write {self.expected}")
+        return int(sides[0]), int(sides[-1])
+
+
+@dataclass(frozen=True)
+class ByteSize:
+    """A number of bytes, such as 500MB, 2GB or 2GiB."""
+
+    metavar: str = "SIZE"
+    expected: str = "500MB or 2GB"
+
+    def read(self, text: str) -> int:
+        """Return the number of bytes."""
+        match = BYTES.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a size; write {self.expected}")
+        power = " KMGT".index(match[2].upper() or " ")
+        return int(match[1]) * (1024 if match[3] else 1000) ** power
+
+
+def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None:
+    """Return height and width of a size: a number for a square, a pair, or a text such as 224x192.
+
+    Args:
+        size: the size, or None, which is returned.
+        name: the argument's name, for a message.
+
+    Raises:
+        ConfigurationError: it is not a size.
+    """
+    if size is None:
+        return None
+    sides = size.lower().split("x") if isinstance(size, str) else size
+    pair = list(sides) if isinstance(sides, list | tuple) else [sides]
+    pixels = [_pixels(side) for side in pair]
+    if len(pixels) not in (1, 2) or not all(pixels):
+        raise ConfigurationError(
+            f"{name} cannot be {size!r}",
+            hint="give one number of pixels, or (height, width)",
+            option=name,
+        )
+    return pixels[0], pixels[-1]
+
+
+def _pixels(side: Any) -> int:
+    """Return a number of pixels, or 0 if the value is not one."""
+    if isinstance(side, str):
+        return int(side) if SIDE.fullmatch(side.strip()) else 0
+    try:
+        number = 0 if isinstance(side, bool) else int(side)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return number if number == side and number > 0 else 0
+
+
+def name_of_dtype(dtype: Any, names: tuple[str, ...]) -> str | None:
+    """Return the name of a dtype: of its name, or of a dtype of PyTorch, NumPy or TensorFlow.
+
+    Raises:
+        ConfigurationError: the dtype is unknown.
+    """
+    if dtype is None:
+        return None
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    if name not in names:
+        raise ConfigurationError(
+            f"unknown dtype {name!r}", hint=f"choose {', '.join(names)}", option="dtype"
+        )
+    return name
+
 
 POOLING = ("token", "avg")
 

@@ -14,7 +14,7 @@ import numpy as np
 from mae_convert.errors import ConfigurationError
 from mae_convert.formats.directory import DISTRIBUTED
 from mae_convert.formats.dtypes import DTYPES
-from mae_convert.layouts.fields import (
+from mae_convert.layouts.config_fields import (
     HARMLESS,
     NOTHING,
     READ,

@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image
 
 from mae_convert.checkpoint.checkpoint import Checkpoint, require_images
-from mae_convert.checkpoint.clips import clips_below, frames_of
+from mae_convert.checkpoint.clip_inputs import clips_below, frames_of
 from mae_convert.checkpoint.image_files import images_in, open_image
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.evidence import PREPROCESSING
 from mae_convert.infer.decision import Decision, Inference
+from mae_convert.infer.field_search import HEADS, Search, heads_decision
 from mae_convert.infer.grid import grid_decision, has_grid
 from mae_convert.infer.head_structure import HeadStructure, head_structure
 from mae_convert.infer.losses import Crops, make_clips, make_crops
-from mae_convert.infer.search import HEADS, Search, heads_decision
 
 EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
 FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)

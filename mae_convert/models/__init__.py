@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_CLASSES
 
 if TYPE_CHECKING:
-    from mae_convert.models.configuration import ViTMAEConfig
-    from mae_convert.models.images import (
+    from mae_convert.models.image_processor import (
         AutoImageProcessor,
         MaeImageProcessor,
         ViTImageProcessor,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         ViTMAEForPreTraining,
         ViTMAEModel,
     )
+    from mae_convert.models.transformers_config import ViTMAEConfig
 
     AutoConfig = ViTConfig = ViTMAEConfig
     AutoFeatureExtractor = ViTFeatureExtractor = ViTImageProcessorFast = ViTImageProcessor
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     TFViTPreTrainedModel = TFViTMAEPreTrainedModel = KerasModel
 
 MODULES = {
-    "AutoImageProcessor": "images",
-    "MaeImageProcessor": "images",
-    "ViTImageProcessor": "images",
-    "ViTMAEConfig": "configuration",
+    "AutoImageProcessor": "image_processor",
+    "MaeImageProcessor": "image_processor",
+    "ViTImageProcessor": "image_processor",
+    "ViTMAEConfig": "transformers_config",
     "TorchModel": "pytorch",
     "KerasModel": "keras",
     **dict.fromkeys(PYTORCH_CLASSES.values(), "pytorch"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import KerasTensor, ops
 
-from mae_convert.models.outputs import EncoderOutput, output_of
+from mae_convert.models.model_outputs import EncoderOutput, output_of
 from mae_convert.models.pretrained import asked_for
 from reference_models.outputs import Taps, Tensor, ViTMAEModelOutput, recorded
 

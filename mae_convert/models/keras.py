@@ -14,11 +14,10 @@ from keras import ops
 
 from mae_convert.errors import MissingRequirementError
 from mae_convert.models.compiled_blocks import CompiledBlocks, may_compile
-from mae_convert.models.configuration import ReferenceConfig, ViTMAEConfig, adopted, plain
 from mae_convert.models.encoder_view import EncoderView
 from mae_convert.models.keras_methods import TransformersMethods
 from mae_convert.models.keras_views import Anew, blocks_of, resampled, shared
-from mae_convert.models.outputs import output_of
+from mae_convert.models.model_outputs import output_of
 from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
@@ -26,6 +25,7 @@ from mae_convert.models.pretrained import (
     problem_type,
     usable_size,
 )
+from mae_convert.models.transformers_config import ReferenceConfig, ViTMAEConfig, adopted, plain
 from reference_models import keras as reference
 from reference_models.keras.numerics import cross_entropy, widen
 from reference_models.keras.patches import patchify, unpatchify

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from mae_convert.families.positions import resampling_matrix
+from mae_convert.families.position_embeddings import resampling_matrix
 from reference_models.outputs import Taps, Tensor
 
 Size = tuple[int, int]

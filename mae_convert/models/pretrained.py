@@ -9,10 +9,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.options import Flags
 from mae_convert.files.staging import scratch_directory
-from mae_convert.models.configuration import ViTMAEConfig, check_problem_type
-from mae_convert.models.errors import raising_as_transformers
-from mae_convert.models.naming import source_named
-from mae_convert.models.options import (
+from mae_convert.models.loading_arguments import (
     SAYABLE,
     changes_of,
     device_of,
@@ -26,7 +23,10 @@ from mae_convert.models.options import (
     with_head,
     without_loading_details,
 )
-from mae_convert.models.saving import about_the_hub, push, save_into
+from mae_convert.models.model_names import source_named
+from mae_convert.models.save_pretrained import about_the_hub, push, save_into
+from mae_convert.models.transformers_config import ViTMAEConfig, check_problem_type
+from mae_convert.models.transformers_errors import raising_as_transformers
 from mae_convert.runtime.loading import Wanted, make_model
 from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.sources import open_source

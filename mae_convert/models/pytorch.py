@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
-from mae_convert.families.option_values import name_of_dtype
+from mae_convert.families.options import name_of_dtype
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import listed
 from mae_convert.models.checkpointing import (
@@ -19,8 +19,7 @@ from mae_convert.models.checkpointing import (
     enable_checkpointing,
     is_checkpointing,
 )
-from mae_convert.models.configuration import ReferenceConfig, adopted, plain
-from mae_convert.models.options import WITHOUT_EFFECT, dtype_of
+from mae_convert.models.loading_arguments import WITHOUT_EFFECT, dtype_of
 from mae_convert.models.pretrained import (
     Asked,
     PretrainedModel,
@@ -31,6 +30,7 @@ from mae_convert.models.pretrained import (
 from mae_convert.models.state_names import in_own_names
 from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.torch_parts import EncoderPart, decoder_of
+from mae_convert.models.transformers_config import ReferenceConfig, adopted, plain
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
 from reference_models import pytorch as reference

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mae_convert.models import outputs
+from mae_convert.models import model_outputs
 from reference_models import outputs as reference
 
 try:
@@ -59,14 +59,14 @@ if ModelOutput is not None:
 
     @dataclass
     class EncoderOutput(Output):
-        """As `outputs.EncoderOutput`."""
+        """As `model_outputs.EncoderOutput`."""
 
         last_hidden_state: Any = None
         hidden_states: Any = None
         attentions: Any = None
 
     CLASSES = {
-        outputs.EncoderOutput: EncoderOutput,
+        model_outputs.EncoderOutput: EncoderOutput,
         reference.ViTMAEModelOutput: ViTMAEModelOutput,
         reference.ViTMAEForPreTrainingOutput: ViTMAEForPreTrainingOutput,
         reference.ImageClassifierOutput: ImageClassifierOutput,
@@ -81,6 +81,6 @@ def output_of(result: NamedTuple, *, as_tuple: bool = False) -> Any:
         as_tuple: return a plain tuple of the parts that are not None.
     """
     if as_tuple or not CLASSES:
-        return outputs.output_of(result, as_tuple=as_tuple)
+        return model_outputs.output_of(result, as_tuple=as_tuple)
     fields = {name: value for name, value in result._asdict().items() if name != "taps"}
     return CLASSES[type(result)](**fields)

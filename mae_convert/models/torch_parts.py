@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mae_convert.models.outputs import EncoderOutput
+from mae_convert.models.model_outputs import EncoderOutput
 from mae_convert.models.pretrained import asked_for
 from mae_convert.models.torch_outputs import output_of
 from reference_models.outputs import Taps, ViTMAEModelOutput, recorded

@@ -17,7 +17,7 @@ from mae_convert.publish.card_parity import folded, in_short, verification
 from mae_convert.publish.card_usage import loading
 from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.publish.markdown import table
-from mae_convert.publish.staging import Staged
+from mae_convert.publish.upload_files import Staged
 from mae_convert.text import code_in_markdown, for_markdown, format_bytes, link_in_markdown
 
 MOST_NAMES = 4  # of tensors, in a line

@@ -19,7 +19,7 @@ from mae_convert.publish.repository import (
     commit_url,
     open_pull_request,
 )
-from mae_convert.publish.staging import Staged
+from mae_convert.publish.upload_files import Staged
 from mae_convert.sources.client import (
     is_transient,
     patiently,

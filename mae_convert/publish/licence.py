@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError, Option, Text
 from mae_convert.publish.artifacts import Artifact
-from mae_convert.sources.hub import LICENCE_FIELDS
+from mae_convert.sources.hub_download import LICENCE_FIELDS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 MORE = "https://huggingface.co/docs/hub/repositories-licenses"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.files.staging import scratch_directory
 from mae_convert.publish.commit import Change, Committed, commit
-from mae_convert.publish.plan import Publication
+from mae_convert.publish.publication_plan import Publication
 from mae_convert.publish.repository import (
     TITLE,
     UNVERIFIED_TITLE,
@@ -16,7 +16,7 @@ from mae_convert.publish.repository import (
     commit_url,
     make_ready,
 )
-from mae_convert.publish.staging import Staged
+from mae_convert.publish.upload_files import Staged
 from mae_convert.sources.client import client, patiently, speaking
 
 if TYPE_CHECKING:

@@ -12,8 +12,13 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, without_effect
 from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
-from mae_convert.families.option_values import name_of_dtype, size_of_image
-from mae_convert.families.options import OF_FIELDS, Flags, flags_of_arguments
+from mae_convert.families.options import (
+    OF_FIELDS,
+    Flags,
+    flags_of_arguments,
+    name_of_dtype,
+    size_of_image,
+)
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.runtime.job import class_named

@@ -33,7 +33,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
         CheckpointError: the download is damaged.
     """
     if isinstance(source, HubReference):
-        from mae_convert.sources.hub import get_from_hub
+        from mae_convert.sources.hub_download import get_from_hub
 
         return get_from_hub(source, certificate=certificate)
     if isinstance(source, Path) and source.parent == cache_directory():
@@ -55,7 +55,7 @@ def locate_file(source: Source) -> Path:
         MaeConvertError: as `locate`.
     """
     if isinstance(source, HubReference):
-        from mae_convert.sources.hub import get_file
+        from mae_convert.sources.hub_download import get_file
 
         return get_file(source)
     path = locate(source)[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError, as_field
 from mae_convert.files.byte_ranges import open_input
-from mae_convert.sweep.fields import check_name
+from mae_convert.sweep.plan_fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)
 LARGEST = 4_000_000  # characters of a plan, about 40,000 jobs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint, require_images
-from mae_convert.checkpoint.clips import load_clips
+from mae_convert.checkpoint.clip_inputs import load_clips
 from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.preprocessing import load_images, preprocessing_of
 from mae_convert.errors import Option

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.checkpoint.clips import load_clips, paths_of_clips
+from mae_convert.checkpoint.clip_inputs import load_clips, paths_of_clips
 from mae_convert.checkpoint.image_files import images_of, open_image
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.inputs import read_inputs

@@ -17,7 +17,7 @@ from mae_convert.visualize.image_batch import (
     batch_from_inputs,
     noise_in,
 )
-from mae_convert.visualize.masks import KINDS, drawn_mask, noise_of
+from mae_convert.visualize.patch_masks import KINDS, drawn_mask, noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 from mae_convert.visualize.sheet import (
     FILMS,

@@ -21,7 +21,7 @@ from mae_convert.sources import locate, parse_source, storage
 from mae_convert.text.redaction import without_credentials
 from mae_convert.visualize.display import Display, check_bands, display_of
 from mae_convert.visualize.image_batch import ImageBatch, batch_from_files, batch_from_inputs
-from mae_convert.visualize.masks import noise_of
+from mae_convert.visualize.patch_masks import noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 
 LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a timestamp

@@ -27,7 +27,7 @@ from mae_convert.families.options import Flags
 from mae_convert.families.transformers_fields import FIELDS
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats.directory import is_read_beside
-from mae_convert.models.images import MaeImageProcessor
+from mae_convert.models.image_processor import MaeImageProcessor
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.reports.verdict_files import markdown, verdict_json
 from mae_convert.verify.image_checks import compare_preprocessing

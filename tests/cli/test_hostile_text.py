@@ -383,7 +383,7 @@ def hostile_timeline(trained, text):
 
 
 def test_a_timeline(trained, printed, hostile):
-    from mae_convert.cli.output.images import timeline
+    from mae_convert.cli.output.visualization import timeline
     from mae_convert.reports.timeline_files import WRITERS, page
 
     assert_same_page(lambda text: page(hostile_timeline(trained, text)), hostile)
@@ -398,7 +398,7 @@ def test_a_timeline(trained, printed, hostile):
 
 
 def test_pictures_and_features(printed, hostile):
-    from mae_convert.cli.output.images import features, reconstructions
+    from mae_convert.cli.output.visualization import features, reconstructions
     from mae_convert.visualize.features import Features
 
     row = {"image": "cat.jpg", "removed": 3, "patches": 4, "loss": {"torch": 0.5}}
@@ -471,7 +471,7 @@ def card_of(part, text, existing=None):
     from mae_convert.publish.card import card_metadata, marked, merged_card, new_card
     from mae_convert.publish.card_body import CardData, section
     from mae_convert.publish.licence import decide_licence
-    from mae_convert.publish.staging import stage_artifacts
+    from mae_convert.publish.upload_files import stage_artifacts
 
     new = hostile_part(part, text)
     licence = decide_licence(new, {}, {})
@@ -531,10 +531,10 @@ def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part,
 
 def test_what_is_published(published_part, printed, hostile):
     from mae_convert.cli.output import publication as show
-    from mae_convert.publish.plan import Publication, PublishRequest
+    from mae_convert.publish.publication_plan import Publication, PublishRequest
     from mae_convert.publish.publish import Published
     from mae_convert.publish.repository import Remote, Target
-    from mae_convert.publish.staging import Staged
+    from mae_convert.publish.upload_files import Staged
 
     def plan(text):
         card = f"# card\n\n{for_terminal(text)}".encode()

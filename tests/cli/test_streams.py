@@ -128,7 +128,7 @@ def _converted(name):
 
 
 def _planned(name):
-    from mae_convert.sweep.plan import read_plan
+    from mae_convert.sweep.jobs_from_plan import read_plan
 
     read_plan([str(DEMO)], {"to": ["timm"], "target": [name]})
 

@@ -333,7 +333,7 @@ class TestHistory:
 
 FAULTS = {
     "another kernel": (
-        "mae_convert.families.positions.SHARPNESS",
+        "mae_convert.families.position_embeddings.SHARPNESS",
         -0.5,
         {"image_size": (48, 48)},
     ),

@@ -14,7 +14,7 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.options import Flags
-from mae_convert.families.positions import (
+from mae_convert.families.position_embeddings import (
     CORNERS_ALIGNED,
     POSITION_EMBEDDINGS,
     PositionTable,

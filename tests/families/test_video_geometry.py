@@ -97,7 +97,7 @@ def test_another_resampling_than_the_declared_one_fails(tmp_path):
     source = original(PRITHVI)
     target, _ = converted(source, tmp_path / "a.pth", Geometry((48, 48)))
     grids, name = ((4, 4), (6, 6)), "encoder.position_embedding"
-    from mae_convert.families.positions import PositionTable, resampled
+    from mae_convert.families.position_embeddings import PositionTable, resampled
 
     other = resampled(source.tensors[name], *grids, PositionTable(times=4)).load()
     stored = {n: t.load() for n, t in target.container.tensors.items()}

@@ -16,9 +16,9 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer
 from mae_convert.infer.decision import wins
 from mae_convert.infer.experiment import structure_of, with_inferred, with_inferred_of
+from mae_convert.infer.field_search import heads_decision
 from mae_convert.infer.grid import grid_decision
 from mae_convert.infer.head_structure import HeadStructure, head_structure
-from mae_convert.infer.search import heads_decision
 from reference_models.positions import sincos_position_embedding
 
 torch = pytest.importorskip("torch")

@@ -30,7 +30,7 @@ from mae_convert.models import (
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
-from mae_convert.models.configuration import plain
+from mae_convert.models.transformers_config import plain
 from reference_models import pytorch as reference
 
 PRETRAIN = GOLDEN / "transformers_tf_pretrain_tiny_v4pt"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MissingRequirementError
-from mae_convert.publish import example_image, staging
+from mae_convert.publish import example_image, upload_files
 from mae_convert.runtime.trace import Trace
 from mae_convert.sources import HubReference, locate
 from mae_convert.verify.certificate import read_certificate
@@ -161,7 +161,7 @@ def test_weights_that_are_replaced_meanwhile_do_not_go_out(
 ):
     """What was checked against the certificate is sent, whatever has its name by then."""
     hub.state.create(REPO)
-    monkeypatch.setattr(staging, "LARGEST_IN_GIT", largest)
+    monkeypatch.setattr(upload_files, "LARGEST_IN_GIT", largest)
     verified = {n: (model / n).read_bytes() for n in ("model.safetensors", "config.json")}
 
     def attack():

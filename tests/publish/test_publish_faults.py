@@ -13,7 +13,7 @@ import pytest
 from hub_server import wait_until
 from hub_state import Account
 
-from mae_convert.publish import staging
+from mae_convert.publish import upload_files
 from mae_convert.publish.repository import UNVERIFIED_TITLE
 
 REPO = "someone/my-mae"
@@ -241,7 +241,7 @@ def test_an_upload_that_arrives_damaged_is_refused_by_the_hub_and_said(hub, send
 def test_weights_that_change_while_they_are_sent_are_not_published(
     hub, send, converted, monkeypatch
 ):
-    monkeypatch.setattr(staging, "LARGEST_IN_GIT", 1000)  # larger files are not held in memory
+    monkeypatch.setattr(upload_files, "LARGEST_IN_GIT", 1000)  # larger files are not held in memory
     weights = converted / "model.safetensors"
     remaining = weights.read_bytes()
     other = remaining[:-1] + bytes([remaining[-1] ^ 1])

@@ -4,7 +4,7 @@ import pytest
 
 from mae_convert.errors import OutputError
 from mae_convert.sources.patterns import natural
-from mae_convert.sweep.plan import read_plan
+from mae_convert.sweep.jobs_from_plan import read_plan
 from mae_convert.sweep.plan_file import PlanError
 from mae_convert.sweep.results import Results
 

@@ -11,14 +11,14 @@ from family_cases import inputs as golden_inputs
 from paths import DEMO, GOLDEN
 from PIL import Image, ImageSequence
 
-from mae_convert.checkpoint.clips import clips_below, load_clips
+from mae_convert.checkpoint.clip_inputs import clips_below, load_clips
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.video_files import read_frames
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.families import families
 from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model
-from mae_convert.visualize.masks import drawn_mask, noise_of
+from mae_convert.visualize.patch_masks import drawn_mask, noise_of
 from mae_convert.visualize.pixels import in_pixels, mask_of_pixels
 from mae_convert.visualize.reconstruction import Reconstructor
 from mae_convert.visualize.timeline import objective

@@ -7,10 +7,10 @@ from paths import DEMO
 from PIL import Image, ImageSequence
 
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.cli.output.images import reconstructions
+from mae_convert.cli.output.visualization import reconstructions
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.family import MAE
-from mae_convert.visualize.masks import drawn_mask, noise_of
+from mae_convert.visualize.patch_masks import drawn_mask, noise_of
 from mae_convert.visualize.pixels import amplified_difference, eight_bits
 from mae_convert.visualize.reconstruct import Look, look_at
 from mae_convert.visualize.reconstruction import cut_to_shape

@@ -114,7 +114,7 @@ def reconstruct(
     \b
         mae-convert reconstruct mae_visualize_vit_base cat.jpg dog.jpg -o look.png
     """
-    from mae_convert.cli.output.images import reconstructions as show
+    from mae_convert.cli.output.visualization import reconstructions as show
     from mae_convert.cli.streams import print_json
     from mae_convert.visualize.reconstruct import Look, look_at
 
@@ -177,8 +177,8 @@ def features(
     \b
         mae-convert features mae_pretrain_vit_base images -o features.npz
     """
-    from mae_convert.cli.output.images import features as show
-    from mae_convert.cli.output.images import features_json
+    from mae_convert.cli.output.visualization import features as show
+    from mae_convert.cli.output.visualization import features_json
     from mae_convert.cli.streams import print_json
     from mae_convert.files.atomic import check_target
     from mae_convert.visualize.features import Extraction, features_of
@@ -209,7 +209,7 @@ def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
     """Return the images or videos in a folder, and the skipped ones with the reasons."""
-    from mae_convert.checkpoint.clips import clips_below, unreadable_clips
+    from mae_convert.checkpoint.clip_inputs import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError
 

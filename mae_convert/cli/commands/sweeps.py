@@ -126,7 +126,7 @@ def sweep(
     """
     from mae_convert.cli.output import sweep as show
     from mae_convert.reports.sweep_files import check_names, write_reports
-    from mae_convert.sweep.plan import read_plan
+    from mae_convert.sweep.jobs_from_plan import read_plan
     from mae_convert.sweep.results import Results
     from mae_convert.sweep.run import refuse_targets, select_jobs
 
@@ -252,7 +252,7 @@ def timeline(
     """
     from mae_convert.checkpoint.image_files import images_in
     from mae_convert.cli.commands.images import installed
-    from mae_convert.cli.output.images import timeline as show
+    from mae_convert.cli.output.visualization import timeline as show
     from mae_convert.cli.streams import print_json
     from mae_convert.layouts.table import listed
     from mae_convert.reports.timeline_files import check_names, timeline_json, write

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table as Grid
 
 from mae_convert.cli.output.console import console, markup, table
-from mae_convert.publish.plan import Publication
+from mae_convert.publish.publication_plan import Publication
 from mae_convert.publish.publish import Published
 from mae_convert.text import format_bytes, plural
 

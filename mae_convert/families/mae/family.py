@@ -15,7 +15,7 @@ from mae_convert.families.mae.model_classes import PYTORCH_CLASSES, TENSORFLOW_C
 from mae_convert.families.mae.official import ADVICE, CARD, LICENSE, OFFICIAL, Official, candidates
 from mae_convert.families.mae.schema import batch_norm_schema, geometry, schema
 from mae_convert.families.mae.training_arguments import conventions_by_names
-from mae_convert.families.positions import POSITION_EMBEDDINGS, PositionTable
+from mae_convert.families.position_embeddings import POSITION_EMBEDDINGS, PositionTable
 from mae_convert.families.transformers_fields import Classes
 from mae_convert.formats import Container
 from mae_convert.formats.contents import KERAS

@@ -16,7 +16,7 @@ from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
 from mae_convert.families.mae_st.official import CARD, OFFICIAL
 from mae_convert.families.options import named
-from mae_convert.families.positions import PositionTable
+from mae_convert.families.position_embeddings import PositionTable
 from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import MAESTConfig
 

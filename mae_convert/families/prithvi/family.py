@@ -12,7 +12,11 @@ from mae_convert.families.configuration import Configuration, Missing, missing_h
 from mae_convert.families.evidence import NAMES, SQUARE, Evidence, FieldValue
 from mae_convert.families.family import Family, Fields, Shapes
 from mae_convert.families.options import named
-from mae_convert.families.positions import CORNERS_ALIGNED, POSITION_EMBEDDINGS, PositionTable
+from mae_convert.families.position_embeddings import (
+    CORNERS_ALIGNED,
+    POSITION_EMBEDDINGS,
+    PositionTable,
+)
 from mae_convert.families.prithvi import schema as canonical
 from mae_convert.families.prithvi.layouts import LAYOUTS
 from mae_convert.families.prithvi.layouts.keras import CLASSES

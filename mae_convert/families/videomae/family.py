@@ -18,7 +18,7 @@ from mae_convert.families.videomae.layouts.keras import CLASSES as KERAS_CLASSES
 from mae_convert.families.videomae.layouts.transformers import ARCHITECTURES
 from mae_convert.families.videomae.layouts.transformers import FIELDS as OF_TRANSFORMERS
 from mae_convert.families.videomae.official import CARD, OFFICIAL
-from mae_convert.layouts.fields import READ
+from mae_convert.layouts.config_fields import READ
 from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import VideoMAEConfig
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.layouts.fields import (
+from mae_convert.layouts.config_fields import (
     HARMLESS,
     NOTHING,
     READ,

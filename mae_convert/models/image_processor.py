@@ -17,9 +17,9 @@ from PIL import Image
 from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_as_stated
 from mae_convert.errors import ConfigurationError, ImageError
 from mae_convert.files.atomic import write_file
-from mae_convert.models.errors import raising_as_transformers
-from mae_convert.models.naming import read_json, source_named
-from mae_convert.models.pixels import axes_named, prepared, single_images
+from mae_convert.models.model_names import read_json, source_named
+from mae_convert.models.pixel_arrays import axes_named, prepared, single_images
+from mae_convert.models.transformers_errors import raising_as_transformers
 from mae_convert.sources import HubReference, locate_file, open_source
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"

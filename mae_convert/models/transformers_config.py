@@ -9,7 +9,7 @@ from typing import Any
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.mae.layouts.transformers import CONVENTIONS
 from mae_convert.files.atomic import write_file
-from mae_convert.models.errors import raising_as_transformers
+from mae_convert.models.transformers_errors import raising_as_transformers
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 
 FIELDS = tuple(field.name for field in fields(ReferenceConfig))
@@ -228,7 +228,7 @@ class ViTMAEConfig:
         Raises:
             CheckpointError: the file is missing or is not a JSON object; an OSError.
         """
-        from mae_convert.models.naming import read_json
+        from mae_convert.models.model_names import read_json
 
         with raising_as_transformers():
             return cls.from_dict(read_json(Path(path)))
@@ -260,7 +260,7 @@ class ViTMAEConfig:
             name: as of `from_pretrained`.
             options: ``revision`` and ``subfolder``, which are used, and others.
         """
-        from mae_convert.models.naming import stated_config
+        from mae_convert.models.model_names import stated_config
 
         return stated_config(name, options)
 
@@ -279,7 +279,7 @@ class ViTMAEConfig:
         Raises:
             MaeConvertError: it does not exist or cannot be read; an OSError.
         """
-        from mae_convert.models.naming import stated_config
+        from mae_convert.models.model_names import stated_config
 
         stored, rest = stated_config(name, changes)
         # Defaults of transformers for what its file does not contain.

@@ -12,7 +12,7 @@ from mae_convert.publish.card_body import WARNING, CardData, section
 from mae_convert.publish.example_image import CREDIT, image_of
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
-from mae_convert.publish.staging import Staged, stage, stage_artifacts, superseded
+from mae_convert.publish.upload_files import Staged, stage, stage_artifacts, superseded
 from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
 from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE, SIGNED
 from mae_convert.verify.attestation import attest

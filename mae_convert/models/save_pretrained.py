@@ -8,7 +8,7 @@ from mae_convert.convert.output_options import Packing, byte_count
 from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.files.staging import staging_beside
 from mae_convert.formats.write import require_ours
-from mae_convert.models.naming import SET_ELSEWHERE
+from mae_convert.models.model_names import SET_ELSEWHERE
 from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.saving import save_model
 from mae_convert.sources.client import client, patiently, speaking

@@ -11,7 +11,8 @@ from typing import Any
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import layout_names
 from mae_convert.families.canonical import TASKS
-from mae_convert.families.option_values import (
+from mae_convert.families.options import (
+    CHECKPOINT_OPTIONS,
     ByteSize,
     Choice,
     ImageSize,
@@ -21,7 +22,6 @@ from mae_convert.families.option_values import (
     Whole,
     Words,
 )
-from mae_convert.families.options import CHECKPOINT_OPTIONS
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime.foreign import FORMS, names_code
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
