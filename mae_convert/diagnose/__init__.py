@@ -1,7 +1,8 @@
-"""Why a verification failed: hypotheses, each tested before it is reported.
+"""Diagnose a failed verification with hypotheses that are tested before they are reported.
 
-``diagnosis.diagnose`` is the entry. Where the weights are available, a hypothesis is applied to one
-side, the model is run again in a child process, and what makes the difference vanish is the cause:
+``diagnosis.diagnose`` is the entry point. If the weights are available, a hypothesis is applied to
+one side and the model is run again in a child process; a hypothesis that removes the difference is
+the cause:
 ``candidates`` lists the hypotheses for a first difference, ``search`` tries them,
 ``candidate_process`` starts the child. The child runs ``candidate_worker`` and imports
 ``candidate_run``, ``block_variants``, ``input_output_variants`` and ``weight_edits``, and with them
@@ -9,6 +10,7 @@ only NumPy, safetensors and PyTorch. ``precision`` looks for parts computed in l
 ``tensor_differences`` compares the tensors themselves, and ``trace_differences`` two traces without
 any weights. Verification (``mae_convert.verify``) does not import this package.
 
-``repair`` undoes what is wrong with a target, by ``tensor_cures`` for each tensor, and verifies the
-result. ``reduce`` shows the first difference alone: one step, with the script of ``reproducer``.
+``repair`` corrects the faults of a target, with ``tensor_cures`` for each tensor, and verifies the
+result. ``reduce`` extracts the step of the first difference and writes the script in
+``reproducer``.
 """

@@ -1,10 +1,10 @@
-"""Compute a transformer block and its layers differently than the reference model does.
+"""Compute a transformer block and its layers differently from the reference model.
 
-A variant has a kind, the path of the module that it concerns, and a value, as ("eps", "*.norm1",
-1e-5). The functions here and in ``input_output_variants`` look up what to do by kind and path; the
-weights are those of the model's own modules.
+A variant has a kind, a pattern of module paths, and a value, such as ("eps", "*.norm1", 1e-5). The
+functions here and in ``input_output_variants`` look up variants by kind and path; the weights are
+those of the model's modules.
 
-In shape comments N is images, T tokens, H heads, D the width.
+In shape comments, N is the number of images, T of tokens, H of heads, and D the width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,20 +24,20 @@ TF32_BITS = 13  # bits of a float32 significand that TF32 drops
 
 
 class Variants:
-    """What is computed differently, and in which modules; of two that match the later counts."""
+    """Variants of the computation; if several match a module, the last one applies."""
 
     def __init__(self, variants: Sequence[Variant] = ()) -> None:
         self.variants = tuple(reversed(variants))
 
     def get(self, kind: str, path: str) -> Any:
-        """Return the value of a kind for a module; None means the computation is unchanged."""
+        """Return the value of a kind for a module; None if the computation is unchanged."""
         return next(
             (v for k, pattern, v in self.variants if k == kind and fnmatchcase(path, pattern)),
             None,
         )
 
     def affects(self, path: str) -> bool:
-        """Return whether a module or a part of it is computed differently."""
+        """Return whether a variant applies to a module or a part of it."""
         parts = [path, *(f"{path}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
         return any(fnmatchcase(part, p) for _, p, _ in self.variants for part in parts)
 
@@ -64,7 +64,7 @@ LOWER: dict[str | None, Callable[[Tensor], Tensor]] = {
 
 
 def as_float32(number: float) -> float:
-    """Return the float32 that is nearest to a number."""
+    """Return a number rounded to float32."""
     return float(torch.tensor(number, dtype=torch.float32))
 
 
@@ -72,7 +72,7 @@ Steps = Iterator[tuple[str, Tensor]]
 
 
 def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> Steps:
-    """Yield the intermediate activations of a block, each as soon as it is computed."""
+    """Yield the intermediate activations of a block as they are computed."""
     structure, add = variants.get("structure", path), LOWER[variants.get("sum precision", path)]
     norm1 = partial(norm, block.norm1, path=f"{path}.norm1", variants=variants)
     norm2 = partial(norm, block.norm2, path=f"{path}.norm2", variants=variants)
@@ -214,7 +214,7 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
 def _attend_in_lower_precision(
     q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
 ) -> Tensor:
-    """Attend in lower precision: in every step, at input and output, or in the matrix products."""
+    """Compute attention in lower precision: in every step, at input and output, or in products."""
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
     q, k, v = lower(q), lower(k), lower(v)

@@ -1,4 +1,4 @@
-"""Candidate runs as the parent process sees them: start the child, send requests, stop it."""
+"""The parent's side of candidate runs: start the child process, send requests, stop it."""
 
 import json
 import subprocess
@@ -31,23 +31,23 @@ CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 
 @dataclass(frozen=True)
 class SideResult:
-    """One side of a comparison: the model that was run, and its results."""
+    """The run of one side of a comparison, and its results."""
 
     checkpoint: Checkpoint
-    """What was run."""
+    """The run."""
 
     trace: Trace
-    """Its results."""
+    """The results of the run."""
 
     as_stored: bool = True
-    """Whether the checkpoint's tensors are those of its file."""
+    """Whether the checkpoint's tensors are those of its file, without declared steps."""
 
 
 def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
-    """Return in which parameter of the PyTorch reference model each canonical tensor is.
+    """Return the location of each canonical tensor in the PyTorch reference model.
 
     Returns:
-        Canonical name → parameter, which of its equal parts, and how many it has.
+        Canonical name → parameter, index of the equal part in it, and number of parts.
     """
     table = checkpoint.family.layout("original").table_for(checkpoint.task)
     return {
@@ -59,7 +59,7 @@ def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int
 
 
 class CandidateProcess:
-    """A child process that holds one side's model and runs it with hypotheses applied."""
+    """A child process that runs one side's model with hypotheses applied."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class CandidateProcess:
         Args:
             result: the side whose model is changed.
             inputs: ``pixel_values`` and ``noise``.
-            mask_ratio: at which both sides were run.
+            mask_ratio: the mask ratio of both runs.
             other: the other side.
             other_tensors: names of tensors of the other side that hypotheses may use.
-            python: interpreter of an environment that has PyTorch.
+            python: the Python interpreter of an environment with PyTorch.
             time_limit: seconds that one candidate run may take; see ``children.Clock``.
 
         Raises:
-            MissingRequirementError: there is no PyTorch.
+            MissingRequirementError: PyTorch is not installed.
         """
         side = Side("torch", python=python, time_limit=time_limit)
         side = choose_side(result.checkpoint, side)
@@ -120,7 +120,7 @@ class CandidateProcess:
         }
 
     def _start(self, description: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
-        """Start the child; it ends when the context does."""
+        """Start the child; it is stopped at the end of the context."""
         self._side, self._job = side, self.work / "candidates.json"
         self._job.write_text(json.dumps(description))
         self._errors = self.work / "errors.txt"
@@ -145,21 +145,21 @@ class CandidateProcess:
     def compare(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, start: str | None = None
     ) -> CandidateResult | None:
-        """Return up to which result the model agrees with a trace when hypotheses are applied.
+        """Run the model with hypotheses applied and compare it with a trace.
 
         Args:
-            hypotheses: applied one after the other.
-            trace: what to compare with.
+            hypotheses: the hypotheses, applied one after the other.
+            trace: the trace to compare with.
             start: the first result to compute; earlier ones are taken from the trace.
 
         Returns:
-            None where a hypothesis does not fit the model.
+            The first result that differs; None if a hypothesis does not fit the model.
         """
         answer = self._request(hypotheses, trace, start=start, dtype=None)
         return None if "error" in answer else CandidateResult(**answer)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return the share of a trace's error at a result that remains with a hypothesis."""
+        """Return the fraction of a trace's error at a result that remains with a hypothesis."""
         answer = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(answer.get("unexplained", float("inf")))
 
@@ -173,7 +173,7 @@ class CandidateProcess:
         """Return the child's answer.
 
         Raises:
-            MaeConvertError: the child has failed, or took too long.
+            MaeConvertError: the child failed or took too long.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -199,7 +199,7 @@ class CandidateProcess:
         return lines[-1] if lines else f"signal {-self._process.wait()}"
 
     def _file_of(self, trace: Trace) -> Path:
-        """Return a file with the trace's results, written at its first use."""
+        """Return a file with the trace's results, which is written when it is first needed."""
         for traced, path in self._traces:
             if traced is trace:
                 return path
@@ -219,7 +219,7 @@ class CandidateProcess:
 def candidate_job(
     result: SideResult, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
 ) -> Job:
-    """Return how the child builds the model of a side; ``work`` gets its inputs and weights."""
+    """Return the job description for the model of a side; its files are written to ``work``."""
     read = result.trace.description["native"] or result.trace.description["framework"] != "torch"
     staged = stage(
         result.checkpoint,
@@ -252,7 +252,7 @@ def candidate_job(
 def _killed_after_time_limit(
     process: subprocess.Popen[str], clock: Clock
 ) -> Iterator[threading.Event]:
-    """Kill a child that has not answered in time; the event is set when that has happened."""
+    """Kill a child that does not answer in time; the event is set if this happened."""
     late = threading.Event()
 
     def kill() -> None:
@@ -273,13 +273,13 @@ def _killed_after_time_limit(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What candidate runs have shown."""
+    """The result of candidate runs."""
 
     causes: tuple[str, ...] = ()
-    """Sentences; each was tested and holds."""
+    """Sentences about causes, each confirmed by a test."""
 
     changed_tensors: tuple[str, ...] = ()
-    """Canonical tensors whose change turns A into B, likeliest first."""
+    """Canonical tensors whose change turns A into B, most likely first."""
 
     keys: tuple[str, ...] = ()
     """The kinds of fault, for statistics."""
@@ -287,7 +287,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides that differ, and the inputs that both were run on."""
+    """Two differing sides and their common inputs."""
 
     a: SideResult
     """The side that hypotheses change."""
@@ -302,7 +302,7 @@ class Pair:
     """The mask ratio of both runs."""
 
     names: tuple[str, str] = ("A", "B")
-    """The names of the two sides in sentences."""
+    """The names of the two sides for sentences."""
 
     python: str | None = None
     """The Python interpreter of an environment with PyTorch."""
@@ -311,7 +311,7 @@ class Pair:
     """Seconds that one candidate run may take; see ``children.Clock``."""
 
     process_class: type[CandidateProcess] = CandidateProcess
-    """What runs the candidates; tests replace it."""
+    """The class that runs candidates; tests replace it."""
 
     def swapped(self) -> "Pair":
         """Return the pair with its sides exchanged."""

@@ -1,8 +1,8 @@
-"""Run a changed PyTorch reference model step by step, and compare its results with a trace.
+"""Run a changed PyTorch reference model step by step and compare its results with a trace.
 
-Results have the names that they have in a trace. Where nothing is computed differently, the
-reference model's own modules compute. Earlier results can be taken from the trace, so that a
-candidate for the first difference costs one step and not the whole model.
+Results have the same names as in a trace. Parts without a variant are computed by the reference
+model's modules. Earlier results can be taken from the trace, so that a candidate for the first
+difference requires one step instead of the whole model.
 """
 
 import copy
@@ -37,14 +37,14 @@ from mae_convert.verify.localise import execution_order
 from reference_models.outputs import Taps
 
 Steps = Iterator[tuple[str, Tensor]]
-Stage = tuple[str, Callable[[Tensor], Steps]]  # its last result, and the function that computes it
+Stage = tuple[str, Callable[[Tensor], Steps]]  # the name of its last result, and its function
 
 
 class KnownResults(Protocol):
     """Results of another run, by name."""
 
     def __contains__(self, name: str) -> bool:
-        """Return whether a result is there."""
+        """Return whether a result exists."""
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a result."""
@@ -57,7 +57,7 @@ class ForwardPass:
         model: a PyTorch reference model.
         task: "pretrain", "encoder" or "classify".
         inputs: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), which a classifier ignores.
-        known: results of another run, by name, that replace those of earlier stages.
+        results: results of another run, by name, that replace those of earlier stages.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class ForwardPass:
         self.model, self.task, self.inputs, self.results = model, task, inputs, results
 
     def run(self, variants: Variants, start: str | None = None) -> Steps:
-        """Yield the name and value of each result in order.
+        """Yield the name and value of each result in execution order.
 
         Args:
-            variants: what is computed differently.
-            start: the first result to compute; earlier ones are taken from ``known``.
+            variants: the variants of the computation.
+            start: the first result to compute; earlier ones are taken from ``results``.
         """
         pixels = changed_images(self.inputs["pixel_values"], variants)
         ids = None
@@ -179,7 +179,7 @@ class ForwardPass:
         else:
             normed = norm(model.norm, tokens, "encoder.norm", variants)
             yield from (("encoder.norm", normed), ("last_hidden_state", normed))
-            if model.config.global_pool == "avg":  # of already normalised tokens
+            if model.config.global_pool == "avg":  # the tokens are already normalised
                 normed = normed[:, 1:].mean(dim=1, keepdim=True)
         yield (
             "logits",
@@ -194,7 +194,7 @@ class ForwardPass:
 
 
 def inputs_as(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the inputs as tensors, the images in a dtype."""
+    """Return the inputs as tensors, with the images in a dtype."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     return {**tensors, "pixel_values": tensors["pixel_values"].to(dtype)}
 
@@ -206,7 +206,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 class TraceResults:
-    """The results of a trace file in one dtype, by name; each is read when it is used."""
+    """The results of a trace file in one dtype, by name; each is read when it is accessed."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self.file = safe_open(path, "pt")
@@ -224,11 +224,11 @@ class TraceResults:
 
 
 class CandidateRun:
-    """One side's model, which is run again with weight edits and variants applied.
+    """One side's model, which can be run with weight edits and variants applied.
 
     Attributes:
-        job: how the model is built and loaded.
-        locations: canonical name → parameter, which of its equal parts, and how many it has.
+        job: the job description of the model.
+        locations: canonical name → parameter, index of the equal part in it, and number of parts.
         other: file with tensors of the other side, by canonical name, or None.
     """
 
@@ -237,7 +237,7 @@ class CandidateRun:
         self.other = safe_open(other, "pt") if other else None
         self.model = run_pytorch.build(job).double().requires_grad_(False)
         if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL_MODEL:
-            torch.set_num_threads(1)  # for so small a model several threads are slower than one
+            torch.set_num_threads(1)  # for such a small model, several threads are slower than one
         self.state = self.model.state_dict()
         self.models = {torch.float64: self.model}
         with np.load(job.inputs) as archive:
@@ -245,7 +245,7 @@ class CandidateRun:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "CandidateRun":
-        """Return the run that a job file describes."""
+        """Return the run for the content of a job file."""
         job = Job.from_plain(description["job"])
         return cls(job, description["locations"], description["other"])
 
@@ -253,8 +253,8 @@ class CandidateRun:
         """Apply the hypotheses of a request, run the model and compare it.
 
         Returns:
-            What ``compare`` or ``unexplained_error`` returns, or ``error`` where an edit does not
-            fit the model.
+            The result of ``compare`` or ``unexplained_error``, or ``error`` if an edit does not fit
+            the model.
         """
         variants = Variants([v for step in request["steps"] for v in step["variants"]])
         edits = [[WeightEdit(**edit) for edit in step["edits"]] for step in request["steps"]]
@@ -270,13 +270,13 @@ class CandidateRun:
         """Run the model in float64 until a result differs from that of a trace.
 
         Args:
-            trace: the trace's file.
-            variants: what is computed differently.
+            trace: the trace file.
+            variants: the variants of the computation.
             start: the first result to compute; earlier ones are taken from the trace.
 
         Returns:
-            ``first``, the first result that differs, or None, and ``largest``, the largest error
-            of the others.
+            ``first``, the first result that differs, or None, and ``largest``, the largest error of
+            the other results.
         """
         results = TraceResults(trace, "float64")
         largest = 0.0
@@ -289,12 +289,12 @@ class CandidateRun:
         return {"first": None, "largest": largest}
 
     def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
-        """Return how much of a trace's error at a result remains when variants are applied.
+        """Return the fraction of a trace's error at a result that remains with variants applied.
 
         Args:
-            request: ``trace`` and ``dtype`` of its run, and the result, ``start``, that is computed
-                from the trace's earlier results.
-            variants: what is computed in lower precision.
+            request: ``trace``, the ``dtype`` of the run, and ``start``, the result to compute from
+                the trace's earlier results.
+            variants: the variants in lower precision.
 
         Returns:
             ``unexplained``: the distance to the trace with the variants, divided by the distance
@@ -320,7 +320,7 @@ class CandidateRun:
 
     @contextmanager
     def _edited(self, steps: Sequence[Sequence[WeightEdit]]) -> Iterator[None]:
-        """Apply weight edits, and restore the weights at the end."""
+        """Apply weight edits and restore the weights at the end."""
         changed = {edit.target for edits in steps for edit in edits}
         before = {name: self._tensor(name).clone() for name in changed}
         try:

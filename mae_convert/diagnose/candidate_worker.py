@@ -1,4 +1,4 @@
-"""The child process of candidate runs: one model, run with different hypotheses applied.
+"""The child process of candidate runs: runs one model with different hypotheses applied.
 
 It is started as ``python candidate_worker.py JOB.json``, like the worker of a trace. It reads one
 request per line from standard input and answers each with one line on standard output.
@@ -17,14 +17,14 @@ WORKER = Path(__file__).resolve().parents[1] / "runtime" / "worker.py"
 
 
 def serve(job_path: Path, worker: ModuleType) -> None:
-    """Answer requests; when there are no more, the process ends."""
+    """Answer requests until standard input is closed."""
     worker.be_killed_with_parent()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     worker.note_stage(job_path, "importing torch")
     from mae_convert.diagnose.candidate_run import CandidateRun
 
-    # What a library prints must not appear between the answers.
+    # Output of libraries must not be mixed with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker.note_stage(job_path, "loading the weights")
@@ -37,14 +37,14 @@ def serve(job_path: Path, worker: ModuleType) -> None:
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:
-    """Pass requests on; when the input ends the parent has ended, so this process exits at once."""
+    """Forward requests; exit at the end of the input, because the parent process has ended."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)
 
 
 def main() -> int:
-    """Serve the job named on the command line."""
+    """Serve the job file specified on the command line."""
     spec = importlib.util.spec_from_file_location("worker", WORKER)
     assert spec is not None
     assert spec.loader is not None

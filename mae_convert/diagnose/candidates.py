@@ -1,4 +1,4 @@
-"""Which hypotheses can explain that two sides first differ at a given result."""
+"""The hypotheses that can explain a first difference at a given result."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -47,10 +47,10 @@ STATISTICS = (
 
 
 def candidates(model: Model, first: str) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that can explain a first difference, likeliest first.
+    """Yield the hypotheses that can explain a first difference, most likely first.
 
     Args:
-        model: the side that is changed.
+        model: the model to which hypotheses are applied.
         first: the first result at which the sides differ.
     """
     if match := BLOCK_TAP.fullmatch(first):
@@ -188,13 +188,13 @@ STRUCTURES = (
     "residual after the norm",
 )
 
-Scope = tuple[str, str]  # pattern of module paths, and in words
+Scope = tuple[str, str]  # pattern of module paths, and its description
 
 
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope; the other scopes are its wider variants."""
+    """Return a hypothesis about the last scope, with the other scopes as wider variants."""
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope
@@ -207,7 +207,7 @@ def _scoped(
 def block_norm_hypotheses(
     model: Model, stack: Stack, index: int, name: str
 ) -> Iterator[Hypothesis]:
-    """Yield that a layer norm in a block is computed differently."""
+    """Yield hypotheses that a layer norm in a block is computed differently."""
     block = stack.block(index)
     before = {"norm1": "before attention", "norm2": "before the MLP"}[name]
     scopes = [
@@ -224,7 +224,7 @@ def block_norm_hypotheses(
 
 
 def norm_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield that a layer norm outside the blocks is computed differently."""
+    """Yield hypotheses that a layer norm outside the blocks is computed differently."""
     both = [("*coder.norm", " in the last norms of encoder and decoder")]
     scopes = [*(both if model.task == "pretrain" else []), (name, f" in {name}")]
     yield from _norm_hypotheses(model, scopes)
@@ -240,7 +240,7 @@ def _norm_hypotheses(model: Model, scopes: Sequence[Scope]) -> Iterator[Hypothes
 
 
 def attention_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that the output of attention is computed differently from q, k and v."""
+    """Yield hypotheses about the computation of the attention output from q, k and v."""
     scopes = _scopes(stack, index, "attention")
     for heads in _divisors(stack.width):
         if heads != stack.heads:
@@ -262,7 +262,7 @@ def _divisors(width: int) -> list[int]:
 
 
 def _head_split_hypotheses(scopes: Sequence[Scope]) -> Iterator[Hypothesis]:
-    """Yield that the width is split into heads or merged from them differently."""
+    """Yield hypotheses that heads are split or merged differently."""
     other = "channels before heads"
     differences = {
         "heads are split as (channels, heads) instead of (heads, channels)": (other, other),
@@ -284,7 +284,7 @@ def _scopes(stack: Stack, index: int, part: str) -> list[Scope]:
 
 
 def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that the MLP has another activation."""
+    """Yield hypotheses that the MLP has another activation."""
     for name in (*ACTIVATIONS, "left out", "gelu with constants in float32"):
         if name not in (model.config.hidden_act, "gelu_pytorch_tanh", "swish"):
             scopes = _scopes(stack, index, "mlp")
@@ -292,7 +292,7 @@ def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hy
 
 
 def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that norms, attention, MLP and residuals of a block are connected differently."""
+    """Yield hypotheses that the parts of a block are connected differently."""
     block = stack.block(index)
     scopes = [
         ("*.blocks.*", " in every block"),
@@ -307,7 +307,7 @@ def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
 def model_hypotheses(
     kind: str, path: str, what: str, values: Sequence[str]
 ) -> Iterator[Hypothesis]:
-    """Yield variants of a step that occurs once in a model."""
+    """Yield hypotheses about a step that occurs once in a model."""
     for value in values:
         key = kind if kind != "embedding" else f"{path} code"
         yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

@@ -24,24 +24,24 @@ from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
-# Checks of files, certificates and of what a proof needs: where only these fail, the two sides
-# compute the same, so that there is nothing to diagnose.
+# Checks of files, of certificates and of the conditions of a proof: if only these fail, the two
+# sides compute the same function, so there is nothing to diagnose.
 NOT_OF_RESULTS = ("proof/", "file/", "certificate/")
-SECONDS = 60.0  # of search in one direction; a ViT-B takes less than half of it
-MOST_BYTES = 1 << 31  # of the other side's tensors that are passed to a child
-# Fields that change the function and not the shapes, and the kind and modules of the variant.
+SECONDS = 60.0  # time limit of the search in one direction; a ViT-B takes less than half of it
+MOST_BYTES = 1 << 31  # size limit of the other side's tensors that are passed to a child
+# Fields that change the function but not the shapes → kind and modules of the variant.
 CONFIGURATION_FIELDS = {
-    "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first that matches counts
+    "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first match applies
     "layer_norm_eps": ("eps", "*"),
     "hidden_act": ("activation", "*"),
     "num_attention_heads": ("heads", "encoder.*"),
     "decoder_num_attention_heads": ("heads", "decoder.*"),
 }
-Names = tuple[str, str]  # of the side that is changed, and of the side that is explained
+Names = tuple[str, str]  # the names of the changed side and of the explained side
 
 
 def diagnose(verification: Verification) -> Verification:
-    """Return a failed verification with the causes that were found.
+    """Return a failed verification with its causes.
 
     A verification that passed, or that has no traces, is returned unchanged. If the source is a
     certificate, only its traces are analysed.
@@ -67,17 +67,17 @@ def diagnose(verification: Verification) -> Verification:
 
 
 def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
-    """Return a failed verdict with its causes, and what candidate runs have shown.
+    """Return a failed verdict with its causes, and the result of candidate runs.
 
-    The causes are first those that candidate runs have shown, then what the tensors themselves
-    show, and, where no candidate explains the difference, what the traces show. Tensors whose
-    change explains the difference come before the other suspects.
+    The causes are first those confirmed by candidate runs, then the differences of the tensors and,
+    if no candidate explains the difference, those of the traces. Tensors whose change explains the
+    difference come before the other suspects.
     """
     explanation = explain_by_running(pair, verdict)
     different = set(differing_tensors(pair.a.trace, pair.b.trace))
     suspects = tuple(dict.fromkeys([*explanation.changed_tensors, *verdict.suspects]))
     tensors = [name for name in suspects if name in different]
-    if different:  # equal tensors are not suspects, though the first difference depends on them
+    if different:  # equal tensors are not suspects even if the first difference depends on them
         changed = explanation.changed_tensors
         suspects = tuple(n for n in suspects if n in different or n in changed)
     from_tensors = describe_tensor_differences(pair.a.checkpoint, pair.b.checkpoint, tensors)
@@ -90,7 +90,7 @@ def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
 
 
 def diagnose_traces(verdict: Verdict, a: Trace, b: Trace) -> Verdict:
-    """Return a failed verdict with the causes that the traces alone show."""
+    """Return a failed verdict with the causes that follow from the traces alone."""
     if verdict.passed:
         return verdict
     causes = describe_trace_differences(a, b, verdict.first_divergence)
@@ -98,10 +98,10 @@ def diagnose_traces(verdict: Verdict, a: Trace, b: Trace) -> Verdict:
 
 
 def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
-    """Return why the sides of a pair differ, as far as running one of them again can show it.
+    """Explain the difference of a pair by running one of the sides again.
 
-    Hypotheses change A until it computes what B does. Where none succeeds, the sides are swapped: a
-    tensor that is zero in A cannot be turned into that of B.
+    Hypotheses change A until it computes the results of B. If none succeeds, the sides are swapped,
+    because a tensor that is zero in A cannot be turned into that of B.
     """
     first = verdict.first_divergence
     if not pair.a.checkpoint.family.has_hypotheses:
@@ -137,7 +137,7 @@ def _same_model(pair: Pair) -> bool:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Runs one side's model with hypotheses applied, and compares it with a trace."""
+    """Runs one side's model with hypotheses applied and compares it with a trace."""
 
     process: CandidateProcess
     trace: Trace
@@ -153,7 +153,7 @@ class _Comparison:
 
 
 def _explain_b_by_changing_a(pair: Pair) -> Explanation:
-    """Find changes of ``pair.a`` that give the trace of ``pair.b``."""
+    """Find changes of ``pair.a`` that reproduce the trace of ``pair.b``."""
     shared = _sharable_tensors(pair)
     with pair.start_process(pair.a, shared) as process:
         comparison = _Comparison(process, pair.b.trace, model_of(pair.a.checkpoint))
@@ -188,7 +188,7 @@ def _later(first: str | None, than: str) -> bool:
 
 
 def _explain_own_run(comparison: _Comparison, pair: Pair) -> Explanation:
-    """Explain a run that differs from what its own tensors compute, where the other's does not."""
+    """Explain a run that the reference model does not reproduce, if it reproduces the other's."""
     plain = comparison([])
     if plain is None or plain.first is None:
         return Explanation()
@@ -218,9 +218,7 @@ def _other_tensors_hypothesis(names: Sequence[str], other: str) -> list[Hypothes
         return []
     edits = tuple(WeightEdit(name, "copied", (f"B/{name}",)) for name in names)
     which = (
-        f"{other}'s {names[0]}"
-        if len(names) == 1
-        else f"{other}'s {len(names)} tensors that differ"
+        f"{other}'s {names[0]}" if len(names) == 1 else f"{other}'s {len(names)} differing tensors"
     )
     return [Hypothesis("tensors", which, edits)]
 
@@ -241,7 +239,7 @@ def _configuration_hypotheses(pair: Pair) -> list[Hypothesis]:
 
 
 def _not_tested(kinds: Iterable[str]) -> str:
-    """Return which kinds of fault could not be tested without PyTorch."""
+    """Return a sentence about the kinds of fault that could not be tested without PyTorch."""
     return (
         f"not tested, because PyTorch is not installed: {', '.join(kinds)}; pip install"
         " 'mae-convert[torch]' and verify again"
@@ -249,10 +247,12 @@ def _not_tested(kinds: Iterable[str]) -> str:
 
 
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
-    """Return that the other side's tensors or configuration explain every difference."""
+    """Return the sentence that the other side's tensors or configuration explain everything."""
     a, b = names
     given = " and ".join(hypothesis.statement for hypothesis in theirs)
-    return f"{a} with {given} computes what {b} does: {_reproduced(largest)}; nothing else differs"
+    return (
+        f"{a} with {given} computes the same as {b}: {_reproduced(largest)}; nothing else differs"
+    )
 
 
 def _reproduced(largest: float) -> str:
@@ -262,39 +262,39 @@ def _reproduced(largest: float) -> str:
 def search_sentences(
     result: SearchResult, base: Sequence[Hypothesis], names: Names
 ) -> tuple[str, ...]:
-    """Return what a search found, and what it did not find.
+    """Return sentences about the result of a search.
 
     Args:
-        result: of the search.
-        base: hypotheses that were applied before it.
-        names: of the sides.
+        result: the result of the search.
+        base: hypotheses that were applied before the search.
+        names: the names of the sides.
     """
     a, b = names
     given = f" with {' and '.join(h.statement for h in base)}" if base else ""
     nearer = (
-        f"{a}{given} comes nearer to {b}: the next difference is at {result.first}" if base else ""
+        f"{a}{given} is closer to {b}: the next difference is at {result.first}" if base else ""
     )
     more = _findings(
         result,
         f"{b} is what {a}{given} becomes when",
-        f"{a}{given} comes nearer to {b} when",
+        f"{a}{given} is closer to {b} when",
         b,
     )
     return (*([nearer] if nearer else []), *more)
 
 
 def _own_run_sentences(result: SearchResult, names: Names) -> tuple[str, ...]:
-    """Return what a search found about a run that differs from what its own tensors compute."""
+    """Return sentences about a run that the reference model does not reproduce."""
     a, b = names
     plain = (
-        f"{b} is what {a}'s tensors and configuration compute in the PyTorch reference model, and"
-        f" {a}'s own run is not"
+        f"the PyTorch reference model with {a}'s tensors and configuration computes the results of"
+        f" {b}, but not those of {a}'s own run"
     )
-    complete = f"{a}'s run is what they compute when"
+    complete = f"{a}'s run is what the reference model computes when"
     return (
         plain,
         *_findings(
-            result, complete, f"{a}'s run is nearer to what they compute when", f"{a}'s run"
+            result, complete, f"{a}'s run is closer to the reference model when", f"{a}'s run"
         ),
     )
 
@@ -305,9 +305,9 @@ def _findings(result: SearchResult, complete: str, partial: str, target: str) ->
     if findings and result.remaining is None:
         yield f"{complete} {statements}: {_reproduced(findings[-1].largest)}"
         for other in findings[-1].others:
-            yield f"the same results follow when {other.statement}; they do not tell which it is"
+            yield f"another explanation with the same results is that {other.statement}"
     elif findings:
-        yield f"{partial} {statements}: that removes the difference at {findings[0].removes}"
+        yield f"{partial} {statements}: this removes the difference at {findings[0].removes}"
     if len(findings) > 1:
         for finding in findings:
             yield f"the difference at {finding.removes} is gone when {finding.hypothesis.statement}"
@@ -315,5 +315,5 @@ def _findings(result: SearchResult, complete: str, partial: str, target: str) ->
         more = "" if result.in_time else "; the time limit was reached"
         yield (
             f"no explanation of {target} at {result.remaining} was found: none of"
-            f" {result.tried} hypotheses makes it vanish{more}"
+            f" {result.tried} hypotheses removes the difference{more}"
         )

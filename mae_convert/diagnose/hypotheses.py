@@ -1,4 +1,4 @@
-"""Hypotheses about why one side computes what it does: a statement, and how to test it."""
+"""Hypotheses about the cause of a difference: a statement, and the changes that test it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,25 +13,25 @@ Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``bl
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A possible reason why B differs from A."""
+    """A possible cause of the difference between A and B."""
 
     key: str
-    """The kind of fault, by which hypotheses are counted."""
+    """The kind of fault, for statistics."""
 
     statement: str
     """Completes the sentence "B is what A becomes when ..."."""
 
     edits: tuple[WeightEdit, ...] = ()
-    """How canonical tensors are changed, all at once."""
+    """Changes of canonical tensors, applied together."""
 
     variants: tuple[Variant, ...] = ()
-    """What is computed differently."""
+    """Variants of the computation."""
 
     widen: Callable[[], tuple["Hypothesis", ...]] = field(default=tuple, compare=False, repr=False)
-    """Returns the same hypothesis about more modules, the widest first, without itself."""
+    """Returns the same hypothesis for more modules, the widest first, without this one."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
-        """Return the hypothesis together with those about more modules."""
+        """Return the hypothesis with a function for its wider variants."""
         return replace(self, widen=lambda: tuple(wider()))
 
     @property
@@ -40,7 +40,7 @@ class Hypothesis:
         return tuple(dict.fromkeys(edit.target for edit in self.edits))
 
     def plain(self) -> dict[str, Any]:
-        """Return what a child process needs to apply it, as plain data."""
+        """Return the hypothesis as plain data for the child process."""
         return {
             "edits": [asdict(edit) for edit in self.edits],
             "variants": [list(variant) for variant in self.variants],
@@ -63,14 +63,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Model:
-    """What hypotheses about a model depend on."""
+    """The properties of a model that hypotheses depend on."""
 
     config: Any
     task: str
     shapes: Schema
 
     def stacks(self) -> list[Stack]:
-        """Return the encoder's blocks and, where there is one, the decoder's."""
+        """Return the blocks of the encoder and, if there is one, of the decoder."""
         c = self.config
         stacks = [Stack("encoder", c.num_hidden_layers, c.hidden_size, c.num_attention_heads)]
         if self.task == "pretrain":
@@ -94,28 +94,28 @@ class Model:
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """Return what hypotheses about a checkpoint depend on."""
+    """Return the properties of a checkpoint that hypotheses depend on."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 
 
 MakeEdits = Callable[[Stack, int], Sequence[WeightEdit]]
 Statement = Callable[[str], str]
-"""Returns the statement of a hypothesis, given what stands before each name of a tensor."""
+"""Returns the statement of a hypothesis for a prefix of the tensor names."""
 
 
 def in_blocks(
     model: Model, stack: Stack, index: int, key: str, statement: Statement, make: MakeEdits
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis about tensors of one block; the wider ones are about all blocks.
+    """Yield a hypothesis about tensors of one block, with all blocks as wider variants.
 
     Args:
         model: the model.
         stack: encoder or decoder.
         index: the block.
         key: the kind of fault.
-        statement: the statement; a block's name and a dot stand before each name of a tensor.
-        make: the edits in a block; those whose tensors do not exist are left out.
+        statement: returns the statement for a block's prefix such as "encoder.blocks.0.".
+        make: returns the edits in a block; edits of missing tensors are ignored.
     """
 
     def edits(stacks: Sequence[Stack]) -> tuple[WeightEdit, ...]:

@@ -1,9 +1,9 @@
-"""Compute what comes before and after the blocks differently than the reference model does.
+"""Compute the steps before and after the blocks differently from the reference model.
 
-Images, masking, embedding and decoder input; pooling, reconstruction and losses.
+These are images, masking, embedding and decoder input; pooling, reconstruction and losses.
 
-In shape comments N is images, C channels, L patches, D the width, P the values of a patch in the
-order row, column, channel.
+In shape comments, N is the number of images, C of channels, L of patches, D the width, and P the
+number of values of a patch, in the order row, column, channel.
 """
 
 from collections.abc import Callable, Mapping
@@ -100,7 +100,7 @@ TensorFunction = Callable[[Tensor], Tensor]
 
 
 def same(x: Tensor) -> Tensor:
-    """Return the tensor unchanged, as the reference model does."""
+    """Return the tensor unchanged, as in the reference model."""
     return x
 
 
@@ -118,7 +118,8 @@ IMAGES: Mapping[str | None, TensorFunction] = {
     "multiplied by 255": lambda x: x * 255,
     "divided by 255": lambda x: x / 255,
 }
-# Positions of the patches and of the class token, and the token, of (1, 1 + L, D) and (1, 1, D).
+# Functions of the position embedding (1, 1 + L, D) that return the rows of the patches; of the
+# class token's position; and of the class token (1, 1, D).
 PATCH_POSITIONS: Mapping[str | None, TensorFunction] = {
     "position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
     "positions counted from the class token": lambda p: p[:, :-1],
@@ -142,7 +143,7 @@ DECODER_POSITIONS: Mapping[str | None, TensorFunction] = {
 
 
 def changed_images(pixel_values: Tensor, variants: Variants) -> Tensor:
-    """Return the images (N, C, H, W) that the model is given."""
+    """Return the images (N, C, H, W) with the variant of the input applied."""
     return IMAGES[variants.get("images", "images")](pixel_values)
 
 
@@ -210,18 +211,18 @@ def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
 
 
 def read_out(normed: Tensor, variants: Variants) -> Tensor:
-    """Return what the head is given, (N, D), of normalised tokens (N, T, D)."""
+    """Return the head's input (N, D) from normalised tokens (N, T, D)."""
     kind = variants.get("pool", "head")
     return READ_OUTS[kind if normed.shape[1] > 1 else None](normed)
 
 
 def without_class_token(tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the tokens of patches (N, L, D)."""
+    """Return the patch tokens (N, L, D)."""
     kind = variants.get("patches", "logits")
     return tokens[:, :-1] if kind == "last token left out" else tokens[:, 1:]
 
 
-# Of patches (N, L, rows, columns, channels), to a wrong order of their values.
+# Permutations of patches (N, L, rows, columns, channels) to a wrong order of their values.
 CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
     "channel, row, column": lambda x: x.permute(0, 1, 4, 2, 3),
@@ -246,7 +247,7 @@ def reconstruct(model: Any, logits: Tensor, variants: Variants) -> Tensor:
     return unpatchify(put[order](logits).flatten(2), config)
 
 
-# Of the error of each value (N, L, P), the error of each patch (N, L), instead of the mean square.
+# Functions from the errors of the values (N, L, P) to the errors of the patches (N, L).
 ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     "absolute error": lambda error: error.abs().mean(dim=-1),
     "smooth absolute error": lambda error: F.smooth_l1_loss(
@@ -254,7 +255,7 @@ ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     ).mean(dim=-1),
     "sum over a patch": lambda error: error.square().sum(dim=-1),
 }
-# Of the errors of patches and the mask, both (N, L), the loss, a scalar.
+# Functions from the errors of the patches and the mask, both (N, L), to the loss, a scalar.
 AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
     None: lambda errors, mask: (errors * mask).sum() / mask.sum(),
     "over all patches": lambda errors, _: errors.mean(),
@@ -263,7 +264,7 @@ AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def loss(  # the parameters of forward_loss, and two more
+def loss(  # the parameters of forward_loss and two more
     model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, variants: Variants, name: str
 ) -> Tensor:
     """Return the loss, a scalar; ``name`` is "loss" or "loss_norm_pix"."""
@@ -281,7 +282,7 @@ def loss(  # the parameters of forward_loss, and two more
     return AVERAGES.get(kind, AVERAGES[None])(errors, mask)
 
 
-# The correction of torch.var_mean, and the epsilon that is added to the variance.
+# The ``correction`` of torch.var_mean, and the epsilon that is added to the variance.
 STATISTICS: Mapping[str | None, tuple[int, float]] = {
     None: (1, 1e-6),
     "biased variance": (0, 1e-6),
@@ -293,7 +294,7 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 
 def _normalised(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P) normalised by other statistics than the original."""
+    """Return patches (N, L, P) normalised with different statistics."""
     if statistics == "epsilon beside the root":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)

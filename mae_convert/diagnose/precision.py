@@ -1,4 +1,4 @@
-"""Which part of a model is computed in lower precision than requested."""
+"""Find the parts of a model that are computed in lower precision than requested."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from mae_convert.text import plural
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.localise import BLOCK_TAP, execution_order
 
-# A simulated precision is an explanation where it reproduces most of the error. Another rounding,
-# or the right one in another module, gives an error in another direction, which removes none of it.
+# A simulated precision is an explanation if it reproduces most of the error. Another rounding, or
+# the same rounding in another module, has an error in another direction, which does not reduce it.
 EXPLAINED = 0.5
-# Precisions whose remaining errors differ less are reported together: float16 and TF32 both have
+# Precisions whose remaining errors differ by less are reported together: float16 and TF32 both have
 # eleven bits.
 TIED = 0.02
 NARROWER = ("bfloat16", "float16", "TF32", "TF32, truncated")
 
-# (hypothesis, result) → the share of the error at a result that remains with the hypothesis, when
+# (hypothesis, result) → the fraction of the error at a result that remains with the hypothesis if
 # all earlier results are those of the imprecise side.
 Measure = Callable[[Hypothesis, str], float]
 
@@ -28,14 +28,14 @@ class ModelPart:
     """A part of the computation that may be computed in lower precision."""
 
     name: str
-    """The name of the part, in words."""
+    """The name of the part for sentences."""
 
     kinds: tuple[tuple[str, str, str], ...]
-    """The kind and the module of each variant, and the suffix of the precision's name in its value;
-    ``{}`` stands for the block."""
+    """The kind and module of each variant, and the suffix of the precision in its value; ``{}`` is
+    a placeholder for the block."""
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
-        """Return the hypothesis that the part is computed in a precision in one block."""
+        """Return the hypothesis that the part of one block is computed in a precision."""
         variants: tuple[Variant, ...] = tuple(
             (kind, path.format(block), precision + suffix) for kind, path, suffix in self.kinds
         )
@@ -47,31 +47,31 @@ class Imprecision:
     """A part that is computed in lower precision."""
 
     at: str
-    """The first result of its kind that is imprecise."""
+    """The first imprecise result of its kind."""
 
     part: str
-    """The part, in words."""
+    """The name of the part for sentences."""
 
     where: str
-    """The blocks, in words; empty outside of blocks."""
+    """The blocks for sentences; "" outside of blocks."""
 
     precisions: tuple[str, ...]
-    """The precisions; several where their remaining errors are equal."""
+    """The precisions; several if their remaining errors are equal."""
 
     explained: float
-    """The share of the error at the first result that this reproduces, at most 1."""
+    """The fraction of the error at the first result that this reproduces, at most 1."""
 
 
 def find_imprecisions(
     measure: Measure, failing: Sequence[str], results: Sequence[str], dtype: str
 ) -> list[Imprecision]:
-    """Return which parts are computed in lower precision, as far as it can be shown.
+    """Return the parts that are computed in lower precision.
 
     Args:
-        measure: runs a hypothesis and returns the share of the error that remains.
-        failing: the imprecise results in order; all results after a fault are imprecise too.
-        results: names of all intermediate activations; other blocks are searched for the same.
-        dtype: of the run.
+        measure: runs a hypothesis and returns the fraction of the error that remains.
+        failing: the imprecise results in execution order, including all results after a fault.
+        results: names of all intermediate activations, to test the same part of other blocks.
+        dtype: the dtype of the run.
     """
     steps = {_step(name): name for name in reversed(failing)}
     imprecisions: list[Imprecision] = []
@@ -81,13 +81,13 @@ def find_imprecisions(
         imprecision = _imprecision(measure, name, results, dtype)
         if imprecision is not None:
             imprecisions.append(imprecision)
-        elif not imprecisions:  # without the first, later ones do not show the cause
+        elif not imprecisions:  # if the first one is unexplained, later ones are not its cause
             return []
     return imprecisions
 
 
 def _step(name: str) -> str:
-    """Return which step of a block, or other result, a name is of, without the block."""
+    """Return the step of a block, or the result outside of blocks, that a name belongs to."""
     match = BLOCK_TAP.fullmatch(name)
     if match is None:
         return "encoder.norm" if name == "last_hidden_state" else name
@@ -115,7 +115,7 @@ def _imprecision(
 def _where(
     measure: Measure, part: ModelPart, precision: str, at: str, results: Sequence[str]
 ) -> str:
-    """Return in which blocks a part is imprecise, in words."""
+    """Return the blocks in which a part is imprecise as text."""
     match = BLOCK_TAP.fullmatch(at)
     if not match:
         return ""
@@ -141,7 +141,7 @@ def _block(at: str) -> str:
 
 
 def _parts(at: str) -> Iterator[ModelPart]:
-    """Yield the parts whose lower precision has its first effect at a result."""
+    """Yield the parts that compute a result."""
     match = BLOCK_TAP.fullmatch(at)
     if match:
         yield from _in_block(match[3])
@@ -184,7 +184,7 @@ def _in_block(step: str) -> Iterator[ModelPart]:
 def explain_float64_difference(
     process: CandidateProcess, pair: Pair, first: str
 ) -> Explanation | None:
-    """Explain a difference in the float64 run by lower precision, where that reproduces it."""
+    """Explain a difference in the float64 run by lower precision if that reproduces it."""
     steps = _steps(pair.b.trace, "float64")
     failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
     causes = _causes_in_run(process, pair.b.trace, "float64", failing, pair.names[1])
@@ -192,7 +192,7 @@ def explain_float64_difference(
 
 
 def explain_float32_errors(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain a side whose error in float32 is too large."""
+    """Explain a side whose rounding error in float32 is too large."""
     failed = [check.name.split("/", 2) for check in verdict.failed()]
     imprecise = [(parts[1], parts[2]) for parts in failed if parts[0] == "float32"]
     causes: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ def _causes_in_run(
 
 
 def _steps(trace: Trace, dtype: str) -> list[str]:
-    """Return the names of the intermediate activations, in order."""
+    """Return the names of the intermediate activations in execution order."""
     names = (n for n in trace.arrays if n.startswith(f"{dtype}/tap/"))
     return sorted((n.removeprefix(f"{dtype}/tap/") for n in names), key=execution_order)
 
@@ -228,6 +228,6 @@ def _sentences(parts: Sequence[Imprecision], side: str, dtype: str) -> tuple[str
         text = f"{part.part}{part.where} ({part.explained:.0%} of the error at {part.at})"
         by_precision.setdefault(" or ".join(part.precisions), []).append(text)
     return tuple(
-        f"{side}'s {dtype} run computes in {precision}, as was tested: {', '.join(texts)}"
+        f"a test shows that {side}'s {dtype} run computes in {precision}: {', '.join(texts)}"
         for precision, texts in by_precision.items()
     )

@@ -1,8 +1,8 @@
-"""The smallest reproducer of a failed verification: one step, one image, the tensors that matter.
+"""A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
 
-All results before the first one that differs agree, so the step that computes it can be shown
-alone: its inputs as A computed them, its tensors in A and in B, and both results. A script of NumPy
-and one framework computes the step again from either side's tensors, without this project.
+All results before the first one that differs agree, so the step that computes it can be isolated:
+its inputs from A, its tensors in A and in B, and both results. A script that needs only NumPy and
+one framework computes the step again with the tensors of each side.
 """
 
 import json
@@ -32,62 +32,62 @@ PARTS = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a model in plain operations."""
+    """A step of a model."""
 
     kind: str
-    """One of those of the script: "projection", "attention", "mlp", "sum", "norm", "linear"."""
+    """The kind in the script: "projection", "attention", "mlp", "sum", "norm" or "linear"."""
 
     inputs: Mapping[str, str]
-    """The script's name of each input → the result that it is."""
+    """Input name in the script → name of the result."""
 
     tensors: Mapping[str, str]
-    """The script's name of each tensor → the canonical one."""
+    """Tensor name in the script → canonical name."""
 
     one_token: bool = True
-    """Whether each token is computed by itself."""
+    """Whether the tokens are computed independently of each other."""
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """A step that differs, with its arrays and settings."""
+    """A differing step with its arrays and settings."""
 
     first: str
-    """The result that differs."""
+    """The differing result."""
 
     kind: str
-    """The operation of the step."""
+    """The kind of the step."""
 
     arrays: Mapping[str, np.ndarray]
-    """Arrays by name: input/NAME, A/NAME and B/NAME for tensors, result/A and result/B."""
+    """The arrays: input/NAME, A/NAME and B/NAME for tensors, result/A and result/B."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """Settings of A and of B: epsilon, activation and number of heads."""
+    """The settings of A and B: epsilon, activation and number of heads."""
 
     frameworks: Mapping[str, str | None]
-    """The frameworks in which to run the script, each with its interpreter; None for this one."""
+    """The frameworks for the script, each with a Python interpreter; None for the current one."""
 
 
 def reduced(verification: Verification) -> Reproducer:
-    """Return the smallest reproducer of a failed verification.
+    """Return a minimal reproducer of a failed verification.
 
     Raises:
         MaeConvertError: nothing differs in float64, or the first difference is not in a step that
-            can be shown alone.
+            can be isolated.
     """
     differing = _first_difference(verification)
     if differing is None:
         raise MaeConvertError(
             "there is nothing to reduce: no result of the runs differs in float64",
-            hint="the table of checks says what fails",
+            hint="see the failed checks in the table",
         )
     first, b, framework_b = differing
     a, model = verification.traces[0], verification.runs[0].checkpoint
     step = step_of(first, a, model)
     if step is None:
         raise MaeConvertError(
-            f"{first} is the first result that differs, and it is not computed by one step of a "
-            "block, a norm or a linear layer, so it cannot be shown alone",
-            hint="the verification names the tensors and code that it depends on",
+            f"{first} is the first result that differs, but it is not computed by one step of a "
+            "block, a norm or a linear layer, so it cannot be isolated",
+            hint="see the tensors and the code in the output of the verification",
         )
     exact, other = a.results("float64"), b.results("float64")
     results = {"result/A": exact[first], "result/B": other[first]}
@@ -108,14 +108,14 @@ def reduced(verification: Verification) -> Reproducer:
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework whose operations the script uses, for what runs a side."""
+    """Return the framework of the script for the framework or library that runs a side."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
 def _first_difference(verification: Verification) -> tuple[str, Trace, str] | None:
-    """Return the first result that differs from A's, the trace that it is of, and by what it ran.
+    """Return the first result that differs from A's, its trace and the framework of the run.
 
-    That is B's, or, where B computes what A does, that of a further runner.
+    The trace is that of B or, if B agrees with A, of a further runner.
     """
     if not verification.runs:
         return None
@@ -135,7 +135,7 @@ def _first_difference(verification: Verification) -> tuple[str, Trace, str] | No
 
 
 def step_of(first: str, trace: Trace, model: Checkpoint) -> Step | None:
-    """Return the step that computes a result from results before it; None where it is not one."""
+    """Return the step that computes a result from earlier results, or None."""
     results = trace.results("float64")
     if match := BLOCK_TAP.fullmatch(first):
         return _step_of_block(f"{match[1]}.blocks.{match[2]}", match[3], results)
@@ -178,7 +178,7 @@ def _leaves(name: str, module: str) -> dict[str, str]:
 
 
 def _before(result: str, results: Mapping[str, np.ndarray]) -> str | None:
-    """Return the last result before a step that is a stream of tokens."""
+    """Return the name of the block input for a step."""
     streams = [name for name in results if name.endswith((".output", ".embedding"))]
     earlier = [name for name in streams if execution_order(name) < execution_order(result)]
     same = [name for name in earlier if name.partition(".")[0] == result.partition(".")[0]]
@@ -186,7 +186,7 @@ def _before(result: str, results: Mapping[str, np.ndarray]) -> str | None:
 
 
 def _smallest(arrays: Mapping[str, np.ndarray], *, one_token: bool) -> dict[str, np.ndarray]:
-    """Return the image, and where it matters alone the token, whose results differ most."""
+    """Return the arrays of the image and, if possible, of the token that differ most."""
     a, b = arrays["result/A"], arrays["result/B"]
     distance = np.nan_to_num(np.abs(a - b), nan=np.inf) if a.shape == b.shape else np.abs(a)
     image = int(distance.reshape(len(distance), -1).max(axis=1).argmax())
@@ -195,7 +195,7 @@ def _smallest(arrays: Mapping[str, np.ndarray], *, one_token: bool) -> dict[str,
         return chosen
     token = int(distance[image].max(axis=-1).argmax())
     counts = {name: array.shape[1] for name, array in chosen.items()}
-    last = a.shape[1] - token  # counted from the end: the first tokens may be dropped before
+    last = a.shape[1] - token  # from the end, because inputs may have more tokens at the start
     return {name: x[:, counts[name] - last : counts[name] - last + 1] for name, x in chosen.items()}
 
 
@@ -210,16 +210,16 @@ def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
 
 
 def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
-    """Write a reproducer, run it, and return what it printed.
+    """Write a reproducer, run it, and return its output.
 
-    The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
+    The folder contains ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
 
     Raises:
-        OutputError: the folder exists, or cannot be written.
-        MaeConvertError: the script failed, or shows no difference.
+        OutputError: the folder exists or cannot be written.
+        MaeConvertError: the script failed or shows no difference.
     """
     if folder.exists():
-        raise OutputError(folder, " exists", hint="name a directory that does not exist")
+        raise OutputError(folder, " exists", hint="specify a directory that does not exist")
     facts = {"first": reproducer.first, "kind": reproducer.kind, "settings": reproducer.settings}
     with staging_beside(folder) as staging:
         target = staging / "reproducer"

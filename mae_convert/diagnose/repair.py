@@ -1,8 +1,8 @@
-"""Undo what is wrong with a target, and verify the result against the source.
+"""Repair the faults of a target and verify the result against the source.
 
-Faults of weights, of the configuration and of the conversion record are repaired: those that the
-diagnosis of a failed verification names. The repaired checkpoint is written in the layout of the
-target, which is never changed itself, and gets its name only after a verification has passed.
+The faults of weights, configuration and conversion record that the diagnosis recognises are
+repaired. The repaired checkpoint is written in the layout of the target, which is not changed, and
+is renamed to its final name only after it has passed a verification.
 """
 
 import os
@@ -47,13 +47,13 @@ class NotRepairedError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Repair:
-    """What is wrong with a target, and how it is undone."""
+    """The faults of a target and their repairs."""
 
     source: Checkpoint = field(repr=False)
-    """The source, after the declared steps: what the repaired checkpoint is to be."""
+    """The source after the declared steps; the repaired checkpoint must be equal to it."""
 
     target: Checkpoint = field(repr=False)
-    """The target as it is."""
+    """The faulty target."""
 
     cures: tuple[Cure, ...]
     """Tensors to replace."""
@@ -74,7 +74,7 @@ class Repair:
 
     @property
     def unexplained(self) -> list[str]:
-        """Tensors that differ and that no known fault explains."""
+        """Differing tensors that no known fault explains."""
         return [cure.name for cure in self.cures if cure.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
@@ -92,14 +92,14 @@ class Repair:
 
 
 def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
-    """Find what is wrong with a target, and how it can be undone; nothing is run or written.
+    """Find the faults of a target and their repairs, without running or writing anything.
 
     Args:
         a: the source.
         b: the target; fields that it does not store may be missing.
 
     Raises:
-        NotRepairedError: the two are models of different kinds or shapes.
+        NotRepairedError: the two models have different families, tasks or shapes.
         ConfigurationError: a field of the source is missing.
     """
     _require_repairable(a, b)
@@ -109,7 +109,7 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
             shapes = f"{source.tensors[name].shape} in A and {tensor.shape} in B"
             raise NotRepairedError(
                 f"{name} has shape {shapes}, which cannot be repaired",
-                hint="convert A again, with the options that B was converted with",
+                hint="convert A again with the options of B's conversion",
             )
     standard = b.layout.table_for(b.task, key_bias=b.key_bias)
     if b.table.name not in (standard.name, b.layout.table_for(b.task).name):
@@ -135,23 +135,23 @@ def repair(
     *,
     restore: bool = False,
 ) -> tuple[Repair, Verification]:
-    """Write the target without its faults, verified against the source, with a certificate.
+    """Write the repaired target, verified against the source, with a certificate.
 
     Args:
         a: the source.
         b: the target; it is not changed.
-        out: what to write, in the layout of the target.
+        out: the path of the repaired checkpoint, in the layout of the target.
         sides: how to run the source and the repaired checkpoint.
-        options: of the verification.
-        restore: also take tensors from the source whose difference nothing known explains.
+        options: the options of the verification.
+        restore: also copy tensors from the source whose difference no known fault explains.
 
     Raises:
         NotRepairedError: there is nothing to repair, a difference is unexplained, or the repaired
-            checkpoint does not pass the verification. Nothing is written then.
-        OutputError: ``out`` exists, or cannot be written.
+            checkpoint does not pass the verification. Then nothing is written.
+        OutputError: ``out`` exists or cannot be written.
     """
     if os.path.lexists(out):
-        raise OutputError(out, " exists; a repair replaces nothing", hint="choose another name")
+        raise OutputError(out, " exists and is not replaced", hint="choose another name")
     planned = plan_repair(a, b)
     _require_explained(planned, restore=restore)
     with staging_beside(out) as folder:
@@ -169,16 +169,16 @@ def repair(
 def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
     a.require_complete()
     if a.family.name != b.family.name:
-        raise NotRepairedError(f"A is a model of {a.family.title}, and B of {b.family.title}")
+        raise NotRepairedError(f"A is a {a.family.title} model, but B is a {b.family.title} model")
     if b.task not in (a.task, "encoder"):
         raise NotRepairedError(
             f"A is a {a.task} model and B is a {b.task} model: B has parts that A lacks",
-            hint="name the source that B was converted from",
+            hint="specify the source of B's conversion",
         )
 
 
 def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str], list[str]]:
-    """Return the source after the steps that were applied, and what is wrong with the record.
+    """Return the source after the steps that were really applied, and the faults of the record.
 
     The record may declare a step that was not applied, or not declare that tensors were rounded.
 
@@ -202,7 +202,7 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
 
 
 def _rounding(a: Checkpoint, b: Checkpoint) -> Step | None:
-    """Return a step that rounds all tensors of A to the one dtype of B, if that is narrower."""
+    """Return a step that rounds all tensors of A to B's dtype if B has one narrower dtype."""
     dtypes = {str(tensor.dtype) for tensor in b.tensors.values()}
     before = {str(tensor.dtype) for name, tensor in a.tensors.items() if name in b.tensors}
     if len(dtypes) != 1 or before == dtypes:
@@ -216,26 +216,26 @@ def _after(a: Checkpoint, steps: Sequence[Step], b: Checkpoint) -> Checkpoint:
 
 
 def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
-    """Yield a sentence for each field of B that is not as in A."""
+    """Yield a sentence for each field of B that differs from A."""
     ours, theirs = a.configuration, b.configuration
     missing = {each.field for each in theirs.missing}
     model_fields = a.family.compared_fields({a.task, b.task})
     models = ours.model.to_dict(), theirs.model.to_dict()
-    if all(model.get(DECODER_EPS) is None for model in models):  # it is then the encoder's
+    if all(model.get(DECODER_EPS) is None for model in models):  # it defaults to the encoder's
         model_fields = tuple(name for name in model_fields if name != DECODER_EPS)
     for name in dict.fromkeys((*model_fields, *PREPROCESSING)):
         right = _value(a, name)
         if name in missing:
-            yield f"{name} is not stored in B: {plain(right)}, as in A"
+            yield f"{name} is not stored in B: set to {plain(right)} as in A"
         elif not _same_value(name, _value(b, name), right):
-            yield f"{name} is {plain(_value(b, name))} in B: {plain(right)}, as in A"
+            yield f"{name} is {plain(_value(b, name))} in B: set to {plain(right)} as in A"
     if ours.labels and theirs.labels and ours.labels != theirs.labels:
-        yield "the names of classes are others than A's: those of A"
+        yield "the class names differ from A's: set to those of A"
     left, right = described(a), described(b)
     if left and right and left.get("stated") and right.get("stated"):
         other = [n for n, v in left.items() if right.get(n) != v and n not in ("mean", "std")]
         if other and not _resized(a):
-            yield f"preprocessing differs ({', '.join(other)}): that of A"
+            yield f"preprocessing differs ({', '.join(other)}): set to that of A"
 
 
 def _resized(checkpoint: Checkpoint) -> bool:
@@ -254,7 +254,7 @@ def _value(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _same_value(name: str, left: Any, right: Any) -> bool:
-    """Return whether two values of a field mean the same, as those that a model need not have."""
+    """Return whether two values of a field are equivalent, such as two values for "absent"."""
     return bool(left == right) or {left, right} <= set(OPTIONAL.get(name, ()))
 
 
@@ -262,7 +262,7 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
     if not planned.changes:
         raise NotRepairedError(
             "weights, configuration and record of B are those of A: there is nothing to repair",
-            hint="if `verify A B` fails all the same, the program that runs B is at fault",
+            hint="if `verify A B` fails nevertheless, the error is in the program that runs B",
         )
     if planned.unexplained and not restore:
         names = listing(planned.unexplained[:MOST_NAMED])
@@ -270,15 +270,15 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
         names += f" and {more} more" if more > 0 else ""
         raise NotRepairedError(
             f"no known fault explains how {names} of B differ from A, so they are not repaired",
-            hint=("pass ", Option("restore", True), " to take them from A"),
+            hint=("pass ", Option("restore", True), " to copy them from A"),
         )
 
 
 def write_repaired(planned: Repair, target: Path) -> None:
-    """Write the repaired checkpoint in the layout of the target, unverified.
+    """Write the repaired checkpoint in the layout of the target, without verifying it.
 
     Raises:
-        MaeConvertError: as of a conversion.
+        MaeConvertError: the conversion failed.
     """
     plan = plan_conversion(
         planned.repaired(), target, planned.target.layout.name, task=planned.target.task
@@ -299,7 +299,7 @@ def _not_passed(verification: Verification, planned: Repair) -> NotRepairedError
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    """Give a verified checkpoint and the certificate beside it their names, the checkpoint last."""
+    """Rename a verified checkpoint and its certificate to their final names, checkpoint last."""
     others = sorted(path for path in folder.iterdir() if path.name != out.name)
     placed: list[Path] = []
     try:

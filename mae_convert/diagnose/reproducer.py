@@ -1,11 +1,11 @@
-"""The script of a reproducer, which needs NumPy and one framework and nothing of this project."""
+"""The script of a reproducer, which needs only NumPy and one framework."""
 
 SCRIPT = '''"""One step of a model that two programs compute differently, in plain operations.
 
 python reproduce.py FRAMEWORK        torch, tensorflow or jax; here: USUAL
 
-reproduce.npz holds the input of the step, its tensors in A and in B, and what A and B computed, in
-float64. The exit status is 1 if A and B differ, as they did when this was written.
+reproduce.npz contains the input of the step, its tensors in A and in B, and the results of A and B,
+in float64. The exit status is 1 if A and B differ, as they did when this file was written.
 """
 
 import json
@@ -63,7 +63,7 @@ def jax_functions():
 
 
 def compute(functions, inputs, tensors, eps, activation, heads):
-    """Return the result of the step, an array, from tensors and settings of one side."""
+    """Return the result of the step, an array, for the tensors and settings of one side."""
     tensor, linear, normalise, softmax, transposed, acts = functions
     i = {name: tensor(value) for name, value in inputs.items()}
     t = {name: tensor(value) for name, value in tensors.items()}
@@ -101,7 +101,7 @@ def main():
     arrays = dict(np.load(Path(__file__).with_name("reproduce.npz")))
     named = lambda prefix: {n[len(prefix):]: a for n, a in arrays.items() if n.startswith(prefix)}
     a, b = arrays["result/A"], arrays["result/B"]
-    print(f"{FACTS['first']}: B is {distance(b, a):.1e} from A (relative L2, float64)")
+    print(f"{FACTS['first']}: B differs from A by {distance(b, a):.1e} (relative L2, float64)")
     for name, theirs in named("B/").items():
         ours = arrays.get(f"A/{name}")
         if ours is None or not np.array_equal(ours, theirs):
@@ -112,7 +112,7 @@ def main():
     for side in "AB":
         result = compute(functions, named("input/"), named(f"{side}/"), **FACTS["settings"][side])
         print(f"{framework}, with the tensors and settings of {side}: {distance(result, a):.1e} "
-              f"from what A computed, {distance(result, b):.1e} from what B computed")
+              f"from A's result, {distance(result, b):.1e} from B's result")
     return 1 if distance(b, a) > 1e-10 else 0
 
 

@@ -1,4 +1,4 @@
-"""Search for the hypotheses that make a difference vanish, and confirm them by complete runs."""
+"""Search for hypotheses that remove a difference, and confirm them with complete runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,69 +9,69 @@ from mae_convert.diagnose.candidates import candidates
 from mae_convert.diagnose.hypotheses import Hypothesis, Model
 from mae_convert.verify.localise import execution_order
 
-MOST_FAULTS = 4  # with more than that it is another model
-MOST_OTHERS = 3  # equally good hypotheses that are reported
-MOST_CONFIRMED = 12  # hypotheses that are run completely for each first difference
+MOST_FAULTS = 4  # maximum number of faults; with more, it is probably another model
+MOST_OTHERS = 3  # maximum number of equally good hypotheses that are reported
+MOST_CONFIRMED = 12  # maximum number of complete runs for each first difference
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """How far a changed model agrees with a trace."""
+    """The comparison of a changed model with a trace."""
 
     first: str | None
-    """The first result that differs, or None where all are the same."""
+    """The first result that differs, or None if all agree."""
 
     largest: float
-    """The largest error of the results that do not differ, relative L2."""
+    """The largest error of the results that agree, relative L2."""
 
 
 class Compare(Protocol):
-    """Runs the model with hypotheses applied, from a given result or from the beginning."""
+    """Function that runs the model with hypotheses applied and compares it with a trace."""
 
     def __call__(
         self, hypotheses: Sequence[Hypothesis], start: str | None = None
     ) -> CandidateResult | None:
-        """Return the result, or None where a hypothesis does not fit the model."""
+        """Return the comparison, from ``start`` on; None if a hypothesis does not fit."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A hypothesis that makes the difference at a result vanish."""
+    """A hypothesis that removes the difference at a result."""
 
     hypothesis: Hypothesis
-    """What was applied."""
+    """The hypothesis."""
 
     removes: str
     """The first result that differs without it."""
 
     next: str | None
-    """The first result that differs with it, or None where all agree."""
+    """The first result that differs with it, or None if all agree."""
 
     largest: float
-    """The largest error before that, relative L2."""
+    """The largest error of earlier results, relative L2."""
 
     others: tuple[Hypothesis, ...] = ()
-    """Other hypotheses with which all results agree too."""
+    """Other hypotheses with which all results agree."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found."""
+    """The result of a search."""
 
     first: str
-    """The first result that differs before any hypothesis is applied."""
+    """The first result that differs without any hypothesis."""
 
     findings: tuple[Finding, ...]
-    """Faults in the order of the results that they affect."""
+    """The faults in the order of the results that they affect."""
 
     remaining: str | None
-    """The first result that still differs, or None where all is explained."""
+    """The first result that still differs, or None if everything is explained."""
 
     tried: int = 0
-    """How many hypotheses were run."""
+    """The number of hypotheses that were run."""
 
     in_time: bool = True
-    """Whether all candidates could be tried within the time limit."""
+    """Whether all candidates were run within the time limit."""
 
 
 def search(
@@ -86,10 +86,10 @@ def search(
 
     Args:
         model: the side that hypotheses change.
-        compare: runs it and compares it with the other side.
+        compare: runs the model and compares it with the other side.
         first: the first result that differs.
-        base: hypotheses that are applied already.
-        seconds: time limit, after which no further hypothesis is tried.
+        base: hypotheses that are always applied.
+        seconds: time limit after which no further hypothesis is run.
     """
     deadline = time.monotonic() + seconds
     result = SearchResult(first, (), first)
@@ -108,9 +108,9 @@ def search(
 def _fitting(
     model: Model, compare: Compare, accepted: Sequence[Hypothesis], first: str, deadline: float
 ) -> tuple[list[tuple[Hypothesis, CandidateResult]], int]:
-    """Return the hypotheses that remove the difference at ``first``, and how many were tried.
+    """Return the hypotheses that remove the difference at ``first``, and the number of runs.
 
-    Earlier results are taken from the other side, so that one step is computed for each.
+    Earlier results are taken from the other side, so that each run computes only one step.
     """
     fitting: list[tuple[Hypothesis, CandidateResult]] = []
     tried, seen = 0, set()
@@ -123,13 +123,13 @@ def _fitting(
         answer = compare([*accepted, hypothesis], first)
         if answer is not None and _later(answer.first, first):
             fitting.append((hypothesis, answer))
-    # Those that agree furthest come first; ties stay in the order of the candidates.
+    # Sort by the next difference, the latest first; ties keep the order of the candidates.
     fitting.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     return fitting, tried
 
 
 def _progress(first: str | None) -> tuple[int, ...]:
-    """Return a sort key for the first difference: the later, the larger."""
+    """Return a sort key for a first difference; later results have larger keys."""
     return (99,) if first is None else execution_order(first)
 
 
@@ -143,7 +143,7 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the hypothesis that agrees furthest in a complete run from the beginning."""
+    """Return the hypothesis with the latest first difference in a complete run."""
     confirmable = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
     for hypothesis, answer in fitting[:MOST_CONFIRMED]:
         if answer.first is not None:
@@ -171,7 +171,7 @@ def _reproducing(
 def _wider(
     compare: Compare, accepted: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
 ) -> Iterator[tuple[Hypothesis, CandidateResult]]:
-    """Yield the same hypothesis about more modules, where that removes the difference too."""
+    """Yield the wider variants of a hypothesis that remove the difference too."""
     for wider in hypothesis.widen():
         answer = compare([*accepted, wider])
         if answer is not None and _later(answer.first, first):

@@ -1,8 +1,8 @@
-"""What turns the differing tensors of a target into those of its source, and which fault that is.
+"""Find the faults of a target's tensors and the replacements that make them equal to the source.
 
-A fault that only moved values (transposed, exchanged, other order of heads) is undone in the
-target's own values. One that lost values (zero, rounded, overwritten) is not: what the source has
-is put in their place. Each cure is tested bit for bit before it is named.
+A fault that only moved values (transposed, exchanged, other order of heads) is undone with the
+target's own values. For a fault that lost values (zero, rounded, overwritten), the source's values
+are copied. Each repair is tested bit for bit before it is reported.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,31 +23,31 @@ from mae_convert.diagnose.weight_edits import fused_as_groups, split_as_groups
 from mae_convert.diagnose.weight_hypotheses import PARTS, self_edits
 from mae_convert.formats.tensor import LazyTensor, sha256
 
-UNDONE = Cause("undone in B's own values")
-FROM_A = Cause("taken from A")
+UNDONE = Cause("undone with B's own values")
+FROM_A = Cause("copied from A")
 REORDERED = Cause("has its values in another order")
 UNEXPLAINED = Cause("differs, and no known fault explains it")
 
 
 @dataclass(frozen=True)
 class Cure:
-    """A tensor of B that is to be replaced, so that it equals A's bit for bit."""
+    """The replacement for a tensor of B that makes it bit-identical to A's."""
 
     name: str
-    """Canonical name."""
+    """The canonical name."""
 
     fault: Cause
-    """What is wrong with it in B; `UNEXPLAINED` if no known fault explains it."""
+    """The fault of B's tensor; `UNEXPLAINED` if no known fault explains the difference."""
 
     how: Cause
-    """`UNDONE`, `FROM_A`, or "B's NAME" where another tensor of B has the values."""
+    """`UNDONE`, `FROM_A`, or "copied from B's NAME" if another tensor of B has the values."""
 
     tensor: LazyTensor
-    """What replaces it."""
+    """The replacement."""
 
     @property
     def sentence(self) -> str:
-        """What is changed, in a sentence."""
+        """A sentence about the fault and its repair."""
         return f"{self.name}: {self.fault}; {self.how}"
 
 
@@ -66,7 +66,7 @@ def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cure]:
-    """Return a cure for each differing tensor; that of an unexplained fault is a guess.
+    """Return the repair of each differing tensor; without a known fault it is a copy from A.
 
     Args:
         a: the source, after the steps that the target declares.
@@ -96,7 +96,7 @@ Made = Callable[[], np.ndarray]
 
 
 def _gives(made: Made, x: np.ndarray) -> bool:
-    """Return whether an array comes out that has the same bytes; zeros differ by their sign."""
+    """Return whether the function returns an array with the same bytes (zeros have a sign)."""
     try:
         array = made()
     except (ValueError, IndexError):  # the change does not apply to this shape
@@ -107,9 +107,9 @@ def _gives(made: Made, x: np.ndarray) -> bool:
 def _undone(
     model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
 ) -> Iterator[tuple[Cause, Made]]:
-    """Yield how B's own tensors may give A's tensor ``x`` in place of ``y``, to be tested."""
+    """Yield candidates for computing A's tensor ``x`` from B's own tensors."""
     for other in of_b.same_as(x):
-        yield Cause("B's ", other, " has the values"), of_b.checkpoint.tensors[other].load
+        yield Cause("copied from B's ", other), of_b.checkpoint.tensors[other].load
     if np.array_equal(np.sort(y, axis=None), np.sort(x, axis=None)):
         for edit in self_edits(model, name):
             if edit.operation in ("permuted", "reordered"):
@@ -128,7 +128,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 def _regrouped(
     model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
 ) -> Iterator[tuple[Cause, Made]]:
-    """Yield q, k or v of a fused matrix that was joined or split in another order."""
+    """Yield candidates for q, k or v of a matrix that was fused or split in another order."""
     stack, leaf = model.stack(block.partition(".")[0]), part[2:]
     names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]
     if not all(name in tensors for name in names):
@@ -149,7 +149,7 @@ def _regrouped(
 def _faults(
     model: Model, of_a: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
 ) -> Iterator[Cause]:
-    """Yield what turned A's tensor ``x`` into B's ``y``, as far as it is known."""
+    """Yield known faults that turn A's tensor ``x`` into B's ``y``."""
     if broken := not_finite_values(y):
         finite = np.isfinite(y)
         if np.array_equal(x[finite], y[finite]):

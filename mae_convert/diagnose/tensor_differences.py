@@ -1,4 +1,4 @@
-"""How differing tensors differ: each description is tested on the tensors and holds exactly."""
+"""Describe how tensors differ; each description is tested exactly."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,35 +14,35 @@ from mae_convert.layouts.transforms import Shape
 from mae_convert.verify.array_patterns import runs
 from mae_convert.verify.distance import relative_error
 
-MOST_TENSORS = 64  # that are compared
+MOST_TENSORS = 64  # maximum number of compared tensors
 MOST_SENTENCES = 8
-FIRST = 8  # values that are the key of a tensor
-SAMPLE = 64  # values that are compared before all of them are
-FEW = 3  # values whose indices are listed
+FIRST = 8  # number of values that are used as the key of a tensor
+SAMPLE = 64  # number of values that are compared first, before all values
+FEW = 3  # maximum number of listed indices
 CLOSE = 1e-6  # relative, for float32 rounding
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a tensor differs, as the end of a sentence that begins with its name."""
+    """The cause of a tensor's difference, as a sentence without its subject, the tensor name."""
 
     text: str
-    """The text, up to the name of another tensor if it refers to one."""
+    """The text before the name of another tensor, or the whole text."""
 
     other: str = ""
-    """The canonical name of that tensor, or ""."""
+    """The canonical name of the other tensor, or ""."""
 
     rest: str = ""
-    """What follows the name."""
+    """The text after the name."""
 
     def __str__(self) -> str:
         return f"{self.text}{self.other}{self.rest}"
 
     def in_every_block(self, name: str) -> "Cause":
-        """Return the cause such that it is the same for that tensor in every block.
+        """Return the cause with the block removed from the other tensor's name.
 
         Args:
-            name: the tensor that differs; another tensor of its block is named without the block.
+            name: the differing tensor, whose block is removed.
         """
         return replace(self, other=self.other.removeprefix(_block_prefix(name)))
 
@@ -55,7 +55,7 @@ def describe_tensor_differences(
     Args:
         a: the source.
         b: the target.
-        differing: canonical names, the likeliest cause first.
+        differing: canonical names, the most likely cause first.
     """
     model, prints = model_of(a), Fingerprints(a)
     causes = {name: (_explain_one(model, prints, b, name),) for name in differing[:MOST_TENSORS]}
@@ -68,9 +68,9 @@ def describe_tensor_differences(
 def grouped_causes(
     causes: Mapping[str, tuple[Cause, ...]],
 ) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
-    """Yield names of tensors with their causes; those with the same causes together.
+    """Yield groups of tensor names that have the same causes.
 
-    Tensors of several blocks have the same causes if these name the same tensors of their blocks.
+    Causes of tensors in several blocks are the same if they refer to the same tensor of the block.
     """
     groups: dict[tuple[Cause, ...], list[str]] = {}
     for name, own in causes.items():
@@ -86,7 +86,7 @@ def _block_prefix(name: str) -> str:
 
 
 def grouped_names(names: Sequence[str]) -> str:
-    """Return names for a sentence; those that differ only in the block's number are merged."""
+    """Return names for a sentence; names that differ only in the block index are merged."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         stack, _, rest = name.partition(".blocks.")
@@ -101,14 +101,14 @@ def grouped_names(names: Sequence[str]) -> str:
 
 
 class Fingerprints:
-    """Finds equal tensors of a checkpoint by their first values; each tensor is read once."""
+    """Index of a checkpoint's tensors by their first values, to find equal ones."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
-        """Names by shape and the bytes of the first values."""
+        """Shape and bytes of the first values → names."""
         groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
             groups.setdefault(self._key(tensor.load()), []).append(name)
@@ -141,30 +141,28 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
-    """Return which values of a tensor are NaN or infinite, on either side."""
+    """Return a phrase about the NaN or infinite values of a tensor on both sides."""
     descriptions = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
     return " and ".join(filter(None, descriptions))
 
 
 def not_finite_values(array: np.ndarray, where: str = "") -> str:
-    """Return which values of an array are NaN or infinite, in words; "" where none is."""
+    """Return a phrase about the NaN or infinite values of an array, or ""."""
     broken = ~np.isfinite(array.astype(np.float64))
     if not broken.any():
         return ""
     first = tuple(map(int, np.argwhere(broken)[0]))
-    return (
-        f"holds {broken.sum()} values{where} that are NaN or infinite (the first at index {first})"
-    )
+    return f"has {broken.sum()} values{where} that are NaN or infinite (the first at index {first})"
 
 
 def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield the change, and perhaps rounding, that turns A's tensor into B's bit for bit."""
+    """Yield the change, possibly with rounding, that turns A's tensor into exactly B's."""
     for self_edit in self_edits(model, name):
         try:
             made = self_edit.on(name).apply([x])
-        except (ValueError, IndexError):  # it does not apply to this shape
+        except (ValueError, IndexError):  # the change does not apply to this shape
             continue
-        # A change that leaves the tensor as it is explains nothing.
+        # A change without effect on this tensor is not an explanation.
         if not _alike(made, y) or np.array_equal(made, x):
             continue
         if np.array_equal(made, y):
@@ -176,13 +174,13 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
                 return
     for dtype in ("float16", "bfloat16"):
         if np.array_equal(rounded(y, DTYPES[dtype]).astype(x.dtype), x):
-            yield f"is rounded to {dtype} in A, and is not in B"
+            yield f"is rounded to {dtype} in A, but not in B"
             return
 
 
 def _alike(made: np.ndarray, y: np.ndarray) -> bool:
     """Return whether a sample of values is equal up to the rounding of narrow dtypes."""
-    if made.shape != y.shape:  # the change is one of another kind of model
+    if made.shape != y.shape:  # the change is for another kind of model
         return False
     places = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
     some, others = (z.ravel()[places].astype(np.float64) for z in (made, y))
@@ -190,7 +188,7 @@ def _alike(made: np.ndarray, y: np.ndarray) -> bool:
 
 
 def measured_difference(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a measure of the difference, where no change turns one tensor into the other."""
+    """Yield a measure of the difference if no change turns one tensor into the other."""
     exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
     difference, indices = exact_y - exact_x, np.argwhere(x != y)
     where = ", ".join(str(tuple(map(int, index))) for index in indices[:FEW])
@@ -215,14 +213,14 @@ def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
 
 
 def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
-    """Return whether both have the same rows or columns, in any order."""
+    """Return whether both arrays have the same rows or columns in any order."""
     parts = [np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1) for z in (x, y)]
     in_order = [part[np.lexsort(part.T[:8])] for part in parts]
     return np.array_equal(in_order[0], in_order[1])
 
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
-    """Yield that only some rows or columns differ, or that the rest is zero."""
+    """Yield a description if only some rows or columns differ, or if the rest is zero."""
     yield from zero_from(x, y)
     for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
         others = tuple(i for i in range(x.ndim) if i != axis)
@@ -232,7 +230,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield from which value on B's tensor is zero, if it equals A's up to there."""
+    """Yield a description if B's tensor equals A's up to some value and is zero after it."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
         yield f"is zero from value {first} of {x.size} on"

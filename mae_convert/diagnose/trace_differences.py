@@ -1,7 +1,6 @@
-"""What two traces show about their difference, without weights or a model.
+"""Describe the difference between two traces without weights or a model.
 
-Results are float64 arrays: (N, T, D) of images, tokens and channels, (N, K) of classes, or images
-(N, C, H, W).
+Results are float64 arrays: (N, T, D) for tokens, (N, K) for classes, or images (N, C, H, W).
 """
 
 import math
@@ -30,8 +29,8 @@ from mae_convert.verify.localise import (
     removed_tokens,
 )
 
-RANDOM = 1e-2  # a float32 run further than this from its float64 run is not explained by rounding
-# Axes whose entries may be in another order; channels first, as few tokens can match by chance.
+RANDOM = 1e-2  # distance of a float32 run from its float64 run that rounding cannot explain
+# Axes that may be permuted; channels first, because a small number of tokens can match by chance.
 ORDERED_AXES = {
     (3, False): {2: "channels", 1: "tokens"},
     (2, False): {1: "classes"},
@@ -45,14 +44,14 @@ AXES = {
 EPSILON = "layer_norm_eps"
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
 # Limits for the vectors that an epsilon gives for each token; see ``_fitting_epsilons``.
-PRECISION = 2.0**-50  # of a result in float64
-AGREEMENT = 1e-3  # between tokens; the difference of the sides has few digits
-TIED = 10.0  # times the smallest spread: two epsilons that are both negligible
-SUM_TOLERANCE = 1e-6  # of the factors of attention and MLP in a block's output
+PRECISION = 2.0**-50  # relative precision of a float64 result
+AGREEMENT = 1e-3  # tolerance between tokens; the difference of the sides has few digits
+TIED = 10.0  # ratio to the smallest spread up to which epsilons are equally good
+SUM_TOLERANCE = 1e-6  # tolerance of the factors of attention and MLP in a block's output
 
 
 def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[str]:
-    """Return what the traces show at the first result that differs, in sentences.
+    """Return sentences about the first result that differs.
 
     Args:
         a: the trace of the source.
@@ -66,7 +65,7 @@ def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[st
 
 
 def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield the first result of each side and run that has values which are not finite."""
+    """Yield a sentence about the first non-finite result of each side and run."""
     for side, trace in (("A", a), ("B", b)):
         for dtype in trace.description["dtypes"]:
             results = trace.results(dtype)
@@ -75,7 +74,7 @@ def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
                 if bad.any():
                     index = tuple(map(int, np.argwhere(bad)[0]))
                     yield (
-                        f"{name} of {side}'s {dtype} run holds {bad.sum()} values that are NaN or"
+                        f"{name} of {side}'s {dtype} run has {bad.sum()} values that are NaN or"
                         f" infinite, the first at index {index}"
                     )
                     break
@@ -99,7 +98,7 @@ def _differences_at(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _additional_token(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield that one side has one token more than the other."""
+    """Yield a sentence if one side has one token more than the other."""
     if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return
     for fewer, more, side in ((x, y, "B"), (y, x, "A")):
@@ -114,22 +113,22 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
     mask, other = a["mask"], b["mask"]
     visible, others = int((mask[0] == 0).sum()), int((other[0] == 0).sum())
     if np.array_equal(other, 1 - mask):
-        yield "B's mask is A's with kept and removed exchanged"
+        yield "B's mask is A's with kept and removed patches exchanged"
     elif visible != others:
         yield f"A keeps {visible} of {mask.shape[1]} patches and B keeps {others}"
     restore, other_restore = a["ids_restore"], b["ids_restore"]
     if np.array_equal(restore, other_restore) or restore.shape != other_restore.shape:
         return
     if np.array_equal(other_restore, np.argsort(restore, axis=1)):
-        yield "B's ids_restore is the shuffle itself and not its inverse"
+        yield "B's ids_restore is the shuffle itself instead of its inverse"
     elif np.array_equal(other_restore, restore.shape[1] - 1 - restore):
-        yield "B sorts the noise in descending order, so that it keeps what A removes"
+        yield "B sorts the noise in descending order, so it keeps the patches that A removes"
     elif len(shift := np.unique((other_restore - restore) % restore.shape[1])) == 1:
         yield f"B's ids_restore is A's plus {int(shift[0])}, modulo the number of patches"
 
 
 def _randomness(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield that the runs of one side differ by more than rounding can explain."""
+    """Yield a sentence if the runs of one side differ by more than rounding errors."""
     dtypes = [set(trace.description["dtypes"]) for trace in (a, b)]
     if not all("float32" in names for names in dtypes):
         return
@@ -145,7 +144,7 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
-    """Yield the rounding error of the float32 run of a side that fails the check of numerics."""
+    """Yield the float32 rounding error of a side that fails the check of numerics."""
     if first is not None or "float32" not in set(a.description["dtypes"]) & set(
         b.description["dtypes"]
     ):
@@ -158,15 +157,15 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
             name = min(large, key=execution_order)
             units = {kind: own[name] / UNIT_ROUNDOFF[kind] for kind in ("bfloat16", "float16")}
             yield (
-                f"{side}'s rounding error at {name}, against its own float64 run, is"
+                f"{side}'s rounding error at {name} (relative to its own float64 run) is"
                 f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} units of float32,"
                 f" {units['float16']:.2g} of TF32 and float16 and {units['bfloat16']:.2g} of"
-                f" bfloat16; at earlier results it is as small as {other}'s"
+                f" bfloat16; for earlier results it is as small as {other}'s"
             )
 
 
 def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    """Yield how B's result follows from A's, and where they differ; both have the same shape."""
+    """Yield how B's result, of the same shape, is related to A's, and where they differ."""
     ours = a.results("float64")
     x, y = ours[first], b.results("float64")[first]
     yield from _other_step(ours, first, y)
@@ -177,10 +176,10 @@ def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> Iterator[str]:
-    """Yield that B's result is what A has at another step."""
+    """Yield a sentence if B's result is equal to another result of A."""
     for name, x in ours.items():
         if name != first and x.shape == y.shape and near(x, y):
-            yield f"{first} in B is what {name} is in A"
+            yield f"{first} in B is equal to {name} in A"
             return
 
 
@@ -232,19 +231,19 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     fitting = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
     if fitting:
         yield (
-            f"{first} in B follows from A's by a layer norm epsilon of"
+            f"{first} in B is that of A with a layer norm epsilon of"
             f" {' or '.join(f'{eps:g}' for eps in fitting)} instead of {configured:g}"
         )
 
 
 def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield in which images, tokens and channels the difference is."""
+    """Yield the images, tokens and channels in which the results differ."""
     difference = y - x
     inner = difference
     if first == "encoder.embedding":
         inner = difference[:, class_tokens(a, difference) :]
     if x.ndim == 3 and same_vector(inner):
-        yield f"{first} differs by the same vector at every token, as a bias does"
+        yield f"{first} differs by the same vector at every token, as for a different bias"
     elif first in ("encoder.embedding", "decoder.embedding"):
         places = kept_places(a, first, inner.shape[1])
         if places is not None and same_by_place(inner, places):
@@ -271,7 +270,7 @@ def _at_removed_patches(a: Trace, first: str, difference: np.ndarray) -> Iterato
 
 
 def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield the first block of B whose output is not the sum of input, attention and MLP."""
+    """Yield a sentence about B's first block whose output is not input + attention + MLP."""
     ours, theirs = (_residual_factors(trace.results("float64")) for trace in (a, b))
     for name, shares in theirs.items():
         if not _are_one(ours.get(name)) or _are_one(shares):
@@ -291,7 +290,7 @@ def _are_one(shares: tuple[float, float] | None) -> bool:
 
 
 def _residual_factors(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
-    """Return the factors of attention and MLP in each block's output; None: it is not a sum."""
+    """Return the factors of attention and MLP in each block's output, or None if not a sum."""
     factors: dict[str, tuple[float, float] | None] = {}
     for name in sorted(results, key=execution_order):
         match = BLOCK_TAP.fullmatch(name)
@@ -315,15 +314,15 @@ def _fitting_epsilons(
 ) -> list[float]:
     """Return the layer norm epsilons that explain B's result, the best one first.
 
-    No weight is needed. A norm and a linear layer turn a token x into f = M x̂ + c, where x̂ is x
-    less its mean, divided by the square root of its variance plus epsilon. Another epsilon
-    multiplies x̂ by a number s that follows from the variance of that token alone, so that
-    f' - s f = (1 - s) c. The vector c is the same for all tokens: an epsilon that gives the same c
-    everywhere explains B.
+    The weights are not needed. A norm and a linear layer turn a token x into f = M x̂ + c, where x̂
+    is x minus its mean, divided by the square root of its variance plus epsilon. Another epsilon
+    multiplies x̂ by a number s that depends only on the variance of that token, so that
+    f' - s f = (1 - s) c. The vector c is the same for all tokens: an epsilon with the same c for
+    all tokens explains B.
 
     Args:
-        a: results of the side whose epsilon is known.
-        b: results of the other side.
+        a: the results of the side whose epsilon is known.
+        b: the results of the other side.
         first: the first result that differs.
         configured: the epsilon of A.
     """
@@ -333,8 +332,8 @@ def _fitting_epsilons(
     f, g = a[first], b[first]
     if not (f.ndim == a[before].ndim == 3 and f.shape == g.shape):
         return []
-    # The class token may be left out after the norm, and the kept patches before it: they come
-    # first.
+    # The class token may be missing after the norm, and the mask tokens before it; both have the
+    # same kept patches at the same end.
     variance = a[before][:, a[before].shape[1] - f.shape[1] :].var(axis=-1, keepdims=True)
     spreads = {
         eps: _spread(variance, f, g, configured, eps) for eps in EPSILONS if eps != configured
@@ -346,7 +345,7 @@ def _fitting_epsilons(
 def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
 ) -> float:
-    """Return how much the vectors c that an epsilon gives for each token differ."""
+    """Return the spread of the vectors c that an epsilon gives for the tokens."""
     if not (variance + eps > 0).all():
         return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))

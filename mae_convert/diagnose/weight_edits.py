@@ -1,7 +1,7 @@
-"""Edits of weights: how one canonical tensor is computed from others.
+"""Weight edits: computations of one canonical tensor from others.
 
-Operations have names, so that an edit can be sent to a child process as plain data. They work on
-NumPy arrays of any dtype, so that the result can be compared bit for bit with a file's contents.
+Operations are specified by name so that an edit can be sent to a child process as plain data. They
+work on NumPy arrays of any dtype so that the result can be compared exactly with a stored tensor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,27 +12,27 @@ import numpy as np
 
 from reference_models.positions import sincos_position_embedding
 
-BFLOAT16_DROPS = 16  # bits of a float32 that bfloat16 does not have
+BFLOAT16_DROPS = 16  # number of bits of a float32 that bfloat16 does not have
 
 
 @dataclass(frozen=True)
 class WeightEdit:
-    """A possible change of one canonical tensor on the way from A to B."""
+    """A possible change of one canonical tensor between A and B."""
 
     target: str
-    """The canonical tensor that is changed."""
+    """The changed canonical tensor."""
 
     operation: str
-    """Its name in ``OPERATIONS``."""
+    """The name of the operation in ``OPERATIONS``."""
 
     sources: tuple[str, ...]
-    """The canonical tensors that it is applied to."""
+    """The canonical tensors to which it is applied."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the operation."""
 
     def apply(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the changed array; ``arrays`` are those of ``sources``.
+        """Return the changed array for the arrays of ``sources``.
 
         Raises:
             ValueError: the operation does not fit the shapes.
@@ -41,7 +41,7 @@ class WeightEdit:
 
 
 def copied(array: np.ndarray) -> np.ndarray:
-    """Return the array unchanged: one tensor takes the place of another."""
+    """Return the array unchanged: one tensor replaces another."""
     return array
 
 
@@ -51,16 +51,16 @@ def permuted(
     view: Sequence[int] | None = None,
     flipped: Sequence[int] = (),
 ) -> np.ndarray:
-    """Return the array with its axes permuted, reshaped to its own shape again.
+    """Return the array with its axes permuted, reshaped to the original shape.
 
-    Where the permuted shape is the array's own, this is a transposition; else it is the result of a
-    reshape where a transposition is needed.
+    If the permuted shape is the original one, this is a transposition; otherwise it is the result
+    of a reshape instead of a transposition.
 
     Args:
         array: the tensor.
-        axes: their new order.
-        view: a shape that the array is viewed in before; by default its own.
-        flipped: axes that are reversed before.
+        axes: the new order of the axes.
+        view: a shape to which the array is reshaped first; by default its own.
+        flipped: axes that are reversed first.
     """
     reversed_ = np.flip(array, tuple(flipped)) if flipped else array
     return reversed_.reshape(view or array.shape).transpose(axes).reshape(array.shape)
@@ -72,12 +72,12 @@ def reordered(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
 
 
 def filled(array: np.ndarray, value: float) -> np.ndarray:
-    """Return a constant array: a tensor that was never loaded."""
+    """Return a constant array of the same shape, as for a tensor that was never loaded."""
     return np.full_like(array, value)
 
 
 def multiplied(array: np.ndarray, factor: float) -> np.ndarray:
-    """Return the array times a number."""
+    """Return the array multiplied by a number."""
     return (array * np.asarray(factor, array.dtype)).astype(array.dtype)
 
 
@@ -87,7 +87,7 @@ def added(array: np.ndarray, amount: float) -> np.ndarray:
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the values rounded to a narrower dtype, in the array's own dtype."""
+    """Return the values rounded to a narrower dtype, in the dtype of the array."""
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return array.astype(np.float16).astype(array.dtype)
@@ -95,7 +95,7 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Return float32 values rounded to bfloat16's eight bits, to the nearest, ties to even."""
+    """Return float32 values rounded to bfloat16: to nearest, ties to even."""
     bits = array.view(np.uint32).astype(np.uint64)
     dropped, one = np.uint64(BFLOAT16_DROPS), np.uint64(1)
     half = (one << (dropped - one)) - one
@@ -148,12 +148,12 @@ OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     )
 }
 
-# A description → indices: the wrongly ordered tensor is ``tensor.take(indices, axis)``.
+# Description → indices: the wrongly ordered tensor is ``tensor.take(indices, axis)``.
 Orders: TypeAlias = Mapping[str, np.ndarray]
 
 
 def distinct(orders: Orders) -> dict[str, np.ndarray]:
-    """Return the orders that differ from the original one, each once."""
+    """Return the orders that differ from the original one, without duplicates."""
     seen = {tuple(range(len(order))) for order in orders.values()}
     different = {}
     for description, order in orders.items():

@@ -1,4 +1,4 @@
-"""Hypotheses about weights: one tensor, q, k and v together, modules, whole blocks."""
+"""Hypotheses about weights: single tensors, q, k and v together, modules, whole blocks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -11,7 +11,7 @@ from mae_convert.layouts.transforms import Shape
 
 
 class SelfEdit(NamedTuple):
-    """A change of a tensor that involves no other tensor."""
+    """A change of a tensor without other tensors."""
 
     key: str
     """The kind of fault."""
@@ -20,18 +20,18 @@ class SelfEdit(NamedTuple):
     """The description, which follows the tensor's name in a sentence."""
 
     operation: str
-    """Its name in ``weight_edits.OPERATIONS``."""
+    """The name of the operation in ``weight_edits.OPERATIONS``."""
 
     options: dict[str, Any]
-    """Its arguments."""
+    """The arguments of the operation."""
 
     def on(self, name: str) -> WeightEdit:
-        """Return the edit of the tensor of this name."""
+        """Return the edit for a tensor."""
         return WeightEdit(name, self.operation, (name,), self.options)
 
 
 def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
-    """Yield possible changes of one tensor that involve no other, likeliest first."""
+    """Yield possible changes of one tensor without other tensors, most likely first."""
     shape, config = model.shapes[name], model.config
     part = name.rpartition(".blocks.")[2].partition(".")[2] if ".blocks." in name else name
     if len(shape) == 2:
@@ -102,7 +102,7 @@ def _kernel(shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _kernel_of_frames(shape: Shape) -> Iterator[SelfEdit]:
-    """Yield changes of a kernel of videos, (width, channels, frames, rows, columns)."""
+    """Yield changes of a video kernel (width, channels, frames, rows, columns)."""
     if shape[1] > 1:
         backwards = {"axis": 1, "order": list(range(shape[1]))[::-1]}
         yield SelfEdit("patch channels", "has its channels reversed", "reordered", backwards)
@@ -151,7 +151,7 @@ def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _long_axis(shape: Sequence[int]) -> int:
-    """Return the axis along which a tensor may be reversed: rows of a matrix, width of a token."""
+    """Return the axis along which a tensor may be reversed: matrix rows or token channels."""
     return 2 if len(shape) == 3 else 0
 
 
@@ -187,7 +187,7 @@ def _exchanged_pair(name: str, other: str) -> Iterator[Hypothesis]:
 
 
 def copy_tensor(target: str, source: str) -> WeightEdit:
-    """Return the edit that puts one tensor in the place of another."""
+    """Return the edit that replaces one tensor with another."""
     return WeightEdit(target, "copied", (source,))
 
 
@@ -195,7 +195,7 @@ def _alone_in_block(model: Model, stack: Stack, index: int, part: str) -> Iterat
     for self_edit in self_edits(model, f"{stack.block(index)}.{part}"):
 
         def make(s: Stack, i: int, what: str = self_edit.description) -> Sequence[WeightEdit]:
-            # In the other stack the same change has other options, or does not apply.
+            # In the other stack the same change may have other options or not apply.
             name = f"{s.block(i)}.{part}"
             return [h.on(name) for h in self_edits(model, name) if h.description == what]
 
@@ -231,7 +231,7 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
 
 
 def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
-    """Yield that a tensor is that of an adjacent block, or that all blocks are shifted by one."""
+    """Yield hypotheses about tensors of adjacent blocks and about blocks shifted by one."""
     for step, where in ((1, "next block"), (-1, "block before")):
         name, other = (f"{stack.block(i)}.{part}" for i in (index, index + step))
         if other not in model.shapes:
@@ -257,7 +257,7 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
 def exchanged_module_hypotheses(
     model: Model, stack: Stack, index: int, first: str, second: str
 ) -> Iterator[Hypothesis]:
-    """Yield that two modules of a block, their weights and biases, are exchanged."""
+    """Yield hypotheses that two modules of a block are exchanged."""
 
     def make(s: Stack, i: int) -> Sequence[WeightEdit]:
         pairs = ((first, second), (second, first))
@@ -275,7 +275,7 @@ def exchanged_module_hypotheses(
 
 
 def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that a block holds all tensors of another: exchanged, or in another order."""
+    """Yield hypotheses that blocks are exchanged or in another order."""
     numbers = list(range(stack.depth))
     as_text = sorted(numbers, key=str)
     for other in numbers:
@@ -322,8 +322,7 @@ def _copies_of_blocks(
 
 PARTS = ("q", "k", "v")
 KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))
-# A fused matrix that is read in the wrong layout: the operation, and whether its groups are rows
-# and not heads.
+# Wrong layouts of a fused matrix: (operation, whether its groups are rows instead of heads).
 FUSED = {
     ("fused_as_groups", False): "(heads, 3, channels) from a matrix that is (3, heads, channels)",
     ("split_as_groups", False): "(3, heads, channels) from a matrix that is (heads, 3, channels)",
@@ -393,11 +392,11 @@ def _wrongly_fused(model: Model, stack: Stack, index: int) -> Iterator[Hypothesi
 
 
 def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that all three are changed in the same way: transposed, without biases."""
+    """Yield hypotheses that q, k and v are changed in the same way."""
     for leaf in LEAVES:
         key = f"{stack.block(index)}.attention.k.{leaf}"
         for self_edit in self_edits(model, key) if key in model.shapes else ():
-            if self_edit.key == "scale":  # in q and k at once it cancels out
+            if self_edit.key == "scale":  # cancels if applied to both q and k
                 continue
 
             def make(
@@ -415,7 +414,7 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
 
 
 def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield that heads have another order in q, k and v, and perhaps in the output layer too."""
+    """Yield hypotheses that heads have another order in q, k, v and possibly the output layer."""
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 

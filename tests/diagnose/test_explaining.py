@@ -158,7 +158,7 @@ def test_what_is_explained_in_part_says_where_the_next_difference_is(sides):
     with fault("no key bias"):
         b = sides.subject(model, "logits of attention capped")
     verdict = sides.explain(sides.subject(model), b)
-    assert "A comes nearer to B when encoder.blocks.0.attention.k.bias is zero" in verdict.causes[0]
+    assert "A is closer to B when encoder.blocks.0.attention.k.bias is zero" in verdict.causes[0]
     assert any("B at encoder.blocks.0.attention was found" in cause for cause in verdict.causes)
 
 
@@ -169,7 +169,9 @@ def test_tensors_and_configuration_that_explain_everything_are_said_to(sides):
     b = replace(b, configuration=replace(
         b.configuration, model=replace(b.configuration.model, layer_norm_eps=1e-12)))  # fmt: skip
     verdict = sides.explain(sides.subject(a), sides.subject(b))
-    assert verdict.causes[0].startswith(f"A with B's {name} and B's layer_norm_eps computes what B")
+    assert verdict.causes[0].startswith(
+        f"A with B's {name} and B's layer_norm_eps computes the same"
+    )
     assert "layer_norm_eps is 1e-06 in A and 1e-12 in B" in verdict.causes
 
 
@@ -177,7 +179,9 @@ def test_a_side_whose_own_run_is_off_is_told_from_the_other(sides):
     model = sides.models["pretrain"]
     a = sides.subject(model, "key and value exchanged")
     verdict = sides.explain(a, sides.subject(model))
-    assert verdict.causes[0].startswith("B is what A's tensors and configuration compute")
+    assert verdict.causes[0].startswith(
+        "the PyTorch reference model with A's tensors and configuration computes the results of B"
+    )
     assert "key and value exchanged) in every block: reproduced" in verdict.causes[1]
 
 
@@ -186,7 +190,9 @@ def test_less_precision_in_the_float32_run_is_named(sides):
     b = sides.subject(model, "norms in bfloat16, but not in the proof")
     verdict = sides.explain(sides.subject(model), b)
     assert verdict.first_divergence is None
-    assert verdict.causes[0].startswith("B's float32 run computes in bfloat16, as was tested: the")
+    assert verdict.causes[0].startswith(
+        "a test shows that B's float32 run computes in bfloat16: the"
+    )
     assert "the layer norm before attention in every block (100%" in verdict.causes[0]
 
 
@@ -275,4 +281,4 @@ def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch)
         result = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
     sentences = search_sentences(result, (), ("A", "B"))
     assert sentences[0].startswith("B is what A becomes when a: reproduced")
-    assert sentences[1] == "the same results follow when b; they do not tell which it is"
+    assert sentences[1] == "another explanation with the same results is that b"

@@ -90,7 +90,7 @@ FAULTS = {
     "swapped": (
         swapped(f"{ATTENTION}.q.bias", f"{ATTENTION}.k.bias"),
         f"B holds A's {ATTENTION}.k.bias here",
-        f"B's {ATTENTION}.k.bias has the values",
+        f"copied from B's {ATTENTION}.k.bias",
     ),
     "fused by heads": (fused_by_heads, "has its values in another order", UNDONE),
     "heads reversed": (
@@ -99,7 +99,7 @@ FAULTS = {
         UNDONE,
     ),
     "blocks shifted": (block_shifted, "B holds A's encoder.blocks.2.norm1.weight here",
-                       "B's encoder.blocks.2.norm1.weight has the values"),
+                       "copied from B's encoder.blocks.2.norm1.weight"),
     "class slot": (alone(POSITIONS, lambda a: np.roll(a, 1, axis=1)),
                    "is shifted by the class token's position", UNDONE),
     "BGR": (alone(KERNEL, lambda a: a[:, ::-1]),
@@ -111,7 +111,7 @@ FAULTS = {
     "half loaded": (alone("decoder.prediction.bias", half),
                     "is zero from value 96 of 192 on", FROM_A),
     "NaN": (alone("decoder.mask_token", with_nan),
-            "holds 1 values that are NaN or infinite (the first at index (0, 0, 7))", FROM_A),
+            "has 1 values that are NaN or infinite (the first at index (0, 0, 7))", FROM_A),
 }  # fmt: skip
 
 
@@ -143,8 +143,8 @@ def test_a_repair_is_verified_and_says_what_it_changed(source, target, tmp_path,
     call = ["repair", source.path, broken.path, out, "--framework-b", "torch"]
     result = command(*call)
     assert result.status == 0, result.err
-    assert "encoder.cls_token: is zero; taken from A" in result.out
-    assert "layer_norm_eps is 1e-12 in B: 1e-06, as in A" in result.out
+    assert "encoder.cls_token: is zero; copied from A" in result.out
+    assert "layer_norm_eps is 1e-12 in B: set to 1e-06 as in A" in result.out
     assert before == {path.name: file_sha256(path) for path in broken.path.iterdir()}
     assert read_certificate(out).document["passed"]
     assert json.loads((out / "config.json").read_text())["layer_norm_eps"] == 1e-6
@@ -155,7 +155,7 @@ def test_a_repair_is_verified_and_says_what_it_changed(source, target, tmp_path,
     assert command("verify", out).status == 0
     again = command(*call)
     assert again.status == 2
-    assert "a repair replaces nothing" in again.err
+    assert "exists and is not replaced" in again.err
 
 
 def test_what_nothing_known_explains_is_repaired_only_if_asked_for(
@@ -172,7 +172,7 @@ def test_what_nothing_known_explains_is_repaired_only_if_asked_for(
     result = command(*call, "--restore", "--json")
     assert result.status == 0, result.err
     assert result.json["changes"] == [
-        "encoder.norm.bias: differs, and no known fault explains it; taken from A"
+        "encoder.norm.bias: differs, and no known fault explains it; copied from A"
     ]
     assert result.json["verdict"]["passed"]
     assert sorted(path.name for path in tmp_path.glob("out*")) == [
@@ -232,7 +232,7 @@ def test_fields_that_the_target_does_not_store_are_those_of_the_source(case, tmp
     a = open_checkpoint(pretrain, Flags(num_attention_heads=4, decoder_num_attention_heads=3))
     b = open_checkpoint(pretrain, incomplete=True)
     changes = plan_repair(a, b).changes
-    assert "num_attention_heads is not stored in B: 4, as in A" in changes
+    assert "num_attention_heads is not stored in B: set to 4 as in A" in changes
     write_repaired(plan_repair(a, b), tmp_path / "out.pth")
     assert open_checkpoint(tmp_path / "out.pth").configuration.model.num_attention_heads == 4
 

@@ -86,7 +86,7 @@ def said(a, b, first=Q):
 
 
 RELATIONS = {
-    "what encoder.blocks.0.k is in A": lambda q, t: t.arrays["float64/tap/encoder.blocks.0.k"],
+    "is equal to encoder.blocks.0.k in A": lambda q, t: t.arrays["float64/tap/encoder.blocks.0.k"],
     "q in B is -0.5 times": lambda q, t: -0.5 * q,
     "with the heads in reverse order": lambda q, t: q[..., weight_edits.head_orders(24, 3)[
         "with the heads in reverse order"]],
@@ -118,7 +118,7 @@ def test_another_epsilon_is_told_without_knowing_any_weight(trace, eps):
         with_results(trace, encoder__blocks__0__q=normalised(x, e) @ weight.T + bias)
         for e in (1e-6, eps, 3e-6)
     )
-    assert f"by a layer norm epsilon of {eps:g}" in said(a, b)
+    assert f"with a layer norm epsilon of {eps:g}" in said(a, b)
     assert "epsilon" not in said(a, other)
     noise = 1e-7 * rng.standard_normal(x.shape)
     assert "epsilon" not in said(a, with_results(trace, encoder__blocks__0__q=q_of(a) + noise))
@@ -127,7 +127,7 @@ def test_another_epsilon_is_told_without_knowing_any_weight(trace, eps):
 def test_masks_that_are_related_are_told(trace):
     mask, restore = trace.arrays["mask"], trace.arrays["ids_restore"]
     changes = {
-        "kept and removed exchanged": {"mask": 1 - mask},
+        "kept and removed patches exchanged": {"mask": 1 - mask},
         "keeps 6 of 16 patches and B keeps 7": {"mask": (restore >= 7).astype(np.float32)},
         "the shuffle itself": {"ids_restore": np.argsort(restore, axis=1)},
         "in descending order": {"ids_restore": 15 - restore},
@@ -168,7 +168,7 @@ def test_what_is_not_finite_fails_and_is_placed_even_where_both_sides_have_it(tr
     verdict = judge(a, b)
     assert not verdict.passed
     assert verdict.first_divergence == Q
-    sentence = f"{Q} of B's float64 run holds 1 values that are NaN or infinite, the first at index"
+    sentence = f"{Q} of B's float64 run has 1 values that are NaN or infinite, the first at index"
     assert f"{sentence} (1, 3, 7)" in said(a, b)
     assert ("of A's float64 run" in said(a, b)) == both
 
@@ -178,7 +178,7 @@ def test_what_is_not_finite_in_float32_only_fails_and_is_placed(trace):
     arrays["float32/logits"][0, 0, 0] = np.inf
     b = replace(trace, arrays=arrays)
     assert not judge(trace, b).passed
-    assert "logits of B's float32 run holds 1 values" in said(trace, b, None)
+    assert "logits of B's float32 run has 1 values" in said(trace, b, None)
 
 
 def test_another_shape_fails_and_is_told(trace):
@@ -243,7 +243,7 @@ HAPPENED = {
     "has the constant 0.5 added": ("encoder.norm.weight", lambda x: x + 0.5),
     "1 of 24 values differ (at index (5,))": (
         "encoder.norm.weight", lambda x: np.where(np.arange(24) == 5, x * 2, x)),
-    "holds 2 values in B that are NaN or infinite (the first at index (1,))": (
+    "has 2 values in B that are NaN or infinite (the first at index (1,))": (
         "encoder.norm.weight", lambda x: np.where(np.isin(np.arange(24), [1, 9]), np.nan, x)),
     "B holds A's encoder.blocks.1.norm2.weight here": ("encoder.blocks.0.norm2.weight", None),
 }  # fmt: skip
@@ -274,7 +274,7 @@ def test_rounding_is_told_whichever_side_has_it(tmp_path, side, name):
         write_original(tmp_path / f"{i}.safetensors", CONFIG, "pretrain", one)
         for i, one in enumerate(pair)
     )
-    end = " in A, and is not in B" if side == "A" else ""
+    end = " in A, but not in B" if side == "A" else ""
     assert describe_tensor_differences(a, b, [name]) == [f"{name}: is rounded to float16{end}"]
 
 
