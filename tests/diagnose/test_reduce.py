@@ -142,7 +142,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
     pair = ["verify", source.path, target.path, "--framework-a", "torch", "--framework-b", "torch"]
     result = command(*pair, "--reduce", tmp_path / "small")
     assert result.status == 1
-    assert "encoder.norm: B is" in result.err
+    assert "encoder.norm: B differs from A by" in result.err
     again = command(*pair, "--reduce", tmp_path / "small")
     assert (again.status, "exists" in again.err) == (2, True)
     assert command(*pair, "--quick", "--reduce", tmp_path / "other").status == 2
