@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import ConfigurationError, Option, Text, join
 from mae_convert.families.canonical import TASKS
-from mae_convert.families.evidence import PREPROCESSING, Evidence, candidates, same_size
+from mae_convert.families.evidence import PREPROCESSING, Evidence, FieldValue, candidates, same_size
 from mae_convert.families.options import named
 
 if TYPE_CHECKING:
@@ -180,9 +180,7 @@ def resolve(
     assumptions: dict[str, str] = {}
     missing = []
     for name in (*family.unspecified_fields(task), *family.optional_fields(task)):
-        evidence_found = candidates(name, evidence, family.values_of(name, task, evidence))
-        chosen = next((f for f in evidence_found if f.value is not None), None)
-        _check_flag(name, evidence)
+        chosen = _chosen(name, task, evidence, family)
         if chosen is None:
             if name in family.unspecified_fields(task):
                 missing.append(family.missing(name, evidence))
@@ -191,8 +189,6 @@ def resolve(
         values[name], sources[name] = chosen.value, chosen.source
         if chosen.assumption:
             assumptions[name] = chosen.assumption
-        if name.endswith("num_attention_heads"):
-            _check_heads(name, chosen.value, chosen.source, evidence)
     channels = evidence.geometry["num_channels"]
     preprocessing = {
         name: _per_channel(name, values.pop(name), channels, sources[name])
@@ -217,6 +213,20 @@ def resolve(
     if not incomplete:
         resolved.require_complete()
     return resolved
+
+
+def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
+    """Return the value of a field that ranks first, or None if nothing gives one.
+
+    Raises:
+        ConfigurationError: an option contradicts it, or it is impossible.
+    """
+    found = candidates(name, evidence, family.values_of(name, task, evidence))
+    chosen = next((one for one in found if one.value is not None), None)
+    _check_flag(name, evidence)
+    if chosen is not None and name.endswith("num_attention_heads"):
+        _check_heads(name, chosen.value, chosen.source, evidence)
+    return chosen
 
 
 def missing_heads(name: str, evidence: Evidence, contradiction: str | None = None) -> Missing:

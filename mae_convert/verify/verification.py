@@ -155,10 +155,9 @@ def run_verification(
     for runner in options.against:
         choose_side(b, runner)  # missing: say so first
     check_foreign((side_a, side_b), gradients=options.gradients, isolate=options.isolate)
+    frameworks = {side_a.framework, side_b.framework}
     unmasked = (
-        options.unmasked
-        or "classify" in (a.task, b.task)
-        or bool({side_a.framework, side_b.framework} & set(UNMASKED))
+        options.unmasked or "classify" in (a.task, b.task) or bool(frameworks & set(UNMASKED))
     )
     inputs, request = common_request(after, options, unmasked=unmasked)
     runs = [Run(_runnable(after, side_a), side_a, request, after is a),
@@ -177,15 +176,30 @@ def run_verification(
     fingerprints = tuple(map(_fingerprint, (a, b), runs, traces[:2]))
     verification = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
+    verification = _with_requested_checks(verification, whole, options)
+    compared = (*verification.verdict.not_compared, *left_aside(a, b))
+    return replace(verification, verdict=replace(verification.verdict, not_compared=compared))
+
+
+def _with_requested_checks(
+    verification: Verification, whole: tuple[Run, Run], options: Options
+) -> Verification:
+    """Return a verification with the checks that only an option requests.
+
+    Args:
+        verification: the runs of both sides and their verdict.
+        whole: the same runs with all tasks of the checkpoints.
+        options: what to run and to compare.
+    """
     for runner in options.against:
-        verification = _with_further_run(verification, _further_run(runner, *whole), runs[0])
+        further = _further_run(runner, *whole)
+        verification = _with_further_run(verification, further, verification.runs[0])
     if options.isolate:
         verification = replace(verification, verdict=_with_isolated_steps(verification))
     if options.require_proof:
         checks = proof(verification.verdict, *verification.traces[:2])
         verification = replace(verification, verdict=_with_checks(verification.verdict, checks))
-    compared = (*verification.verdict.not_compared, *left_aside(a, b))
-    return replace(verification, verdict=replace(verification.verdict, not_compared=compared))
+    return verification
 
 
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:

@@ -103,17 +103,9 @@ def look_at(
     check_bands(look.bands, look.inputs, checkpoint)
     _check_outputs(outputs, overwrite=overwrite)
     films = [path for path in outputs if path.suffix.lower() in FILMS]
-    if films and not is_clip and look.mask not in KINDS:
-        raise MaeConvertError(
-            f"{look.mask} has a fixed mask ratio, but an animation shows several",
-            hint=("for an animation, use ", Option("mask", "random"), ", block or grid"),
-        )
-    given = str(checkpoint.configuration.sources.get("mask_ratio", "")).startswith("option")
-    if given and not is_clip and len(films) == len(outputs):
-        raise MaeConvertError(
-            "a .gif animation shows mask ratios from 0.5 to 0.95",
-            hint=("leave ", Option("mask_ratio"), " out"),
-        )
+    if films and not is_clip:
+        given = str(checkpoint.configuration.sources.get("mask_ratio", "")).startswith("option")
+        _check_mask_of_film(look, given=given and len(films) == len(outputs))
     if look.inputs is not None:
         batch = batch_from_inputs(look.inputs, checkpoint)
     else:
@@ -135,6 +127,28 @@ def look_at(
     else:
         report = _images(run, drawing, films, outputs_but(films, outputs), noise, ratio, overwrite)
     return {**report, "note": notes or None, "outputs": [str(path) for path in outputs]}
+
+
+def _check_mask_of_film(look: Look, *, given: bool) -> None:
+    """Refuse options that fix the mask ratio, because an animation shows several.
+
+    Args:
+        look: the options.
+        given: whether the mask ratio is specified although only animations are written.
+
+    Raises:
+        MaeConvertError: an option fixes it.
+    """
+    if look.mask not in KINDS:
+        raise MaeConvertError(
+            f"{look.mask} has a fixed mask ratio, but an animation shows several",
+            hint=("for an animation, use ", Option("mask", "random"), ", block or grid"),
+        )
+    if given:
+        raise MaeConvertError(
+            "a .gif animation shows mask ratios from 0.5 to 0.95",
+            hint=("leave ", Option("mask_ratio"), " out"),
+        )
 
 
 def _images(

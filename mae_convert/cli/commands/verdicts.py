@@ -33,6 +33,7 @@ from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
+    from mae_convert.checkpoint.checkpoint import Checkpoint
     from mae_convert.families.options import Flags
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import Source
@@ -302,7 +303,6 @@ def verify(
         write_reports,
     )
     from mae_convert.runtime.sides import require_sides
-    from mae_convert.verify.certificate import has_certificate, write_certificate
     from mae_convert.verify.verification import parse_options, run_verification
 
     if published is not None:
@@ -326,10 +326,8 @@ def verify(
         else:
             first, second = open_pair_with_notes((a, b), flags, **keys)
         replayed = run_verification(first, second, *sides, asked)
-        if certify and replayed.verdict.passed:
-            write_certificate(replayed, second)
-        elif certify and has_certificate(second.path):
-            print_to_stderr(f"note: the certificate beside {b} belongs to an earlier verification")
+        if certify:
+            _certify(replayed, second, b)
     replayed = _diagnosed(replayed)
     write_reports(replayed, reports)
     _print_verdict(replayed.verdict, as_json=as_json)
@@ -340,6 +338,16 @@ def verify(
     if options["quick"]:
         print_to_stderr("note: run again without --quick to find the first differing activation")
     return 1
+
+
+def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
+    """Write the certificate of a verification that passed; note a certificate of an earlier one."""
+    from mae_convert.verify.certificate import has_certificate, write_certificate
+
+    if verification.verdict.passed:
+        write_certificate(verification, target)
+    elif has_certificate(target.path):
+        print_to_stderr(f"note: the certificate beside {name} belongs to an earlier verification")
 
 
 @click.command(cls=CheckedCommand)
