@@ -6,7 +6,7 @@ process, because each releases the interpreter lock.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -80,6 +80,16 @@ class WorkerThreads:
         if self._stop.is_set():
             raise _StoppedError
         self._progress.advance(count)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each of which is computed in a thread while the previous one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="mae-convert") as pool:
+        end: Any = object()
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
 
 
 def reuse_freed_memory() -> None:

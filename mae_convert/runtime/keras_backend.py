@@ -11,6 +11,9 @@ from mae_convert.runtime.loaders import LoadError
 
 Function = Callable[..., Any]
 
+ALIGNMENT = 64
+"""The alignment of TensorFlow's memory in bytes."""
+
 ON_CPU = ("pass ", Option("device", "cpu"))
 
 
@@ -75,9 +78,11 @@ class Unset(keras.initializers.Initializer):
 def backend_tensor(array: np.ndarray) -> Any:
     """Return an array as a tensor of the backend; nothing else may use the array afterwards.
 
-    TensorFlow uses its memory, which must be aligned to 64 bytes, instead of copying it twice.
+    TensorFlow uses its memory instead of copying it twice, if it is aligned. With memory that is
+    not, its operations would end the process.
     """
-    if _is_jax() or array.dtype.kind not in "fiu" or not array.size:  # bfloat16 is of kind "V"
+    aligned = array.size and array.ctypes.data % ALIGNMENT == 0
+    if _is_jax() or not aligned or array.dtype.kind not in "fiu":  # bfloat16 is of kind "V"
         return array
     import tensorflow
 

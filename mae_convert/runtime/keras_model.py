@@ -14,12 +14,9 @@ import numpy as np
 from mae_convert.errors import LayoutError, MissingRequirementError
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.runtime.keras_backend import Unset, backend_tensor
+from mae_convert.runtime.keras_backend import ALIGNMENT, Unset, backend_tensor
 from mae_convert.runtime.keras_backend import device as on_device
 from mae_convert.runtime.loaders import LoadError
-
-ALIGNMENT = 64
-"""The alignment of TensorFlow's memory in bytes."""
 
 
 def make(

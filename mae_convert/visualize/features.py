@@ -14,6 +14,7 @@ from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.preprocessing import load_images, preprocessing_of
 from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
+from mae_convert.files.workers import one_ahead
 from mae_convert.runtime import load_model
 from mae_convert.runtime.inputs import Arrays
 from mae_convert.visualize.image_batch import ImageBatch
@@ -106,7 +107,8 @@ def features_of(
     run = _run_torch if framework == "torch" else _run_keras
     batches: list[dict[str, np.ndarray]] = []
     sampling = ""
-    for given, sampling in _batches(checkpoint, paths, inputs, options):  # noqa: B007
+    prepared = one_ahead(_batches(checkpoint, paths, inputs, options))
+    for given, sampling in prepared:  # noqa: B007
         count = len(given["pixel_values"])
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
         hidden = run(model, {**given, "noise": np.tile(in_order, (count, 1))}, device)
