@@ -46,10 +46,20 @@ class Model:
 
     def seconds(self, mode: str, batch: int, calls: int) -> float:
         """Return the seconds of one of some calls."""
+        return self.measured(mode, batch, calls)[0]
+
+    def measured(self, mode: str, batch: int, calls: int) -> tuple[float, float]:
+        """Return the seconds and the seconds of processor time of one of some calls."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([mode, batch, calls]), file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
+        seconds, processor = map(float, self._process.stdout.readline().split())
+        return seconds, processor
+
+    def peak_memory(self) -> int:
+        """Return the most memory that the process has used, in bytes."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 @contextmanager

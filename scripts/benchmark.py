@@ -17,6 +17,7 @@ from pathlib import Path
 import bench_conversions
 import bench_forward
 import bench_start
+import bench_training
 from bench_measure import table
 
 SIZES = ("base", "large", "huge")
@@ -54,10 +55,16 @@ def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
     return bench_forward.rows(sizes, given.batches, given.pairs, pythons, given.frameworks)
 
 
+def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
+    """Measure training steps."""
+    return bench_training.rows(given.batches, given.pairs, given.peer_python, given.frameworks)
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {
     "conversions": conversions,
     "start": start,
     "forward": forward,
+    "training": training,
 }
 
 

@@ -158,6 +158,12 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
         raise CheckpointError(f"{where}: {problem.strip()}", hint=advice) from error
 
 
+def load_schemas(*names: str) -> None:
+    """Compile schemas, which otherwise happens when the first document is checked."""
+    for name in names:
+        _validator(name)
+
+
 @cache
 def _validator(schema: str) -> Callable[[Any], Any]:
     from importlib import resources

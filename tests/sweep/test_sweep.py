@@ -429,18 +429,20 @@ def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
     assert seconds > 0
 
 
-def test_conversions_of_a_sweep_import_no_framework(tmp_path):
+def test_conversions_of_a_sweep_import_no_framework_and_nothing_in_each_process(tmp_path):
     code = (
         "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preload\n"
         "from mae_convert.sweep.job import run_job\n"
+        "before = {*sys.modules}\n"
         "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
-        "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})"
+        "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})\n"
+        "print({name for name in {*sys.modules} - before if name.startswith('mae_convert')})"
     )
     output = subprocess.run(
         [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=True, env={**os.environ, "PYTHONPATH": str(HELPERS)},
     )  # fmt: skip
-    assert output.stdout == "set()\n"
+    assert output.stdout == "set()\nset()\n"
 
 
 def test_ray_is_asked_for_what_a_job_needs():
