@@ -1,4 +1,4 @@
-"""Convert Masked Autoencoder checkpoints between frameworks and prove that nothing changed.
+"""Convert Masked Autoencoder checkpoints between frameworks and verify the results.
 
 ``load_model`` and ``save_model`` are imported on first use, so that this package is imported
 quickly; a framework is imported when a model is created.

@@ -31,15 +31,15 @@ class Option:
     message names the option alone."""
 
     placeholder: str = ""
-    """In place of a value, what stands for one, as ``HxW``."""
+    """A placeholder that is shown instead of a value, such as ``HxW``."""
 
 
-# The parts of a message. A part may be another error, which stands for its message.
+# The parts of a message. A part may be another error, whose message is inserted.
 Text = Union[str, Option, Path, "MaeConvertError", Sequence["Text"]]
 OptionStyle = Callable[[Option], str]
 
-# Options whose names differ: the dtype and the mask ratio of a run are not those of a conversion or
-# a configuration.
+# Options with a different name in the interface: the dtype and the mask ratio of a run are distinct
+# from those of a conversion or a configuration.
 ON_COMMAND_LINE = {"run_dtype": "dtype", "run_mask_ratio": "mask_ratio"}
 IN_PYTHON = {"run_dtype": "dtypes", "run_mask_ratio": "mask_ratio"}
 IN_PLAN = {"run_mask_ratio": "at_mask_ratio"}

@@ -45,9 +45,9 @@ def assert_parity(
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
         flags: fields that the files do not contain, such as the number of heads; they can also be
             specified by ``num_heads`` and the other arguments of `load_model`.
-        side_a: how to run the source; by default the framework that reads its names natively.
+        side_a: how to run the source; by default in the framework that loads it natively.
         side_b: how to run the target.
-        require_proof: fail too if a side was loaded by mae-convert's mapping tables.
+        require_proof: also fail if a side was loaded with mae-convert's mapping tables.
         options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
             ``against``, as ("transformers",) or ("timm=PYTHON",), ``mask_ratio`` of the run ...
 
@@ -55,8 +55,8 @@ def assert_parity(
         The verification that passed, with its traces.
 
     Raises:
-        AssertionError: they differ; the message says where, by how much, and why.
-        MaeConvertError: a checkpoint cannot be read or run, or an option is impossible.
+        AssertionError: they differ; the message has the first difference, its size and its cause.
+        MaeConvertError: a checkpoint cannot be read or run, or an option is invalid.
         TypeError: an option is unknown.
     """
     # pytest shows the message, without the source code of this function.
@@ -85,7 +85,7 @@ def _check_kinds(**given: tuple[Any, type]) -> None:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a verification; dtypes and libraries may be given by name."""
+    """Return the options of a verification; dtypes and libraries can be specified by name."""
     if unknown := sorted(given.keys() - set(OPTIONS)):
         raise TypeError(
             f"assert_parity has no argument {unknown[0]!r}; it takes {', '.join(OPTIONS)}"

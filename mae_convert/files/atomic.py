@@ -231,7 +231,7 @@ def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -
     """Write a UTF-8 text file atomically.
 
     Raises:
-        OutputError: as `staged`.
+        OutputError: see `staged`.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with replacing_file(target, overwrite=overwrite) as temporary:
@@ -243,7 +243,7 @@ def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield the path to write one file to; at the end it is flushed and renamed.
 
     Raises:
-        OutputError: as `staged`.
+        OutputError: see `staged`.
     """
     with staged(Destination(target, overwrite=overwrite)) as (output,):
         yield output.path

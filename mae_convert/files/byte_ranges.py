@@ -134,7 +134,7 @@ class ByteFile:
         """Fill a buffer with the bytes from `offset` on.
 
         Raises:
-            CheckpointError: they are not all in the file, or it has become shorter.
+            CheckpointError: they are not all in the file, or the file has become shorter.
         """
         self.check(offset, len(buffer))
         filled = 0
@@ -185,7 +185,7 @@ class ByteFile:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether size and modification time are those of when it was opened."""
+        """Whether size and modification time are the same as when the file was opened."""
         return _stamp(os.fstat(self._descriptor)) == self._stamp
 
     @property

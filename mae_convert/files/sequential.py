@@ -56,7 +56,7 @@ class SequentialArray(ABC):
         """Return where a file contains exactly these elements, one after the other.
 
         Returns:
-            The position of the first element; None if they are not so in one file.
+            The offset of the first element; None if the elements are not contiguous in one file.
         """
         del start, stop
         return None

@@ -63,12 +63,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise JsonError(f"it holds {name}, which is not JSON")
+    raise JsonError(f"it contains {name}, which is not JSON")
 
 
 def _integer(digits: str) -> int:
     if len(digits) > len(str(-LARGEST)) or abs(number := int(digits)) >= LARGEST:
-        raise JsonError(f"it holds an integer with {len(digits)} digits")
+        raise JsonError(f"it contains an integer with {len(digits)} digits")
     if digits == "-0":
         raise JsonError("it contains the number -0, which some parsers read as a float")
     return number
@@ -77,7 +77,7 @@ def _integer(digits: str) -> int:
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise JsonError(f"it holds the number {digits[:40]}, which is too large")
+        raise JsonError(f"it contains the number {digits[:40]}, which is too large")
     return number
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 MOST_WORKERS = 4
-"""Each thread may hold one whole array, which is being transposed, and a block of it."""
+"""Each thread may need one whole array, which is being transposed, and a block of it."""
 
 REUSED_BYTES = 30 << 20
 """Less than 32 MB, up to which glibc raises its mmap threshold to the size of a freed block."""

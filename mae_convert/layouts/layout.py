@@ -90,7 +90,7 @@ class Layout:
 
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
     """Returns the known differences between the layout's own programs and such a model, which no
-    configuration of theirs can express."""
+    configuration of these programs can express."""
 
     def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.
@@ -111,7 +111,7 @@ class Layout:
         held = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
             (
-                f"the {self.name} layout cannot hold a model for the task {task}, only for "
+                f"the {self.name} layout does not support models for the task {task}, only for "
                 f"{', '.join(held)}"
             ),
             hint=(Option("task", "encoder"), " leaves the rest out"),

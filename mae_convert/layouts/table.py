@@ -66,7 +66,7 @@ class Rule:
 
     @property
     def keeps_bytes(self) -> bool:
-        """Whether the bytes of the external tensor are those of one canonical tensor."""
+        """Whether the external tensor has the same bytes as one canonical tensor."""
         return self.transform.in_order and len(self.canonicals) == 1
 
     def bound(self, heads: int) -> "Rule":
@@ -123,7 +123,7 @@ class Table:
         """Return the rules for a set of canonical names, in the external layout's order.
 
         Raises:
-            LayoutError: the table has no row for a name, or only some of a row's names are given.
+            LayoutError: the table has no row for a name, or some of a row's names are missing.
         """
         required = set(names)
         depth = 1 + max(

@@ -85,7 +85,7 @@ class Permute:
         return tuple(shapes[0][axis] for axis in self.axes)
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the external shape with its axes put back."""
+        """Return the external shape with its axes restored."""
         if len(shape) != len(self.axes):
             raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
         return [tuple(shape[axis] for axis in self._inverse())]

@@ -27,10 +27,10 @@ def enable_checkpointing(
 
     Args:
         model: a model with transformer blocks.
-        options: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` is False if
-            it is not given.
+        options: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` defaults to
+            False.
         every_n_layers: checkpoint the first block and every n-th after it.
-        offload: keep the inputs of blocks in the memory of the CPU.
+        offload: store the inputs of blocks in CPU memory.
 
     Raises:
         ValueError: ``every_n_layers`` is less than 1.
@@ -62,7 +62,7 @@ def _recomputed(
     tokens: Tensor,
     taps: Taps | None = None,
 ) -> Any:
-    recorded = taps is not None  # recorded activations must be kept
+    recorded = taps is not None  # recorded activations must not be recomputed
     if recorded or not (block.training and torch.is_grad_enabled()):
         return forward(block, tokens, taps)
     if not offload:

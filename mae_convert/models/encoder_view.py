@@ -56,7 +56,7 @@ class EncoderView:
         interpolate_pos_encoding: bool = False,
         training: bool = False,
     ) -> Any:
-        """Return what the encoder computes of images (N, C, H, W).
+        """Return the outputs of the encoder for images (N, C, H, W).
 
         Args:
             pixel_values: (N, C, H, W).

@@ -1,7 +1,7 @@
 """The encoder as a program for other runtimes: SavedModel, TFLite (LiteRT) and ONNX.
 
-The program takes ``pixel_values`` (N, C, H, W) and gives ``last_hidden_state`` (N, 1 + L, D) after
-the final norm: nothing is masked, and the patches are in their order.
+The program maps ``pixel_values`` (N, C, H, W) to ``last_hidden_state`` (N, 1 + L, D) after the
+final norm, without masking and with the patches in order.
 """
 
 from contextlib import nullcontext

@@ -1,8 +1,8 @@
 """Fine-tuning in Keras as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
 
-AdamW with a learning rate that warms up and then falls as a cosine, smaller for earlier layers
-(Clark et al. 2020, arXiv:2003.10555): that of a layer is the rate times ``layer_decay`` to the
-power of its distance from the head.
+AdamW with warm-up and cosine decay of the learning rate, and layer-wise learning rate decay (Clark
+et al. 2020, arXiv:2003.10555): the rate of a layer is multiplied by ``layer_decay`` to the power of
+its distance from the head.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The image processor: from images to ``pixel_values``, equal to transformers' ViTImageProcessor.
 
-Its results are equal bit for bit to those of that class with its Pillow backend
+Its results are bit-identical to those of that class with its Pillow backend
 (`ViTImageProcessorPil` in version 5). In addition, images with other channels (grey, or with
 transparency) are converted to the channels of the model.
 """
@@ -55,8 +55,8 @@ class BatchFeature(dict):
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
         """Move the tensors of PyTorch to another device or dtype, in place, and return the inputs.
 
-        As in transformers, tensors of integers keep their dtype, and what is not a tensor of
-        PyTorch is left as it is.
+        As in transformers, integer tensors keep their dtype, and values other than PyTorch tensors
+        are not changed.
         """
         import torch
 
@@ -95,11 +95,11 @@ class MaeImageProcessor:
     """
 
     model_input_names = ("pixel_values",)
-    is_fast = False  # that of transformers' class with the same results
+    is_fast = False  # as for the class of transformers with the same results
 
     def __init__(self, **stated: Any) -> None:
         self.__dict__.update({**DEFAULTS, **_specified(stated)})
-        self._preprocessing({})  # impossible settings are refused here
+        self._preprocessing({})  # raises an error for invalid settings
 
     @classmethod
     @raising_as_transformers()
@@ -107,10 +107,10 @@ class MaeImageProcessor:
         """Return the processor of a checkpoint, from ``preprocessor_config.json``.
 
         In a directory, ``processor_config.json`` has precedence, as in version 5 of transformers.
-        Without these files, the preprocessing is that in the checkpoint, or that of its layout.
+        Without these files, the preprocessing of the checkpoint or of its layout is used.
 
         Args:
-            name: that file, a directory, or a source as for `load_model`.
+            name: the file, a directory, or a source as for `load_model`.
             changes: settings to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
@@ -169,7 +169,7 @@ class MaeImageProcessor:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
-        """Return the processor given by a mapping."""
+        """Return the processor for a mapping of settings."""
         return cls(**{**settings, **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class MaeImageProcessor:
         prepare = self._preprocessing(changes)
         pixels = [prepared(image, prepare, order) for image in single_images(images)]
         if not pixels:
-            raise ImageError("the list of images is empty", hint="give one")
+            raise ImageError("the list of images is empty", hint="pass at least one")
         if result == "last":
             pixels = [array.transpose(1, 2, 0) for array in pixels]
         return BatchFeature(pixel_values=_as_tensors(pixels, return_tensors))
@@ -227,7 +227,7 @@ class MaeImageProcessor:
 
 
 def _stated_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings of a JSON file, or of the one in a directory; None if there is none."""
+    """Return the settings in a JSON file or in the file of a directory, or None."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):
@@ -263,7 +263,7 @@ def _size(value: Any) -> Any:
 
 
 def _filter(value: Any) -> Any:
-    """Return Pillow's number for a filter, which may be given by name."""
+    """Return Pillow's number for the number or name of a filter."""
     name = getattr(value, "value", value)  # a member of an enumeration of Pillow or torchvision
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])

@@ -209,7 +209,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def for_inputs(
         self, pixel_values: Tensor, *more: Any, interpolate: bool | None, training: bool | None
     ) -> tuple[Any, Tensor]:
-        """Return a model with the same variables for these inputs, and the pixels that it takes.
+        """Return a model with the same variables for the size of these inputs, and its inputs.
 
         Its positions are resampled for images of another size; its blocks are compiled if that
         affects only the speed.
@@ -318,7 +318,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         return patchify(self._cast(pixel_values), plain(self.config, image_size=size))
 
     def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
-        """Put patches (N, L, P) together to images (N, H, W, C) of a size (height, width).
+        """Merge patches (N, L, P) to images (N, H, W, C) of a size (height, width).
 
         The axes are in the order of transformers' TensorFlow class; the reference model has
         (N, C, H, W).
@@ -335,7 +335,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         Args:
             pixel_values: (N, C, H, W), for mean and deviation if pixels are normalized.
             logits: (N, L, P), the predicted patches.
-            mask: (N, L); with it, patches that were kept show the image itself.
+            mask: (N, L); with it, visible patches are copied from the image.
         """
         return super().reconstruct(pixel_values, logits, mask)
 

@@ -1,4 +1,4 @@
-"""Methods of transformers' TensorFlow models other than the computation."""
+"""Methods of transformers' TensorFlow models, except ``call``."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from keras import ops
 
 LABELS = ("labels", "label", "label_ids")
 PROGRAM = Path("saved_model", "1")
-"""Where transformers puts a SavedModel in a model directory."""
+"""The path of a SavedModel in a model directory, as in transformers."""
 
 
 class TransformersMethods:
@@ -62,7 +62,7 @@ class TransformersMethods:
     ) -> Any:
         """Return a ``tf.data.Dataset`` of batches for ``fit``.
 
-        Columns that are not inputs of the model are left out; a column "label" or "label_ids"
+        Columns that are not inputs of the model are ignored; a column "label" or "label_ids"
         becomes "labels".
 
         Args:
@@ -79,8 +79,8 @@ class TransformersMethods:
         """
         if not hasattr(dataset, "to_tf_dataset"):
             raise TypeError(
-                f"prepare_tf_dataset takes a datasets.Dataset and not a {type(dataset).__name__};"
-                " fit takes arrays and a tf.data.Dataset as they are"
+                f"prepare_tf_dataset takes a datasets.Dataset, not a {type(dataset).__name__};"
+                " pass arrays and a tf.data.Dataset to fit directly"
             )
         inputs = [n for n in inspect.signature(type(self).call).parameters if n != "self"]  # type: ignore[attr-defined]
         columns = [name for name in dataset.column_names if name in inputs and name not in LABELS]
@@ -133,8 +133,8 @@ class TransformersMethods:
         Args:
             filepath: the directory or file.
             format: one of Keras's: "tf_saved_model", "onnx", "litert" ...
-            verbose: print what was written.
-            input_signature: shapes and dtypes of the inputs of a single, other signature.
+            verbose: print the written signatures.
+            input_signature: shapes and dtypes of the inputs of a single signature to write instead.
             options: further arguments of Keras.
         """
         ours = format == "tf_saved_model" and input_signature is None and not options
@@ -171,7 +171,7 @@ class TransformersMethods:
         Args:
             save_directory: the directory.
             arguments: as for `PretrainedModel.save_pretrained`.
-            saved_model: write the SavedModel too.
+            saved_model: also write the SavedModel.
             signatures: functions by the names of its signatures; default: `serving_functions`.
             options: as for `PretrainedModel.save_pretrained`.
         """
@@ -184,7 +184,7 @@ class TransformersMethods:
 
 
 def as_plain(inputs: Any) -> Any:
-    """Return inputs by name as a plain dictionary: Keras takes no dictionary of another class."""
+    """Return inputs by name as a plain dictionary, because Keras refuses subclasses of dict."""
     return dict(inputs) if isinstance(inputs, dict) else inputs
 
 

@@ -26,7 +26,7 @@ class Anew:
     def __call__(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Map tokens (N, T, D) to (N, T, D)."""
         compute = type(self.block).call
-        if taps is not None:  # recorded activations must be kept
+        if taps is not None:  # recorded activations must not be recomputed
             return compute(self.block, tokens, taps)
 
         def output(inputs: Tensor) -> Tensor:

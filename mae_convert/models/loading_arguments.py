@@ -50,7 +50,7 @@ def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments except those about how transformers loads a model.
 
     Raises:
-        ConfigurationError: one requests what is not supported.
+        ConfigurationError: an argument requests an unsupported feature.
     """
     for name in REFUSED:
         if options.get(name) not in (None, False):
@@ -59,7 +59,7 @@ def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dtype_of(options: dict[str, Any], usual: str | None) -> Any:
-    """Return the requested dtype, given in any form; "auto" is the dtype of the checkpoint."""
+    """Return the name of the requested dtype; "auto" is the dtype of the checkpoint."""
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or usual
     options.pop("torch_dtype", None)
     return None if isinstance(asked, str) and asked == "auto" else asked
@@ -110,7 +110,8 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
     """Return a classifier: the checkpoint's own, or with a new head if that is requested.
 
     Raises:
-        ConfigurationError: there is no head and none is requested; or another one is requested.
+        ConfigurationError: there is no head and no new one is requested, or the requested head has
+            another number of classes.
     """
     if source.task != "classify":
         if num_labels is None:
@@ -124,7 +125,7 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
         return source
     if not anew:
         raise ConfigurationError(
-            f"{source.name} has a head of {held} classes and not of {num_labels}",
+            f"{source.name} has a head for {held} classes, not for {num_labels}",
             hint="pass ignore_mismatched_sizes=True to replace it with a new head",
         )
     rest = {n: t for n, t in source.tensors.items() if not n.startswith("head.")}
@@ -147,7 +148,7 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
         ours = name in (*SAYABLE, *FREE, "image_size", "num_labels", "global_pool", "fc_norm")
         if not ours and value != getattr(model, name):
             raise ConfigurationError(
-                f"{name} is {getattr(model, name)} in {source.name} and cannot become {value}",
+                f"{name} is {getattr(model, name)} in {source.name} and cannot be set to {value}",
                 hint="leave it out",
             )
     free = {name: value for name, value in changes.items() if name in FREE}

@@ -17,7 +17,7 @@ from reference_models.outputs import (
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder of a classifier returns."""
+    """The outputs of a classifier's encoder."""
 
     last_hidden_state: Any
     """(N, 1 + L, D), after the final norm, if there is one."""
@@ -120,7 +120,7 @@ def output_of(result: NamedTuple, *, as_tuple: bool = False, without: tuple[str,
     """Return the result of a reference model as transformers' classes return it.
 
     Args:
-        result: what a reference model returned.
+        result: the output of a reference model.
         as_tuple: return a plain tuple of the values that are set.
         without: names to leave out.
     """

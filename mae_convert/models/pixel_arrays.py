@@ -154,7 +154,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.min() < 0 or pixels.max() > 1:
         raise ImageError(
             "floating-point pixels must be in the range from 0 to 1 to be resized",
-            hint="give 8-bit values",
+            hint="pass 8-bit values",
         )
     return (pixels.astype(np.float64) * 255).astype(np.float32)
 

@@ -61,7 +61,7 @@ def asked_for(
     """Return the requested outputs: as the call specifies, else as the configuration does.
 
     Raises:
-        NotImplementedError: head_mask is given.
+        NotImplementedError: head_mask is not None.
     """
     if head_mask is not None:
         raise NotImplementedError("masking heads is not supported; leave head_mask out")
@@ -79,9 +79,9 @@ def asked_for(
 def usable_size(
     size: tuple[int, int], config: ReferenceConfig, interpolate: bool | None, *, whole: bool
 ) -> tuple[int, int]:
-    """Return the height and width of the part of an image that a model takes.
+    """Return the height and width of the part of an image that is used.
 
-    As in transformers, pixels below and to the right of the last whole patch are left out.
+    As in transformers, pixels below and to the right of the last whole patch are ignored.
 
     Args:
         size: height and width of the image.
@@ -243,8 +243,8 @@ class PretrainedModel:
             is_main_process: False in the other processes of a distributed run, which write nothing.
             state_dict: in PyTorch, the weights to write instead of the model's own.
             push_to_hub: upload it to the Hub afterwards, as `push_to_hub`.
-            max_shard_size: write weights in shards of at most so many bytes, such as 200000000 or
-                "200MB".
+            max_shard_size: the maximum number of bytes of a shard of the weights, such as 200000000
+                or "200MB".
             options: ``repo_id`` and further arguments of `push_to_hub`; ``safe_serialization`` has
                 no effect.
 

@@ -131,13 +131,13 @@ class TorchModel(PretrainedModel, nn.Module):
         return cls.from_config(config, **options)
 
     def post_init(self) -> None:
-        """Do nothing: a new model initializes its parameters itself."""
+        """Do nothing, because the constructor initializes the parameters."""
 
     def init_weights(self) -> None:
         """Like `post_init`."""
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
-        """Do nothing: attention is computed in one way."""
+        """Do nothing, because there is only one implementation of attention."""
 
     @property
     def device(self) -> torch.device:
@@ -195,7 +195,7 @@ class TorchModel(PretrainedModel, nn.Module):
         Args:
             gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
             every_n_layers: checkpoint the first block and every n-th after it.
-            offload: keep the inputs of blocks in the memory of the CPU.
+            offload: store the inputs of blocks in CPU memory.
         """
         enable_checkpointing(self, gradient_checkpointing_kwargs, every_n_layers, offload=offload)
 
@@ -242,7 +242,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
 
     def for_size(self, pixel_values: Tensor | None, interpolate: bool | None) -> tuple[Any, Tensor]:
-        """Return a model with the same parameters for images of a size, and the pixels it takes.
+        """Return a model with the same parameters for the size of the images, and its inputs.
 
         Raises:
             ValueError: the images are not of the model's size, and it may not be changed.
@@ -354,7 +354,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
 
     @property
     def decoder(self) -> nn.Module:
-        """The parameters and modules of the decoder, as those of the encoder in ``vit``."""
+        """The parameters and modules of the decoder."""
         return decoder_of(self)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
@@ -363,7 +363,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         return patchify(pixel_values, plain(self.config, image_size=size))
 
     def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
-        """Put patches (N, L, P) together to images (N, C, H, W) of a size."""
+        """Merge patches (N, L, P) to images (N, C, H, W) of a size."""
         size = tuple(original_image_size or self.config.image_hw)
         return unpatchify(patches, plain(self.config, image_size=size))
 
@@ -390,7 +390,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
 
     @property
     def classifier(self) -> nn.Module:
-        """The head; a module that is assigned to it takes the place of the head."""
+        """The head; it can be replaced by assigning a module."""
         return self.head
 
     @property

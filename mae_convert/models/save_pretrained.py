@@ -28,7 +28,7 @@ REFUSED = {
     "variant": "tensor names are fixed; leave it out",
     "distributed_checkpoint": "only complete weights are written; gather them first",
     "saved_model": "write one with model.export of a Keras model",
-    "signatures": "give them to model.export",
+    "signatures": "pass them to model.export",
     "tags": "they belong on a model card, which `mae-convert publish` writes",
     **SET_ELSEWHERE,
 }
@@ -65,8 +65,8 @@ def save_into(
     """Write a model directory, or add its files to a directory with other files.
 
     A directory that is new, empty or written by mae-convert is replaced. Into another one the files
-    are moved one by one when all are written; other files, such as a preprocessor's configuration,
-    are kept.
+    are renamed one by one after all are written; other files, such as a preprocessor's
+    configuration, are not changed.
 
     Raises:
         OutputError: it cannot be written.

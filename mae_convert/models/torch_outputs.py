@@ -22,7 +22,7 @@ CLASSES: dict[type, Any] = {}
 if ModelOutput is not None:
 
     class Output(ModelOutput):
-        """An ordered dictionary whose entries are attributes; iterating over it gives values."""
+        """An ordered dictionary with attribute access; iterating over it yields values."""
 
         def __iter__(self) -> Iterator[Any]:
             return iter(self.values())
@@ -77,7 +77,7 @@ def output_of(result: NamedTuple, *, as_tuple: bool = False) -> Any:
     """Return the result of a reference model as transformers' classes return it.
 
     Args:
-        result: what a reference model returned.
+        result: the output of a reference model.
         as_tuple: return a plain tuple of the parts that are not None.
     """
     if as_tuple or not CLASSES:

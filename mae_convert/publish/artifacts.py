@@ -33,7 +33,7 @@ class Artifact:
     """The same, opened."""
 
     certificate: Certificate | None
-    """The certificate that it is the same function as its source; None if it is not verified."""
+    """The certificate of its verification against the source; None if it is not verified."""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ class Artifact:
 
     @property
     def source_sha256(self) -> str | None:
-        """The hash of the source it was verified against, or else of its stated source."""
+        """The hash of the source of its verification, or else of the source in its record."""
         if self.certificate is not None:
             return str(self.certificate.document["source"].get("sha256"))
         source = self.record.get("source")
@@ -69,16 +69,16 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
         unverified: publish without a proof; a certificate is then ignored.
 
     Raises:
-        CheckpointError: it is not a model that can be published, or there is no certificate.
-        MaeConvertError: the certificate is not about these bytes.
+        CheckpointError: the model cannot be published, or it has no certificate.
+        MaeConvertError: the certificate is for other files.
     """
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")
     checkpoint = open_checkpoint(target)
     if FORMATS[checkpoint.container.kind].pickled or checkpoint.container.kind == NPZ:
         raise CheckpointError(
-            f"{target} holds pickled weights or an archive ({checkpoint.container.kind}), and "
-            "these are not published",
+            f"{target} contains pickled weights or an archive ({checkpoint.container.kind}), "
+            "which are not published",
             hint=(
                 *("convert it with ", Option("to", "transformers")),
                 ", which writes model.safetensors",
@@ -118,7 +118,7 @@ def _problems(artifact: Artifact, certificate: Certificate) -> Iterator[str]:
     """Yield the reasons why a certificate does not cover the files to publish."""
     document = certificate.document
     if not document["passed"] or not all(check.get("passed") for check in document["checks"]):
-        yield "its certificate says that the verification failed"
+        yield "its certificate is for a failed verification"
     if changed := certificate.changed_files():
         yield f"{', '.join(changed)} changed since it was verified"
     names = [path.name for path in artifact.weights]

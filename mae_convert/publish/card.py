@@ -1,6 +1,6 @@
 """The model card: the generated section, and how it is inserted into an existing card.
 
-Everything between two marks is regenerated each time; outside of them nothing is changed, except
+The text between two marks is regenerated each time; the rest of the card is not changed, except
 that missing metadata is added.
 """
 
@@ -25,7 +25,7 @@ SECTION = re.compile(
 DEEPEST = 30
 MOST_ALIASES = 20
 MARK = re.compile(r"<!-- mae-convert: (begin|end)")
-# What may stand in the lines of the marks, which are replaced whole.
+# The allowed content of the lines with marks, which are replaced completely.
 MARK_LINE = re.compile(
     r"(?:> \*\*Not verified:\*\*[^<]*)?<!-- mae-convert: (?:begin|end)[^<>]*-->[ \t]*\r?"
 )
@@ -38,7 +38,7 @@ def marked(lines: str, *, warning: str = "") -> str:
 
 
 def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: bool) -> str:
-    """Return a card for a repository that has none.
+    """Return a card for a repository without one.
 
     Args:
         title: its heading.
@@ -61,10 +61,10 @@ def merged_card(
     """Return a card with our section in it, and which metadata was added.
 
     Args:
-        existing: the card as it is.
-        section: our part, marked.
-        metadata: fields that are added where the card has none of that name.
-        on_top: the section becomes the first of the text, whatever was there.
+        existing: the existing card.
+        section: the generated section with marks.
+        metadata: fields that are added if the card does not have them.
+        on_top: insert the section at the beginning of the text, wherever it was.
 
     Raises:
         HubError: the card's metadata cannot be read, or its marks do not pair.
@@ -97,7 +97,7 @@ def metadata_of(card: str) -> dict[str, Any]:
     level = logger.level
     try:
         _check_depth(_split(card)[0])
-        logger.setLevel(logging.ERROR)  # that there is no metadata is no news
+        logger.setLevel(logging.ERROR)  # suppress the warning about missing metadata
         return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
     except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
@@ -143,7 +143,7 @@ def _with_missing(
     before = metadata_of(head) if head else {}
     named = {match[1] for match in re.finditer(r"^([\w-]+)[ \t]*:", head, re.MULTILINE)}
     missing = {k: v for k, v in metadata.items() if k not in before and k not in named}
-    if "license" not in missing:  # name and link are about a licence that is not ours
+    if "license" not in missing:  # name and link would refer to the card's own licence
         missing = {k: v for k, v in missing.items() if not k.startswith("license")}
     if not missing:
         return head, {}
@@ -199,7 +199,7 @@ def _rendered_marks(text: str) -> list[str]:
     return marks
 
 
-# By layout; a layout that no library on the Hub loads has none.
+# Layout → library; layouts that no library on the Hub loads are missing.
 LIBRARIES = {
     "transformers": "transformers",
     "transformers-tf": "transformers",
@@ -216,10 +216,10 @@ def card_metadata(
     """Return the metadata of a card, which the Hub uses for search and widgets.
 
     Args:
-        repo_id: where it is published, which is not its own base model.
-        artifact: what is published.
-        licence: what it is published under.
-        base_model: a repository that the model derives from, where the user says one.
+        repo_id: the repository, which must not be its own base model.
+        artifact: the published model.
+        licence: the licence of the published model.
+        base_model: a repository from which the model is derived, if the user specified one.
     """
     checkpoint = artifact.checkpoint
     about = checkpoint.family.about()

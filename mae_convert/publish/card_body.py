@@ -34,16 +34,16 @@ WARNING = (
 
 @dataclass(frozen=True)
 class CardData:
-    """What a card is written from."""
+    """The data of a model card."""
 
     repo_id: str
     """The repository it is published in."""
 
     artifacts: Sequence[Artifact]
-    """What is published, the main artifact first."""
+    """The published models, the main one first."""
 
     licence: Licence
-    """What it is published under."""
+    """The licence."""
 
     staged: Mapping[str, Staged]
     """The files, by path in the repository."""
@@ -52,7 +52,7 @@ class CardData:
     """Path of an image of reconstructions, or None."""
 
     credit: str = ""
-    """Whose photographs the image shows."""
+    """The credits of the photographs in the image."""
 
 
 def section(data: CardData) -> str:
@@ -62,7 +62,7 @@ def section(data: CardData) -> str:
         "## Where the weights come from",
         provenance(data),
         *(_changes(data.artifacts[0])),
-        "## What no tensor tells",
+        "## Configuration that is not stored in tensors",
         configuration_table(data.artifacts[0]),
         "## How it was verified",
         verification(data.artifacts[0]),
@@ -240,9 +240,9 @@ def checking(data: CardData) -> str:
     return (
         f"{same}\n\n`verification.json` contains the measurements, and `verification.safetensors` "
         "the inputs and the source's float64 outputs. Without the source, they show that these "
-        "files still compute what was verified:\n\n```sh\npip install "
+        "files still compute the verified outputs:\n\n```sh\npip install "
         "'mae-convert[torch,tensorflow]'\nmae-convert verify "
-        f"hf://{data.repo_id}\n{more}```\n\nThe proof takes the source:\n\n```sh\nmae-convert "
+        f"hf://{data.repo_id}\n{more}```\n\nA proof requires the source:\n\n```sh\nmae-convert "
         f"verify SOURCE hf://{data.repo_id}\n```"
     )
 

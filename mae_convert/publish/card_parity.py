@@ -12,7 +12,7 @@ from mae_convert.verify.summary import effects_in_words, runner_in_words, summar
 
 
 def in_short(artifact: Artifact) -> str:
-    """Return the result of the verification in a sentence; empty if there was none."""
+    """Return a sentence about the result of the verification; "" without a verification."""
     if artifact.certificate is None:
         return ""
     document = artifact.certificate.document
@@ -102,7 +102,7 @@ def _versions(environment: Mapping[str, str]) -> str:
 
 
 def _what_is_proven(document: Mapping[str, Any]) -> str:
-    """Return a sentence about what the certificate's verdict proves beyond the comparison."""
+    """Return a sentence about whether the certificate's verdict is proven."""
     if document["proven"]:
         return (
             "Both sides were loaded natively by their own tensor names, without the conversion's "

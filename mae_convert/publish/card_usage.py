@@ -40,7 +40,7 @@ def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None)
 
 
 def _class(checkpoint: Checkpoint, library: str) -> str | None:
-    """Return the name of a library's class for a model, or None if it has none."""
+    """Return the name of a library's class for a model, or None."""
     class_path = checkpoint.family.models.get(library, {}).get(checkpoint.task)
     return class_path and class_path.partition(":")[2]
 

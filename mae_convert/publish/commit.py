@@ -33,14 +33,12 @@ from mae_convert.sources.snapshot import entries_of
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-DESCRIPTION = (
-    "Created by `mae-convert publish`; the model card describes what was verified and how."
-)
+DESCRIPTION = "Created by `mae-convert publish`; the model card describes the verification."
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is to change in a repository."""
+    """The changes of a repository."""
 
     add: Sequence[Staged]
     """Files that are new or changed."""
@@ -52,7 +50,7 @@ class Change:
     """Of the commit, and of a pull request."""
 
     account: str
-    """Whose token it is."""
+    """The account of the token."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
         api: the Hub's client.
         target: where to publish.
         remote: the state of the repository; another change since then is refused.
-        change: what is to change.
+        change: the changes.
 
     Raises:
         HubError: the Hub refuses, or someone else has changed the branch meanwhile.
@@ -96,7 +94,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
             wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is not None:
                 report_wait(error, wait)
-                time.sleep(wait)  # before the look: what was sent may still be on its way
+                time.sleep(wait)  # the lost request may still be in progress
             with speaking(
                 f"{target.repo_id}: it is unknown whether the commit was created; run the same "
                 "command again, which does not create it twice"
@@ -127,7 +125,7 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
     new_pull_request = target.pull_request and remote.pull_request_url is None
     revision = None if new_pull_request else remote.revision
-    # An operation serves for one commit only; what was uploaded before is not sent again.
+    # An operation can be used for one commit only; files that were uploaded are not sent again.
     additions = [CommitOperationAdd(staged.path, _content(staged)) for staged in change.add]
     api.preupload_lfs_files(
         target.repo_id,

@@ -21,8 +21,8 @@ CREDIT = (
 def image_of(checkpoint: Checkpoint) -> bytes | None:
     """Return a sheet of the embedded photographs as PNG, or None if it cannot be created.
 
-    It cannot be created for models without a decoder or with other than three channels, for models
-    of videos, without a framework, or if the model cannot be run.
+    It cannot be created for models without a decoder or without exactly three channels, for video
+    models, without a framework, or if the model cannot be run.
     """
     configuration = checkpoint.configuration
     if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:

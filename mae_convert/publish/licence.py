@@ -21,10 +21,10 @@ class Licence:
     """The metadata: ``license``, and for ``license: other`` its name and link."""
 
     origin: str
-    """The source of this information, in words."""
+    """The source of this information as text."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
     @property
     def name(self) -> str:
@@ -48,15 +48,15 @@ def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 def decide_licence(
     artifact: Artifact, given: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
-    """Return the licence: the source's, else what the user says, else what the card says already.
+    """Return the licence of the source, or else the specified one, or else that of the card.
 
     Args:
-        artifact: what is published.
-        given: ``license`` and so on, as said on the command line.
-        existing_card: metadata of the card that the repository has.
+        artifact: the published model.
+        given: ``license`` and so on, as specified on the command line.
+        existing_card: the metadata of the repository's card.
 
     Raises:
-        MaeConvertError: nobody says it, or the user contradicts the source.
+        MaeConvertError: the licence is unknown, or the user contradicts the source.
     """
     for source in sources_of(artifact):
         fields = {name: str(source[name]) for name in LICENCE_FIELDS if source.get(name)}
@@ -85,8 +85,8 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
     if not before or before == fields["license"]:
         return ()
     return (
-        f"the card says license: {before}, and the weights are under {fields['license']}; the text "
-        "of the card is not changed, so correct it",
+        f"the card has license: {before}, but the licence of the weights is {fields['license']}; "
+        "correct the text of the card, which is not changed automatically",
     )
 
 

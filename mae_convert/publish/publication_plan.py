@@ -1,4 +1,4 @@
-"""Plan a publication: which files will be in the repository; nothing is uploaded."""
+"""Plan a publication: determine the files of the repository without uploading anything."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,25 +48,25 @@ class PublishRequest:
 
 @dataclass(frozen=True)
 class Publication:
-    """A planned publication; nothing was uploaded yet."""
+    """A planned publication."""
 
     request: PublishRequest
-    """What was asked for."""
+    """The request."""
 
     artifacts: Sequence[Artifact]
-    """What is published."""
+    """The published models."""
 
     remote: Remote
     """How the repository is."""
 
     account: str | None
-    """Whose token it is; None where there is none, which is enough to look."""
+    """The account of the token; None without a token, which is sufficient for a dry run."""
 
     staged: Mapping[str, Staged]
     """All files that are to be there, by path."""
 
     add: Sequence[Staged]
-    """Those of them that are new or changed."""
+    """The files that are new or changed."""
 
     delete: Sequence[str]
     """Files that go."""
@@ -75,13 +75,13 @@ class Publication:
     """Weights in the repository that this publication is not about."""
 
     licence: Licence
-    """What it is published under."""
+    """The licence."""
 
     added_metadata: Mapping[str, Any]
-    """What is added to the metadata of a card that is there."""
+    """Fields that are added to the metadata of an existing card."""
 
     notes: Sequence[str]
-    """What the user should know."""
+    """Notes for the user."""
 
     @property
     def card(self) -> str:
@@ -95,8 +95,9 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
     """Plan a publication, and refuse what must not be published.
 
     Args:
-        request: what is to be published.
-        dry_run: nothing will be uploaded, so neither a token nor a connection to the Hub is needed.
+        request: the request.
+        dry_run: nothing will be uploaded, so neither a token nor a connection to the Hub is
+            required.
 
     Raises:
         CheckpointError: there is no model, or no certificate.
@@ -163,7 +164,7 @@ def _signed(
     licence: Licence,
     staged: Mapping[str, Staged],
 ) -> dict[str, Staged]:
-    """Sign what is published of the model directory, and return statement and signature.
+    """Sign the published files of the model directory; return statement and signature.
 
     Raises:
         MaeConvertError: it has no certificate, or the repository has another one at its root.
@@ -172,9 +173,9 @@ def _signed(
     names = [*(path.name for path in artifact.weights), *beside(artifact)]
     if artifact.certificate is None or not all(name in staged for name in names):
         raise MaeConvertError(
-            f"{directory} cannot be signed there: only a certified model whose files stand at the "
-            "root of the repository can",
-            hint=("publish it to a repository of its own, or leave out ", Option("sign")),
+            f"{directory} cannot be signed: its files must be certified and at the root of the "
+            "repository",
+            hint=("publish it to a separate repository, or leave out ", Option("sign")),
         )
     attest(directory, private_key, files=names, licence=licence.name)
     return {name: stage(name, directory / name) for name in SIGNED}
@@ -219,8 +220,8 @@ def _image(
 ) -> tuple[Staged | None, str]:
     """Return the image to publish, and its credits.
 
-    It is the directory's own image, or a new one. If the repository has an image of the same
-    weights, that image is kept: one computed on another machine would differ in its last bits.
+    It is the image in the directory or a new one. If the repository has an image of the same
+    weights, that image is used, because images from different machines differ in their last bits.
     """
     if (directory / IMAGE).is_file():
         return stage(IMAGE, directory / IMAGE), ""

@@ -1,4 +1,4 @@
-"""Publish with one commit, then compare what the Hub serves, downloaded without any cache."""
+"""Publish with one commit, then download the files without a cache and compare them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def publish(publication: Publication) -> Published:
 
     Raises:
         HubError: the Hub refuses, or the repository was changed in the meantime.
-        MissingRequirementError: the Hub cannot be reached, or keeps failing.
+        MissingRequirementError: the Hub cannot be reached, or fails repeatedly.
     """
     target, account = publication.request.target, publication.account
     assert account is not None
@@ -80,7 +80,7 @@ def differences(
 
 
 def _served_sha256(api: "HfApi", repo_id: str, commit: str, path: str) -> str | None:
-    """Return the hash of a file as it is served now, or None if it does not exist."""
+    """Return the hash of a file on the Hub, or None if it does not exist."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with scratch_directory() as folder:

@@ -34,7 +34,7 @@ class Target:
     """Propose the change instead."""
 
     private: bool = False
-    """Whether a repository that is not there yet is made a private one."""
+    """Whether a new repository is created as private."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Remote:
     """It is a private one."""
 
     revision: str
-    """What is looked at, and committed to: the branch, or a pull request of ours."""
+    """The revision to read and to commit to: the branch, or a pull request of mae-convert."""
 
     is_new_branch: bool = False
-    """The branch is not there yet."""
+    """Whether the branch does not exist yet."""
 
     head: str | None = None
-    """The commit there now; None where there is nothing."""
+    """The current commit; None if the repository is empty or does not exist."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     """Its files."""
 
     card: str | None = None
-    """The text of its card; None where it has none."""
+    """The text of the card; None without a card."""
 
     pull_request_url: str | None = None
     """The open pull request of mae-convert, or None."""
@@ -70,7 +70,8 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
     """Return the state of the branch, or of the pull request, that gets the commit.
 
     Raises:
-        HubError: a pull request to what is not there; or a public repository that is to be private.
+        HubError: a pull request to a repository that does not exist, or ``private`` for an
+            existing public repository.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -158,7 +159,7 @@ def _complaints(error: ValueError) -> str:
 def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
     """Create the repository and the branch if they do not exist, and return the new state."""
     if not remote.exists:
-        private = True if target.private else None  # None is what the account has by default
+        private = True if target.private else None  # None is the default of the account
         patiently(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))
     elif not remote.is_new_branch:
         return remote

@@ -13,9 +13,9 @@ from mae_convert.publish.artifacts import Artifact, beside
 from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE, SIGNED
 from mae_convert.sources.snapshot import Entry, git_oid
 
-# What is about one file of weights only.
+# Files that describe a single file of weights.
 OWN_FILES = ("conversion.json", *CERTIFICATE)
-LARGEST_IN_GIT = 10_000_000  # bytes; the Hub keeps larger files by their SHA-256
+LARGEST_IN_GIT = 10_000_000  # bytes; the Hub identifies larger files by their SHA-256
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Staged:
     """Of its bytes."""
 
     git_oid: str | None
-    """The name that git gives it; None for a large file."""
+    """The git object ID; None for a large file."""
 
     def is_at(self, entry: Entry | None) -> bool:
         """Return whether the repository already has these bytes at this path."""
@@ -61,14 +61,15 @@ def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
 def stage_artifacts(artifacts: Sequence[Artifact], there: Mapping[str, Entry]) -> dict[str, Staged]:
     """Return the files of the artifacts, by their path in the repository.
 
-    The first artifact's record and certificate stand at the root, unless the repository has weights
-    there that readers take before them. Of a further directory the weights stand at the root, where
-    its framework looks for them; its record and certificate have a folder of their own, and so has
-    any other file that the root has with other contents. A single file's certificate is beside it.
+    The first artifact's record and certificate are at the root unless the repository has other
+    weights there that libraries load first. The weights of further directories are at the root,
+    where their framework loads them; their records and certificates, and files whose names the root
+    already has with other contents, are in a separate folder. A single file's certificate is beside
+    it.
 
     Args:
-        artifacts: what is published.
-        there: what the repository holds.
+        artifacts: the published models.
+        there: the files of the repository.
 
     Raises:
         MaeConvertError: a file is not the one that the certificate is about any more.
@@ -107,7 +108,7 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
     if artifact.certificate is None:
         return file
     sha256, content = artifact.certificate.sha256_of(file.path), file.content
-    if sha256 is None:  # the certificate itself
+    if sha256 is None:  # the file is the certificate itself
         data = content if isinstance(content, bytes) else content.raw(0, content.size)
         same = artifact.certificate.is_document(data)
     else:

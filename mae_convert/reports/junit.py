@@ -182,7 +182,7 @@ def error_junit(command: str, names: Sequence[str], sentence: str, status: int) 
 
     Args:
         command: the name of the command.
-        names: the checkpoints, as far as they are known.
+        names: the names of the checkpoints, if known.
         sentence: the message of the error.
         status: the exit status.
     """

@@ -21,14 +21,14 @@ from mae_convert.visualize.sheet import Row, Sheet, draw
 from mae_convert.visualize.timeline import Timeline
 
 CHART = Chart("loss by epoch", height=360, left=70, bottom=44)
-MOST_PICTURES = 4  # in a sheet; the loss is that of all images
+MOST_PICTURES = 4  # maximum number of images in a sheet; the loss is computed from all images
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse output files that could not be written, before any work.
 
     Raises:
-        OutputError: as `check_target`.
+        OutputError: the output cannot be written; see `check_target`.
     """
     for path in paths:
         check_target(path, overwrite=overwrite, suffixes=WRITERS)

@@ -119,7 +119,7 @@ def markdown(verification: "Verification") -> str:
 
 
 def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of a table of the steps that were compared by themselves, if any were."""
+    """Yield the lines of a table of the step-isolated comparison, if there is one."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)

@@ -113,11 +113,11 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:
-    """Yield a table of the steps that were compared by themselves, if any were."""
+    """Yield a table of the step-isolated comparison, if there is one."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)
-    yield "<h2>Each step by itself</h2>"
+    yield "<h2>Each step with the same input</h2>"
     marks = {"ok": '<span class="ok">ok</span>'}
     yield table(
         (*map(for_html, columns), ""),

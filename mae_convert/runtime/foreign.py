@@ -1,8 +1,8 @@
-"""Code of others that runs a checkpoint once more: where it is, and what it says about itself.
+"""Code of the user or of a model's authors that runs a checkpoint: location and properties.
 
-The code is imported and run in a child process, and only where the user names it as the framework
-of a side, or by the option ``against``. Nothing here runs it: the layout whose names it wants is
-read from its text.
+The code is imported and run in a child process, and only if the user specified it as the framework
+of a side or with the option ``against``. This module does not run it: the layout that it requires
+is read from its source text.
 """
 
 import ast
@@ -17,7 +17,7 @@ from mae_convert.runtime.children import cannot_run, environment_of_child
 
 FOREIGN = "foreign"  # the framework of a run of such code
 ORIGINAL = "original"
-LAYOUT = "LAYOUT"  # the name in a file of code that says in which layout its state dict is
+LAYOUT = "LAYOUT"  # the variable in such code with the layout of its state dict
 FORMS = "PATH.py:FACTORY, MODULE:FACTORY, or original=DIRECTORY with a clone of the authors' code"
 SECONDS = 60
 
@@ -27,10 +27,10 @@ class ForeignCode:
     """Code of others that makes and runs a model.
 
     Attributes:
-        kind: "file", "module", or "original" for the authors' code as it is cloned.
+        kind: "file", "module", or "original" for a clone of the authors' code.
         path: the file, the module's dotted name, or the directory.
         factory: the function or class that makes the model; "" for the authors' code.
-        layout: the layout of the state dict that it takes; None is that of the file.
+        layout: the layout of the state dict that it loads; None for that of the checkpoint.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class ForeignCode:
 
 
 def names_code(text: str) -> bool:
-    """Return whether a text has one of `FORMS`; nothing is looked up."""
+    """Return whether a text has one of `FORMS`, without checking that the code exists."""
     name, equals, _ = text.partition("=")
     return ":" in text or bool(equals and name == ORIGINAL)
 
@@ -70,15 +70,15 @@ def code_beside(text: str, folder: Path) -> str:
 def parse_foreign(
     text: str, python: str | None = None, option: str = "against"
 ) -> ForeignCode | None:
-    """Return the code that an option names; None where it names none.
+    """Return the code that an option specifies, or None.
 
     Args:
         text: one of `FORMS`.
-        python: the interpreter that finds a module; None is this one.
-        option: the neutral name of the option, for messages.
+        python: the Python interpreter that finds a module; None for the current one.
+        option: the neutral name of the option for messages.
 
     Raises:
-        MaeConvertError: there is no such file, directory or module, or the file is not Python.
+        MaeConvertError: the file, directory or module does not exist, or the file is not Python.
     """
     name, equals, target = text.partition("=")
     if equals and name == ORIGINAL:
@@ -150,6 +150,6 @@ def _file_of_module(name: str, python: str | None) -> Path:
     if process.returncode or not lines or not Path(lines[-1]).is_file():
         raise MaeConvertError(
             f"there is no Python module {name} that can be imported",
-            hint="install it, put its directory into PYTHONPATH, or name its file: PATH.py:FACTORY",
+            hint="install it, add its directory to PYTHONPATH, or specify PATH.py:FACTORY",
         )
     return Path(lines[-1])

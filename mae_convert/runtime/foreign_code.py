@@ -3,7 +3,7 @@
 A file or module of such code has a factory, and may have further names (``docs/runners.md``):
 
 - ``LAYOUT``: the layout of the state dict; see `mae_convert.runtime.foreign`.
-- ``load_state(model, state)``: puts the tensors into the model.
+- ``load_state(model, state)``: loads the tensors into the model.
 - ``forward(model, pixel_values, noise)``: runs it and returns results by name.
 - ``MASK``: how noise is passed, "argument" or "torch.rand".
 - ``OUTPUTS``: the names of the results where the model returns a tuple.
@@ -26,7 +26,7 @@ from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.trace_check import BLOCK, FINAL, STEPS
 
-NAME = "mae_convert_foreign_code"  # of the module that a file becomes
+NAME = "mae_convert_foreign_code"  # name of the module for a file
 RESULTS = (
     "mask", "ids_restore", "last_hidden_state", "logits", "reconstruction", "loss",
     "loss_norm_pix",
@@ -41,10 +41,10 @@ class Code:
     """Imported code, and how it is run.
 
     Attributes:
-        label: for messages.
-        factory: makes the model from the configuration, a dictionary.
-        load_state: puts a state dict into the model; None is the framework's own strict loading.
-        forward: runs the model; None calls it.
+        label: the name for messages.
+        factory: creates the model from the configuration, a dictionary.
+        load_state: loads a state dict into the model; None for the framework's strict loading.
+        forward: runs the model; None for a call of the model.
         mask: one of `MASKS`.
         outputs: names of the items of a tuple that the model returns.
         activations: canonical name → module, of which ``{}`` is the number of a block; a name with
@@ -86,7 +86,7 @@ class Code:
 
 
 def _line(error: Exception) -> str:
-    """Return where an error was raised, in words: the last line of the code, or of a library."""
+    """Return where an error was raised as text: the last line in the code or in a library."""
     ours = str(Path(__file__).resolve().parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
     theirs = [
@@ -105,11 +105,11 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
     """Import the code that a job names.
 
     Args:
-        about: of `ForeignCode.plain`.
-        task: of the checkpoint.
+        about: the result of `ForeignCode.plain`.
+        task: the task of the checkpoint.
 
     Raises:
-        LoadError: it cannot be imported, or one of its names is not what it must be.
+        LoadError: the code cannot be imported, or one of its variables is invalid.
     """
     if about["kind"] == "original":
         from mae_convert.runtime.original_code import original_code
@@ -167,7 +167,7 @@ def _check(code: Code) -> None:
 
 
 def given_config(job: Job, dtype: str | None = None) -> dict[str, Any]:
-    """Return what a factory is given: the fields of the configuration, and three more.
+    """Return the argument of a factory: the configuration and three more fields.
 
     These are ``task``, ``num_kept``, the number of patches that the mask leaves, and ``dtype``,
     which a Keras model is to be made in; a PyTorch model is converted to it afterwards.
@@ -178,10 +178,10 @@ def given_config(job: Job, dtype: str | None = None) -> dict[str, Any]:
 
 
 def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
-    """Return what a model returned, by name; what has the value None is left out.
+    """Return the results of a model by name, without those that are None.
 
     Raises:
-        LoadError: what a model for the task ends with is not among it.
+        LoadError: the final result of a model for the task is missing.
     """
     if isinstance(returned, Mapping):
         results = dict(returned)

@@ -29,7 +29,7 @@ def runs(
     if job.mode != "eager":
         raise LoadError("code of others is run eagerly only", hint=Option("mode", "eager"))
     if code.mask == "torch.rand":
-        raise LoadError(f"{code.label}: a Keras model draws nothing by torch.rand")
+        raise LoadError(f'{code.label}: MASK = "torch.rand" is not possible for a Keras model')
     for dtype in job.dtypes:
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype
@@ -64,7 +64,7 @@ def _results(code: Code, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 
 def _load(code: Code, model: Any, arrays: Mapping[str, Any]) -> None:
-    """Put the tensors of a checkpoint into a model, each variable exactly once."""
+    """Assign the tensors of a checkpoint to the variables of a model, each exactly once."""
     if code.load_state is not None:
         state = {name: stored.load() for name, stored in arrays.items()}
         with code.running():
@@ -79,7 +79,7 @@ def _load(code: Code, model: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def _recorded(code: Code, model: Any) -> dict[str, Any]:
-    """Let the layers that the code names record what they compute; return where they do.
+    """Record the outputs of the layers that the code specifies; return the dictionary of results.
 
     A layer's own ``call`` is replaced in this model only.
     """

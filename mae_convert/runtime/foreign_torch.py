@@ -28,10 +28,10 @@ def runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Args:
-        code: what makes and runs the model.
-        job: what to run.
+        code: the code that creates and runs the model.
+        job: the job.
         inputs: ``pixel_values``, and ``noise`` for masked tasks.
-        model: what the factory has made.
+        model: the result of the factory.
 
     Raises:
         LoadError: the code failed, or does not take the state dict.
@@ -86,7 +86,7 @@ class _Run:
     def forward(
         self, model: Any, call: Any, pixels: Tensor, noise: Tensor | None, **additional: Tensor
     ) -> Results:
-        """Return the results that the code gives, and the activations that it names."""
+        """Return the results of the code and the activations that it specifies."""
         with recording(self.points(model)) as taps, self.code.running():
             if self.code.forward is not None:
                 returned = self.code.forward(model, pixels, noise, **additional)
@@ -138,7 +138,7 @@ def _point(module: nn.Module, path: str, part: int, parts: int) -> Point:
 
 
 class _Drawn(TorchFunctionMode):
-    """A context in which ``torch.rand`` returns given noise, in this thread only."""
+    """Context in which ``torch.rand`` returns the given noise, in this thread only."""
 
     def __init__(self, noise: Tensor, label: str) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Gradients under canonical names: a gradient has the layout of its parameter.
 
-A child names gradients by its own parameter names, because it has no mapping tables: PyTorch by the
-names of the state dict, Keras by those of the ``keras`` layout. Transforms of a table only move
-values, so they apply to gradients exactly.
+A child process uses its own parameter names for gradients, because it has no mapping tables: the
+names of the state dict in PyTorch, those of the ``keras`` layout in Keras. The transforms of a
+table only move values, so they apply to gradients exactly.
 """
 
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ MOST_IMAGES = 16
 def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
 
-    Videos are (N, C, T, H, W). Drawn inputs have the additional ones that the model takes too.
+    Videos are (N, C, T, H, W). Random inputs include the additional inputs of the model.
 
     Raises:
         MaeConvertError: the file or the folder cannot be used for this model.
@@ -110,7 +110,7 @@ def read_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray
     """Read ``pixel_values`` and, if the file has them, ``noise`` and additional inputs; check them.
 
     Raises:
-        MaeConvertError: as `load_inputs`.
+        MaeConvertError: see `load_inputs`.
     """
     tensors = _tensors_in(path, family)
     _check_shapes(path, tensors, family, config)
@@ -132,8 +132,8 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
     Args:
         path: the file that contains them, for the message.
         arrays: the arrays.
-        family: of the model.
-        config: of the model.
+        family: the family of the model.
+        config: the configuration of the model.
 
     Raises:
         MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
@@ -144,9 +144,7 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
     for name, array in arrays.items():
         _check_dtype(path, name, array)
         if not np.isfinite(array).all():
-            raise MaeConvertError(
-                path, f": {name} holds NaN or infinite values", hint="remove them"
-            )
+            raise MaeConvertError(path, f": {name} has NaN or infinite values", hint="remove them")
     if any(len(np.unique(row)) < len(row) for row in arrays["noise"]):
         raise MaeConvertError(
             path,
@@ -220,7 +218,7 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
         raise MaeConvertError(
             path,
             f": {tensor.name} takes {tensor.nbytes} bytes, which is more than the available memory",
-            hint="give fewer images",
+            hint="use fewer images",
         ) from error
 
 

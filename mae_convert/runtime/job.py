@@ -26,7 +26,7 @@ def additional_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The files with the tensors, and how the names in them are converted to those of the model.
+    """The files with the tensors, and the conversion of their names to those of the model.
 
     The child process reads the files with the library of their format (``torch.load``, safetensors,
     NumPy, h5py, Keras), and then changes only names.
@@ -62,7 +62,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class ReadTensors:
-    """What mae-convert's reader has read from files, to be compared with what a library reads."""
+    """Hashes of the data that mae-convert's reader read, to compare a library's reader with it."""
 
     weights: StoredWeights
     """The files."""
@@ -79,7 +79,7 @@ class Job:
     """One of ``FRAMEWORKS``."""
 
     device: str
-    """One of "cpu" or "cuda"; float64 always runs on the CPU, as the proof asks."""
+    """"cpu" or "cuda"; float64 always runs on the CPU."""
 
     dtypes: tuple[str, ...]
     """The runs to make, in order."""
@@ -95,13 +95,13 @@ class Job:
     runner determines it."""
 
     configuration: str
-    """The class of its configuration, likewise."""
+    """The class of its configuration, in the same form."""
 
     weights: StoredWeights
     """The files with the tensors."""
 
     loader: str
-    """How the names correspond to those of the reference model (see ``loaders``)."""
+    """The mapping of the names to those of the reference model (see ``loaders``)."""
 
     inputs: str
     """.npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional inputs of
@@ -111,10 +111,10 @@ class Job:
     """The trace file to write."""
 
     taps: bool
-    """Whether to keep intermediate activations."""
+    """Whether to record intermediate activations."""
 
     gradients: bool
-    """Whether to keep the gradient of the objective for every trainable parameter."""
+    """Whether to record the gradient of the objective for every trainable parameter."""
 
     mode: str
     """One of "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
@@ -132,7 +132,7 @@ class Job:
     the input of the next one (see ``steps``). "" replaces nothing."""
 
     foreign: Mapping[str, Any] | None = None
-    """Code of others that runs the model, as `ForeignCode.plain`; None without any."""
+    """The code that runs the model, in the form of `ForeignCode.plain`, or None."""
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""

@@ -1,4 +1,4 @@
-"""Run the steps of a Keras reference model on given inputs, instead of on each other's results."""
+"""Run the steps of a Keras reference model on given inputs instead of the preceding results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from keras import ops
 
 
 class Step:
-    """Stands for a layer of a model: records its result, and returns a given one in its place.
+    """Wraps a layer of a model: records its result and returns a given activation instead.
 
     Args:
         layer: the layer, whose first argument and result are tokens (N, T, D).
-        name: of the layer's result among the activations.
+        name: the name of the layer's result among the activations.
         given: activations by name that replace computed ones.
-        computed: gets what the layer computes.
-        before: the name of the layer's input, where that is replaced too.
+        computed: the dictionary in which the layer's result is recorded.
+        before: the name of the layer's input if that is replaced too, else None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Step:
 
 
 def replace_steps(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Let each step of a model that is used once get a given input, whatever precedes it.
+    """Replace the input of each step of a model, which can be used once, by a given activation.
 
     Args:
         model: a Keras reference model.
@@ -69,7 +69,7 @@ def exchanged(computed: Any, given: Any) -> tuple[Any, Any]:
     """Return a computed activation (N, T, D), and what replaces it in the model.
 
     Args:
-        computed: what a layer has computed, (N, T, D). It may begin with tokens that the activation
+        computed: the result of a layer, (N, T, D). It may begin with tokens that the activation
             does not have, because they are dropped afterwards.
         given: the activation that replaces it.
     """

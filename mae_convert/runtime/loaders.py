@@ -1,9 +1,9 @@
-"""Put a checkpoint's arrays into a reference model by name, without any mapping table.
+"""Load a checkpoint's arrays into a reference model by name, without a mapping table.
 
 The PyTorch reference has the original's parameter names, so that a state dict of
-facebookresearch/mae or timm is loaded as it is. The Keras reference has the variable names of
-transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded as it is, and a PyTorch file of
-transformers by the rule by which that library itself renames (``modeling_tf_pytorch_utils``):
+facebookresearch/mae or timm is loaded unchanged. The Keras reference has the variable names of
+transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded unchanged, and a PyTorch file of
+transformers with that library's own renaming rule (``modeling_tf_pytorch_utils``):
 slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
 bias, and kernels are transposed.
 
@@ -114,7 +114,7 @@ def _saved_by_torch(path: str, key: str) -> dict[str, Any]:
 
 
 def require_safe_torch_load(version: str) -> None:
-    """Require a PyTorch whose ``torch.load(weights_only=True)`` runs no code from a file.
+    """Require a PyTorch version whose ``torch.load(weights_only=True)`` is safe.
 
     Versions before 2.6 run TorchScript programs (CVE-2025-32434).
 
@@ -200,7 +200,7 @@ def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
 
 
 def _hdf5(path: Any) -> dict[str, Stored]:
-    """Return the datasets of a file: those that Keras lists, or all if it lists none."""
+    """Return the datasets that are listed in a file's attributes, or all if none are listed."""
     import h5py
 
     file = h5py.File(path, "r")
@@ -289,7 +289,7 @@ def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dic
         # A bare ViTMAEModel is saved without the name of its only part.
         name = name if name in state else name.removeprefix("vit.")
         if name not in state:
-            raise LoadError(weights.path, f" holds no tensor {name}")
+            raise LoadError(weights.path, f" has no tensor {name}")
         array = state.pop(name)
         arrays[variable.path] = _as_kernel(array) if transposed else array
     if state:
@@ -321,7 +321,7 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
     for variable in variables:
         stored = remaining.pop(variable.path, None)
         if stored is None:
-            raise LoadError(f"the file holds no {variable.path}")
+            raise LoadError(f"the file has no {variable.path}")
         if stored.shape != tuple(variable.shape):
             raise LoadError(
                 f"{variable.path} has shape {stored.shape} in the file and {variable.shape} in the"
@@ -338,7 +338,7 @@ def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
     """Check that the library reads what mae-convert's reader has read, bit for bit.
 
     Args:
-        reading: what was read; None if nothing is to be checked.
+        reading: the data to compare with; None to skip the check.
         by_torch: whether PyTorch is the framework of this process.
 
     Raises:

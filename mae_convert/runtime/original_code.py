@@ -1,7 +1,7 @@
-"""Run the authors' code as it is cloned: facebookresearch/mae and mae_st, and MCG-NJU/VideoMAE.
+"""Run a clone of the authors' code: facebookresearch/mae and mae_st, and MCG-NJU/VideoMAE.
 
-The code was written for versions of timm and NumPy that no current Python has. What it imports or
-calls of them is put back in this child process; the clone itself is not touched.
+The code was written for versions of timm and NumPy that current Python versions do not support.
+This child process restores the removed names that it uses; the clone is not changed.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from reference_models.pytorch.patches import mask_in_order
 
 Config = Mapping[str, Any]
 LABEL = "original"
-DEFAULT_FRAMES = 16  # of VideoMAE, whose model for pre-training has no argument for them
+DEFAULT_FRAMES = 16  # fixed in VideoMAE's pre-training model, which has no argument for it
 BLOCKS = {
     "{stack}.blocks.{{}}.attention": "{blocks}.{{}}.attn",
     "{stack}.blocks.{{}}.mlp": "{blocks}.{{}}.mlp",
@@ -37,11 +37,11 @@ def original_code(folder: Path, task: str) -> Code:
     """Return how the code in a clone is run.
 
     Args:
-        folder: of the clone.
+        folder: the directory of the clone.
         task: "pretrain", "encoder" or "classify".
 
     Raises:
-        LoadError: it is the code of none of the three, or has no model for the task.
+        LoadError: it is not a clone of one of the three, or has no model for the task.
     """
     has = {name for name in ("models_mae.py", "modeling_pretrain.py") if (folder / name).is_file()}
     if "modeling_pretrain.py" in has:
@@ -51,8 +51,8 @@ def original_code(folder: Path, task: str) -> Code:
     else:
         raise LoadError(
             folder,
-            " holds neither models_mae.py nor modeling_pretrain.py",
-            hint="name the directory of a clone of facebookresearch/mae, facebookresearch/mae_st "
+            " contains neither models_mae.py nor modeling_pretrain.py",
+            hint="specify a clone of facebookresearch/mae, facebookresearch/mae_st "
             "or MCG-NJU/VideoMAE",
         )
     bridge_numpy()
@@ -62,14 +62,14 @@ def original_code(folder: Path, task: str) -> Code:
 
 
 def bridge_numpy() -> None:
-    """Put back the names of Python's types that NumPy 1.24 removed."""
+    """Restore the aliases of Python types that NumPy 1.24 removed."""
     for name, kind in (("float", float), ("int", int), ("bool", bool), ("object", object)):
         if name not in np.__dict__:
             setattr(np, name, kind)
 
 
 def bridge_timm() -> None:
-    """Put back modules that timm has moved, and the argument ``qk_scale`` of its block.
+    """Restore modules that timm has moved and the argument ``qk_scale`` of its block.
 
     Raises:
         ImportError: timm is not installed.
@@ -84,7 +84,7 @@ def bridge_timm() -> None:
             sys.modules[f"timm.models.{old}"] = importlib.import_module(new)
 
     class Block(vision_transformer.Block):
-        """timm's block, which the authors' code gives an argument that it no longer has."""
+        """timm's block with an argument that it no longer has but the authors' code passes."""
 
         def __init__(self, *arguments: Any, qk_scale: float | None = None, **named: Any) -> None:
             if qk_scale is not None:
@@ -183,7 +183,7 @@ def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
 
 
 def _classified(model: Any, pixels: Tensor, noise: None) -> dict[str, Tensor]:  # noqa: ARG001
-    """Run facebookresearch/mae's classifier, whose pooling current timm would repeat."""
+    """Run facebookresearch/mae's classifier without the additional pooling of current timm."""
     return {"logits": model.head(model.forward_features(pixels))}
 
 
@@ -275,7 +275,7 @@ def _mae_st(folder: Path, task: str) -> Code:
 
 
 def _bridge_logging() -> None:
-    """Stand in for mae_st's module of logging, which needs packages that no model needs."""
+    """Replacement for mae_st's logging module, which requires packages that no model needs."""
     try:
         importlib.import_module("mae_st.util.logging")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Run code of others for a job, on PyTorch or Keras; only where the user has asked for it."""
+"""Run user-specified code for a job, in PyTorch or Keras."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the code failed, or is not what it must be.
+        LoadError: the code failed or is invalid.
     """
     assert job.foreign is not None
     code = import_code(job.foreign, job.task)

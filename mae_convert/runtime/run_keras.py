@@ -99,7 +99,7 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 
 def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
-    """Give each step of the model the input in the job; return what they will compute."""
+    """Run each step of the model on the input in the job; return the dictionary of results."""
     if not job.step_outputs:
         return {}
     given = load_file(job.step_outputs)
@@ -147,9 +147,7 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
-        raise LoadError(
-            weights.path, f" holds {len(stored)} tensors, the model {len(model.weights)}"
-        )
+        raise LoadError(weights.path, f" has {len(stored)} tensors, the model {len(model.weights)}")
 
 
 class Variable:

@@ -33,7 +33,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot hold the model, or not all of its tensors.
+        LoadError: the class does not support the model, or not all of its tensors.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
@@ -103,9 +103,9 @@ def forward(
 ) -> Results:
     """Return the outputs and the taps.
 
-    The class draws its noise itself: its method that removes patches is given this noise. In
-    float64 the sines and cosines of coordinates are computed in float64, which the library does
-    not take.
+    The class generates its noise itself, so its method that removes patches is called with this
+    noise. In float64 the sines and cosines of coordinates are computed in float64, which the
+    library does not take.
     """
     encoder = getattr(model, "encoder", model)
     masking, coordinates = encoder.random_masking, (temporal_coords, location_coords)

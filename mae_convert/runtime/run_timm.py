@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield each dtype and its results, NumPy arrays by name; nothing is masked.
+    """Yield each dtype and its results, NumPy arrays by name, without masking.
 
     Raises:
         LoadError: timm cannot load the directory, or the inputs require masking.

@@ -82,8 +82,8 @@ def forward(
     """Return the outputs and the taps; ``noise`` is None for a classifier.
 
     Args:
-        config: the configuration, with the number of patches that are kept.
-        model: the library's model.
+        config: the configuration, which determines the number of visible patches.
+        model: the model of the library.
         call: not used.
         pixels: (N, C, T, H, W).
         noise: (N, L).

@@ -12,18 +12,18 @@ process, by the interpreter of `--against FILE.py:build=PYTHON`.
 # (`mae-convert layouts`). None: with the names of the checkpoint's own file.
 LAYOUT = None
 
-# How your model gets the noise whose order is the mask: "argument" if it is called as
-# model(pixel_values, noise), "torch.rand" if it draws the noise itself by one call of torch.rand,
-# which then returns ours, or None if it masks nothing.
+# How your model gets the noise that determines the mask: "argument" if it is called as
+# model(pixel_values, noise), "torch.rand" if it generates the noise with one call of torch.rand,
+# which is then replaced, or None if it does not mask.
 MASK = "argument"
 
-# What the values are that your model returns as a tuple, in their order. Known names: mask,
+# The names of the values in the tuple that your model returns. Possible names: mask,
 # ids_restore, last_hidden_state, logits, reconstruction, loss, loss_norm_pix.
 OUTPUTS = ("loss", "logits", "mask")
 
 # Which modules (Keras: layers) compute which intermediate activations; {} is the number of a block.
-# Leave out what your model does not have. "path:input" is what a module gets, and of a name with
-# {q,k,v} the parts are split along the last axis.
+# Remove entries that your model does not have. "path:input" is the input of a module; for a name
+# with {q,k,v} the output is split along the last axis.
 ACTIVATIONS = {
     "encoder.embedding": "blocks.0:input",
     "encoder.blocks.{}.{q,k,v}": "blocks.{}.attn.qkv",
@@ -46,7 +46,7 @@ def build(config):
 
 
 # def load_state(model, state):
-#     """Put the tensors of the checkpoint, by name, into the model.
+#     """Load the tensors of the checkpoint, by name, into the model.
 #
 #     Without this function: model.load_state_dict(state, strict=True), or in Keras each variable
 #     once, by its path.

@@ -35,16 +35,16 @@ DEFAULT_DTYPES = ("float64", "float32")
 
 @dataclass(frozen=True)
 class Request:
-    """What to run with a checkpoint, and which results to keep."""
+    """How to run a checkpoint, and which results to record."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """The precisions of the runs; float64 is that of the proof."""
+    """The dtypes of the runs; float64 decides about the function."""
 
     taps: bool = True
-    """Whether to keep intermediate activations."""
+    """Whether to record intermediate activations."""
 
     gradients: bool = False
-    """Whether to keep the gradient of the objective for every trainable parameter."""
+    """Whether to record the gradient of the objective for every trainable parameter."""
 
     mask_ratio: float | None = None
     """The mask ratio; None for the configured one."""
@@ -55,7 +55,7 @@ class Run:
     """A checkpoint to run, and how."""
 
     checkpoint: Checkpoint
-    """What to run."""
+    """The settings of the run."""
 
     side: Side
     """The framework and its options; ``framework`` must be set."""
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def foreign(self) -> ForeignCode | None:
-        """Code of others that runs it, or None."""
+        """The user-specified code that runs it, or None."""
         return self.side.foreign
 
 
@@ -248,7 +248,7 @@ def _prepare(
 
 
 def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return those of the inputs of a comparison that a checkpoint's model takes."""
+    """Return the inputs of a comparison that a checkpoint's model takes."""
     taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
     others = additional_inputs(inputs)
     return {name: a for name, a in inputs.items() if name in taken or name not in others}
@@ -271,7 +271,7 @@ def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str,
 
 
 def _give_way() -> None:
-    if sys.platform == "linux":  # if a thread has a priority of its own
+    if sys.platform == "linux":  # where the priority can be set for each thread
         thread = threading.get_native_id()
         lower = min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19)
         os.setpriority(os.PRIO_PROCESS, thread, lower)
@@ -323,7 +323,7 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
 
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
-    """Return the trace of a child; if its library cannot read the file, ours is used."""
+    """Return the trace of a child; if its library cannot read the file, our reader is used."""
     try:
         return running.result()
     except UnreadFileError as error:

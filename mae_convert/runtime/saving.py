@@ -119,7 +119,7 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
                     return family, framework, task
     raise MaeConvertError(
         f"{type(model).__name__} is not one of this project's models",
-        hint="write its weights to a file and give that to `mae-convert convert`",
+        hint="write its weights to a file and convert that with `mae-convert convert`",
     )
 
 

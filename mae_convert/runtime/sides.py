@@ -88,14 +88,14 @@ class Side:
     """How one side of a comparison is run."""
 
     framework: str | None = None
-    """One of ``FRAMEWORKS``, or code of others in one of the forms of `foreign.FORMS`; None chooses
-    a framework that loads the names natively, if possible."""
+    """One of ``FRAMEWORKS``, or user-specified code in one of the forms of `foreign.FORMS`; None to
+    choose a framework that loads the checkpoint natively, if possible."""
 
     device: str = "cpu"
     """The device of runs other than float64, "cpu" or "cuda"."""
 
     python: str | None = None
-    """The interpreter of the child process; None for this one."""
+    """The Python interpreter of the child process; None for the current one."""
 
     mode: str = "eager"
     """One of ``job.MODES``."""
@@ -113,7 +113,7 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
 
     Args:
         side: the side as specified.
-        option: the neutral name of the option that gives the framework, for messages.
+        option: the neutral name of the option for the framework, for messages.
 
     Raises:
         MaeConvertError: it is neither a framework nor code that exists, or is not run eagerly.
@@ -136,12 +136,12 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
 
 
 def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = False) -> None:
-    """Require that code of others is asked only for what it can do.
+    """Require that user-specified code supports the requested results.
 
     Args:
-        sides: as `with_foreign` returns them.
-        gradients: whether gradients are to be computed.
-        isolate: whether each step is to be run by itself.
+        sides: the results of `with_foreign`.
+        gradients: whether gradients are requested.
+        isolate: whether a step-isolated comparison is requested.
 
     Raises:
         MaeConvertError: code of others is to compute gradients, or single steps.
@@ -168,7 +168,7 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     """
     side = with_foreign(side)
     if side.foreign is not None:
-        return side  # what the code imports, only the child process can tell
+        return side  # the requirements of the code are known only in the child process
     if side.framework is not None:
         loader = loader_for(checkpoint, side.framework)
         if not has_framework(side.framework, side.python, loader):
@@ -240,7 +240,7 @@ def has_framework(framework: str, python: str | None, loader: str | None = None)
 
     Args:
         framework: one of ``FRAMEWORKS``.
-        python: the interpreter; None for this one.
+        python: the Python interpreter; None for the current one.
         loader: the result of ``loader_for``: transformers has classes for two frameworks.
 
     Raises:
@@ -263,14 +263,15 @@ def require_frameworks(*frameworks: str) -> None:
 def require_sides(*sides: Side) -> None:
     """Require what runs certainly need, before a checkpoint is opened.
 
-    Which framework a side needs that names none depends on the checkpoint: `choose_side` checks it.
+    The framework of a side without a specified one depends on the checkpoint; `choose_side` checks
+    it.
 
     Raises:
         MissingRequirementError: a framework is not installed; the message says how to install it.
     """
     for framework, python in dict.fromkeys((side.framework, side.python) for side in sides):
         if framework == FOREIGN:
-            continue  # what the code imports, only the child process can tell
+            continue  # the requirements of the code are known only in the child process
         if framework is not None:
             if not (has_framework(framework, python) or _has_tf_classes(framework, python)):
                 raise _missing(framework, python)
@@ -325,7 +326,7 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
     except ValueError:
         lacking = None
     if not isinstance(lacking, list):
-        raise MaeConvertError(f"{python} is not a Python interpreter", hint="give one")
+        raise MaeConvertError(f"{python} is not a Python interpreter", hint="specify one")
     return [requirement for requirement in requirements if requirement in lacking]
 
 

@@ -54,13 +54,13 @@ BY_OUR_READER = "mae-convert's own reader"
 
 @dataclass(frozen=True)
 class Staged:
-    """What a child process loads, and how it was prepared."""
+    """The weights for a child process, and how they were prepared."""
 
     weights: StoredWeights
     """The files."""
 
     loader: str
-    """How their names are converted to those of the model."""
+    """The conversion of their names to those of the model."""
 
     ours: str | None = None
     """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
@@ -79,7 +79,7 @@ def stage(
     as_stored: bool = True,
     unread: str | None = None,
 ) -> Staged:
-    """Return what a child process loads.
+    """Return the weights for a child process.
 
     Files with the framework's own tensor names are loaded unchanged, by the library of their
     format. After declared steps, mae-convert writes the new tensors to a file, and the library
@@ -118,13 +118,13 @@ def stage_foreign(
     """Return what code of others loads: the tensors by the names of a layout.
 
     Args:
-        checkpoint: what is to be run.
-        layout: the layout whose names the code wants; None is that of the checkpoint.
-        work: a directory for files that are made.
-        unread: why the library does not read the files, where that has been tried.
+        checkpoint: the checkpoint to run.
+        layout: the layout that the code requires; None for that of the checkpoint.
+        work: a directory for temporary files.
+        unread: why the library could not read the files, if it was tried.
 
     Raises:
-        MaeConvertError: the layout cannot hold the model.
+        MaeConvertError: the layout does not support the model.
     """
     family = checkpoint.family
     if layout is not None and family.layout(layout).name != checkpoint.layout.name:
@@ -228,7 +228,7 @@ def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, Sequence[ByteFile]]:
-    """Return what a child loads, with links instead of paths, and the open files.
+    """Return the weights with links instead of paths, and the open files.
 
     Args:
         staged: files of the checkpoint, its directory, or files that were created in ``work``.
@@ -236,7 +236,7 @@ def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, 
         work: a directory for links, which is removed after the run.
 
     Returns:
-        What the child loads, and the open files, which must not change during the run.
+        The weights for the child, and the open files, which must not change during the run.
     """
     container = checkpoint.container
     files = {file.path.name: file for file in (*container.opened, *container.beside)}

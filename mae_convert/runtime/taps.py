@@ -52,7 +52,7 @@ def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
 def replacing(
     points: Mapping[str, Point], given: Mapping[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    """Replace activations while the model runs, so that each step gets the given input.
+    """Replace activations while the model runs, so that each step has a given input.
 
     Args:
         points: the position of each activation in the model, by name.
@@ -96,8 +96,8 @@ def exchanged(computed: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """Return a computed activation (N, T, D), and what replaces it in the model.
 
     Args:
-        computed: what a module has computed, (N, T, D), or (N, D) of pooled tokens. It may begin
-            with tokens that the activation does not have, because they are dropped afterwards.
+        computed: the result of a module, (N, T, D), or (N, D) for pooled tokens. It may begin with
+            tokens that the activation does not have, because they are dropped afterwards.
         given: the activation that replaces it, (N, T, D).
     """
     given = given.to(computed)

@@ -63,14 +63,14 @@ def make(
 
 
 def private_mappings(tensors: Sequence[LazyTensor]) -> dict[ByteFile, mmap.mmap]:
-    """Return a mapping of each file that contains a tensor as it is, if it can be mapped."""
+    """Return a memory mapping of each file that contains a tensor unchanged, if possible."""
     files = {place.file for tensor in tensors if (place := file_position(tensor)) is not None}
     mappings = {file: file.private_mapping() for file in files}
     return {file: mapping for file, mapping in mappings.items() if mapping is not None}
 
 
 def file_position(tensor: LazyTensor) -> FilePosition | None:
-    """Return where a file contains a tensor as it is, aligned for its dtype; None if none does."""
+    """Return the location of an unchanged tensor in a file, aligned for its dtype, or None."""
     if not isinstance(tensor.load, SequentialArray) or not tensor.nbytes:
         return None
     place = tensor.load.stored_at(0, tensor.load.size)

@@ -97,7 +97,8 @@ def torch_runs(
         device = "cpu" if dtype == "float64" else job.device
         kind = getattr(torch, "float32" if dtype == "tf32" else dtype)
         run = model.to(device=device, dtype=kind).train(job.mode == "train")
-        # No output or gradient is kept after its run: it would keep all activations in memory.
+        # Outputs and gradients are released after each run, because they keep all activations in
+        # memory.
         yield (
             dtype,
             {
@@ -111,7 +112,7 @@ def torch_runs(
 
 
 def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> Forward:
-    """Return a forward pass in which each step gets a given input."""
+    """Return a forward pass in which each step has a given input."""
 
     def run(model: Any, *inputs: Any, **additional: Any) -> Results:
         with replacing(points(model), given) as computed:

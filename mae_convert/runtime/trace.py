@@ -83,7 +83,7 @@ class Trace:
 def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """Return a trace file's description, as JSON, and its arrays.
 
-    Errors are those of the reader.
+    Raises the errors of the reader.
     """
     with safe_open(path, "numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -30,7 +30,7 @@ Shape = tuple[int | None, ...]  # None stands for any number but 0
 
 
 def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Check everything that the judge relies on.
+    """Check all parts of a trace that a verdict depends on.
 
     Args:
         description: the metadata of a trace file, or ``source_trace`` of a certificate.

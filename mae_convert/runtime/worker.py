@@ -166,7 +166,7 @@ def run(job_path: Path) -> None:
 
 
 def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
-    """Return which results code of others has not computed; of this project's code none is."""
+    """Return the results that user-specified code did not compute; empty for other runners."""
     if foreign is None:
         return {}
     from mae_convert.runtime.foreign_code import RESULTS
@@ -176,7 +176,7 @@ def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Run the job named on the command line; a failure is one line on standard error."""
+    """Run the job file on the command line; a failure is one line on standard error."""
     # The directory of this file has modules with common names; nothing must be imported from it.
     sys.path[:] = [
         entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/runtime"

@@ -109,7 +109,7 @@ def open_pair(
     Args:
         sources: the two sources.
         flags: the options of the user.
-        state_key: as for `open_checkpoint`; ignored for a file without keys.
+        state_key: see `open_checkpoint`; ignored for a file without keys.
         task: compare both as models of this task. Without it, a file that contains complete models
             for several tasks is read for the task of the other file.
         incomplete: open them even if a field that the comparison needs is missing.

@@ -263,7 +263,7 @@ def _was_raised_by_client(error: BaseException) -> bool:
 
 
 def account_of(api: "HfApi") -> str:
-    """Return the name of the account whose token the client has.
+    """Return the name of the account of the client's token.
 
     Raises:
         MissingRequirementError: the Hub's response has no name.

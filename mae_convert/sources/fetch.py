@@ -1,9 +1,9 @@
 """Download a file over HTTPS: resumable, verified, and recorded with its hash.
 
-The transfer is that of `huggingface_hub`, which resumes, retries and shows progress, and is a
-dependency already. pooch cannot resume downloads, which matters for files of 1.3 GB, and needs a
-complete hash, of which the publisher of the official files gives six digits. If no hash is
-published, the first download is trusted and its hash recorded: a later download that differs is
+The transfer is implemented by `huggingface_hub`, which resumes, retries and shows progress, and is
+already a dependency. pooch cannot resume downloads of files of 1.3 GB and needs a complete hash,
+but the publisher of the official files provides only six digits. If no hash is published, the first
+download is trusted and its hash recorded: a later download that differs is
 refused.
 """
 
@@ -67,7 +67,7 @@ class Wanted:
     """Its name in the cache."""
 
     url: str
-    """Where it is."""
+    """The URL."""
 
     md5: str | None
     """The published first digits of its MD5, or None."""

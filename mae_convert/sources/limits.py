@@ -65,7 +65,7 @@ def check_answer(response: Any) -> None:
     if is_api and next(numbers) > MOST_ANSWERS:
         raise MissingRequirementError(
             (
-                f"the server has answered {MOST_ANSWERS} times and keeps announcing further pages "
+                f"the server has answered {MOST_ANSWERS} times and still announces further pages "
                 f"({where})"
             ),
             hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
@@ -90,7 +90,7 @@ def _read(response: Any, where: str) -> None:
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a server asks to wait; None if it does not."""
+    """Return the number of seconds that a server requests to wait, or None."""
     if (limit := RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
         return max(float(limit[1]), seconds_of(headers.get("Retry-After", "")) or 0.0)
     return seconds_of(headers.get("Retry-After", ""))

@@ -65,7 +65,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
 
     Args:
         name: the name, with or without ``.pth``.
-        output: where to copy it, or None.
+        output: the path to copy the file to, or None.
         overwrite: replace an existing file.
 
     Raises:
@@ -111,7 +111,8 @@ def get_array(url: str) -> Path:
     """Download an array, a NumPy or a PyTorch file, unless it is in the cache.
 
     Raises:
-        CheckpointError: what came is not such a file, or not the one that came the first time.
+        CheckpointError: the downloaded file is not such a file, or differs from that of the first
+            download.
         MissingRequirementError: the server cannot be reached.
     """
     request = Wanted(url.rpartition("/")[2], url, None, _examine_array)

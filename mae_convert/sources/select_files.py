@@ -129,10 +129,10 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
     weight_files = weight_files or [name for name in names if _is_weights(name)]
     where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
     if not weight_files:
-        raise CheckpointError(f"{where} holds no weights that are known", hint=snapshot.listing)
+        raise CheckpointError(f"{where} has no weights in a known format", hint=snapshot.listing)
     if len(weight_files) > 1 and not _conventional(weight_files[0]):
         raise CheckpointError(
-            f"{where} holds {len(weight_files)} weight files ({listed(weight_files, 8)})",
+            f"{where} has {len(weight_files)} weight files ({listed(weight_files, 8)})",
             hint=f"specify one, for example {where}/{weight_files[0]}",
         )
     return weight_files

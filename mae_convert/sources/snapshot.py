@@ -48,7 +48,7 @@ class Snapshot:
     def listing(self) -> str:
         """The file names as text, truncated after a few."""
         names = sorted(self.entries)
-        return f"it holds {listed(names, 12)}" if names else "it is empty"
+        return f"it contains {listed(names, 12)}" if names else "it is empty"
 
     def address(self, path: str) -> str:
         """Return a file's exact location for records."""

@@ -35,7 +35,7 @@ def read_plan(
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
         specified: fields on the command line, which replace those of the plan.
-        allow_code: whether the plan may name code of others, which is then run; the command line
+        allow_code: whether the plan may specify code to run; the command line
             may always.
 
     Raises:
@@ -72,9 +72,9 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
         for value in given.values if name in RUNNERS else ():
             if given.where != COMMAND_LINE and names_code(str(value)):
                 raise PlanError(
-                    f"{given.where}, {name}: {value} is code that is not mae-convert's, and a plan "
-                    "does not run such code by itself",
-                    hint=("if you trust it, give ", Option("allow_code", True)),
+                    f"{given.where}, {name}: {value} is code from outside mae-convert, which a "
+                    "plan does not run without permission",
+                    hint=("if you trust the code, pass ", Option("allow_code", True)),
                 )
 
 
@@ -353,7 +353,7 @@ def _same_place(path: str, job: Job, other: Job) -> PlanError:
     apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
     hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
     return PlanError(
-        f"{job.where}, target: two jobs write {path}", hint=f"put {hint} into the target's name"
+        f"{job.where}, target: two jobs write {path}", hint=f"use {hint} in the target's name"
     )
 
 

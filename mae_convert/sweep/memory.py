@@ -23,7 +23,7 @@ SHARE = 0.9  # of the available memory
 class PeakMemory:
     """The peak memory of this process and its descendants together, in bytes.
 
-    Attributes: peak: the peak; None if the system does not provide it.
+    Attributes: peak: the peak memory; None if the system does not provide it.
     """
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise PlanError(path, f" has more than {LARGEST} characters", hint="write several plans")
     entries = list(_read_csv(path, text) if path.suffix.lower() in CSV else _read_yaml(path, text))
     if not entries:
-        raise PlanError(path, " holds no jobs", hint="write at least one, with a source")
+        raise PlanError(path, " contains no jobs", hint="write at least one, with a source")
     return entries
 
 

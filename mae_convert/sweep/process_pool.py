@@ -4,9 +4,9 @@ If a process is killed, its job is run again without other jobs: memory may have
 
 `concurrent.futures.ProcessPoolExecutor` and loky do not do this: when one of their processes dies,
 the pool is broken and every job that is queued or running fails (`BrokenProcessPool`); they start a
-job as soon as a worker is free, whatever memory the others hold; and their
-initializer is the same for all workers, so that no job can be given a GPU of its own before its
-framework is imported. A single job that runs cannot be ended.
+job as soon as a worker is free, without regard to memory; and their initializer is the same for all
+workers, so that a job cannot be assigned a GPU before its framework is imported. A single running
+job cannot be stopped.
 """
 
 import multiprocessing

@@ -106,7 +106,7 @@ class Results:
             return {target for (target,) in self._file.execute("SELECT target FROM begun")}
 
     def write(self, row: Row) -> None:
-        """Write the row of a job that has ended, in place of an earlier one.
+        """Write the row of a completed job, replacing an earlier one.
 
         Raises:
             OutputError: it cannot be written.

@@ -41,7 +41,7 @@ def select_jobs(
     Args:
         jobs: the jobs of the plan.
         rows: the rows of earlier runs, by key.
-        only_failed: skip the jobs that have not been run yet, or whose files have changed.
+        only_failed: skip jobs that have not been run yet or whose files have changed.
     """
     finished, pending, skipped = list[Row](), list[Job](), list[Job]()
     for job in jobs:

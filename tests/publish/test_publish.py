@@ -140,7 +140,7 @@ UNPROVEN = {
     "other weights": (spoil("model.safetensors"), "model.safetensors changed"),
     "another configuration": (spoil("config.json"), "config.json"),
     "other inputs": (spoil("verification.safetensors"), "verification.safetensors changed"),
-    "a failed verification": (failed_check, "the verification failed"),
+    "a failed verification": (failed_check, "is for a failed verification"),
     "a file that was not verified": (uncovered, "does not cover config.json"),
     "a damaged certificate": (
         lambda model: (model / "verification.json").write_text("{"), "is not JSON",

@@ -404,7 +404,7 @@ def test_the_authors_code_runs_as_it_is_cloned(clone, case):
 
 
 def test_a_directory_that_is_not_such_a_clone_is_refused(clone, encoder):
-    with pytest.raises(MaeConvertError, match=r"holds neither models_mae\.py"):
+    with pytest.raises(MaeConvertError, match=r"contains neither models_mae\.py"):
         run_alone(encoder, f"original={clone / 'util'}")
 
 

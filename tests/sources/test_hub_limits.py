@@ -251,7 +251,7 @@ def test_a_listing_of_ever_more_pages_is_given_up(server, monkeypatch):
     address = f"{api.endpoint}/api/models/someone/my-mae/commits/main?p=1"
     server.update(headers={"Link": f'<{address}>; rel="next"'}, body=b"[]")
     with (
-        pytest.raises(MissingRequirementError, match="keeps announcing further pages"),
+        pytest.raises(MissingRequirementError, match="still announces further pages"),
         speaking("someone/my-mae"),
     ):
         api.list_repo_commits("someone/my-mae")

@@ -148,7 +148,7 @@ WRONG = {
     "- source: 'runs/**x'\n  to: timm\n": ", line 1, source: runs/**x is not a valid pattern",
     "works: []\n": ", line 1, works: there is no such section",
     "- a: [\n": ", line 2: this is not YAML",
-    "": " holds no jobs",
+    "": " contains no jobs",
 }
 
 
