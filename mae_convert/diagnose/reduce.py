@@ -1,11 +1,11 @@
-"""A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
+"""The smallest reproducer of a failed verification: one step, one image, the tensors that matter.
 
-All results before the first one that differs agree, so the step that computes it can be isolated:
-its inputs from A, its tensors in A and in B, and both results. A script that needs only NumPy and
-one framework computes the step again with the tensors of each side.
+All results before the first one that differs agree, so the step that computes it can be shown
+alone: its inputs as A computed them, its tensors in A and in B, and both results. Where only the
+rounding errors of a lower precision are too large, each side's step gets that side's own inputs. A
+script of NumPy and one framework computes the step again, without this project.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,240 +16,336 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.diagnose.reproducer import SCRIPT
+from mae_convert.diagnose.formulas import Formula, Model, Place, formula_of, position_row
+from mae_convert.diagnose.reproducer import Script, script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import rename_to_new
 from mae_convert.files.staging import staging_beside
 from mae_convert.runtime.children import Clock, environment_of_child
 from mae_convert.runtime.trace import Trace
-from mae_convert.verify.distance import relative_error
-from mae_convert.verify.localise import BLOCK_TAP, execution_order
+from mae_convert.runtime.trace_check import GRADIENT, MASKING
+from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
+from mae_convert.verify.judge import FLOOR_UNITS, UNIT_ROUNDOFF
+from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
-FIELDS = {"eps": "layer_norm_eps", "activation": "hidden_act", "heads": "num_attention_heads"}
-PARTS = ("q", "k", "v")
+ROUNDED = ("float32", "float16", "tf32")  # lower precisions whose results NumPy can hold
+SETTLED = "the table of checks says what fails"
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of a model."""
+class Difference:
+    """The first result that differs between A and another side."""
 
-    kind: str
-    """The kind in the script: "projection", "attention", "mlp", "sum", "norm" or "linear"."""
+    first: str
+    """The result."""
 
-    inputs: Mapping[str, str]
-    """Input name in the script → name of the result."""
+    b: Trace
+    """The trace of the other side."""
 
-    tensors: Mapping[str, str]
-    """Tensor name in the script → canonical name."""
+    framework: str
+    """What ran it."""
 
-    one_token: bool = True
-    """Whether the tokens are computed independently of each other."""
+    dtype: str = "float64"
+    """The precision: float64, or one in which the rounding errors are too large."""
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """A differing step with its arrays and settings."""
+    """A step that differs: its script, and the arrays of the script."""
 
-    first: str
-    """The differing result."""
-
-    kind: str
-    """The kind of the step."""
+    script: Script
+    """The script."""
 
     arrays: Mapping[str, np.ndarray]
-    """The arrays: input/NAME, A/NAME and B/NAME for tensors, result/A and result/B."""
-
-    settings: Mapping[str, Mapping[str, Any]]
-    """The settings of A and B: epsilon, activation and number of heads."""
+    """By name: inputs and tensors, with A/ or B/ before the name where the sides differ, result/A
+    and result/B."""
 
     frameworks: Mapping[str, str | None]
-    """The frameworks for the script, each with a Python interpreter; None for the current one."""
+    """The frameworks in which to run the script, each with its interpreter; None for this one."""
 
 
-def reduced(verification: Verification) -> Reproducer:
-    """Return a minimal reproducer of a failed verification.
+def reduced(done: Verification) -> Reproducer:
+    """Return the smallest reproducer of a failed verification.
 
     Raises:
-        MaeConvertError: nothing differs in float64, or the first difference is not in a step that
-            can be isolated.
+        MaeConvertError: no result differs, or the first that does is not computed from results that
+            both sides have.
     """
-    differing = _first_difference(verification)
-    if differing is None:
-        raise MaeConvertError(
-            "there is nothing to reduce: no result of the runs differs in float64",
-            hint="see the failed checks in the table",
-        )
-    first, b, framework_b = differing
-    a, model = verification.traces[0], verification.runs[0].checkpoint
-    step = step_of(first, a, model)
-    if step is None:
-        raise MaeConvertError(
-            f"{first} is the first result that differs, but it is not computed by one step of a "
-            "block, a norm or a linear layer, so it cannot be isolated",
-            hint="see the tensors and the code in the output of the verification",
-        )
-    exact, other = a.results("float64"), b.results("float64")
-    results = {"result/A": exact[first], "result/B": other[first]}
-    inputs = {f"input/{name}": exact[result] for name, result in step.inputs.items()}
-    arrays = _smallest({**inputs, **results}, one_token=step.one_token)
-    for side, run in zip("AB", verification.runs, strict=True):
-        for name, canonical in step.tensors.items():
-            if canonical in run.checkpoint.tensors:
-                values = run.checkpoint.tensors[canonical].load()
-                arrays[f"{side}/{name}"] = np.asarray(values).astype(np.float64)
-    settings = {
-        side: _settings(run.checkpoint, first)
-        for side, run in zip("AB", verification.runs, strict=True)
+    difference = first_difference(done)
+    frameworks = {_plain(run.side.framework): run.side.python for run in done.runs[::-1]}
+    frameworks.setdefault(_plain(difference.framework), None)
+    checkpoints = done.runs[0].checkpoint, done.runs[1].checkpoint
+    return reproducer_of(difference, done.traces[0], checkpoints, done.inputs, frameworks)
+
+
+def reproducer_of(
+    difference: Difference,
+    a: Trace,
+    checkpoints: tuple[Checkpoint, Checkpoint],
+    inputs: Mapping[str, np.ndarray],
+    frameworks: Mapping[str, str | None],
+) -> Reproducer:
+    """Return the smallest reproducer of a difference.
+
+    Args:
+        difference: the first result that differs.
+        a: the trace of A.
+        checkpoints: A and B.
+        inputs: images and noise of the runs.
+        frameworks: in which to run the script, each with its interpreter.
+
+    Raises:
+        MaeConvertError: the result is not computed from results that both sides have.
+    """
+    first, dtype = difference.first, difference.dtype
+    sides = {"A": a, "B": difference.b}
+    results = {side: _results(trace, dtype) for side, trace in sides.items()}
+    place = _place(results["A"][first], results["B"][first], _exact(a, difference))
+    formulas = {
+        side: _formula(first, place, checkpoints[0], results, results[side], inputs)
+        for side in "AB"
     }
-    frameworks = {_plain(run.side.framework): run.side.python for run in verification.runs[::-1]}
-    frameworks.setdefault(_plain(framework_b), None)
-    return Reproducer(first, step.kind, arrays, settings, frameworks)
+    if dtype == "float64":  # both get what A has computed before
+        formulas["B"] = formulas["A"]
+    if any(formula is None for formula in formulas.values()):
+        raise MaeConvertError(
+            f"{first} is the first result that differs, and it cannot be computed again from "
+            "results before it that both sides have",
+            hint="code of others shows more where its ACTIVATIONS name more",
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for side, checkpoint in zip("AB", checkpoints, strict=True):
+        formula = formulas[side]
+        assert formula is not None
+        given = results["A"] if dtype == "float64" else results[side]
+        for name, array in _arrays(formula, place, given, checkpoint, inputs).items():
+            arrays[f"{side}/{name}"] = array
+        arrays[f"result/{side}"] = _cut(results[side][first], place, formula)
+    assert formula is not None
+    script = Script(
+        first,
+        formula.lines,
+        {side: _settings(c, first) for side, c in zip("AB", checkpoints, strict=True)},
+        _limit(arrays, dtype),
+        "float32" if dtype == "tf32" else dtype,
+    )
+    return Reproducer(script, _shared(arrays), frameworks)
+
+
+def _results(trace: Trace, dtype: str) -> dict[str, np.ndarray]:
+    masks = {name: trace.arrays[name] for name in MASKING if name in trace.arrays}
+    return {**trace.results(dtype), **masks}
+
+
+def _formula(
+    first: str,
+    place: Place,
+    checkpoint: Checkpoint,
+    results: Mapping[str, Mapping[str, np.ndarray]],
+    own: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+) -> Formula | None:
+    """Return how a side computes a result from results in which both sides agree."""
+    common = {name: own[name] for name in results["A"] if name in results["B"]}
+    common |= _implied(first, own, common)
+    config, tensors = checkpoint.configuration.model, checkpoint.tensors
+    model = Model(checkpoint.family, config, checkpoint.task, tensors, common, inputs)
+    return formula_of(first, model, place)
+
+
+def _implied(
+    first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the inputs of blocks that only A keeps, where later results agree.
+
+    Those depend on everything before their block.
+    """
+    order = execution_order(first)
+    later = [execution_order(name) for name in common if execution_order(name) < order]
+    last = max(later, default=order[:0])
+    names = (n for n in own if n.endswith((".embedding", ".output")) and n not in common)
+    return {name: own[name] for name in names if execution_order(name) < last}
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework of the script for the framework or library that runs a side."""
+    """Return the framework whose operations the script uses, for what runs a side."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
-def _first_difference(verification: Verification) -> tuple[str, Trace, str] | None:
-    """Return the first result that differs from A's, its trace and the framework of the run.
+def first_difference(done: Verification) -> Difference:
+    """Return the first result that differs from A's.
 
-    The trace is that of B or, if B agrees with A, of a further runner.
+    That is B's in float64, or, where B computes what A does, that of a further runner, or else the
+    first of B's or A's whose rounding error is too large.
+
+    Raises:
+        MaeConvertError: no result differs.
     """
-    if not verification.runs:
+    if not done.runs:
+        raise MaeConvertError("there is nothing to reduce: nothing was run", hint=SETTLED)
+    b = done.runs[1].side.framework or ""
+    if (first := done.verdict.first_divergence) and not first.startswith(GRADIENT):
+        return Difference(first, done.traces[1], b)
+    failed = [check.name for check in done.verdict.failed()]
+    others = zip(done.verdict.witnesses[2:], done.traces[2:], strict=True)
+    sides = [("", done.traces[1], b)]
+    sides += [(f"{w['side']}/", trace, str(w["framework"])) for w, trace in others]
+    for prefix, trace, framework in sides:
+        own = [name.removeprefix(prefix) for name in failed if name.startswith(prefix)]
+        names = [n.removeprefix("function/") for n in own if n.startswith("function/")]
+        if names := [name for name in names if not name.startswith(GRADIENT)]:
+            return Difference(min(names, key=execution_order), trace, framework)
+    for prefix, trace, framework in sides:
+        own = [name.removeprefix(prefix) for name in failed if name.startswith(prefix)]
+        for dtype in ROUNDED:
+            starts = (f"{dtype}/A/", f"{dtype}/B/")
+            names = [n.split("/", 2)[2] for n in own if n.startswith(starts)]
+            if names := [name for name in names if not name.startswith(GRADIENT)]:
+                return Difference(min(names, key=execution_order), trace, framework, dtype)
+    raise MaeConvertError("there is nothing to reduce: no result of the runs differs", hint=SETTLED)
+
+
+def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
+    """Return the float64 result that rounding errors are measured against; None in float64."""
+    if difference.dtype == "float64":
         return None
-    if first := verification.verdict.first_divergence:
-        return first, verification.traces[1], verification.runs[1].side.framework or ""
-    for runner, trace in zip(
-        verification.verdict.witnesses[2:], verification.traces[2:], strict=True
-    ):
-        prefix = f"{runner['side']}/function/"
-        failed = (
-            check.name for check in verification.verdict.failed() if check.name.startswith(prefix)
-        )
-        names = [name.removeprefix(prefix) for name in failed]
-        if names:
-            return min(names, key=execution_order), trace, str(runner["framework"])
-    return None
+    return a.results("float64").get(difference.first)
 
 
-def step_of(first: str, trace: Trace, model: Checkpoint) -> Step | None:
-    """Return the step that computes a result from earlier results, or None."""
-    results = trace.results("float64")
-    if match := BLOCK_TAP.fullmatch(first):
-        return _step_of_block(f"{match[1]}.blocks.{match[2]}", match[3], results)
-    before = _before(first, results)
-    norm = {"encoder.norm", "decoder.norm"}
-    if first in norm and before and results[before].shape == results[first].shape:
-        return Step("norm", {"x": before}, _leaves("norm", first))
-    if first == "logits" and model.task == "pretrain" and "decoder.norm" in results:
-        return Step("linear", {"x": "decoder.norm"}, _leaves("linear", "decoder.prediction"))
-    if first == "logits" and model.task == "classify":
-        head = _leaves("linear", "head")
-        if "head.norm" in results:
-            return Step("class", {"x": "head.norm"}, head, False)
-        if getattr(model.configuration.model, "global_pool", "") == "token":
-            return Step("class", {"x": "encoder.norm"}, head, False)
-    return None
+def _place(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Place:
+    """Return the image, and where it has any the token, whose results differ most.
 
-
-def _step_of_block(block: str, part: str, results: Mapping[str, np.ndarray]) -> Step | None:
-    tokens = _before(f"{block}.q", results)
-    if tokens is None:
-        return None
-    if part in PARTS:
-        tensors = {**_leaves("norm", f"{block}.norm1"),
-                   **_leaves("linear", f"{block}.attention.{part}")}  # fmt: skip
-        return Step("projection", {"x": tokens}, tensors)
-    if part == "attention":
-        inputs = {name: f"{block}.{name}" for name in PARTS}
-        return Step("attention", inputs, _leaves("linear", f"{block}.attention.output"), False)
-    inputs = {"x": tokens, "attention": f"{block}.attention"}
-    if part == "mlp":
-        tensors = {**_leaves("norm", f"{block}.norm2"), **_leaves("fc1", f"{block}.mlp.fc1"),
-                   **_leaves("fc2", f"{block}.mlp.fc2")}  # fmt: skip
-        return Step("mlp", inputs, tensors)
-    return Step("sum", {**inputs, "mlp": f"{block}.mlp"}, {})
-
-
-def _leaves(name: str, module: str) -> dict[str, str]:
-    return {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}
-
-
-def _before(result: str, results: Mapping[str, np.ndarray]) -> str | None:
-    """Return the name of the block input for a step."""
-    streams = [name for name in results if name.endswith((".output", ".embedding"))]
-    earlier = [name for name in streams if execution_order(name) < execution_order(result)]
-    same = [name for name in earlier if name.partition(".")[0] == result.partition(".")[0]]
-    return max(same, key=execution_order, default=None)
-
-
-def _smallest(arrays: Mapping[str, np.ndarray], *, one_token: bool) -> dict[str, np.ndarray]:
-    """Return the arrays of the image and, if possible, of the token that differ most."""
-    a, b = arrays["result/A"], arrays["result/B"]
-    distance = np.nan_to_num(np.abs(a - b), nan=np.inf) if a.shape == b.shape else np.abs(a)
+    Args:
+        a: the result of A.
+        b: that of the other side.
+        exact: where rounding errors are compared, the float64 result; the larger error counts.
+    """
+    if a.ndim == 0:
+        return Place(0, None, 0)
+    if a.shape != b.shape:
+        distance = np.abs(a)
+    elif exact is not None and exact.shape == a.shape:
+        distance = np.fmax(*(np.abs(array.astype(np.float64) - exact) for array in (a, b)))
+    else:
+        distance = np.abs(a.astype(np.float64) - b)
+    distance = np.nan_to_num(distance.astype(np.float64), nan=np.inf)
     image = int(distance.reshape(len(distance), -1).max(axis=1).argmax())
-    chosen = {name: array[image : image + 1] for name, array in arrays.items()}
-    if not one_token or a.ndim < 3 or a.shape != b.shape:
+    if a.ndim != 3 or a.shape != b.shape:
+        return Place(image, None, 0)
+    return Place(image, int(distance[image].max(axis=-1).argmax()), a.shape[1])
+
+
+def _cut(array: np.ndarray, place: Place, formula: Formula) -> np.ndarray:
+    """Return the part of a result at a place; tokens are counted from the last one.
+
+    An earlier result may have more tokens in front.
+    """
+    if array.ndim == 0:
+        return array
+    chosen = array[place.image : place.image + 1]
+    if not formula.one_token or place.token is None or chosen.ndim != 3:
         return chosen
-    token = int(distance[image].max(axis=-1).argmax())
-    counts = {name: array.shape[1] for name, array in chosen.items()}
-    last = a.shape[1] - token  # from the end, because inputs may have more tokens at the start
-    return {name: x[:, counts[name] - last : counts[name] - last + 1] for name, x in chosen.items()}
+    number = chosen.shape[1] - place.tokens + place.token
+    return chosen[:, number : number + 1]
+
+
+def _arrays(
+    formula: Formula,
+    place: Place,
+    results: Mapping[str, np.ndarray],
+    checkpoint: Checkpoint,
+    inputs: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return what the formula needs of a side, by the names that it uses."""
+    arrays = {name: _cut(results[r], place, formula) for name, r in formula.inputs.items()}
+    for name, canonical in formula.tensors.items():
+        if canonical in checkpoint.tensors:
+            values = np.asarray(checkpoint.tensors[canonical].load()).astype(np.float64)
+            arrays[name] = values.reshape(len(values), -1) if values.ndim > 3 else values
+    config, tensors = checkpoint.configuration.model, checkpoint.tensors
+    model = Model(checkpoint.family, config, checkpoint.task, tensors, results, inputs)
+    for name, (part, row) in formula.rows.items():
+        arrays[name] = position_row(tensors, part, row, model)
+    return {**arrays, **formula.arrays}
+
+
+def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with those that both sides have in common stored once."""
+    found = {name: array for name, array in arrays.items() if name.startswith("result/")}
+    for name in (n[2:] for n in arrays if n.startswith("A/")):
+        a, b = arrays[f"A/{name}"], arrays.get(f"B/{name}")
+        if b is not None and np.array_equal(a, b, equal_nan=True):
+            found[name] = a
+        else:
+            found[f"A/{name}"] = a
+            found |= {} if b is None else {f"B/{name}": b}
+    return found
+
+
+def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
+    """Return the limit of `Script` for what was measured."""
+    if dtype != "float64":
+        return FLOOR_UNITS * UNIT_ROUNDOFF[dtype]
+    measured = relative_error(arrays["result/B"], arrays["result/A"])
+    return min(FUNCTION_LIMIT, measured / 2)  # a single element may be what differs
 
 
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
+    """Return what the lines of a formula may read of the configuration."""
     model = checkpoint.configuration.model
-    decoder = first.startswith("decoder.") or first == "logits"
-    settings = {name: getattr(model, field) for name, field in FIELDS.items()}
-    if decoder and checkpoint.task == "pretrain":
-        settings["heads"] = model.decoder_num_attention_heads
-        settings["eps"] = model.decoder_eps
-    return settings
+    decoder = first.startswith("decoder.") or (first == "logits" and checkpoint.task == "pretrain")
+    block = model.decoder_block if decoder else model.encoder_block
+    own = {"decoder.norm": "decoder_norm_eps", "head.norm": "fc_norm_eps"}.get(first, "")
+    eps = getattr(model, own, block.eps) if own else block.eps
+    return {"eps": eps, "activation": model.hidden_act, "heads": block.heads}
 
 
-def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
-    """Write a reproducer, run it, and return its output.
+def write_reproducer(found: Reproducer, folder: Path) -> str:
+    """Write a reproducer, run it, and return what it printed.
 
-    The folder contains ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
+    The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
 
     Raises:
-        OutputError: the folder exists or cannot be written.
-        MaeConvertError: the script failed or shows no difference.
+        OutputError: the folder exists, or cannot be written.
+        MaeConvertError: the script failed, or shows no difference.
     """
     if folder.exists():
-        raise OutputError(folder, " exists", hint="specify a directory that does not exist")
-    facts = {"first": reproducer.first, "kind": reproducer.kind, "settings": reproducer.settings}
+        raise OutputError(folder, " exists", hint="name a directory that does not exist")
     with staging_beside(folder) as staging:
-        target = staging / "reproducer"
-        target.mkdir()
-        np.savez(target / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)
-        usual = " ".join(reproducer.frameworks)
-        script = SCRIPT.replace("FACTS_HERE", json.dumps(facts)).replace("USUAL", usual)
-        (target / "reproduce.py").write_text(script)
-        printed = "\n".join(_run(target, *each) for each in reproducer.frameworks.items())
-        (target / "output.txt").write_text(printed)
-        if relative_error(reproducer.arrays["result/B"], reproducer.arrays["result/A"]) == 0:
-            raise MaeConvertError("the reproducer shows no difference; nothing was written")
+        place = staging / "reproducer"
+        place.mkdir()
+        np.savez(place / "reproduce.npz", **dict(found.arrays), allow_pickle=False)
+        (place / "reproduce.py").write_text(script_text(found.script, tuple(found.frameworks)))
+        printed = "\n".join(_run(place, found, *each) for each in found.frameworks.items())
+        (place / "output.txt").write_text(printed)
         try:
-            rename_to_new(target, folder)
+            rename_to_new(place, folder)
         except OSError as error:
             raise OutputError(folder, f" cannot be written: {error.strerror}") from error
     return printed
 
 
-def _run(script: Path, framework: str, python: str | None) -> str:
-    command = [python or sys.executable, str(script / "reproduce.py"), framework]
+def _run(place: Path, found: Reproducer, framework: str, python: str | None) -> str:
+    command = [python or sys.executable, str(place / "reproduce.py"), framework]
     limit = Clock(None).left()
     try:
-        process = subprocess.run(
+        done = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
             env=environment_of_child(TF_CPP_MIN_LOG_LEVEL="3"), timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(f"the reproducer did not end within {limit} seconds") from error
-    if process.returncode not in (0, 1):
-        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode not in (0, 1) or not done.stdout:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
-    return process.stdout
+    if done.returncode == 0:
+        script = found.script
+        what = (
+            f"computed alone, {script.first} does not differ"
+            if script.dtype == "float64"
+            else f"the rounding errors in {script.dtype} add up over several steps, and that of "
+            f"{script.first} alone is not too large"
+        )
+        raise MaeConvertError(f"the reproducer shows no difference: {what}")
+    return done.stdout

@@ -1,121 +1,195 @@
-"""The script of a reproducer, which needs only NumPy and one framework."""
-
-SCRIPT = '''"""One step of a model that two programs compute differently, in plain operations.
-
-python reproduce.py FRAMEWORK        torch, tensorflow or jax; here: USUAL
-
-reproduce.npz contains the input of the step, its tensors in A and in B, and the results of A and B,
-in float64. The exit status is 1 if A and B differ, as they did when this file was written.
-"""
+"""The script of a reproducer, which needs NumPy and one framework and nothing of this project."""
 
 import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# What the lines of a formula call, in each framework.
+TORCH = {
+    "": "import torch\nimport torch.nn.functional as F\n\ntensor = torch.from_numpy",
+    "linear": "linear = F.linear",
+    "norm": "norm = lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps)",
+    "attend": """\
+def attend(q, k, v, heads):
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return ((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)""",
+    "act": """\
+act = lambda x, name: {
+    "gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swish": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}.get(name, lambda x: F.gelu(x, approximate="tanh"))(x)""",
+    "average": "average = lambda x: x.mean(1, keepdim=True)",
+    "argsort": "argsort = lambda x: torch.argsort(x, dim=1, stable=True)",
+    "number": "number = lambda x: x.double()",
+    "sums": "sums = lambda x: x.sum(-1, keepdim=True)",
+    "total": "total = torch.sum",
+    "rearrange": "rearrange = lambda x, a, axes, b: x.reshape(a).permute(axes).reshape(b)",
+}
+TENSORFLOW = {
+    "": "import tensorflow as tf\n\ntensor = tf.constant",
+    "linear": "linear = lambda x, w, b=0: x @ tf.transpose(w) + b",
+    "norm": """\
+def norm(x, w, b, eps):
+    x = x - tf.reduce_mean(x, -1, keepdims=True)
+    return x / tf.sqrt(tf.reduce_mean(x * x, -1, keepdims=True) + eps) * w + b""",
+    "attend": """\
+def attend(q, k, v, heads):
+    n, count, width = q.shape
+    shape = (n, count, heads, width // heads)
+    q, k, v = (tf.transpose(tf.reshape(x, shape), (0, 2, 1, 3)) for x in (q, k, v))
+    x = tf.nn.softmax(q @ tf.linalg.matrix_transpose(k) * (width // heads) ** -0.5) @ v
+    return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (n, count, width))""",
+    "act": """\
+act = lambda x, name: {
+    "gelu": lambda x: 0.5 * x * (1 + tf.math.erf(x * 0.5**0.5)), "relu": tf.nn.relu,
+    "silu": tf.nn.silu, "swish": tf.nn.silu,
+    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+}.get(name, lambda x: 0.5 * x * (1 + tf.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))))(x)""",
+    "average": "average = lambda x: tf.reduce_mean(x, 1, keepdims=True)",
+    "argsort": "argsort = lambda x: tf.argsort(x, 1, stable=True)",
+    "number": "number = lambda x: tf.cast(x, tf.float64)",
+    "sums": "sums = lambda x: tf.reduce_sum(x, -1, keepdims=True)",
+    "total": "total = tf.reduce_sum",
+    "rearrange": "rearrange = lambda x, a, axes, b: "
+    "tf.reshape(tf.transpose(tf.reshape(x, a), axes), b)",
+}
+JAX = {
+    "": "import jax\nimport jax.numpy as jnp\n\n"
+    'jax.config.update("jax_enable_x64", True)\ntensor = jnp.asarray',
+    "linear": "linear = lambda x, w, b=0: x @ w.T + b",
+    "norm": """\
+def norm(x, w, b, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + eps) * w + b""",
+    "attend": """\
+def attend(q, k, v, heads):
+    n, count, width = q.shape
+    q, k, v = (x.reshape(n, count, heads, -1).swapaxes(1, 2) for x in (q, k, v))
+    x = jax.nn.softmax(q @ k.swapaxes(2, 3) * (width // heads) ** -0.5) @ v
+    return x.swapaxes(1, 2).reshape(n, count, width)""",
+    "act": """\
+act = lambda x, name: {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False), "relu": jax.nn.relu,
+    "silu": jax.nn.silu, "swish": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}.get(name, lambda x: jax.nn.gelu(x, approximate=True))(x)""",
+    "average": "average = lambda x: x.mean(1, keepdims=True)",
+    "argsort": "argsort = lambda x: jnp.argsort(x, 1, stable=True)",
+    "number": "number = lambda x: x.astype(float)",
+    "sums": "sums = lambda x: x.sum(-1, keepdims=True)",
+    "total": "total = jnp.sum",
+    "rearrange": "rearrange = lambda x, a, axes, b: x.reshape(a).transpose(axes).reshape(b)",
+}
+FRAMEWORKS: Mapping[str, Mapping[str, str]] = {"torch": TORCH, "tensorflow": TENSORFLOW, "jax": JAX}
+
+BEGIN = '''"""FIRST: B differs from A (SHOWN). Usage: python reproduce.py USUAL
+
+reproduce.npz holds the input of this step of a model, the tensors of A and of B, and what both
+computed. The exit status is 1 if B differs from A, as it did when this was written.
+"""
+
 import sys
 from pathlib import Path
 
 import numpy as np
 
-FACTS = json.loads(r"""FACTS_HERE""")
+framework = sys.argv[1] if len(sys.argv) > 1 else "FRAMEWORK"
+if framework not in NAMES:
+    print(__doc__, file=sys.stderr)
+    sys.exit(2)
+data = dict(np.load(Path(__file__).with_name("reproduce.npz")))
+settings = SETTINGS
+'''
+STEP = """
 
-
-def torch_functions():
-    import torch
-    import torch.nn.functional as F
-
-    acts = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swish": F.silu,
-            "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-            "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-            "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
-    norm = lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps)
-    return torch.from_numpy, F.linear, norm, lambda x: x.softmax(-1), lambda x: x.mT, acts
-
-
-def tensorflow_functions():
-    import tensorflow as tf
-
-    def norm(x, w, b, eps):
-        x = x - tf.reduce_mean(x, -1, keepdims=True)
-        return x / tf.sqrt(tf.reduce_mean(x * x, -1, keepdims=True) + eps) * w + b
-
-    tanh = lambda x: 0.5 * x * (1 + tf.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
-    acts = {"gelu": lambda x: 0.5 * x * (1 + tf.math.erf(x * 0.5**0.5)), "relu": tf.nn.relu,
-            "silu": tf.nn.silu, "swish": tf.nn.silu, "gelu_new": tanh, "gelu_pytorch_tanh": tanh,
-            "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x)}
-    linear = lambda x, w, b=None: x @ tf.transpose(w) + (0 if b is None else b)
-    return tf.constant, linear, norm, tf.nn.softmax, tf.linalg.matrix_transpose, acts
-
-
-def jax_functions():
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-
-    def norm(x, w, b, eps):
-        x = x - x.mean(-1, keepdims=True)
-        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + eps) * w + b
-
-    tanh = lambda x: jax.nn.gelu(x, approximate=True)
-    acts = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "relu": jax.nn.relu,
-            "silu": jax.nn.silu, "swish": jax.nn.silu, "gelu_new": tanh, "gelu_pytorch_tanh": tanh,
-            "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
-    linear = lambda x, w, b=None: x @ w.T + (0 if b is None else b)
-    return jnp.asarray, linear, norm, jax.nn.softmax, lambda x: jnp.swapaxes(x, -1, -2), acts
-
-
-def compute(functions, inputs, tensors, eps, activation, heads):
-    """Return the result of the step, an array, for the tensors and settings of one side."""
-    tensor, linear, normalise, softmax, transposed, acts = functions
-    i = {name: tensor(value) for name, value in inputs.items()}
-    t = {name: tensor(value) for name, value in tensors.items()}
-    layer = lambda x, name: linear(x, t[f"{name}.weight"], t.get(f"{name}.bias"))
-    norm = lambda x: normalise(x, t["norm.weight"], t["norm.bias"], eps)
-    kind = FACTS["kind"]
-    if kind == "projection":
-        result = layer(norm(i["x"]), "linear")
-    elif kind == "attention":
-        n, tokens, width = inputs["q"].shape
-        split = lambda x: tensor(np.asarray(x).reshape(n, tokens, heads, -1).swapaxes(1, 2).copy())
-        q, k, v = (split(inputs[name]) for name in "qkv")
-        mixed = softmax(q @ transposed(k) * (width // heads) ** -0.5) @ v
-        mixed = np.asarray(mixed).swapaxes(1, 2).reshape(n, tokens, width)
-        result = layer(tensor(mixed.copy()), "linear")
-    elif kind == "mlp":
-        hidden = acts[activation](layer(norm(i["x"] + i["attention"]), "fc1"))
-        result = layer(hidden, "fc2")
-    elif kind == "sum":
-        result = i["x"] + i["attention"] + i["mlp"]
-    elif kind == "class":
-        result = layer(i["x"][:, 0], "linear")
-    else:
-        result = norm(i["x"]) if kind == "norm" else layer(i["x"], "linear")
-    return np.asarray(result)
+def step(side, dtype="float64"):
+    s = settings[side]
+    t = lambda name: tensor(data.get(f"{side}/{name}", data.get(name)).astype(dtype))
+LINES
 
 
 def distance(x, y):
-    return float(np.linalg.norm(x - y) / np.linalg.norm(y))
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(x - y) / (np.linalg.norm(y) or 1))
 
 
-def main():
-    framework = sys.argv[1] if len(sys.argv) > 1 else "USUAL".split()[0]
-    functions = globals()[f"{framework}_functions"]()
-    arrays = dict(np.load(Path(__file__).with_name("reproduce.npz")))
-    named = lambda prefix: {n[len(prefix):]: a for n, a in arrays.items() if n.startswith(prefix)}
-    a, b = arrays["result/A"], arrays["result/B"]
-    print(f"{FACTS['first']}: B differs from A by {distance(b, a):.1e} (relative L2, float64)")
-    for name, theirs in named("B/").items():
-        ours = arrays.get(f"A/{name}")
-        if ours is None or not np.array_equal(ours, theirs):
-            print(f"  {name} differs between A and B")
-    for name, value in FACTS["settings"]["B"].items():
-        if value != FACTS["settings"]["A"][name]:
-            print(f"  {name} is {FACTS['settings']['A'][name]} in A and {value} in B")
-    for side in "AB":
-        result = compute(functions, named("input/"), named(f"{side}/"), **FACTS["settings"][side])
-        print(f"{framework}, with the tensors and settings of {side}: {distance(result, a):.1e} "
-              f"from A's result, {distance(result, b):.1e} from B's result")
-    return 1 if distance(b, a) > 1e-10 else 0
+a, b = data["result/A"], data["result/B"]  # what A and B have computed
+"""
+FUNCTION = """print(f"FIRST: B is {distance(b, a):.1e} from A (relative L2, float64)")
+for name in sorted(n[2:] for n in data if n.startswith("B/")):
+    print(f"  {name} differs between A and B")
+for name, value in settings["B"].items():
+    if value != settings["A"][name]:
+        print(f"  {name} is {settings['A'][name]} in A and {value} in B")
+for side in "AB":
+    result = np.asarray(step(side))
+    print(f"{framework}, with the tensors and settings of {side}: {distance(result, a):.1e} "
+          f"from what A computed, {distance(result, b):.1e} from what B computed")
+sys.exit(not distance(b, a) <= LIMIT)
+"""
+NUMERICS = """errors = {}
+for side, computed in ("A", a), ("B", b):
+    exact, plain = np.asarray(step(side)), np.asarray(step(side, "DTYPE"))
+    errors[side] = distance(computed, exact)
+    print(f"FIRST in DTYPE: {side} is {errors[side]:.1e} from the float64 result of the same "
+          f"input, {framework} {distance(plain, exact):.1e}")
+limit = min(8 * max(min(errors.values()), LIMIT), 4 * LIMIT)
+print(f"  the larger may be {limit:.1e}")
+sys.exit(not max(errors.values()) <= limit)
+"""
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-'''
+@dataclass(frozen=True)
+class Script:
+    """What a script shows."""
+
+    first: str
+    """The result that differs."""
+
+    lines: Sequence[str]
+    """The formula of the result, as lines of Python."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+    """By side, "A" and "B": the values that the lines read from ``s``."""
+
+    limit: float
+    """In float64 the largest distance that counts as none; in lower precisions a rounding error: a
+    side may have eight times that of the other or this one, and at most four times this one."""
+
+    dtype: str = "float64"
+    """The dtype in which the results were computed."""
+
+
+def script_text(script: Script, frameworks: Sequence[str]) -> str:
+    """Return a script that runs in each of some frameworks."""
+    code = "\n".join(script.lines)
+    used = set(re.findall(r'\bs\["(\w+)"\]', code))
+    settings = {side: {n: v for n, v in values.items() if n in used}
+                for side, values in script.settings.items()}  # fmt: skip
+    shown = "float64" if script.dtype == "float64" else f"rounding errors in {script.dtype}"
+    begin = (
+        BEGIN.replace("FIRST", script.first).replace("SHOWN", shown)
+        .replace("USUAL", " | ".join(frameworks)).replace("FRAMEWORK", frameworks[0])
+        .replace("SETTINGS", json.dumps(settings)).replace("NAMES", repr(tuple(frameworks)))
+    )  # fmt: skip
+    functions = []
+    for number, name in enumerate(frameworks):
+        body = [FRAMEWORKS[name][""]]
+        body += [text for op, text in FRAMEWORKS[name].items() if op and f"{op}(" in code]
+        last = number == len(frameworks) - 1
+        condition = f'{"el" if number else ""}if framework == "{name}":'
+        head = "" if len(frameworks) == 1 else "else:" if last else condition
+        text = "\n\n".join(body) if not head else _indented("\n\n".join(body))
+        functions.append("\n".join(filter(None, (head, text))))
+    end = FUNCTION if script.dtype == "float64" else NUMERICS.replace("DTYPE", script.dtype)
+    return (
+        begin + "\n" + "\n".join(functions) + "\n"
+        + STEP.replace("LINES", _indented(code))
+        + end.replace("FIRST", script.first).replace("LIMIT", f"{script.limit:.1e}")
+    )  # fmt: skip
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" if line else "" for line in text.split("\n"))

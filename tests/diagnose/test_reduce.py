@@ -1,6 +1,6 @@
 """``verify --reduce``: the smallest reproducer of a failure, which does not need this project."""
 
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 from mutation.models import random_tensors, write_model, write_original
 
 from mae_convert.diagnose.reduce import reduced, write_reproducer
+from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.distance import relative_error
@@ -36,62 +37,80 @@ def failed(source, folder, *names, **fields):
     return run_verification(source, target, TORCH, TORCH, FLOAT64)
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "kind", "tensors"),
-    [
-        pytest.param(
-            "encoder.blocks.1.attention.k.weight",
-            "encoder.blocks.1.k",
-            "projection",
-            4,
-            marks=pytest.mark.slow,
-        ),
-        ("encoder.blocks.0.attention.output.bias", "encoder.blocks.0.attention", "attention", 2),
-        pytest.param(
-            "decoder.blocks.1.mlp.fc2.weight",
-            "decoder.blocks.1.mlp",
-            "mlp",
-            6,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("encoder.norm.weight", "encoder.norm", "norm", 2, marks=pytest.mark.slow),
-        pytest.param("decoder.prediction.bias", "logits", "linear", 2, marks=pytest.mark.slow),
-    ],
-)
-def test_one_step_of_one_token_shows_the_difference(source, tmp_path, name, first, kind, tensors):
-    """The plain operations compute what A did from A's tensors, and what B did from B's."""
-    verification = failed(source, tmp_path, name)
-    reproducer = reduced(verification)
-    assert (reproducer.first, reproducer.kind) == (first, kind)
-    assert sum(key.startswith("A/") for key in reproducer.arrays) == tensors
-    if kind != "attention":
-        assert reproducer.arrays["result/A"].shape[:2] == (1, 1)
-    folder = tmp_path / "reproducer"
-    printed = write_reproducer(reproducer, folder).splitlines()
+def run_script(found, folder, monkeypatch, capsys):
+    """Run the script of a reproducer on PyTorch in this process; return its status and lines."""
+    folder.mkdir()
+    np.savez(folder / "reproduce.npz", **found.arrays)
+    path = folder / "reproduce.py"
+    path.write_text(script_text(found.script, ("torch", "tensorflow")))
+    assert "mae_convert" not in path.read_text()
+    monkeypatch.setattr(sys, "argv", [str(path), "torch"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    return int(ended.value.code), capsys.readouterr().out.splitlines()
+
+
+def check(found, folder, monkeypatch, capsys):
+    """Check that the lines compute what A did from A's tensors, and what B did from B's."""
+    status, lines = run_script(found, folder, monkeypatch, capsys)
     distances = [[float(word) for word in line.split() if "e" in word and word[0].isdigit()]
-                 for line in printed if "settings of" in line]  # fmt: skip
+                 for line in lines if "settings of" in line]  # fmt: skip
     (a_from_a, a_from_b), (b_from_a, b_from_b) = distances
+    assert status == 1
     assert max(a_from_a, b_from_b) < 1e-13
     assert min(a_from_b, b_from_a) > 1e-4
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "output.txt", "reproduce.npz", "reproduce.py",
-    ]  # fmt: skip
-    assert "mae_convert" not in (folder / "reproduce.py").read_text()
+    return lines
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "tensors"),
+    [
+        pytest.param("encoder.blocks.1.attention.k.weight", "encoder.blocks.1.k", 4, marks=slow),
+        ("encoder.blocks.0.attention.output.bias", "encoder.blocks.0.attention", 2),
+        pytest.param("decoder.blocks.1.mlp.fc2.weight", "decoder.blocks.1.mlp", 6, marks=slow),
+        pytest.param("encoder.norm.weight", "encoder.norm", 2, marks=slow),
+        pytest.param("decoder.prediction.bias", "logits", 2, marks=slow),
+        pytest.param("encoder.cls_token", "encoder.embedding", 1, marks=slow),
+        ("encoder.patch_embedding.weight", "encoder.embedding", 2),
+        pytest.param("encoder.position_embedding", "encoder.embedding", 2, marks=slow),
+        pytest.param("decoder.position_embedding", "decoder.embedding", None, marks=slow),
+        ("decoder.embed.weight", "decoder.embedding", 2),
+        pytest.param("decoder.mask_token", "decoder.embedding", 1, marks=slow),
+    ],
+)
+def test_one_step_of_one_token_shows_the_difference(
+    source, tmp_path, monkeypatch, capsys, name, first, tensors
+):
+    found = reduced(failed(source, tmp_path, name))
+    assert found.script.first == first
+    assert tensors in (None, len({n for n in stored(found) if n.endswith(("t", "s", "token"))}))
+    if not first.endswith("attention"):
+        assert found.arrays["result/A"].shape[:2] == (1, 1)
+    lines = check(found, tmp_path / "reproducer", monkeypatch, capsys)
+    assert sum("differs between A and B" in line for line in lines) == 1
+
+
+def stored(found):
+    """Return the script's names of the tensors and inputs of both sides."""
+    names = (name for name in found.arrays if not name.startswith("result/"))
+    return {name.removeprefix("A/").removeprefix("B/") for name in names} - {"x", "patch"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["token", "avg"])
-def test_the_head_of_a_classifier_is_shown_alone(tmp_path, model):
+def test_the_head_of_a_classifier_is_shown_alone(tmp_path, monkeypatch, capsys, model):
     source = write_model(model, tmp_path)
     config = source.configuration.model
     tensors = random_tensors(config, "classify", 0, learned=True)
     tensors["head.weight"] = tensors["head.weight"][::-1].copy()
     target = write_original(tmp_path / "b.safetensors", config, "classify", tensors)
-    reproducer = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
-    assert (reproducer.first, reproducer.kind) == ("logits", "class")
-    lines = write_reproducer(reproducer, tmp_path / "reproducer").splitlines()
-    last = [line for line in lines if "settings of B" in line]
-    assert float(last[0].split("computed, ")[1].split()[0]) < 1e-13
+    found = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
+    assert found.script.first == "logits"
+    check(found, tmp_path / "reproducer", monkeypatch, capsys)
 
 
 @pytest.mark.slow
@@ -103,34 +122,109 @@ def test_another_epsilon_is_a_setting_of_the_step(source, tmp_path):
     assert "differs between A and B" not in printed
 
 
-def test_a_fault_of_code_is_shown_by_what_the_tensors_compute(source, tmp_path, command):
-    """A runner that computes something else from the same tensors, in TensorFlow and in PyTorch."""
-    (tmp_path / "own.py").write_text(
-        "import mae_convert.runtime.run_pytorch as ours\n"
-        "from reference_models.configuration import ViTMAEConfig\n"
-        "from reference_models.pytorch import ViTMAEForPreTraining\n"
-        "ACTIVATIONS = {'encoder.blocks.{}.attention': 'blocks.{}.attn',\n"
-        "               'encoder.blocks.{}.mlp': 'blocks.{}.mlp'}\n"
-        "def build(config):\n"
-        "    known = {n: v for n, v in config.items() if n not in ('task', 'num_kept', 'dtype')}\n"
-        "    return ViTMAEForPreTraining(ViTMAEConfig(**{**known, 'hidden_act': 'relu'}))\n"
-        "def forward(model, pixels, noise):\n"
-        "    outputs = model(pixels, noise)\n"
-        "    return {'logits': outputs.logits, 'mask': outputs.mask}\n"
+# A runner that computes something else from the same tensors.
+OTHER_CODE = """
+import torch
+from reference_models.configuration import ViTMAEConfig
+from reference_models.pytorch import ViTMAEForPreTraining
+
+ACTIVATIONS = {NAMES}
+
+def build(config):
+    known = {n: v for n, v in config.items() if n not in ("task", "num_kept", "dtype")}
+    model = ViTMAEForPreTraining(ViTMAEConfig(**{**known, **FIELDS}))
+    model.blocks[1].mlp.register_forward_hook(lambda module, given, out: OUT)
+    return model
+
+def forward(model, pixels, noise):
+    found = model(pixels, noise)
+    image = model.unpatchify(found.logits)
+    loss = model.forward_loss(pixels, found.logits, found.mask, norm_pix_loss=True)
+    results = {"mask": found.mask, "ids_restore": found.ids_restore, "logits": found.logits,
+               "loss_norm_pix": loss, "reconstruction": image}
+    CHANGE
+    return results
+"""
+ALL = {
+    "encoder.embedding": "blocks.0:input", "encoder.blocks.{}.attention": "blocks.{}.attn",
+    "encoder.blocks.{}.mlp": "blocks.{}.mlp", "encoder.blocks.{}.output": "blocks.{}",
+    "decoder.embedding": "decoder_blocks.0:input", "decoder.norm": "decoder_norm",
+}  # fmt: skip
+ROUNDED = "out.bfloat16().float() if out.dtype == torch.float32 else out"
+BIASED = """
+    target = model.patchify(pixels)
+    target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True, correction=0)
+                                                         + 1e-6) ** 0.5
+    errors = ((found.logits - target) ** 2).mean(-1)
+    results["loss_norm_pix"] = (errors * found.mask).sum() / found.mask.sum()"""
+
+
+def by_other_code(source, folder, *, names=ALL, fields="{}", out="out", change="", **options):
+    """Verify a model that other code runs as B against itself."""
+    code = OTHER_CODE.replace("NAMES}", f"**{names!r}}}").replace("FIELDS", fields)
+    code = code.replace("OUT", out).replace("    CHANGE", change)
+    (folder / "own.py").write_text(code)
+    asked = parse_options((), dtypes=options.get("dtypes", ("float64",)))
+    return run_verification(source, source, TORCH, Side(f"{folder / 'own.py'}:build"), asked)
+
+
+@pytest.mark.parametrize(
+    ("first", "options"),
+    [
+        ("encoder.blocks.0.mlp", {"fields": "{'hidden_act': 'relu'}"}),
+        pytest.param(  # B shows the ends of blocks only: a whole block is one step
+            "encoder.blocks.0.output",
+            {"fields": "{'hidden_act': 'relu'}",
+             "names": {n: m for n, m in ALL.items() if n.endswith(("output", "embedding"))}},
+            marks=slow,
+        ),
+        pytest.param(  # all blocks, with the norm after them, are one step
+            "encoder.norm",
+            {"fields": "{'hidden_act': 'relu'}",
+             "names": {"encoder.embedding": "blocks.0:input", "encoder.norm": "norm"}},
+            marks=slow,
+        ),
+        ("mask", {"change": "    results['mask'] = 1 - found.mask"}),
+        pytest.param("ids_restore", {"change": "    results['ids_restore'] = noise.argsort(1)"},
+                     marks=slow),
+        ("loss_norm_pix", {"change": BIASED}),
+        pytest.param("reconstruction", {"change": "    results['reconstruction'] = image.mT"},
+                     marks=slow),
+    ],
+)  # fmt: skip
+def test_a_fault_of_code_is_shown_by_what_the_tensors_compute(
+    source, tmp_path, monkeypatch, capsys, first, options
+):
+    """The formula gives what A has computed, from the tensors of A, which are those of B."""
+    found = reduced(by_other_code(source, tmp_path, **options))
+    assert found.script.first == first
+    assert relative_error(found.arrays["result/B"], found.arrays["result/A"]) > 1e-3
+    status, lines = run_script(found, tmp_path / "reproducer", monkeypatch, capsys)
+    assert status == 1
+    assert not any("differs between" in line or " in A and " in line for line in lines)
+    for line in (line for line in lines if "settings of" in line):
+        a, b = (float(part.split()[0]) for part in line.split(": ")[1].split("computed, "))
+        assert a < 1e-13 < b
+
+
+def test_rounding_errors_of_one_step_are_shown(source, tmp_path, monkeypatch, capsys):
+    done = by_other_code(source, tmp_path, out=ROUNDED, dtypes=("float32",))
+    found = reduced(done)
+    assert (found.script.first, found.script.dtype) == ("encoder.blocks.1.mlp", "float32")
+    status, lines = run_script(found, tmp_path / "reproducer", monkeypatch, capsys)
+    a, b = (
+        [float(word.rstrip(",")) for word in line.split() if "e-" in word] for line in lines[:2]
     )
-    options = parse_options((f"{tmp_path / 'own.py'}:build",), dtypes=("float64",))
-    reproducer = reduced(run_verification(source, source, TORCH, TORCH, options))
-    assert reproducer.first == "encoder.blocks.0.mlp"
-    assert relative_error(reproducer.arrays["result/B"], reproducer.arrays["result/A"]) > 1e-3
-    folder = tmp_path / "reproducer"
-    printed = write_reproducer(reproducer, folder)
-    assert "differs between" not in printed
-    assert "is" not in printed.splitlines()[1].split()  # no setting differs either
-    process = subprocess.run(
-        [sys.executable, folder / "reproduce.py", "torch"], capture_output=True, text=True,
-        check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert (process.returncode, process.stdout.strip()) == (1, printed.strip())
+    assert status == 1
+    assert a[0] < 1e-6
+    assert b[0] > 1e-4
+    assert max(a[1], b[1]) < 1e-6  # of the framework's own operations
+
+
+def test_a_runner_that_shows_nothing_of_the_way_is_not_reduced(source, tmp_path):
+    done = by_other_code(source, tmp_path, names={}, fields="{'hidden_act': 'relu'}")
+    with pytest.raises(MaeConvertError, match=r"logits is the first result.*ACTIVATIONS name more"):
+        reduced(done)
 
 
 def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
@@ -142,16 +236,10 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
     pair = ["verify", source.path, target.path, "--framework-a", "torch", "--framework-b", "torch"]
     result = command(*pair, "--reduce", tmp_path / "small")
     assert result.status == 1
-    assert "encoder.norm: B differs from A by" in result.err
+    assert "encoder.norm: B is" in result.err
     again = command(*pair, "--reduce", tmp_path / "small")
     assert (again.status, "exists" in again.err) == (2, True)
     assert command(*pair, "--quick", "--reduce", tmp_path / "other").status == 2
-
-
-def test_what_cannot_be_shown_alone_is_said(source, tmp_path):
-    verification = failed(source, tmp_path, "decoder.mask_token")
-    with pytest.raises(MaeConvertError, match=r"decoder\.embedding is the first result"):
-        reduced(verification)
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="exists"):
         write_reproducer(reduced(failed(source, tmp_path, "encoder.norm.bias")), tmp_path / "there")

@@ -1,10 +1,19 @@
-"""Of how many faults that make results differ the first difference is reduced to one step."""
+"""Of how many faults that make results differ a script reproduces the first difference."""
 
+import contextlib
+import io
+import runpy
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_convert.diagnose.reduce import step_of
+import numpy as np
+
+from mae_convert.diagnose.reduce import Difference, reproducer_of
+from mae_convert.diagnose.reproducer import script_text
+from mae_convert.errors import MaeConvertError
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
 from mutation.population import Mutant
@@ -16,11 +25,12 @@ KINDS = ("weights", "tables", "configurations", "code")
 
 @dataclass(frozen=True)
 class Reduced:
-    """A fault that makes a float64 result differ, the first such result, and its step or None."""
+    """A fault that makes a float64 result differ, the first such result, and whether a script
+    reproduces it."""
 
     mutant: Mutant
     first: str
-    step: str | None
+    shown: bool
 
 
 def reductions(mutants: Sequence[Mutant], folder: Path) -> list[Reduced]:
@@ -32,29 +42,59 @@ def reductions(mutants: Sequence[Mutant], folder: Path) -> list[Reduced]:
         (str(run.checkpoint.path), id(run.checkpoint), run.framework): trace
         for run, trace in zip(runs_of(runnable), traces, strict=True)
     }
-    all_reductions = []
+    found = []
     for mutant, b in zip(runnable, targets, strict=True):
         run = mutant.a
         a = sources[str(run.checkpoint.path), id(run.checkpoint), run.framework]
         if not isinstance(a, Trace) or not isinstance(b, Trace):  # the framework refuses the file
             continue
         if first := judge(a, b).first_divergence:
-            step = step_of(first, a, run.checkpoint)
-            all_reductions.append(Reduced(mutant, first, step and step.kind))
-    return all_reductions
+            difference = Difference(first, b, mutant.b.framework)
+            checkpoints = run.checkpoint, mutant.b.checkpoint
+            with tempfile.TemporaryDirectory() as place:
+                shown = _is_shown(difference, a, checkpoints, run.inputs, Path(place))
+            found.append(Reduced(mutant, first, shown))
+    return found
 
 
-def table(results: Sequence[Reduced]) -> str:
+def _is_shown(difference, a, checkpoints, inputs, folder: Path) -> bool:
+    """Return whether a script computes in PyTorch what a side did, and ends with exit status 1.
+
+    Where a fault is in a table, the source's own file is read wrongly, too.
+    """
+    try:
+        found = reproducer_of(difference, a, checkpoints, inputs, {"torch": None})
+    except MaeConvertError:
+        return False
+    np.savez(folder / "reproduce.npz", **found.arrays)
+    script, arguments = folder / "reproduce.py", sys.argv
+    script.write_text(script_text(found.script, ("torch",)))
+    printed = io.StringIO()
+    sys.argv = [str(script)]
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    finally:
+        sys.argv = arguments
+    lines = [line for line in printed.getvalue().splitlines() if "settings of" in line]
+    distances = [line.split(": ")[1].split()[0] for line in lines]
+    distances += [line.split("A computed, ")[1].split()[0] for line in lines]
+    return status == 1 and any(float(distance) < 1e-12 for distance in distances)
+
+
+def table(found: Sequence[Reduced]) -> str:
     """Return the score as a Markdown table."""
-    lines = ["| faults in | reduced to one step |", "|---|---|"]
+    lines = ["| faults in | reproduced by a script of one step |", "|---|---|"]
     for kind in KINDS:
-        own = [reduced for reduced in results if reduced.mutant.kind == kind]
+        own = [reduced for reduced in found if reduced.mutant.kind == kind]
         if own:
-            lines.append(f"| {kind} | {sum(r.step is not None for r in own)} of {len(own)} |")
+            lines.append(f"| {kind} | {sum(r.shown for r in own)} of {len(own)} |")
     return "\n".join(lines)
 
 
-def remarks(results: Sequence[Reduced]) -> list[str]:
+def remarks(found: Sequence[Reduced]) -> list[str]:
     """Return at which results the others differ first, with their number."""
-    others = [reduced.first for reduced in results if reduced.step is None]
+    others = [reduced.first for reduced in found if not reduced.shown]
     return [f"{others.count(first)} first at {first}" for first in sorted(set(others))]

@@ -1,0 +1,423 @@
+"""How a result of a model is computed from results before it, as lines of a Python script.
+
+The lines call ``linear``, ``norm``, ``attend``, ``act`` and ``argsort``, which
+`mae_convert.diagnose.reproducer` defines for each framework, and ``t(NAME)``, a tensor or an
+input.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mae_convert.families.family import Family
+from mae_convert.families.pixel_patches import cut
+from mae_convert.runtime.trace_check import MASKING
+from mae_convert.verify.localise import BLOCK_TAP
+from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
+from reference_models.positions import interleaved_position_embedding
+
+PROJECTIONS = ("q", "k", "v")
+# Tables of positions, of encoder or decoder; space and time are added.
+TABLES = tuple(
+    f"{kind}position_embedding" for kind in ("", "joint_", "class_", "spatial_", "temporal_")
+)
+NORMS = ("encoder.norm", "decoder.norm", "head.norm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a result differs most."""
+
+    image: int
+    """The number of the image."""
+
+    token: int | None
+    """The number of the token; None if the result has no tokens."""
+
+    tokens: int
+    """How many tokens the result has."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The lines that compute a result, and what they need."""
+
+    lines: tuple[str, ...]
+    """Python; the last one returns the result."""
+
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """The script's name of each input → the result that it is."""
+
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """The script's name of each tensor → the canonical one."""
+
+    rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """The script's name → "encoder" or "decoder", and the row of its position embeddings."""
+
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Other inputs, of the place only."""
+
+    one_token: bool = True
+    """Whether each token is computed by itself."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a formula depends on besides the name of the result."""
+
+    family: Family
+    config: Any
+    task: str
+
+    tensors: Collection[str]
+    """The canonical names."""
+
+    results: Mapping[str, np.ndarray]
+    """The results that both sides have, by name, as A computed them."""
+
+    inputs: Mapping[str, np.ndarray]
+    """Images and noise."""
+
+
+def formula_of(first: str, model: Model, place: Place) -> Formula | None:
+    """Return how a result is computed from results that both sides have; None where it cannot be.
+
+    Args:
+        first: the first result that differs.
+        model: of which it is a result.
+        place: where it differs most.
+    """
+    if match := BLOCK_TAP.fullmatch(first):
+        return _Writer(model, first).block(match[1], int(match[2]), match[3])
+    if first in MASKING:
+        return _masking(first, model, place)
+    if first == "encoder.embedding":
+        return _embedding(model, place)
+    if first == "decoder.embedding":
+        return _decoder_embedding(model, place)
+    if first in ("reconstruction", "loss", "loss_norm_pix"):
+        return _of_pixels(first, model, place)
+    return _Writer(model, first).end()
+
+
+class _Writer:
+    """Writes the lines of one formula, from what is known to what is to be computed."""
+
+    def __init__(self, model: Model, first: str) -> None:
+        self.model, self.first = model, first
+        self.lines: list[str] = []
+        self.inputs: dict[str, str] = {}
+        self.tensors: dict[str, str] = {}
+        self.one_token = True
+
+    def formula(self, result: str) -> Formula:
+        """Return what was written; ``result`` is its last expression."""
+        lines = (*self.lines, f"return {result}")
+        return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
+
+    def given(self, result: str) -> bool:
+        """Return whether both sides have a result, and it is not what is to be computed."""
+        return result in self.model.results and result != self.first
+
+    def block(self, part: str, number: int, wanted: str) -> Formula | None:
+        """Return the formula of a result of a block: "q", "k", "v", "attention", "mlp" ..."""
+        name = f"{part}.blocks.{number}"
+        projected = all(self.given(f"{name}.{p}") for p in PROJECTIONS)
+        if not (wanted == "attention" and projected) and not self.stream(part, number):
+            return None
+        self.steps(name, wanted)
+        return self.formula(wanted)
+
+    def stream(self, part: str, number: int) -> bool:
+        """Write ``x``, the input of a block, from the last one that is known; return whether it is.
+
+        Whole blocks between are computed in a loop.
+        """
+        before = [f"{part}.embedding", *(f"{part}.blocks.{i}.output" for i in range(number))]
+        known = [place for place, name in enumerate(before) if self.given(name)]
+        if not known:
+            return False
+        self.inputs["x"] = before[known[-1]]
+        self.lines.append('x = t("x")')
+        if between := range(known[-1], number):
+            inner = _Writer(self.model, f"{part}.blocks.{between[0]}.output")
+            inner.steps(f"{part}.blocks.{between[0]}", "output", alone=True)
+            numbers = f"range({between[0]}, {between[-1] + 1})" if len(between) > 1 else "[{0}]"
+            self.lines.append(f"for n in {numbers.format(between[0])}:")
+            self.lines += [f"    {_numbered(line)}" for line in inner.lines]
+            self.lines.append("    x = output")
+            for n in between:
+                names = inner.tensors.items()
+                first = f".{between[0]}."
+                self.tensors |= {f"{n}.{k}": name.replace(first, f".{n}.") for k, name in names}
+            self.one_token = False
+        return True
+
+    def steps(self, block: str, wanted: str, *, alone: bool = False) -> None:
+        """Write the lines of a block from its input ``x`` to a result of it.
+
+        Args:
+            block: its canonical name.
+            wanted: which result.
+            alone: compute every result, though both sides have it.
+        """
+
+        def need(step: str) -> None:
+            if not alone and step != wanted and self.given(f"{block}.{step}"):
+                self.inputs[step] = f"{block}.{step}"
+                self.lines.append(f'{step} = t("{step}")')
+            else:
+                define(step)
+
+        def define(step: str) -> None:
+            if step in PROJECTIONS:
+                if not any(line.startswith("normed =") for line in self.lines):
+                    self.norm("normed", "x", "norm1", f"{block}.norm1")
+                self.linear(step, "normed", step, f"{block}.attention.{step}")
+            elif step == "attention":
+                for projection in PROJECTIONS:
+                    need(projection)
+                self.lines.append('mixed = attend(q, k, v, s["heads"])')
+                self.linear(step, "mixed", "out", f"{block}.attention.output")
+                self.one_token = False
+            elif step == "mlp":
+                need("attention")
+                self.lines.append(f"after = x + {self.scaled('attention', block)}")
+                self.norm("normed", "after", "norm2", f"{block}.norm2")
+                self.linear("hidden", "normed", "fc1", f"{block}.mlp.fc1")
+                self.linear(step, 'act(hidden, s["activation"])', "fc2", f"{block}.mlp.fc2")
+            else:
+                need("attention")
+                need("mlp")
+                attention, mlp = self.scaled("attention", block), self.scaled("mlp", block)
+                self.lines.append(f"output = x + {attention} + {mlp}")
+
+        define(wanted)
+        self.lines = list(dict.fromkeys(self.lines))  # attention is needed twice
+
+    def scaled(self, step: str, block: str) -> str:
+        """Return a result with the layer scale that it is multiplied by, if the block has one."""
+        scale = f"{block}.{step}.scale"
+        if scale not in self.model.tensors:
+            return step
+        self.tensors[f"{step}.scale"] = scale
+        return f't("{step}.scale") * {step}'
+
+    def norm(self, out: str, x: str, name: str, module: str) -> None:
+        """Write a layer normalization."""
+        self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}
+        self.lines.append(f'{out} = norm({x}, t("{name}.weight"), t("{name}.bias"), s["eps"])')
+
+    def linear(self, out: str, x: str, name: str, module: str) -> None:
+        """Write a linear layer, with its bias if it has one."""
+        leaves = [n for n in ("weight", "bias") if f"{module}.{n}" in self.model.tensors]
+        self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in leaves}
+        given = ", ".join(f't("{name}.{leaf}")' for leaf in leaves)
+        self.lines.append(f"{out} = linear({x}, {given})")
+
+    def end(self) -> Formula | None:
+        """Return the formula of a norm after the blocks, or of the last linear layer."""
+        config, task = self.model.config, self.model.task
+        first = self.first
+        if first == "last_hidden_state":
+            first = "head.norm" if "head.norm.weight" in self.model.tensors else "encoder.norm"
+        if first in NORMS:
+            return self.last_norm(first)
+        if first != "logits":
+            return None
+        norm, module = "decoder.norm", "decoder.prediction"
+        if task == "classify":
+            norm = "head.norm" if "head.norm.weight" in self.model.tensors else "encoder.norm"
+            module = "head"
+        if self.given(norm):
+            self.inputs["x"] = norm
+            self.lines.append('normed = t("x")')
+        elif self.last_norm(norm) is None:
+            return None
+        x = "normed"
+        if task == "classify":
+            if norm == "encoder.norm" and getattr(config, "global_pool", "") == "avg":
+                self.lines.append("normed = average(normed[:, 1:])")
+            x = "normed[:, 0]"
+            self.one_token = False
+        self.linear("logits", x, "linear", module)
+        return self.formula("logits")
+
+    def last_norm(self, first: str) -> Formula | None:
+        """Return the formula of a norm after the blocks; of a pooled model it is of the mean."""
+        part, config = first.partition(".")[0], self.model.config
+        part = "encoder" if part == "head" else part
+        depth = "num_hidden_layers" if part == "encoder" else "decoder_num_hidden_layers"
+        if f"{first}.weight" not in self.model.tensors or not self.stream(
+            part, getattr(config, depth)
+        ):
+            return None
+        x = "x"
+        if first == "head.norm":
+            # VideoMAE has no class token, and averages all tokens.
+            x = "average(x)" if hasattr(config, "use_mean_pooling") else "average(x[:, 1:])"
+            self.one_token = False
+        self.norm("normed", x, "norm", first)
+        return self.formula("normed")
+
+
+def _numbered(line: str) -> str:
+    """Return a line of one block as a line of a loop over blocks ``n``."""
+    return line.replace('t("', 't(f"{n}.')
+
+
+def _masking(first: str, model: Model, place: Place) -> Formula | None:
+    """Return how mask and order come from the noise."""
+    noise = model.inputs.get("noise")
+    if noise is None:
+        return None
+    kept = int(model.config.num_kept)
+    lines = ['place = argsort(argsort(t("noise")))']
+    if first == "mask":
+        lines.append(f"return number(place >= {kept})")
+    elif model.family.predicts_removed_only:
+        lines.append(f"return argsort(argsort(number(place >= {kept})))  # in the patches' order")
+    else:
+        lines.append("return place")
+    return Formula(tuple(lines), arrays={"noise": noise[place.image : place.image + 1]})
+
+
+def _embedding(model: Model, place: Place) -> Formula | None:
+    """Return how one token of the encoder's embedding is computed."""
+    if place.token is None or not _has_positions(model, "encoder"):
+        return None
+    kept = _kept(model)
+    count = place.tokens - kept  # of class tokens
+    if place.token < count:
+        return _token('t("token")', {"token": "encoder.cls_token"}, ("encoder", 0))
+    index = place.token - count
+    if (restore := model.results.get("ids_restore")) is not None:
+        index = int(np.argsort(restore[place.image])[index])
+    patches = channels_first(model.inputs["pixel_values"][place.image :][:1], model.config)
+    names = {f"patch.{leaf}": f"encoder.patch_embedding.{leaf}" for leaf in ("weight", "bias")}
+    return _token(
+        'linear(t("patch"), t("patch.weight"), t("patch.bias"))', names,
+        ("encoder", count + index), {"patch": patches[:, index : index + 1]},
+    )  # fmt: skip
+
+
+def _decoder_embedding(model: Model, place: Place) -> Formula | None:
+    """Return how one token of the decoder's embedding is computed."""
+    latent = model.results.get("encoder.norm", model.results.get("last_hidden_state"))
+    restore = model.results.get("ids_restore")
+    if latent is None or restore is None or place.token is None:
+        return None
+    if not _has_positions(model, "decoder"):
+        return None
+    kept, image = _kept(model), place.image
+    count = place.tokens - restore.shape[1]  # of class tokens
+    if place.token < count and "decoder.cls_token" in model.tensors:
+        return _token('t("token")', {"token": "decoder.cls_token"}, ("decoder", 0))
+    if model.family.predicts_removed_only:  # the kept patches first, then mask tokens
+        source, row = place.token, int(np.argsort(restore[image])[place.token])
+    else:
+        source = int(restore[image, place.token - count]) if place.token >= count else -count
+        row = place.token
+    if source >= kept:
+        return _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
+    leaves = [n for n in ("weight", "bias") if f"decoder.embed.{n}" in model.tensors]
+    given = ", ".join(f't("embed.{leaf}")' for leaf in leaves)
+    names = {f"embed.{leaf}": f"decoder.embed.{leaf}" for leaf in leaves}
+    number = latent.shape[1] - kept + source  # the first may be the class token
+    x = latent[image : image + 1, number : number + 1]
+    return _token(f'linear(t("x"), {given})', names, ("decoder", row), {"x": x})
+
+
+def _token(
+    code: str,
+    tensors: Mapping[str, str],
+    row: tuple[str, int],
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> Formula:
+    """Return the formula of a token: what it is, and its position."""
+    line = f'return {code} + t("position")'
+    return Formula((line,), {}, tensors, {"position": row}, arrays or {})
+
+
+def _kept(model: Model) -> int:
+    """Return how many patches the encoder sees."""
+    mask = model.results.get("mask")
+    return int(model.config.num_patches if mask is None else (mask[0] == 0).sum())
+
+
+def _has_positions(model: Model, part: str) -> bool:
+    """Return whether the positions of tokens are known, and nothing else is added to them."""
+    if len(model.inputs) > len({"pixel_values", "noise"} & model.inputs.keys()):
+        return False  # times and places of satellite images are embedded too
+    return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
+
+
+def _fixed_positions(model: Model) -> bool:
+    return isinstance(model.config, VideoMAEConfig)
+
+
+def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) -> np.ndarray:
+    """Return what is added to a token for its position, (D,).
+
+    Args:
+        tensors: of one side, as arrays with ``load``.
+        part: "encoder" or "decoder".
+        row: of the table, in which class tokens come first.
+        model: of which the tensors are.
+    """
+    config = model.config
+    if _fixed_positions(model):
+        width = config.hidden_size if part == "encoder" else config.decoder_hidden_size
+        table = interleaved_position_embedding(width, config.num_patches)
+        return np.asarray(table[0, row], np.float32)
+    arrays = {n: np.asarray(tensors[f"{part}.{n}"].load())[0] for n in TABLES
+              if f"{part}.{n}" in tensors}  # fmt: skip
+    if len(arrays) == 1:
+        return np.asarray(next(iter(arrays.values()))[row])
+    spatial, temporal = (arrays[f"{kind}_position_embedding"] for kind in ("spatial", "temporal"))
+    first = arrays.get("class_position_embedding")
+    if first is not None and row == 0:
+        return np.asarray(first[0])
+    time, place = divmod(row - (first is not None), len(spatial))
+    return np.asarray(temporal[time].astype(np.float64) + spatial[place])
+
+
+def _of_pixels(first: str, model: Model, place: Place) -> Formula | None:
+    """Return how the reconstruction or a loss of an MAE is computed from its predictions."""
+    config = model.config
+    if not isinstance(config, ViTMAEConfig) or "logits" not in model.results:
+        return None
+    logits, patch = model.results["logits"], config.patch_dim
+    if first == "reconstruction":
+        (rows, columns), (height, width) = config.grid_shape, config.patch_shape
+        shape = (1, rows, columns, height, width, config.num_channels)
+        whole = (1, config.num_channels, rows * height, columns * width)
+        line = f'return rearrange(t("logits"), {shape}, (0, 5, 1, 3, 2, 4), {whole})'
+        return Formula((line,), arrays={"logits": logits[place.image :][:1]}, one_token=False)
+    removed = model.results["mask"] > 0
+    target = channels_last(model.inputs["pixel_values"], config)[removed]
+    lines = ['target = t("target")']
+    if first == "loss_norm_pix":
+        lines += [
+            f"target = target - sums(target) / {patch}",
+            f"target = target / (sums(target * target) / {patch - 1} + 1e-6) ** 0.5",
+        ]
+    lines += ['errors = (t("logits") - target) ** 2', f"return total(errors) / {target.size}"]
+    arrays = {"logits": logits[removed], "target": target}
+    return Formula(tuple(lines), arrays=arrays, one_token=False)
+
+
+def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:
+    """Return the patches (N, L, P) of images, each in the order channel, [frame,] row, column."""
+    axes = cut(pixels, shapes)
+    grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
+    return axes.transpose(0, *grid, 1, *inner).reshape(len(pixels), shapes.num_patches, -1)
+
+
+def channels_last(pixels: np.ndarray, shapes: Any) -> np.ndarray:
+    """Return the patches (N, L, P) of images, each in the order [frame,] row, column, channel."""
+    axes = cut(pixels, shapes)
+    grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
+    return axes.transpose(0, *grid, *inner, 1).reshape(len(pixels), shapes.num_patches, -1)
