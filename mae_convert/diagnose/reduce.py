@@ -1,9 +1,9 @@
-"""The smallest reproducer of a failed verification: one step, one image, the tensors that matter.
+"""A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
 
-All results before the first one that differs agree, so the step that computes it can be shown
-alone: its inputs as A computed them, its tensors in A and in B, and both results. Where only the
-rounding errors of a lower precision are too large, each side's step gets that side's own inputs. A
-script of NumPy and one framework computes the step again, without this project.
+All results before the first one that differs agree, so the step that computes it can be isolated:
+its inputs from A, its tensors in A and in B, and both results. If only the rounding errors of a
+lower precision are too large, the step has the inputs of each side. A script that needs only NumPy
+and one framework computes the step again with the tensors of each side.
 """
 
 import subprocess
@@ -22,6 +22,7 @@ from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import rename_to_new
 from mae_convert.files.staging import staging_beside
 from mae_convert.runtime.children import Clock, environment_of_child
+from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT, MASKING
 from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
@@ -30,7 +31,7 @@ from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
 ROUNDED = ("float32", "float16", "tf32")  # lower precisions whose results NumPy can hold
-SETTLED = "the table of checks says what fails"
+SEE_CHECKS = "see the failed checks in the table"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproducer:
-    """A step that differs: its script, and the arrays of the script."""
+    """A differing step: its script, and the arrays of the script."""
 
     script: Script
     """The script."""
@@ -62,21 +63,22 @@ class Reproducer:
     and result/B."""
 
     frameworks: Mapping[str, str | None]
-    """The frameworks in which to run the script, each with its interpreter; None for this one."""
+    """The frameworks for the script, each with a Python interpreter; None for the current one."""
 
 
-def reduced(done: Verification) -> Reproducer:
-    """Return the smallest reproducer of a failed verification.
+def reduced(verification: Verification) -> Reproducer:
+    """Return a minimal reproducer of a failed verification.
 
     Raises:
-        MaeConvertError: no result differs, or the first that does is not computed from results that
-            both sides have.
+        MaeConvertError: no result differs, or the first difference cannot be isolated.
     """
-    difference = first_difference(done)
-    frameworks = {_plain(run.side.framework): run.side.python for run in done.runs[::-1]}
+    difference = first_difference(verification)
+    frameworks = {_plain(run.side.framework): run.side.python for run in verification.runs[::-1]}
     frameworks.setdefault(_plain(difference.framework), None)
-    checkpoints = done.runs[0].checkpoint, done.runs[1].checkpoint
-    return reproducer_of(difference, done.traces[0], checkpoints, done.inputs, frameworks)
+    checkpoints = verification.runs[0].checkpoint, verification.runs[1].checkpoint
+    return reproducer_of(
+        difference, verification.traces[0], checkpoints, verification.inputs, frameworks
+    )
 
 
 def reproducer_of(
@@ -86,21 +88,26 @@ def reproducer_of(
     inputs: Mapping[str, np.ndarray],
     frameworks: Mapping[str, str | None],
 ) -> Reproducer:
-    """Return the smallest reproducer of a difference.
+    """Return a minimal reproducer of a difference.
 
     Args:
         difference: the first result that differs.
         a: the trace of A.
         checkpoints: A and B.
         inputs: images and noise of the runs.
-        frameworks: in which to run the script, each with its interpreter.
+        frameworks: the frameworks for the script, each with a Python interpreter.
 
     Raises:
-        MaeConvertError: the result is not computed from results that both sides have.
+        MaeConvertError: the result cannot be computed from earlier results that both sides have.
     """
     first, dtype = difference.first, difference.dtype
     sides = {"A": a, "B": difference.b}
     results = {side: _results(trace, dtype) for side, trace in sides.items()}
+    if alone := [side for side, other in ("AB", "BA") if first not in results[other]]:
+        raise MaeConvertError(
+            f"there is nothing to reduce: {first} is a result that only {alone[0]} has",
+            hint=SEE_CHECKS,
+        )
     place = _place(results["A"][first], results["B"][first], _exact(a, difference))
     formulas = {
         side: _formula(first, place, checkpoints[0], results, results[side], inputs)
@@ -110,9 +117,13 @@ def reproducer_of(
         formulas["B"] = formulas["A"]
     if any(formula is None for formula in formulas.values()):
         raise MaeConvertError(
-            f"{first} is the first result that differs, and it cannot be computed again from "
-            "results before it that both sides have",
-            hint="code of others shows more where its ACTIVATIONS name more",
+            f"{first} is the first result that differs, but it cannot be computed from earlier "
+            "results that both sides have, so it cannot be isolated",
+            hint=(
+                "add intermediate activations to ACTIVATIONS in the file of your code"
+                if difference.framework == FOREIGN
+                else "see the tensors and the code in the output of the verification"
+            ),
         )
     arrays: dict[str, np.ndarray] = {}
     for side, checkpoint in zip("AB", checkpoints, strict=True):
@@ -169,11 +180,11 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework whose operations the script uses, for what runs a side."""
+    """Return the framework of the script for the framework or library that runs a side."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
-def first_difference(done: Verification) -> Difference:
+def first_difference(verification: Verification) -> Difference:
     """Return the first result that differs from A's.
 
     That is B's in float64, or, where B computes what A does, that of a further runner, or else the
@@ -182,14 +193,14 @@ def first_difference(done: Verification) -> Difference:
     Raises:
         MaeConvertError: no result differs.
     """
-    if not done.runs:
-        raise MaeConvertError("there is nothing to reduce: nothing was run", hint=SETTLED)
-    b = done.runs[1].side.framework or ""
-    if (first := done.verdict.first_divergence) and not first.startswith(GRADIENT):
-        return Difference(first, done.traces[1], b)
-    failed = [check.name for check in done.verdict.failed()]
-    others = zip(done.verdict.witnesses[2:], done.traces[2:], strict=True)
-    sides = [("", done.traces[1], b)]
+    if not verification.runs:
+        raise MaeConvertError("there is nothing to reduce: nothing was run", hint=SEE_CHECKS)
+    b = verification.runs[1].side.framework or ""
+    if (first := verification.verdict.first_divergence) and not first.startswith(GRADIENT):
+        return Difference(first, verification.traces[1], b)
+    failed = [check.name for check in verification.verdict.failed()]
+    others = zip(verification.verdict.witnesses[2:], verification.traces[2:], strict=True)
+    sides = [("", verification.traces[1], b)]
     sides += [(f"{w['side']}/", trace, str(w["framework"])) for w, trace in others]
     for prefix, trace, framework in sides:
         own = [name.removeprefix(prefix) for name in failed if name.startswith(prefix)]
@@ -203,7 +214,9 @@ def first_difference(done: Verification) -> Difference:
             names = [n.split("/", 2)[2] for n in own if n.startswith(starts)]
             if names := [name for name in names if not name.startswith(GRADIENT)]:
                 return Difference(min(names, key=execution_order), trace, framework, dtype)
-    raise MaeConvertError("there is nothing to reduce: no result of the runs differs", hint=SETTLED)
+    raise MaeConvertError(
+        "there is nothing to reduce: no result of the runs differs", hint=SEE_CHECKS
+    )
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
@@ -272,15 +285,15 @@ def _arrays(
 
 def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays with those that both sides have in common stored once."""
-    found = {name: array for name, array in arrays.items() if name.startswith("result/")}
+    stored = {name: array for name, array in arrays.items() if name.startswith("result/")}
     for name in (n[2:] for n in arrays if n.startswith("A/")):
         a, b = arrays[f"A/{name}"], arrays.get(f"B/{name}")
         if b is not None and np.array_equal(a, b, equal_nan=True):
-            found[name] = a
+            stored[name] = a
         else:
-            found[f"A/{name}"] = a
-            found |= {} if b is None else {f"B/{name}": b}
-    return found
+            stored[f"A/{name}"] = a
+            stored |= {} if b is None else {f"B/{name}": b}
+    return stored
 
 
 def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
@@ -301,8 +314,8 @@ def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
     return {"eps": eps, "activation": model.hidden_act, "heads": block.heads}
 
 
-def write_reproducer(found: Reproducer, folder: Path) -> str:
-    """Write a reproducer, run it, and return what it printed.
+def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
+    """Write a reproducer, run it, and return its output.
 
     The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
 
@@ -311,13 +324,17 @@ def write_reproducer(found: Reproducer, folder: Path) -> str:
         MaeConvertError: the script failed, or shows no difference.
     """
     if folder.exists():
-        raise OutputError(folder, " exists", hint="name a directory that does not exist")
+        raise OutputError(folder, " exists", hint="specify a directory that does not exist")
     with staging_beside(folder) as staging:
         place = staging / "reproducer"
         place.mkdir()
-        np.savez(place / "reproduce.npz", **dict(found.arrays), allow_pickle=False)
-        (place / "reproduce.py").write_text(script_text(found.script, tuple(found.frameworks)))
-        printed = "\n".join(_run(place, found, *each) for each in found.frameworks.items())
+        np.savez(place / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)
+        (place / "reproduce.py").write_text(
+            script_text(reproducer.script, tuple(reproducer.frameworks))
+        )
+        printed = "\n".join(
+            _run(place, reproducer, *each) for each in reproducer.frameworks.items()
+        )
         (place / "output.txt").write_text(printed)
         try:
             rename_to_new(place, folder)
@@ -326,21 +343,21 @@ def write_reproducer(found: Reproducer, folder: Path) -> str:
     return printed
 
 
-def _run(place: Path, found: Reproducer, framework: str, python: str | None) -> str:
+def _run(place: Path, reproducer: Reproducer, framework: str, python: str | None) -> str:
     command = [python or sys.executable, str(place / "reproduce.py"), framework]
     limit = Clock(None).left()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
             env=environment_of_child(TF_CPP_MIN_LOG_LEVEL="3"), timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(f"the reproducer did not end within {limit} seconds") from error
-    if done.returncode not in (0, 1) or not done.stdout:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode not in (0, 1) or not process.stdout:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
-    if done.returncode == 0:
-        script = found.script
+    if process.returncode == 0:
+        script = reproducer.script
         what = (
             f"computed alone, {script.first} does not differ"
             if script.dtype == "float64"
@@ -348,4 +365,4 @@ def _run(place: Path, found: Reproducer, framework: str, python: str | None) -> 
             f"{script.first} alone is not too large"
         )
         raise MaeConvertError(f"the reproducer shows no difference: {what}")
-    return done.stdout
+    return process.stdout

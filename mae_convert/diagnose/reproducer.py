@@ -1,4 +1,4 @@
-"""The script of a reproducer, which needs NumPy and one framework and nothing of this project."""
+"""The script of a reproducer, which needs only NumPy and one framework."""
 
 import json
 import re
@@ -86,8 +86,8 @@ FRAMEWORKS: Mapping[str, Mapping[str, str]] = {"torch": TORCH, "tensorflow": TEN
 
 BEGIN = '''"""FIRST: B differs from A (SHOWN). Usage: python reproduce.py USUAL
 
-reproduce.npz holds the input of this step of a model, the tensors of A and of B, and what both
-computed. The exit status is 1 if B differs from A, as it did when this was written.
+reproduce.npz contains the input of this step of a model, the tensors of A and B, and the results of
+both. The exit status is 1 if B differs from A, as it did when this file was written.
 """
 
 import sys
@@ -115,9 +115,9 @@ def distance(x, y):
         return float(np.linalg.norm(x - y) / (np.linalg.norm(y) or 1))
 
 
-a, b = data["result/A"], data["result/B"]  # what A and B have computed
+a, b = data["result/A"], data["result/B"]  # the results of A and B
 """
-FUNCTION = """print(f"FIRST: B is {distance(b, a):.1e} from A (relative L2, float64)")
+FUNCTION = """print(f"FIRST: B differs from A by {distance(b, a):.1e} (relative L2, float64)")
 for name in sorted(n[2:] for n in data if n.startswith("B/")):
     print(f"  {name} differs between A and B")
 for name, value in settings["B"].items():
@@ -126,17 +126,17 @@ for name, value in settings["B"].items():
 for side in "AB":
     result = np.asarray(step(side))
     print(f"{framework}, with the tensors and settings of {side}: {distance(result, a):.1e} "
-          f"from what A computed, {distance(result, b):.1e} from what B computed")
+          f"from A's result, {distance(result, b):.1e} from B's result")
 sys.exit(not distance(b, a) <= LIMIT)
 """
 NUMERICS = """errors = {}
 for side, computed in ("A", a), ("B", b):
     exact, plain = np.asarray(step(side)), np.asarray(step(side, "DTYPE"))
     errors[side] = distance(computed, exact)
-    print(f"FIRST in DTYPE: {side} is {errors[side]:.1e} from the float64 result of the same "
-          f"input, {framework} {distance(plain, exact):.1e}")
+    print(f"FIRST in DTYPE: {side} differs by {errors[side]:.1e} from the float64 result of the "
+          f"same input, {framework} by {distance(plain, exact):.1e}")
 limit = min(8 * max(min(errors.values()), LIMIT), 4 * LIMIT)
-print(f"  the larger may be {limit:.1e}")
+print(f"  limit of the larger: {limit:.1e}")
 sys.exit(not max(errors.values()) <= limit)
 """
 

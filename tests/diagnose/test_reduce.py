@@ -203,7 +203,7 @@ def test_a_fault_of_code_is_shown_by_what_the_tensors_compute(
     assert status == 1
     assert not any("differs between" in line or " in A and " in line for line in lines)
     for line in (line for line in lines if "settings of" in line):
-        a, b = (float(part.split()[0]) for part in line.split(": ")[1].split("computed, "))
+        a, b = (float(part.split()[0]) for part in line.split(": ")[1].split("result, "))
         assert a < 1e-13 < b
 
 
@@ -223,7 +223,7 @@ def test_rounding_errors_of_one_step_are_shown(source, tmp_path, monkeypatch, ca
 
 def test_a_runner_that_shows_nothing_of_the_way_is_not_reduced(source, tmp_path):
     done = by_other_code(source, tmp_path, names={}, fields="{'hidden_act': 'relu'}")
-    with pytest.raises(MaeConvertError, match=r"logits is the first result.*ACTIVATIONS name more"):
+    with pytest.raises(MaeConvertError, match=r"logits is the first result.*to ACTIVATIONS"):
         reduced(done)
 
 
@@ -236,7 +236,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
     pair = ["verify", source.path, target.path, "--framework-a", "torch", "--framework-b", "torch"]
     result = command(*pair, "--reduce", tmp_path / "small")
     assert result.status == 1
-    assert "encoder.norm: B is" in result.err
+    assert "encoder.norm: B differs from A by" in result.err
     again = command(*pair, "--reduce", tmp_path / "small")
     assert (again.status, "exists" in again.err) == (2, True)
     assert command(*pair, "--quick", "--reduce", tmp_path / "other").status == 2

@@ -80,7 +80,7 @@ def _is_shown(difference, a, checkpoints, inputs, folder: Path) -> bool:
         sys.argv = arguments
     lines = [line for line in printed.getvalue().splitlines() if "settings of" in line]
     distances = [line.split(": ")[1].split()[0] for line in lines]
-    distances += [line.split("A computed, ")[1].split()[0] for line in lines]
+    distances += [line.split("A's result, ")[1].split()[0] for line in lines]
     return status == 1 and any(float(distance) < 1e-12 for distance in distances)
 
 
