@@ -1,6 +1,7 @@
 """Time commands and watch their memory; medians, and tables in Markdown."""
 
 import os
+import resource
 import statistics
 import subprocess
 import threading
@@ -25,13 +26,16 @@ class Run:
     output: str
     """The standard output."""
 
+    processor: float
+    """The processor time of the command and its children, in seconds."""
+
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
     """Run a command that must succeed; the memory is sampled every hundredth of a second."""
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _processor_time()
     with subprocess.Popen(command, env={**inherited, **environment}, **pipes) as child:
         watching = threading.Thread(target=_watch, args=(child, peaks))
         watching.start()
@@ -40,7 +44,12 @@ def run(command: Sequence[str | Path], **environment: str) -> Run:
         watching.join()
     if child.returncode:
         raise SystemExit(f"{command[0]} ended with {child.returncode}: {errors[-2000:]}")
-    return Run(seconds, max(peaks), output)
+    return Run(seconds, max(peaks), output, _processor_time() - before)
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _watch(child: subprocess.Popen, peaks: list[int]) -> None:

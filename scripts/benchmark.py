@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import bench_conversions
+import bench_features
 import bench_forward
+import bench_loading
 import bench_start
 import bench_training
 from bench_measure import table
@@ -32,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
+    parser.add_argument("--images", type=int, default=1000, help="of which features are computed")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keeps the checkpoints that are made")
     return parser.parse_args()
@@ -60,11 +63,23 @@ def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
     return bench_training.rows(given.batches, given.pairs, given.peer_python, given.frameworks)
 
 
+def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure features of a folder of images."""
+    return bench_features.rows(folder.resolve(), given.images, given.pairs)
+
+
+def loading(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure how long it takes until a ViT-B is loaded."""
+    return bench_loading.rows(folder.resolve(), given.pairs)
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {
     "conversions": conversions,
     "start": start,
     "forward": forward,
     "training": training,
+    "features": features,
+    "loading": loading,
 }
 
 

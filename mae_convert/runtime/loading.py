@@ -134,7 +134,9 @@ class Wanted:
     image_size: tuple[int, int] | None = None
     num_frames: int | None = None
     model_class: type | None = None
-    mmap: bool | None = None
+    mmap: bool | None = False
+    """As of `load_model`. Commands do not map: a file that changes while they run would end them
+    without a message."""
 
 
 def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:

@@ -102,7 +102,9 @@ def features_of(
         skip = Option("skip_unreadable", True)
         check_images(paths, ("correct or remove it, or skip such files with ", skip))
     framework, device = options.framework, options.device
-    model = load_model(checkpoint, framework, task="encoder", dtype="float32", device=device)
+    model = load_model(
+        checkpoint, framework, task="encoder", dtype="float32", device=device, mmap=False
+    )
     model.config = replace(model.config, mask_ratio=0.0)
     run = _run_torch if framework == "torch" else _run_keras
     batches: list[dict[str, np.ndarray]] = []

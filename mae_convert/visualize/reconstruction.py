@@ -91,7 +91,9 @@ class Reconstructor:
         self._checkpoint, self._framework, self._device = checkpoint, framework, device
         self._model: Any = None
         if framework != "both":
-            self._model = load_model(checkpoint, framework, dtype="float32", device=device)
+            self._model = load_model(
+                checkpoint, framework, dtype="float32", device=device, mmap=False
+            )
 
     def __call__(self, inputs: Arrays, ratio: float) -> Reconstruction:
         """Return the reconstructions of a batch.

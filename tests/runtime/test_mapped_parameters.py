@@ -14,9 +14,11 @@ from paths import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from mae_convert import load_model, save_model
+from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.models import ViTMAEForPreTraining
 from mae_convert.runtime import torch_model
+from mae_convert.visualize.reconstruction import Reconstructor
 
 HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}
 ORIGINAL = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
@@ -59,6 +61,13 @@ def test_tensors_that_a_file_has_as_they_are_are_mapped(weights, tmp_path, origi
     assert {mapped_from(value) for value in asked.state_dict().values()} == {str(checkpoint)}
     for model in (mapped, copied, unasked, asked):
         assert same(dict(model.state_dict()), dict(original_weights))
+
+
+def test_commands_do_not_map(tmp_path):
+    """A file that changes while a command runs must not end it without a message."""
+    folder = shutil.copytree(GOLDEN / "transformers_tf_pretrain_tiny_v4pt", tmp_path / "model")
+    model = Reconstructor(open_checkpoint(folder), "torch")._model
+    assert mapped_from(model.cls_token) is None
 
 
 def test_what_has_to_be_computed_is_copied(tmp_path, original_weights):
