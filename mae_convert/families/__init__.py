@@ -1,7 +1,7 @@
-"""Families of models, one package each: what is special to a family is here and nowhere else.
+"""Model families, one package each; everything that is specific to a family is in its package.
 
-`families` returns the families of this project and those of other packages. Other packages
-register an instance of `mae_convert.families.family.Family` by the entry point
+`families` returns the families of this project and of other packages. Other packages register an
+instance of `mae_convert.families.family.Family` with the entry point
 ``mae_convert.families``, and further layouts of a family by ``mae_convert.layouts``. Only installed
 packages have entry points: no checkpoint causes anything to be imported.
 """
@@ -62,10 +62,10 @@ def families() -> Mapping[str, "Family"]:
 
 
 def _is_anything_registered() -> bool:
-    """Return whether an installed package may have entry points of ours.
+    """Return whether an installed package may register a family.
 
-    Most often none has. Then `importlib.metadata` is not imported, which takes as long as reading
-    a small checkpoint.
+    Usually no package does. Then `importlib.metadata` is not imported, which takes as long as
+    reading a small checkpoint.
     """
     sections = [f"[{group}]".encode() for group in GROUPS]
     for folder in map(Path, sys.path):
@@ -83,7 +83,7 @@ def _registered(*groups: str) -> list[list[Any]]:
     """Return what installed packages register by their entry points, for each group.
 
     Raises:
-        MissingRequirementError: what a package registers cannot be imported.
+        MissingRequirementError: a registered family cannot be imported.
     """
     from importlib.metadata import entry_points
 
@@ -114,7 +114,7 @@ def official_files() -> list["OfficialFile"]:
 
 
 def official_named(text: str) -> "OfficialFile | None":
-    """Return the published file of this name, or None."""
+    """Return the official file with this name, or None."""
     return next((official for official in official_files() if official.name == text), None)
 
 
@@ -156,7 +156,7 @@ def native_frameworks(layout: str, family: str | None = None) -> list[str]:
 
     Args:
         layout: a layout's name.
-        family: the name of its family; None for all that have such a layout.
+        family: the name of the family; None for all families with such a layout.
     """
     possible = [one for one in families().values() if family in (None, one.name)]
     return list(

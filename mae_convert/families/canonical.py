@@ -26,11 +26,11 @@ def block_shapes(
     """Yield names and shapes of the tensors of a transformer block.
 
     Args:
-        name: what stands before the names.
-        width: of the tokens.
-        hidden: of the MLP.
+        name: the prefix of the names.
+        width: the width of the tokens.
+        hidden: the width of the hidden layer of the MLP.
         biases: which of query, key and value have a bias, as "qkv" or "qv".
-        gammas: whether attention and MLP have a layer scale each.
+        gammas: whether attention and MLP have a layer scale.
     """
     yield from norm_shapes(f"{name}.norm1", width)
     for part in ("q", "k", "v"):
@@ -84,7 +84,7 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
     """Return the number of blocks under a prefix: one more than the highest index.
 
     Raises:
-        LayoutError: that is more than the number of names, so most blocks are missing.
+        LayoutError: the depth is larger than the number of names, so most blocks are missing.
     """
     index = re.compile(re.escape(prefix) + r"(\d+)\.")
     indices = [int(match[1]) for name in names if (match := index.match(name))]
@@ -106,7 +106,7 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
     Args:
         task: the requested task.
         available: the task of the checkpoint.
-        whole: where checkpoints of the family have their decoder, a clause; empty if unknown.
+        whole: a clause about checkpoints of the family with a decoder; "" if unknown.
         heads: whether the family has classifiers.
 
     Raises:

@@ -11,17 +11,16 @@ EVEN, SPREAD, ALL = "even", "spread", "all"
 
 @dataclass(frozen=True)
 class Clips:
-    """How frames become the input of a model, as the authors' programs do it."""
+    """The sampling and preprocessing of frames in the authors' programs."""
 
     frames: str
-    """What is done with the frames of a file: "even" takes every ``stride``-th of them and repeats
-    the last one that it reaches where a video is too short; "spread" takes evenly spaced frames
-    from the time that ``stride`` frames each would last at ``frame_rate`` frames per second; "all"
-    takes all, of which there must be as many as the model takes. Clips are taken from the middle of
-    a video."""
+    """The sampling of frames: "even" uses every ``stride``-th frame and repeats the last one if the
+    video is too short; "spread" uses evenly spaced frames from the duration of ``stride`` times the
+    number of frames at ``frame_rate`` frames per second; "all" uses all frames, whose number must
+    be that of the model. Clips are taken from the middle of a video."""
 
     like: str
-    """Whose sampling this is, in words."""
+    """The origin of this sampling, for messages."""
 
     stride: int = 1
     """The distance between the frames of a clip."""
@@ -30,8 +29,8 @@ class Clips:
     """The frame rate that ``stride`` refers to; None for that of the file."""
 
     measured: bool = False
-    """Whether pixels are measured values, which are normalized as they are and never resampled;
-    else they are colours from 0 to 255, which are resized and rescaled."""
+    """Whether pixels are measured values, which are normalized but neither rescaled nor resized;
+    otherwise they are colours from 0 to 255, which are resized and rescaled."""
 
     missing_value: tuple[float, float] | None = None
     """The value that marks a missing measurement, and the value that replaces it."""
@@ -43,10 +42,10 @@ class Clips:
         """Return which frames make a clip, from 0.
 
         Args:
-            count: frames of the file, at least 1; as many as ``length`` where all are taken.
-            length: frames of a clip.
-            rate: frames per second of the file, or None if it is unknown.
-            stride: how far apart frames are.
+            count: the number of frames in the file, at least 1; equal to ``length`` for "all".
+            length: the number of frames of a clip.
+            rate: frames per second of the file, or None if unknown.
+            stride: the distance between frames.
         """
         if self.frames == ALL:
             return list(range(count))
@@ -61,7 +60,7 @@ class Clips:
         return [start + min(step, last) * stride for step in range(length)]
 
     def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
-        """Return what is done to frames, as ``preprocessor_config.json`` has it.
+        """Return the preprocessing of frames with the fields of ``preprocessor_config.json``.
 
         Colours are prepared as by transformers' VideoMAEImageProcessor: the shorter side is
         resized, and the centre is cropped. Frames of models that are not square are resized.
@@ -91,6 +90,6 @@ class Clips:
         every = "every frame" if stride == 1 else f"one frame in {stride}"
         rate = ""
         if self.frame_rate:
-            rate = f" at {self.frame_rate:g} frames per second (where a file tells its rate)"
+            rate = f" at {self.frame_rate:g} frames per second (if the file has a frame rate)"
         same = f", {self.like}" if stride == self.stride else ""
         return f"clips are {every}{rate} from the middle of each video{same}"

@@ -1,4 +1,4 @@
-"""Resolve fields that are not stored in tensors: each has a named source, none is guessed.
+"""Resolve fields that are not stored in tensors; each value has a source and none is guessed.
 
 `mae_convert.families.evidence` defines the sources and their order; the model family defines the
 fields.
@@ -26,21 +26,21 @@ class Missing:
     """The field."""
 
     what: str
-    """The field in words, for a sentence."""
+    """The description of the field for a sentence."""
 
     option: Option
     """The option that specifies it."""
 
     reason: str
-    """What the tensors leave open, and evidence that could not be used."""
+    """Why the tensors do not determine the field, and evidence that could not be used."""
 
     hint: str = ""
-    """What to do besides using the option, such as the image size of a family; or empty."""
+    """Additional advice, such as the image size of a family; or ""."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration, and where each field that tensors cannot give came from."""
+    """A configuration, and the source of each field that is not stored in tensors."""
 
     model: Any
     """The fields of the model, as its family's configuration class has them. Those that are
@@ -53,10 +53,10 @@ class Configuration:
     """The standard deviation by which each channel is then divided."""
 
     sources: Mapping[str, str]
-    """The source of each field that does not follow from tensors, in words."""
+    """Field → its source as text, for fields that are not stored in tensors."""
 
     labels: tuple[str, ...] | None = None
-    """The names of a classifier's classes, or None where they are not known."""
+    """The names of a classifier's classes, or None if unknown."""
 
     assumptions: Mapping[str, str] = field(default_factory=dict)
     """Why a field is an assumption ("official", "layout" ...), for those that are."""
@@ -65,7 +65,7 @@ class Configuration:
     """Fields without a value; empty for every checkpoint that can be run or converted."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of an experiment that gave fields, as plain data, or None."""
+    """The evidence of an experiment that determined fields, as plain data, or None."""
 
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
@@ -117,10 +117,10 @@ class Configuration:
         )
 
     def for_task(self, task: str) -> "Configuration":
-        """Return the configuration of a part of the model: a task asks for its own fields only.
+        """Return the configuration of a part of the model, with only the fields of a task.
 
-        An encoder needs nothing of the decoder. A decoder whose number of heads is missing becomes
-        the one that a configuration of an encoder has by default, so that no placeholder is
+        An encoder does not need the fields of the decoder. A missing number of decoder heads gets
+        the default of an encoder's configuration, so that no placeholder is
         written.
         """
         own = self.unspecified.get(task, ())
@@ -160,13 +160,13 @@ def options_for(missing: Iterable[Missing]) -> Text:
 def resolve(
     task: str, evidence: Evidence, family: "Family", *, incomplete: bool = False
 ) -> Configuration:
-    """Return the configuration that the evidence gives, with the source of each field.
+    """Return the configuration that follows from the evidence, with the source of each field.
 
     Args:
         task: "pretrain", "encoder" or "classify".
-        evidence: everything that may give a field.
-        family: the family of models, which tells the fields and what else gives them.
-        incomplete: return a configuration even where fields are missing.
+        evidence: all evidence about the fields.
+        family: the model family, which determines the fields and further evidence.
+        incomplete: return a configuration even if fields are missing.
 
     Raises:
         ConfigurationError: a field is impossible or contradicted; or is missing, unless
@@ -216,7 +216,7 @@ def resolve(
 
 
 def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
-    """Return the value of a field that ranks first, or None if nothing gives one.
+    """Return the value of a field with the highest priority, or None.
 
     Raises:
         ConfigurationError: an option contradicts it, or it is impossible.
@@ -234,8 +234,8 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
 
     Args:
         name: "num_attention_heads" or "decoder_num_attention_heads".
-        evidence: what is known.
-        contradiction: evidence that could not be used, in words, or None.
+        evidence: the evidence.
+        contradiction: a sentence about evidence that could not be used, or None.
     """
     width_field = name.replace("num_attention_heads", "hidden_size")
     width = evidence.geometry[width_field]
@@ -306,7 +306,7 @@ def _check_flags_known(evidence: Evidence, family: "Family") -> None:
 
 
 def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:
-    """Check that each flag tells something of one of the files that it may be about.
+    """Check that each option applies to at least one of the files.
 
     Args:
         flags: field → value, as the user gave them.

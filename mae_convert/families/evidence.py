@@ -1,9 +1,9 @@
-"""Where the configuration fields come from that no tensor gives, in the order in which they count.
+"""Evidence about configuration fields that are not stored in tensors, in order of priority.
 
-The order is: an option, a configuration beside or inside the file, what the family of models finds
-(training arguments in the checkpoint, fixed position tables, official models of exactly these names
-and shapes ...), the layout's own convention. Whatever comes after the training arguments and the
-position table is an assumption. The number of heads has no convention.
+The order is: an option; a configuration beside or inside the file; evidence that the model family
+evaluates (training arguments in the checkpoint, fixed position tables, official models of exactly
+these names and shapes ...); the convention of the layout. Values after the training arguments and
+the position table are assumptions. There is no convention for the number of heads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,21 +15,21 @@ from mae_convert.formats.tensor import LazyTensor
 
 PREPROCESSING = ("image_mean", "image_std")
 
-# Fields that tensors' names give, and not their shapes.
+# Fields that follow from the names of tensors instead of their shapes.
 BY_NAMES = ("global_pool", "use_mean_pooling")
 
 # Why a value is an assumption.
 OFFICIAL = "official"  # the official model of the same names and shapes has it
-FAMILY = "family"  # every model of the family that the checkpoint is known to belong to has it
-SQUARE = "square"  # the grid is taken to be square
+FAMILY = "family"  # all models of the checkpoint's known family have it
+SQUARE = "square"  # the grid is assumed to be square
 NAMES = "names"  # models of these names usually have it
-LAYOUT = "layout"  # a model of this layout has it unless its configuration says otherwise
-LAYOUT_CODE = "layout code"  # the code that defines the layout has no other value
+LAYOUT = "layout"  # the default of the layout's programs
+LAYOUT_CODE = "layout code"  # the layout's programs support no other value
 
 
 @dataclass(frozen=True)
 class FieldValue:
-    """A value of a field, its source, and why it is an assumption (None if it is not)."""
+    """A value of a field, its source, and the kind of assumption (None if it is not one)."""
 
     value: Any
     source: str
@@ -41,7 +41,7 @@ class Evidence:
     """All evidence about the fields of a configuration; each mapping may be empty."""
 
     geometry: Mapping[str, Any]
-    """Fields that the tensors' shapes give, and ``num_patches``."""
+    """Fields that follow from the tensors' shapes, and ``num_patches``."""
 
     flags: Mapping[str, Any]
     """Fields that the user specified, by name."""
@@ -64,8 +64,7 @@ class Evidence:
     """The conventions among them for which the layout's own code has no other value."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes for granted that the checkpoint is known to be, of those with the same
-    names and shapes, and its name."""
+    """Conventions of the related model that the checkpoint belongs to, and its name."""
 
     relative_name: str = ""
     size_hint: str = ""
@@ -79,10 +78,10 @@ class Evidence:
     ``value``, ``source`` and ``assumption``."""
 
     by_names: Mapping[str, Any] = field(default_factory=dict)
-    """The values that the program uses for every model whose tensors have such names."""
+    """Values that a program uses for all models whose tensors have these names."""
 
     fill_only: bool = False
-    """Whether an option only adds what the file does not state, and does not override it."""
+    """Whether an option only fills in fields that the file does not specify."""
 
     preprocessor_where: str = "preprocessor_config.json"
     """The file that they are in."""
@@ -98,15 +97,15 @@ class Evidence:
 def candidates(
     name: str, evidence: Evidence, of_family: Iterable[FieldValue]
 ) -> Iterator[FieldValue]:
-    """Yield the values that the evidence gives for a field, in the order in which they count.
+    """Yield the values of a field in order of priority.
 
     Args:
         name: the field.
-        evidence: everything that may give it.
-        of_family: what comes between the configuration and the layout's convention.
+        evidence: all evidence about the field.
+        of_family: values with a priority between the configuration and the layout's convention.
     """
     if name != "image_size":
-        # A conversion may have given the tensors the names that go with what it had assumed.
+        # An earlier conversion may have chosen the names of the tensors based on an assumption.
         source = "the tensors' names" if name in BY_NAMES else "the tensors' shapes"
         yield _recorded(name, evidence.geometry.get(name), source, evidence)
     given_by = f"option {OF_FIELDS[name].name}" if name in OF_FIELDS else ""
@@ -120,7 +119,7 @@ def candidates(
         channels = evidence.geometry["num_channels"]
         convention = evidence.conventions.get(name)
         if convention is not None and len(convention) != channels:
-            # Other sensors: no convention of RGB images applies; say so as identity.
+            # The conventions of RGB images do not apply to other sensors; use the identity.
             identity = (0.0 if name == "image_mean" else 1.0,) * channels
             yield FieldValue(identity, f"{channels} channels: none", LAYOUT)
     kind = LAYOUT_CODE if name in evidence.fixed else LAYOUT
@@ -132,7 +131,7 @@ def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
     """Return the value in the configuration."""
     value, where = evidence.stated_value(name), evidence.stated_where
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
-        # A configuration with one epsilon states it for the whole model.
+        # A single epsilon in a configuration applies to the whole model.
         value = evidence.stated_value("layer_norm_eps")
     return _recorded(name, value, where, evidence)
 

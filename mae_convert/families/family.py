@@ -1,8 +1,8 @@
-"""What a family of models is to the rest of the program: fields, names and methods to override.
+"""The interface of a model family: fields, names and methods to override.
 
-Everything generic (recognition, configuration, conversion, runs, verdicts) asks the family of the
-checkpoint and knows none by name. A family is a subclass of `Family` with one instance, which
-`mae_convert.families` lists; other packages register theirs by the entry point
+Generic code (recognition, configuration, conversion, runs, verdicts) uses this interface and refers
+to no family by name. A family is a subclass of `Family` with one instance, which
+`mae_convert.families` lists; other packages register their families with the entry point
 ``mae_convert.families``.
 """
 
@@ -30,7 +30,7 @@ from mae_convert.layouts.transforms import Schema, Shape
 
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, Shape]
-# Of each task, the fields that matter and that no tensor of a masked autoencoder gives.
+# Task → required fields that are not stored in the tensors of a masked autoencoder.
 UNSPECIFIED = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
 UNSPECIFIED_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
@@ -68,9 +68,9 @@ class Family(ABC):
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
         layouts: by name on the command line.
         layout_synonyms: other names of layouts.
-        models: for "torch" and "keras", task → "module:Class" of the reference model, and likewise
-            for "transformers" of the library's. Text, so that no framework is imported here.
-        model_layouts: framework → the layout whose names its model has; "keras" for both backends.
+        models: for "torch" and "keras", task → "module:Class" of the reference model; for
+            "transformers", that of the library. They are text so that no framework is imported.
+        model_layouts: framework → the layout of its reference model; "keras" for both backends.
         native_loaders: name of a table and framework → the loader that reads such names into the
             framework's model without a table (see `mae_convert.runtime.sides`).
         transformers_classes: task → the classes of transformers that compute its model; for a
@@ -79,26 +79,25 @@ class Family(ABC):
             encoder there and not in the encoder's own model.
         official: published models, as `mae_convert.families.official_models` describes them.
         catalog_advice: purposes and names of official files, and notes about them, for the catalog.
-        whole_checkpoints: where checkpoints with a decoder are published, a clause for messages.
-        has_key_bias: whether attention has a bias of the key where it has those of query and value.
+        whole_checkpoints: a clause for messages about official checkpoints with a decoder.
+        has_key_bias: whether attention with query and value biases also has a key bias.
         predicts_removed_only: whether the decoder's output has removed patches only.
-        positions: what becomes of position embeddings at another image size: "stored" ones of a
-            grid of patches (`position_tables`) are resampled, models whose positions are "computed"
-            have no other tensors; None where the size cannot be changed.
+        positions: the treatment of position embeddings for another image size: "stored" ones of a
+            grid of patches (`position_tables`) are resampled, "computed" ones are not stored; None
+            if the size cannot be changed.
         resampling: how stored ones are resampled, ``BICUBIC`` or ``CORNERS_ALIGNED`` of
             `mae_convert.families.position_embeddings`.
-        fixed_positions: the axes of the fixed embedding that stored ones are before training, a key
-            of ``FIXED`` there; None where they are learned.
-        may_lack_class_position: whether programs exist that give such names to position embeddings
+        fixed_positions: the axes of the fixed embedding that is the initial value of stored ones, a
+            key of ``FIXED`` there; None if they are learned.
+        may_lack_class_position: whether some programs use the same names for position embeddings
             without a row for the class token.
         additional_inputs: names of what models take besides pixels and noise, where their
             configurations ask for it.
         takes_images: whether an input is one image, as what draws and measures images needs it.
-        card: what a model card says of it; None where `title` is all.
-        clips: how inputs are made of videos or series of images; None where they are not.
+        card: the description for model cards; None for only the `title`.
+        clips: the preprocessing of videos or series of images; None for images.
         has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
-        image_processors: transformers' classes that prepare inputs as is done here, besides those
-            of ViT.
+        image_processors: transformers' classes with the same preprocessing, besides those of ViT.
     """
 
     name: ClassVar[str]
@@ -128,7 +127,7 @@ class Family(ABC):
     image_processors: ClassVar[tuple[str, ...]] = ()
 
     def with_layouts(self, layouts: Iterable[Layout]) -> Self:
-        """Return the family with further layouts, as far as it has none of their names."""
+        """Return the family with further layouts, except those whose names it already has."""
         family = copy(self)
         further = {row.name: row for row in layouts if row.name not in self.layouts}
         family.layouts = {**self.layouts, **further}
@@ -142,20 +141,20 @@ class Family(ABC):
 
     @abstractmethod
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the configuration fields that the shapes of canonical tensors give.
+        """Return the configuration fields that follow from the shapes of canonical tensors.
 
         ``num_patches`` is among them where position embeddings are stored.
 
         Raises:
-            LayoutError: a tensor that gives one is missing or has an impossible rank.
+            LayoutError: a tensor that determines a field is missing or has an invalid rank.
         """
 
     @abstractmethod
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models of such a geometry.
+        """Return the schema of all models with such a geometry.
 
         Args:
-            geometry: as `geometry` returns it.
+            geometry: the result of `geometry`.
             task: the task.
             names: canonical names that are there, where optional tensors belong to them.
 
@@ -171,7 +170,7 @@ class Family(ABC):
         """Return a layout by its name on the command line.
 
         Raises:
-            LayoutError: there is none of that name.
+            LayoutError: the family has no layout with this name.
         """
         name = self.layout_synonyms.get(name, name)
         if name not in self.layouts and name in layout_names():
@@ -184,7 +183,7 @@ class Family(ABC):
         return self.layouts[name]
 
     def model_layout(self, framework: str) -> str:
-        """Return the layout whose names a framework's model has.
+        """Return the layout of the reference model in a framework.
 
         Raises:
             LayoutError: the framework has no such model.
@@ -205,7 +204,7 @@ class Family(ABC):
         """Whether the family has a model for classification."""
         return any("classify" in models for models in self.models.values())
 
-    # Relatives: models that are not of the family, or only in part, and are taken for it
+    # Relatives: models that are similar to those of the family
 
     def without_decoder(
         self, shapes: Shapes
@@ -213,19 +212,19 @@ class Family(ABC):
         """Take away the decoder of a model of which only the encoder is read.
 
         Returns:
-            The model and the tensor that gave it away, or None; the tensors that are left; and
-            those that are dropped, with the reason.
+            The model and the tensor that identifies it, or None; the remaining tensors; and the
+            dropped ones, with the reason.
         """
         return None, shapes, {}
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return what a model is that no layout fits, in a sentence, or None if it is unknown."""
+        """Return a sentence that identifies an unsupported model, or None."""
         return None
 
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return which of the models with the same names and shapes a checkpoint is, or None."""
+        """Return the related model to which a checkpoint belongs, or None."""
         return None
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
@@ -235,11 +234,10 @@ class Family(ABC):
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may act on and that are not read here.
+        """Return fields of ``config.json`` that a library may use but mae-convert does not.
 
         Raises:
-            ConfigurationError: a library that reads the configuration would compute something else
-                than what the tensors give here.
+            ConfigurationError: with this configuration, a library would compute another function.
         """
         config: Mapping[str, Any] = container.config or {}
         if KERAS in config:
@@ -277,7 +275,7 @@ class Family(ABC):
                 yield FieldValue(getattr(model, name), source, OFFICIAL)
 
     def _has_geometry(self, model: Any, task: str, geometry: Fields) -> bool:
-        """Return whether a model's tensors give such a geometry, whatever its number of classes."""
+        """Return whether a model has such a geometry, regardless of its number of classes."""
         if any(getattr(model, n) != geometry[n] for n in ("hidden_size", "num_hidden_layers")):
             return False
         own = self.geometry(self.schema(model, task))
@@ -288,7 +286,7 @@ class Family(ABC):
         )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
-        """Return the published files whose tensors have the names and shapes of such a model."""
+        """Return the official files whose tensors have the names and shapes of such a model."""
         files = [o for o in self.official if o.task == task and o.file]
         shapes = self.schema(model, task) if files else {}
         return [o for o in files if self.schema(o.model, task) == shapes]
@@ -317,16 +315,16 @@ class Family(ABC):
         """Return fields that follow from others.
 
         Args:
-            values: all fields that were found, and ``image_mean``, ``image_std``.
-            evidence: where they come from.
+            values: all resolved fields, and ``image_mean``, ``image_std``.
+            evidence: the evidence.
         """
         return {}
 
     def function_fields(self, model: Any, task: str) -> dict[str, Any]:
-        """Return the fields that no tensor gives and that change what a model computes.
+        """Return the fields that change the function but are not stored in tensors.
 
-        Dropout is off outside of training, the mask ratio is an argument of a run, and the mean and
-        deviation of pixels belong to what is done before the model: none of them is here.
+        Dropout (inactive in evaluation), the mask ratio (an argument of a run), and mean and
+        standard deviation of pixels (part of the preprocessing) are not among them.
         """
         fields = {
             "hidden_act": ACTIVATION_SYNONYMS.get(model.hidden_act, model.hidden_act),
@@ -346,7 +344,7 @@ class Family(ABC):
         """Return the configuration fields that are compared in a verdict, in order.
 
         Args:
-            tasks: those of the two sides.
+            tasks: the tasks of the two sides.
         """
         fields: tuple[str, ...] = (*GEOMETRY, "num_attention_heads", "layer_norm_eps", "hidden_act")
         if tasks == {"pretrain"}:
@@ -354,7 +352,7 @@ class Family(ABC):
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the fields of the classifier that an encoder with a new head becomes.
+        """Return the changed fields of an encoder to which a classifier head is added.
 
         Args:
             model: the configuration of the encoder.
@@ -371,11 +369,11 @@ class Family(ABC):
         return {"num_labels": num_labels}
 
     def pooling_in_words(self, model: Any) -> str:
-        """Return what the head of a classifier reads."""
+        """Return a description of the input of a classifier's head."""
         return "the mean of all patches"
 
     def target_in_words(self, model: Any) -> str:
-        """Return what it takes to make an image of a predicted patch."""
+        """Return instructions to convert a predicted patch to an image."""
         pixels = "image_std and image_mean convert them to pixel values"
         if not model.norm_pix_loss:
             return f"predicts pixels that are not normalised per patch; {pixels}"
@@ -386,7 +384,7 @@ class Family(ABC):
         )
 
     def warnings(self, configuration: Configuration, layout: str) -> Iterable[str]:
-        """Return what is odd about a configuration, in sentences.
+        """Return warnings about a configuration.
 
         Args:
             configuration: the configuration and where its fields come from.
@@ -395,10 +393,10 @@ class Family(ABC):
         return ()
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
-        """Return what is odd about the values of tensors, in sentences.
+        """Return warnings about the values of tensors.
 
         Args:
-            statistics: of each canonical tensor, as ``min`` and ``max``.
+            statistics: canonical name → statistics such as ``min`` and ``max``.
         """
         return ()
 
@@ -411,7 +409,7 @@ class Family(ABC):
         return ((ranks + 0.5) / patches).astype(np.float32)
 
     def additional_shapes(self, config: Any) -> Mapping[str, Shape]:
-        """Return the shape for each sample of every additional input that a model takes."""
+        """Return name → shape for one sample of each additional input of a model."""
         return {}
 
     def draw_additional(
@@ -425,17 +423,17 @@ class Family(ABC):
         return int(config.patch_dim), tuple(config.pixel_shape)
 
     def decoder_tokens(self, config: Any) -> int | None:
-        """Return the number of tokens of the decoder, or None where it depends on the mask."""
+        """Return the number of tokens of the decoder, or None if it depends on the mask."""
         return 1 + int(config.num_patches)
 
     # Model cards
 
     def about(self) -> Card:
-        """Return what a model card says of the family."""
+        """Return the description of the family for a model card."""
         return self.card or Card(self.title[:1].upper() + self.title[1:], "", (self.name,))
 
     def inputs_in_words(self, model: Any) -> str:
-        """Return what a model takes, as a sentence begins."""
+        """Return the beginning of a sentence about the inputs of a model."""
         (height, width), patch = model.image_hw, " x ".join(map(str, model.patch_shape))
         frames = "" if self.clips is None else f"{model.num_frames} frames of "
         return (
@@ -444,19 +442,19 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return what a model may have been converted from, and the licence of that, or None."""
+        """Return the possible official source of a model and its licence, or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 
     # Pixels
 
     def preprocessing(self, model: Any, settings: Fields) -> dict[str, Any]:
-        """Return what ``preprocessor_config.json`` has besides what a checkpoint states.
+        """Return fields of ``preprocessor_config.json`` in addition to those of a checkpoint.
 
         Args:
             model: the configuration.
-            settings: what the checkpoint states; if it crops, which version 4 of transformers'
-                ViTImageProcessor does not support, BitImageProcessor is used.
+            settings: the settings of the checkpoint; if they include a crop, which version 4 of
+                transformers' ViTImageProcessor does not support, BitImageProcessor is used.
         """
         if self.clips is not None:
             return self.clips.preprocessing(model.image_hw)
@@ -467,7 +465,7 @@ class Family(ABC):
             "do_rescale": True,
             "do_resize": True,
             "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
-            "resample": BILINEAR if settings else BICUBIC_FILTER,  # as read where nothing states it
+            "resample": BILINEAR if settings else BICUBIC_FILTER,  # the default of the readers
             "rescale_factor": 1 / 255,
             "size": {"height": height, "width": width},
         }
@@ -478,7 +476,7 @@ class Family(ABC):
         return self.clips.colours if self.clips is not None else (0, 1, 2)
 
     def prediction(self, config: Any) -> Any:
-        """Return what has the shapes of the images or videos that a decoder predicts.
+        """Return an object with the patch geometry of the images or videos that a decoder predicts.
 
         Its attributes are those of `reference_models.configuration.base.PatchGeometry`.
         """
@@ -493,11 +491,11 @@ class Family(ABC):
         return tuple(range(config.num_frames))
 
     def target_statistics(self, pixels: np.ndarray, config: Any) -> Statistics:
-        """Return what a prediction is multiplied by and what is added to make pixels of it.
+        """Return the factors and the summands that convert a prediction to pixels.
 
         Args:
             pixels: (N, C, [T,] H, W), as `predicted_pixels` returns them.
-            config: of the model.
+            config: the configuration of the model.
 
         Returns:
             Mean and deviation, float64, that go with what `mae_convert.families.pixel_patches.cut`
@@ -510,7 +508,7 @@ class Family(ABC):
         return mean, np.sqrt(variance + VARIANCE_FLOOR)
 
     def ratio_that_keeps(self, visible: int, config: Any) -> float:
-        """Return a mask ratio with which a model keeps this many patches."""
+        """Return a mask ratio for which a model has this number of visible patches."""
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:

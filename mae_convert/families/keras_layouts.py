@@ -1,4 +1,4 @@
-"""What the ``keras`` layouts of all families have in common: configurations, and rows of layers.
+"""The common parts of all families' ``keras`` layouts: configurations and mapping rows.
 
 Keras's ``config.json`` is in a ``.keras`` archive or in a preset of KerasHub. Keras names a dataset
 by the attributes that lead to its layer and numbers the layer's variables in the order of their
@@ -33,7 +33,7 @@ OURS: Mapping[str, Treatment] = {
     **OF_LAYER,
     "dtype": READ,  # see `_policy`
 }
-NOT_HERE = "no supported layout can hold such a model; run it with KerasHub"
+NOT_HERE = "no supported layout can represent such a model; run it with KerasHub"
 BACKBONE: Mapping[str, Treatment] = {
     **OF_LAYER,
     **dict.fromkeys(
@@ -52,7 +52,7 @@ BACKBONE: Mapping[str, Treatment] = {
         READ,
     ),
     "use_class_token": Only((None, True), NOT_HERE),
-    "use_mha_bias": READ,  # the tensors tell it, and the next
+    "use_mha_bias": READ,  # this field and the next one follow from the tensors
     "use_mlp_bias": READ,
     "use_patch_bias": READ,
     "data_format": Only((None, "channels_last"), "only channels_last is supported"),
@@ -71,14 +71,14 @@ TASK: Mapping[str, Treatment] = {
 
 
 def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...]:
-    """Return the fields of Keras's ``config.json`` of which nobody here knows what Keras does.
+    """Return the fields of Keras's ``config.json`` whose effect is unknown.
 
     Args:
         settings: ``config.json``.
         configuration: the class of the configurations of this project's models.
 
     Raises:
-        ConfigurationError: a field makes the model another one than a layout here can hold.
+        ConfigurationError: with this configuration, the model is not supported by any layout.
     """
     if not isinstance(settings, Mapping):
         return ()
@@ -111,7 +111,7 @@ def _policy(policy: Any) -> str | None:
     """Return the name of a dtype policy.
 
     Raises:
-        ConfigurationError: layers have policies of their own, or quantized weights.
+        ConfigurationError: layers have separate dtype policies or quantized weights.
     """
     kind: Any = "DTypePolicy"
     name = policy
@@ -122,13 +122,13 @@ def _policy(policy: Any) -> str | None:
         return None
     if kind not in ("DTypePolicy", "FloatDTypePolicy") or not isinstance(name, str):
         raise ConfigurationError(
-            f"Keras's config.json says dtype is a {shown(kind)} ({shown(name)}), with which Keras"
+            f"dtype in Keras's config.json is a {shown(kind)} ({shown(name)}), with which Keras"
             " quantizes weights or computes layers in other dtypes",
             hint="load the model, save it with a single float dtype, and use that file",
         )
     if name.partition("_")[0] not in (*FLOATS, "mixed"):
         raise ConfigurationError(
-            f"Keras's config.json says dtype is {shown(name)}, with which Keras quantizes weights",
+            f"dtype in Keras's config.json is {shown(name)}, with which Keras quantizes weights",
             hint="load and save the model before quantization",
         )
     return name
@@ -178,7 +178,7 @@ def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> di
     Args:
         class_path: "module:Class" of the model.
         config: the fields of its configuration.
-        dtype: of the weights.
+        dtype: the dtype of the weights.
     """
     module, _, name = class_path.partition(":")
     return {
@@ -201,15 +201,15 @@ def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> di
 
 
 def _snake_case(name: str) -> str:
-    """Return the name that Keras gives to a layer of a class."""
+    """Return the default name of a Keras layer of a class."""
     words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration tells; of a ``.keras`` file, what Keras makes the model of.
+    """Return the fields of a configuration; for a ``.keras`` file, those that Keras reads.
 
-    What we keep beside it (image mean and deviation, names of classes) is added.
+    The fields of mae-convert in the file (image mean and std, class names) are added.
 
     Raises:
         ConfigurationError: ``config.json`` is not of our models' form, or the two disagree.
@@ -221,8 +221,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
             raise ConfigurationError(
-                f"Keras's config.json says {name} is {value}, but the metadata of its weights has "
-                f"{ours[name]}",
+                f"{name} in Keras's config.json is {value}, but {ours[name]} in the metadata "
+                "of the weights",
                 hint="write the file again with model.save",
             )
     return {**ours, **theirs}
@@ -232,7 +232,7 @@ def archived(config: Any, *keys: str) -> Mapping[str, Any]:
     """Return the mapping at some keys of what Keras wrote as ``config.json``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such dtype.
     """
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None

@@ -1,4 +1,4 @@
-"""What is published of a family: checkpoints, for the catalog, and the text of a model card."""
+"""The official models of a family for the catalog, and the text for model cards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ SUFFIX = ".pth"
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """A published model, or a size of published models where no file is named."""
+    """An official model, or a size of official models without a specific file."""
 
     model_name: str
     """The name in the paper, for example "VideoMAE ViT-B/16"."""
@@ -30,7 +30,7 @@ class OfficialModel:
     """The file name that its publisher uses, if it is published."""
 
     md5: str | None = None
-    """The digits of the hash that its publisher states, if any."""
+    """The published digits of the hash, if any."""
 
     data: str = ""
     """The name of the data set that it was trained on."""
@@ -53,7 +53,7 @@ class OfficialFile:
     """The data set that they were trained on, on the Hub."""
 
     name: str
-    """Its name here: the file name without ``.pth``."""
+    """The name in mae-convert: the file name without ``.pth``."""
 
     folder: str
     """The path under `base_url`."""
@@ -65,17 +65,17 @@ class OfficialFile:
     """The configuration."""
 
     normalised: bool | None
-    """The decoder predicts pixels that are normalised patch by patch; None where there is no
+    """Whether the decoder predicts pixels that are normalised in each patch; None without a
     decoder."""
 
     purpose: str
-    """What it is used for, in one line."""
+    """The purpose of the file in one line."""
 
     md5: str | None = None
-    """The six digits of the hash that its publisher states, if any."""
+    """The six published digits of the hash, if any."""
 
     on_the_hub: str | None = None
-    """A repository on the Hugging Face Hub with the same weights, where one is known."""
+    """A repository on the Hugging Face Hub with the same weights, if known."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """Configuration fields that follow neither from the file nor from its layout."""
@@ -112,7 +112,7 @@ class Card:
     """The parts of a model card that are the same for all models of a family."""
 
     introduction: str
-    """What the models are, as Markdown; the beginning of a sentence."""
+    """A description of the models in Markdown, the beginning of a sentence."""
 
     citation: str
     """BibTeX entries."""
@@ -121,8 +121,8 @@ class Card:
     """Tags for the Hub's search."""
 
     pipeline_tags: Mapping[str, str] = field(default_factory=dict)
-    """Task → the Hub's name of what a model is for, where it has one; the Hub shows a widget for
-    it, which must take such inputs."""
+    """Task → the Hub's ``pipeline_tag``, if any; the Hub shows a widget for it, which must accept
+    such inputs."""
 
     licences: Mapping[str, str] = field(default_factory=dict)
     """Publisher of weights → their licence, for a question to the user."""

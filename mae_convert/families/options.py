@@ -1,8 +1,8 @@
-"""The options that say what a checkpoint's file does not: the one table of them.
+"""The table of options for configuration fields that a checkpoint does not store.
 
-The options of the command line, the fields of a sweep's plan and the arguments of Python are made
-from it. An option gives a field of the model's configuration, which has the name that transformers
-gives it; the option's own name is shorter.
+The options of the command line, the fields of a sweep's plan and the arguments in Python are
+generated from it. An option sets a field of the model's configuration, which has the same name as
+in transformers; the name of the option is shorter.
 """
 
 import math
@@ -29,7 +29,7 @@ class Kind(Protocol):
 
     @property
     def expected(self) -> str:
-        """What is accepted, for messages."""
+        """A description of valid values for messages."""
 
     def read(self, text: str) -> Any:
         """Return the value of a text.
@@ -68,7 +68,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names; a synonym stands for one of them."""
+    """One of several names, or a synonym of one."""
 
     choices: tuple[str, ...]
     synonyms: Mapping[str, str] = field(default_factory=dict)
@@ -172,8 +172,8 @@ def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None
     """Return height and width of a size: a number for a square, a pair, or a text such as 224x192.
 
     Args:
-        size: the size, or None, which is returned.
-        name: the argument's name, for a message.
+        size: the size, or None, which is returned unchanged.
+        name: the name of the argument for a message.
 
     Raises:
         ConfigurationError: it is not a size.
@@ -186,7 +186,7 @@ def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None
     if len(pixels) not in (1, 2) or not all(pixels):
         raise ConfigurationError(
             f"{name} cannot be {size!r}",
-            hint="give one number of pixels, or (height, width)",
+            hint="pass one number of pixels, or (height, width)",
             option=name,
         )
     return pixels[0], pixels[-1]
@@ -248,7 +248,7 @@ def _option(name: str, kind: Kind, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Flags:
-    """What the user specifies of a checkpoint's configuration; None where nothing is."""
+    """Configuration fields that the user specified; None for fields that were not specified."""
 
     num_attention_heads: int | None = _option(
         "num_heads", Whole(), "Number of attention heads of the encoder."
@@ -294,7 +294,7 @@ class Flags:
     num_frames: int | None = _option(
         "source_num_frames",
         Whole(),
-        "Frames of a video that the model takes.",
+        "Number of frames of the model's input.",
     )
 
     def given(self) -> dict[str, Any]:
@@ -309,10 +309,10 @@ STATE_KEY = CheckpointOption(
     "model_ema).",
     metavar="KEY",
 )
-# By the field of `Flags` that each gives.
+# Field of `Flags` → option.
 OF_FIELDS: Mapping[str, CheckpointOption] = {f.name: f.metadata["option"] for f in fields(Flags)}
-# The names of arguments in Python: those of the options, and those of the fields; without
-# image_size and num_frames, which there are those that a model is made for.
+# The names of arguments in Python: those of the options and those of the fields, except image_size
+# and num_frames, which are the size and the frames of the requested model there.
 ARGUMENTS: Mapping[str, str] = {
     name: option.name
     for field_name, option in OF_FIELDS.items()
@@ -323,15 +323,15 @@ CHECKPOINT_OPTIONS: tuple[CheckpointOption, ...] = (STATE_KEY, *OF_FIELDS.values
 
 
 def named(name: str, value: Any = None, placeholder: str = "") -> Option:
-    """Return the option that gives a field of the configuration, as a part of a message."""
+    """Return the option for a field of the configuration, as a part of a message."""
     return Option(OF_FIELDS[name].name, value, placeholder)
 
 
 def flags_of(values: Mapping[str, Any]) -> Flags:
-    """Return the flags that options give.
+    """Return the flags for the values of options.
 
     Args:
-        values: values by the option's name; what is None or not about a configuration is left out.
+        values: option name → value; values that are None and other options are ignored.
 
     Raises:
         ConfigurationError: an image size is not a size.
@@ -348,10 +348,10 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
 
 
 def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
-    """Return the flags that a Python program gives, by the names of options or of fields.
+    """Return the flags for arguments in Python, with the names of options or of fields.
 
     Raises:
-        TypeError: there is no option of such a name, or it is given by both of its names.
+        TypeError: there is no option with such a name, or it is specified with both of its names.
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         names = ", ".join(option.name for option in OF_FIELDS.values())

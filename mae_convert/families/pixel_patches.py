@@ -1,4 +1,4 @@
-"""Images and videos cut into patches, in NumPy, and what a decoder's predictions are of them."""
+"""Images and videos as patches in NumPy, and the targets of a decoder's predictions."""
 
 from typing import Any
 

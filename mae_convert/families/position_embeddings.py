@@ -1,7 +1,7 @@
 """Position embeddings for another image size: resampled on the grid of patches, or recomputed.
 
 Every embedding is canonical, (1, first + times x rows x columns, width): that of the class token,
-if there is one, then those of the patches time by time and row by row. The class token has no
+if there is one, then those of the patches in the order time, row, column. The class token has no
 position on the grid, so its embedding is unchanged.
 """
 
@@ -21,7 +21,7 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 POSITION_EMBEDDINGS = ("encoder.position_embedding", "decoder.position_embedding")
-# The fixed embeddings, by the axes of their grids, as `Family.fixed_positions` names them.
+# Axes of the grid, as in `Family.fixed_positions` → fixed embedding.
 FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
     "rows and columns": sincos_position_embedding,
     "times, rows and columns": spacetime_position_embedding,
@@ -59,9 +59,9 @@ def resampled(
     Args:
         tensor: the embedding.
         grid: rows and columns of patches.
-        new_grid: those that it is resampled for.
-        table: how the embedding is laid out; default: a class token and the grid of an image.
-        kind: ``BICUBIC``, or ``CORNERS_ALIGNED`` where the outermost patches keep their embeddings.
+        new_grid: the grid after resampling.
+        table: the structure of the embedding; default: a class token and the grid of an image.
+        kind: ``BICUBIC``, or ``CORNERS_ALIGNED`` if the outermost patches keep their embeddings.
     """
     table = table or PositionTable()
 
@@ -122,16 +122,16 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Return the fixed sine-cosine embedding of another grid, to replace that of this grid.
+    """Return the fixed sine-cosine embedding for another grid.
 
     Reads the tensor.
 
     Args:
         tensor: the embedding.
         grid: patches along each axis.
-        new_grid: likewise.
+        new_grid: the new grid, likewise.
         axes: the axes of the grid, a key of ``FIXED``.
-        option: the option that asks for it, for the message.
+        option: the option that requests it, for the message.
 
     Raises:
         ConfigurationError: the tensor is not the fixed embedding, so trained values would be lost.
@@ -141,8 +141,10 @@ def regenerated(
         table = FIXED[axes](tensor.shape[-1], grid)
         away = np.abs(tensor.load().astype(np.float64) - table).max()
         raise ConfigurationError(
-            f"{tensor.name} is not the fixed sine-cosine embedding (it is up to {away:.1g} away),",
-            *(" so ", option, " would lose what was learned"),
+            f"{tensor.name} is not the fixed sine-cosine embedding (the largest difference is"
+            f" {away:.1g}), so ",
+            option,
+            " would discard trained values",
             hint="leave it out" + (" to resample the embedding" if option == RECOMPUTE else ""),
         )
 
@@ -155,10 +157,10 @@ def regenerated(
 def fixed_precision(
     tensor: LazyTensor, grid: Shape, axes: str = "rows and columns"
 ) -> np.dtype | None:
-    """Return the dtype to which a fixed embedding was rounded before it got that of the tensor.
+    """Return the dtype to which a fixed embedding was rounded before it was stored.
 
-    The original computes in float64 and stores float32, whatever became of it later. None where the
-    tensor, which is read, is not exactly the fixed embedding of the grid.
+    The original computes in float64 and rounds to float32; the stored dtype may differ. The result
+    is None if the tensor, which is read, is not exactly the fixed embedding of the grid.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

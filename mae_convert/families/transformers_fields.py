@@ -1,7 +1,7 @@
 """The fields of transformers' ``config.json``: of ViTMAEConfig, ViTConfig and their base class.
 
-Versions 4 and 5 are covered. A value that is not among the fields of the class becomes an attribute
-of the configuration there, so that any part of the library may act on it.
+Versions 4 and 5 are covered. In transformers, an unknown field becomes an attribute of the
+configuration, so any part of the library may use it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,9 +62,9 @@ TRAINING = (
     "initializer_range",
     "problem_type",
 )
-# What is returned and how; it is not computed otherwise. The pooler and the head for masked images
-# of ViT, to which some fields belong, are no part of the models here: a pooler's tensors are named
-# as not used.
+# Fields that affect only the form of outputs. Some belong to ViT's pooler and its head for masked
+# images, which are not part of the supported models; the tensors of a pooler are reported as not
+# used.
 FORM = (
     "chunk_size_feed_forward",
     "encoder_stride",
@@ -152,11 +152,11 @@ FIELDS: Mapping[str, Treatment] = {
     "attn_implementation": ATTENTION,
     "_attn_implementation": ATTENTION,
     "_attn_implementation_autoset": HARMLESS,
-    "_attn_implementation_internal": HARMLESS,  # which version 5 does not take from a file
+    "_attn_implementation_internal": HARMLESS,  # version 5 does not read it from a file
     "auto_map": Reported((None, {})),  # code in the repository, for trust_remote_code=True
     "compression_config": QUANTIZED,
     "per_layer_config": Only(
-        NOTHING, "it then sets fields of single layers, which no supported layout can hold"
+        NOTHING, "it then sets fields of single layers, which no supported layout can represent"
     ),
     "pruned_heads": Only(
         NOTHING,
@@ -179,15 +179,15 @@ class Classes:
     """Names in ``architectures``; those of TensorFlow begin with TF."""
 
     fields: Mapping[str, Treatment] = field(default_factory=dict)
-    """What to do about fields that are not in `FIELDS`."""
+    """The treatment of fields that are not in `FIELDS`."""
 
 
 def unknown_in_config(config: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
-    """Return the fields that this project does not know what the library does with.
+    """Return the fields whose effect in the library is unknown.
 
     Args:
         config: ``config.json``.
-        classes: those of what the tensors are read as.
+        classes: the classes for the task of the checkpoint.
 
     Raises:
         ConfigurationError: a field makes the model another one than the tensors are.
@@ -203,12 +203,12 @@ def unknown_in_config(config: Mapping[str, Any], classes: Classes) -> tuple[str,
 
 
 def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable[np.dtype]) -> None:
-    """Hold what ``config.json`` says about the weights against the weights that are read.
+    """Check that the fields of ``config.json`` about the weights match the weights.
 
     Args:
         config: ``config.json``.
         weights_file: the file that is read, or the index of several.
-        dtypes: of the tensors in it.
+        dtypes: the dtypes of the tensors in the file.
 
     Raises:
         ConfigurationError: transformers would load other weights, or round them.
@@ -233,7 +233,7 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
             continue
         if stored_dtype not in DTYPES:
             raise ConfigurationError(
-                f"config.json says {name} is {shown(stored_dtype)}, which is not supported",
+                f"{name} in config.json is {shown(stored_dtype)}, which is not supported",
                 hint=f"remove {name}, or use one of {', '.join(DTYPES)}",
             )
         wider = [dtype for dtype in dtypes if not _holds(DTYPES[stored_dtype], dtype)]

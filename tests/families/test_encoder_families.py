@@ -175,7 +175,7 @@ def test_the_caveat_is_printed_and_recorded(command, tmp_path, name):
     }  # fmt: skip
     assert set(record["dropped"]) == {*(set(shapes) - set(encoder(3, 1))), "epoch"}
     again = command("inspect", tmp_path / "m", "--json").json["family"]
-    assert (again["name"], again["because"]) == (name, "the conversion record says so")
+    assert (again["name"], again["because"]) == (name, "according to the conversion record")
 
 
 @pytest.mark.parametrize("target", ["m.pth", "m.weights.h5", "m.keras", "m.npz"])

@@ -195,7 +195,7 @@ class TestFixedEmbeddings:
         stored[0, 5, 1] += 0.1  # a trained one is not replaced
         assert np.isnan(fixed_positions(stored, (3, 4, 2), (5, 2, 7))).all()
         option = Option("num_frames", 5)
-        with pytest.raises(ConfigurationError, match="num_frames=5 would lose what was learned"):
+        with pytest.raises(ConfigurationError, match="num_frames=5 would discard trained values"):
             regenerated(LazyTensor.from_array("p", stored), (3, 4, 2), (5, 4, 2), axes, option)
 
     def test_one_that_never_was_float32_stays_exact(self):

@@ -156,7 +156,7 @@ def test_a_trained_table_is_not_replaced_for_other_frames(tmp_path):
     path = tmp_path / "trained.pth"
     write_file(path, "pth", [LazyTensor.from_array(n, a) for n, a in stored.items()])
     flags = Flags(4, 3, num_frames=4, image_size=32)
-    with pytest.raises(ConfigurationError, match="num_frames=2 would lose what was learned"):
+    with pytest.raises(ConfigurationError, match="num_frames=2 would discard trained values"):
         converted(open_checkpoint(path, flags), tmp_path / "a.pth", Geometry(num_frames=2))
 
 

@@ -139,7 +139,8 @@ def test_both_sides_are_proven_natively(command, case, work):
 def test_a_changed_configuration_is_seen(archive):
     with_config(archive, hidden_act="relu")
     with pytest.raises(
-        ConfigurationError, match="hidden_act is relu, but the metadata of its weights has gelu"
+        ConfigurationError,
+        match="hidden_act in Keras's config.json is relu, but gelu in the metadata of the weights",
     ):
         open_checkpoint(archive)
 

@@ -591,7 +591,7 @@ def test_a_dtype_and_a_size_that_there_are_not_are_refused():
     for options, words in (
         ({"dtype": "int8"}, "choose float64, float32"),
         ({"torch_dtype": torch.int8}, "choose float64, float32"),
-        ({"image_size": "large"}, "give one number"),
+        ({"image_size": "large"}, "pass one number"),
     ):
         with pytest.raises(MaeConvertError, match=words):
             model_of("pretrain", **options)

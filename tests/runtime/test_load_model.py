@@ -79,7 +79,7 @@ WRONG = {
     "policy": ({"dtype": "mixed_float16", **HEADS}, MaeConvertError, "float64, float32"),
     "task": ({"task": "classify", **HEADS}, MaeConvertError, "no classifier head"),
     "size": ({"image_size": 33, **HEADS}, MaeConvertError, "choose 32 or 40"),
-    "size in words": ({"image_size": "large", **HEADS}, MaeConvertError, "give one number of"),
+    "size in words": ({"image_size": "large", **HEADS}, MaeConvertError, "pass one number of"),
     "three sizes": ({"image_size": (32, 32, 3), **HEADS}, MaeConvertError, "(height, width)"),
     "half a pixel": ({"image_size": 32.5, **HEADS}, MaeConvertError, "32.5"),
     "no size": ({"image_size": True, **HEADS}, MaeConvertError, "cannot be True"),

@@ -97,7 +97,7 @@ class ImageMAE(Family):
         return schema(config, task)
 
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the fields that shapes give; of the image size only the number of patches."""
+        """Return the fields that follow from shapes, with the number of patches as image size."""
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
@@ -116,7 +116,7 @@ class ImageMAE(Family):
         return schema(config, task) | (batch_norm_schema(config.hidden_size) if probe else {})
 
     def candidates(self, model: ViTMAEConfig, task: str) -> list[Official]:
-        """Return the published files whose tensors have the names and shapes of such a model."""
+        """Return the official files whose tensors have the names and shapes of such a model."""
         return candidates(model, task)
 
     def without_decoder(
@@ -126,13 +126,13 @@ class ImageMAE(Family):
         return relatives.without_decoder(shapes)
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return what a model is that no layout fits, in a sentence, or None if it is unknown."""
+        """Return a sentence that identifies an unsupported model, or None."""
         return relatives.explain(shapes, config, adapter)
 
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return which of the models with the same names and shapes a checkpoint is, or None."""
+        """Return the related model to which a checkpoint belongs, or None."""
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
@@ -142,7 +142,7 @@ class ImageMAE(Family):
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may act on and that are not read here."""
+        """Return fields of ``config.json`` that a library may use but mae-convert does not."""
         config = container.config or {}
         beside = container.config_source == "config.json" and KERAS not in config
         if beside and layout == "timm" and "architecture" in config:
@@ -176,28 +176,28 @@ class ImageMAE(Family):
             fields.check_position_tables(size, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return whether the mean of the patches is normalized, which the names tell."""
+        """Return whether the mean of the patches is normalized, according to the names."""
         if values.get("global_pool") != "avg":
             return {}
         return {"fc_norm": None if "global_pool" in evidence.geometry else False}
 
     def function_fields(self, model: ViTMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that no tensor gives and that change what a model computes."""
+        """Return the fields that change the function but are not stored in tensors."""
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return what a model may have been converted from, and the licence of that, or None."""
+        """Return the possible official source of a model and its licence, or None."""
         names = " or ".join(official.file for official in candidates(model, task))
-        return (f"{names}, whose names and shapes it has", LICENSE) if names else None
+        return (f"{names}, which has the same names and shapes", LICENSE) if names else None
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the fields of the classifier that an encoder with a new head becomes."""
+        """Return the changed fields of an encoder to which a classifier head is added."""
         fields = super().new_head_fields(model, num_labels)
         return {**fields, "global_pool": "token", "fc_norm": None}
 
     def pooling_in_words(self, model: ViTMAEConfig) -> str:
-        """Return what the head of a classifier reads."""
+        """Return a description of the input of a classifier's head."""
         return "the class token" if model.global_pool == "token" else "the mean of all patches"
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:

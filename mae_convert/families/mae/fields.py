@@ -1,4 +1,4 @@
-"""What gives the fields of the image MAE that no tensor gives, and what contradicts what."""
+"""Evidence about the image MAE's fields that are not stored in tensors, and contradictions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_si
 
 
 def arguments(evidence: Evidence) -> TrainingArguments:
-    """Return what the training arguments say about the shapes beside them."""
+    """Return the evidence of the training arguments, together with the shapes."""
     return TrainingArguments.of(evidence.training_args, evidence.geometry)
 
 
@@ -35,8 +35,8 @@ def values_of(
 
     Args:
         name: the field.
-        evidence: everything that may give it.
-        official: values of the published models of the same geometry.
+        evidence: all evidence about the field.
+        official: values of the official models with the same geometry.
 
     Raises:
         ConfigurationError: training arguments and position table contradict each other.
@@ -50,7 +50,7 @@ def values_of(
         yield FieldValue(argument(name), "training arguments")
         return
     if name == "image_size":
-        # A relative whose positions do not follow the grid: neither table nor arguments give it.
+        # If positions do not follow the grid, neither the table nor the arguments determine it.
         yield relative
         yield _image_size(evidence)
     else:
@@ -67,7 +67,7 @@ def values_of(
             "has too"
         )
         yield FieldValue("token", source, NAMES)
-    source = "convention of solo-learn, whose tensor names these are"
+    source = "convention of solo-learn, because of the tensor names"
     yield FieldValue(evidence.by_names.get(name), source, NAMES)
 
 
@@ -128,7 +128,7 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 def check_pooling(task: str, evidence: Evidence) -> None:
     """Refuse a configuration of a pooled classifier whose tensors are missing.
 
-    Without ``fc_norm`` the names are also those of a model that normalises before it pools.
+    Without ``fc_norm``, the names are the same as for a model that normalises before pooling.
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
         return
@@ -167,7 +167,7 @@ def check_image_size(size: Any, evidence: Evidence) -> None:
 def check_position_tables(size: Any, evidence: Evidence) -> None:
     """Refuse a configuration whose grid is not that of the fixed position tables.
 
-    An option overrules them, and so does a family whose positions do not follow the grid.
+    It is ignored with an option, and for a family whose positions do not follow the grid.
     """
     if evidence.flags.get("image_size") or "image_size" in evidence.relative:
         return

@@ -1,6 +1,6 @@
-"""The classes of transformers that hold each task's model; the reference models have their names.
+"""The class names of transformers for each task, which the reference models use too.
 
-This module imports nothing: child processes, which have a framework and little else, use it too.
+This module imports nothing, because child processes with few packages use it.
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from mae_convert.families.official_models import Card, OfficialFile
 from reference_models.configuration import ViTMAEConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/mae"
-# The LICENSE of facebookresearch/mae; copies of the weights that say Apache-2.0 are wrong.
+# The LICENSE of facebookresearch/mae; copies of the weights with Apache-2.0 are wrong.
 LICENSE = "cc-by-nc-4.0"
 LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
 DATASET = "imagenet-1k"
@@ -21,7 +21,7 @@ DATASET = "imagenet-1k"
 
 @dataclass(frozen=True)
 class Official(OfficialFile):
-    """One published file, whose configuration is as the original's factory functions make it."""
+    """An official file; its configuration is that of the original's factory functions."""
 
     base_url = BASE_URL
     license = LICENSE
@@ -29,7 +29,7 @@ class Official(OfficialFile):
 
     @property
     def model_name(self) -> str:
-        """The size of the model as the paper names it, for example ViT-B/16."""
+        """The size of the model in the paper, for example ViT-B/16."""
         return f"ViT-{self.name.partition('_vit_')[2][0].upper()}/{self.model.patch_size}"
 
     @property

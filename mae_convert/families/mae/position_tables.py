@@ -1,7 +1,7 @@
 """The grid of patches that a fixed position table was made for, recognised by its values.
 
-A table of sines and cosines gives each patch's row and column. It is one of a finite number of
-tables: one for each way to lay the patches out as rows x columns, and for each order of its halves.
+A table of sines and cosines encodes each patch's row and column. It is one of a finite number of
+tables: one for each grid of rows x columns and for each order of its halves.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ TABLES = ("encoder.position_embedding", "decoder.position_embedding")
 # about 1 apart.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-3}
 LARGEST_TOLERANCE = 1e-2  # bfloat16
-LARGEST_COUNT = 1 << 16  # of patches; a table of more is not held against its many grids
+LARGEST_COUNT = 1 << 16  # maximum number of patches; larger tables have too many possible grids
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TableGrid:
 
 
 def grids(count: int) -> Iterator[Grid]:
-    """Yield every way to lay out a number of patches as rows x columns, the squarest first."""
+    """Yield all grids of rows x columns for a number of patches, the squarest first."""
     ways = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     yield from sorted(ways, key=lambda grid: abs(grid[0] - grid[1]))
 
@@ -50,11 +50,11 @@ def grids(count: int) -> Iterator[Grid]:
 def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | None:
     """Return the grid of the fixed position tables of encoder and decoder, or None.
 
-    Reads the tables. One that was trained gives no grid.
+    The tables are read. A trained table has no grid.
 
     Args:
-        tables: by canonical name, each (1, 1 + count, width).
-        count: number of patches.
+        tables: canonical name → table (1, 1 + count, width).
+        count: the number of patches.
 
     Raises:
         ConfigurationError: the tables of encoder and decoder are of two grids.

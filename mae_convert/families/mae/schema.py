@@ -1,4 +1,4 @@
-"""The canonical schema of the image MAE, and the configuration fields that shapes give."""
+"""The canonical schema of the image MAE, and the configuration fields that follow from shapes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def schema(config: ViTMAEConfig, task: str) -> Schema:
 
 
 def batch_norm_schema(width: int) -> Schema:
-    """Return the tensors that a linear probe has besides those of a classifier."""
+    """Return the additional tensors of a linear probe compared with a classifier."""
     return {
         f"{BATCH_NORM}mean": (width,),
         f"{BATCH_NORM}variance": (width,),
@@ -82,13 +82,13 @@ def _head(config: ViTMAEConfig, *, with_norm: bool) -> Iterator[tuple[str, Shape
 
 
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the configuration fields that the shapes of canonical tensors tell.
+    """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    ``image_size`` is not among them: shapes tell the number of patches only, given as
-    ``num_patches``.
+    ``image_size`` is not among them, because only the number of patches, ``num_patches``, follows
+    from shapes.
 
     Raises:
-        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+        LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
     width = dimension(shapes, "encoder.cls_token", 3, axis=2)
     dimension(shapes, "encoder.patch_embedding.weight", 4, axis=0)

@@ -1,9 +1,8 @@
-"""What the arguments of a training run, stored in its checkpoint, say about the model.
+"""Configuration fields from the arguments of a training run that are stored in a checkpoint.
 
-They are plain data: ``args`` of the original's programs and of those made from them. OpenMMLab's
-programs and EasyCV, made from them, keep their configuration as ``meta.cfg`` or ``meta.config``;
-solo-learn's keeps its own as the hyper-parameters of Lightning. A field that is not there, or is
-stored otherwise than expected, is left out.
+They are plain data: ``args`` in the original's programs and those based on them, ``meta.cfg`` or
+``meta.config`` in OpenMMLab's programs and EasyCV, and Lightning's hyper-parameters in solo-learn.
+Missing fields and fields with an unexpected type are ignored.
 """
 
 import re
@@ -14,15 +13,15 @@ from typing import Any
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.position_tables import Grid, TableGrid
 
-# The original's factory functions, whose names its programs store: width, blocks and heads. Those
-# of pre-training have a decoder of this width, depth and number of heads.
+# The names of the original's factory functions, which its programs store → width, blocks and heads.
+# Those for pre-training have a decoder of this width, depth and number of heads.
 FACTORY = re.compile(
     r"(?P<pretrain>mae_)?vit_(?P<size>base|large|huge)_patch\d+(?P<decoder>_dec512d8b)?"
 )
 SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 DECODER = (512, 8, 16)
 HEADS = {"num_attention_heads": "", "decoder_num_attention_heads": "decoder_"}
-# Where a program states a field by itself: the type, and the names that it may have there.
+# Field → its type and its possible names in the arguments.
 PLAIN: Mapping[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "mask_ratio": ((float, int), ("mask_ratio",)),
     "norm_pix_loss": ((bool,), ("norm_pix_loss",)),
@@ -45,7 +44,7 @@ class TrainingArguments:
     """Training arguments, compared with the shapes of the tensors in the same file."""
 
     stored: Mapping[str, Any]
-    """The arguments as they are stored."""
+    """The stored arguments."""
 
     geometry: Mapping[str, Any]
     """Fields that the tensors' shapes give, and ``num_patches``."""
@@ -65,16 +64,17 @@ class TrainingArguments:
         return self._heads(name) if matching is None and name in HEADS else matching
 
     def _pooling(self) -> str | None:
-        """Return the pooling, for names that do not give it: those without ``fc_norm``.
+        """Return the pooling if it does not follow from the names (without ``fc_norm``).
 
         Raises:
-            ConfigurationError: the original's program was told to pool, which makes ``fc_norm``.
+            ConfigurationError: the original's program was run with pooling, which requires
+                ``fc_norm``.
         """
         if self.stored.get("global_pool") is True:
             raise ConfigurationError(
                 "the training arguments have global_pool=True, but the tensors lack fc_norm, which "
                 "such a model has",
-                hint=("specify what the head reads with ", Option("global_pool")),
+                hint=("specify the pooling with ", Option("global_pool")),
             )
         return "token" if self.stored.get("global_pool") is False else None
 
@@ -87,9 +87,9 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return why the name of the model in the arguments does not give a number of heads.
+        """Return why the model name in the arguments does not determine the heads, or None.
 
-        That is a sentence where the name is that of another model than the tensors', else None.
+        The result is a sentence if the name is that of a model with other shapes.
         """
         match, prefix = self._factory(), HEADS[name]
         if match is None or (prefix and not match["pretrain"]):
@@ -113,7 +113,7 @@ class TrainingArguments:
         """Return the image size in the arguments, or None.
 
         Args:
-            table: the grid of the fixed position table, or None where that gives none.
+            table: the grid of the fixed position table, or None.
 
         Raises:
             ConfigurationError: the arguments contradict the table, or the tensors' shapes.
@@ -165,7 +165,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """Return a size as height and width; None for anything that is not a size.
+    """Return a size as height and width, or None if it is not a size.
 
     Programs store it as a number, as two numbers, or as text: "224", "64,256", "[64, 256]".
     """
@@ -206,11 +206,11 @@ LARGEST_PIXEL = 255.0
 
 
 def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the settings of these programs give, by configuration field.
+    """Return the configuration fields that follow from the settings of these programs.
 
     Args:
         arguments: the training arguments of a checkpoint.
-        geometry: fields that the tensors' shapes give.
+        geometry: fields that follow from the tensors' shapes.
 
     Returns:
         Fields, and ``input_size`` and ``patch_size`` as in the original's arguments.
@@ -225,13 +225,13 @@ def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict
 
 
 def conventions_by_names(names: Collection[str]) -> dict[str, Any]:
-    """Return the fields that a program gives every model whose tensors have its names.
+    """Return the fields that are fixed in a program, recognised by its tensor names.
 
-    solo-learn writes its settings beside the file (``args.json``), so that the file alone may hold
-    none.
+    solo-learn writes its settings beside the file (``args.json``), so the file alone may not
+    contain them.
 
     Args:
-        names: of all tensors in the file, as they are stored.
+        names: the stored names of all tensors in the file.
     """
     solo = "backbone.cls_token" in names and "decoder.decoder_pred.weight" in names
     if solo and any(name.startswith("classifier.") for name in names):

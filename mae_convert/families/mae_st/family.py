@@ -33,7 +33,7 @@ NATIVE_LOADERS = {
     **{(table.name, "torch"): "facebook" for table in LAYOUTS["original"].tables},
     **{(t.name, f): "keras" for t in LAYOUTS["keras"].tables for f in ("tensorflow", "jax")},
 }
-# What the authors' training programs and the published ones store.
+# Arguments that the authors' training programs and the official files store.
 ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "mask_ratio": ("mask_ratio", float),
     "norm_pix_loss": ("norm_pix_loss", bool),
@@ -61,8 +61,8 @@ class MAEST(Family):
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
         """Return the position embeddings with a row for each patch, of a time step or of a video.
 
-        The authors' program resamples no separate positions; theirs are resampled as those of an
-        image, and joint ones for each time step.
+        The authors' program does not resample separate positions; here, they are resampled like
+        those of an image, and joint ones for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)
@@ -75,7 +75,7 @@ class MAEST(Family):
         return canonical.schema(config, task)
 
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the configuration fields that shapes give."""
+        """Return the configuration fields that follow from the tensors' shapes."""
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:

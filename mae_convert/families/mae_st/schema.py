@@ -1,4 +1,4 @@
-"""The canonical schema of MAE-ST, and the configuration fields that shapes give."""
+"""The canonical schema of MAE-ST, and the configuration fields that follow from shapes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -69,14 +69,14 @@ def _blocks(
 
 
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the configuration fields that the shapes of canonical tensors give.
+    """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    Besides, ``places`` is the number of patches of a time step where positions are separate, and
-    ``num_patches`` that of all where they are joint; ``predicted_length`` is the number of frames
-    that are predicted for a patch.
+    In addition, ``places`` is the number of patches of a time step for separate positions,
+    ``num_patches`` is the number of all patches for joint ones, and ``predicted_length`` is the
+    number of predicted frames of a patch.
 
     Raises:
-        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+        LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
     width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
     channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
@@ -97,7 +97,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         fields["places"] = dimension(shapes, "encoder.spatial_position_embedding", 3, axis=1)
         if fields["places"] == 1 and not with_class:
             # Keras numbers tensors: these would be a class token and joint positions as well.
-            raise LayoutError("a model of one patch at each time step is not known here")
+            raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
         fields["num_frames"] = steps * frames
     else:

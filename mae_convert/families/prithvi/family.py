@@ -45,8 +45,8 @@ NATIVE_LOADERS = {
 MOST_FRAMES = 16
 BANDS = 6
 TABLE = "encoder.position_embedding"
-TOLERANCE = 1e-2  # of a fixed table that was rounded to bfloat16; those of other grids are 1 away
-LIKE = "in order, as the authors' inference script does"
+TOLERANCE = 1e-2  # for a fixed table rounded to bfloat16; tables of other grids differ by about 1
+LIKE = "in order, as in the authors' inference script"
 
 
 class Prithvi(Family):
@@ -73,7 +73,7 @@ class Prithvi(Family):
         return canonical.schema(config, task)
 
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the configuration fields that shapes give."""
+        """Return the configuration fields that follow from the tensors' shapes."""
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
@@ -92,7 +92,7 @@ class Prithvi(Family):
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
         """Yield values of a field that come after a configuration and before a convention."""
         yield from super().values_of(name, task, evidence)
-        source = "convention of version 1, whose names the tensors have"
+        source = "convention of version 1, because of the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
         if name not in ("image_size", "num_frames"):
             return
@@ -104,7 +104,7 @@ class Prithvi(Family):
             yield FieldValue(_fields_of(grids[0], evidence)[name], words, SQUARE)
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return what is said of a field that nothing gives."""
+        """Return the message about a missing field."""
         if name not in ("image_size", "num_frames"):
             return missing_heads(name, evidence)
         what = "the image size" if name == "image_size" else "the number of frames"
@@ -141,7 +141,7 @@ class Prithvi(Family):
         return (*super().compared_fields(tasks), *own)
 
     def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:
-        """Return what is odd about a configuration, in sentences."""
+        """Return warnings about a configuration."""
         model = configuration.model
         if "layer_norm_eps" in configuration.assumptions:
             yield (
@@ -151,9 +151,9 @@ class Prithvi(Family):
             )
         if model.num_channels != BANDS:
             yield (
-                f"it takes {model.num_channels} bands and not the {BANDS} of the published models;"
-                " TerraTorch fills the weights of bands that a file lacks at random, which is never"
-                " done here"
+                f"it has {model.num_channels} bands instead of the {BANDS} of the official models;"
+                " TerraTorch initializes the weights of missing bands at random, which mae-convert"
+                " never does"
             )
 
     def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:

@@ -1,4 +1,4 @@
-"""The canonical schema of Prithvi-EO, and the configuration fields that shapes give."""
+"""The canonical schema of Prithvi-EO, and the configuration fields that follow from shapes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,12 +51,12 @@ def _decoder(config: PrithviConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the configuration fields that the shapes of canonical tensors give.
+    """Return the configuration fields that follow from the shapes of canonical tensors.
 
     Of image size and number of frames only ``num_patches`` is known.
 
     Raises:
-        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+        LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
     width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
     channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]

@@ -45,7 +45,7 @@ TRANSFORMERS_CLASSES = {
     "encoder": Classes(("videomae",), tuple(ARCHITECTURES.values()), READ_FIELDS),
     "classify": Classes(("videomae",), (ARCHITECTURES["classify"],), READ_FIELDS),
 }
-# The authors' factory functions, whose names their programs store.
+# The names of the authors' factory functions, which their programs store.
 FACTORY = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge|giant)_patch\d+_\d+")
 HEADS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
 HEADS["giant"] = (1408, 16)
@@ -84,7 +84,7 @@ class VideoMAE(Family):
         return canonical.schema(config, task)
 
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the configuration fields that shapes give."""
+        """Return the configuration fields that follow from the tensors' shapes."""
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
@@ -115,7 +115,7 @@ class VideoMAE(Family):
         return fields
 
     def function_fields(self, model: VideoMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that no tensor gives and that change what a model computes."""
+        """Return the fields that change the function but are not stored in tensors."""
         fields = super().function_fields(model, task)
         if task == "pretrain":
             fields["decoder_norm_eps"] = float(model.decoder_norm_eps)
@@ -124,9 +124,10 @@ class VideoMAE(Family):
         return fields
 
     def new_head_fields(self, model: VideoMAEConfig, num_labels: int) -> dict[str, Any]:
-        """Return the fields of the classifier that an encoder with a new head becomes.
+        """Return the changed fields of an encoder to which a classifier head is added.
 
-        It reads the mean of all tokens, as in the authors' fine-tuning: there is no class token.
+        The input of the head is the mean of all tokens, as in the authors' fine-tuning, because
+        there is no class token.
         """
         return {**super().new_head_fields(model, num_labels), "use_mean_pooling": True}
 
@@ -138,17 +139,17 @@ class VideoMAE(Family):
         return (*fields, "final_layer_norm_eps") if tasks != {"encoder"} else fields
 
     def warnings(self, configuration: Configuration, layout: str) -> Iterator[str]:
-        """Return what is odd about a configuration, in sentences."""
+        """Return warnings about a configuration."""
         model = configuration.model
         if (model.hidden_size, model.num_attention_heads) == (384, 16):
             yield (
-                "16 attention heads are those of the small models that transformers' conversion"
-                " script made; the authors' small model has 6, so that the two are not the same"
+                "16 attention heads is the value of small models from transformers' conversion"
+                " script; the authors' small model has 6, so the two are not the same"
                 f" function{'' if layout == 'transformers' else ': use 6 for the authors files'}"
             )
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-        """Return what is odd about the values of tensors, in sentences."""
+        """Return warnings about the values of tensors."""
         biases = [s for n, s in statistics.items() if n.endswith((".q.bias", ".v.bias"))]
         if biases and all(s["min"] == s["max"] == 0 for s in biases):
             yield (
@@ -160,7 +161,7 @@ class VideoMAE(Family):
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
         """Return noise (batch, L) that removes the same places at all times, all values distinct.
 
-        Of the places of a time step, those of the lowest ranks are kept at every time step.
+        The patches with the lowest ranks are visible, the same ones at every time step.
         """
         time, rows, columns = config.grid_shape
         places, total = rows * columns, config.num_patches
@@ -171,8 +172,8 @@ class VideoMAE(Family):
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
         """Return mean and deviation that make normalized pixels of a prediction.
 
-        What is predicted are pixels from 0 to 1 or, with ``norm_pix_loss``, these normalized for
-        each channel of a patch.
+        The prediction consists of pixels from 0 to 1 or, with ``norm_pix_loss``, of pixels
+        normalized for each channel of a patch.
         """
         center, scale = (of_channels(v, config) for v in (config.pixel_mean, config.pixel_std))
         if not config.norm_pix_loss:
@@ -188,15 +189,15 @@ class VideoMAE(Family):
         return 0.0 if of_time == places else (places - of_time + 0.5) / places
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the decoder's norm has the hidden patches only."""
+        """Return None, because the decoder's norm is applied to removed patches only."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:
-        """Return what the head of a classifier reads."""
+        """Return a description of the input of a classifier's head."""
         return "the mean of all patches" if model.use_mean_pooling else "the first patch"
 
     def target_in_words(self, model: VideoMAEConfig) -> str:
-        """Return what it takes to make an image of a predicted patch."""
+        """Return instructions to convert a predicted patch to an image."""
         if not model.norm_pix_loss:
             return "removed patches are predicted as pixels from 0 to 1"
         return (

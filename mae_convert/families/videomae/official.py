@@ -1,7 +1,7 @@
 """The models that the authors of VideoMAE publish, and their sizes.
 
-The authors' files are on Google Drive without names or hashes of their own; the same weights are on
-the Hugging Face Hub in the names of transformers.
+The authors' files are on Google Drive without fixed names or hashes; the same weights are on the
+Hugging Face Hub in the layout of transformers.
 """
 
 from collections.abc import Iterator

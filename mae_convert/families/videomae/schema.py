@@ -1,4 +1,4 @@
-"""The canonical schema of VideoMAE, and the configuration fields that shapes give."""
+"""The canonical schema of VideoMAE, and the configuration fields that follow from shapes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -62,13 +62,13 @@ def _blocks(
 
 
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the configuration fields that the shapes of canonical tensors give.
+    """Return the configuration fields that follow from the shapes of canonical tensors.
 
     Positions are not stored, so that neither the size nor the number of frames is among them.
-    ``layer_scale`` says whether there is one; its initial value is not known.
+    ``layer_scale`` is whether there is one; its initial value is unknown.
 
     Raises:
-        LayoutError: a tensor that gives a width or a count is missing or has an impossible rank.
+        LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
     width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
     channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]

@@ -16,7 +16,7 @@ BLOCK = (
     Row(".attention.{q,k,v}.{weight,bias}", ".attn.qkv.{weight,bias}", Fuse(3)),
     *PARTS_OF_BLOCK,
 )
-# As BEiT has them: the biases of query and value are tensors of their own, and there is no third.
+# As in BEiT, the query and value biases are separate tensors, and there is no key bias.
 BLOCK_WITHOUT_KEY_BIAS = (
     NORM1,
     Row(".attention.{q,v}.bias", ".attn.{q_bias,v_bias}"),
@@ -43,7 +43,7 @@ PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
 
 
 def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
-    """Return the rows of a linear probe, given the names of its batch norm and linear layer."""
+    """Return the rows of a linear probe for the names of its batch norm and linear layer."""
     return (
         *TOKENS,
         *_patches_and_blocks(block),
@@ -89,7 +89,7 @@ def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
         ),
         # main_linprobe.py, with or without --global_pool.
         Table(f"{name}, linear probe", ("classify",), _probe("head.0", "head.1", block)),
-        # test_time_training_mae keeps its probe beside the MAE.
+        # test_time_training_mae stores the probe outside the MAE.
         Table(f"{name}, linear probe beside", ("classify",), _probe("bn", "head", block)),
     )
 

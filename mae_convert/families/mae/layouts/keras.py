@@ -24,12 +24,12 @@ from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
 
-# The class that holds a task; a test compares them with what Keras writes for the classes.
+# Task → class; a test compares these names with those that Keras writes.
 MODULE = f"{PACKAGE}.keras.mae"
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` of a ``.keras`` file; ``dtype`` is that of the weights."""
+    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
     class_path = f"{MODULE}:{TENSORFLOW_CLASSES[complete['task']]}"
     return archived_model(class_path, ViTMAEConfig.from_dict(complete).to_dict(), complete["dtype"])
 

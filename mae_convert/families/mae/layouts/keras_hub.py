@@ -49,7 +49,7 @@ def _backbone(prefix: str) -> tuple[Row | Repeat, ...]:
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration tells; of a preset or a ``.keras`` file, what KerasHub says.
+    """Return the fields of a configuration, a KerasHub preset or a ``.keras`` file.
 
     Raises:
         ConfigurationError: it is not of the form of these classes, or of a model that is pooled.
@@ -79,7 +79,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why KerasHub's classes cannot hold a model, or None."""
+    """Return why KerasHub's classes do not support a model, or None."""
     if task == "pretrain":
         return (
             "KerasHub has no MAE decoder; convert to keras, or the encoder with ",
@@ -87,8 +87,8 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "KerasHub applies the layer norm before pooling, so it cannot hold a globally pooled "
-            "model (fc_norm); convert to keras or timm"
+            "KerasHub applies the layer norm before pooling, so it does not support globally "
+            "pooled models (fc_norm); convert to keras or timm"
         )
     if not config.qkv_bias:
         return "KerasHub's attention has either all biases or none; convert to keras"

@@ -65,9 +65,9 @@ SINCE_1_6 = Table(
 
 
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
-    """Return why lightly's classes cannot hold a model, or None.
+    """Return why lightly's classes do not support a model, or None.
 
-    A rectangular model they hold, if they are told not to make positions of their own
+    Rectangular models are supported if the classes do not initialize the positions
     (``pos_embed_initialization="skip"``, ``initialize_weights=False``).
     """
     square = config.patch_hw[0] == config.patch_hw[1]

@@ -23,8 +23,8 @@ ENCODER = (
     Repeat("encoder.blocks.#", "backbone.layers.#", BLOCK),
     Row("encoder.norm.{weight,bias}", "backbone.ln1.{weight,bias}"),
 )
-# Fine-tuned: `out_type="avg_featmap", final_norm=False` has a norm of its own, `ln2`, behind the
-# mean of the patches; `out_type="cls_token"` has `ln1`. Then LinearClsHead.
+# Fine-tuned: `out_type="avg_featmap", final_norm=False` has a separate norm, `ln2`, after the mean
+# of the patches; `out_type="cls_token"` has `ln1`. LinearClsHead follows.
 CLASSIFIER = (
     *ENCODER,
     Row("head.norm.{weight,bias}", "backbone.ln2.{weight,bias}"),
@@ -57,10 +57,10 @@ DECODER = (
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why mmpretrain's classes cannot hold a model, or None.
+    """Return why mmpretrain's classes do not support a model, or None.
 
-    The encoder takes any image. The decoder's class makes square patches and has biases and GELU
-    always; its head, which cuts images into patches, takes square ones of three channels only.
+    The encoder supports any image. The decoder's class has square patches, biases and GELU; its
+    head, which cuts images into patches, supports only square images with three channels.
     """
     if task != "pretrain":
         return None

@@ -1,4 +1,4 @@
-"""timm's ``vit_*`` models: the original's names; ``config.json`` as timm keeps it on the Hub."""
+"""timm's ``vit_*`` models: the names of the original, and the ``config.json`` of timm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +45,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     if "architecture" not in stored:
         return dict(stored)
     arguments = stored.get("model_args") or {}
-    # The older form has no mapping of its own.
+    # The older form has no nested mapping.
     pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
     inputs = pretrained.get("input_size")
     inputs = list(inputs) if isinstance(inputs, list | tuple) else []
@@ -63,7 +63,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     if values["image_size"]:
         values["preprocessor"] = preprocessing(pretrained, values["image_size"]) or None
     if stored.get("num_classes"):
-        # A pooled model without fc_norm, whose tensors look like one of the class token, is told.
+        # A pooled model without fc_norm has the same tensors as a class-token model.
         values["global_pool"] = arguments.get("global_pool", stored.get("global_pool"))
         values["fc_norm"] = arguments.get("fc_norm")
     if isinstance(names := stored.get("label_names"), list):
@@ -118,13 +118,13 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why timm cannot hold a model, or None."""
+    """Return why timm does not support a model, or None."""
     if task == "pretrain":
         return "timm has no decoder; convert the encoder with ", Option("task", "encoder")
     if config.layer_norm_eps != EPSILON:
         return (
-            f"timm's ViT has a layer norm epsilon of {EPSILON}, and this model one of"
-            f" {config.layer_norm_eps}; facebook, transformers and keras can hold it"
+            f"timm's ViT has a layer norm epsilon of {EPSILON}, but this model one of"
+            f" {config.layer_norm_eps}; facebook, transformers and keras support it"
         )
     return None
 

@@ -27,20 +27,20 @@ SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
 PLAIN = re.compile(
     r"vit_(?P<size>tiny|small|base|large|huge)_patch(?P<patch>\d+)_\d+(_(in21k|sam|dino))?(\.\w+)?"
 )
-"""Architectures of which timm sets width, depth, heads and patch size and nothing else; a tag tells
-which weights they had."""
+"""Architectures for which timm sets only width, depth, heads and patch size; a tag identifies the
+weights."""
 
-# timm's name of an activation, and ours.
+# timm's name of an activation → the name in transformers.
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
                "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """timm's name of a filter, and Pillow's number."""
 
-NO_PLACE = "no supported layout can hold such a model; run it with timm"
+NO_PLACE = "no supported layout can represent such a model; run it with timm"
 OFF = Only(NOTHING, NO_PLACE)
 BIAS = Only((None, True, 1), NO_PLACE)
 ARGUMENTS: Mapping[str, Treatment] = {
-    # These the tensors' shapes tell as well, and are held against.
+    # Fields that also follow from the tensors' shapes and are compared with them.
     **dict.fromkeys(
         (
             "act_layer",
@@ -178,7 +178,7 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     plain = PLAIN.fullmatch(str(architecture))
     if plain is None:
         raise ConfigurationError(
-            f"config.json says architecture is {shown(architecture)}, for which timm sets more "
+            f"architecture in config.json is {shown(architecture)}, for which timm sets more "
             "than the sizes of a plain vit_* model (layers, epsilon or activation), which is not "
             "supported; if the model is a plain ViT, specify a plain architecture in config.json "
             "(such as vit_base_patch16_224, with its sizes in model_args)"
@@ -201,7 +201,7 @@ def activation(name: Any) -> str:
     known_activation = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
     if known_activation is None:
         raise ConfigurationError(
-            f"config.json says model_args.act_layer is {shown(name)}, which is not supported; "
+            f"model_args.act_layer in config.json is {shown(name)}, which is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
     return known_activation
@@ -212,13 +212,13 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
 
     Args:
         data: ``pretrained_cfg``.
-        image_size: height and width that the model takes.
+        image_size: height and width of the model's input.
 
     Returns:
-        The fields; none where ``pretrained_cfg`` says nothing about it.
+        The fields; empty if ``pretrained_cfg`` does not specify them.
 
     Raises:
-        ConfigurationError: a value is not known here.
+        ConfigurationError: a value is not supported.
     """
     sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size] * 2
     if len(sides) != 2 or not {"crop_pct", "crop_mode", "interpolation"} & data.keys():
@@ -229,7 +229,7 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     is_share = type(share) in (int, float) and 0.01 < share <= 4
     if numbered is None or mode not in ("center", "squash") or not is_share:
         raise ConfigurationError(
-            "config.json says pretrained_cfg has interpolation "
+            "pretrained_cfg in config.json has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
             f"{shown(share)}; supported are {', '.join(INTERPOLATIONS)}, crop_mode center and "
             "squash"
@@ -239,7 +239,7 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     if mode == "center":
         if height != width:
             raise ConfigurationError(
-                f"config.json says crop_mode is center for images of {height}x{width} pixels, "
+                f"crop_mode in config.json is center for images of {height}x{width} pixels, "
                 "which is not supported",
                 hint="write crop_mode squash",
             )
@@ -258,8 +258,8 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     """Return how images are prepared, in the fields of timm's ``pretrained_cfg``.
 
     Args:
-        config: the fields of ``preprocessor_config.json``; empty where nothing says how.
-        image_hw: height and width that the model takes.
+        config: the fields of ``preprocessor_config.json``; empty if they are not specified.
+        image_hw: height and width of the model's input.
 
     Raises:
         LayoutError: timm has no fields for it.
@@ -302,8 +302,8 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
     if not stored or stored["size"] != ours or not as_model or stored["do_center_crop"] > cropped:
         raise LayoutError(
-            "cannot write timm: it cannot hold how the source's preprocessor_config.json resizes"
-            f" and crops images (size {shown(config.get('size'))}, crop_size"
+            "cannot write timm: its config.json cannot represent the resizing and cropping of the"
+            f" source's preprocessor_config.json (size {shown(config.get('size'))}, crop_size"
             f" {shown(config.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
             hint="correct it, or convert to transformers or keras",
         )
@@ -311,7 +311,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
 
 
 def _share(inner: int, outer: Any) -> float | None:
-    """Return the share of a side that is kept, for which timm computes exactly this outer side."""
+    """Return a crop_pct for which timm computes exactly this size before cropping."""
     if type(outer) is not int or outer < 1:
         return None
     exact = inner / outer

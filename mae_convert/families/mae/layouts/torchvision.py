@@ -11,7 +11,7 @@ EPSILON = 1e-6
 
 
 def _table(name: str, fc1: str, fc2: str) -> Table:
-    """Return the table, given the names of the MLP's two layers."""
+    """Return the table for the names of the MLP's two layers."""
     block = (
         Row(".norm1.{weight,bias}", ".ln_1.{weight,bias}"),
         Row(
@@ -39,19 +39,19 @@ def _table(name: str, fc1: str, fc2: str) -> Table:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why torchvision's class cannot hold a model, or None."""
+    """Return why torchvision's class does not support a model, or None."""
     if task == "pretrain":
         return "torchvision has no decoder; convert the encoder with ", Option("task", "encoder")
     if task == "classify" and config.global_pool == "avg":
         return "torchvision reads the class token; convert a globally pooled model to timm"
     if config.image_hw[0] != config.image_hw[1] or config.patch_hw[0] != config.patch_hw[1]:
-        return "torchvision's ViT takes square images and patches; convert to timm"
+        return "torchvision's ViT supports only square images and patches; convert to timm"
     if not config.qkv_bias or config.num_channels != 3 or config.hidden_act != "gelu":
         return "torchvision's ViT has biases, three channels and GELU; convert to timm"
     if config.layer_norm_eps != EPSILON:
         return (
-            f"torchvision's ViT has a layer norm epsilon of {EPSILON}, and this model one of"
-            f" {config.layer_norm_eps}; transformers and keras can hold it"
+            f"torchvision's ViT has a layer norm epsilon of {EPSILON}, but this model one of"
+            f" {config.layer_norm_eps}; transformers and keras support it"
         )
     return None
 

@@ -138,11 +138,11 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why the transformers classes cannot hold a model, or None."""
+    """Return why the transformers classes do not support a model, or None."""
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (
-            "ViTMAEForPreTraining refuses non-square images, and this model takes "
+            "ViTMAEForPreTraining refuses non-square images, but this model takes "
             f"{height}x{width}; convert it to facebook or keras, or its encoder with ",
             Option("task", "encoder"),
         )
@@ -155,14 +155,14 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "ViTForImageClassification reads the class token and cannot hold a globally pooled "
-            "model (fc_norm); convert it to timm, facebook or keras"
+            "ViTForImageClassification reads the class token and does not support a globally "
+            "pooled model (fc_norm); convert it to timm, facebook or keras"
         )
     return None
 
 
 CONVENTIONS = {
-    # What the classes take when config.json lacks the field.
+    # Defaults of the classes for fields that config.json lacks.
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
     "mask_ratio": 0.75,

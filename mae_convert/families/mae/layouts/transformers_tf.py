@@ -17,7 +17,7 @@ from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import TRANSPOSE, Permute
 from reference_models.configuration import ViTMAEConfig
 
-# PyTorch's (out, channels, height, width) becomes TensorFlow's (height, width, channels, out).
+# PyTorch: (out, channels, height, width); TensorFlow: (height, width, channels, out).
 KERNEL = Permute((2, 3, 1, 0))
 
 Rows = tuple[Row | Repeat, ...]
@@ -73,9 +73,9 @@ def _decoder(decoder: str) -> Rows:
 
 
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
-    """Return the three tables, given what is between layer and weight: the scope of each class.
+    """Return the three tables for the name scope of each class.
 
-    With "" as the scope the layer is left out too.
+    With "" as the scope, the names have no layer either.
     """
 
     def at(layer: str, scope: str) -> str:
@@ -107,10 +107,10 @@ WITHOUT_SCOPE = _tables("transformers-tf, names without the class", "", "", "")
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why the TensorFlow classes cannot hold a model, or None.
+    """Return why the TensorFlow classes do not support a model, or None.
 
-    Those of 4.57.6 make their first input of ``image_size`` as one number, assign the fixed
-    positions of a square grid, and give query, key and value a bias always.
+    Those of 4.57.6 require ``image_size`` as one number, assign the fixed positions of a square
+    grid, and always have query, key and value biases.
     """
     if reason := refusal_in_pytorch(config, task):
         return reason

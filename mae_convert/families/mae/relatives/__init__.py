@@ -1,8 +1,8 @@
 """Families of models: which are refused, which are read as encoders, and how each is named.
 
-``refused`` has those that are taken for MAE and are not, ``known`` those that have its shape, and
-``naming`` tells which of the known ones a checkpoint belongs to. Nothing elsewhere knows a family
-by its name: to add one, add it to a table here.
+``refused`` has models that look like MAE but are not, ``known`` has models with the same shapes,
+and ``naming`` determines the known model to which a checkpoint belongs. No other code refers to
+such a model by name; a new one is added to a table here.
 """
 
 from mae_convert.families.mae.relatives.known import KNOWN, Relative

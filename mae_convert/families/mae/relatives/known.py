@@ -1,7 +1,7 @@
 """Model families with MAE's tensor shapes, as data: how each is recognised, and its caveats.
 
-A family is recognised by a tensor that only it has, by what its training program stores in
-checkpoints or, failing these, by shapes: then the result is only probable, because other families
+A family is recognised by a tensor that only it has, by training arguments in the checkpoint or,
+without these, by shapes: then the result is only probable, because other families
 have the same shapes.
 """
 
@@ -23,23 +23,22 @@ class Relative:
     """Pattern of a tensor's name that only this family has."""
 
     decoder: str | None = None
-    """Pattern of the names that are dropped where ``key`` is found, because the decoder is none of
-    MAE's; the encoder is read."""
+    """Pattern of the names that are dropped if ``key`` matches, because the decoder is not an MAE
+    decoder; the encoder is read."""
 
     why_dropped: str = ""
     """The reason, for the list of dropped tensors."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Training arguments that only this family's programs keep, each with a pattern of its value as
-    text; one of them is enough."""
+    """Training arguments that only this family's programs store, each with a pattern of its value
+    as text; one of them is sufficient."""
 
     shapes: tuple[Fields, ...] = ()
     """Alternatives of fields (of the geometry, and ``task``) that all must be so for a model to
     look like this family. Decoder fields count for pre-training models only."""
 
     by_patches: Mapping[int, Fields] = field(default_factory=dict)
-    """Number of patches → what the family takes for granted at this size, by configuration
-    field."""
+    """Number of patches → the family's conventions for this size, by configuration field."""
 
     preprocessing: Fields = field(default_factory=dict)
     """The values that ``preprocessor_config.json`` must have for this family."""
@@ -55,7 +54,7 @@ class Relative:
 
 
 def _size(width: int, depth: int, patch: int, **more: Any) -> Fields:
-    """Return the fields of a ViT of three channels whose MLP is four times as wide."""
+    """Return the fields of a ViT with three channels and an MLP ratio of 4."""
     return {
         "hidden_size": width,
         "num_hidden_layers": depth,

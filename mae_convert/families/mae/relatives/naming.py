@@ -22,7 +22,7 @@ class Membership:
     only the shapes suggest it, which other families have too."""
 
     because: str
-    """The evidence, in words."""
+    """The evidence as text."""
 
     also: tuple[str, ...] = ()
     """Other families that have the same shapes."""
@@ -53,8 +53,8 @@ def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes
     """Take away the decoder of a family of which only the encoder is read.
 
     Returns:
-        The family and the tensor that gave it away, or None; the tensors that are left; and those
-        that are dropped, with the reason.
+        The family and the tensor that identifies it, or None; the remaining tensors; and the
+        dropped ones, with the reason.
     """
     for family in KNOWN:
         if family.key is None or family.decoder is None:
@@ -76,16 +76,16 @@ def name_relative(
     recorded: Any,
     fields: Fields,
 ) -> Membership | None:
-    """Return the family of a checkpoint, or None where nothing tells one.
+    """Return the family of a checkpoint, or None.
 
     Args:
         by_key: the family that a tensor's name gave away, and that name.
         arguments: the training arguments in the checkpoint.
-        recorded: the family in the record of the conversion that made the file, as found.
-        fields: the geometry that the shapes tell, and ``task``.
+        recorded: the family in the conversion record of the file.
+        fields: the geometry that follows from the shapes, and ``task``.
 
     Raises:
-        CheckpointError: the training arguments say that a model of this family cannot be read.
+        CheckpointError: the training arguments are those of an unsupported model of this family.
     """
     membership = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
     membership = membership or _by_shapes(fields)
@@ -119,7 +119,7 @@ def _by_record(recorded: Any) -> Membership | None:
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)
     if family is None or recorded.get("certainty") != "known":
         return None
-    return Membership(family, True, "the conversion record says so")
+    return Membership(family, True, "according to the conversion record")
 
 
 def _by_shapes(fields: Fields) -> Membership | None:

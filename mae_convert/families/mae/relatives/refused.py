@@ -1,9 +1,9 @@
 """Models that are similar to MAE or often mistaken for it, and the libraries that read them.
 
-They are refused by name, with the tensor that tells them: a message that a hundred names do not fit
-helps nobody. One tensor's name is no proof where others have it too, so that some need several
-tensors, or one of a certain rank. Where no tensor tells a model, its ``config.json`` or
-``adapter_config.json`` may.
+The error message names the model and the tensor that identifies it, which is more helpful than a
+list of a hundred names that do not fit. If other models have the same tensor name, several tensors
+or a specific rank are required. Other models are identified by ``config.json`` or
+``adapter_config.json``.
 """
 
 import re
@@ -25,8 +25,8 @@ class Refused:
     """Its common name."""
 
     keys: tuple[Key, ...]
-    """Patterns of tensors' names, all of which are needed to tell it; with the number of dimensions
-    that the tensor must have, where its name alone is not a proof."""
+    """Patterns of tensor names that are all required to identify the model, with the number of
+    dimensions of the tensor if its name alone is not sufficient."""
 
     instead: str
     """What to use instead."""
@@ -36,7 +36,7 @@ def _refused(name: str, *keys: Key, instead: str) -> Refused:
     return Refused(name, keys, instead)
 
 
-# Where two fit, the more special one stands first.
+# If two models match, the more specific one must come first.
 REFUSED = (
     _refused(
         "a LoRA adapter, or a model with a LoRA adapter that is not merged",
@@ -290,21 +290,21 @@ def explain(
     relative = recognise_family(shapes)
     if relative is not None:
         family, key = relative
-        also = f"; its config.json says {reason[0]}" if reason else ""
+        also = f"; its config.json has {reason[0]}" if reason else ""
         return (
             f"this is {family.name} (it has {key}{also}), which is not a MAE that this project"
             f" converts; use instead: {family.instead}"
         )
     if reason is not None:
         return (
-            f"this is {reason[1]} (its config.json says {reason[0]}), which is not a MAE that this"
+            f"this is {reason[1]} (its config.json has {reason[0]}), which is not a MAE that this"
             f" project converts; use instead: {reason[2]}"
         )
     return None
 
 
 def _reason_in_config(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return the model that a configuration states, its name, and what reads it; else None."""
+    """Return the field in a configuration, the model's name and a library for it, or None."""
     if isinstance(architecture := config.get("architecture"), str):  # timm's
         if not re.match(r"(vit|samvit)_", architecture):
             return f"architecture {architecture}", f"timm's {architecture}", "timm.create_model"

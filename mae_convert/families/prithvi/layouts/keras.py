@@ -25,7 +25,7 @@ CLASSES = {
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` of a ``.keras`` file; ``dtype`` is that of the weights."""
+    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
     config = PrithviConfig.from_dict(complete).to_dict()
     return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 

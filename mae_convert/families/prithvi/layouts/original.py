@@ -60,7 +60,7 @@ CONVENTIONS = {
     "image_mean": MEAN,
     "image_std": STD,
 }
-# What a config.json on the Hub calls the fields, below ``pretrained_cfg``.
+# The names of the fields below ``pretrained_cfg`` in a config.json on the Hub.
 NAMES = {
     "img_size": "image_size",
     "num_frames": "num_frames",
@@ -79,7 +79,7 @@ NAMES = {
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration gives: one of this project, or ``pretrained_cfg`` of the Hub."""
+    """Return the fields of this project's configuration, or of ``pretrained_cfg`` on the Hub."""
     theirs = config.get("pretrained_cfg")
     if not isinstance(theirs, Mapping):
         return dict(config)

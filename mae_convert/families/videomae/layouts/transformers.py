@@ -13,7 +13,7 @@ from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import VideoMAEConfig
 
 FINAL_EPS = 1e-5
-"""Epsilon of the decoder's norm and of fc_norm in every version, whatever config.json says."""
+"""Epsilon of the decoder's norm and of fc_norm in every version, regardless of config.json."""
 
 REST_OF_BLOCK = (
     Row(".attention.{q,k,v}.weight", ".attention.attention.{query,key,value}.weight"),
@@ -120,7 +120,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``config.json`` gives; transformers' ``LABEL_0`` and so on name no class."""
+    """Return the fields of ``config.json``, without transformers' default labels ``LABEL_0``."""
     named = stored.get("id2label")
     unnamed = isinstance(named, Mapping) and all(
         name == f"LABEL_{number}" for number, name in named.items()
@@ -132,7 +132,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: VideoMAEConfig, task: str) -> str | None:
-    """Return why the transformers classes cannot hold a model, or None."""
+    """Return why the transformers classes do not support a model, or None."""
     if config.layer_scale_init_value:
         return (
             "transformers' VideoMAE has no layer scale (gamma_1, gamma_2); convert the model to"
@@ -146,14 +146,15 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
     height, width = config.image_hw
     if height != width or config.patch_hw[0] != config.patch_hw[1]:
         return (
-            f"transformers' VideoMAE takes square images, and this model takes {height}x{width};"
+            f"transformers' VideoMAE supports only square images, but this model takes"
+            f" {height}x{width};"
             " convert it to original or keras"
         )
     return None
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return what the library's classes compute otherwise."""
+    """Return sentences about deviations of the library's classes."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
@@ -161,9 +162,9 @@ def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
     if eps == FINAL_EPS or (task == "classify" and not config.use_mean_pooling):
         return ()
     sentence = (
-        f"transformers' class has the epsilon {FINAL_EPS:g} in {norm}, whatever config.json says;"
-        f" in this model it is {eps:g}, so that the outputs of the library differ slightly from"
-        " those of the original"
+        f"transformers' class has the epsilon {FINAL_EPS:g} in {norm}, regardless of config.json,"
+        f" but this model has {eps:g}, so the outputs of the library differ slightly from those of"
+        " the original"
     )
     return (Difference("decoder.norm" if task == "pretrain" else "head.norm", sentence),)
 
@@ -177,7 +178,7 @@ TRANSFORMERS = Layout(
     containers=(SAFETENSORS, PTH),
     weights_name="model.safetensors",
     conventions={
-        # What the classes take when config.json lacks the field.
+        # Defaults of the classes for fields that config.json lacks.
         "layer_norm_eps": 1e-12,
         "hidden_act": "gelu",
         "image_size": 224,
