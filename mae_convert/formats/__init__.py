@@ -1,4 +1,4 @@
-"""Read and write file formats of weights; nothing here knows layouts.
+"""Read and write file formats of weights, independently of layouts.
 
 A file is opened as a :class:`Container` of lazy tensors, and tensors are written to a file or a
 model directory. No deep learning framework is imported, and no pickle is executed.

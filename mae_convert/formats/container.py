@@ -60,7 +60,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
 
     Raises:
-        CheckpointError: as `read_contents`.
+        CheckpointError: see `read_contents`.
     """
     file = ByteFile(path)
     head = file.raw(0, min(HEAD_BYTES, file.size))
@@ -119,7 +119,7 @@ class Container:
     else None."""
 
     config_source: str | None
-    """Where ``config`` was found, for messages."""
+    """The source of ``config``, for messages."""
 
     preprocessor: Mapping | None
     """The settings of the image processor: from `processor_config.json` in the same directory, else
@@ -159,7 +159,7 @@ class Container:
     """The content of `adapter_config.json` in the same directory, or None."""
 
     preprocessor_source: str | None = None
-    """The file in which ``preprocessor`` was found, or None."""
+    """The file that contains ``preprocessor``, or None."""
 
     other_preprocessor: bool = False
     """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;

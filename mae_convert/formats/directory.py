@@ -126,7 +126,7 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
             " is a DeepSpeed ZeRO-3 checkpoint, in which every process holds a shard of every "
             "tensor",
             hint=f"join them with `python zero_to_fp32.py {directory.parent} OUT --tag"
-            f" {directory.name}`, a program that DeepSpeed has put into {directory.parent},"
+            f" {directory.name}`, a program that DeepSpeed has written to {directory.parent},"
             " and convert OUT",
         )
     beside = sorted(directory.glob("mp_rank_*_model_states.pt"))

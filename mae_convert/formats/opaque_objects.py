@@ -64,7 +64,7 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """By the id of a list, mapping or other value, the name of such an object."""
+    """The id of a list, mapping or other value → the name of such an object."""
 
     storages: Mapping[str, str]
     """By its key, the name of an object that received a tensor of the storage."""
@@ -74,7 +74,7 @@ class Reach:
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
-    """Return what was passed to some objects; with `calls_only`, only arguments of calls.
+    """Return the values passed to some objects; with `calls_only`, only arguments of calls.
 
     Each value is visited once, so the time is linear in the size of the pickle.
     """

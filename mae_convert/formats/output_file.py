@@ -39,7 +39,7 @@ class FileLayout:
     """The offset of each tensor's first byte, in the order of the tensors."""
 
     finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
-    """Returns everything else in the file, given the CRC-32 of each tensor's bytes."""
+    """Returns the other parts of the file for the CRC-32 of each tensor's bytes."""
 
     checksums: Sequence[int] | None = None
     """If `finalize` needs them: the CRC-32 of the bytes before each tensor, to be continued with
@@ -69,8 +69,8 @@ class Weights:
     """The key of the tensors in a "pth"; None for a plain state dict."""
 
     complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
-    """Returns the conversion record with what the SHA-256 of each tensor's bytes, by name, adds to
-    it; as long as before."""
+    """Returns the conversion record, of the same length, completed with the SHA-256 of each
+    tensor's bytes, by name."""
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +78,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return the weights with settings as they are read from the file: tuples as lists."""
+        """Return the weights with the settings in the form of the file: tuples as lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
@@ -101,7 +101,7 @@ class OutputFile:
     """The output that it belongs to, for messages."""
 
     weights: Weights
-    """What it is to contain."""
+    """The weights and settings to write."""
 
     layout: FileLayout
     """The offsets of everything in it."""
@@ -185,10 +185,10 @@ class OutputFile:
         return finalized
 
     def completed(self, hashes: Mapping[str, str]) -> "OutputFile | None":
-        """Write the conversion record again with what the tensors' hashes add to it.
+        """Write the conversion record again, completed with the tensors' hashes.
 
         Returns:
-            The file, to be flushed once more; None where nothing is added.
+            The file, which must be flushed again; None if nothing was added.
 
         Raises:
             OutputError: the operating system refuses, or the file differs when it is re-read.
@@ -213,7 +213,7 @@ class OutputFile:
         """Read the file with the public reader.
 
         Raises:
-            OutputError: anything but the tensors' bytes differs from what was written.
+            OutputError: parts other than the tensors' bytes differ from the written ones.
         """
         read, weights = read_file(self.path), self.weights
         names = [tensor.name for tensor in weights.tensors]
@@ -255,9 +255,9 @@ class OutputFile:
         return digest.hexdigest()
 
     def _differs(self) -> OutputError:
-        """Return the error for a file that differs from what was written."""
+        """Return the error for a file that differs from the written data."""
         return OutputError(
-            self.target, " does not contain what was written to it", hint="check the disk"
+            self.target, " does not contain the data written to it", hint="check the disk"
         )
 
     def close(self) -> None:
@@ -307,7 +307,7 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
         if str(tensor.dtype) not in form.dtypes:
             raise OutputError(
                 f"{target} cannot hold {tensor.name} as {tensor.dtype}",
-                hint=("choose a dtype that it can hold, for example ", Option("dtype", "float32")),
+                hint=("choose another dtype, for example ", Option("dtype", "float32")),
                 path=target,
             )
 

@@ -75,7 +75,7 @@ class PickleReader:
 
     Attributes:
         names: the dotted names that were read so far.
-        effects: what the last pickle did with objects of unsupported types.
+        effects: the calls and items of objects of unsupported types in the last pickle.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class PickleReader:
         return items
 
     def push_global(self, module: object, name: object) -> None:
-        """Push what a name is replaced by: a value of the table of supported types, or an `Opaque`.
+        """Push the replacement of a name: a value of the table of supported types, or an `Opaque`.
 
         Raises:
             CheckpointError: the name is used to run code.

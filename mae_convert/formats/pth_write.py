@@ -31,7 +31,7 @@ def pth_layout(
 
     Without a key it is a plain state dict for `load_state_dict`: an OrderedDict, as `state_dict()`
     returns. The settings are then stored in an attribute of it, like PyTorch's `_metadata`:
-    `load_state_dict` ignores it, and it is kept when the state dict is saved again.
+    `load_state_dict` ignores it, and it is saved again with the state dict.
     """
     extra = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in extra.items() if value is not None}

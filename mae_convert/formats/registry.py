@@ -197,7 +197,7 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 SUFFIX_FORMATS = {suffix: row.name for row in FORMATS.values() for suffix in row.written}
-"""The format that the suffix of an output's name asks for."""
+"""The format for the suffix of an output's name."""
 
 DIRECTORY_SUFFIXES = tuple(
     suffix for row in FORMATS.values() if row.in_directories for suffix in row.suffixes

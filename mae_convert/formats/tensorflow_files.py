@@ -74,7 +74,7 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
     )
     return CheckpointError(
         path,
-        " is a TensorFlow checkpoint, whose names are those of Python attributes; two lines of "
+        " is a TensorFlow checkpoint, with names of Python attributes; two lines of "
         f"Python in the program that creates the model write a file that can be read: `{restore}` "
         "and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
     )

@@ -1,4 +1,4 @@
-"""Select the model in a checkpoint: one mapping of tensors; nothing is guessed."""
+"""Select the model in a checkpoint, one mapping of tensors, without guessing."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,7 +105,7 @@ def select_model(
     if not isinstance(value, Mapping):
         raise CheckpointError(
             path,
-            f" holds {describe(value)} and not named weights of a model",
+            f" contains {describe(value)} instead of the named weights of a model",
             hint="write them with torch.save({'model': model.state_dict()}, ...)",
         )
     holders = dict(_holders(value))
@@ -297,7 +297,7 @@ def _undecided(
     objects = f" ({shown(unread[0].name)} is an unsupported object)" if unread else ""
     return CheckpointError(
         f"{path} contains several sets of weights: it has {_listed(value)}{objects}",
-        hint=("say it with ", join(options, " or ")),
+        hint=("choose with ", join(options, " or ")),
         path=path,
     )
 

@@ -76,9 +76,9 @@ def directory_output(
         weights_name: the name of the file of weights.
         weights: the content of that file. `config` is stored in it too if the format allows, so
             that the file can be used without the directory.
-        json_files: as in `Output`.
-        max_shard_size: larger weights are written in shards of at most so many bytes, with an
-            index.
+        json_files: see `Output`.
+        max_shard_size: the maximum number of bytes of a shard; larger weights are written in shards
+            with an index.
 
     Raises:
         OutputError: the weights cannot be sharded.
@@ -146,7 +146,7 @@ def write_file(
 
     Args:
         path: the path of the file.
-        kind: as in `Weights`, like the following arguments but ``overwrite``.
+        kind: see `Weights`, as for the following arguments except ``overwrite``.
         tensors: the tensors.
         config: the model configuration.
         conversion: the conversion record.
@@ -180,17 +180,17 @@ def write_directory(
     Args:
         path: the path of the directory.
         weights_name: the name of the file of weights in it.
-        kind: as in `Weights`.
+        kind: see `Weights`.
         tensors: the tensors.
-        json_files: as in `Output`.
-        config: as in `Weights`.
+        json_files: see `Output`.
+        config: see `Weights`.
         overwrite: replace an existing directory if mae-convert wrote it: it has a
             `conversion.json`, and only files with conventional names or listed as `outputs` in its
             `conversion.json`.
-        max_shard_size: as in `directory_output`.
+        max_shard_size: see `directory_output`.
 
     Raises:
-        OutputError: as `write_file`; or the directory contains files that mae-convert did not
+        OutputError: see `write_file`; or the directory contains files that mae-convert did not
             write.
     """
     weights = Weights(kind, list(tensors), config)
@@ -211,9 +211,9 @@ def write_all(
     """Write several outputs; at the end all are renamed to their final names, or none is.
 
     Args:
-        outputs: what to write.
-        overwrite: replace what exists.
-        source: what the tensors are read from.
+        outputs: the outputs.
+        overwrite: replace existing targets.
+        source: the source of the tensors.
         progress: receives the progress.
         on_commit: called once all outputs have their names, before any signal is delivered.
 
@@ -221,8 +221,8 @@ def write_all(
         For each output the SHA-256 of each tensor's bytes, by name.
 
     Raises:
-        OutputError: as `write_file` and `write_directory`; or another program has
-            written it in the meantime.
+        OutputError: see `write_file` and `write_directory`; or another program has written the
+            target in the meantime.
         CheckpointError: the source cannot be read, or was changed meanwhile.
     """
     progress = progress or Progress()
@@ -276,7 +276,7 @@ def _require_space(files: Iterable[OutputFile]) -> None:
 def _fill(
     groups: Sequence[Sequence[OutputFile]], source: Source | None, progress: Progress
 ) -> list[dict[str, str]]:
-    """Write the tensors while the source is hashed, flush them, and compare what was written.
+    """Write the tensors while the source is hashed, flush them, and compare the written data.
 
     Returns:
         For each group of files the SHA-256 of each tensor's bytes, by name.
@@ -304,7 +304,7 @@ def _fill(
             threads.finish(*(threads.start(file.flush) for file in completed if file))
             return hashes
     except MaeConvertError:
-        if source is not None:  # if it has changed, weights and disk are not to blame
+        if source is not None:  # first check whether the source has changed
             source.require_unchanged()
         raise
 
@@ -346,6 +346,6 @@ def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -
             and list(read_contents(folder / name).tensors) != [t.name for t in output.tensors()]
         ):
             raise OutputError(
-                f"{output.target} does not contain what was written to it", hint="check the disk"
+                f"{output.target} does not contain the data written to it", hint="check the disk"
             )
     flush(folder)

@@ -293,7 +293,7 @@ def test_a_disk_that_forgets_is_found_out(
         return read(path)
 
     monkeypatch.setattr(draft, "read_file", spoil_and_read)
-    with pytest.raises(OutputError, match="does not contain what was written to it"):
+    with pytest.raises(OutputError, match="does not contain the data written to it"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())
 

@@ -37,7 +37,7 @@ def test_a_wrapper_is_taken_off_and_told(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("key", OTHER_WEIGHTS)
 def test_other_weights_are_taken_only_when_they_are_asked_for(tmp_path: Path, key: str) -> None:
     alone = saved(tmp_path / "alone.pth", {key: ONE, "epoch": 3})
-    assert f'it has {key}, epoch; say it with state_key="{key}"' in refused(alone)
+    assert f'it has {key}, epoch; choose with state_key="{key}"' in refused(alone)
     assert open_container(alone, key).wrapper == key
     beside = saved(tmp_path / "beside.pth", {"model": ONE, key: TWO})
     assert f'state_key="model" or state_key="{key}"' in refused(beside)

@@ -2,13 +2,13 @@
 
 It exists because the HDF5 library, which h5py calls, is written in C and has a record of memory
 errors: a malicious or corrupt file can crash the program that opens it, and links
-in a file can make it open others. No option of h5py prevents this. This reader takes the bytes
-apart in Python: whatever a file says, the worst is an error. Tensors are read as byte ranges of the
+in a file can make it open others. No option of h5py prevents this. This reader parses the bytes in
+Python, so that a malicious file can only cause an error. Tensors are read as byte ranges of the
 file that was checked and hashed, by several threads, and no HDF5 library is loaded. Files are
 written by h5py.
 It reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes, contiguous,
-compact and chunked datasets, gzip) and names what it does not read. Section numbers in this package
-are those of the HDF5 File Format Specification, version 3.0.
+compact and chunked datasets, gzip) and reports unsupported features. Section numbers in this
+package are those of the HDF5 File Format Specification, version 3.0.
 """
 
 from mae_convert.formats.hdf5_reader.datasets import Dataset

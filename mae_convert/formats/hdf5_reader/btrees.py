@@ -22,7 +22,7 @@ def old_tree(
 
     Args:
         structure: the file.
-        address: of the root.
+        address: the address of the root.
         kind: the type of the tree.
         key_width: bytes of a key.
         order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find some of

@@ -149,7 +149,7 @@ class Attribute:
 
     type: Type | None
     shape: tuple[int, ...] | None
-    """Of its elements; None if they are shared with other attributes, or none."""
+    """The address of its elements; None if they are shared with other attributes or empty."""
 
     data: bytes
     """The elements."""
