@@ -1,7 +1,8 @@
 """What the models return, and the intermediate activations; the same in every framework.
 
-Outputs are named tuples, which every compiler and tree utility understands. What was not
-requested is ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K labels.
+Outputs are named tuples, which every compiler and tree utility understands. Outputs that were not
+requested are ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K
+labels.
 """
 
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ def recorded(
 
 
 class ViTMAEModelOutput(NamedTuple):
-    """What the encoder returns."""
+    """The outputs of the encoder."""
 
     last_hidden_state: Tensor
     """(N, 1 + kept, D), after the final norm."""
@@ -138,7 +139,7 @@ class ViTMAEModelOutput(NamedTuple):
 
 
 class ViTMAEForPreTrainingOutput(NamedTuple):
-    """What the pre-training model returns; hidden states and attentions are the encoder's."""
+    """The outputs of the pre-training model; hidden states and attentions are the encoder's."""
 
     loss: Tensor | None
     """Scalar, the mean squared error over removed patches; None if none is removed."""
@@ -163,7 +164,7 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
 
 
 class ImageClassifierOutput(NamedTuple):
-    """What the classifier returns."""
+    """The outputs of the classifier."""
 
     loss: Tensor | None
     """Scalar cross-entropy; None without labels."""

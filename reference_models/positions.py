@@ -11,8 +11,9 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
 
     The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) along both axes, as
     He et al. 2021 use it (appendix A.1). A quarter of the channels each is taken by the sine and
-    the cosine of the column, then the sine and the cosine of the row. The class token has no place:
-    its embedding is zero, and so are the channels left over where 4 does not divide the width.
+    the cosine of the column, then the sine and the cosine of the row. The class token has no
+    position: its embedding is zero, and so are the remaining channels if the width is not divisible
+        by 4.
     """
     rows, columns = np.indices(grid_hw, dtype=np.float64).reshape(2, -1)  # each (L,)
     quarter = width // 4
@@ -46,7 +47,7 @@ def spacetime_position_embedding(
 
     Of sixteen channels six are taken by the column, six by the row and four by the time, each the
     sines and then the cosines of frequencies that fall (Szwarcman et al. 2024, arXiv:2412.02732).
-    The class token has no place: its embedding is zero, and so are channels that are left over.
+    The class token has no position: its embedding is zero, and so are the remaining channels.
     """
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
     table = np.zeros((1, 1 + time.size, width))

@@ -70,7 +70,7 @@ class Work:
 
     @property
     def target(self) -> Path:
-        """What is written."""
+        """The format of the target."""
         return self.folder / "out"
 
     def _run(self, command: list[str | Path]) -> Run:

@@ -1,4 +1,4 @@
-"""Measure what a sweep adds to its jobs, and what more workers save: bench_sweep.py CHECKPOINT.
+"""Measure the overhead of a sweep and the speed-up by workers: bench_sweep.py CHECKPOINT.
 
 The same jobs are run in turn by calling the function in a loop, by one worker, and by two; the
 shortest time of each is printed. Memory is the peak of all processes of a job together.

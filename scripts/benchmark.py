@@ -3,9 +3,9 @@
 python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV/bin/python
 
 ENV of the first has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; of the second
-timm and torch. Without them their columns are left out. All ratios are medians of ratios within a
+timm and torch. Without them their columns are missing. All ratios are medians of ratios within a
 pair, whose members run directly one after the other, in one run of this script. Checkpoints are
-random ones of the official sizes, in --folder, whose disk is the one that is measured.
+random ones of the official sizes in --folder, so that its disk is measured.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--images", type=int, default=1000, help="of which features are computed")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="keeps the checkpoints that are made")
+    parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
     return parser.parse_args()
 
 
@@ -69,7 +69,7 @@ def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
 
 
 def loading(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure how long it takes until a ViT-B is loaded."""
+    """Measure the time to load a ViT-B."""
     return bench_loading.rows(folder.resolve(), given.pairs)
 
 

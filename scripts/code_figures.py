@@ -1,4 +1,4 @@
-"""Prints a table of figures about the code: files, units, imports, what a command enters.
+"""Print a table of figures about the code: files, units, imports, files entered by a command.
 
     python scripts/code_figures.py [DIRECTORY]...
 
@@ -63,7 +63,7 @@ def unit_of(path: Path, root: Path) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the dotted names of what a module imports, inside functions too."""
+    """Yield the dotted names of the imports of a module, including those inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

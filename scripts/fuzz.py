@@ -69,7 +69,7 @@ class Tally:
 
 
 class HangError(BaseException):
-    """An input takes too long; code that reads files may not catch this."""
+    """An input takes too long; code that reads files must not catch this."""
 
 
 def examine(path: Path) -> None:
@@ -233,7 +233,9 @@ def main() -> int:
     """Fuzz, or run the shard that the parent process requests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
-    parser.add_argument("--state", type=Path, help="keep what was done, and go on from there")
+    parser.add_argument(
+        "--state", type=Path, help="file with the finished inputs, from which a run continues"
+    )
     parser.add_argument("--coverage", action="store_true", help="let atheris guide the mutations")
     parser.add_argument("--only", nargs="*", default=[], metavar="CONTAINER")
     parser.add_argument("--shard", nargs=3, metavar=("CONTAINER", "START", "STOP"))

@@ -83,11 +83,11 @@ def examine_trace(path: Path) -> None:
     """
     good, spoiled = Trace.load(path.with_name(GOOD)), Trace.load(path)
     for pair in ((good, spoiled), (spoiled, good), (spoiled, spoiled)):
-        _tell(judge(*pair), *pair)
+        _report(judge(*pair), *pair)
 
 
 def examine_certificate(model: Path) -> None:
-    """Do what a replay and a publication do with a certificate, without running the model.
+    """Run the steps of a replay and a publication with a certificate, without running the model.
 
     Raises:
         MaeConvertError: it is refused.
@@ -101,9 +101,9 @@ def examine_certificate(model: Path) -> None:
     source, _ = read_source(certificate)
     _not_kept(certificate)
     again, _ = made_up_trace(checkpoint)
-    _tell(judge(source, again), source, again)
+    _report(judge(source, again), source, again)
 
 
-def _tell(verdict: Verdict, a: Trace, b: Trace) -> None:
+def _report(verdict: Verdict, a: Trace, b: Trace) -> None:
     explained = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
     text(explained.verdict), verdict_junit(explained), markdown(explained)

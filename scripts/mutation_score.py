@@ -1,4 +1,4 @@
-"""Judge the judge: put faults into models, tables, configurations and code, and print the score.
+"""Score the verdicts on faults in models, tables, configurations and code.
 
 .venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
@@ -40,13 +40,13 @@ WEIGHTS = 150  # of each of four kinds of fault in weights
 
 
 def main() -> int:
-    """Run what the command line asks for and return the exit status."""
-    parser = argparse.ArgumentParser(description="Score the judge on generated faults.")
+    """Run the requested scores and return the exit status."""
+    parser = argparse.ArgumentParser(description="Score verdicts on generated faults.")
     parser.add_argument("--sample", type=int, help="faults of each kind and framework")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of fault")
     helped = "of this family of video models; default: of the image MAE"
     parser.add_argument("--family", choices=FAMILIES, action="append", help=helped)
-    parser.add_argument("--good-pairs", type=int, default=0, help="judge good pairs instead")
+    parser.add_argument("--good-pairs", type=int, default=0, help="verify good pairs instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true", help="repair the faults, and count")
     parser.add_argument("--reduce", action="store_true", help="reduce failures, and count")
@@ -110,7 +110,7 @@ def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
 
 
 def faults(population: Population, kind: str, sample: int | None) -> list[Mutant]:
-    """Return the faults of one kind: all, or about as many of each sort as the sample says."""
+    """Return the faults of one kind: all, or a sample of each sort."""
     if kind == "weights":
         made = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
     elif kind == "tables":
@@ -125,12 +125,12 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
 
 
 def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
-    """Return whether the judge caught everything and explained enough.
+    """Return whether all faults were detected and enough of them explained.
 
     Args:
         results: all outcomes.
-        names_causes: whether causes are searched for, as for models with hypotheses; without them
-            the first suspect is told by the results alone.
+        names_causes: whether causes are searched for, as for models with hypotheses; otherwise
+            the first suspect follows from the results alone.
     """
     scores = [score(kind, results) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
@@ -146,7 +146,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
 
 def good_pairs(number: int, seed: int) -> int:
-    """Judge pairs that are the same function, and say which fail."""
+    """Verify pairs that are the same function and print those that fail."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
         failed = judge_pairs(number, seed, Path(folder))

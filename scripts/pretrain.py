@@ -15,9 +15,9 @@ and beside them config, the model's configuration. With --keep-every N, OUTPUT/c
 kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, holds
 only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
-Nothing random is remembered from step to step: the order of the images follows from seed and
-epoch, and the crop, flip and mask of an image from seed, epoch and its place in that epoch. So a
-resumed run goes on as if it had never stopped, and many processes do what one would have done.
+There is no random state between steps: the order of the images depends on seed and epoch, and the
+crop, flip and mask of an image on seed, epoch and its index in that epoch. So a resumed run gives
+the same result as an uninterrupted one, and several processes the same as one.
 """
 
 import argparse
@@ -289,7 +289,7 @@ def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor,
 
 
 def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
-    """Return the indices of this process's batches; images that do not fill a step are left out.
+    """Return the indices of this process's batches; images of an incomplete step are dropped.
 
     In each step all processes together take the same crops as one with their total batch size.
     """
@@ -325,13 +325,13 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
     try:
         missing, surplus = model.load_state_dict(weights, strict=has_decoder)
     except RuntimeError as error:
-        sys.exit(f"{path} does not fit the model asked for: {error}")
+        sys.exit(f"{path} does not fit the requested model: {error}")
     if surplus or any(not name.startswith(("decoder", "mask_token")) for name in missing):
         sys.exit(
             f"{path} is not a masked autoencoder: it lacks {missing[:3]} and has {surplus[:3]}"
         )
     if not has_decoder:
-        print(f"{path} holds an encoder only: the decoder starts from random weights")
+        print(f"{path} contains only an encoder: the decoder starts from random weights")
 
 
 def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:

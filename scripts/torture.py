@@ -48,7 +48,7 @@ def main() -> int:
     # Processes in the background of a shell ignore Ctrl-C, and so would their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = False
-    print("| target | what is done to it | trials | old | new | left a stray | wrong |")
+    print("| target | disturbance | trials | old | new | left a stray | wrong |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         for stage in stages(given.checkpoint.resolve(), Path(work), given.target or TARGETS):

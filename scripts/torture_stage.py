@@ -28,10 +28,10 @@ class Stage:
     """Its name."""
 
     layout: str
-    """What it is written as."""
+    """The format of the target."""
 
     old: Path
-    """The output that stands there before a trial."""
+    """The output that exists before a trial."""
 
     source: Path
     """The checkpoint that is converted in a trial."""
@@ -48,7 +48,7 @@ class Stage:
         return sum(f.stat().st_size for f in [self.old, *self.old.rglob("*")] if f.is_file())
 
     def command(self, source: Path | None = None) -> list[str]:
-        """Return the command of a conversion over what stands there."""
+        """Return the command of a conversion that replaces the existing output."""
         where = (str(source or self.source), str(self.target), "--to", self.layout)
         return [*COMMAND, *where, "--overwrite"]
 
@@ -63,7 +63,7 @@ class Stage:
         copy(self.old, self.target)
 
     def state(self) -> str:
-        """Return "old", "new", or what else there is; strays beside it are told apart."""
+        """Return "old", "new", or a description of another state; stray files are reported too."""
         foreign = [p.name for p in self.folder.iterdir() if p != self.target]
         if unknown := [name for name in foreign if not STRAY.fullmatch(name)]:
             return f"there is {unknown[0]}"
@@ -133,7 +133,7 @@ def start(command: list[str]) -> subprocess.Popen:
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Run a command; return its status and what it said on standard error."""
+    """Run a command; return its status and its standard error."""
     with start(command) as child:
         stderr = child.communicate(timeout=600)[1]
     return child.returncode, stderr

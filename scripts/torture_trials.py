@@ -1,4 +1,4 @@
-"""What `torture.py` does to conversions; each trial yields the states in which it finds things."""
+"""The disturbances of `torture.py`; each trial yields the resulting states."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from torture_stage import Stage, remove, run, start
 # Root may write everywhere, but for this.
 WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
-# Kills the process at the N-th thing that it does to files, as Python tells it (PEP 578).
+# Kills the process at its N-th file operation, as reported by Python's audit events (PEP 578).
 STEP_BY_STEP = """
 import os, signal, sys
 left, begun = int(sys.argv.pop(1)), False
@@ -34,7 +34,7 @@ from mae_convert.__main__ import main
 main()
 """
 
-# Python itself, which begins the program, is not ours to interrupt.
+# The start of Python itself is not interrupted.
 SAYING_WHEN = """
 import sys
 from mae_convert.__main__ import main
@@ -62,7 +62,7 @@ def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
 
 
 def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
-    """Kill at everything that is done to files, one after the other, until none is left."""
+    """Kill at each file operation, one after the other."""
     status, step = -signal.SIGKILL, 0
     while status:
         step += 1
@@ -72,7 +72,7 @@ def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
 
 
 def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Press Ctrl-C at random moments: status 130, one line, and nothing left behind."""
+    """Press Ctrl-C at random moments: status 130, one line, and no stray files."""
     for _ in range(moments):
         stage.reset()
         with start([sys.executable, "-c", SAYING_WHEN, *stage.arguments()]) as child:
@@ -88,7 +88,7 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
 
 @contextlib.contextmanager
 def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
-    """Start a conversion and hold it where it begins to write; it goes on after the body."""
+    """Start a conversion and pause it where it begins to write; it continues after the body."""
     child = start(stage.command(source))
     while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
         time.sleep(0.0005)
@@ -132,7 +132,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def fill(path: Path, share: float) -> None:
-    """Fill a share of what is free on a disk."""
+    """Fill a share of the free space of a disk."""
     free = os.statvfs(path.parent)
     with contextlib.suppress(OSError):
         path.write_bytes(bytes(int(free.f_bavail * free.f_frsize * share)))
@@ -177,11 +177,11 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
-    """Start two runs at one target: one wins, the other says so, or they come one by one."""
+    """Start two runs with the same target: one succeeds and the other reports this."""
     for number in range(moments):
         stage.reset()
         command = stage.command()
-        if number % 2:  # nothing is there, and nothing may be replaced
+        if number % 2:  # there is no target, and none may be replaced
             remove(stage.target)
             command.remove("--overwrite")
         children = [start(command) for _ in range(2)]
@@ -197,13 +197,13 @@ class Trial:
     """Something that is done to a conversion many times."""
 
     name: str
-    """As it stands in the table."""
+    """The name in the table."""
 
     run: Callable[[Stage, int, random.Random], Iterator[str]]
-    """Does it as often as it is told, and yields what stands there afterwards."""
+    """Runs the given number of trials and yields the resulting states."""
 
     allowed: tuple[str, ...]
-    """What may stand there."""
+    """The allowed states."""
 
     share: float = 0.1
     """How often it is done, as a share of the random kills."""

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(command: list) -> tuple[float, int]:
-    """Return the seconds that a command takes, and the most memory that all its processes hold."""
+    """Return the seconds that a command takes, and the peak memory of all its processes."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     peaks = [0]
@@ -99,7 +99,7 @@ def family(pid: int) -> list[int]:
 
 
 def anonymous(pid: int) -> int:
-    """Return the bytes that a process holds and that are no file's."""
+    """Return the anonymous memory of a process in bytes."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the configurations of all families have in common."""
+"""The common parts of the configurations of all families."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -60,7 +60,7 @@ class Configuration:
     """Fields that all families have, described in `ViTMAEConfig`, and what follows from them.
 
     Raises:
-        ValueError: a field is impossible by itself or together with another.
+        ValueError: a field is invalid, alone or in combination with others.
     """
 
     hidden_size: int = 768

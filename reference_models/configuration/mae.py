@@ -12,9 +12,10 @@ POOLINGS = ("token", "avg")
 class ViTMAEConfig(Configuration):
     """Configuration of a masked autoencoder or of a classifier fine-tuned from one.
 
-    Names and meaning are those of ``transformers.ViTMAEConfig``, and the defaults are the ViT-B of
-    He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one difference to transformers:
-    ``layer_norm_eps`` is 1e-6, which is what the original trains with; the class in transformers
+    Names and meaning are the same as in ``transformers.ViTMAEConfig``, and the defaults are the
+    ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one difference to
+    transformers: ``layer_norm_eps`` is 1e-6, which is what the original trains with; the class in
+        transformers
     defaults to 1e-12.
 
     Attributes:
@@ -39,14 +40,14 @@ class ViTMAEConfig(Configuration):
         decoder_intermediate_size: hidden width of the decoder's MLPs.
         mask_ratio: share of patches that the encoder does not see, in [0, 1).
         norm_pix_loss: whether the decoder predicts pixels normalised patch by patch.
-        global_pool: what a classifier reads: the class "token" after the final norm, or the "avg"
-            of the patch tokens.
+        global_pool: the input of a classifier's head: the class "token" after the final norm, or
+            the "avg" of the patch tokens.
         fc_norm: whether that average is normalised (None or True, as the original fine-tunes), or
             the tokens before it (False), as in timm. Nothing for the class token.
         num_labels: classes of a classifier.
 
     Raises:
-        ValueError: a field is impossible by itself or together with another.
+        ValueError: a field is invalid, alone or in combination with others.
     """
 
     global_pool: str = "token"

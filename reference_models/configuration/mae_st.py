@@ -11,7 +11,7 @@ from reference_models.configuration.base import PatchGeometry, VideoConfiguratio
 class MAESTConfig(VideoConfiguration):
     """Configuration of a MAE-ST or of a classifier fine-tuned from one.
 
-    Fields that are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Names
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Names
     are those of transformers if it has them, else the authors'. Defaults are the ViT-L of
     Feichtenhofer et al. 2022 (arXiv:2205.09113) with the published options.
 

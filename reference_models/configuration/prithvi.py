@@ -11,14 +11,14 @@ COORDINATES = ("time", "location")
 class PrithviConfig(VideoConfiguration):
     """Configuration of a Prithvi-EO, version 1 or 2, with or without time and location ("TL").
 
-    Fields that are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Names
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Names
     are those of transformers if it has them, else the authors'. Defaults are Prithvi-EO-2.0-300M
     (Szwarcman et al. 2024, arXiv:2412.02732).
 
     Attributes:
         layer_norm_eps: 1e-6, with which the published models were trained; the authors' library has
             1e-5 since December 2024.
-        coords_encoding: what is embedded beside the pixels: "time", "location", both or neither.
+        coords_encoding: the embedded coordinates: "time", "location", both or neither.
         coords_scale_learn: whether the factors of these embeddings are trained.
     """
 
@@ -49,10 +49,10 @@ class PrithviConfig(VideoConfiguration):
 
     @property
     def encodes_time(self) -> bool:
-        """Whether the model embeds when its frames were taken."""
+        """Whether the model embeds the acquisition times of the frames."""
         return "time" in self.coords_encoding
 
     @property
     def encodes_location(self) -> bool:
-        """Whether the model embeds where its frames were taken."""
+        """Whether the model embeds the location of the frames."""
         return "location" in self.coords_encoding

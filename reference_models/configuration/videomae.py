@@ -14,8 +14,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VideoMAEConfig(VideoConfiguration):
     """Configuration of a VideoMAE or of a classifier fine-tuned from one.
 
-    Names and meaning are those of ``transformers.VideoMAEConfig`` if it has them; fields that
-    are not described here are those of `ViTMAEConfig` and `VideoConfiguration`. Defaults are the
+    Names and meaning are the same as in ``transformers.VideoMAEConfig`` if it has them; for other
+    fields see `ViTMAEConfig` and `VideoConfiguration`. Defaults are the
     ViT-B of Tong et al. 2022 (arXiv:2203.12602), its decoder as it was trained; ``layer_norm_eps``
     is 1e-6 as there, not transformers' 1e-12.
 
@@ -27,7 +27,7 @@ class VideoMAEConfig(VideoConfiguration):
         layer_scale_init_value: initial value of ``gamma_1`` and ``gamma_2``, which scale the output
             of attention and MLP for each channel; 0 if a model has none.
         final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
-            transformers sets to 1e-5 whatever its configuration says; None if it is that of the
+            transformers sets to 1e-5 regardless of its configuration; None if it is that of the
             decoder's and encoder's other norms.
         image_mean: mean of each channel that was subtracted from the pixels; None for ImageNet's,
             or for 0 if there are not three channels. The loss compares pixels before this.

@@ -2,8 +2,8 @@
 
 Variables of the image MAE have the paths of the TF classes in transformers 4: a variable's path in
 ``model.weights``, without its first component, is its name in ``tf_model.h5``. The video families'
-models are built of the same blocks. A model is saved and loaded by Keras as a whole, by the
-configuration that it is made of; its layers have no ``get_config`` of their own and cannot be put
+models are built of the same blocks. A model is saved and loaded by Keras as a whole, with its
+configuration; its layers have no ``get_config`` and cannot be put
 into other models' archives.
 """
 

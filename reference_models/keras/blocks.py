@@ -28,7 +28,7 @@ def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> ker
 
 
 def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
-    """Return what a dense layer computes of tokens (..., D), called from within another layer.
+    """Return the result of a dense layer for tokens (..., D), called from within another layer.
 
     This avoids Keras's overhead of a call, which in eager mode takes longer than a small product.
     """

@@ -1,9 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
-An encoder sees the patches that a random mask leaves (section 3, "MAE encoder"); a smaller decoder
-gets its output and mask tokens in place of the rest and predicts the pixels ("MAE decoder",
-"Reconstruction target"). Variables have the paths of the TF classes in transformers 4. In shape
-comments N is images, L patches, T tokens (class token first), D the width, P numbers in a patch.
+The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
+smaller decoder gets its output, and mask tokens for removed patches, and predicts the pixels ("MAE
+decoder", "Reconstruction target"). Variables have the paths of the TF classes in transformers 4. In
+shape comments N is images, L patches, T tokens (class token first), D the width, P numbers in a
+patch.
 """
 
 from typing import Any, Unpack
@@ -67,8 +68,8 @@ class Embeddings(keras.layers.Layer):
     def call(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
 
-        Patches are picked by ``ids_keep`` (N, kept) before they are projected, so that nothing is
-        computed on those that are masked; without it all are taken in order.
+        Patches are selected by ``ids_keep`` (N, kept) before the projection, so that nothing is
+        computed for masked ones; without it, all patches are used in order.
         """
         patches = patchify(pixel_values, self.config)  # (N, L, P)
         positions = self.position_embeddings[:, 1:]
@@ -158,9 +159,9 @@ class MaskedViT(MaskedModel):
         taps: Taps | None,
         training: bool | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask images (N, C, H, W) by noise (N, L) and encode what is left.
+        """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        ``training`` is that of the surrounding call if it is not given.
+        ``training`` defaults to that of the surrounding call.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -189,10 +190,10 @@ class TFViTMAEModel(MaskedViT):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
             training: whether dropout is active.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -218,7 +219,7 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `TFViTMAEModel`. Hidden states and attentions are the
+        For arguments and errors see `TFViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         pixel_values = self._cast(pixel_values)
@@ -240,7 +241,7 @@ class TFViTForImageClassification(ClassifierModel):
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
     ``"avg"``, which transformers has not, it reads the mean of the patch tokens after ``fc_norm``,
     and the encoder has no final norm; with ``fc_norm=False`` besides, as in timm, it reads the mean
-    of the patch tokens after the encoder's final norm. Arguments are those of ``TFViTMAEModel``.
+    of the patch tokens after the encoder's final norm. For arguments see ``TFViTMAEModel``.
     """
 
     encoder_class = Encoder
@@ -260,7 +261,7 @@ class TFViTForImageClassification(ClassifierModel):
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the classifier reads, (N, D), of tokens (N, 1 + L, D)."""
+        """Return the input (N, D) of the head for tokens (N, 1 + L, D)."""
         if self.config.global_pool == "token":
             return tokens[:, 0]
         average = mean(tokens[:, 1:], axis=1, keepdims=True)  # (N, 1, D)

@@ -1,11 +1,11 @@
 """MAE-ST: masked autoencoders as spatiotemporal learners (Feichtenhofer et al. 2022).
 
-The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: an encoder sees the
-few that a random mask leaves, whatever their time ("agnostic" masking, section 3); the decoder gets
-its output and mask tokens in the order of the video and predicts the pixels of some of the frames.
-Positions are learned. In shape comments N is videos, L patches (time step by time step, row by
-row), D the width, P numbers in a predicted patch (frame, row, column, channel); "[1 +]" is the
-class token, which a model may lack.
+The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: the encoder sees
+the few patches that are visible after random masking, independent of time ("agnostic" masking,
+section 3); the decoder gets its output and mask tokens in the order of the video and predicts the
+pixels of some of the frames. Positions are learned. In shape comments N is videos, L patches (time
+step by time step, row by row), D the width, P numbers in a predicted patch (frame, row, column,
+channel); "[1 +]" is the class token, which a model may lack.
 """
 
 from typing import Any, Unpack
@@ -129,7 +129,7 @@ class MaskedMAEST(MaskedModel):
     def encode_visible(
         self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask videos (N, C, T, H, W) by noise (N, L) and encode what is left.
+        """Mask videos (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
             The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
@@ -156,10 +156,10 @@ class MAESTModel(MaskedMAEST):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
             training: whether dropout is active.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D), without the class token.
@@ -188,7 +188,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `MAESTModel`. Hidden states and attentions are the
+        For arguments and errors see `MAESTModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         pixel_values = self._cast(pixel_values)
@@ -218,7 +218,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
 class MAESTForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens but the first after ``norm``: the class token is left out
+    The head reads the mean of all tokens but the first after ``norm``: the class token is excluded
     and, as in the original, the first patch of a model that has no class token.
     """
 
@@ -237,7 +237,7 @@ class MAESTForVideoClassification(ClassifierModel):
         self.dropout = keras.layers.Dropout(self.config.classifier_dropout, dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the head reads, (N, D), of tokens (N, [1 +] L, D)."""
+        """Return the input (N, D) of the head for tokens (N, [1 +] L, D)."""
         average = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
         record(taps, "head", norm=average)
         return self.dropout(average[:, 0])

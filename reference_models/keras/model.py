@@ -101,7 +101,7 @@ class EncoderModel(ConfiguredModel):
 
     Args:
         config: its configuration, or the fields of one.
-        initializer: of all weights, instead of the random ones of the paper.
+        initializer: the initializer of all weights, instead of the random ones of the paper.
         kwargs: ``name`` and ``dtype``, as of any Keras model.
     """
 
@@ -132,7 +132,7 @@ class EncoderModel(ConfiguredModel):
 class MaskedModel(EncoderModel):
     """A model whose encoder sees only some patches; for pre-training it has a decoder.
 
-    For pre-training a family sets ``decoder_class``. Arguments are those of `EncoderModel`.
+    For pre-training a family sets ``decoder_class``. For arguments see `EncoderModel`.
     """
 
     decoder_class: Any = None
@@ -153,7 +153,7 @@ class MaskedModel(EncoderModel):
 class ClassifierModel(EncoderModel):
     """An encoder of all patches, and a linear head.
 
-    A family defines `add_pooling` and `pool`. Arguments are those of `EncoderModel`.
+    A family defines `add_pooling` and `pool`. For arguments see `EncoderModel`.
     """
 
     def add_layers(self, **options: Any) -> None:
@@ -183,9 +183,9 @@ class ClassifierModel(EncoderModel):
 
         Args:
             pixel_values: of the configured size.
-            labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+            labels: (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
             training: whether dropout is active.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels have the wrong shape.
@@ -198,7 +198,7 @@ class ClassifierModel(EncoderModel):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the head reads, (N, D), of the encoder's output (N, T, D)."""
+        """Return the input (N, D) of the head for the encoder's output (N, T, D)."""
         raise NotImplementedError
 
 

@@ -74,7 +74,7 @@ class PositionedTrunk(Trunk):
     suffix: str  # of the embeddings' names
 
     def add_position_layers(self) -> None:
-        """Add the embeddings that the configuration asks for."""
+        """Add the embeddings that the configuration specifies."""
         self.embeds_time = self.embeds_location = None
         options = {"config": self.config, "width": self.width, "dtype": self.dtype_policy}
         if self.config.encodes_time:
@@ -141,7 +141,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
 
 
 class Decoder(PositionedTrunk, DecoderTrunk):
-    """Mask tokens in place of the removed patches, blocks, norm and prediction."""
+    """Mask tokens for the removed patches, blocks, norm and prediction."""
 
     suffix = "dec"
 
@@ -183,7 +183,7 @@ class MaskedPrithvi(MaskedModel):
         location_coords: Tensor | None,
         taps: Taps | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask samples (N, C, T, H, W) by noise (N, L) and encode what is left.
+        """Mask samples (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -196,7 +196,7 @@ class MaskedPrithvi(MaskedModel):
         return latent, mask, ids_restore
 
     def _with_time(self, pixel_values: Tensor) -> Tensor:
-        """Return samples (N, C, T, H, W); those of one time may come as images (N, C, H, W)."""
+        """Return samples (N, C, T, H, W); samples of one time step may be images (N, C, H, W)."""
         single = self.config.num_frames == 1 and len(pixel_values.shape) == 4
         pixels = ops.expand_dims(pixel_values, 2) if single else pixel_values
         return self._cast(pixels)
@@ -241,13 +241,13 @@ class PrithviModel(MaskedPrithvi):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size; of one time also (N, C, H, W).
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
-            temporal_coords: (N, T, 2), year and day of the year of each frame. They and
-                ``location_coords`` may be left out of a model that embeds them.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
+                ``location_coords``.
             location_coords: (N, 2), latitude and longitude in degrees.
             training: whether dropout is active.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
@@ -276,7 +276,7 @@ class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `PrithviModel`. Hidden states and attentions are the
+        For arguments and errors see `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         taps = Taps.requested(**options)

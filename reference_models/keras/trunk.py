@@ -1,4 +1,4 @@
-"""Stacks of blocks, and what the encoders and decoders of several families are made of.
+"""Stacks of blocks, and base classes of the encoders and decoders of several families.
 
 Layers are created, and their variables built, in the order that saved files and optimizers number
 them by. In shape comments N is images, L patches, T tokens, D the width.
@@ -22,7 +22,7 @@ class Trunk(keras.layers.Layer):
 
     Args:
         config: the configuration of the model.
-        initializer: of all weights, instead of the random ones of the paper.
+        initializer: the initializer of all weights, instead of the random ones of the paper.
         name: the layer's name.
         dtype: its dtype policy.
     """
@@ -117,7 +117,7 @@ class VideoEncoder(Trunk):
 
 
 class DecoderTrunk(Trunk):
-    """What decoders of patches are made of: mask token, linear layer, blocks, norm, prediction.
+    """Base class of decoders: mask token, linear layer, blocks, norm, prediction.
 
     A subclass defines ``call``. Arguments are those of `Trunk`, and ``outputs``, the numbers of a
     predicted patch, P.

@@ -37,7 +37,7 @@ from reference_models.outputs import (
 )
 from reference_models.positions import interleaved_position_embedding
 
-# Keeps the deviation of a patch of one color from being zero; added to it and not to the variance.
+# Avoids division by 0 for a patch of one color; added to the standard deviation, not the variance.
 _DEVIATION_FLOOR = 1e-6
 
 
@@ -182,7 +182,7 @@ class VideoMAEModel(MaskedVideoMAE):
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
                 it is not given it is uniform over the places of a time step, the same at all times.
             training: whether dropout is active.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
@@ -214,7 +214,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict the hidden patches from the others, and the loss on them.
 
-        Arguments and errors are those of `VideoMAEModel`, and ``ids_decode`` (N, M): the patches to
+        For arguments and errors see `VideoMAEModel`, and for ``ids_decode`` (N, M): the patches to
         predict, ascending, as version 2's decoder masking chooses them (section 3.2 there); where
         it is not given, all hidden ones. Hidden states and attentions are the encoder's,
         intermediate activations those of encoder and decoder.
@@ -253,7 +253,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             logits: (N, M, P), the predicted patches.
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; as configured if it is not given.
+                unbiased deviation before it is compared; by default as configured.
             ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
@@ -300,7 +300,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return videos (N, C, T, H, W) whose hidden patches are the predicted ones (N, M, P).
+        """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
         They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
         the mean and deviation of each; they are taken from ``pixel_values``.
@@ -333,7 +333,7 @@ class VideoMAEForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
     The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
-    first token after the encoder's final norm. Arguments are those of ``VideoMAEModel``.
+    first token after the encoder's final norm. For arguments see ``VideoMAEModel``.
     """
 
     configuration_class = VideoMAEConfig
@@ -351,7 +351,7 @@ class VideoMAEForVideoClassification(ClassifierModel):
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the classifier reads, (N, D), of tokens (N, L, D)."""
+        """Return the input (N, D) of the head for tokens (N, L, D)."""
         if self.fc_norm is None:
             return tokens[:, 0]
         average = self.fc_norm(mean(tokens, axis=1, keepdims=True))  # (N, 1, D)

@@ -1,10 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
-An encoder sees the patches that a random mask leaves (section 3, "MAE encoder"); a smaller decoder
-gets its output and mask tokens in place of the rest and predicts the pixels ("MAE decoder",
-"Reconstruction target"). Parameters are named and ordered as in facebookresearch/mae, so that
-``load_state_dict(strict=True)`` takes its state dicts. In shape comments N is images, L patches, T
-tokens (class token first), D the width, P numbers in a patch.
+The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
+smaller decoder gets its output, and mask tokens for removed patches, and predicts the pixels ("MAE
+decoder", "Reconstruction target"). Parameters are named and ordered as in facebookresearch/mae, so
+that ``load_state_dict(strict=True)`` takes its state dicts. In shape comments N is images, L
+patches, T tokens (class token first), D the width, P numbers in a patch.
 """
 
 from typing import Unpack
@@ -56,8 +56,8 @@ class Encoder(nn.Module):
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
 
-        Patches are picked by ``ids_keep`` (N, kept) before they are projected, so that nothing is
-        computed on those that are masked; without it all are taken in order.
+        Patches are selected by ``ids_keep`` (N, kept) before the projection, so that nothing is
+        computed for masked ones; without it, all patches are used in order.
         """
         patches = patchify(pixel_values, self.config)  # (N, L, P)
         positions = self.pos_embed[:, 1:]
@@ -97,7 +97,7 @@ class MaskedEncoder(Encoder):
     def encode_visible(
         self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask images (N, C, H, W) by noise (N, L) and encode what is left.
+        """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -125,9 +125,9 @@ class ViTMAEModel(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
-            options: what else to return, see `OutputOptions`.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -167,7 +167,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `ViTMAEModel`. Hidden states and attentions are the
+        For arguments and errors see `ViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         taps = Taps.requested(**options)
@@ -189,7 +189,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         return self.decoder_pred(tokens[:, 1:])
 
     def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Return the decoder's input (N, 1 + L, D): mask tokens stand for the removed patches."""
+        """Return the decoder's input (N, 1 + L, D): mask tokens represent the removed patches."""
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
@@ -224,8 +224,8 @@ class ViTForImageClassification(Encoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            labels: (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
-            options: what else to return, see `OutputOptions`.
+            labels: (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels have the wrong shape.
@@ -237,7 +237,7 @@ class ViTForImageClassification(Encoder):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the head reads, (N, D), of tokens (N, 1 + L, D)."""
+        """Return the input (N, D) of the head for tokens (N, 1 + L, D)."""
         if self.config.normalises_mean:
             mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
             record(taps, "head", norm=mean)

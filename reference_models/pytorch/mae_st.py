@@ -1,11 +1,12 @@
 """MAE-ST: masked autoencoders as spatiotemporal learners (Feichtenhofer et al. 2022).
 
-The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: an encoder sees the
-few that a random mask leaves, whatever their time ("agnostic" masking, section 3); the decoder gets
-its output and mask tokens in the order of the video and predicts the pixels of some of the frames.
-Positions are learned. Parameters are named as in facebookresearch/mae_st. In shape comments N is
-videos, L patches (time step by time step, row by row), D the width, P numbers in a predicted patch
-(frame, row, column, channel); "[1 +]" is the class token, which a model may lack.
+The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: the encoder sees
+the few patches that are visible after random masking, independent of time ("agnostic" masking,
+section 3); the decoder gets its output and mask tokens in the order of the video and predicts the
+pixels of some of the frames. Positions are learned. Parameters are named as in
+facebookresearch/mae_st. In shape comments N is videos, L patches (time step by time step, row by
+row), D the width, P numbers in a predicted patch (frame, row, column, channel); "[1 +]" is the
+class token, which a model may lack.
 """
 
 from typing import Unpack
@@ -132,7 +133,7 @@ class MaskedEncoder(Encoder):
     def encode_visible(
         self, pixel_values: Tensor, noise: Tensor | None, taps: Taps | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask videos (N, C, T, H, W) by noise (N, L) and encode what is left.
+        """Mask videos (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
             The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
@@ -162,9 +163,9 @@ class MAESTModel(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
-            options: what else to return, see `OutputOptions`.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D), without the class token.
@@ -203,7 +204,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `MAESTModel`. Hidden states and attentions are the
+        For arguments and errors see `MAESTModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         taps = Taps.requested(**options)
@@ -242,7 +243,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 class MAESTForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens but the first after ``norm``: the class token is left out
+    The head reads the mean of all tokens but the first after ``norm``: the class token is excluded
     and, as in the original, the first patch of a model that has no class token.
     ``load_state_dict(strict=True)`` takes the original's state dict.
     """
@@ -262,7 +263,7 @@ class MAESTForVideoClassification(Encoder):
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
 
-        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+        Labels are (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
 
         Raises:
             ValueError: pixels have the wrong shape.

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
-# Keeps the deviation of a patch of one color from being zero; the original's constant.
+# Avoids a standard deviation of 0 for a patch of one color; the constant of the original.
 _VARIANCE_FLOOR = 1e-6
 
 
 class Patches(Protocol):
-    """What a configuration says of images and patches."""
+    """The fields of a configuration about images and patches."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
 
 
 def unpatchify(patches: Tensor, config: Patches) -> Tensor:
-    """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
+    """Merge patches (N, L, P) into images (N, C, [T,] H, W)."""
     if patches.ndim != 3 or tuple(patches.shape[1:]) != (config.num_patches, config.patch_dim):
         raise ValueError(
             f"patches must have shape (N, {config.num_patches}, {config.patch_dim}),"
@@ -115,7 +115,7 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose patches at random by sorting noise (N, L): the lowest stay (MAE, section 3).
 
     Returns:
-        ids_keep: (N, kept), the patches that stay, in the order of their noise.
+        ids_keep: (N, kept), the visible patches, in the order of their noise.
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
         ids_restore: (N, L), the place of each patch in the shuffled order.
     """
@@ -129,7 +129,7 @@ def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
-        ids: (N, L), first the patches that stay, then those removed, each ascending.
+        ids: (N, L), first the visible patches, then those removed, each ascending.
         ids_restore: (N, L), the place of each patch in ``ids``.
     """
     _, mask, _ = mask_by_noise(noise, visible)
@@ -144,7 +144,7 @@ def random_masking(
 
     Args:
         pixel_values: (N, C, [T,] H, W).
-        noise: (N, L). Where it is not given it is uniform, or ascending if all patches are kept.
+        noise: (N, L). By default uniform, or ascending if all patches are kept.
         config: a configuration with the number of patches that are kept, ``num_kept``.
 
     Raises:
@@ -215,7 +215,7 @@ class PixelPrediction:
             logits: (N, L, P), the predicted patches.
             mask: (N, L), 1 where a patch is removed; at least one must be.
             norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; as configured if it is not given.
+                before it is compared; by default as configured.
         """
         target = self.patchify(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
@@ -229,7 +229,7 @@ class PixelPrediction:
         return patchify(pixel_values, self.predicted)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Put patches (N, L, P) together to images (N, C, [T,] H, W)."""
+        """Merge patches (N, L, P) into images (N, C, [T,] H, W)."""
         return unpatchify(patches, self.predicted)
 
     def reconstruct(

@@ -65,7 +65,7 @@ class Coordinates(nn.Module):
     config: PrithviConfig
 
     def add_coordinates(self, suffix: str, width: int) -> None:
-        """Add the embeddings that the configuration asks for."""
+        """Add the embeddings that the configuration specifies."""
         self.suffix = suffix
         if self.config.encodes_time:
             self.add_module(f"temporal_embed_{suffix}", CoordinateEmbedding(self.config, width))
@@ -147,7 +147,7 @@ class Encoder(Coordinates):
         location_coords: Tensor | None,
         taps: Taps | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask samples (N, C, T, H, W) by noise (N, L) and encode what is left.
+        """Mask samples (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -173,7 +173,7 @@ def fixed_positions(config: PrithviConfig, width: int) -> nn.Parameter:
 
 
 def with_time(pixel_values: Tensor, config: PrithviConfig) -> Tensor:
-    """Return samples (N, C, T, H, W); those of one time may come as images (N, C, H, W)."""
+    """Return samples (N, C, T, H, W); samples of one time step may be images (N, C, H, W)."""
     single = config.num_frames == 1 and pixel_values.ndim == 4
     return pixel_values.unsqueeze(2) if single else pixel_values
 
@@ -199,12 +199,12 @@ class PrithviModel(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; of one
                 time also (N, C, H, W).
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. Where
-                it is not given it is uniform, or ascending if all patches are kept.
-            temporal_coords: (N, T, 2), year and day of the year of each frame. They and
-                ``location_coords`` may be left out of a model that embeds them.
+            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
+                default uniform, or ascending if all patches are kept.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
+                ``location_coords``.
             location_coords: (N, 2), latitude and longitude in degrees.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
@@ -219,7 +219,7 @@ class PrithviModel(Encoder):
 
 
 class Decoder(Coordinates):
-    """Mask tokens in place of the removed patches, blocks, norm and prediction."""
+    """Mask tokens for the removed patches, blocks, norm and prediction."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict every patch from those that masking leaves, and the loss on those it removes.
 
-        Arguments and errors are those of `PrithviModel`. Hidden states and attentions are the
+        For arguments and errors see `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
         """
         taps = Taps.requested(**options)

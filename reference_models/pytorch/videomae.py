@@ -39,7 +39,7 @@ from reference_models.pytorch.patches import (
     take_tokens,
 )
 
-# Keeps the deviation of a patch of one color from being zero; added to it and not to the variance.
+# Avoids division by 0 for a patch of one color; added to the standard deviation, not the variance.
 _DEVIATION_FLOOR = 1e-6
 
 
@@ -155,7 +155,7 @@ class VideoMAEModel(Encoder):
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
                 it is not given it is uniform over the places of a time step, the same at all times.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
@@ -216,7 +216,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     ) -> ViTMAEForPreTrainingOutput:
         """Predict the hidden patches from the others, and the loss on them.
 
-        Arguments and errors are those of `VideoMAEModel`, and one more. Hidden states and
+        For arguments and errors see `VideoMAEModel`, and for one more. Hidden states and
         attentions are the encoder's, intermediate activations those of encoder and decoder.
 
         Args:
@@ -224,7 +224,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             noise: (N, L).
             ids_decode: (N, M), the patches to predict, ascending, as version 2's decoder masking
                 chooses them (section 3.2 there); if not given, all hidden patches.
-            options: what else to return, see `OutputOptions`.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``logits`` (N, M, P) of the patches to predict.
@@ -269,7 +269,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             logits: (N, M, P), the predicted patches.
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; as configured if it is not given.
+                unbiased deviation before it is compared; by default as configured.
             ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
@@ -309,7 +309,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return videos (N, C, T, H, W) whose hidden patches are the predicted ones (N, M, P).
+        """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
         They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
         the mean and deviation of each; they are taken from ``pixel_values``.
@@ -356,7 +356,7 @@ class VideoMAEForVideoClassification(Encoder):
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
 
-        Labels are (N,) integers, or (N, K) probabilities as label smoothing and mixup give.
+        Labels are (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
 
         Raises:
             ValueError: pixels have the wrong shape.
@@ -368,7 +368,7 @@ class VideoMAEForVideoClassification(Encoder):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return what the head reads, (N, D), of tokens (N, L, D)."""
+        """Return the input (N, D) of the head for tokens (N, L, D)."""
         if not self.config.use_mean_pooling:
             return tokens[:, 0]
         mean = self.fc_norm(tokens.mean(dim=1, keepdim=True))  # (N, 1, D)
