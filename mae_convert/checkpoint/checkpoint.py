@@ -159,6 +159,7 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
             checkpoint.path,
             f": {work} needs images or videos, but their preprocessing is not known for the"
             f" family of this model ({checkpoint.family.title})",
+            hint="use a checkpoint of a family of image or video models",
         )
 
 
@@ -173,7 +174,10 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     checkpoint.family.check_task(task, checkpoint.task)
     names = checkpoint.family.schema(checkpoint.configuration.model, task)
     if missing := [name for name in names if name not in checkpoint.tensors]:
-        raise ConfigurationError(f"the checkpoint has no {missing[0]}, which the task {task} needs")
+        raise ConfigurationError(
+            f"the checkpoint has no {missing[0]}, which the task {task} needs",
+            hint=("choose ", Option("task", checkpoint.task)),
+        )
     rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
     gone = [rule.external for rule in checkpoint.rules if rule not in rules]
     reason = f"not part of a model for the task {task}"

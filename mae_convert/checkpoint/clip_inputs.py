@@ -38,7 +38,9 @@ def clips_of(checkpoint: Checkpoint) -> Clips:
     """
     if checkpoint.family.clips is None:
         raise MaeConvertError(
-            checkpoint.path, f" is a {checkpoint.family.title} model, which does not take videos"
+            checkpoint.path,
+            f" is a {checkpoint.family.title} model, which does not take videos",
+            hint="specify images",
         )
     return checkpoint.family.clips
 
@@ -124,7 +126,8 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
         return _measured(sampled, checkpoint, clips)
     if pixels.dtype != np.uint8:
         raise MaeConvertError(
-            f"{sampled.path}: frames are {pixels.dtype}; they must be uint8 colours from 0 to 255"
+            f"{sampled.path}: frames are {pixels.dtype}",
+            hint="they must be uint8 colours from 0 to 255",
         )
     prepare = preprocessing_of(checkpoint, stretch=stretch)
     frames = []
@@ -138,7 +141,9 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
     """Return the normalized centre of each frame of measured values."""
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
-        raise MaeConvertError(f"{frames.path}: frames are {pixels.dtype}; they must be numbers")
+        raise MaeConvertError(
+            f"{frames.path}: frames are {pixels.dtype}", hint="they must be numbers"
+        )
     (height, width), (rows, columns) = configuration.model.image_hw, pixels.shape[1:3]
     if rows < height or columns < width:
         raise MaeConvertError(
@@ -215,6 +220,8 @@ def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
             clips_found.add(path if single else path.parent)
     if not clips_found:
         raise MaeConvertError(
-            folder, f" contains no videos ({', '.join(FILES)}) and no folders of frames"
+            folder,
+            f" contains no videos ({', '.join(FILES)}) and no folders of frames",
+            hint="specify a folder of such files",
         )
     return sorted(clips_found, key=lambda path: natural_order(str(path)))

@@ -133,7 +133,11 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
         raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains images")
     image_paths = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not image_paths:
-        raise MaeConvertError(folder, f" contains no images ({', '.join(SUFFIXES)})")
+        raise MaeConvertError(
+            folder,
+            f" contains no images ({', '.join(SUFFIXES)})",
+            hint="specify a folder of such files",
+        )
     return image_paths
 
 
@@ -163,13 +167,16 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
             path,
             " cannot be read as an image: it is not a PNG, JPEG, WebP, BMP, GIF or TIFF "
             f"file{_in_brackets(complaints)}",
+            hint="specify an image, or convert it to PNG",
         ) from error
     except Exception as error:  # decoders raise errors of any type for damaged files
         if getattr(error, "errno", None) in OF_THE_SYSTEM:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MaeConvertError(
-            path, f" cannot be read as an image: {reason}{_in_brackets(complaints)}"
+            path,
+            f" cannot be read as an image: {reason}{_in_brackets(complaints)}",
+            hint="copy or download it again, or convert it to PNG",
         ) from error
     if complaints and not quiet:
         text = f"{path} was read, but may be corrupt{_in_brackets(complaints)}"

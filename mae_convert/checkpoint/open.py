@@ -165,9 +165,12 @@ def _check_class_position(
         raise LayoutError(
             f"{rule.external} has {patches + 1} rows{grid} and therefore no row for the class "
             "token: this is a timm model created with no_embed_class=True, which no supported "
-            "layout can hold; to get the same function with a row for the class token, use "
-            "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",
-            *(Option("source_image_size"), " if there is a row for it)"),
+            "layout can hold",
+            hint=(
+                "to get the same function with a row for the class token, use "
+                "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",
+                *(Option("source_image_size"), " if there is a row for it)"),
+            ),
         )
 
 
@@ -215,7 +218,7 @@ def open_checkpoint(
         ConfigurationError: a field is missing or contradicted.
     """
     if task is not None and task not in TASKS:
-        raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+        raise ConfigurationError(f"unknown task {task!r}", hint=f"the tasks are {', '.join(TASKS)}")
     container, under = _open(path, state_key, optional=fill_only)
     container = _with_known(container, origin)
     _check_documents(container)

@@ -98,8 +98,8 @@ def _unread(
     if container.adapter is not None:
         raise ConfigurationError(
             "adapter_config.json is beside the weights: transformers adds that adapter to the "
-            f"model, so these weights alone compute another function; {MERGE}, or remove "
-            "adapter_config.json and the adapter's weights"
+            "model, so these weights alone compute another function",
+            hint=f"{MERGE}, or remove adapter_config.json and the adapter's weights",
         )
     for name in family_of(layout).unread(container, layout.name, task, dtypes):
         yield f"config.json: {name}"

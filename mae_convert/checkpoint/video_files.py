@@ -99,7 +99,9 @@ def natural_order(name: str) -> tuple[tuple[str, int], ...]:
 
 def _chosen(path: Path, choose: Choose, count: int, rate: float | None) -> tuple[int, ...]:
     if not count:
-        raise MaeConvertError(path, " contains no frames")
+        raise MaeConvertError(
+            path, " contains no frames", hint="specify a folder of images, or a video"
+        )
     try:
         return tuple(choose(count, rate))
     except MaeConvertError as error:
@@ -150,14 +152,18 @@ def _bands(path: Path) -> np.ndarray | None:
                     return None
                 if math.prod(series.shape) > MOST_NUMBERS:
                     raise MaeConvertError(
-                        path, f" has {series.shape} values, which is more than {MOST_NUMBERS}"
+                        path,
+                        f" has {series.shape} values, which is more than {MOST_NUMBERS}",
+                        hint="cut it to the part that is needed",
                     )
                 pixels: np.ndarray = series.asarray()
         except (MaeConvertError, MemoryError):
             raise
         except Exception as error:  # the decoder raises many different exceptions for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise MaeConvertError(path, f" cannot be read as a TIFF: {reason}") from error
+            raise MaeConvertError(
+                path, f" cannot be read as a TIFF: {reason}", hint="copy or download it again"
+            ) from error
     # An image has fewer bands than pixels along a side, so the smallest axis is that of the bands.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
@@ -200,11 +206,15 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
             raise
         except UnidentifiedImageError as error:  # its message contains only a file descriptor
             raise MaeConvertError(
-                path, " cannot be read as a GIF: it is truncated or not a GIF"
+                path,
+                " cannot be read as a GIF: it is truncated or not a GIF",
+                hint="copy or download it again",
             ) from error
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise MaeConvertError(path, f" cannot be read as a GIF: {reason}") from error
+            raise MaeConvertError(
+                path, f" cannot be read as a GIF: {reason}", hint="copy or download it again"
+            ) from error
     return Frames(path, np.stack([read[index] for index in indices]), indices, count, rate)
 
 
@@ -232,10 +242,16 @@ def _of_container(path: Path, choose: Choose) -> Frames:
         # Only the text of the error; the rest is an error number and a file descriptor.
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split()) or type(error).__name__
-        raise MaeConvertError(path, f" cannot be read as a video: {reason}") from error
+        raise MaeConvertError(
+            path,
+            f" cannot be read as a video: {reason}",
+            hint="copy or download it again, or convert it to MP4",
+        ) from error
     if missing := [index for index in indices if index not in read]:
         raise MaeConvertError(
-            path, f" is damaged: frame {missing[0]} of its {count} frames cannot be decoded"
+            path,
+            f" is damaged: frame {missing[0]} of its {count} frames cannot be decoded",
+            hint="copy or download it again",
         )
     return Frames(path, np.stack([read[index] for index in indices]), indices, count, rate)
 
@@ -252,7 +268,11 @@ def _counted(av: Any, path: Path) -> tuple[int, float | None]:
         count = sum(1 for packet in container.demux(stream) if packet.size)
         rate = float(stream.average_rate) if stream.average_rate else None
     if count > MOST_FRAMES:
-        raise MaeConvertError(path, f" has {count} frames, which is more than {MOST_FRAMES}")
+        raise MaeConvertError(
+            path,
+            f" has {count} frames, which is more than {MOST_FRAMES}",
+            hint="cut it to the part that is needed",
+        )
     return count, rate
 
 
@@ -263,7 +283,7 @@ def _decoded(av: Any, path: Path) -> Iterator[Any]:
 
 def _video_stream(path: Path, container: Any) -> Any:
     if not container.streams.video:
-        raise MaeConvertError(path, " contains no video")
+        raise MaeConvertError(path, " contains no video", hint="specify a video")
     return container.streams.video[0]
 
 
@@ -287,7 +307,9 @@ def _of_arrays(path: Path, choose: Choose) -> Frames:
             ),
         )
     if len(tensor.shape) != 4:
-        raise MaeConvertError(path, f": {ARRAY} has shape {tensor.shape}; it must be (T, H, W, C)")
+        raise MaeConvertError(
+            path, f": {ARRAY} has shape {tensor.shape}", hint="it must be (T, H, W, C)"
+        )
     pixels = np.asarray(tensor.load())
     indices = _chosen(path, choose, len(pixels), None)
     return Frames(path, pixels[list(indices)], indices, len(pixels))
@@ -297,5 +319,7 @@ def _stacked(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         sizes = " and ".join(f"{h}x{w} pixels with {c} channels" for h, w, c in sorted(shapes)[:2])
-        raise MaeConvertError(path, f" contains frames of different sizes ({sizes})")
+        raise MaeConvertError(
+            path, f" contains frames of different sizes ({sizes})", hint="resize them to one size"
+        )
     return np.stack(images)

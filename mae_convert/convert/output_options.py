@@ -57,8 +57,8 @@ class Packing:
             )
         if self.prefix and not is_readable(self.prefix):
             raise OutputError(
-                f"the prefix {self.prefix!r} would not be recognised when the file is read; it "
-                "must be one or more names, each followed by a dot, for example module."
+                f"the prefix {self.prefix!r} would not be recognised when the file is read",
+                hint="it must be one or more names, each followed by a dot, for example module.",
             )
         if (self.pickled or self.max_shard_size is not None) and not is_directory:
             raise OutputError(

@@ -73,7 +73,8 @@ def dimension(shapes: Mapping[str, Shape], name: str, rank: int, *, axis: int) -
     shape = shapes.get(name)
     if shape is None:
         raise LayoutError(
-            f"the tensor for {name} is missing, so the model's size cannot be determined"
+            f"the tensor for {name} is missing, so the model's size cannot be determined",
+            hint="save the checkpoint again with all tensors of the model",
         )
     if len(shape) != rank or 0 in shape:
         raise LayoutError(f"the tensor for {name} has shape {shape}; {rank} dimensions are needed")
@@ -113,7 +114,7 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
         ConfigurationError: it cannot.
     """
     if task not in TASKS:
-        raise ConfigurationError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+        raise ConfigurationError(f"unknown task {task!r}", hint=f"the tasks are {', '.join(TASKS)}")
     if task in (available, "encoder"):
         return
     if task == "pretrain":

@@ -260,7 +260,8 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
     if sorted(by_number) != list(range(count)):
         raise ConfigurationError(
             f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has "
-            f"{count} outputs; this configuration belongs to other weights"
+            f"{count} outputs",
+            hint="this configuration belongs to other weights",
         )
     return tuple(by_number[number] for number in range(count))
 
@@ -350,7 +351,8 @@ def check_stated(task: str, evidence: Evidence) -> None:
         if option_value is not None and option_value != measured:
             raise ConfigurationError(
                 f"{evidence.stated_where} specifies {name} as {option_value}, but the tensors have "
-                f"{measured}; this configuration belongs to other weights"
+                f"{measured}",
+                hint="this configuration belongs to other weights",
             )
 
 

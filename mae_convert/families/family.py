@@ -175,8 +175,8 @@ class Family(ABC):
         name = self.layout_synonyms.get(name, name)
         if name not in self.layouts and name in layout_names():
             raise LayoutError(
-                f"models of the family {self.name} cannot be written as {name}; their layouts are"
-                f" {', '.join(self.layouts)}"
+                f"models of the family {self.name} cannot be written as {name}",
+                hint=f"their layouts are {', '.join(self.layouts)}",
             )
         if name not in self.layouts:
             raise unknown_layout(name, self.layouts)

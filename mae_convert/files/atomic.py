@@ -189,7 +189,7 @@ def staged(
                 signals.forget()
                 on_commit()
         if undone:
-            raise OutputError("the conversion was interrupted")
+            raise OutputError("the conversion was interrupted", hint="run it again")
 
 
 def _commit(outputs: Iterable[Staged]) -> None:

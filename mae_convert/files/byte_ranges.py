@@ -220,7 +220,7 @@ def _open(path: Path) -> int:
         raise CheckpointError(path, " does not exist", hint="check the path") from None
     except PermissionError:
         raise CheckpointError(
-            path, " cannot be read: permission denied; change its permissions"
+            path, " cannot be read: permission denied", hint="change its permissions"
         ) from None
     except (OSError, ValueError) as error:  # a link to itself, a name with a NUL character
         if reason := shortage(error):

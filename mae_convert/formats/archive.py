@@ -90,8 +90,8 @@ class Archive:
         if not _is_inside(entry.filename):
             raise CheckpointError(
                 self.path,
-                f" has a member named {shown(entry.filename)}, which would be outside the archive; "
-                "no program writes such a file: obtain the file again from its source",
+                f" has a member named {shown(entry.filename)}, which would be outside the archive",
+                hint="no program writes such a file: obtain the file again from its source",
             )
         if method not in DEFLATED_OR_STORED:
             raise ValueError(f"record {shown(entry.filename)} has an unsupported type")

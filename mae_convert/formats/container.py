@@ -21,15 +21,17 @@ from mae_convert.formats.wrappers import NoSuchKeyError, check_not_flat
 
 HEAD_BYTES = 512
 LOOKALIKES = (
-    (re.compile(rb"version https://git-lfs"),
-     "a git-lfs pointer and not the file itself; download the file with `git lfs pull`"),
+    (re.compile(rb"version https://git-lfs"), "a git-lfs pointer and not the file itself",
+     "download the file with `git lfs pull`"),
     (re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE),
-     "a web page and not a checkpoint; download the file again from its direct URL"),
-    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), f"a JSON file and not weights; {SPECIFY}"),
-    (re.compile(rb"\x1f\x8b"), "compressed with gzip; unpack it with gunzip"),
-    (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf"), "a compressed file; unpack it"),
-    (re.compile(rb"(?s).{257}ustar"), "a tar archive; unpack it and specify the checkpoint in it"),
+     "a web page and not a checkpoint", "download the file again from its direct URL"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON file and not weights", SPECIFY),
+    (re.compile(rb"\x1f\x8b"), "compressed with gzip", "unpack it with gunzip"),
+    (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf"), "a compressed file", "unpack it"),
+    (re.compile(rb"(?s).{257}ustar"), "a tar archive",
+     "unpack it and specify the checkpoint in it"),
 )  # fmt: skip
+"""The beginnings of files that are often taken for checkpoints: what they are, what to do."""
 
 
 def read_contents(path: Path, state_key: str | None = None) -> Contents:
@@ -71,9 +73,9 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
                 keys = (state_key,) if form.has_keys else ()
                 contents: Contents = signature.read(archive or file, *keys)
                 return contents
-    for pattern, what in LOOKALIKES:
+    for pattern, what, advice in LOOKALIKES:
         if pattern.match(head):
-            raise CheckpointError(path, f" is {what}")
+            raise CheckpointError(path, f" is {what}", hint=advice)
     raise CheckpointError(path, f" is not a checkpoint: it begins with {head[:8]!r}", hint=SPECIFY)
 
 

@@ -79,12 +79,13 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise CheckpointError(
-            path, " cannot be read: permission denied; change its permissions"
+            path, " cannot be read: permission denied", hint="change its permissions"
         ) from error
     except MemoryError as error:
         raise CheckpointError(
             path,
             " cannot be read: there is not enough memory for what it contains or claims to contain",
+            hint="free some memory, or raise its limit",
         ) from error
     except damages as error:
         if reason := shortage(error):  # which is not the file's fault
@@ -152,6 +153,7 @@ def check_plausible(path: Path, contents: Contents) -> None:
             path,
             f" has a tensor name of {len(longest)} characters ({shown(longest[:40])}...); no "
             "Masked Autoencoder has such a name",
+            hint="specify a checkpoint of a Masked Autoencoder",
         )
     there = sum(file.size for file in contents.files)
     claimed = sum(tensor.nbytes for tensor in contents.tensors.values())

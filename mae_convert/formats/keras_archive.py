@@ -114,7 +114,10 @@ def keras_archive_layout(
         OutputError: the configuration of the Keras model is missing.
     """
     if config is None or KERAS not in config:
-        raise OutputError("a .keras file needs the configuration of a Keras model")
+        raise OutputError(
+            "a .keras file needs the configuration of a Keras model",
+            hint="write a .weights.h5 file, or save the model with Keras",
+        )
     stored = {name: value for name, value in config.items() if name != KERAS}
     weights = keras_h5_layout(tensors, stored or None, conversion)
     config_json = json.dumps(config[KERAS]).encode()

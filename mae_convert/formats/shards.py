@@ -47,8 +47,8 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     kinds = {shard.kind for shard in shards.values()}
     if len(kinds) > 1 or not kinds <= set(KINDS):
         raise CheckpointError(
-            f"the shards that {index} lists have the formats {', '.join(sorted(kinds))}; they must "
-            f"all be {' or all '.join(KINDS)}"
+            f"the shards that {index} lists have the formats {', '.join(sorted(kinds))}",
+            hint=f"they must all be {' or all '.join(KINDS)}",
         )
     if kinds == {TF_H5}:
         by_file = {name: set(map(_without_scope, listed)) for name, listed in by_file.items()}
@@ -88,7 +88,8 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
         if not is_plain_name(shard):
             raise CheckpointError(
                 f"{index} places {shown(tensor)} in {shown(shard)}, which is not the name of a "
-                "file beside it; shards outside the directory are not read"
+                "file beside it",
+                hint="shards outside the directory are not read",
             )
         by_file.setdefault(shard, set()).add(tensor)
     return by_file

@@ -114,7 +114,11 @@ def select_model(
     chosen = _chosen(path, value, holders, hidden, effects, state_key)
     model = holders[chosen]
     if not all(isinstance(name, str) for name in model):
-        raise CheckpointError(path, " has tensor names that are not text")
+        raise CheckpointError(
+            path,
+            " has tensor names that are not text",
+            hint="write the state dict of the model, whose keys are text",
+        )
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
     selection = Selection(
         tensors=tensors,

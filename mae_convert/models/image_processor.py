@@ -245,7 +245,9 @@ def _specified(changes: Mapping[str, Any]) -> dict[str, Any]:
     specified = {name: value for name, value in changes.items() if value is not None}
     for name in SWITCHES:
         if not isinstance(specified.get(name, True), bool):
-            raise ConfigurationError(f"{name} must be True or False, not {specified[name]!r}")
+            raise ConfigurationError(
+                f"{name} must be True or False, not {specified[name]!r}", hint="pass one of the two"
+            )
     sizes: dict[str, Any] = {
         name: _size(specified[name]) for name in ("size", "crop_size") if name in specified
     }
@@ -278,7 +280,10 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     """
     numbers = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else [value] * 3)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not np.isfinite(numbers).all():
-        raise ConfigurationError(f"{name} is {value!r}, but must be a number for each channel")
+        raise ConfigurationError(
+            f"{name} is {value!r}, but must be a number for each channel",
+            hint="correct it, or leave it out",
+        )
     if name == "image_std" and not numbers.all():
         raise ConfigurationError(f"{name} is {value!r}, but must not be 0", hint="correct it")
     return tuple(numbers.tolist())
@@ -304,7 +309,9 @@ def _as_tensors(pixels: list[np.ndarray], kind: str | None) -> Any:
         import tensorflow as tf
 
         return tf.constant(batch)
-    raise ImageError(f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}")
+    raise ImageError(
+        f"return_tensors must be 'np', 'pt', 'tf' or None, not {kind!r}", hint="choose one of these"
+    )
 
 
 ViTImageProcessor = AutoImageProcessor = MaeImageProcessor

@@ -62,10 +62,11 @@ def _as_array(image: Any) -> np.ndarray:
         )
     if array.ndim not in (2, 3, 4):
         raise ImageError(
-            f"an image has 2 or 3 axes and a batch has 4, but this array has {array.ndim}"
+            f"an image has 2 or 3 axes and a batch has 4, but this array has {array.ndim}",
+            hint="pass a list of images, or a batch",
         )
     if not array.size:
-        raise ImageError(f"an array of shape {array.shape} contains no pixels")
+        raise ImageError(f"an array of shape {array.shape} contains no pixels", hint="leave it out")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ImageError("the pixels contain NaN or infinity", hint="correct them first")
     return array
@@ -101,7 +102,10 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
         pixels = _eight_bits(pixels)
         prepare = replace(prepare, rescale=1 / 255)
     elif pixels.min() < 0 or pixels.max() > 255:
-        raise ImageError("pixels must be from 0 to 255 to be resized or converted")
+        raise ImageError(
+            "pixels must be from 0 to 255 to be resized or converted",
+            hint="pass the image before it is normalised, or do_resize=False",
+        )
     pixels = pixels.astype(np.uint8)
     return prepare(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
@@ -130,7 +134,8 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
         possible = sorted({*CHANNELS, channels}) if channels in MODES else [channels]
         raise ImageError(
             f"an array of shape {pixels.shape} has no {which} of"
-            f" {' or '.join(map(str, possible))} channels"
+            f" {' or '.join(map(str, possible))} channels",
+            hint="pass input_data_format, or convert the image",
         )
     return np.ascontiguousarray(pixels.transpose(1, 2, 0) if likely[0] == "first" else pixels)
 

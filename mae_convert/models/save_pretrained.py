@@ -49,7 +49,9 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
     names = (*more, *OF_A_PUSH)
     for name, value in options.items():
         if name in REFUSED and value not in (None, False):
-            raise ConfigurationError(f"{name} is not supported by {caller}; {REFUSED[name]}")
+            raise ConfigurationError(
+                f"{name} is not supported by {caller}", hint=f"{REFUSED[name]}"
+            )
     if unknown := sorted(options.keys() - {*names, *WITHOUT_EFFECT, *REFUSED}):
         raise TypeError(f"{caller} has no argument {unknown[0]!r}; it takes {', '.join(names)}")
     return {name: options[name] for name in OF_A_PUSH if options.get(name) is not None}

@@ -95,7 +95,8 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
     if wrong := [path.name for path in checkpoint.container.files if not NAME.fullmatch(path.name)]:
         raise CheckpointError(
             f"{shown(wrong[0])} is not a valid name for a published file, because commands and "
-            "code in the model card use it: rename it to letters, digits and . _ - only"
+            "code in the model card use it",
+            hint="rename it to letters, digits and . _ - only",
         )
     if unverified:
         return Artifact(target, checkpoint, None)
@@ -151,8 +152,8 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
             )
         if twice := names & {path.name for path in other.weights}:
             raise MaeConvertError(
-                f"{other.target} and {first.target} both contain {min(twice)}; a repository can "
-                "contain only one of them"
+                f"{other.target} and {first.target} both contain {min(twice)}",
+                hint="a repository can contain only one of them",
             )
         names |= {path.name for path in other.weights}
 

@@ -138,8 +138,8 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
         changed = isinstance(staged.content, ByteFile) and not staged.content.is_unchanged
         if changed or addition.upload_info.sha256.hex() != staged.sha256:
             raise HubError(
-                f"{staged.path} changed during the upload; nothing was published: verify it again, "
-                "then publish again"
+                f"{staged.path} changed during the upload; nothing was published",
+                hint="verify it again, then publish again",
             )
     return api.create_commit(
         target.repo_id,

@@ -145,7 +145,10 @@ def check_card(card: str) -> None:
     try:
         patiently(ModelCard(card, ignore_metadata_errors=True).validate)
     except ValueError as error:
-        raise HubError(f"the Hub refuses the card's metadata: {_complaints(error)}") from error
+        raise HubError(
+            f"the Hub refuses the card's metadata: {_complaints(error)}",
+            hint="correct the metadata of README.md, then publish again",
+        ) from error
 
 
 def _complaints(error: ValueError) -> str:
@@ -188,5 +191,6 @@ def changed_meanwhile(target: Target, remote: Remote) -> HubError:
     """Return the error for a repository that changed since it was checked."""
     return HubError(
         f"{target.repo_id} was changed by someone else in the meantime (commit {remote.head}); "
-        "nothing was published: check the change, then run the same command again"
+        "nothing was published",
+        hint="check the change, then run the same command again",
     )

@@ -119,7 +119,8 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
         file.path,
         " of ",
         artifact.target,
-        " was changed during publishing; nothing was uploaded: verify it again, then publish again",
+        " was changed during publishing; nothing was uploaded",
+        hint="verify it again, then publish again",
     )
 
 

@@ -68,7 +68,10 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
-                "the report ", path, f" cannot be replaced: {error.strerror}"
+                "the report ",
+                path,
+                f" cannot be replaced: {error.strerror}",
+                hint="choose another name, or remove it yourself",
             ) from error
 
 

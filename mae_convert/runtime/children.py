@@ -70,7 +70,10 @@ def python_process(
 
 def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
     """Return the error for an interpreter that cannot be run."""
-    return MaeConvertError(f"cannot run the interpreter {python}: {error.strerror}")
+    return MaeConvertError(
+        f"cannot run the interpreter {python}: {error.strerror}",
+        hint="name the interpreter of an environment, such as .venv/bin/python",
+    )
 
 
 @contextmanager
@@ -144,5 +147,5 @@ def _from_environment() -> float:
         return float(text)
     except ValueError as error:
         raise MaeConvertError(
-            f"{TIME_LIMIT_VARIABLE}={text} is not a number of seconds; 0 is no limit"
+            f"{TIME_LIMIT_VARIABLE}={text} is not a number of seconds", hint="0 is no limit"
         ) from error

@@ -140,7 +140,9 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
     """
     _check_shapes(path, arrays, family, config)
     if "noise" not in arrays:
-        raise MaeConvertError(path, " contains no noise (N, L)")
+        raise MaeConvertError(
+            path, " contains no noise (N, L)", hint="save it as an array of that name"
+        )
     for name, array in arrays.items():
         _check_dtype(path, name, array)
         if not np.isfinite(array).all():
@@ -156,18 +158,21 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
 def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config: Any) -> None:
     """Check the shapes of inputs: arrays, or tensors that are not read yet."""
     if "pixel_values" not in arrays:
-        raise MaeConvertError(path, " contains no pixel_values (N, C, H, W)")
+        raise MaeConvertError(
+            path,
+            " contains no pixel_values (N, C, H, W)",
+            hint="save them as an array of that name",
+        )
     shape, expected = arrays["pixel_values"].shape, config.pixel_shape
     if len(shape) != 1 + len(expected) or shape[1:] != expected or not shape[0]:
         raise MaeConvertError(
-            f"{path}: pixel_values has shape {shape}; this model takes (N, "
-            + ", ".join(map(str, expected))
-            + ")"
+            f"{path}: pixel_values has shape {shape}",
+            hint=("this model takes (N, " + ", ".join(map(str, expected)) + ")"),
         )
     patches = (shape[0], config.num_patches)
     if "noise" in arrays and arrays["noise"].shape != patches:
         raise MaeConvertError(
-            path, f": noise has shape {arrays['noise'].shape}; {patches} is needed"
+            path, f": noise has shape {arrays['noise'].shape}", hint=f"{patches} is needed"
         )
     taken = family.additional_shapes(config)
     for name in family.additional_inputs:
@@ -178,13 +183,15 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
         if name in arrays and arrays[name].shape != (shape[0], *taken[name]):
             needed = (shape[0], *taken[name])
             raise MaeConvertError(
-                path, f": {name} has shape {arrays[name].shape}; {needed} is needed"
+                path, f": {name} has shape {arrays[name].shape}", hint=f"{needed} is needed"
             )
 
 
 def _check_dtype(path: Path, name: str, array: Any) -> None:
     if array.dtype != np.float32:
-        raise MaeConvertError(path, f": {name} must be float32, not {array.dtype}")
+        raise MaeConvertError(
+            path, f": {name} must be float32, not {array.dtype}", hint="convert it to float32"
+        )
 
 
 def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:

@@ -144,7 +144,7 @@ class Running:
         side, status = self.run.side, self.process.returncode
         if status == 0:
             return MaeConvertError(
-                f"{side.python} ran but wrote no result; is it a Python interpreter?"
+                f"{side.python} ran but wrote no result", hint="is it a Python interpreter?"
             )
         lines = [line for line in errors.strip().splitlines() if line.strip()]
         last: Text = _reported(lines[-1]) if lines else f"status {status}"

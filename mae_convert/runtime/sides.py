@@ -318,8 +318,8 @@ def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
-            f"{python} did not report its installed packages within {PROBE_SECONDS} seconds; is it "
-            "a Python interpreter?"
+            f"{python} did not report its installed packages within {PROBE_SECONDS} seconds",
+            hint="is it a Python interpreter?",
         ) from error
     try:
         lacking = json.loads(process.stdout)

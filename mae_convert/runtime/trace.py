@@ -42,7 +42,7 @@ class Trace:
             CheckpointError: the file does not exist, is not a trace, or has another version.
         """
         if not path.exists():
-            raise CheckpointError(path, " does not exist")
+            raise CheckpointError(path, " does not exist", hint="check the path")
         if kind := kind_of(path):  # the library would wait for a pipe, and block signals meanwhile
             raise CheckpointError(path, f" is {kind} and not a regular file", hint="name a trace")
         try:

@@ -63,7 +63,8 @@ def address_in(variable: str) -> str | None:
     if not printable or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         shown = for_terminal(without_secrets(value))
         raise MaeConvertError(
-            f"{variable}={shown} is not the URL of a server, which begins with http:// or https://"
+            f"{variable}={shown} is not the URL of a server, which begins with http:// or https://",
+            hint="correct the variable, or unset it",
         )
     return value
 

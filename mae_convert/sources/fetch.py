@@ -180,8 +180,11 @@ def _examined(path: Path, download: Wanted, record: Record | None) -> Record:
     if record and sha256 != record.sha256:
         raise CheckpointError(
             f"{download.name} is not the file that was downloaded on"
-            f" {record.first_used[:10]}: its SHA-256 is {sha256} and was {record.sha256}; if its"
-            f" publisher has replaced it, remove {download.name} from {path.with_name(RECORDS)}"
+            f" {record.first_used[:10]}: its SHA-256 is {sha256} and was {record.sha256}",
+            hint=(
+                f"if its publisher has replaced it, remove {download.name} from"
+                f" {path.with_name(RECORDS)}"
+            ),
         )
     fingerprint = download.examine(path)
     status = path.stat()

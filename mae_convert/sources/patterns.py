@@ -40,14 +40,20 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
             return [absolute(path)]
         if not MAGIC.search(text):
             if isinstance(parse_source(text), Path):
-                raise MaeConvertError(path, " does not exist")
+                raise MaeConvertError(path, " does not exist", hint="check the path")
             return [text]
         try:
             names = [absolute(p) for p in Path(path.anchor).glob(_relative(path))]
         except ValueError as error:
-            raise MaeConvertError(f"{text} is not a valid pattern: {error}") from error
+            raise MaeConvertError(
+                f"{text} is not a valid pattern: {error}",
+                hint="use *, ? and [...]; ** matches directories",
+            ) from error
     if not names:
-        raise MaeConvertError(f"no file matches the pattern {text}")
+        raise MaeConvertError(
+            f"no file matches the pattern {text}",
+            hint="check the pattern; quotes keep the shell from expanding it",
+        )
     return sorted(names, key=natural)
 
 

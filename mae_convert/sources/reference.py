@@ -62,8 +62,11 @@ def parse_source(text: str) -> Source:
         )
     if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
         raise MaeConvertError(
-            f"{text} does not exist here; without {SUFFIX}, the name refers to the official "
-            "checkpoint, which is then downloaded"
+            f"{text} does not exist here",
+            hint=(
+                f"without {SUFFIX}, the name refers to the official "
+                "checkpoint, which is then downloaded"
+            ),
         )
     if not path.is_absolute() and (hint := _hint(text)):
         raise MaeConvertError(f"{text} does not exist{hint}")

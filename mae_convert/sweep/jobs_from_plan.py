@@ -189,7 +189,7 @@ def _check_repository(name: str) -> None:
     repository = parse_source(f"{PROTOCOL}{name}")
     if getattr(repository, "repo_id", None) != name:
         raise MaeConvertError(
-            f"{name} is not of the form OWNER/NAME; specify the branch in the field branch"
+            f"{name} is not of the form OWNER/NAME", hint="specify the branch in the field branch"
         )
 
 
@@ -305,13 +305,13 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
             continue
         if specification or conversion:
             raise MaeConvertError(
-                f"{template}: a name in braces is replaced as it is; write {{{name}}} without"
-                " : or !"
+                f"{template}: a name in braces is replaced as it is",
+                hint=f"write {{{name}}} without : or !",
             )
         if name not in words:
             raise MaeConvertError(
-                f"{{{name}}} is not defined; write {{stem}}, {{name}}, {{parent}} or a field that "
-                "the job has"
+                f"{{{name}}} is not defined",
+                hint="write {stem}, {name}, {parent} or a field that the job has",
             )
         value = words[name]
         filled += "x".join(map(str, value)) if isinstance(value, list) else str(value)

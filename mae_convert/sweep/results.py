@@ -55,9 +55,8 @@ class Results:
         refuse_nul(path)
         if path.suffix == ".parquet":
             raise OutputError(
-                f"{path}: results are stored in an SQLite file; for a Parquet table of them all, "
-                "pass ",
-                Option("report", str(path)),
+                f"{path}: results are stored in an SQLite file",
+                hint=("for a Parquet table of them all, pass ", Option("report", str(path))),
                 path=path,
             )
         check_target(path, overwrite=True)
@@ -72,7 +71,11 @@ class Results:
                 path=path,
             ) from None
         except OSError as error:
-            raise OutputError(path, f" cannot be written: {error.strerror}") from error
+            raise OutputError(
+                path,
+                f" cannot be written: {error.strerror}",
+                hint="check the path, its permissions and the space on the disk",
+            ) from error
         try:
             self._file = _opened(path)
         except sqlite3.Error as error:

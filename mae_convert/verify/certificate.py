@@ -195,7 +195,8 @@ def _require_the_same(files: Mapping[str, str], folder: Path) -> None:
             raise CheckpointError(
                 path,
                 " is not the file that was verified: it was changed or replaced in the meantime; "
-                "no certificate was written; verify again",
+                "no certificate was written",
+                hint="verify again",
             )
 
 

@@ -239,7 +239,8 @@ def _check_comparable(a: Trace, b: Trace) -> None:
         ]:
             raise MaeConvertError(
                 f"the trace of {side.description['checkpoint']['name']} is incomplete: it lacks "
-                f"{missing[0]}; trace it again"
+                f"{missing[0]}",
+                hint="trace it again",
             )
     if not _common_results(a, b):
         raise MaeConvertError(

@@ -88,6 +88,7 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
         raise CheckpointError(
             path,
             (" is the record of a failed verification, so it does not establish a relation"),
+            hint="specify the record of a verification that passed",
         )
     target, source = _stated(path, document["target"]), _stated(path, document["source"])
     try:

@@ -53,7 +53,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
         raise CheckpointError(
-            path, f" is not an .npz or .safetensors file that can be read: {error}"
+            path,
+            f" is not an .npz or .safetensors file that can be read: {error}",
+            hint="save the arrays with numpy.savez",
         ) from error
 
 

@@ -179,7 +179,9 @@ def _mask(path: Path, model: Any) -> np.ndarray:
     ):
         hidden = model.num_patches - model.num_kept
         raise CheckpointError(
-            path, f" is not a mask of {model.num_patches} patches that removes {hidden}"
+            path,
+            f" is not a mask of {model.num_patches} patches that removes {hidden}",
+            hint="download it again",
         )
     return values
 
@@ -189,10 +191,14 @@ def _pixels(path: Path, count: int, size: int) -> np.ndarray:
     try:
         frames = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(path, f" is not an array of frames ({error})") from error
+        raise CheckpointError(
+            path, f" is not an array of frames ({error})", hint="download it again"
+        ) from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (count, 3):
         raise CheckpointError(
-            path, f" holds {frames.dtype} of shape {frames.shape}, not {count} frames (H, W, 3)"
+            path,
+            f" holds {frames.dtype} of shape {frames.shape}, not {count} frames (H, W, 3)",
+            hint="download it again",
         )
     prepare = Preprocessing(
         channels=3,

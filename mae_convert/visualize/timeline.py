@@ -249,13 +249,15 @@ class _Run:
             first = self.configuration.model
             if checkpoint.family is not self.family:
                 raise MaeConvertError(
-                    f"it is a {checkpoint.family.title} model, but the first checkpoint is not"
+                    f"it is a {checkpoint.family.title} model, but the first checkpoint is not",
+                    hint="leave this checkpoint out",
                 )
             for name in ("image_hw", "patch_hw", *COMPARED):
                 if getattr(model, name, None) != getattr(first, name, None):
                     raise MaeConvertError(
                         f"its {name} is {getattr(model, name)} and that of the first checkpoint is"
-                        f" {getattr(first, name)}: their losses cannot be compared"
+                        f" {getattr(first, name)}: their losses cannot be compared",
+                        hint="leave this checkpoint out",
                     )
             return
         inputs, view = self._view.inputs, self._view

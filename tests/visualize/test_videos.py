@@ -109,7 +109,7 @@ def test_a_file_that_is_not_a_gif_is_refused_in_words(tmp_path):
     path.touch()
     with pytest.raises(MaeConvertError) as caught:
         read_all(path)
-    assert str(caught.value).endswith("cannot be read as a GIF: it is truncated or not a GIF")
+    assert caught.value.message.endswith("cannot be read as a GIF: it is truncated or not a GIF")
 
 
 def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
@@ -118,7 +118,7 @@ def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
     path.write_bytes(b"x" * 1000)
     with pytest.raises(MaeConvertError) as caught:
         read_all(path)
-    assert str(caught.value).endswith("as a video: Invalid data found when processing input")
+    assert caught.value.message.endswith("as a video: Invalid data found when processing input")
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])

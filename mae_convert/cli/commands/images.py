@@ -224,7 +224,11 @@ def _files_below(
         print_to_stderr(f"skipped: {reason}")
     paths = [path for path in paths if path not in skipped]
     if not paths:
-        raise ImageError(folder, f" contains no readable {'video' if clips else 'image'}")
+        raise ImageError(
+            folder,
+            f" contains no readable {'video' if clips else 'image'}",
+            hint="name a folder that contains some",
+        )
     return paths, skipped
 
 

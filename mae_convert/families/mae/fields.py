@@ -137,7 +137,8 @@ def check_pooling(task: str, evidence: Evidence) -> None:
     if pooling not in (None, "token") and not before:
         raise ConfigurationError(
             f"{evidence.stated_where} specifies global_pool as {pooling}, but the tensors have no "
-            "fc_norm, which means token; this configuration belongs to other weights"
+            "fc_norm, which means token",
+            hint="this configuration belongs to other weights",
         )
 
 

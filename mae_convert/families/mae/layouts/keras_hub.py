@@ -62,8 +62,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if task.get("pooling") != "token":
             raise ConfigurationError(
                 f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it applies the "
-                "layer norm before pooling, which no supported model does; only pooling 'token' "
-                "can be read"
+                "layer norm before pooling, which no supported model does",
+                hint="only pooling 'token' can be read",
             )
         theirs = task["backbone"]
     backbone = archived(theirs, "config")
