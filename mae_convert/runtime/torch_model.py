@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from mae_convert.errors import LayoutError, MissingRequirementError
-from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.sequential import FilePosition, SequentialArray
 from mae_convert.files.workers import reuse_freed_memory
 from mae_convert.formats.dtypes import DTYPES
@@ -46,11 +45,11 @@ def make(
         LayoutError: the tensors are not the model's.
         MissingRequirementError: the device does not exist.
     """
-    mappings = private_mappings(tensors) if mapped and device in (None, "cpu") else {}
+    views = mapped_memory(tensors) if mapped and device in (None, "cpu") else {}
     reuse_freed_memory()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="mae-convert")
     try:
-        values = [pool.submit(mapped_or_read, tensor, device, mappings) for tensor in tensors]
+        values = [pool.submit(mapped_or_read, tensor, device, views) for tensor in tensors]
         with WithoutValues():
             model = model_class(config)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -62,11 +61,22 @@ def make(
     return model.eval()
 
 
-def private_mappings(tensors: Sequence[LazyTensor]) -> dict[ByteFile, mmap.mmap]:
-    """Return a memory mapping of each file that contains a tensor unchanged, if possible."""
-    files = {place.file for tensor in tensors if (place := file_position(tensor)) is not None}
-    mappings = {file: file.private_mapping() for file in files}
-    return {file: mapping for file, mapping in mappings.items() if mapping is not None}
+def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, int]]:
+    """Return by name, for each tensor that can be mapped, a file's private mapping and the offset.
+
+    Of tensors that share bytes of a file only the first is mapped: otherwise, training would change
+    them together.
+    """
+    places = [(place, tensor) for tensor in tensors if (place := file_position(tensor))]
+    mappings = {file: file.private_mapping() for file in {place.file for place, _ in places}}
+    views: dict[str, tuple[mmap.mmap, int]] = {}
+    ends = dict.fromkeys(mappings, 0)
+    for place, tensor in sorted(places, key=lambda item: item[0].offset):
+        mapping = mappings[place.file]
+        if mapping is not None and place.offset >= ends[place.file]:
+            views[tensor.name] = mapping, place.offset
+            ends[place.file] = place.offset + tensor.nbytes
+    return views
 
 
 def file_position(tensor: LazyTensor) -> FilePosition | None:
@@ -78,7 +88,7 @@ def file_position(tensor: LazyTensor) -> FilePosition | None:
 
 
 def mapped_or_read(
-    tensor: LazyTensor, device: str | None, mappings: Mapping[ByteFile, mmap.mmap]
+    tensor: LazyTensor, device: str | None, views: Mapping[str, tuple[mmap.mmap, int]]
 ) -> torch.Tensor:
     """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
 
@@ -86,16 +96,12 @@ def mapped_or_read(
     from the mapping: if the file becomes shorter meanwhile, this is an error, while reading the
     mapping would end the process.
     """
-    place = file_position(tensor)
-    if place is None or place.file not in mappings:
+    if tensor.name not in views:
         return read_tensor(tensor, device)
     tensor.read_through()
-    return torch.frombuffer(
-        mappings[place.file],
-        dtype=getattr(torch, str(tensor.dtype)),
-        count=tensor.nbytes // tensor.dtype.itemsize,
-        offset=place.offset,
-    ).view(tensor.shape)
+    mapping, offset = views[tensor.name]
+    dtype, count = getattr(torch, str(tensor.dtype)), tensor.nbytes // tensor.dtype.itemsize
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(tensor.shape)
 
 
 def with_config(model: Any, config: Any) -> Any:

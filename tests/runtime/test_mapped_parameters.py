@@ -136,6 +136,15 @@ def test_every_dtype_is_mapped(dtype, weights, original_weights):
     assert same(dict(model.state_dict()), state)
 
 
+def test_tensors_that_share_bytes_of_a_file_are_separate_parameters(tmp_path, original_weights):
+    first, second = "blocks.0.norm1.weight", "blocks.0.norm2.weight"
+    torch.save({**original_weights, second: original_weights[first]}, tmp_path / "tied.pth")
+    model = load_model(tmp_path / "tied.pth", mmap=True, **HEADS)
+    with torch.no_grad():
+        model.blocks[0].norm1.weight.zero_()
+    assert torch.equal(model.blocks[0].norm2.weight, original_weights[first])
+
+
 def test_tensors_that_are_not_aligned_for_their_dtype_are_copied(weights, original_weights):
     stored = weights.read_bytes()
     (length,) = struct.unpack("<Q", stored[:8])
