@@ -294,6 +294,109 @@ def input_options(command: Command) -> Command:
     )
 
 
+PEM: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "PEM"}
+trust_config_option = click.option(
+    "--trust-config",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    help="Trust configuration of another sigstore instance than the public one.",
+)
+certificate_chain_option = click.option(
+    "--certificate-chain",
+    "chain",
+    multiple=True,
+    help="Certificate of an authority that issued the signing certificate; can be repeated.",
+    **PEM,
+)
+
+
+def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
+    """Return a decorator that adds the options for signing, passed to the command as ``signer``.
+
+    Args:
+        prefix: "sign-" for a command whose option for the key is ``--sign``; "" for one that does
+            nothing else than to sign.
+    """
+
+    def decorator(command: Command) -> Command:
+        def with_signer(**options: Any) -> Any:
+            from mae_convert.verify.signing import Signer, secret_in
+
+            names = ("private_key", "certificate", "chain", "keyless", "trust_config")
+            given = {name: options.pop(name) for name in names}
+            secrets = (options.pop("password_file"), options.pop("identity_token_file"))
+            password, token = map(secret_in, secrets)
+            signer = Signer(**given, password=password, identity_token=token)
+            return command(signer=signer if signer != Signer() else None, **options)
+
+        key = "--sign" if prefix else "--private-key"
+        file = click.Path(path_type=Path)
+        options = [
+            click.option(key, "private_key", help="Elliptic curve key that signs.", **PEM),
+            click.option("--password-file", type=file, help="File with the password of the key."),
+            click.option(
+                "--signing-certificate", "certificate", help="Certificate of the key.", **PEM
+            ),
+            certificate_chain_option,
+            click.option(
+                f"--{prefix}keyless",
+                "keyless",
+                is_flag=True,
+                help=(
+                    "Sign by sigstore, without a key, as an identity that an OpenID provider "
+                    "confirms; needs a network."
+                ),
+            ),
+            click.option(
+                "--identity-token-file",
+                type=file,
+                help=(
+                    "File with the provider's token. [default: that of the CI job, or a login in "
+                    "the browser]"
+                ),
+            ),
+            trust_config_option,
+        ]
+        return with_options(command, with_signer, options)
+
+    return decorator
+
+
+def trust_options(command: Command) -> Command:
+    """Add the options for whose signature is accepted, passed to the command as ``trust``."""
+
+    def with_trust(**options: Any) -> Any:
+        from mae_convert.verify.signing import Trust
+
+        names = ("public_key", "chain", "identity", "identity_provider", "trust_config")
+        trust = Trust(**{name: options.pop(name) for name in names})
+        return command(trust=trust if trust != Trust() else None, **options)
+
+    return with_options(
+        command,
+        with_trust,
+        [
+            click.option(
+                "--public-key",
+                help="With A alone: also check the signature and the statement of `attest`.",
+                **PEM,
+            ),
+            certificate_chain_option,
+            click.option(
+                "--identity",
+                metavar="NAME",
+                help="Accept the signature of this identity, which was made without a key.",
+            ),
+            click.option(
+                "--identity-provider",
+                metavar="URL",
+                help="OpenID provider that confirmed the identity.",
+            ),
+            trust_config_option,
+        ],
+    )
+
+
 def side_options(command: Command) -> Command:
     """Add the options for running each of two checkpoints, passed to the command as ``sides``."""
 

@@ -16,6 +16,7 @@ from mae_convert.publish.upload_files import Staged, stage, stage_artifacts, sup
 from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
 from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE, SIGNED
 from mae_convert.verify.attestation import attest
+from mae_convert.verify.signing import Signer
 
 IMAGE = "reconstruction.png"
 
@@ -42,8 +43,8 @@ class PublishRequest:
     base_model: str | None = None
     """The repository that the model derives from, if specified."""
 
-    private_key: Path | None = None
-    """PEM file of the key that signs the directory, if it is to be signed."""
+    signer: Signer | None = None
+    """What signs the directory, if it is to be signed."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
         with speaking(request.target.repo_id):
             check_card(text)
     staged[CARD] = stage(CARD, text.encode())
-    if request.private_key is not None and not dry_run:
-        staged |= _signed(request.directory, request.private_key, artifacts[0], licence, staged)
+    if request.signer is not None and not dry_run:
+        staged |= _signed(request.directory, request.signer, artifacts[0], licence, staged)
     there = remote.entries
     delete = superseded(staged, there)
     return Publication(
@@ -159,7 +160,7 @@ def _read_artifacts(request: PublishRequest) -> list[Artifact]:
 
 def _signed(
     directory: Path,
-    private_key: Path,
+    signer: Signer,
     artifact: Artifact,
     licence: Licence,
     staged: Mapping[str, Staged],
@@ -177,7 +178,7 @@ def _signed(
             "repository",
             hint=("publish it to a separate repository, or leave out ", Option("sign")),
         )
-    attest(directory, private_key, files=names, licence=licence.name)
+    attest(directory, signer, files=names, licence=licence.name)
     return {name: stage(name, directory / name) for name in SIGNED}
 
 

@@ -2,23 +2,22 @@
 
 ``attestation.json`` is an in-toto statement: its subjects are the files, its predicate contains the
 result of the verification. ``model.sig`` is the signature of all files, including the statement. It
-is created offline with a key by the OpenSSF package model-signing: a DSSE envelope in a sigstore
-bundle.
+is created by `mae_convert.verify.signing`.
 """
 
-import importlib.util
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirementError, one_line
+from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile, file_sha256
 from mae_convert.formats.contents import json_in
 from mae_convert.sources.select_files import SIGNED
 from mae_convert.verify.certificate import Certificate, read_certificate
 from mae_convert.verify.judge import Check
+from mae_convert.verify.signing import Signer, Trust, signed_files
 
 STATEMENT, SIGNATURE = SIGNED
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -30,8 +29,7 @@ ADVICE = "make it again with `mae-convert attest`"
 
 def attest(
     folder: Path,
-    private_key: Path,
-    password: str | None = None,
+    signer: Signer,
     *,
     files: Collection[str] | None = None,
     licence: str | None = None,
@@ -40,8 +38,7 @@ def attest(
 
     Args:
         folder: the directory, with its certificate.
-        private_key: PEM file of an elliptic curve key.
-        password: the key's password, if it has one.
+        signer: the key, the certificate or the identity that signs.
         files: the names of the files to sign; None for all.
         licence: the licence of the model; None for the one in its model card.
 
@@ -49,14 +46,13 @@ def attest(
         The path of the signature.
 
     Raises:
-        MissingRequirementError: the package model-signing is not installed.
+        MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
+            reached.
         MaeConvertError: the certificate does not hold, or the key cannot be used.
     """
-    _require_package()
+    signer.check()
     if not folder.is_dir():
         raise MaeConvertError(folder, " is not a model directory", hint="convert it to one")
-    if not private_key.is_file():
-        raise MaeConvertError(private_key, " is not a file", hint="name the key, a PEM file")
     certificate = read_certificate(folder)
     if failed := certificate.checks():
         raise MaeConvertError(
@@ -68,23 +64,19 @@ def attest(
     chosen = [name for name in present if files is None or name in files]
     document = statement(folder, certificate, chosen, licence or _licence(folder))
     text = json.dumps(document, indent=2) + "\n"
-    write_file(folder / STATEMENT, text, overwrite=True)
-    from model_signing import hashing, signing
-
-    signature = folder / SIGNATURE
-    ignored = [signature, *(folder / name for name in present if name not in chosen)]
-    hashed = hashing.Config().set_ignored_paths(paths=ignored).set_allow_symlinks(True)
+    path = folder / STATEMENT
+    old = path.read_bytes() if path.is_file() else None
+    write_file(path, text, overwrite=True)
+    ignored = [folder / name for name in present if name not in chosen]
     try:
-        config = signing.Config().use_elliptic_key_signer(
-            private_key=private_key, password=password
-        )
-        config.set_hashing_config(hashed).sign(folder, signature)
-    except Exception as error:  # the library raises many different exceptions for invalid keys
-        (folder / STATEMENT).unlink(missing_ok=True)
-        raise MaeConvertError(
-            private_key, f" cannot sign: {one_line(str(error))}", hint="use an EC key in PEM"
-        ) from error
-    return signature
+        signer.sign(folder, folder / SIGNATURE, ignored)
+    except BaseException:  # an earlier signature is that of the earlier statement
+        if old is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_file(path, old, overwrite=True)
+        raise
+    return folder / SIGNATURE
 
 
 def statement(
@@ -116,34 +108,42 @@ def _licence(folder: Path) -> str | None:
     return next(licences, None)
 
 
-def attestation_checks(folder: Path, public_key: Path) -> list[Check]:
+def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
     """Return the checks of the signature and of the signed statement.
 
     Files that were not signed are not checked here; the certificate covers those that affect the
     model.
 
     Raises:
-        MissingRequirementError: the package model-signing is not installed.
-        MaeConvertError: there is no signature, or the key file does not exist.
+        MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
+            reached.
+        MaeConvertError: there is no signature, or a file that the options name does not exist.
     """
-    _require_package()
-    if not (folder / SIGNATURE).is_file():
+    trust.check()
+    signature = folder / SIGNATURE
+    if not signature.is_file():
         raise CheckpointError(
-            folder, f" has no signature {SIGNATURE}", hint="leave out the public key"
+            folder, f" has no signature {SIGNATURE}", hint="leave out the key or the identity"
         )
-    if not public_key.is_file():
-        raise MaeConvertError(public_key, " is not a file", hint="name the public key, a PEM file")
-    from model_signing import hashing, verifying
-
-    config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    config.set_ignore_unsigned_files(True)
-    config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
+    if problem := trust.problem(folder, signature):
+        return [Check("certificate/signature", False, problem, "valid")]
     try:
-        config.verify(folder, folder / SIGNATURE)
-    except Exception as error:  # the library raises many different exceptions for bad signatures
-        problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
-        return [Check("certificate/signature", False, problem[:100], "valid")]
-    return [Check("certificate/signature", True, "valid", "valid"), *_statement_checks(folder)]
+        files, checks = signed_files(signature), list(_statement_checks(folder))
+        names = {STATEMENT, *(subject["name"] for subject in _document(folder)["subject"])}
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        wrong = f"not readable: {type(error).__name__}"
+        return [Check("certificate/statement", False, wrong, PREDICATE_TYPE)]
+    unsigned = ", ".join(sorted(names - files)) or "none"
+    return [
+        Check("certificate/signature", True, "valid", "valid"),
+        Check("certificate/files without a signature", unsigned == "none", unsigned, "none"),
+        *checks,
+    ]
+
+
+def _document(folder: Path) -> Any:
+    path = folder / STATEMENT
+    return json_in(ByteFile(path), ADVICE) if path.is_file() else {"subject": []}
 
 
 def _statement_checks(folder: Path) -> Iterator[Check]:
@@ -152,14 +152,16 @@ def _statement_checks(folder: Path) -> Iterator[Check]:
     if not path.is_file():
         yield Check("certificate/statement", False, "missing", STATEMENT)
         return
-    document, certificate = json_in(ByteFile(path), ADVICE), read_certificate(folder).document
+    document, certificate = _document(folder), read_certificate(folder).document
     values: Any = document if isinstance(document, Mapping) else {}
     types = (values.get("_type"), values.get("predicateType"))
     same = types == (STATEMENT_TYPE, PREDICATE_TYPE)
     yield Check("certificate/statement", same, str(types[1]), PREDICATE_TYPE)
     if not same:
         return
-    changed = [
+    verified = set(certificate["files"])
+    missing = sorted(verified - {subject["name"] for subject in values["subject"]})
+    changed = missing + [
         str(subject["name"])
         for subject in values["subject"]
         if not (folder / Path(subject["name"]).name).is_file()
@@ -170,10 +172,3 @@ def _statement_checks(folder: Path) -> Iterator[Check]:
     other = [name for name in REPEATED if predicate.get(name) != certificate.get(name)]
     changed_fields = ", ".join(other) or "as certified"
     yield Check("certificate/predicate", not other, changed_fields, "as certified")
-
-
-def _require_package() -> None:
-    if importlib.util.find_spec("model_signing") is None:
-        raise MissingRequirementError(
-            "model-signing is not installed here", hint="pip install 'mae-convert[sign]'"
-        )

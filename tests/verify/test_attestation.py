@@ -1,5 +1,6 @@
 """``attest`` and ``verify --public-key``: what was signed, and what may be changed since."""
 
+import datetime
 import importlib.util
 import json
 import shutil
@@ -7,8 +8,9 @@ import shutil
 import pytest
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.verify import attestation
+from mae_convert.verify import signing
 from mae_convert.verify.attestation import SIGNATURE, STATEMENT, attest, attestation_checks
+from mae_convert.verify.signing import Signer, Trust
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 needs_package = pytest.mark.skipif(
@@ -36,13 +38,49 @@ def key_pair(folder, name="key"):
     return folder / f"{name}.pem", folder / f"{name}.pub"
 
 
+def authority(folder, name="ca"):
+    """Write the certificate of an authority; return its path, and what issues others."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    own = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    def issue(file, subject, key, *, ca, signs=True):
+        usage = dict.fromkeys(
+            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+             "crl_sign", "encipher_only", "decipher_only"), False,
+        )  # fmt: skip
+        builder = x509.CertificateBuilder(
+            issuer, subject, key.public_key(), x509.random_serial_number(), start,
+            start + datetime.timedelta(days=3650),
+        )  # fmt: skip
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), True)
+        builder = builder.add_extension(
+            x509.KeyUsage(digital_signature=signs, key_cert_sign=ca, **usage), True
+        )
+        made = builder.sign(own, hashes.SHA256())
+        (folder / file).write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        return folder / file
+
+    def of_key(private, file, **usage):
+        key = serialization.load_pem_private_key(private.read_bytes(), None)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "signer")])
+        return issue(file, name, key, ca=False, **usage)
+
+    return issue(f"{name}.crt", issuer, own, ca=True), of_key
+
+
 @pytest.fixture(scope="module")
 def signed_once(certified, tmp_path_factory):
     folder = tmp_path_factory.mktemp("signed")
     shutil.copytree(certified, folder / "model")
     (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     private, public = key_pair(folder)
-    attest(folder / "model", private)
+    attest(folder / "model", Signer(private))
     return folder / "model", private, public
 
 
@@ -55,7 +93,7 @@ def signed(signed_once, tmp_path):
 
 
 def failed(folder, public):
-    return [check.name for check in attestation_checks(folder, public) if not check.passed]
+    return [check.name for check in attestation_checks(folder, Trust(public)) if not check.passed]
 
 
 @needs_package
@@ -64,8 +102,9 @@ def test_a_signed_model_is_verified_with_what_it_states(signed, command):
     assert failed(folder, public) == []
     result = command("verify", folder, "--public-key", public, "--json")
     assert result.status == 0, result.err
-    names = [check["name"] for check in result.json["checks"][:4]]
-    assert names == ["certificate/signature", "certificate/statement", "certificate/subjects",
+    names = [check["name"] for check in result.json["checks"][:5]]
+    assert names == ["certificate/signature", "certificate/files without a signature",
+                     "certificate/statement", "certificate/subjects",
                      "certificate/predicate"]  # fmt: skip
     config = json.loads((folder / STATEMENT).read_text())
     certificate = json.loads((folder / "verification.json").read_text())
@@ -120,6 +159,102 @@ def _sign_again(folder, private):
 
 
 @needs_package
+def test_a_certificate_signs_and_is_verified_by_its_authority(signed, tmp_path, command):
+    folder, private, public = signed
+    root, issue = authority(tmp_path)
+    certificate = issue(private, "signer.crt")
+    options = ["--signing-certificate", certificate, "--certificate-chain", root]
+    result = command("attest", folder, "--private-key", private, *options)
+    assert result.status == 0, result.err
+    trust = Trust(chain=(root,))
+    assert [c.name for c in attestation_checks(folder, trust) if not c.passed] == []
+    other, _ = authority(tmp_path, "other")
+    assert [check.passed for check in attestation_checks(folder, Trust(chain=(other,)))] == [False]
+    assert failed(folder, public) == ["certificate/signature"]  # a key is not a certificate
+    config = folder / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert not attestation_checks(folder, trust)[0].passed
+
+
+@needs_package
+def test_a_certificate_that_may_not_sign_or_is_of_another_key_is_refused(signed, tmp_path):
+    folder, private, _ = signed
+    root, issue = authority(tmp_path)
+    attest(folder, Signer(private, certificate=issue(private, "no.crt", signs=False)))
+    assert not attestation_checks(folder, Trust(chain=(root,)))[0].passed
+    of_another = issue(key_pair(tmp_path, "other")[0], "other.crt")
+    with pytest.raises(MaeConvertError, match=r"cannot sign.*does not match"):
+        attest(folder, Signer(private, certificate=of_another))
+
+
+@needs_package
+def test_files_that_the_signature_leaves_out_fail(signed):
+    """A statement that was added afterwards is not signed, whatever it says."""
+    folder, private, public = signed
+    text = (folder / STATEMENT).read_text()
+    (folder / STATEMENT).unlink()
+    _sign_again(folder, private)
+    (folder / STATEMENT).write_text(text)
+    assert failed(folder, public) == ["certificate/files without a signature"]
+    config = json.loads(text)
+    config["subject"] = [s for s in config["subject"] if s["name"] != "model.safetensors"]
+    (folder / STATEMENT).write_text(json.dumps(config))
+    _sign_again(folder, private)
+    assert failed(folder, public) == ["certificate/subjects"]
+    (folder / STATEMENT).write_text('{"subject": 3}')
+    _sign_again(folder, private)
+    assert failed(folder, public) == ["certificate/statement"]
+
+
+@needs_package
+def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
+    from model_signing import signing as library
+    from model_signing import verifying
+
+    def refuse(*_, **__):
+        try:
+            raise ConnectionRefusedError("refused")
+        except OSError as error:
+            raise RuntimeError("Failed to refresh TUF metadata") from error
+
+    monkeypatch.setattr(library.Config, "use_sigstore_signer", refuse)
+    monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", refuse)
+    folder, _, public = signed
+    result = command("attest", folder, "--keyless")
+    assert (result.status, "sigstore cannot be reached" in result.err) == (3, True)
+    assert failed(folder, public) == []  # what was signed before still is
+    identity = ["--identity", "a@example.org", "--identity-provider", "https://example.org"]
+    result = command("verify", folder, *identity)
+    assert (result.status, "sigstore cannot be reached" in result.err) == (3, True)
+    assert len(result.err.splitlines()) == 1
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["attest", "DIR"], "either with a key or as an identity"),
+        (["attest", "DIR", "--keyless", "--private-key", "KEY"], "either with a key or"),
+        (["attest", "DIR", "--private-key", "none.pem"], "none.pem is not a file"),
+        (["attest", "DIR", "--private-key", "KEY", "--certificate-chain", "KEY"],
+         "give --signing-certificate PEM too"),
+        (["attest", "DIR", "--private-key", "KEY", "--signing-certificate", "KEY",
+          "--password-file", "KEY"], "does not take a certificate with a key with a password"),
+        (["verify", "DIR", "--identity", "a@b.c"], "give --identity and --identity-provider"),
+        (["verify", "DIR", "--identity-provider", "https://b.c"], "give one of --public-key,"),
+        (["verify", "DIR", "--identity", "a", "--public-key", "KEY"], "give one of --public-key,"),
+        (["verify", "DIR", "--certificate-chain", "none.pem"], "none.pem is not a file"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused_before_anything_runs(
+    signed_once, command, arguments, words
+):
+    folder, private, _ = signed_once
+    result = command(*({"DIR": folder, "KEY": private}.get(word, word) for word in arguments))
+    assert (result.status, words in result.err) == (2, True), result.err
+
+
+@needs_package
 def test_the_signature_of_another_model_or_key_fails(signed, tmp_path, command):
     folder, _, _ = signed
     other, public = key_pair(tmp_path, "other")
@@ -151,14 +286,14 @@ def test_what_cannot_be_signed_or_checked_is_said(signed, tmp_path, certified, c
     shutil.copytree(certified, copied)
     (tmp_path / "no.pem").write_text("no key")
     with pytest.raises(MaeConvertError, match="cannot sign"):
-        attest(copied, tmp_path / "no.pem")
+        attest(copied, Signer(tmp_path / "no.pem"))
     assert not (copied / STATEMENT).exists()
 
 
 def test_without_the_package_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(attestation.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(signing.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingRequirementError, match=r"mae-convert\[sign\]"):
-        attest(tmp_path, tmp_path / "key.pem")
+        attest(tmp_path, Signer(tmp_path / "key.pem"))
 
 
 @needs_package

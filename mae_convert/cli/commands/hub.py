@@ -2,14 +2,18 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mae_convert.cli.completion import complete_official
 from mae_convert.cli.contradictions import CheckedCommand
-from mae_convert.cli.options import json_option
+from mae_convert.cli.options import json_option, signing_options
 from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import for_terminal
+
+if TYPE_CHECKING:
+    from mae_convert.verify.signing import Signer
 
 
 @click.command(cls=CheckedCommand)
@@ -99,13 +103,7 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     metavar="REPO_ID",
     help="Repository of the model that this model was derived from.",
 )
-@click.option(
-    "--sign",
-    "private_key",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    help="Elliptic curve key that signs the published files, as `attest` does.",
-)
+@signing_options(prefix="sign-")
 @click.option(
     "--unverified",
     is_flag=True,
@@ -128,7 +126,7 @@ def publish(
     license_name: str | None,
     license_link: str | None,
     base_model: str | None,
-    private_key: Path | None,
+    signer: "Signer | None",
     unverified: bool,
     dry_run: bool,
     as_json: bool,
@@ -152,7 +150,7 @@ def publish(
     options = {"license": license_, "license_name": license_name, "license_link": license_link}
     licence = {name: value for name, value in options.items() if value}
     target = Target(repo_id, branch, create_pr, private)
-    request = PublishRequest(directory, target, also, unverified, licence, base_model, private_key)
+    request = PublishRequest(directory, target, also, unverified, licence, base_model, signer)
     if sys.stderr.isatty():
         click.echo("reading the model, its certificate and the repository ...", err=True)
     publication = plan_publication(request, dry_run=dry_run)

@@ -25,8 +25,10 @@ from mae_convert.cli.options import (
     input_options,
     json_option,
     side_options,
+    signing_options,
     task_option,
     time_limit_option,
+    trust_options,
 )
 from mae_convert.cli.reporting import ReportingCommand
 from mae_convert.cli.streams import print_to_stderr
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import Source
     from mae_convert.verify.judge import Verdict
+    from mae_convert.verify.signing import Signer, Trust
     from mae_convert.verify.verification import Options, Verification
 
 
@@ -260,12 +263,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
         "image, the relevant tensors, and a script that does not need mae-convert."
     ),
 )
-@click.option(
-    "--public-key",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    help="With A alone: also check the signature and the statement of `attest`.",
-)
+@trust_options
 @task_option
 @infer_option
 @json_option
@@ -277,7 +275,7 @@ def verify(
     sides: "tuple[Side, Side]",
     reports: tuple[Path, ...],
     reduce: Path | None,
-    public_key: Path | None,
+    trust: "Trust | None",
     certify: bool,
     task: str | None,
     use_infer: bool,
@@ -310,13 +308,13 @@ def verify(
         return _compare_with_reference_results(a, published, sides[0], flags, as_json=as_json)
     if a is None:
         raise click.UsageError("Missing argument 'A'.")
-    _check_outputs(b, reduce, public_key, certify=certify, quick=options["quick"])
+    _check_outputs(b, reduce, trust, certify=certify, quick=options["quick"])
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
     asked = parse_options(**options)
     if b is None:
         require_sides(sides[0])
-        replayed = _replay(a, sides, asked, flags, public_key)
+        replayed = _replay(a, sides, asked, flags, trust)
     else:
         require_sides(*sides, *asked.against)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
@@ -409,23 +407,14 @@ def repair(
 
 @click.command(cls=CheckedCommand)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--private-key",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    required=True,
-    help="Elliptic curve key for the signature.",
-)
-@click.option(
-    "--password-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with the password of the key, if it has one.",
-)
-def attest(folder: Path, private_key: Path, password_file: Path | None) -> None:
-    """Sign a certified model directory offline with a key.
+@signing_options()
+def attest(folder: Path, signer: "Signer | None") -> None:
+    """Sign a certified model directory.
 
-    The outputs are attestation.json, an in-toto statement about the files and their verification,
-    and model.sig, the signature of all files. `verify DIR --public-key PEM` checks both.
+    Writes attestation.json, an in-toto statement about its files and their verification, and
+    model.sig, the signature of all files: with a key, with a key and its certificate, or, with a
+    network, without a key. `verify DIR` with --public-key, --certificate-chain or --identity
+    checks both.
 
     Example:
 
@@ -433,9 +422,9 @@ def attest(folder: Path, private_key: Path, password_file: Path | None) -> None:
         mae-convert attest my-mae --private-key key.pem
     """
     from mae_convert.verify.attestation import attest as sign
+    from mae_convert.verify.signing import Signer
 
-    password = password_file.read_text().rstrip("\n") if password_file else None
-    click.echo(f"wrote {for_terminal(sign(folder, private_key, password))}")
+    click.echo(f"wrote {for_terminal(sign(folder, signer or Signer()))}")
 
 
 @click.command(cls=CheckedCommand)
@@ -465,7 +454,7 @@ def runner(action: str, file: Path, overwrite: bool) -> None:  # noqa: ARG001
 def _check_outputs(
     b: "Source | None",
     reduce: Path | None,
-    public_key: Path | None,
+    trust: "Trust | None",
     *,
     certify: bool,
     quick: bool,
@@ -478,8 +467,13 @@ def _check_outputs(
     """
     from mae_convert.errors import OutputError
 
-    if public_key is not None and b is not None:
-        raise click.UsageError("--public-key requires a single signed model; leave out B")
+    if trust is not None:
+        if b is not None:
+            raise click.UsageError(
+                "--public-key, --certificate-chain and --identity require a single signed model; "
+                "leave out B"
+            )
+        trust.check()
     if certify and not isinstance(b, Path):
         raise click.UsageError(
             "--certify writes a certificate beside B, which must be a local path"
@@ -538,7 +532,7 @@ def _replay(
     sides: "tuple[Side, Side]",
     options: "Options",
     flags: "Flags",
-    public_key: Path | None,
+    trust: "Trust | None",
 ) -> "Verification":
     """Verify a checkpoint against its certificate, which is downloaded if needed."""
     from mae_convert.families.official_models import OfficialFile
@@ -563,11 +557,11 @@ def _replay(
         )
     path, origin = locate(source, certificate=True)
     print_notes(origin)
-    if public_key is None:
+    if trust is None:
         return replay(path, sides[0], options, flags, origin)
     from mae_convert.verify.attestation import attestation_checks
 
-    checks = attestation_checks(path, public_key)
+    checks = attestation_checks(path, trust)
     replayed = replay(path, sides[0], options, flags, origin)
     passed = replayed.verdict.passed and all(check.passed for check in checks)
     verdict = replace(replayed.verdict, passed=passed, checks=(*checks, *replayed.verdict.checks))

@@ -1,0 +1,266 @@
+"""Sign a directory and verify its signature, by the OpenSSF package model-signing.
+
+The signature is a DSSE envelope in a sigstore bundle. It is created with an elliptic curve key,
+with a key and its certificate, or without a key by sigstore, which needs a network.
+"""
+
+import base64
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, one_line
+
+NETWORK = ("TUFError", "NetworkError", "DownloadError", "ConnectionError", "MaxRetryError")
+LONGEST = 100
+
+
+@dataclass(frozen=True)
+class Signer:
+    """How a directory is signed: by a key, by a key with a certificate, or by sigstore."""
+
+    private_key: Path | None = None
+    """PEM file of an elliptic curve key; None for sigstore."""
+
+    password: str | None = None
+    """The key's password, if it has one."""
+
+    certificate: Path | None = None
+    """PEM file of the certificate of the key."""
+
+    chain: Sequence[Path] = ()
+    """PEM files of the certificates of the authorities that issued it, for whoever verifies."""
+
+    keyless: bool = False
+    """Sign as an identity that an OpenID provider confirms."""
+
+    identity_token: str | None = None
+    """The provider's token; without it that of the environment, as in a CI job, or of a browser."""
+
+    trust_config: Path | None = None
+    """The addresses and keys of another sigstore instance than the public one, a JSON file."""
+
+    def sign(self, folder: Path, signature: Path, ignored: Sequence[Path]) -> None:
+        """Write the signature of a directory.
+
+        Args:
+            folder: the directory.
+            signature: the file to write.
+            ignored: files that are not signed.
+
+        Raises:
+            MissingRequirementError: model-signing is not installed, or sigstore cannot be reached.
+            MaeConvertError: the key, the certificate or the identity cannot be used.
+        """
+        self.check()
+        from model_signing import hashing, signing
+
+        hashed = hashing.Config().set_ignored_paths(paths=[signature, *ignored])
+        hashed.set_allow_symlinks(True)
+        try:
+            config = self._configured(signing.Config())
+            config.set_hashing_config(hashed).sign(folder, signature)
+        except Exception as error:  # the library raises many different exceptions for invalid keys
+            raise self._failure(error) from error
+
+    def check(self) -> None:
+        """Check the options, before anything is written.
+
+        Raises:
+            MissingRequirementError: model-signing is not installed.
+            MaeConvertError: a file does not exist, or the options contradict each other.
+        """
+        require_package()
+        if self.keyless == (self.private_key is not None):
+            raise MaeConvertError(
+                "a model is signed either with a key or as an identity without a key",
+                hint=("give ", Option("private_key", placeholder="PEM"), " or ",
+                      Option("keyless", True)),
+            )  # fmt: skip
+        if self.chain and self.certificate is None:
+            raise MaeConvertError(
+                *(Option("certificate_chain"), " is that of a certificate of the key"),
+                hint=("give ", Option("signing_certificate", placeholder="PEM"), " too"),
+            )
+        if self.certificate is not None and (self.password is not None or self.keyless):
+            problem = "a key with a password" if self.password is not None else "sigstore"
+            raise MaeConvertError(
+                f"model-signing does not take a certificate with {problem}",
+                hint=("leave ", Option("signing_certificate"), " out"),
+            )
+        require_files([self.private_key, self.certificate, *self.chain, self.trust_config])
+
+    def _configured(self, config: Any) -> Any:
+        if self.keyless:
+            return config.use_sigstore_signer(
+                use_ambient_credentials=True,
+                identity_token=self.identity_token,
+                trust_config=self.trust_config,
+            )
+        if self.certificate is not None:
+            # Without other certificates its own is repeated: the library needs one.
+            return config.use_certificate_signer(
+                private_key=self.private_key,
+                signing_certificate=self.certificate,
+                certificate_chain=self.chain or [self.certificate],
+            )
+        return config.use_elliptic_key_signer(private_key=self.private_key, password=self.password)
+
+    def _failure(self, error: Exception) -> MaeConvertError:
+        if self.keyless:
+            return _sigstore_failure(error, "sign with")
+        problem = one_line(str(error)) or type(error).__name__
+        hint = "use an EC key in PEM" + (", and its certificate" if self.certificate else "")
+        assert self.private_key is not None
+        return MaeConvertError(self.private_key, f" cannot sign: {problem}", hint=hint)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose signature is accepted: of a key, of a certificate of an authority, of an identity."""
+
+    public_key: Path | None = None
+    """PEM file of the key."""
+
+    chain: Sequence[Path] = ()
+    """PEM files of the authorities; the signer's certificate must be issued by one of them."""
+
+    identity: str | None = None
+    """Who signed without a key, as an e-mail address or the address of a CI workflow."""
+
+    identity_provider: str | None = None
+    """The URL of the OpenID provider that confirmed the identity."""
+
+    trust_config: Path | None = None
+    """As of `Signer`."""
+
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            MissingRequirementError: model-signing is not installed.
+            MaeConvertError: a file does not exist, or the options contradict each other.
+        """
+        require_package()
+        given = [self.public_key is not None, bool(self.chain), self.identity is not None]
+        if sum(given) != 1:
+            raise MaeConvertError(
+                "a signature is verified by a key, by certificates or by an identity",
+                hint=(
+                    *("give one of ", Option("public_key"), ", ", Option("certificate_chain")),
+                    *(" and ", Option("identity")),
+                ),
+            )
+        if (self.identity is None) != (self.identity_provider is None):
+            raise MaeConvertError(
+                "an identity is known by its name and its provider",
+                hint=("give ", Option("identity"), " and ", Option("identity_provider")),
+            )
+        require_files([self.public_key, *self.chain, self.trust_config])
+
+    def problem(self, folder: Path, signature: Path) -> str | None:
+        """Return why the signature of a directory is not accepted, or None if it is.
+
+        Files that were added after the signature are not considered.
+
+        Raises:
+            MissingRequirementError: sigstore cannot be reached.
+        """
+        from model_signing import hashing, verifying
+
+        try:
+            config = self._configured(verifying.Config())
+            config.set_ignore_unsigned_files(True)
+            config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
+            config.verify(folder, signature)
+        except Exception as error:  # the library raises many different exceptions for signatures
+            if self.identity is not None and _is_of_network(error):
+                raise _sigstore_failure(error, "verify by") from error
+            problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
+            return problem[:LONGEST]
+        return None
+
+    def _configured(self, config: Any) -> Any:
+        if self.identity is not None:
+            return config.use_sigstore_verifier(
+                identity=self.identity,
+                oidc_issuer=self.identity_provider,
+                trust_config=self.trust_config,
+            )
+        if self.chain:
+            return config.use_certificate_verifier(certificate_chain=self.chain)
+        return config.use_elliptic_key_verifier(public_key=self.public_key)
+
+
+def signed_files(signature: Path) -> set[str]:
+    """Return the names of the files that a signature, which has been verified, is about."""
+    bundle = json.loads(signature.read_text(encoding="utf-8"))
+    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    return {str(resource["name"]) for resource in payload["predicate"]["resources"]}
+
+
+def secret_in(path: Path | None) -> str | None:
+    """Return the password or token in a file, without the end of its line.
+
+    Raises:
+        MaeConvertError: it is not a text file.
+    """
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MaeConvertError(
+            path, " cannot be read", hint="specify a text file with the password or token"
+        ) from error
+
+
+def require_files(paths: Sequence[Path | None]) -> None:
+    """Require that PEM and JSON files exist.
+
+    Raises:
+        MaeConvertError: one does not.
+    """
+    for path in filter(None, paths):
+        if not path.is_file():
+            raise MaeConvertError(path, " is not a file", hint="specify an existing file")
+
+
+def require_package() -> None:
+    """Require the package model-signing.
+
+    Raises:
+        MissingRequirementError: it is not installed.
+    """
+    if importlib.util.find_spec("model_signing") is None:
+        raise MissingRequirementError(
+            "model-signing is not installed here", hint="pip install 'mae-convert[sign]'"
+        )
+
+
+def _sigstore_failure(error: Exception, what: str) -> MaeConvertError:
+    problem = one_line(str(error)) or type(error).__name__
+    if _is_of_network(error):
+        return MissingRequirementError(
+            f"sigstore cannot be reached to {what} an identity: {problem}",
+            hint="it needs a network; without one, use a key or a certificate",
+        )
+    return MaeConvertError(f"sigstore refused: {problem}", hint="check the identity and its token")
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Return whether an error was caused by a connection that failed."""
+    return any(
+        isinstance(cause, ConnectionError | TimeoutError)
+        or any(kind.__name__ in NETWORK for kind in type(cause).__mro__)
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
