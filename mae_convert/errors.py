@@ -256,7 +256,7 @@ class OutputError(MaeConvertError):
 
 
 class HubError(MaeConvertError):
-    """The Hugging Face Hub refused a request, or its response is not as announced."""
+    """The Hugging Face Hub refused a request, or its response is invalid."""
 
 
 class MissingRequirementError(MaeConvertError):

@@ -22,7 +22,7 @@ def running_cells(
 
     Args:
         grid_shape: patches along time, height and width; height and width are even.
-        phase: where the cells begin, 0 to 3.
+        phase: the offset of the cells, 0 to 3.
         decoded: places of each cell that are decoded, 1 to 3.
     """
     time, row, column = np.indices(grid_shape)

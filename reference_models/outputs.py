@@ -1,4 +1,4 @@
-"""What the models return, and the intermediate activations; the same in every framework.
+"""The outputs and intermediate activations of the models, the same in every framework.
 
 Outputs are named tuples, which every compiler and tree utility understands. Outputs that were not
 requested are ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K
@@ -16,10 +16,10 @@ class OutputOptions(TypedDict, total=False):
     """Keyword arguments of every model: what to return besides its results, by default nothing."""
 
     output_hidden_states: bool
-    """Return the embedding output and each block's output, of the encoder."""
+    """Return the embedding output and each block's output in the encoder."""
 
     output_attentions: bool
-    """Return each block's attention probabilities, of the encoder; no fused kernel gives them."""
+    """Return each block's attention probabilities, of the encoder; no fused attention kernel is used then."""
 
     output_taps: bool
     """Return intermediate activations by name, those of the encoder and of the decoder."""
@@ -126,7 +126,7 @@ class ViTMAEModelOutput(NamedTuple):
     """(N, L), 0 where a patch is kept and 1 if it is removed."""
 
     ids_restore: Tensor
-    """(N, L), the place of each patch in the shuffled order."""
+    """(N, L), the index of each patch in the shuffled order."""
 
     hidden_states: Tensors | None = None
     """Embedding output and each block's output, each (N, 1 + kept, D)."""
@@ -151,7 +151,7 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
     """(N, L), 0 where a patch is kept and 1 if it is removed."""
 
     ids_restore: Tensor
-    """(N, L), the place of each patch in the shuffled order."""
+    """(N, L), the index of each patch in the shuffled order."""
 
     hidden_states: Tensors | None = None
     """Embedding output and each block's output, each (N, 1 + kept, D)."""

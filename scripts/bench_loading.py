@@ -1,6 +1,6 @@
 """Loading of a ViT-B as a model, in a process for each measurement, by turns.
 
-Of the calls of ``from_pretrained`` the first and the second are measured, without imports; of the
+For ``from_pretrained``, the first and the second are measured, without imports; of the
 other rows the whole process.
 """
 

@@ -103,7 +103,7 @@ def functions(tree: ast.AST) -> Iterator[tuple[FunctionNode, int]]:
 
 
 def duplicates(trees: Mapping[Path, ast.AST]) -> int:
-    """Return how many functions of some length have the body of another, docstrings aside."""
+    """Return the number of functions with the same body as another, ignoring docstrings."""
     bodies: Counter[str] = Counter()
     for tree in trees.values():
         for node, count in functions(tree):

@@ -1,6 +1,6 @@
 """Open corrupted files by the thousand, and check that each is read or refused with a message.
 
-python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # goes on where it was ended
+python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # continues an interrupted run
 python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris, if it is installed
 
 Valid files of each format are corrupted at random, opened, read completely, and planned as a

@@ -139,7 +139,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
     add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
     add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
-    add_number(group, "--num-workers", 0, "processes that load images, for each that trains")
+    add_number(group, "--num-workers", 0, "data loading processes for each training process")
     add("--in-memory", action="store_true", help="decode all images once: for small folders")
 
 
@@ -558,7 +558,7 @@ def main(argv: list[str] | None = None) -> None:
             # torchrun ends all processes when the first one ends: none may end before the save
             dist.barrier()
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        print("interrupted; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(130)
     finally:
         if dist.is_initialized():

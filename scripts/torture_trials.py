@@ -206,7 +206,7 @@ class Trial:
     """The allowed states."""
 
     share: float = 0.1
-    """How often it is done, as a share of the random kills."""
+    """The number of trials, relative to that of the random kills."""
 
     needs_root: bool = False
     """Whether it mounts file systems."""

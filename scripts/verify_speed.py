@@ -112,7 +112,7 @@ def anonymous(pid: int) -> int:
 
 
 def row(pairs: list) -> str:
-    """Return the medians of seconds, of the ratio within a pair, and of memory."""
+    """Return the medians of the seconds, of the ratio within a pair, and of the memory."""
     median = statistics.median
     ours, peer = zip(*pairs, strict=True)
     cells = [

@@ -57,7 +57,7 @@ EXPECTED = {
     "docs/index.md": ["PASSED and proven"],
     "docs/migration.md": [],
     "docs/publishing.md": ["PUBLISHED"],
-    "docs/runners.md": ["code from outside mae-convert", "PASSED and proven"],
+    "docs/runners.md": ["external code", "PASSED and proven"],
     "docs/repair.md": ["PASSED and proven", "decoder.position_embedding: is zero"],
     "docs/verification.md": ["PASSED and proven", "PASSED"],
 }

@@ -192,7 +192,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
 
 
 def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that no field that a comparison needs is missing; for different tasks, of the encoder.
+    """Check that no field that a comparison needs is missing; for different tasks, only the encoder is compared.
 
     Raises:
         ConfigurationError: a field is missing.

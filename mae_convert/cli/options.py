@@ -32,7 +32,7 @@ class FrameworkType(click.Choice[str]):
 
 
 class RunnerType(click.ParamType):
-    """A framework, or code of others that runs a model: a file, a module, or a clone."""
+    """A framework, or external code: a file, a module, or a clone of the authors' code."""
 
     name = "runner"
 
@@ -420,7 +420,7 @@ def side_options(command: Command) -> Command:
                 f"--framework-{side}",
                 type=RUNNER,
                 help=(
-                    f"Framework that runs {what}, or code of others as for `verify --against`. "
+                    f"Framework that runs {what}, or external code as for `verify --against`. "
                     "[default: the one that loads its tensor names natively]"
                 ),
             ),

@@ -196,7 +196,7 @@ def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> 
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
-    """Return how position embeddings are changed; a model without stored ones computes them."""
+    """Return the kind of change of position embeddings; "computed" if they are not stored."""
     if source.family.positions == "computed":
         return "recomputed"
     return "sincos" if sincos else source.family.resampling

@@ -362,7 +362,7 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
     """Return what is added to a token for its position, (D,).
 
     Args:
-        tensors: of one side, as arrays with ``load``.
+        tensors: the tensors of one side, arrays with ``load``.
         part: "encoder" or "decoder".
         row: of the table, in which class tokens come first.
         model: of which the tensors are.

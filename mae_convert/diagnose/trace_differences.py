@@ -17,7 +17,7 @@ from mae_convert.verify.array_patterns import (
     near,
     order_of,
     runs,
-    same_by_place,
+    same_by_position,
     same_vector,
 )
 from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
@@ -25,7 +25,7 @@ from mae_convert.verify.localise import (
     BLOCK_TAP,
     class_tokens,
     execution_order,
-    kept_places,
+    patch_positions,
     removed_tokens,
 )
 
@@ -245,8 +245,8 @@ def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iter
     if x.ndim == 3 and same_vector(inner):
         yield f"{first} differs by the same vector at every token, as for a different bias"
     elif first in ("encoder.embedding", "decoder.embedding"):
-        places = kept_places(a, first, inner.shape[1])
-        if places is not None and same_by_place(inner, places):
+        places = patch_positions(a, first, inner.shape[1])
+        if places is not None and same_by_position(inner, places):
             yield f"{first} differs by vectors that depend on the position only"
     for axis, what in enumerate(AXES.get(x.ndim, ())):
         where = differing(x, y, axis)

@@ -1,4 +1,4 @@
-"""How a family makes the clip that its models take of a video, or of a series of images."""
+"""Sampling and preprocessing of videos and of series of images for the models of a family."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ class Clips:
     """The channels that are red, green and blue, from 0."""
 
     def indices(self, count: int, length: int, rate: float | None, stride: int) -> list[int]:
-        """Return which frames make a clip, from 0.
+        """Return the indices of the frames of a clip.
 
         Args:
             count: the number of frames in the file, at least 1; equal to ``length`` for "all".
@@ -84,7 +84,7 @@ class Clips:
         }
 
     def in_words(self, stride: int) -> str:
-        """Return how frames are chosen."""
+        """Return a description of the sampling of frames."""
         if self.frames == ALL:
             return f"all frames of each sample are used, {self.like}"
         every = "every frame" if stride == 1 else f"one frame in {stride}"

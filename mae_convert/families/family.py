@@ -209,7 +209,7 @@ class Family(ABC):
     def without_decoder(
         self, shapes: Shapes
     ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
-        """Take away the decoder of a model of which only the encoder is read.
+        """Remove the tensors of an unsupported decoder, so that only the encoder is read.
 
         Returns:
             The model and the tensor that identifies it, or None; the remaining tensors; and the
@@ -472,7 +472,7 @@ class Family(ABC):
 
     @property
     def colours(self) -> tuple[int, int, int]:
-        """Which channels of an input are red, green and blue, from 0."""
+        """The indices of the red, green and blue channels of an input."""
         return self.clips.colours if self.clips is not None else (0, 1, 2)
 
     def prediction(self, config: Any) -> Any:
@@ -487,7 +487,7 @@ class Family(ABC):
         return pixel_values
 
     def predicted_frames(self, config: Any) -> tuple[int, ...]:
-        """Return which frames of a clip are predicted, from 0."""
+        """Return the indices of the predicted frames of a clip."""
         return tuple(range(config.num_frames))
 
     def target_statistics(self, pixels: np.ndarray, config: Any) -> Statistics:

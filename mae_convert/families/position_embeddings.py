@@ -34,7 +34,7 @@ SHARPNESS = -0.75
 
 @dataclass(frozen=True)
 class PositionTable:
-    """How a position embedding (1, first + times x rows x columns, width) is laid out."""
+    """The structure of a position embedding (1, first + times x rows x columns, width)."""
 
     first: int = 1
     """Embeddings of tokens that are not patches, which come first."""
@@ -92,8 +92,8 @@ def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarr
 def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarray:
     """Return the matrix (new, old) that resamples one axis; the border is repeated outwards.
 
-    The places of samples are their centres at halves, or, if aligned, the first and the last
-    samples of both are at the same places.
+    Sample positions are the centres of cells or, if aligned, the first and the last samples of both
+    have the same positions.
     """
     if aligned:
         centres = np.arange(new) * ((old - 1) / max(new - 1, 1))
@@ -129,7 +129,7 @@ def regenerated(
     Args:
         tensor: the embedding.
         grid: patches along each axis.
-        new_grid: the new grid, likewise.
+        new_grid: the new grid, in the same form.
         axes: the axes of the grid, a key of ``FIXED``.
         option: the option that requests it, for the message.
 

@@ -170,7 +170,7 @@ FIELDS: Mapping[str, Treatment] = {
 
 @dataclass(frozen=True)
 class Classes:
-    """How transformers' ``config.json`` names the class that computes a model of a task."""
+    """The names in transformers' ``config.json`` of the class for a task."""
 
     model_types: tuple[str, ...]
     """Values of ``model_type`` with which it is computed."""

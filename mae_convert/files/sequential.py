@@ -53,7 +53,7 @@ class SequentialArray(ABC):
         memory[:] = self.elements(start, start + len(memory))
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where a file contains exactly these elements, one after the other.
+        """Return the location of exactly these elements, contiguous, in a file.
 
         Returns:
             The offset of the first element; None if the elements are not contiguous in one file.

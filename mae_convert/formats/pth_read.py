@@ -176,7 +176,7 @@ VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
 STORAGES = "data/"
 MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
            ".storage_alignment", "", ".data/", STORAGES)  # fmt: skip
-"""What `torch.save` writes besides the storages; the last three are folders of other programs."""
+"""Other members that `torch.save` writes; the last three are folders of other programs."""
 
 TORCHSCRIPT = ("constants.pkl", "code/")
 """Members that only a TorchScript archive has. PyTorch before 2.6 runs its code even with

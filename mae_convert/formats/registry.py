@@ -29,7 +29,7 @@ TORCH_DTYPES = (*NUMPY_DTYPES, "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 @dataclass(frozen=True)
 class Signature:
-    """How a file of a format is recognised, and the function that reads it."""
+    """The recognition of a file format, and the function that reads it."""
 
     begins: re.Pattern[bytes]
     """A pattern of the file's first bytes."""
@@ -60,8 +60,8 @@ class Format:
     """The suffixes that select the format when a file is written."""
 
     signatures: tuple[Signature, ...] = ()
-    """How it is recognised; empty if it is recognised by the name of a file, or by the content of a
-    file of another format."""
+    """The rules of recognition; empty if it is recognised by the name of a file or by the content
+    of a file of another format."""
 
     writer: str = ""
     """The function, as "module:function"; it takes the tensors, the configuration, the conversion
@@ -228,7 +228,7 @@ have them, because they would look like files."""
 
 SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)
 SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"
-"""What to do about a path that is not a checkpoint."""
+"""Advice for a path that is not a checkpoint."""
 
 
 def with_groups() -> tuple[str, ...]:

@@ -178,7 +178,7 @@ class MaeImageProcessor:
         return {"image_processor_type": "ViTImageProcessor", **settings}
 
     def __call__(self, images: Any, return_tensors: str | None = None, **changes: Any) -> Any:
-        """Prepare images, as `preprocess`."""
+        """Prepare images; see `preprocess`."""
         return self.preprocess(images, return_tensors, **changes)
 
     def preprocess(

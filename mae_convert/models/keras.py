@@ -154,7 +154,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return super().own_loss(outputs, targets, sample_weight)  # type: ignore[misc]
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
-        """Return the outputs with the model's own loss against the targets of ``fit``."""
+        """Return the outputs with the model's own loss for the targets of ``fit``."""
         del targets  # the targets of a masked autoencoder are its inputs
         return outputs
 

@@ -151,7 +151,7 @@ class TransformersMethods:
         return self.serving_functions()["serving_default"]
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
-        """Return what TensorFlow saves; in a SavedModel, this includes the additional functions."""
+        """Return the objects that TensorFlow saves, including the additional functions."""
         children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
         if save_type == "savedmodel":
             functions = self.serving_functions()

@@ -213,7 +213,7 @@ class TorchModel(PretrainedModel, nn.Module):
         disable_checkpointing(self)
 
     def activation_checkpointing_disable(self) -> None:
-        """As `gradient_checkpointing_disable`."""
+        """See `gradient_checkpointing_disable`."""
         disable_checkpointing(self)
 
     @property
@@ -223,7 +223,7 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """As `is_gradient_checkpointing`."""
+        """See `is_gradient_checkpointing`."""
         return is_checkpointing(self)
 
     def load_state_dict(
@@ -331,12 +331,12 @@ class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  #
 
     @property
     def embeddings(self) -> nn.Module:
-        """As of ``vit``."""
+        """The method of ``vit``."""
         return self.vit.embeddings
 
     @property
     def encoder(self) -> nn.Module:
-        """As of ``vit``."""
+        """The method of ``vit``."""
         return self.vit.encoder
 
     @property
@@ -405,7 +405,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__("head" if name == "classifier" else name, value)
 
-    def forward(  # type: ignore[override]  # in place of taps it has transformers' arguments
+    def forward(  # type: ignore[override]  # it has transformers' arguments instead of taps
         self,
         pixel_values: Tensor | None = None,
         head_mask: None = None,

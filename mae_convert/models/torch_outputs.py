@@ -59,7 +59,7 @@ if ModelOutput is not None:
 
     @dataclass
     class EncoderOutput(Output):
-        """As `model_outputs.EncoderOutput`."""
+        """See `model_outputs.EncoderOutput`."""
 
         last_hidden_state: Any = None
         hidden_states: Any = None

@@ -92,11 +92,11 @@ class EncoderPart(nn.Module):
         return_dict: bool | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> Any:
-        """Return what the encoder computes of images (N, C, H, W).
+        """Return the outputs of the encoder for images (N, C, H, W).
 
         Args:
             pixel_values: (N, C, H, W).
-            noise: (N, L), of a model that masks patches.
+            noise: (N, L), for a model that masks patches.
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the output of the embeddings and of each block.
             return_dict: False for a plain tuple.

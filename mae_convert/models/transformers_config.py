@@ -257,7 +257,7 @@ class ViTMAEConfig:
         """Return the configuration of a checkpoint as a dictionary, and the remaining options.
 
         Args:
-            name: as of `from_pretrained`.
+            name: see `from_pretrained`.
             options: ``revision`` and ``subfolder``, which are used, and others.
         """
         from mae_convert.models.model_names import stated_config
@@ -273,7 +273,7 @@ class ViTMAEConfig:
 
         Args:
             name: a directory, its ``config.json``, or a name as for the models' `from_pretrained`.
-            return_unused_kwargs: as of `from_dict`.
+            return_unused_kwargs: see `from_dict`.
             changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
@@ -293,10 +293,10 @@ class ViTMAEConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Return the value of a field as a configuration holds it, without regard to other fields.
+    """Return a field's value in the form of a configuration, regardless of other fields.
 
     Raises:
-        ValueError: the value is impossible.
+        ValueError: the value is invalid.
     """
     try:
         return getattr(ReferenceConfig(**{name: value}), name)

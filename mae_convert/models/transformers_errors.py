@@ -26,7 +26,7 @@ class HubAccessError(HubError, OSError):
 
 
 class UnavailableError(MissingRequirementError, OSError):
-    """The network, a device or a package that loading needs is not available."""
+    """A network connection, a device or a package that is required for loading is missing."""
 
 
 class MismatchedTensorsError(LayoutError, ValueError, RuntimeError):

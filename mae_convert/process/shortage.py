@@ -27,7 +27,7 @@ OF_NUMBERS = {
     errno.ENOSPC: DISK,
     errno.EDQUOT: DISK,
 }
-# Messages of the dynamic linker, and of libraries that raise errors of their own.
+# Messages of the dynamic linker and of libraries with their own exceptions.
 OF_WORDS = (
     ("failed to map segment", MEMORY),
     ("cannot allocate memory", MEMORY),
@@ -45,7 +45,7 @@ NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return a sentence about what is exhausted if that is what an error or its cause means."""
+    """Return a sentence about an exhausted resource that caused an error, or None."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

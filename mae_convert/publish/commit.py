@@ -44,10 +44,10 @@ class Change:
     """Files that are new or changed."""
 
     delete: Sequence[str]
-    """Files that go."""
+    """Files to delete."""
 
     title: str
-    """Of the commit, and of a pull request."""
+    """The title of the commit or of the pull request."""
 
     account: str
     """The account of the token."""
@@ -61,7 +61,7 @@ class Committed:
     """Its id."""
 
     url: str
-    """Its page."""
+    """The URL of its page."""
 
     pull_request_url: str | None = None
     """The page of the pull request, or None."""

@@ -58,7 +58,7 @@ class Publication:
     """The published models."""
 
     remote: Remote
-    """How the repository is."""
+    """The state of the repository."""
 
     account: str | None
     """The account of the token; None without a token, which is sufficient for a dry run."""
@@ -70,7 +70,7 @@ class Publication:
     """The files that are new or changed."""
 
     delete: Sequence[str]
-    """Files that go."""
+    """Files to delete."""
 
     kept: Sequence[str]
     """Weights in the repository that this publication is not about."""

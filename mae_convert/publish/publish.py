@@ -64,10 +64,10 @@ def _committed(api: "HfApi", publication: Publication, remote: Remote, account: 
 def differences(
     api: "HfApi", repo_id: str, commit: str, staged: Mapping[str, Staged]
 ) -> dict[str, str]:
-    """Return how the files that the Hub serves differ from those published: path → description.
+    """Return path → description for files on the Hub that differ from the published ones.
 
     Each file is downloaded to a temporary location, hashed and removed, so the space needed is that
-    of the largest file. A file that differs is downloaded once more, in case the transfer failed.
+    of the largest file. A file that differs is downloaded again, in case the transfer failed.
     """
     wrong = {}
     for path, file in staged.items():

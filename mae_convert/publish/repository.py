@@ -22,7 +22,7 @@ ATTRIBUTES = ".gitattributes"  # the Hub's own, which a new repository has
 
 @dataclass(frozen=True)
 class Target:
-    """Where to publish."""
+    """The target of a publication."""
 
     repo_id: str
     """``owner/name``."""

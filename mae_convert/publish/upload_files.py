@@ -23,16 +23,16 @@ class Staged:
     """A file that is to be in the repository."""
 
     path: str
-    """Where, in the repository."""
+    """The path in the repository."""
 
     content: ByteFile | bytes
     """A large local file, which is open, or the bytes."""
 
     size: int
-    """In bytes."""
+    """The size in bytes."""
 
     sha256: str
-    """Of its bytes."""
+    """The SHA-256 of its bytes."""
 
     git_oid: str | None
     """The git object ID; None for a large file."""

@@ -78,7 +78,7 @@ def _note(timeline: Timeline) -> str:
 
 
 def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
-    """Return columns of colours (N, H, W, 3) and their headings; of clips, of one frame each."""
+    """Return headings → colours (N, H, W, 3); for clips, of one frame each."""
     first = next(iter(timeline.shown.values()))
     original = timeline.display(first.pixel_values)
     columns = {

@@ -212,7 +212,9 @@ def _pictures(verification: "Verification") -> Iterator[str]:
         caption += f" {display.note[0].upper()}{display.note[1:]}."
     if original.ndim == 5:  # (N, T, H, W, 3)
         middle = original.shape[1] // 2
-        caption += f" Of each clip, frame {family.predicted_frames(model)[middle] + 1} is shown."
+        caption += (
+            f" The images show frame {family.predicted_frames(model)[middle] + 1} of each clip."
+        )
         columns = {head: colours[:, middle] for head, colours in columns.items()}
     rows = zip(*columns.values(), strict=True)
     yield images(list(columns), ([*map(_image, row, columns)] for row in rows))

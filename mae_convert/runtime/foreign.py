@@ -24,7 +24,7 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class ForeignCode:
-    """Code of others that makes and runs a model.
+    """External code that creates and runs a model.
 
     Attributes:
         kind: "file", "module", or "original" for a clone of the authors' code.
@@ -58,7 +58,7 @@ def names_code(text: str) -> bool:
 
 
 def code_beside(text: str, folder: Path) -> str:
-    """Return what names code, with a path made absolute that begins at a folder."""
+    """Return the specification of code with a relative path made absolute."""
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
         target, equals, python = rest.partition("=")

@@ -1,4 +1,4 @@
-"""Import code of others in a child process, and find out how it is to be run.
+"""Import external code in a child process and determine how to run it.
 
 A file or module of such code has a factory, and may have further names (``docs/runners.md``):
 

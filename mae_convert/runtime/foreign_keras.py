@@ -27,7 +27,7 @@ def runs(
         LoadError: the code failed, or does not take the tensors.
     """
     if job.mode != "eager":
-        raise LoadError("code of others is run eagerly only", hint=Option("mode", "eager"))
+        raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))
     if code.mask == "torch.rand":
         raise LoadError(f'{code.label}: MASK = "torch.rand" is not possible for a Keras model')
     for dtype in job.dtypes:

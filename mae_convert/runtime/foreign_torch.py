@@ -37,7 +37,7 @@ def runs(
         LoadError: the code failed, or does not take the state dict.
     """
     if job.mode != "eager":
-        raise LoadError("code of others is run eagerly only", hint=Option("mode", "eager"))
+        raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))
     run = _Run(code, job.task)
     made = [model]
 
@@ -78,7 +78,7 @@ def loaded(code: Code, job: Job, model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Run:
-    """How a model of the code is run."""
+    """Runs a model of external code."""
 
     code: Code
     task: str

@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputChoice:
-    """Where the images and the noise come from."""
+    """The source of the images and the noise."""
 
     file: Path | None = None
     """An .npz file with the inputs: ``pixel_values``, ``noise`` and additional inputs of the

@@ -150,7 +150,7 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
     """Return the result of a library's reader.
 
     Raises:
-        UnreadError: the library cannot read the file, whatever its error.
+        UnreadError: the library cannot read the file.
     """
     try:
         return load()

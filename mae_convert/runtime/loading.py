@@ -135,8 +135,8 @@ class Wanted:
     num_frames: int | None = None
     model_class: type | None = None
     mmap: bool | None = False
-    """As of `load_model`. Commands do not map: a file that changes while they run would end them
-    without a message."""
+    """See `load_model`. Commands do not map files: a file that changes while they run would end
+    them without a message."""
 
 
 def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:

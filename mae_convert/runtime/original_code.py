@@ -34,7 +34,7 @@ APART = {f"{{stack}}.blocks.{{{{}}}}.{part}": f"{{blocks}}.{{{{}}}}.attn.{part}"
 
 
 def original_code(folder: Path, task: str) -> Code:
-    """Return how the code in a clone is run.
+    """Return the functions that run the code in a clone.
 
     Args:
         folder: the directory of the clone.
@@ -223,7 +223,7 @@ def _masked(
     activations: Mapping[str, str],
     more: Callable[[Config], dict[str, Any]],
 ) -> Code:
-    """Return how a model for pre-training, or its encoder, is made and run."""
+    """Return the functions that create and run a pre-training model or its encoder."""
     arguments: dict[str, Any] = {}
 
     def factory(config: dict[str, Any]) -> nn.Module:

@@ -69,7 +69,7 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return where in a reference model the activations are that end a step."""
+    """Return the modules of a reference model whose activations end a step."""
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
     points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
     if hasattr(decoder, "decoder_blocks"):

@@ -135,7 +135,7 @@ def _both_losses(model: Any, pixels: Tensor, logits: Tensor, mask: Tensor) -> Re
 
 
 def _coordinates(dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
-    """Return what embeds coordinates (M,) as (M, D) in a dtype: the library, or in float64."""
+    """Return a function that embeds coordinates (M,) as (M, D) in a dtype."""
     library = getattr(prithvi_mae, SINES_AND_COSINES)
 
     def embed(width: int, places: Tensor) -> Tensor:

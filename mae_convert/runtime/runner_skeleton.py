@@ -1,4 +1,4 @@
-"""The file that `mae-convert runner new` writes: a model of the user's own as a runner."""
+"""The template that `mae-convert runner new` writes: a runner for the user's own model."""
 
 SKELETON = '''"""Your own model as a runner of `mae-convert verify A B --against FILE.py:build`.
 

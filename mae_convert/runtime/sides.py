@@ -1,4 +1,4 @@
-"""How a side of a comparison is run: framework, interpreter, and whether it is loaded natively."""
+"""The runner of a side: framework, Python interpreter, and whether it is loaded natively."""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ PROBE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Side:
-    """How one side of a comparison is run."""
+    """The settings of the run of one side of a comparison."""
 
     framework: str | None = None
     """One of ``FRAMEWORKS``, or user-specified code in one of the forms of `foreign.FORMS`; None to
@@ -105,11 +105,11 @@ class Side:
     variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
 
     foreign: ForeignCode | None = None
-    """Code of others that runs it, which `with_foreign` finds; ``framework`` is then `FOREIGN`."""
+    """The external code that runs it, set by `with_foreign`; ``framework`` is then `FOREIGN`."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
-    """Return a side; where its framework is code of others, with the place of that code.
+    """Return a side with its external code, if its framework is external code.
 
     Args:
         side: the side as specified.
@@ -144,7 +144,7 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
         isolate: whether a step-isolated comparison is requested.
 
     Raises:
-        MaeConvertError: code of others is to compute gradients, or single steps.
+        MaeConvertError: gradients or single steps are requested from external code.
     """
     for foreign in filter(None, (side.foreign for side in sides)):
         for asked, what, option in (

@@ -115,7 +115,7 @@ def stage(
 def stage_foreign(
     checkpoint: Checkpoint, layout: str | None, work: Path, unread: str | None = None
 ) -> Staged:
-    """Return what code of others loads: the tensors by the names of a layout.
+    """Return the weights for external code: the tensors with the names of a layout.
 
     Args:
         checkpoint: the checkpoint to run.
@@ -142,7 +142,7 @@ def stage_foreign(
 
 
 def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
-    """Return where a checkpoint's tensors are stored."""
+    """Return the stored weights of a checkpoint."""
     container = checkpoint.container
     if framework in READ_DIRECTORIES:
         return StoredWeights((str(checkpoint.path),), container.kind)
@@ -174,7 +174,7 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 
 
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
-    """Return which of mae-convert's readers or tables was used, and why."""
+    """Return the reader or mapping table of mae-convert that was used, and the reason."""
     kind = checkpoint.container.kind
     if unread is None and kind == DCP:
         unread = "PyTorch would run the pickle of a distributed checkpoint"

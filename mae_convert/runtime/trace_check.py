@@ -26,7 +26,7 @@ RESULTS = {
     "classify": ("logits",),
 }
 
-Shape = tuple[int | None, ...]  # None stands for any number but 0
+Shape = tuple[int | None, ...]  # None: any number except 0
 
 
 def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) -> None:
@@ -104,7 +104,7 @@ def _array_problems(
 
 
 def _required_results(description: Mapping[str, Any]) -> list[str]:
-    """Return the results of a float64 run; code of others may omit all but the last one."""
+    """Return the results of a float64 run; external code may omit all but the last one."""
     task = description["task"]
     settings = description.get("settings") or {}
     omitted = settings.get("omits", ()) if "foreign" in description else ()

@@ -52,7 +52,7 @@ def locate_file(source: Source) -> Path:
 
     Raises:
         CheckpointError: the file does not exist.
-        MaeConvertError: as `locate`.
+        MaeConvertError: see `locate`.
     """
     if isinstance(source, HubReference):
         from mae_convert.sources.hub_download import get_file
@@ -76,7 +76,7 @@ def open_source(
     """Open a checkpoint from any source, as `open_checkpoint` opens one on the disk.
 
     Raises:
-        MaeConvertError: as `locate` and `open_checkpoint`.
+        MaeConvertError: see `locate` and `open_checkpoint`.
     """
     path, origin = locate(source)
     try:
@@ -115,7 +115,7 @@ def open_pair(
         incomplete: open them even if a field that the comparison needs is missing.
 
     Raises:
-        MaeConvertError: as `open_source`; or a flag contradicts both.
+        MaeConvertError: see `open_source`; or an option contradicts both.
     """
     options: dict[str, Any] = {"fill_only": True, "incomplete": True, "state_key": state_key}
     opened = [open_source(source, flags, task=task, **options) for source in sources]

@@ -294,7 +294,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _way_out(error: BaseException, server: str) -> str:
-    """Return what to do without a network connection."""
+    """Return advice for a missing network connection."""
     from huggingface_hub import constants, errors
 
     chain = (error, error.__cause__)

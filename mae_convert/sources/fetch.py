@@ -40,7 +40,7 @@ class Record:
     """The SHA-256 of the file, in hexadecimal digits."""
 
     md5: str
-    """Likewise."""
+    """The MD5 of the file, in hexadecimal digits."""
 
     bytes: int
     """Its size."""

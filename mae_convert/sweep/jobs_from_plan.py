@@ -63,7 +63,7 @@ def read_plan(
 
 
 def _refuse_code(entries: Sequence[Entry]) -> None:
-    """Refuse a plan that names code of others.
+    """Refuse external code in a plan.
 
     Raises:
         PlanError: it does.
@@ -72,7 +72,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
         for value in given.values if name in RUNNERS else ():
             if given.where != COMMAND_LINE and names_code(str(value)):
                 raise PlanError(
-                    f"{given.where}, {name}: {value} is code from outside mae-convert, which a "
+                    f"{given.where}, {name}: {value} is external code, which a "
                     "plan does not run without permission",
                     hint=("if you trust the code, pass ", Option("allow_code", True)),
                 )

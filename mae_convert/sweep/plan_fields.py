@@ -30,7 +30,7 @@ from mae_convert.text import did_you_mean
 
 @dataclass(frozen=True)
 class Runner(Words):
-    """A framework, or code of others, that runs a model."""
+    """A framework or external code that runs a model."""
 
     with_python: bool = False
     """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
@@ -103,7 +103,7 @@ FIELDS: Mapping[str, Kind] = {
 }
 # Fields whose value is a list; a list for any other field creates a job for each value.
 LISTS = ("against", "run_dtype")
-RUNNERS = ("framework_a", "framework_b", "against")  # may name code of others
+RUNNERS = ("framework_a", "framework_b", "against")  # may name external code
 LOCAL = ("inputs", "images")  # local paths, relative to the plan
 
 

@@ -133,7 +133,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
 
 
 def _multiprocessing_context() -> Any:
-    """Return how worker processes are started: by a fork server, else as new processes.
+    """Return the start method of worker processes: a fork server if possible, else new processes.
 
     A fork server has a Unix socket under the directory for temporary files. The system limits the
     length of its path, and batch systems set long ones in ``TMPDIR``.

@@ -76,7 +76,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _room(ray: Any, threads: int) -> int:
-    """Return how many tasks to submit to Ray at a time: enough to keep every core busy."""
+    """Return the number of tasks to submit to Ray at a time to keep every core busy."""
     cores = ray.cluster_resources().get("CPU", 1.0)
     return max(8, int(SLACK * cores / threads))
 

@@ -22,7 +22,7 @@ class Row:
     """The result of a job, a row of the results file."""
 
     key: str
-    """Of the job."""
+    """The key of the job."""
 
     source: str
     """The source checkpoint."""
@@ -73,25 +73,25 @@ class Row:
     """The SHA-256 of the files with the tensors."""
 
     source_bytes: int | None = None
-    """Their size."""
+    """The size of these files in bytes."""
 
     target_sha256: str | None = None
     """The SHA-256 of the files that were written."""
 
     target_bytes: int | None = None
-    """Their size."""
+    """The size of these files in bytes."""
 
     source_fingerprint: str | None = None
     """The fingerprint of the source, see docs/fingerprint.md."""
 
     target_fingerprint: str | None = None
-    """Of the result."""
+    """The fingerprint of the target."""
 
     task: str | None = None
-    """Of the result."""
+    """The task of the target."""
 
     parameters: int | None = None
-    """Of the result."""
+    """The number of parameters of the target."""
 
     published: str | None = None
     """The URL of the commit."""
@@ -124,7 +124,7 @@ class Row:
     """The version of the source when the job ended, see `freshness`."""
 
     target_version: Mapping[str, Any] = field(default_factory=dict)
-    """Likewise."""
+    """The version of the target when the job ended."""
 
     @property
     def is_good(self) -> bool:

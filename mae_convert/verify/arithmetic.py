@@ -93,7 +93,7 @@ def fixed_positions(
     Args:
         embedding: (1, 1 + L, width).
         grid: patches along [time,] height and width.
-        new_grid: the new grid, likewise.
+        new_grid: the new grid, in the same form.
     """
     if np.abs(_sines_and_cosines(embedding.shape[-1], grid) - embedding).max() <= HALF_PRECISION:
         return _sines_and_cosines(embedding.shape[-1], new_grid)

@@ -1,4 +1,4 @@
-"""Which results of two traces can be compared and what a verdict does not cover."""
+"""Determine the comparable results of two traces and the limits of a verdict."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""How two checkpoints are related: same weights, same encoder, or declared conversion steps.
+"""Relations of two checkpoints: same weights, same encoder, or declared conversion steps.
 
 Steps that a record declares are applied again and the result is compared, because the record alone
 proves nothing. If the files of a checkpoint are not available, its certificate or conversion record
@@ -70,7 +70,7 @@ class DifferingTensor:
 
 @dataclass(frozen=True)
 class Lineage:
-    """How B is related to A."""
+    """The relation of B to A."""
 
     relation: str
     """`SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`."""
@@ -115,7 +115,7 @@ class Lineage:
 
 
 def lineage(a: Known, b: Known) -> Lineage:
-    """Return how B is related to A.
+    """Return the relation of B to A.
 
     Raises:
         MaeConvertError: a record declares a step that is unknown or cannot be applied.

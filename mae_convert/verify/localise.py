@@ -7,7 +7,7 @@ import numpy as np
 
 from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.runtime.trace_check import BLOCK_STEPS
-from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_place, same_vector
+from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_position, same_vector
 
 if TYPE_CHECKING:
     from mae_convert.runtime.trace import Trace
@@ -134,8 +134,8 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     difference = (results[1] - results[0])[:, before:]
     if before and (tokens == 0).any():
         return [positions, patches, token]
-    places = kept_places(a, name, difference.shape[1])
-    if not same_vector(difference) and places is not None and same_by_place(difference, places):
+    places = patch_positions(a, name, difference.shape[1])
+    if not same_vector(difference) and places is not None and same_by_position(difference, places):
         return [positions, patches]
     return [patches, positions]
 
@@ -154,7 +154,7 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(results[0]).max()
     places = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
     if not everywhere[removed].any():
-        by_place = same_by_place(difference, places) and not same_vector(difference[~removed])
+        by_place = same_by_position(difference, places) and not same_vector(difference[~removed])
         return [positions, embed, token] if by_place else [embed, positions, token]
     if not everywhere[~removed].any() and same_vector(difference[removed]):
         return [token, positions, embed]
@@ -186,7 +186,7 @@ def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(np.concatenate([before, mask], axis=1) > 0)
 
 
-def kept_places(trace: "Trace", name: str, count: int) -> np.ndarray | None:
+def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     """Return the grid position (N, count) of each token of an embedding, if known.
 
     The class token is excluded in the encoder and included in the decoder.

@@ -144,7 +144,7 @@ class PublishedValues(Protocol):
 
     @property
     def what(self) -> str:
-        """Which elements of the logits the values are."""
+        """The elements of the logits, such as "logits [0, :3, :3]"."""
 
     @property
     def where(self) -> str:

@@ -62,7 +62,7 @@ class VideoReferenceResult:
 
     @property
     def what(self) -> str:
-        """Which logits the values are."""
+        """The elements of the logits."""
         return "logits [:1, :3]" if self.task == "classify" else "logits [0, :3, :3]"
 
     def allowed(self) -> np.ndarray:

@@ -35,7 +35,7 @@ def replay(
 
     Args:
         target: the model directory, or a file with the certificate beside it.
-        side: how to run it; by default in the framework that reads it natively.
+        side: how to run it; by default in the framework that loads it natively.
         options: only ``dtypes`` and ``require_proof`` are used.
         flags: fields that the user specified.
         origin: where the checkpoint was downloaded from.

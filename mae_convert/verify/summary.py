@@ -268,7 +268,7 @@ def runner_in_words(runner: Mapping[str, Any]) -> str:
     if code := runner.get("foreign"):
         library = next((name for name in ("torch", "keras") if name in versions), "")
         used = f", with {library} {versions[library]}" if library else ""
-        return f"{code}, code from outside mae-convert{used}"
+        return f"{code}, external code{used}"
     framework = str(runner.get("framework"))
     return " ".join(filter(None, (framework, versions.get(framework))))
 

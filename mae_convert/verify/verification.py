@@ -49,7 +49,7 @@ class Options:
     """Run without masking, with the patches in order, as a classifier does."""
 
     against: tuple[Side, ...] = ()
-    """Libraries whose own classes run a side once more, and code of others that does."""
+    """Further runners: libraries with their own classes, and external code."""
 
     require_proof: bool = False
     """Fail unless both sides are loaded without mae-convert's readers and mapping tables."""
@@ -67,7 +67,7 @@ def parse_options(
     """Return the options from command-line values.
 
     Raises:
-        MaeConvertError: ``against`` names neither a known library nor code of others.
+        MaeConvertError: ``against`` is neither a known library nor external code.
     """
     usual = ("float64",) if options.get("quick") else DEFAULT_DTYPES
     options["dtypes"] = options.get("dtypes") or usual
@@ -75,7 +75,7 @@ def parse_options(
 
 
 def _runner(text: str) -> Side:
-    """Return what the option ``against`` names, with its interpreter after an equals sign."""
+    """Return the runner for a value of ``against``, such as "timm=PYTHON"."""
     framework, _, python = text.partition("=")
     if framework == ORIGINAL:
         place, _, python = python.partition("=")

@@ -88,7 +88,7 @@ class VideoMAEConfig(VideoConfiguration):
 
     @property
     def num_kept(self) -> int:
-        """Patches that the encoder sees: of each time step, all but ``int(ratio x places)``."""
+        """Number of visible patches: all but ``int(ratio x patches)`` of each time step."""
         time, rows, columns = self.grid_shape
         return time * (rows * columns - int(self.mask_ratio * rows * columns))
 

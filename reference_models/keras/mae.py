@@ -169,7 +169,7 @@ class MaskedViT(MaskedModel):
         ids_keep, mask, ids_restore = random_masking(
             pixel_values, noise, self.config, self.seed_generator
         )
-        # None would not stand for the surrounding call's: Keras takes it as False.
+        # Keras treats training=None as False instead of the value of the surrounding call.
         given = {} if training is None else {"training": training}
         tokens = self.encoder(pixel_values, ids_keep, taps=taps, **given)
         return tokens, mask, ids_restore
@@ -186,7 +186,7 @@ class TFViTMAEModel(MaskedViT):
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.

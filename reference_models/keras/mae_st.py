@@ -45,7 +45,7 @@ class PositionedTrunk(Trunk):
     prefix = ""  # of the variables' names
 
     def build_positions(self) -> None:
-        """Make the class token, and tables of places and times and of the class, or one for all."""
+        """Create the class token and the position embeddings: separate tables or one for all."""
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.cls_embed:
             self.cls_token = self.add_table(f"{self.prefix}cls_token")
@@ -105,7 +105,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
 
 
 class Decoder(PositionedTrunk, DecoderTrunk):
-    """The decoder, with a class token of its own."""
+    """The decoder, with its own class token."""
 
     prefix = "decoder_"
 
@@ -152,7 +152,7 @@ class MAESTModel(MaskedMAEST):
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.

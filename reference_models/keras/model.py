@@ -52,7 +52,7 @@ class ConfiguredModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return what ``fit`` minimizes: the model's own loss or, given targets, ``compile``'s."""
+        """Return the loss for ``fit``: the model's own or, with targets, that of ``compile``."""
         own = self.own_loss(y_pred, y, sample_weight)
         if own is None:
             return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
@@ -182,7 +182,7 @@ class ClassifierModel(EncoderModel):
         """Classify images (N, C, H, W) or videos (N, C, T, H, W).
 
         Args:
-            pixel_values: of the configured size.
+            pixel_values: images of the configured size.
             labels: (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.

@@ -1,6 +1,6 @@
-"""Images and videos as sequences of patches, and which of them are kept.
+"""Images and videos as sequences of patches, and masking.
 
-In shape comments N is images, C channels, L patches (row by row of the grid; of a video, frame by
+In shape comments N is images, C channels, L patches (row by row of the grid; in a video, frame by
 frame), P numbers in a patch. Within a patch the order is [frame,] row, column, channel. Functions
 take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w),
 ``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
@@ -214,7 +214,7 @@ def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> T
 
 
 class PixelPrediction:
-    """What a model with a ``config`` that predicts the pixels of patches can do with them."""
+    """Mixin for models that predict pixels: patchify, unpatchify, loss and reconstruction."""
 
     config: Any
     _cast: Any

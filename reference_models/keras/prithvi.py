@@ -47,7 +47,7 @@ class CoordinateEmbedding(keras.layers.Layer):
         self.learned = config.coords_scale_learn
 
     def build(self) -> None:
-        """Make the factor."""
+        """Create the factor."""
         initial = keras.initializers.Constant(0.1 if self.learned else 1.0)
         self.scale = self.add_weight(
             name="scale", shape=(1,), initializer=initial, trainable=self.learned
@@ -237,7 +237,7 @@ class PrithviModel(MaskedPrithvi):
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size; of one time also (N, C, H, W).

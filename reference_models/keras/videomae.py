@@ -97,7 +97,7 @@ def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
 
 
 class Decoder(Trunk):
-    """Blocks, norm and prediction of the patches that mask tokens stand for."""
+    """Blocks, norm and prediction of the removed patches."""
 
     block_class = VideoBlock
 
@@ -174,7 +174,7 @@ class VideoMAEModel(MaskedVideoMAE):
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
@@ -302,7 +302,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     ) -> Tensor:
         """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
-        They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
+        They are normalized like ``pixel_values``. A model that predicts normalized patches needs
         the mean and deviation of each; they are taken from ``pixel_values``.
 
         Args:

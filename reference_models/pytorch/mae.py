@@ -121,7 +121,7 @@ class ViTMAEModel(MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.

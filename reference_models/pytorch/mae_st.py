@@ -159,7 +159,7 @@ class MAESTModel(MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.

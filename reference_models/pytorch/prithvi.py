@@ -60,7 +60,7 @@ class CoordinateEmbedding(nn.Module):
 
 
 class Coordinates(nn.Module):
-    """What encoder and decoder have in common: they embed times and locations, or do not."""
+    """Base class of encoder and decoder, with optional embeddings of times and locations."""
 
     config: PrithviConfig
 
@@ -194,7 +194,7 @@ class PrithviModel(Encoder):
         location_coords: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; of one

@@ -148,7 +148,7 @@ class VideoMAEModel(Encoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Encode the patches that masking leaves.
+        """Mask patches and encode the visible ones.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
@@ -311,7 +311,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     ) -> Tensor:
         """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
-        They are normalized as ``pixel_values`` are. A model that predicts normalized patches needs
+        They are normalized like ``pixel_values``. A model that predicts normalized patches needs
         the mean and deviation of each; they are taken from ``pixel_values``.
 
         Args:

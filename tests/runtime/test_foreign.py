@@ -417,7 +417,7 @@ def test_a_trace_and_a_side_of_the_command_line_are_computed_by_code(
     pair = [encoder.path, encoder.path, "--framework-a", "torch"]
     done = command("verify", *pair, "--framework-b", own(), "--dtype", "float64")
     assert done.status == 0, done.err
-    assert "run by own.py:build, code from outside mae-convert" in " ".join(done.out.split())
+    assert "run by own.py:build, external code" in " ".join(done.out.split())
     assert command("trace", encoder.path, tmp_path / "a.safetensors", "--taps").status == 0
     assert command("compare", tmp_path / "a.safetensors", trace).status == 0
     done = command("verify", *pair, "--framework-b", "tensorfow")
@@ -433,7 +433,7 @@ def test_reports_say_whose_code_it_was(encoder, own, tmp_path, command):
         "--report", tmp_path / "r.json",
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "run by own.py:build, code from outside mae-convert, with torch" in result.out
+    assert "run by own.py:build, external code, with torch" in result.out
     assert "own.py:build, code from outside" in (tmp_path / "r.md").read_text()
     assert "own.py:build, code from outside" in (tmp_path / "r.html").read_text()
     witnesses = json.loads((tmp_path / "r.json").read_text())["witnesses"]

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     "--framework",
     type=RUNNER,
     help=(
-        "Framework that runs the model, or code of others as for `verify --against`. [default: the "
+        "Framework that runs the model, or external code as for `verify --against`. [default: the "
         "one that loads these tensor names natively]"
     ),
 )

@@ -115,7 +115,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the fingerprint's digests: of each part of the tensors, and of the configuration."""
+    """Return rows for the digests of each part of the tensors and of the configuration."""
     version, weights, *_ = report["fingerprint"].split(":")
     rows = [("fingerprint", f"{version}:{weights}")]
     rows += [(f"  {part}", digest) for part, digest in report["parts"].items()]

@@ -1,4 +1,4 @@
-"""Print verdicts: of a verification, a repair, and a comparison with reference results."""
+"""Print the verdict of a verification, a repair, or a comparison with reference results."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

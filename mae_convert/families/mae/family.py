@@ -101,7 +101,7 @@ class ImageMAE(Family):
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of a geometry; of its grid only the count of patches matters."""
+        """Return the schema of a geometry; only the number of patches of the grid is relevant."""
         left_out = ("num_patches", "num_attention_heads")
         fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
@@ -122,7 +122,7 @@ class ImageMAE(Family):
     def without_decoder(
         self, shapes: Shapes
     ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
-        """Take away the decoder of a model of which only the encoder is read."""
+        """Remove the tensors of an unsupported decoder, so that only the encoder is read."""
         return relatives.without_decoder(shapes)
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:

@@ -101,7 +101,7 @@ class MAEST(Family):
         """Return the description of a missing field."""
         if name != "image_size":
             return missing_heads(name, evidence)
-        reason = f"{_places(evidence)} places are not a square grid"
+        reason = f"{_places(evidence)} positions are not a square grid"
         return Missing(name, "the image size", named(name), reason)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
@@ -113,7 +113,7 @@ class MAEST(Family):
         return _places(evidence) * height, width
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return how many frames are predicted, and check the size against the positions.
+        """Return the number of predicted frames, and check that the size fits the positions.
 
         Raises:
             ConfigurationError: size and frames do not have as many patches as there are positions.
@@ -151,7 +151,7 @@ class MAEST(Family):
         return config.prediction
 
     def predicted_frames(self, config: MAESTConfig) -> tuple[int, ...]:
-        """Return which frames of a clip are predicted, from 0."""
+        """Return the indices of the predicted frames of a clip."""
         return config.predicted_frames
 
     def predicted_pixels(self, pixel_values: np.ndarray, config: MAESTConfig) -> np.ndarray:

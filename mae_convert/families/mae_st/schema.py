@@ -118,7 +118,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the schema of a geometry; of the grid only the counts of places and times matter."""
+    """Return the schema of a geometry; it depends only on the number of positions and times."""
     left_out = ("places", "num_patches", "predicted_length", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch, tubelet = measured["patch_size"], measured["tubelet_size"]

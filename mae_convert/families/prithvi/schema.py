@@ -82,7 +82,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the schema of a geometry; of the grid only the number of patches matters."""
+    """Return the schema of a geometry; only the number of patches of the grid is relevant."""
     left_out = ("num_patches", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch = measured["patch_size"]

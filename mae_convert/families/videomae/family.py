@@ -159,7 +159,7 @@ class VideoMAE(Family):
             )
 
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
-        """Return noise (batch, L) that removes the same places at all times, all values distinct.
+        """Return distinct noise (batch, L) that removes the same patches of all time steps.
 
         The patches with the lowest ranks are visible, the same ones at every time step.
         """

@@ -63,7 +63,7 @@ class FractalHeap:
 
     structure: Structure
     widths: tuple[int, int]
-    """Of an offset and of a length in an object's id."""
+    """The number of bytes of an offset and of a length in an object's id."""
 
     start: int
     limit: int

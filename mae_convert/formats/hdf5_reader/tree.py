@@ -42,7 +42,7 @@ class Tree:
     """In the order of the file, depth first."""
 
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
-    """Of the root (its path is empty), of groups and of datasets, by name."""
+    """The attributes of the root (its path is empty), of groups and of datasets, by name."""
 
     def text(self, path: str, name: str) -> str | None:
         """Return an attribute that is a single text, or None."""

@@ -98,7 +98,7 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype for the compound of `r` and `i` that h5py stores it as."""
+    """Return the complex dtype for a compound type of `r` and `i`, as h5py stores it."""
     if count != 2 or size not in (8, 16):
         return None
     parts = []

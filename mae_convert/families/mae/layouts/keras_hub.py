@@ -52,7 +52,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a configuration, a KerasHub preset or a ``.keras`` file.
 
     Raises:
-        ConfigurationError: it is not of the form of these classes, or of a model that is pooled.
+        ConfigurationError: it is not a configuration of these classes, or the model is pooled.
     """
     if "keras" not in config:
         return dict(config)

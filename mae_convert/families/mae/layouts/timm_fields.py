@@ -208,7 +208,7 @@ def activation(name: Any) -> str:
 
 
 def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
-    """Return what timm does to images in evaluation, in the fields of ``preprocessor_config.json``.
+    """Return timm's preprocessing in evaluation as fields of ``preprocessor_config.json``.
 
     Args:
         data: ``pretrained_cfg``.
@@ -255,7 +255,7 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
 
 
 def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[str, Any]:
-    """Return how images are prepared, in the fields of timm's ``pretrained_cfg``.
+    """Return the preprocessing of images as fields of timm's ``pretrained_cfg``.
 
     Args:
         config: the fields of ``preprocessor_config.json``; empty if they are not specified.

@@ -50,7 +50,7 @@ class Relative:
     """Why its position embeddings cannot be resampled for another size, or None."""
 
     caveat: str | None = None
-    """What users of the converted model must know."""
+    """A caveat for users of the converted model."""
 
 
 def _size(width: int, depth: int, patch: int, **more: Any) -> Fields:
@@ -81,7 +81,7 @@ MAE = tuple(
 
 
 def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
-    """Return what AudioMAE's own pre-training (``main_pretrain.py``) does with a data set.
+    """Return the conventions of AudioMAE's pre-training (``main_pretrain.py``) for a data set.
 
     Pixels are log mel energies, less the mean, divided by twice the deviation.
     """

@@ -50,7 +50,7 @@ class Membership:
 
 
 def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes, dict[str, str]]:
-    """Take away the decoder of a family of which only the encoder is read.
+    """Remove the tensors of an unsupported decoder, so that only the encoder is read.
 
     Returns:
         The family and the tensor that identifies it, or None; the remaining tensors; and the
@@ -79,7 +79,7 @@ def name_relative(
     """Return the family of a checkpoint, or None.
 
     Args:
-        by_key: the family that a tensor's name gave away, and that name.
+        by_key: the family that a tensor's name identifies, and that name.
         arguments: the training arguments in the checkpoint.
         recorded: the family in the conversion record of the file.
         fields: the geometry that follows from the shapes, and ``task``.

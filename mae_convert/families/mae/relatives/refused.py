@@ -29,7 +29,7 @@ class Refused:
     dimensions of the tensor if its name alone is not sufficient."""
 
     instead: str
-    """What to use instead."""
+    """A program to use instead."""
 
 
 def _refused(name: str, *keys: Key, instead: str) -> Refused:
