@@ -19,7 +19,7 @@ class OutputOptions(TypedDict, total=False):
     """Return the embedding output and each block's output in the encoder."""
 
     output_attentions: bool
-    """Return each block's attention probabilities, of the encoder; no fused attention kernel is used then."""
+    """Return the attention probabilities of each encoder block, without fused kernels."""
 
     output_taps: bool
     """Return intermediate activations by name, those of the encoder and of the decoder."""

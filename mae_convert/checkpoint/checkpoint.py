@@ -192,7 +192,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
 
 
 def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that no field that a comparison needs is missing; for different tasks, only the encoder is compared.
+    """Check that all required fields of a comparison exist; different tasks compare the encoder.
 
     Raises:
         ConfigurationError: a field is missing.

@@ -30,7 +30,7 @@ TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
 NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
-"""Codes of NumPy's dtypes of Python objects, of times, and of records."""
+"""Type codes of NumPy for dtypes of Python objects, times and records."""
 
 
 @dataclass(frozen=True)

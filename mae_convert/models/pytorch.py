@@ -209,7 +209,7 @@ class TorchModel(PretrainedModel, nn.Module):
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Store the activations inside blocks again."""
+        """Stop gradient checkpointing: store the activations inside blocks."""
         disable_checkpointing(self)
 
     def activation_checkpointing_disable(self) -> None:

@@ -1,8 +1,8 @@
 """Arithmetic that is exact in float64 on every backend.
 
 Keras's own GELU and attention take constants in float32, and on JAX ``ops.mean``, ``ops.tanh``,
-``ops.sin`` and ``result_type`` make float32 of float64. What is written here uses only operations
-that do not.
+``ops.sin`` and ``result_type`` convert float64 to float32. This module uses only operations that do
+not.
 """
 
 import math

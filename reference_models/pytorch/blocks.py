@@ -112,7 +112,7 @@ class Block(nn.Module):
 def initialize_linear_layers(model: nn.Module) -> None:
     """Make the weights of linear layers and patch projections Xavier uniform, the biases zero.
 
-    A patch projection counts as the linear layer that it is (He et al. 2021, appendix A.1).
+    A patch projection is treated as a linear layer (He et al. 2021, appendix A.1).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

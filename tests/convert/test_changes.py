@@ -71,7 +71,7 @@ class TestRounding:
     @given(
         value=st.floats(allow_nan=False, allow_infinity=False),
         dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
-        place=st.sampled_from(["here", "on a tie", "above a tie", "below a tie"]),
+        location=st.sampled_from(["here", "on a tie", "above a tie", "below a tie"]),
     )
     def test_is_to_the_nearest_and_ties_to_even(self, value, dtype, location):
         kind = DTYPES[dtype]

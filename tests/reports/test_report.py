@@ -70,7 +70,7 @@ def test_junit_has_a_case_for_every_group_that_passed_and_names_the_checkpoints(
         assert suite.get("name") == "mae-convert verify checkpoint.pth pt"
         facts = {p.get("name"): p.get("value") for p in suite.findall("properties/property")}
         assert facts["A sha256"] == verdict["witnesses"][0]["checkpoint"]["sha256"]
-        assert facts["B run by"] == "torch on cpu"
+        assert facts["B run by"].split()[::2] == ["torch", "on"]
         assert {"mae-convert", "python", "torch", "verdict"} <= set(facts)
         assert any("assumed by A" in fact for fact in facts)
 

@@ -434,7 +434,7 @@ def test_reports_say_whose_code_it_was(encoder, own, tmp_path, command):
     )  # fmt: skip
     assert result.status == 0, result.err
     assert "run by own.py:build, external code, with torch" in result.out
-    assert "own.py:build, code from outside" in (tmp_path / "r.md").read_text()
-    assert "own.py:build, code from outside" in (tmp_path / "r.html").read_text()
+    assert "own.py:build, external code" in (tmp_path / "r.md").read_text()
+    assert "own.py:build, external code" in (tmp_path / "r.html").read_text()
     witnesses = json.loads((tmp_path / "r.json").read_text())["witnesses"]
     assert [w["framework"] for w in witnesses] == ["torch", "torch", "foreign"]

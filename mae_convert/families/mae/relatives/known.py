@@ -34,8 +34,8 @@ class Relative:
     as text; one of them is sufficient."""
 
     shapes: tuple[Fields, ...] = ()
-    """Alternatives of fields (of the geometry, and ``task``) that all must be so for a model to
-    look like this family. Decoder fields count for pre-training models only."""
+    """Alternative sets of fields (geometry and ``task``) that identify this family; all fields of a
+    set must match. Decoder fields are compared for pre-training models only."""
 
     by_patches: Mapping[int, Fields] = field(default_factory=dict)
     """Number of patches → the family's conventions for this size, by configuration field."""
