@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import available_cores, needed_by
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.process_pool import limits, run_local
 from mae_convert.sweep.result import Row
+from mae_convert.sweep.run_job import run_job
 
 
 def main() -> None:

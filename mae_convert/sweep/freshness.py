@@ -10,7 +10,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.sources import storage
 
 if TYPE_CHECKING:
-    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.plan_fields import Job
     from mae_convert.sweep.result import Row
 
 Version = dict[str, Any]

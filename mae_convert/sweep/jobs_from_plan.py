@@ -16,8 +16,7 @@ from mae_convert.runtime.foreign import code_beside, names_code
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
-from mae_convert.sweep.job import Job
-from mae_convert.sweep.plan_fields import LISTS, LOCAL, PUBLISH, RUNNERS, VERIFY, parse
+from mae_convert.sweep.plan_fields import LISTS, LOCAL, PUBLISH, RUNNERS, VERIFY, Job, parse
 from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
 MOST_JOBS = 100_000  # of one plan, in which a list creates a job for each value

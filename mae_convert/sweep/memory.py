@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mae_convert.errors import MaeConvertError
 
 if TYPE_CHECKING:
-    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.plan_fields import Job
 
 MB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -80,8 +80,8 @@ def needed_by(job: "Job") -> int:
 def model_bytes(job: "Job") -> int:
     """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
     from mae_convert.families.official_models import OfficialFile
+    from mae_convert.families.options import flags_of
     from mae_convert.sources import HubReference, open_source, parse_source, storage
-    from mae_convert.sweep.job import flags_of
 
     try:
         if storage.is_remote(job.source):

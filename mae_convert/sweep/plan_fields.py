@@ -1,11 +1,14 @@
-"""The fields of a plan: names, types, and the corresponding options.
+"""The fields of a plan (names, types, the corresponding options), and the job that they specify.
 
 They have the names of the options of `convert`, `verify` and `publish`. If two commands have an
 option of the same name, the field's name states to which one it belongs.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
@@ -22,10 +25,14 @@ from mae_convert.families.options import (
     Whole,
     Words,
 )
+from mae_convert.files.strict_json import in_unicode
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime.foreign import FORMS, names_code
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
 from mae_convert.text import did_you_mean
+from mae_convert.text.redaction import without_credentials
+
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -151,3 +158,55 @@ def parse(name: str, value: Any) -> Any:
 
 def _nearest(name: str) -> str:
     return did_you_mean(name, FIELDS) or f"; fields are {', '.join(FIELDS)}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The operations on one checkpoint."""
+
+    source: str
+    """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
+
+    target: str | None
+    """The target; None if the job does not convert."""
+
+    settings: Settings = field(default_factory=dict)
+    """The other fields of the plan, as `fields.parse` returns them."""
+
+    where: str = ""
+    """The position in the plan."""
+
+    @cached_property
+    def key(self) -> str:
+        """The identifier of this job, independent of file contents."""
+        what = json.dumps([self.source, self.target, dict(self.settings)], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields of a row that identify its job, without credentials.
+
+        A name that is not UTF-8 is shown with escape sequences, because SQLite stores Unicode.
+        """
+        settings = {name: value for name, value in self.settings.items() if name != "to"}
+        return {
+            "key": self.key,
+            "source": in_unicode(without_credentials(self.source)),
+            "target": self.target and in_unicode(without_credentials(self.target)),
+            "layout": self.settings.get("to"),
+            "settings": settings,
+        }
+
+    @property
+    def converts(self) -> bool:
+        """Whether the job writes a target, rather than only verifying an existing one."""
+        return "to" in self.settings
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the job runs the models."""
+        return bool(self.settings.get("verify"))
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a side is run on a GPU."""
+        return "cuda" in (self.settings.get("device_a"), self.settings.get("device_b"))

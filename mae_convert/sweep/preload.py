@@ -10,7 +10,7 @@ import mae_convert.formats.hdf5_write
 import mae_convert.formats.pth_read
 import mae_convert.formats.pth_write
 import mae_convert.formats.safetensors_file
-import mae_convert.sweep.job
+import mae_convert.sweep.run_job
 import mae_convert.verify.certificate
 import mae_convert.verify.verification  # noqa: F401
 from mae_convert.families import families

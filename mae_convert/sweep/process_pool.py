@@ -26,9 +26,10 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.process.signals import ignore_signals, raise_signals
-from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, needed_by
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import Row, error_row
+from mae_convert.sweep.run_job import run_job
 from mae_convert.text.redaction import redact_logs
 
 ATTEMPTS = 2

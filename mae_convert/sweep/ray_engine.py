@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
-from mae_convert.sweep.job import Job, run_job
 from mae_convert.sweep.memory import needed_by
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.process_pool import died
 from mae_convert.sweep.result import Row, error_row
+from mae_convert.sweep.run_job import run_job
 
 RETRIES = 3  # of a job whose process or node was lost
 SLACK = 2  # tasks for each core that are submitted at a time

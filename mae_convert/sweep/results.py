@@ -16,7 +16,7 @@ from mae_convert.errors import CheckpointError, Option, OutputError
 from mae_convert.files.atomic import check_target
 from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.files.strict_json import in_unicode, plain
-from mae_convert.sweep.job import Job
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import COLUMNS, DONE, ERROR, FAILED, MAPPINGS, Row
 
 FORMAT = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mae_convert.files.atomic import already_exists
 from mae_convert.sources import storage
 from mae_convert.sweep.freshness import is_unchanged
-from mae_convert.sweep.job import Job
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.plan_file import PlanError
 from mae_convert.sweep.result import Row
 from mae_convert.sweep.results import Results

@@ -336,7 +336,7 @@ def test_the_page_of_a_sweep(rows, hostile):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_the_progress_and_the_summary_of_a_sweep(rows, printed, hostile, as_json, monkeypatch):
     from mae_convert.cli.output import sweep as show
-    from mae_convert.sweep.job import Job
+    from mae_convert.sweep.plan_fields import Job
     from mae_convert.sweep.run import SelectedJobs
 
     def print_sweep(text):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mae_convert.files.strict_json import in_unicode, parse_json, plain
-from mae_convert.sweep.job import Job
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import error_row
 from mae_convert.sweep.results import Results, read_results
 

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from mae_convert.sweep.job import run_job
+from mae_convert.sweep.run_job import run_job
 
 
 def dies_once(job, threads):

@@ -565,7 +565,8 @@ def test_the_picture_shows_what_a_framework_computes(command, model):
 
 
 def test_a_job_of_a_sweep_converts_proves_and_publishes(hub, case):
-    from mae_convert.sweep.job import Job, run_job
+    from mae_convert.sweep.plan_fields import Job
+    from mae_convert.sweep.run_job import run_job
 
     fields = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3, "verify": True,
             "certify": True, "framework_a": "torch", "framework_b": "torch", "publish": REPO,
@@ -578,7 +579,8 @@ def test_a_job_of_a_sweep_converts_proves_and_publishes(hub, case):
 
 def test_a_job_of_a_sweep_reads_from_the_hub_and_knows_the_commit(command, hub, model, tmp_path):
     from mae_convert.sweep.freshness import is_unchanged
-    from mae_convert.sweep.job import Job, run_job
+    from mae_convert.sweep.plan_fields import Job
+    from mae_convert.sweep.run_job import run_job
 
     assert command("publish", model, REPO, *MIT).status == 0
     job = Job(f"hf://{REPO}", str(tmp_path / "back.pth"), {"to": "facebook"})

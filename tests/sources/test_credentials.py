@@ -11,9 +11,10 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
 from mae_convert.reports.sweep_html import page
 from mae_convert.sources import storage
-from mae_convert.sweep.job import Job, _local, run_job
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.results import Results
 from mae_convert.sweep.run import refuse_targets
+from mae_convert.sweep.run_job import _local, run_job
 
 DEMO = DEMO / "checkpoint.pth"
 SECRET = "pass/w0rd+of/mine"

@@ -19,7 +19,8 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, OutputE
 from mae_convert.sources import storage, storage_retry, storage_upload
 from mae_convert.sources.patterns import sources_named
 from mae_convert.sources.storage_upload import upload
-from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.plan_fields import Job
+from mae_convert.sweep.run_job import run_job
 
 
 @pytest.fixture

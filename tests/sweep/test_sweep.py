@@ -22,11 +22,12 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.strict_json import plain
 from mae_convert.sweep.freshness import is_unchanged, version
-from mae_convert.sweep.job import Job, run_job
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.process_pool import Limits, Waiting, Worker, _share_for, run_local
 from mae_convert.sweep.ray_engine import _submit
 from mae_convert.sweep.result import error_row
 from mae_convert.sweep.results import Results, read_results
+from mae_convert.sweep.run_job import run_job
 
 CONVERT = ("--to", "transformers", "--target", "out/{stem}")
 LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
@@ -432,7 +433,7 @@ def test_results_can_be_read_by_any_program_that_reads_sqlite(sweep, runs):
 def test_conversions_of_a_sweep_import_no_framework_and_nothing_in_each_process(tmp_path):
     code = (
         "import sys\nfrom test_sweep import jobs\nimport mae_convert.sweep.preload\n"
-        "from mae_convert.sweep.job import run_job\n"
+        "from mae_convert.sweep.run_job import run_job\n"
         "before = {*sys.modules}\n"
         "assert run_job(jobs(sys.argv[1], 1)[0], 1).outcome == 'done'\n"
         "print({'torch', 'tensorflow', 'keras', 'jax', 'ray', 'fsspec'} & {*sys.modules})\n"

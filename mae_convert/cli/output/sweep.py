@@ -11,8 +11,8 @@ from typing import Any
 from mae_convert.cli.output.console import console, markup, printable, table
 from mae_convert.cli.streams import json_text, print_json
 from mae_convert.sources import storage
-from mae_convert.sweep.job import Job
 from mae_convert.sweep.memory import model_bytes, needed_by
+from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import DONE, ERROR, FAILED, STATUS, Row
 from mae_convert.sweep.run import OnRow, SelectedJobs
 from mae_convert.text import for_terminal, format_bytes, plural

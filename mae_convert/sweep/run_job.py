@@ -1,14 +1,10 @@
 """One job of a sweep, run with the functions of the single commands."""
 
-import hashlib
-import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,75 +18,22 @@ from mae_convert.convert.record import files_sha256
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.options import flags_of
 from mae_convert.files.staging import scratch_directory
-from mae_convert.files.strict_json import in_unicode
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import version
 from mae_convert.sweep.memory import PeakMemory
+from mae_convert.sweep.plan_fields import Job, Settings
 from mae_convert.sweep.result import Row, error_row, verdict_fields
 from mae_convert.text.redaction import without_credentials
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
-Settings = Mapping[str, Any]
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """The operations on one checkpoint."""
-
-    source: str
-    """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
-
-    target: str | None
-    """The target; None if the job does not convert."""
-
-    settings: Settings = field(default_factory=dict)
-    """The other fields of the plan, as `fields.parse` returns them."""
-
-    where: str = ""
-    """The position in the plan."""
-
-    @cached_property
-    def key(self) -> str:
-        """The identifier of this job, independent of file contents."""
-        what = json.dumps([self.source, self.target, dict(self.settings)], sort_keys=True)
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    def identity(self) -> dict[str, Any]:
-        """Return the fields of a row that identify its job, without credentials.
-
-        A name that is not UTF-8 is shown with escape sequences, because SQLite stores Unicode.
-        """
-        settings = {name: value for name, value in self.settings.items() if name != "to"}
-        return {
-            "key": self.key,
-            "source": in_unicode(without_credentials(self.source)),
-            "target": self.target and in_unicode(without_credentials(self.target)),
-            "layout": self.settings.get("to"),
-            "settings": settings,
-        }
-
-    @property
-    def converts(self) -> bool:
-        """Whether the job writes a target, rather than only verifying an existing one."""
-        return "to" in self.settings
-
-    @property
-    def verifies(self) -> bool:
-        """Whether the job runs the models."""
-        return bool(self.settings.get("verify"))
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether a side is run on a GPU."""
-        return "cuda" in (self.settings.get("device_a"), self.settings.get("device_b"))
 
 
 def run_job(job: Job, threads: int | None = None) -> Row:
