@@ -105,10 +105,17 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model", choices=PRESETS, help="a size of the paper (default: mae_vit_base_patch16)")
     add("--init-from", metavar="FILE", help="start from the weights (and config) in this .pth")
-    add("--input-size", type=int, metavar="PIXELS", help="side of an image (default: 224)")
+    add("--input-size", type=int, metavar="PIXELS", help="side of the input image (default: 224)")
     for name in WIDTHS:
-        add(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the model's")
-    add("--mask-ratio", type=float, metavar="SHARE", help="of patches removed (default: 0.75)")
+        add(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help="override the field of the model",
+        )
+    add(
+        "--mask-ratio", type=float, metavar="SHARE", help="share of removed patches (default: 0.75)"
+    )
     add(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
@@ -119,28 +126,33 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the options for the training."""
     add_number(group, "--epochs", 800, "passes over the images")
-    add_number(group, "--warmup-epochs", 40.0, "of them with a rate that still rises")
-    add_number(group, "--batch-size", 64, "crops in a batch, of each process")
-    add_number(group, "--accum-iter", 1, "batches in a step")
-    add_number(group, "--blr", 1.5e-4, "learning rate at 256 crops a step")
-    group.add_argument("--lr", type=float, metavar="X", help="the rate itself, instead of --blr")
-    add_number(group, "--min-lr", 0.0, "where the cosine ends")
-    add_number(group, "--weight-decay", 0.05, "of matrices")
-    add_number(group, "--crop-scale", 0.2, "least share of an image's area in a crop")
-    add_number(group, "--repeats", 1, "crops of an image in an epoch")
-    add_number(group, "--seed", 0, "decides weights, order, crops and masks")
+    add_number(group, "--warmup-epochs", 40.0, "epochs with a linearly increasing learning rate")
+    add_number(group, "--batch-size", 64, "crops in a batch of each process")
+    add_number(group, "--accum-iter", 1, "accumulated batches per step")
+    add_number(group, "--blr", 1.5e-4, "learning rate for 256 crops per step")
+    group.add_argument("--lr", type=float, metavar="X", help="learning rate, instead of --blr")
+    add_number(group, "--min-lr", 0.0, "final learning rate of the cosine schedule")
+    add_number(group, "--weight-decay", 0.05, "weight decay of matrices")
+    add_number(group, "--crop-scale", 0.2, "smallest crop area, relative to the image")
+    add_number(group, "--repeats", 1, "crops of each image per epoch")
+    add_number(group, "--seed", 0, "seed of weights, order, crops and masks")
 
 
 def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     """Add options that affect only rounding errors of the result."""
     add = group.add_argument
-    add("--resume", action="store_true", help="continue OUTPUT/checkpoint.pth if it is there")
-    add_number(group, "--save-every", 1, "epochs from checkpoint to checkpoint")
+    add("--resume", action="store_true", help="continue from OUTPUT/checkpoint.pth if it exists")
+    add_number(group, "--save-every", 1, "epochs between checkpoints")
     add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
     add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
-    add("--precision", choices=PRECISIONS, default="float32", help="of autocast (default: float32)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="dtype of autocast (default: float32)",
+    )
     add_number(group, "--num-workers", 0, "data loading processes for each training process")
-    add("--in-memory", action="store_true", help="decode all images once: for small folders")
+    add("--in-memory", action="store_true", help="decode all images once, for small folders")
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:

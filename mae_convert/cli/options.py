@@ -299,7 +299,7 @@ trust_config_option = click.option(
     "--trust-config",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="Trust configuration of another sigstore instance than the public one.",
+    help="Trust configuration of a sigstore instance other than the public one.",
 )
 certificate_chain_option = click.option(
     "--certificate-chain",

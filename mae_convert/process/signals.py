@@ -77,7 +77,7 @@ class Endings:
 
 
 def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
-    """Return whether a frame belongs to a function, or to one that it has called."""
+    """Return whether a frame belongs to a function or to a call made by it."""
     while frame is not None:
         if frame.f_code is function.__code__:
             return True

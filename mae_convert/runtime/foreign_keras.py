@@ -1,4 +1,4 @@
-"""Run a Keras model of code that is not this project's."""
+"""Run a Keras model of external code."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Run a PyTorch model of code that is not this project's."""
+"""Run a PyTorch model of external code."""
 
 import re
 from collections.abc import Iterator, Mapping

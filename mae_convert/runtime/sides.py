@@ -128,8 +128,7 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
         )
     if side.mode != "eager":
         raise MaeConvertError(
-            f"{foreign.label} cannot be run in the mode {side.mode}: code that is not "
-            "mae-convert's is run eagerly",
+            f"{foreign.label} cannot be run in the mode {side.mode}: external code is run eagerly",
             hint="leave the mode out",
         )
     return replace(side, framework=FOREIGN, foreign=foreign)
@@ -153,7 +152,7 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
         ):
             if asked:
                 raise MaeConvertError(
-                    f"{foreign.label} is run {what}, because it is code that is not mae-convert's",
+                    f"{foreign.label} is run {what}, because it is external code",
                     hint=("leave ", Option(option, True), " out"),
                 )
 

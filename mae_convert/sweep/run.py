@@ -18,7 +18,7 @@ OnRow = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class SelectedJobs:
-    """The jobs of a plan by whether they are still to be run, in the order of the plan."""
+    """The completed, pending and skipped jobs of a plan, each in the order of the plan."""
 
     jobs: tuple[Job, ...]
     """All jobs."""

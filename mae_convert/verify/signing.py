@@ -41,7 +41,7 @@ class Signer:
     """The provider's token; without it that of the environment, as in a CI job, or of a browser."""
 
     trust_config: Path | None = None
-    """The addresses and keys of another sigstore instance than the public one, a JSON file."""
+    """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
 
     def sign(self, folder: Path, signature: Path, ignored: Sequence[Path]) -> None:
         """Write the signature of a directory.

@@ -217,7 +217,7 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
         training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict every patch from those that masking leaves, and the loss on those it removes.
+        """Predict all patches from the visible ones, and the loss on the removed ones.
 
         For arguments and errors see `TFViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.

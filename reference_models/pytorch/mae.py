@@ -165,7 +165,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict every patch from those that masking leaves, and the loss on those it removes.
+        """Predict all patches from the visible ones, and the loss on the removed ones.
 
         For arguments and errors see `ViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.

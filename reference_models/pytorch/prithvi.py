@@ -47,8 +47,8 @@ class CoordinateEmbedding(nn.Module):
     def forward(self, coordinates: Tensor) -> Tensor:
         """Embed coordinates (..., 2) as (..., D).
 
-        Angles are computed in float64 if the device has it: a year times a frequency loses four
-        digits in float32, as which the authors compute it.
+        Angles are computed in float64 if the device supports it: in float32, which the authors
+        use, a year times a frequency loses four digits.
         """
         exact = torch.float32 if coordinates.device.type == "mps" else torch.float64
         parts = []
@@ -273,7 +273,7 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
         location_coords: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict every patch from those that masking leaves, and the loss on those it removes.
+        """Predict all patches from the visible ones, and the loss on the removed ones.
 
         For arguments and errors see `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.

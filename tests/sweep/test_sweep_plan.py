@@ -40,7 +40,7 @@ def test_a_plan_runs_code_of_others_only_if_the_command_line_allows_it(runs):
   framework_b: own.py:build
   against: [timm, "original=mae"]
 """
-    assert "framework_b: own.py:build is code that is not mae-convert's" in complaint(runs, text)
+    assert "framework_b: own.py:build is external code, which" in complaint(runs, text)
     path = runs / "plan.yaml"
     (job,) = read_plan([str(path)], {}, allow_code=True)
     assert job.settings["framework_b"] == f"{runs}/own.py:build"

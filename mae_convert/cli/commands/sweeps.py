@@ -87,7 +87,7 @@ FILE = click.Path(path_type=Path)
     "--allow-code",
     is_flag=True,
     help=(
-        "Run code that is not mae-convert's where the plan names it (`against: FILE.py:FACTORY`, "
+        "Allow external code that the plan specifies (`against: FILE.py:FACTORY`, "
         "`framework_b: original=DIRECTORY`)."
     ),
 )

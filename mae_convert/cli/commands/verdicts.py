@@ -411,10 +411,10 @@ def repair(
 def attest(folder: Path, signer: "Signer | None") -> None:
     """Sign a certified model directory.
 
-    Writes attestation.json, an in-toto statement about its files and their verification, and
-    model.sig, the signature of all files: with a key, with a key and its certificate, or, with a
-    network, without a key. `verify DIR` with --public-key, --certificate-chain or --identity
-    checks both.
+    The outputs are attestation.json, an in-toto statement about the files and their verification,
+    and model.sig, the signature of all files. It is made with a key, with a key and its
+    certificate, or online without a key. `verify DIR` with --public-key, --certificate-chain or
+    --identity checks both.
 
     Example:
 

@@ -129,7 +129,7 @@ def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) 
 def layouts(title: str, all_layouts: Iterable[Layout]) -> None:
     """Print the layouts of a model family, one line each."""
     console().print(title)
-    grid = table("layout", "what it is", "tasks", "written as", whole=("layout",))
+    grid = table("layout", "description", "tasks", "written as", whole=("layout",))
     for entry in all_layouts:
         tasks = ", ".join(dict.fromkeys(task for table in entry.tables for task in table.tasks))
         written = f"directory with {entry.weights_name}" if entry.weights_name else _kinds(entry)

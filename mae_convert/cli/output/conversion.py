@@ -41,7 +41,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         for reason, names in by_reason(report["created"]).items()
     ]
     rows += [
-        ("not taken", f"{listed(names, 3)}: {reason}")
+        ("dropped", f"{listed(names, 3)}: {reason}")
         for reason, names in by_reason(report["dropped"]).items()
     ]
     rows += [("difference", sentence) for sentence in report.get("differences", ())]
@@ -90,9 +90,12 @@ def difference(result: "Difference") -> None:
     """Print which tensors and fields differ."""
     out = console()
     out.print(f"{result.equal} tensors are bit-identical, {len(result.tensors)} differ")
-    grid = table("tensor", "shape and dtype", "different values", "relative L2", "largest")
+    grid = table(
+        "tensor", "shape and dtype", "different values", "relative L2", "largest difference"
+    )
     for t in result.tensors:
-        a, b = f"{t.shape_a} {t.dtype_a}", f"{t.shape_b} {t.dtype_b}"
+        sides = ((t.shape_a, t.dtype_a), (t.shape_b, t.dtype_b))
+        a, b = (f"{shape} {dtype}" if dtype else "missing" for shape, dtype in sides)
         kind = a if a == b else f"{a} | {b}"
         cells = (t.name, kind, t.elements, format_number(t.relative_l2), format_number(t.max_abs))
         grid.add_row(*map(markup, cells))

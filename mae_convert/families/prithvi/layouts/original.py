@@ -89,7 +89,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
 ORIGINAL = Layout(
     name="original",
     family="prithvi",
-    title="Prithvi-EO as its authors and TerraTorch have it (PyTorch)",
+    title="Prithvi-EO, the authors' code and TerraTorch (PyTorch)",
     tables=TABLES,
     containers=(PTH, SAFETENSORS, NPZ),
     conventions=CONVENTIONS,
