@@ -94,8 +94,8 @@ def difference(result: "Difference") -> None:
         "tensor", "shape and dtype", "different values", "relative L2", "largest difference"
     )
     for t in result.tensors:
-        sides = ((t.shape_a, t.dtype_a), (t.shape_b, t.dtype_b))
-        a, b = (f"{shape} {dtype}" if dtype else "missing" for shape, dtype in sides)
+        pair = ((t.shape_a, t.dtype_a), (t.shape_b, t.dtype_b))
+        a, b = (f"{shape} {dtype}" if dtype else "missing" for shape, dtype in pair)
         kind = a if a == b else f"{a} | {b}"
         cells = (t.name, kind, t.elements, format_number(t.relative_l2), format_number(t.max_abs))
         grid.add_row(*map(markup, cells))
