@@ -20,11 +20,16 @@ CACHED_BYTES = 1 << 18
 BLOCK_BYTES = 1 << 24
 """Bytes that are copied at a time if an array is not contiguous in C order."""
 
-TILE_ROWS, TILE_BYTES = 512, 64
+TILE_ROWS, TILE_BYTES = 1024, 32
 """Rows, and bytes of a row, of the blocks in which a matrix is transposed.
 
-A row of a block is one cache line of the output, and the input block stays in the cache.
+A row of a block is half a cache line of the output; the next block writes the other half while the
+line is in the cache. Measured for matrices of ViT-B, L and H: 1.1 to 1.5 times as fast as 512 rows
+of a whole line.
 """
+
+SMALL_EXTENT = 256
+"""Rows or columns of a matrix that is transposed without blocks."""
 
 LARGEST_EXTENT = 1 << 48
 LARGEST_RANK = 32
@@ -177,7 +182,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 def _copy(array: np.ndarray, memory: np.ndarray) -> None:
     """Copy an array to memory in C order; a transposed matrix block by block, which is faster."""
-    if array.ndim != 2 or min(array.shape) <= TILE_ROWS // 2 or array.strides[0] > array.strides[1]:
+    if array.ndim != 2 or min(array.shape) <= SMALL_EXTENT or array.strides[0] > array.strides[1]:
         memory[...] = array
         return
     columns = TILE_BYTES // array.dtype.itemsize
