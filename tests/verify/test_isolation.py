@@ -1,6 +1,7 @@
 """``verify --isolate``: each step of both sides is compared with the same input."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -34,7 +35,12 @@ def steps_by_name(verdict):
     return {step["step"]: step for step in verdict.isolated}
 
 
-@pytest.mark.parametrize("side", [TORCH, TENSORFLOW], ids=["torch", "tensorflow"])
+JAX = pytest.param(
+    Side("jax"), marks=pytest.mark.skipif(find_spec("jax") is None, reason="needs jax"), id="jax"
+)
+
+
+@pytest.mark.parametrize("side", [TORCH, TENSORFLOW, JAX], ids=lambda side: side.framework)
 def test_a_fault_does_not_hide_another(tmp_path, side):
     """The steps that differ are those with a changed tensor, and no others."""
     source = write_model("pretrain", tmp_path)
