@@ -136,3 +136,37 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
             *(Option("task"), ", or fine-tune first, or pass ", Option("task", "encoder")),
         ),
     )
+
+
+def common_geometry(shapes: Mapping[str, Shape], rank: int) -> dict[str, Any]:
+    """Return the configuration fields that follow from shapes in the same way in several families.
+
+    Args:
+        shapes: the shapes of canonical tensors.
+        rank: the rank of the patch embedding's weight: 4 for images, 5 with ``tubelet_size``.
+
+    Raises:
+        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+    """
+    kernel = "encoder.patch_embedding.weight"
+    width = dimension(shapes, kernel, rank, axis=0)
+    channels, *frames, patch_height, patch_width = shapes[kernel][1:]
+    square = patch_height == patch_width
+    fields: dict[str, Any] = {
+        "hidden_size": width,
+        "num_channels": channels,
+        **({"tubelet_size": frames[0]} if frames else {}),
+        "patch_size": patch_height if square else (patch_height, patch_width),
+        "num_hidden_layers": depth(shapes, "encoder.blocks."),
+        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
+        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
+    }
+    task = task_of(shapes)
+    if task == "pretrain":
+        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
+        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
+        hidden = dimension(shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0)
+        fields["decoder_intermediate_size"] = hidden
+    if task == "classify":
+        fields["num_labels"] = dimension(shapes, "head.weight", 2, axis=0)
+    return fields

@@ -251,3 +251,24 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
 
 def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
     return wide == narrow or np.can_cast(narrow, wide)
+
+
+def without_default_labels(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``config.json``; default labels (``LABEL_0``) are not class names."""
+    named = stored.get("id2label")
+    unnamed = isinstance(named, Mapping) and all(
+        name == f"LABEL_{number}" for number, name in named.items()
+    )
+    return {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
+
+
+def labels_as_written(complete: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``config.json`` for the class names, by default ``LABEL_0`` and so on.
+
+    Args:
+        complete: the configuration of a classifier.
+    """
+    unnamed = {str(index): f"LABEL_{index}" for index in range(complete["num_labels"])}
+    labels = complete.get("id2label", unnamed)
+    label2id = {label: int(index) for index, label in labels.items()}
+    return {"id2label": labels, "label2id": label2id}

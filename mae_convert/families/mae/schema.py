@@ -6,7 +6,7 @@ from typing import Any
 from mae_convert.families.canonical import (
     BATCH_NORM,
     block_shapes,
-    depth,
+    common_geometry,
     dimension,
     linear_shapes,
     norm_shapes,
@@ -91,25 +91,8 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
     width = dimension(shapes, "encoder.cls_token", 3, axis=2)
-    dimension(shapes, "encoder.patch_embedding.weight", 4, axis=0)
-    channels, *patch = shapes["encoder.patch_embedding.weight"][1:]
-    fields: dict[str, Any] = {
-        "hidden_size": width,
-        "num_channels": channels,
-        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
-        "num_patches": dimension(shapes, "encoder.position_embedding", 3, axis=1) - 1,
-        "num_hidden_layers": depth(shapes, "encoder.blocks."),
-        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
-        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
-    }
-    task = task_of(shapes)
-    if task == "pretrain":
-        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
-        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
-        fields["decoder_intermediate_size"] = dimension(
-            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
-        )
-    if task == "classify":
-        fields["num_labels"] = dimension(shapes, "head.weight", 2, axis=0)
+    positions = dimension(shapes, "encoder.position_embedding", 3, axis=1)
+    fields = common_geometry(shapes, 4) | {"hidden_size": width, "num_patches": positions - 1}
+    if task_of(shapes) == "classify":
         fields["global_pool"] = "avg" if "head.norm.weight" in shapes else "token"
     return fields

@@ -6,7 +6,7 @@ from typing import Any
 from mae_convert.errors import LayoutError
 from mae_convert.families.canonical import (
     block_shapes,
-    depth,
+    common_geometry,
     dimension,
     linear_shapes,
     norm_shapes,
@@ -78,42 +78,24 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     Raises:
         LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
-    width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
-    channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
+    fields = common_geometry(shapes, 5)
     with_class = "encoder.cls_token" in shapes
     separate = "encoder.spatial_position_embedding" in shapes
-    fields: dict[str, Any] = {
-        "hidden_size": width,
-        "num_channels": channels,
-        "tubelet_size": frames,
-        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
-        "num_hidden_layers": depth(shapes, "encoder.blocks."),
-        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
-        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
-        "cls_embed": with_class,
-        "sep_pos_embed": separate,
-    }
+    fields |= {"cls_embed": with_class, "sep_pos_embed": separate}
     if separate:
         fields["places"] = dimension(shapes, "encoder.spatial_position_embedding", 3, axis=1)
         if fields["places"] == 1 and not with_class:
             # Keras numbers tensors: these would be a class token and joint positions as well.
             raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
-        fields["num_frames"] = steps * frames
+        fields["num_frames"] = steps * fields["tubelet_size"]
     else:
         length = dimension(shapes, "encoder.joint_position_embedding", 3, axis=1)
         fields["num_patches"] = length - with_class
-    task = task_of(shapes)
-    if task == "pretrain":
-        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
-        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
-        fields["decoder_intermediate_size"] = dimension(
-            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
-        )
+    if task_of(shapes) == "pretrain":
         outputs = dimension(shapes, "decoder.prediction.weight", 2, axis=0)
+        _, channels, _, *patch = shapes["encoder.patch_embedding.weight"]
         fields["predicted_length"] = outputs // (patch[0] * patch[1] * channels)
-    if task == "classify":
-        fields["num_labels"] = dimension(shapes, "head.weight", 2, axis=0)
     return fields
 
 

@@ -5,11 +5,10 @@ from typing import Any
 
 from mae_convert.families.canonical import (
     block_shapes,
-    depth,
+    common_geometry,
     dimension,
     linear_shapes,
     norm_shapes,
-    task_of,
 )
 from mae_convert.layouts.transforms import Schema, Shape
 from reference_models.configuration import PrithviConfig
@@ -58,27 +57,11 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     Raises:
         LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
-    width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
-    channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
+    fields = common_geometry(shapes, 5)
     dimension(shapes, "encoder.cls_token", 3, axis=2)
-    fields: dict[str, Any] = {
-        "hidden_size": width,
-        "num_channels": channels,
-        "tubelet_size": frames,
-        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
-        "num_patches": dimension(shapes, "encoder.position_embedding", 3, axis=1) - 1,
-        "num_hidden_layers": depth(shapes, "encoder.blocks."),
-        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
-        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
-        "coords_encoding": tuple(n for n in ("time", "location") if f"encoder.{n}_scale" in shapes),
-    }
-    if task_of(shapes) == "pretrain":
-        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
-        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
-        fields["decoder_intermediate_size"] = dimension(
-            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
-        )
-    return fields
+    encoded = tuple(n for n in ("time", "location") if f"encoder.{n}_scale" in shapes)
+    positions = dimension(shapes, "encoder.position_embedding", 3, axis=1)
+    return {**fields, "num_patches": positions - 1, "coords_encoding": encoded}
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:

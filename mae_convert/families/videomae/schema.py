@@ -5,8 +5,7 @@ from typing import Any
 
 from mae_convert.families.canonical import (
     block_shapes,
-    depth,
-    dimension,
+    common_geometry,
     linear_shapes,
     norm_shapes,
     task_of,
@@ -70,27 +69,9 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     Raises:
         LayoutError: a tensor that determines a size is missing or has an invalid rank.
     """
-    width = dimension(shapes, "encoder.patch_embedding.weight", 5, axis=0)
-    channels, frames, *patch = shapes["encoder.patch_embedding.weight"][1:]
-    fields: dict[str, Any] = {
-        "hidden_size": width,
-        "num_channels": channels,
-        "tubelet_size": frames,
-        "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
-        "num_hidden_layers": depth(shapes, "encoder.blocks."),
-        "intermediate_size": dimension(shapes, "encoder.blocks.0.mlp.fc1.weight", 2, axis=0),
-        "qkv_bias": any(name.endswith(".attention.q.bias") for name in shapes),
-        "layer_scale": SCALED in shapes,
-    }
+    fields = common_geometry(shapes, 5) | {"layer_scale": SCALED in shapes}
     task = task_of(shapes)
-    if task == "pretrain":
-        fields["decoder_hidden_size"] = dimension(shapes, "decoder.mask_token", 3, axis=2)
-        fields["decoder_num_hidden_layers"] = depth(shapes, "decoder.blocks.")
-        fields["decoder_intermediate_size"] = dimension(
-            shapes, "decoder.blocks.0.mlp.fc1.weight", 2, axis=0
-        )
     if task == "classify":
-        fields["num_labels"] = dimension(shapes, "head.weight", 2, axis=0)
         fields["use_mean_pooling"] = "head.norm.weight" in shapes
     if task == "encoder":
         fields["use_mean_pooling"] = "encoder.norm.weight" not in shapes

@@ -10,6 +10,7 @@ from typing import Any
 
 from mae_convert.errors import Option, Text
 from mae_convert.families.mae.model_classes import PYTORCH_CLASSES
+from mae_convert.families.transformers_fields import labels_as_written, without_default_labels
 from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
@@ -121,20 +122,8 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     written["architectures"] = [PYTORCH_CLASSES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"
     if task == "classify":
-        unnamed = {str(index): f"LABEL_{index}" for index in range(complete["num_labels"])}
-        labels = complete.get("id2label", unnamed)
-        written["id2label"] = labels
-        written["label2id"] = {label: int(index) for index, label in labels.items()}
+        written |= labels_as_written(complete)
     return dict(sorted(written.items()))
-
-
-def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``config.json``; default labels (``LABEL_0``) are not class names."""
-    named = stored.get("id2label")
-    unnamed = isinstance(named, Mapping) and all(
-        name == f"LABEL_{number}" for number, name in named.items()
-    )
-    return {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
@@ -179,7 +168,7 @@ TRANSFORMERS = Layout(
     weights_name="model.safetensors",
     conventions=CONVENTIONS,
     class_defaults=("layer_norm_eps", "hidden_act"),
-    read_config=read_config,
+    read_config=without_default_labels,
     write_config=write_config,
     refusal=refusal,
 )

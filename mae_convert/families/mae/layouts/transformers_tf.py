@@ -9,8 +9,9 @@ the name of a tensor is the weight's without the scope, and without the layer be
 """
 
 from mae_convert.errors import Text
-from mae_convert.families.mae.layouts.transformers import CONVENTIONS, read_config, write_config
+from mae_convert.families.mae.layouts.transformers import CONVENTIONS, write_config
 from mae_convert.families.mae.layouts.transformers import refusal as refusal_in_pytorch
+from mae_convert.families.transformers_fields import without_default_labels
 from mae_convert.formats.registry import TF_H5
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Repeat, Row, Table
@@ -138,7 +139,7 @@ TRANSFORMERS_TF = Layout(
     weights_name="tf_model.h5",
     conventions=CONVENTIONS,
     class_defaults=("layer_norm_eps", "hidden_act"),
-    read_config=read_config,
+    read_config=without_default_labels,
     write_config=write_config,
     refusal=refusal,
 )

@@ -7,6 +7,7 @@ of queries and values otherwise; that is read.
 from collections.abc import Mapping
 from typing import Any
 
+from mae_convert.families.transformers_fields import labels_as_written, without_default_labels
 from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Difference, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
@@ -112,20 +113,13 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     if task == "pretrain":
         written["use_mean_pooling"] = False  # with it, the class leaves out the encoder's norm
     if task == "classify":
-        unnamed = {str(index): f"LABEL_{index}" for index in range(complete["num_labels"])}
-        labels = complete.get("id2label", unnamed)
-        written["id2label"] = labels
-        written["label2id"] = {label: int(index) for index, label in labels.items()}
+        written |= labels_as_written(complete)
     return dict(sorted(written.items()))
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ``config.json``, without transformers' default labels ``LABEL_0``."""
-    named = stored.get("id2label")
-    unnamed = isinstance(named, Mapping) and all(
-        name == f"LABEL_{number}" for number, name in named.items()
-    )
-    fields = {k: v for k, v in stored.items() if k != "id2label" or not unnamed}
+    fields = without_default_labels(stored)
     if "qv_bias" in fields:  # the name of version 5
         fields["qkv_bias"] = fields["qv_bias"]
     return fields
