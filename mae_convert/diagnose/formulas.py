@@ -1,4 +1,4 @@
-"""How a result of a model is computed from results before it, as lines of a Python script.
+"""Formulas for the results of a model, computed from earlier results, as lines of a Python script.
 
 The lines call ``linear``, ``norm``, ``attend``, ``act`` and ``argsort``, which
 `mae_convert.diagnose.reproducer` defines for each framework, and ``t(NAME)``, a tensor or an
@@ -27,52 +27,52 @@ NORMS = ("encoder.norm", "decoder.norm", "head.norm")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a result differs most."""
+class Location:
+    """The image and the token for which a result differs most."""
 
     image: int
-    """The number of the image."""
+    """The index of the image."""
 
     token: int | None
-    """The number of the token; None if the result has no tokens."""
+    """The index of the token; None if the result has no tokens."""
 
     tokens: int
-    """How many tokens the result has."""
+    """The number of tokens of the result."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """The lines that compute a result, and what they need."""
+    """The lines that compute a result, and their inputs."""
 
     lines: tuple[str, ...]
-    """Python; the last one returns the result."""
+    """Lines of Python; the last one returns the result."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """The script's name of each input → the result that it is."""
+    """The script's name of each input → the name of the result."""
 
     tensors: Mapping[str, str] = field(default_factory=dict)
-    """The script's name of each tensor → the canonical one."""
+    """The script's name of each tensor → its canonical name."""
 
     rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """The script's name → "encoder" or "decoder", and the row of its position embeddings."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Other inputs, of the place only."""
+    """Other inputs, only for the location."""
 
     one_token: bool = True
-    """Whether each token is computed by itself."""
+    """Whether each token is computed independently of the others."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a formula depends on besides the name of the result."""
+    """The model that a formula belongs to, with its tensors and results."""
 
     family: Family
     config: Any
     task: str
 
     tensors: Collection[str]
-    """The canonical names."""
+    """The canonical names of its tensors."""
 
     results: Mapping[str, np.ndarray]
     """The results that both sides have, by name, as A computed them."""
@@ -81,29 +81,29 @@ class Model:
     """Images and noise."""
 
 
-def formula_of(first: str, model: Model, place: Place) -> Formula | None:
-    """Return how a result is computed from results that both sides have; None where it cannot be.
+def formula_of(first: str, model: Model, location: Location) -> Formula | None:
+    """Return the formula of a result from results that both sides have; None if there is none.
 
     Args:
         first: the first result that differs.
-        model: of which it is a result.
-        place: where it differs most.
+        model: the model.
+        location: where it differs most.
     """
     if match := BLOCK_TAP.fullmatch(first):
         return _Writer(model, first).block(match[1], int(match[2]), match[3])
     if first in MASKING:
-        return _masking(first, model, place)
+        return _masking(first, model, location)
     if first == "encoder.embedding":
-        return _embedding(model, place)
+        return _embedding(model, location)
     if first == "decoder.embedding":
-        return _decoder_embedding(model, place)
+        return _decoder_embedding(model, location)
     if first in ("reconstruction", "loss", "loss_norm_pix"):
-        return _of_pixels(first, model, place)
+        return _of_pixels(first, model, location)
     return _Writer(model, first).end()
 
 
 class _Writer:
-    """Writes the lines of one formula, from what is known to what is to be computed."""
+    """Writes the lines of one formula, from the available results to the requested one."""
 
     def __init__(self, model: Model, first: str) -> None:
         self.model, self.first = model, first
@@ -113,12 +113,12 @@ class _Writer:
         self.one_token = True
 
     def formula(self, result: str) -> Formula:
-        """Return what was written; ``result`` is its last expression."""
+        """Return the formula; ``result`` is the expression that it returns."""
         lines = (*self.lines, f"return {result}")
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 
     def given(self, result: str) -> bool:
-        """Return whether both sides have a result, and it is not what is to be computed."""
+        """Return whether both sides have a result, and it is not the requested one."""
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:
@@ -131,12 +131,12 @@ class _Writer:
         return self.formula(wanted)
 
     def stream(self, part: str, number: int) -> bool:
-        """Write ``x``, the input of a block, from the last one that is known; return whether it is.
+        """Write ``x``, the input of a block, from the last available result; return success.
 
         Whole blocks between are computed in a loop.
         """
         before = [f"{part}.embedding", *(f"{part}.blocks.{i}.output" for i in range(number))]
-        known = [place for place, name in enumerate(before) if self.given(name)]
+        known = [location for location, name in enumerate(before) if self.given(name)]
         if not known:
             return False
         self.inputs["x"] = before[known[-1]]
@@ -268,34 +268,34 @@ def _numbered(line: str) -> str:
     return line.replace('t("', 't(f"{n}.')
 
 
-def _masking(first: str, model: Model, place: Place) -> Formula | None:
-    """Return how mask and order come from the noise."""
+def _masking(first: str, model: Model, location: Location) -> Formula | None:
+    """Return the formula of the mask or of the order of the patches from the noise."""
     noise = model.inputs.get("noise")
     if noise is None:
         return None
     kept = int(model.config.num_kept)
-    lines = ['place = argsort(argsort(t("noise")))']
+    lines = ['rank = argsort(argsort(t("noise")))']
     if first == "mask":
-        lines.append(f"return number(place >= {kept})")
+        lines.append(f"return number(rank >= {kept})")
     elif model.family.predicts_removed_only:
-        lines.append(f"return argsort(argsort(number(place >= {kept})))  # in the patches' order")
+        lines.append(f"return argsort(argsort(number(rank >= {kept})))  # in the patches' order")
     else:
-        lines.append("return place")
-    return Formula(tuple(lines), arrays={"noise": noise[place.image : place.image + 1]})
+        lines.append("return rank")
+    return Formula(tuple(lines), arrays={"noise": noise[location.image : location.image + 1]})
 
 
-def _embedding(model: Model, place: Place) -> Formula | None:
-    """Return how one token of the encoder's embedding is computed."""
-    if place.token is None or not _has_positions(model, "encoder"):
+def _embedding(model: Model, location: Location) -> Formula | None:
+    """Return the formula of one token of the encoder's embedding."""
+    if location.token is None or not _has_positions(model, "encoder"):
         return None
     kept = _kept(model)
-    count = place.tokens - kept  # of class tokens
-    if place.token < count:
+    count = location.tokens - kept  # of class tokens
+    if location.token < count:
         return _token('t("token")', {"token": "encoder.cls_token"}, ("encoder", 0))
-    index = place.token - count
+    index = location.token - count
     if (restore := model.results.get("ids_restore")) is not None:
-        index = int(np.argsort(restore[place.image])[index])
-    patches = channels_first(model.inputs["pixel_values"][place.image :][:1], model.config)
+        index = int(np.argsort(restore[location.image])[index])
+    patches = channels_first(model.inputs["pixel_values"][location.image :][:1], model.config)
     names = {f"patch.{leaf}": f"encoder.patch_embedding.{leaf}" for leaf in ("weight", "bias")}
     return _token(
         'linear(t("patch"), t("patch.weight"), t("patch.bias"))', names,
@@ -303,23 +303,23 @@ def _embedding(model: Model, place: Place) -> Formula | None:
     )  # fmt: skip
 
 
-def _decoder_embedding(model: Model, place: Place) -> Formula | None:
-    """Return how one token of the decoder's embedding is computed."""
+def _decoder_embedding(model: Model, location: Location) -> Formula | None:
+    """Return the formula of one token of the decoder's embedding."""
     latent = model.results.get("encoder.norm", model.results.get("last_hidden_state"))
     restore = model.results.get("ids_restore")
-    if latent is None or restore is None or place.token is None:
+    if latent is None or restore is None or location.token is None:
         return None
     if not _has_positions(model, "decoder"):
         return None
-    kept, image = _kept(model), place.image
-    count = place.tokens - restore.shape[1]  # of class tokens
-    if place.token < count and "decoder.cls_token" in model.tensors:
+    kept, image = _kept(model), location.image
+    count = location.tokens - restore.shape[1]  # of class tokens
+    if location.token < count and "decoder.cls_token" in model.tensors:
         return _token('t("token")', {"token": "decoder.cls_token"}, ("decoder", 0))
     if model.family.predicts_removed_only:  # the kept patches first, then mask tokens
-        source, row = place.token, int(np.argsort(restore[image])[place.token])
+        source, row = location.token, int(np.argsort(restore[image])[location.token])
     else:
-        source = int(restore[image, place.token - count]) if place.token >= count else -count
-        row = place.token
+        source = int(restore[image, location.token - count]) if location.token >= count else -count
+        row = location.token
     if source >= kept:
         return _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
     leaves = [n for n in ("weight", "bias") if f"decoder.embed.{n}" in model.tensors]
@@ -336,13 +336,13 @@ def _token(
     row: tuple[str, int],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Formula:
-    """Return the formula of a token: what it is, and its position."""
+    """Return the formula of a token: an expression plus its position embedding."""
     line = f'return {code} + t("position")'
     return Formula((line,), {}, tensors, {"position": row}, arrays or {})
 
 
 def _kept(model: Model) -> int:
-    """Return how many patches the encoder sees."""
+    """Return the number of visible patches, the input of the encoder."""
     mask = model.results.get("mask")
     return int(model.config.num_patches if mask is None else (mask[0] == 0).sum())
 
@@ -350,7 +350,7 @@ def _kept(model: Model) -> int:
 def _has_positions(model: Model, part: str) -> bool:
     """Return whether the positions of tokens are known, and nothing else is added to them."""
     if len(model.inputs) > len({"pixel_values", "noise"} & model.inputs.keys()):
-        return False  # times and places of satellite images are embedded too
+        return False  # times and coordinates of satellite images are embedded too
     return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
 
 
@@ -359,13 +359,13 @@ def _fixed_positions(model: Model) -> bool:
 
 
 def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) -> np.ndarray:
-    """Return what is added to a token for its position, (D,).
+    """Return the position embedding of a token, (D,).
 
     Args:
         tensors: the tensors of one side, arrays with ``load``.
         part: "encoder" or "decoder".
-        row: of the table, in which class tokens come first.
-        model: of which the tensors are.
+        row: the row of the table, in which class tokens come first.
+        model: the model that has the tensors.
     """
     config = model.config
     if _fixed_positions(model):
@@ -380,12 +380,12 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
     first = arrays.get("class_position_embedding")
     if first is not None and row == 0:
         return np.asarray(first[0])
-    time, place = divmod(row - (first is not None), len(spatial))
-    return np.asarray(temporal[time].astype(np.float64) + spatial[place])
+    time, location = divmod(row - (first is not None), len(spatial))
+    return np.asarray(temporal[time].astype(np.float64) + spatial[location])
 
 
-def _of_pixels(first: str, model: Model, place: Place) -> Formula | None:
-    """Return how the reconstruction or a loss of an MAE is computed from its predictions."""
+def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
+    """Return the formula of the reconstruction or of a loss of an MAE from its predictions."""
     config = model.config
     if not isinstance(config, ViTMAEConfig) or "logits" not in model.results:
         return None
@@ -395,7 +395,7 @@ def _of_pixels(first: str, model: Model, place: Place) -> Formula | None:
         shape = (1, rows, columns, height, width, config.num_channels)
         whole = (1, config.num_channels, rows * height, columns * width)
         line = f'return rearrange(t("logits"), {shape}, (0, 5, 1, 3, 2, 4), {whole})'
-        return Formula((line,), arrays={"logits": logits[place.image :][:1]}, one_token=False)
+        return Formula((line,), arrays={"logits": logits[location.image :][:1]}, one_token=False)
     removed = model.results["mask"] > 0
     target = channels_last(model.inputs["pixel_values"], config)[removed]
     lines = ['target = t("target")']

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.diagnose.formulas import Formula, Model, Place, formula_of, position_row
+from mae_convert.diagnose.formulas import Formula, Location, Model, formula_of, position_row
 from mae_convert.diagnose.reproducer import Script, script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import rename_to_new
@@ -30,22 +30,22 @@ from mae_convert.verify.judge import FLOOR_UNITS, UNIT_ROUNDOFF
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
-ROUNDED = ("float32", "float16", "tf32")  # lower precisions whose results NumPy can hold
+ROUNDED = ("float32", "float16", "tf32")  # lower precisions whose results NumPy can represent
 SEE_CHECKS = "see the failed checks in the table"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first result that differs between A and another side."""
+    """A result of another side that differs from that of A, the first in order of execution."""
 
     first: str
-    """The result."""
+    """The name of the result."""
 
     b: Trace
     """The trace of the other side."""
 
     framework: str
-    """What ran it."""
+    """The framework or library that ran it."""
 
     dtype: str = "float64"
     """The precision: float64, or one in which the rounding errors are too large."""
@@ -108,12 +108,12 @@ def reproducer_of(
             f"there is nothing to reduce: {first} is a result that only {alone[0]} has",
             hint=SEE_CHECKS,
         )
-    place = _place(results["A"][first], results["B"][first], _exact(a, difference))
+    location = _location(results["A"][first], results["B"][first], _exact(a, difference))
     formulas = {
-        side: _formula(first, place, checkpoints[0], results, results[side], inputs)
+        side: _formula(first, location, checkpoints[0], results, results[side], inputs)
         for side in "AB"
     }
-    if dtype == "float64":  # both get what A has computed before
+    if dtype == "float64":  # both sides get A's earlier results
         formulas["B"] = formulas["A"]
     if any(formula is None for formula in formulas.values()):
         raise MaeConvertError(
@@ -130,9 +130,9 @@ def reproducer_of(
         formula = formulas[side]
         assert formula is not None
         given = results["A"] if dtype == "float64" else results[side]
-        for name, array in _arrays(formula, place, given, checkpoint, inputs).items():
+        for name, array in _arrays(formula, location, given, checkpoint, inputs).items():
             arrays[f"{side}/{name}"] = array
-        arrays[f"result/{side}"] = _cut(results[side][first], place, formula)
+        arrays[f"result/{side}"] = _cut(results[side][first], location, formula)
     assert formula is not None
     script = Script(
         first,
@@ -151,24 +151,24 @@ def _results(trace: Trace, dtype: str) -> dict[str, np.ndarray]:
 
 def _formula(
     first: str,
-    place: Place,
+    location: Location,
     checkpoint: Checkpoint,
     results: Mapping[str, Mapping[str, np.ndarray]],
     own: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
 ) -> Formula | None:
-    """Return how a side computes a result from results in which both sides agree."""
+    """Return the formula of a result of a side from results in which both sides agree."""
     common = {name: own[name] for name in results["A"] if name in results["B"]}
     common |= _implied(first, own, common)
     config, tensors = checkpoint.configuration.model, checkpoint.tensors
     model = Model(checkpoint.family, config, checkpoint.task, tensors, common, inputs)
-    return formula_of(first, model, place)
+    return formula_of(first, model, location)
 
 
 def _implied(
     first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of blocks that only A keeps, where later results agree.
+    """Return the inputs of blocks that only A records, if later results agree.
 
     Those depend on everything before their block.
     """
@@ -187,8 +187,8 @@ def _plain(framework: str | None) -> str:
 def first_difference(verification: Verification) -> Difference:
     """Return the first result that differs from A's.
 
-    That is B's in float64, or, where B computes what A does, that of a further runner, or else the
-    first of B's or A's whose rounding error is too large.
+    That is a result of B in float64; if B agrees with A, one of a further runner; otherwise the
+    first result of A or B whose rounding error is too large.
 
     Raises:
         MaeConvertError: no result differs.
@@ -226,16 +226,16 @@ def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
     return a.results("float64").get(difference.first)
 
 
-def _place(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Place:
-    """Return the image, and where it has any the token, whose results differ most.
+def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Location:
+    """Return the image, and the token if the result has tokens, that differ most.
 
     Args:
         a: the result of A.
-        b: that of the other side.
-        exact: where rounding errors are compared, the float64 result; the larger error counts.
+        b: the result of the other side.
+        exact: the float64 result, if rounding errors are compared; the larger error counts.
     """
     if a.ndim == 0:
-        return Place(0, None, 0)
+        return Location(0, None, 0)
     if a.shape != b.shape:
         distance = np.abs(a)
     elif exact is not None and exact.shape == a.shape:
@@ -245,33 +245,33 @@ def _place(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Place:
     distance = np.nan_to_num(distance.astype(np.float64), nan=np.inf)
     image = int(distance.reshape(len(distance), -1).max(axis=1).argmax())
     if a.ndim != 3 or a.shape != b.shape:
-        return Place(image, None, 0)
-    return Place(image, int(distance[image].max(axis=-1).argmax()), a.shape[1])
+        return Location(image, None, 0)
+    return Location(image, int(distance[image].max(axis=-1).argmax()), a.shape[1])
 
 
-def _cut(array: np.ndarray, place: Place, formula: Formula) -> np.ndarray:
-    """Return the part of a result at a place; tokens are counted from the last one.
+def _cut(array: np.ndarray, location: Location, formula: Formula) -> np.ndarray:
+    """Return the part of a result at a location; tokens are counted from the end.
 
     An earlier result may have more tokens in front.
     """
     if array.ndim == 0:
         return array
-    chosen = array[place.image : place.image + 1]
-    if not formula.one_token or place.token is None or chosen.ndim != 3:
+    chosen = array[location.image : location.image + 1]
+    if not formula.one_token or location.token is None or chosen.ndim != 3:
         return chosen
-    number = chosen.shape[1] - place.tokens + place.token
+    number = chosen.shape[1] - location.tokens + location.token
     return chosen[:, number : number + 1]
 
 
 def _arrays(
     formula: Formula,
-    place: Place,
+    location: Location,
     results: Mapping[str, np.ndarray],
     checkpoint: Checkpoint,
     inputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Return what the formula needs of a side, by the names that it uses."""
-    arrays = {name: _cut(results[r], place, formula) for name, r in formula.inputs.items()}
+    """Return the inputs of the formula on one side, by the names that it uses."""
+    arrays = {name: _cut(results[r], location, formula) for name, r in formula.inputs.items()}
     for name, canonical in formula.tensors.items():
         if canonical in checkpoint.tensors:
             values = np.asarray(checkpoint.tensors[canonical].load()).astype(np.float64)
@@ -284,7 +284,7 @@ def _arrays(
 
 
 def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with those that both sides have in common stored once."""
+    """Return the arrays, with those that are equal on both sides stored once."""
     stored = {name: array for name, array in arrays.items() if name.startswith("result/")}
     for name in (n[2:] for n in arrays if n.startswith("A/")):
         a, b = arrays[f"A/{name}"], arrays.get(f"B/{name}")
@@ -297,7 +297,7 @@ def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
-    """Return the limit of `Script` for what was measured."""
+    """Return the limit of `Script` for the measured difference."""
     if dtype != "float64":
         return FLOOR_UNITS * UNIT_ROUNDOFF[dtype]
     measured = relative_error(arrays["result/B"], arrays["result/A"])
@@ -305,7 +305,7 @@ def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
 
 
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
-    """Return what the lines of a formula may read of the configuration."""
+    """Return the fields of the configuration that the lines of a formula can read."""
     model = checkpoint.configuration.model
     decoder = first.startswith("decoder.") or (first == "logits" and checkpoint.task == "pretrain")
     block = model.decoder_block if decoder else model.encoder_block
@@ -317,7 +317,7 @@ def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
 def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
     """Write a reproducer, run it, and return its output.
 
-    The folder holds ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
+    The folder contains ``reproduce.py``, ``reproduce.npz`` and ``output.txt``.
 
     Raises:
         OutputError: the folder exists, or cannot be written.
@@ -326,25 +326,25 @@ def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
     if folder.exists():
         raise OutputError(folder, " exists", hint="specify a directory that does not exist")
     with staging_beside(folder) as staging:
-        place = staging / "reproducer"
-        place.mkdir()
-        np.savez(place / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)
-        (place / "reproduce.py").write_text(
+        directory = staging / "reproducer"
+        directory.mkdir()
+        np.savez(directory / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)
+        (directory / "reproduce.py").write_text(
             script_text(reproducer.script, tuple(reproducer.frameworks))
         )
         printed = "\n".join(
-            _run(place, reproducer, *each) for each in reproducer.frameworks.items()
+            _run(directory, reproducer, *each) for each in reproducer.frameworks.items()
         )
-        (place / "output.txt").write_text(printed)
+        (directory / "output.txt").write_text(printed)
         try:
-            rename_to_new(place, folder)
+            rename_to_new(directory, folder)
         except OSError as error:
             raise OutputError(folder, f" cannot be written: {error.strerror}") from error
     return printed
 
 
-def _run(place: Path, reproducer: Reproducer, framework: str, python: str | None) -> str:
-    command = [python or sys.executable, str(place / "reproduce.py"), framework]
+def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | None) -> str:
+    command = [python or sys.executable, str(directory / "reproduce.py"), framework]
     limit = Clock(None).left()
     try:
         process = subprocess.run(
@@ -358,11 +358,11 @@ def _run(place: Path, reproducer: Reproducer, framework: str, python: str | None
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
     if process.returncode == 0:
         script = reproducer.script
-        what = (
+        reason = (
             f"computed alone, {script.first} does not differ"
             if script.dtype == "float64"
             else f"the rounding errors in {script.dtype} add up over several steps, and that of "
             f"{script.first} alone is not too large"
         )
-        raise MaeConvertError(f"the reproducer shows no difference: {what}")
+        raise MaeConvertError(f"the reproducer shows no difference: {reason}")
     return process.stdout

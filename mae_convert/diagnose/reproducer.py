@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What the lines of a formula call, in each framework.
+# The functions that the lines of a formula call, in each framework.
 TORCH = {
     "": "import torch\nimport torch.nn.functional as F\n\ntensor = torch.from_numpy",
     "linear": "linear = F.linear",
@@ -143,7 +143,7 @@ sys.exit(not max(errors.values()) <= limit)
 
 @dataclass(frozen=True)
 class Script:
-    """What a script shows."""
+    """The content of a script."""
 
     first: str
     """The result that differs."""

@@ -355,9 +355,7 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         names = ", ".join(option.name for option in OF_FIELDS.values())
-        raise TypeError(
-            f"{function} has no argument {unknown[0]!r}; what can be specified is {names}"
-        )
+        raise TypeError(f"{function} has no argument {unknown[0]!r}; the arguments are {names}")
     values: dict[str, Any] = {}
     for accepted, value in arguments.items():
         name = ARGUMENTS[accepted]

@@ -39,8 +39,8 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     missing = [name for name in by_file if not index.with_name(name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index} names {shown(missing[0])}, which is not beside it ({len(missing)} of "
-            f"{len(by_file)} shards are missing)",
+            f"{index} lists {shown(missing[0])}, which is not in the same folder "
+            f"({len(missing)} of {len(by_file)} shards are missing)",
             hint="copy or download the whole directory",
         )
     shards = {name: read(index.with_name(name)) for name in sorted(by_file)}

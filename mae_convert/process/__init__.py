@@ -1,1 +1,1 @@
-"""The process that mae-convert runs in: signals that end it, and what it may run short of."""
+"""The process that mae-convert runs in: signals that end it, and shortages of resources."""

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# Ctrl-C, kill, a closed terminal, Ctrl-\, what batch systems warn with, timers and a CPU limit:
-# every signal that ends a process and that a process may handle, but for those of crashes.
+# Ctrl-C, kill, a closed terminal, Ctrl-\, the warnings of batch systems, timers and a CPU limit:
+# every signal that ends a process and that it can handle, except those of crashes.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
          "SIGPROF", "SIGXCPU")  # fmt: skip
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 RESEND_SECONDS = 0.02
-QUIET_SECONDS = 5.0  # during which further signals do not interrupt the clean-up
+QUIET_SECONDS = 5.0  # further signals within this time do not interrupt the clean-up
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Sign a directory and verify its signature, by the OpenSSF package model-signing.
+"""Sign a directory and verify its signature, with the OpenSSF package model-signing.
 
 The signature is a DSSE envelope in a sigstore bundle. It is created with an elliptic curve key,
 with a key and its certificate, or without a key by sigstore, which needs a network.
@@ -38,7 +38,7 @@ class Signer:
     """Sign as an identity that an OpenID provider confirms."""
 
     identity_token: str | None = None
-    """The provider's token; without it that of the environment, as in a CI job, or of a browser."""
+    """The provider's token; by default that of the environment (CI job) or of a login."""
 
     trust_config: Path | None = None
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
@@ -82,7 +82,7 @@ class Signer:
             )  # fmt: skip
         if self.chain and self.certificate is None:
             raise MaeConvertError(
-                *(Option("certificate_chain"), " is that of a certificate of the key"),
+                *(Option("certificate_chain"), " needs the certificate of the key"),
                 hint=("give ", Option("signing_certificate", placeholder="PEM"), " too"),
             )
         if self.certificate is not None and (self.password is not None or self.keyless):
@@ -101,7 +101,7 @@ class Signer:
                 trust_config=self.trust_config,
             )
         if self.certificate is not None:
-            # Without other certificates its own is repeated: the library needs one.
+            # The library needs at least one certificate; by default the key's own is repeated.
             return config.use_certificate_signer(
                 private_key=self.private_key,
                 signing_certificate=self.certificate,
@@ -120,7 +120,7 @@ class Signer:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose signature is accepted: of a key, of a certificate of an authority, of an identity."""
+    """The accepted signer: a key, a certificate issued by an authority, or an identity."""
 
     public_key: Path | None = None
     """PEM file of the key."""
@@ -129,13 +129,13 @@ class Trust:
     """PEM files of the authorities; the signer's certificate must be issued by one of them."""
 
     identity: str | None = None
-    """Who signed without a key, as an e-mail address or the address of a CI workflow."""
+    """The identity that signed without a key, an e-mail or CI workflow address."""
 
     identity_provider: str | None = None
     """The URL of the OpenID provider that confirmed the identity."""
 
     trust_config: Path | None = None
-    """As of `Signer`."""
+    """As in `Signer`."""
 
     def check(self) -> None:
         """Check the options.
@@ -156,7 +156,7 @@ class Trust:
             )
         if (self.identity is None) != (self.identity_provider is None):
             raise MaeConvertError(
-                "an identity is known by its name and its provider",
+                "an identity is specified by its name and its provider",
                 hint=("give ", Option("identity"), " and ", Option("identity_provider")),
             )
         require_files([self.public_key, *self.chain, self.trust_config])
@@ -196,7 +196,7 @@ class Trust:
 
 
 def signed_files(signature: Path) -> set[str]:
-    """Return the names of the files that a signature, which has been verified, is about."""
+    """Return the names of the files that a verified signature covers."""
     bundle = json.loads(signature.read_text(encoding="utf-8"))
     payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     return {str(resource["name"]) for resource in payload["predicate"]["resources"]}
@@ -222,7 +222,7 @@ def require_files(paths: Sequence[Path | None]) -> None:
     """Require that PEM and JSON files exist.
 
     Raises:
-        MaeConvertError: one does not.
+        MaeConvertError: one does not exist.
     """
     for path in filter(None, paths):
         if not path.is_file():

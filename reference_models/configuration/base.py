@@ -10,11 +10,11 @@ from reference_models.configuration.checks import Size, as_size, pair
 
 ACTIVATIONS = (
     "gelu",  # exact, by the error function: the original's
-    "gelu_new",  # the tanh approximation, under the two names it goes by
+    "gelu_new",  # the tanh approximation, which has two names
     "gelu_pytorch_tanh",
     "quick_gelu",  # x * sigmoid(1.702 x)
     "relu",
-    "silu",  # x * sigmoid(x), under the two names it goes by
+    "silu",  # x * sigmoid(x), which has two names
     "swish",
 )
 

@@ -65,7 +65,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> Non
     assert "do not belong together" in refused(copy)
     index.write_text(json.dumps(config))
     (copy / shard).unlink()
-    assert f"names {shard}, which is not beside it" in refused(copy)
+    assert f"lists {shard}, which is not in the same folder" in refused(copy)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
     ]
     if len(candidates) == 2 and candidates[0].grid != candidates[1].grid:
         raise ConfigurationError(
-            f"{candidates[0].where} has the length for {candidates[0].words}, and"
-            f" {candidates[1].where} for {candidates[1].words}",
+            f"{candidates[0].where} is for {candidates[0].words}, but"
+            f" {candidates[1].where} is for {candidates[1].words}",
             hint=("specify the image size with ", Option("source_image_size", placeholder="HxW")),
         )
     return candidates[0] if candidates else None

@@ -108,28 +108,28 @@ def framed(body: bytes, length: int) -> bytes:
 
 
 PARSING = {
-    "STACK_GLOBAL of names that are remembered": checkpoint(
+    "STACK_GLOBAL of memoized names": checkpoint(
         extra=text("os") + b"q\x09" + text("system") + b"q\x0a0h\x0a\x93" + FLAG + b"\x85R"
     ),
     "names that are bytes (STRING before STACK_GLOBAL)": checkpoint(
         extra=b"S'os'\nS'system'\n\x93" + FLAG + b"\x85R"
     ),
-    "STACK_GLOBAL of one remembered text": checkpoint(
+    "STACK_GLOBAL of one memoized string": checkpoint(
         extra=text("timeit") + b"\x94h\x00\x93" + FLAG + b"\x85R"
     ),
     "a dotted attribute of a harmless module (GHSA-5j3x-jp52-966f)": checkpoint(
         extra=text("pathlib") + text("os.system") + b"\x93" + FLAG + b"\x85R"
     ),
-    "a call whose result is thrown away (GHSA-mxhj-88fx-4pcv)": checkpoint(
+    "a call whose result is discarded (GHSA-mxhj-88fx-4pcv)": checkpoint(
         extra=b"(" + named("os system") + FLAG + b"o0N"
     ),
-    "an empty place of the memo after a call": checkpoint(extra=SYSTEM + b"0h\x63"),
+    "an empty memo slot after a call": checkpoint(extra=SYSTEM + b"0h\x63"),
     "a number as the name of a module after a call": checkpoint(
         extra=SYSTEM + b"0J\x2a\x00\x00\x00" + text("os") + b"\x93"
     ),
-    "more on the stack than one value": checkpoint(extra=SYSTEM + b"K\x01")[:-2] + b".",
-    "bytes that are no opcode after a call": checkpoint(extra=SYSTEM + b"\xff"),
-    "a frame that an opcode crosses (CPython issue 154848)": checkpoint(
+    "more than one value left on the stack": checkpoint(extra=SYSTEM + b"K\x01")[:-2] + b".",
+    "an invalid opcode after a call": checkpoint(extra=SYSTEM + b"\xff"),
+    "an opcode that crosses the end of a frame (CPython issue 154848)": checkpoint(
         extra=b"N" + framed(b"B\x07\x01\x00\x00\x00\x00" + b"N" * 261, 2) + b"0"
     ),
     "a nested frame": checkpoint(extra=framed(b"N" + framed(b"N0", 2), 30)),
@@ -214,7 +214,7 @@ def _(folder: Path) -> Path:
     return folder / "x.pth"
 
 
-@attack("pth", "archive: a magic number that is not written as PyTorch writes it")
+@attack("pth", "archive: a magic number in another encoding than PyTorch uses")
 def _(folder: Path) -> Path:
     magic = b"\x80\x02L%dL\n." % 0x1950A86A20F9469CFC6C
     (folder / "x.pth").write_bytes(magic + pickle.dumps(1001, 2) + EVIL)

@@ -128,7 +128,7 @@ AMONG = {
 
 ALIASED = {
     "a function": FUNCTION + get(STATE) + b"\x85R",
-    "a function whose result is thrown away": b"N" + FUNCTION + get(STATE) + b"\x85R0",
+    "a function whose result is discarded": b"N" + FUNCTION + get(STATE) + b"\x85R0",
     "a function, in a list": FUNCTION + b"](" + get(STATE) + b"e\x85R",
     "a function, in a tuple in a mapping": FUNCTION + mapping(x=get(STATE) + b"\x85") + b"\x85R",
     "a function, in the set of an object": FUNCTION + NEW + text("x") + get(STATE) + b"s\x85R",
