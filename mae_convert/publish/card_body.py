@@ -16,9 +16,14 @@ from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.card_parity import folded, in_short, verification
 from mae_convert.publish.card_usage import loading
 from mae_convert.publish.licence import Licence, is_repository, sources_of
-from mae_convert.publish.markdown import table
 from mae_convert.publish.upload_files import Staged
-from mae_convert.text import code_in_markdown, for_markdown, format_bytes, link_in_markdown
+from mae_convert.text import (
+    code_in_markdown,
+    for_markdown,
+    format_bytes,
+    link_in_markdown,
+    markdown_table,
+)
 
 MOST_NAMES = 4  # of tensors, in a line
 TASKS = {
@@ -150,7 +155,7 @@ def provenance(data: CardData) -> str:
         rows.append(
             ("converted by", f"mae-convert {for_markdown(version)}, to {_layout(artifact)}")
         )
-    return table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
@@ -218,7 +223,7 @@ def configuration_table(artifact: Artifact) -> str:
         if name in PREPROCESSING:
             value = ", ".join(f"{x:g}" for x in entry["value"])
         rows.append((code_in_markdown(name), for_markdown(value), for_markdown(source)))
-    return table(("field", "value", "taken from"), rows)
+    return markdown_table(("field", "value", "taken from"), rows)
 
 
 def checking(data: CardData) -> str:
@@ -256,7 +261,7 @@ def files_table(data: CardData) -> str:
             layout = f"`{artifact.checkpoint.layout.name}`"
             digits = code_in_markdown(staged.sha256)
             rows.append((code_in_markdown(path.name), layout, format_bytes(staged.size), digits))
-    return table(("file", "layout", "size", "SHA-256"), rows)
+    return markdown_table(("file", "layout", "size", "SHA-256"), rows)
 
 
 def _layout(artifact: Artifact) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_convert.publish.artifacts import Artifact
-from mae_convert.publish.markdown import table
-from mae_convert.text import code_in_markdown, for_html, for_markdown, format_number
+from mae_convert.text import code_in_markdown, for_html, for_markdown, format_number, markdown_table
 from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check
 from mae_convert.verify.summary import effects_in_words, runner_in_words, summary
@@ -57,7 +56,7 @@ def verification(artifact: Artifact) -> str:
     lines = [
         f"{names} against {code_in_markdown(source.get('name'))} (SHA-256 {digits}): both were run "
         f"with the same images and the same noise. {proven}",
-        table(("compared", "measured difference", "limit", ""), rows),
+        markdown_table(("compared", "measured difference", "limit", ""), rows),
         f"Distances are relative L2. {how}. Inputs (SHA-256):"
         f" {code_in_markdown(document['inputs'])}."
         f" {_versions(document.get('environment', {}))}",

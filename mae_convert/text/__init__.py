@@ -7,7 +7,7 @@ the output is created.
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -97,6 +97,13 @@ def link_in_markdown(label: str, address: object) -> str:
     if parts.scheme.lower() not in ("http", "https") or not parts.netloc:
         return label
     return f"[{label}]({quote(url, safe=URL_CHARACTERS)})"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, of cells that are Markdown and already safe."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
 
 
 def for_yaml(value: Any) -> Any:
