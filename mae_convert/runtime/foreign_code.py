@@ -122,14 +122,25 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
     factory = getattr(module, about["factory"], None)
     if not callable(factory):
         raise LoadError(f"{label}: there is no function or class of that name in {path}")
+    outputs, activations = getattr(module, "OUTPUTS", ()), getattr(module, "ACTIVATIONS", {})
+    if not isinstance(outputs, list | tuple):
+        raise LoadError(f"{label}: OUTPUTS is not a tuple of names", hint='write ("logits",)')
+    valid = isinstance(activations, Mapping) and all(
+        isinstance(text, str) for pair in activations.items() for text in pair
+    )
+    if not valid:
+        raise LoadError(
+            f"{label}: ACTIVATIONS is not a dictionary of strings",
+            hint='write {"encoder.blocks.{}.output": "blocks.{}"}',
+        )
     code = Code(
         label,
         factory,
         getattr(module, "load_state", None),
         getattr(module, "forward", None),
         getattr(module, "MASK", "argument"),
-        tuple(getattr(module, "OUTPUTS", ())),
-        dict(getattr(module, "ACTIVATIONS", {})),
+        tuple(outputs),
+        dict(activations),
     )
     _check(code)
     return code

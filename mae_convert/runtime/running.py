@@ -75,6 +75,12 @@ class Run:
         """The user-specified code that runs it, or None."""
         return self.side.foreign
 
+    @property
+    def label(self) -> str:
+        """A name of the run for messages."""
+        code = self.foreign
+        return f"the {self.side.framework} run" if code is None else f"the run by {code.label}"
+
 
 class UnreadFileError(MaeConvertError):
     """The library for a file's format cannot read the file."""
@@ -138,10 +144,15 @@ class Running:
         try:
             return self.process.communicate(timeout=self.clock.left())[1]
         except subprocess.TimeoutExpired as late:
-            raise self.clock.exceeded(f"the {self.run.side.framework} run", self.job) from late
+            raise self.clock.exceeded(self.run.label, self.job) from late
 
     def _failure(self, errors: str) -> MaeConvertError:
         side, status = self.run.side, self.process.returncode
+        if status == 0 and self.run.foreign is not None:
+            return MaeConvertError(
+                f"{self.run.label} ended without a result",
+                hint="remove calls of sys.exit from the code, and what runs when it is imported",
+            )
         if status == 0:
             return MaeConvertError(
                 f"{side.python} ran but wrote no result", hint="is it a Python interpreter?"
@@ -154,10 +165,10 @@ class Running:
             last = f"signal {-status} {stage_of(self.job)}"
         kind = MissingRequirementError if status == 3 else MaeConvertError
         if self.run.foreign is None:
-            return kind(f"the {side.framework} run failed: ", last)
+            return kind(f"{self.run.label} failed: ", last)
         label = self.run.foreign.label
         has_label = MaeConvertError(last).message.startswith(label)
-        return kind(last) if has_label else kind(f"the run by {label} failed: ", last)
+        return kind(last) if has_label else kind(f"{self.run.label} failed: ", last)
 
 
 def _reported(line: str) -> Text:
@@ -210,7 +221,11 @@ def _prepare(
     np.savez(work / "inputs.npz", allow_pickle=False, **given)
     step_outputs = _save_arrays(run.step_outputs, work / "step_outputs.safetensors")
     if run.foreign is not None and run.foreign.kind != ORIGINAL:
-        staged = stage_foreign(run.checkpoint, run.foreign.layout, work, unread)
+        try:
+            staged = stage_foreign(run.checkpoint, run.foreign.layout, work, unread)
+        except MaeConvertError as error:
+            hint = f"change LAYOUT in the file of {run.foreign.label}"
+            raise MaeConvertError(error, hint=hint) from error
     else:
         framework = "torch" if run.foreign else side.framework
         staged = stage(run.checkpoint, framework, work, as_stored=run.as_stored, unread=unread)

@@ -182,6 +182,10 @@ def test_a_checkpoint_gets_the_names_that_the_code_asks_for(encoder, own, tmp_pa
         ('"encoder.blocks.{}.output"', '"layers.{}"', "'layers.{}', which is not a canonical name"),
         ("torch.rand(x.shape[:2]", "torch.rand((2, 3)", r"of shape \(2, 3\)"),
         ('MASK = "torch.rand"', 'MASK = "numpy"', "MASK is 'numpy'"),
+        ("ACTIVATIONS = {", "ACTIVATIONS = 3, {", "ACTIVATIONS is not a dictionary of strings"),
+        ('("last_hidden_state", "mask")', '"mask"', "OUTPUTS is not a tuple of names"),
+        ('LAYOUT = "facebook"', 'LAYOUT = "nonsense"', "unknown layout 'nonsense'.*change LAYOUT"),
+        ("import torch\n", "import sys; sys.exit(0)\n", "ended without a result"),
         ("def build", "def make", "there is no function or class of that name"),
     ],
 )
