@@ -134,14 +134,18 @@ def reproducer_of(
             arrays[f"{side}/{name}"] = array
         arrays[f"result/{side}"] = _cut(results[side][first], location, formula)
     assert formula is not None
+    stored = _shared(arrays)
+    tables = {name: f"{part}.position_embedding" for name, (part, _) in formula.rows.items()}
+    canonical = {**formula.tensors, **tables}
     script = Script(
         first,
         formula.lines,
         {side: _settings(c, first) for side, c in zip("AB", checkpoints, strict=True)},
+        {name: canonical[name] for name in canonical if f"B/{name}" in stored},
         _limit(arrays, dtype),
         "float32" if dtype == "tf32" else dtype,
     )
-    return Reproducer(script, _shared(arrays), frameworks)
+    return Reproducer(script, stored, frameworks)
 
 
 def _results(trace: Trace, dtype: str) -> dict[str, np.ndarray]:

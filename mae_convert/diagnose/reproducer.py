@@ -118,8 +118,9 @@ def distance(x, y):
 a, b = data["result/A"], data["result/B"]  # the results of A and B
 """
 FUNCTION = """print(f"FIRST: B differs from A by {distance(b, a):.1e} (relative L2, float64)")
+canonical = CANONICAL
 for name in sorted(n[2:] for n in data if n.startswith("B/")):
-    print(f"  {name} differs between A and B")
+    print(f"  {canonical.get(name, name)} differs between A and B")
 for name, value in settings["B"].items():
     if value != settings["A"][name]:
         print(f"  {name} is {settings['A'][name]} in A and {value} in B")
@@ -154,6 +155,9 @@ class Script:
     settings: Mapping[str, Mapping[str, Any]]
     """By side, "A" and "B": the values that the lines read from ``s``."""
 
+    names: Mapping[str, str]
+    """The name in the lines of each tensor that differs → its canonical name."""
+
     limit: float
     """In float64 the largest distance that counts as none; in lower precisions a rounding error: a
     side may have eight times that of the other or this one, and at most four times this one."""
@@ -184,6 +188,7 @@ def script_text(script: Script, frameworks: Sequence[str]) -> str:
         text = "\n\n".join(body) if not head else _indented("\n\n".join(body))
         functions.append("\n".join(filter(None, (head, text))))
     end = FUNCTION if script.dtype == "float64" else NUMERICS.replace("DTYPE", script.dtype)
+    end = end.replace("CANONICAL", json.dumps(dict(script.names)))
     return (
         begin + "\n" + "\n".join(functions) + "\n"
         + STEP.replace("LINES", _indented(code))
