@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Rule, Table, write_tensors
 from mae_convert.layouts.transforms import KEY_BIAS, Schema
 from mae_convert.text import plural
+
+Purpose = Literal["write", "load", "compare"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def plan_conversion(
     dtype: str | None = None,
     geometry: Geometry | None = None,
     packing: Packing | None = None,
-    hashing: bool = True,
+    purpose: Purpose = "write",
 ) -> Plan:
     """Plan a conversion.
 
@@ -105,7 +107,9 @@ def plan_conversion(
         dtype: round every tensor to this dtype; default: dtypes are untouched.
         geometry: the inputs of the target; default: those of the source.
         packing: how the tensors are stored in files; default: as in the layout's own programs.
-        hashing: hash canonical tensors while they are read, for the record of the conversion.
+        purpose: "write" for a file whose record has the hashes of the canonical tensors; "load" for
+            a model in memory, without hashes; "compare" for a run of a verification, which judges
+            NaN and infinity, while the other two refuse them.
 
     Raises:
         LayoutError: the layout does not support the model.
@@ -123,12 +127,15 @@ def plan_conversion(
     table, names = _table_and_names(source, layout, task)
     packing.check(layout, is_directory=is_directory(layout, target))
     container_kind(layout, target)
+    checked = (lambda tensor: tensor) if purpose == "compare" else _finite
     heads = source.configuration.model.num_attention_heads
     rules = [
         replace(rule, external=packing.prefix + rule.external).bound(heads)
         for rule in table.expand(names)
     ]
-    read = _read({name: source.tensors[name] for name in names}, rules, dtype, hashing=hashing)
+    read = _read(
+        {name: source.tensors[name] for name in names}, rules, dtype, hashing=purpose != "load"
+    )
     created = _created(table, read.tensors, packing.prefix)
     return Plan(
         source=source,
@@ -137,7 +144,7 @@ def plan_conversion(
         table=table,
         task=task,
         configuration=source.configuration,
-        tensors=[_finite(tensor) for tensor in write_tensors(read.tensors, rules)] + list(created),
+        tensors=[checked(tensor) for tensor in write_tensors(read.tensors, rules)] + list(created),
         rules=rules,
         steps=_steps(source, names, task, changes, dtype),
         dropped=_dropped(source, set(names), task),

@@ -164,7 +164,7 @@ def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:
         task=request.task,
         dtype=variable_dtype,
         geometry=geometry,
-        hashing=False,
+        purpose="load",
     )
     require(request.framework)
     model = _make(plan, replace(request, dtype=request.dtype or variable_dtype))

@@ -104,7 +104,11 @@ def stage(
         layout = checkpoint.family.model_layout(MODELS_OF.get(framework, framework))
         staged = work / f"model{suffix}"
         whole = replace(checkpoint, key_bias=True, also=())  # loaders only support key biases
-        execute(plan_conversion(whole, staged, layout, dtype=_exact_dtype(checkpoint)))
+        execute(
+            plan_conversion(
+                whole, staged, layout, dtype=_exact_dtype(checkpoint), purpose="compare"
+            )
+        )
         return Staged(StoredWeights((str(staged),), kind), layout, BY_TABLES)
     weights = _under_its_own_names(checkpoint, framework, named, work)
     if loader is not None:
@@ -131,7 +135,7 @@ def stage_foreign(
         target = family.layout(layout)
         suffixes = [s for s, kind in SUFFIX_FORMATS.items() if kind in target.containers]
         staged = work / f"model{'' if target.weights_name else suffixes[0]}"
-        execute(plan_conversion(replace(checkpoint, also=()), staged, layout))
+        execute(plan_conversion(replace(checkpoint, also=()), staged, layout, purpose="compare"))
         container = open_container(staged)
         return Staged(StoredWeights(tuple(map(str, container.files)), container.kind), layout,
                       BY_TABLES)  # fmt: skip

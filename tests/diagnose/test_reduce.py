@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from mutation.models import random_tensors, write_model, write_original
 
+from mae_convert.convert.execute import execute
+from mae_convert.convert.plan import plan_conversion
 from mae_convert.diagnose.reduce import reduced, write_reproducer
 from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.runtime.sides import Side
+from mae_convert.runtime.staging import BY_TABLES, stage
 from mae_convert.verify.distance import relative_error
 from mae_convert.verify.verification import Options, parse_options, run_verification
 
@@ -243,3 +246,17 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="exists"):
         write_reproducer(reduced(failed(source, tmp_path, "encoder.norm.bias")), tmp_path / "there")
+
+
+def test_what_is_not_finite_is_run_by_the_tables_too(source, tmp_path):
+    """A verification judges it; only what is written to be used refuses it."""
+    tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
+    tensors["encoder.norm.bias"][0] = np.nan
+    target = write_original(
+        tmp_path / "nan.safetensors", source.configuration.model, "pretrain", tensors
+    )
+    (tmp_path / "work").mkdir()
+    staged = stage(target, "tensorflow", tmp_path / "work")
+    assert staged.ours == BY_TABLES
+    with pytest.raises(MaeConvertError, match="would have NaN"):
+        execute(plan_conversion(target, tmp_path / "out", "transformers"))
