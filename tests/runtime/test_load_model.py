@@ -88,7 +88,7 @@ WRONG = {
         MaeConvertError, r'num_labels= adds one .* task="encoder"\)',
     ),
     "device": ({"device": "cuda:9", **HEADS}, MissingRequirementError, "cuda:9"),
-    "unknown": ({"heads": 4}, TypeError, "can be specified is num_heads, decoder_num_heads"),
+    "unknown": ({"heads": 4}, TypeError, "the arguments are num_heads, decoder_num_heads"),
 }  # fmt: skip
 
 
