@@ -402,7 +402,7 @@ def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMA
     training = Training(model, make_optimizer(model, args), scaler)
     latest = Path(args.output_dir, "checkpoint.pth")
     if latest.exists() and not args.resume:
-        sys.exit(f"{latest} is there already: continue it with --resume, or name another folder")
+        sys.exit(f"{latest} already exists: continue it with --resume, or specify another folder")
     if latest.exists():
         checkpoint = read_checkpoint(latest)
         if checkpoint.get("config") != stored_config(config):

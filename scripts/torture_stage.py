@@ -68,7 +68,7 @@ class Stage:
         if unknown := [name for name in foreign if not STRAY.fullmatch(name)]:
             return f"there is {unknown[0]}"
         if not self.target.exists():
-            return "nothing is there"
+            return "no output exists"
         state_digest = digest(self.target)
         name = next(
             (name for name, whole in self.whole.items() if whole == state_digest), "a mixture"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torture_stage import Stage, remove, run, start
 
-# Root may write everywhere, but for this.
+# Without these capabilities, root cannot write to read-only directories either.
 WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 # Kills the process at its N-th file operation, as reported by Python's audit events (PEP 578).

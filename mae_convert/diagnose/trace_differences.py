@@ -186,7 +186,7 @@ def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> It
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     """Yield the operation that turns A's result into B's."""
     if (ratio := factor(x, y)) is not None:
-        yield f"{first} in B is {ratio:.6g} times what it is in A"
+        yield f"{first} in B is {ratio:.6g} times that in A"
         return
     if (share := dropped(x, y)) is not None:
         yield (

@@ -156,7 +156,7 @@ class Family(ABC):
         Args:
             geometry: the result of `geometry`.
             task: the task.
-            names: canonical names that are there, where optional tensors belong to them.
+            names: the canonical names of the checkpoint, for optional tensors.
 
         Raises:
             ValueError: the geometry is impossible.

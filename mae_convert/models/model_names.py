@@ -13,7 +13,7 @@ from mae_convert.sources import HubReference, Source, locate_file, open_source, 
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG_NAME = "config.json"
-# How the Hub's client is configured instead.
+# Arguments of transformers that are settings of the Hub's client here.
 SET_ELSEWHERE = {
     "cache_dir": "set the environment variable HF_HOME",
     "token": "log in with `hf auth login`, or set HF_TOKEN",

@@ -28,7 +28,7 @@ class Target:
     """``owner/name``."""
 
     branch: str = MAIN
-    """The branch that gets the commit; or refs/pr/N, a pull request that is there."""
+    """The branch that gets the commit; or refs/pr/N, an existing pull request."""
 
     pull_request: bool = False
     """Propose the change instead."""

@@ -99,7 +99,7 @@ def _differing(rows: Sequence[Row]) -> list[str]:
 
 
 def _variant(row: Row, differing: Sequence[str]) -> str:
-    words = [row.layout or "as it is"]
+    words = [row.layout or "not converted"]
     words += [f"{n} {_words(row.settings[n])}" for n in differing if n in row.settings]
     return ", ".join(words)
 

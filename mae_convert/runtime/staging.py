@@ -103,7 +103,7 @@ def stage(
         kind, suffix = STAGED_AS[framework]
         layout = checkpoint.family.model_layout(MODELS_OF.get(framework, framework))
         staged = work / f"model{suffix}"
-        whole = replace(checkpoint, key_bias=True, also=())  # loaders only support key biases
+        whole = replace(checkpoint, key_bias=True, also=())  # the loaders require key biases
         execute(
             plan_conversion(
                 whole, staged, layout, dtype=_exact_dtype(checkpoint), purpose="compare"

@@ -38,7 +38,7 @@ def make(
         config: its configuration.
         tensors: with the names of the state dict.
         device: the device of the parameters; None for the CPU.
-        mapped: whether a tensor that a file contains as it is becomes a view of a private mapping
+        mapped: whether a tensor that is stored unchanged in a file becomes a view of a private mapping
             of the file, instead of a copy. It is read once for its checks, without the mapping.
 
     Raises:

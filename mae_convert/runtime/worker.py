@@ -62,7 +62,7 @@ def _is_installed(requirement: str) -> bool:
 
 
 def stage_file(job_path: Path) -> Path:
-    """Return the file in which the child of a job notes what it is doing."""
+    """Return the file in which the child of a job records its current step."""
     return job_path.with_name("stage.txt")
 
 

@@ -304,7 +304,7 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
             continue
         if specification or conversion:
             raise MaeConvertError(
-                f"{template}: a name in braces is replaced as it is",
+                f"{template}: a name in braces is replaced without format or conversion",
                 hint=f"write {{{name}}} without : or !",
             )
         if name not in words:

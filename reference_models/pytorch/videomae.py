@@ -136,7 +136,7 @@ def masked(
 
 
 class VideoMAEModel(Encoder):
-    """The encoder alone; its final norm is there where ``use_mean_pooling`` is false."""
+    """The encoder alone; it has a final norm if ``use_mean_pooling`` is false."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config, final_norm=not config.use_mean_pooling)
