@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 
 def tube_noise(noise: npt.NDArray[np.floating], time_steps: int) -> npt.NDArray[np.floating]:
-    """Return noise (N, time steps x places) that removes the same places (N, places) at all times.
+    """Return noise (N, time steps x positions) that removes the same positions at all times.
 
     A video model that sorts it keeps "tubes" (Tong et al. 2022, arXiv:2203.12602, section 3.2).
     """
@@ -17,13 +17,13 @@ def running_cells(
 ) -> npt.NDArray[np.int64]:
     """Return the patches (M,), ascending, that a dual-masked VideoMAE decodes.
 
-    They run through each cell of 2 x 2 places as time goes by (Wang et al. 2023, arXiv:2303.16727,
+    They run through each cell of 2 x 2 positions over time (Wang et al. 2023, arXiv:2303.16727,
     section 3.2).
 
     Args:
         grid_shape: patches along time, height and width; height and width are even.
         phase: the offset of the cells, 0 to 3.
-        decoded: places of each cell that are decoded, 1 to 3.
+        decoded: positions of each cell that are decoded, 1 to 3.
     """
     time, row, column = np.indices(grid_shape)
     place_in_cell = 2 * (row % 2) + column % 2

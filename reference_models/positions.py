@@ -1,4 +1,4 @@
-"""Fixed position embeddings: sines and cosines of the places of patches."""
+"""Fixed position embeddings: sines and cosines of the positions of patches."""
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,8 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
     return table
 
 
-def interleaved_position_embedding(width: int, places: int) -> npt.NDArray[np.float64]:
-    """Return the embedding (1, places, width) of places in a row.
+def interleaved_position_embedding(width: int, positions: int) -> npt.NDArray[np.float64]:
+    """Return the embedding (1, positions, width) of positions in a row.
 
     The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels are
     sines and odd ones cosines, of frequencies that fall with the channel.
@@ -36,7 +36,7 @@ def interleaved_position_embedding(width: int, places: int) -> npt.NDArray[np.fl
     # Powers one by one, as the original computes them: those of a whole array can be rounded
     # otherwise, and a table that is stored in float32 would differ from the original's.
     periods = np.array([_LONGEST_PERIOD ** (2 * (j // 2) / width) for j in range(width)])
-    angles = np.arange(places)[:, None] / periods
+    angles = np.arange(positions)[:, None] / periods
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))[None]
 
 

@@ -95,8 +95,8 @@ def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
 def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
     """Return (N, L, P) of the mean colour of the nearest visible patch."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
-    places = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
-    distances = torch.cdist(places, places) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
+    cells = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
+    distances = torch.cdist(cells, cells) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
     nearest = distances.argmin(dim=-1, keepdim=True)  # (N, L, 1)
     return colours.take_along_dim(nearest, dim=1).repeat(1, 1, patches.shape[2] // 3)
 

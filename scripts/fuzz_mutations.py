@@ -198,18 +198,18 @@ VALUES = (
 
 def _spoil_json(data: bytes, chance: random.Random) -> bytes:
     value = json.loads(data)
-    places: list[tuple[dict | list, object]] = []
+    slots: list[tuple[dict | list, object]] = []
 
     def visit(item: object) -> None:
         if isinstance(item, dict | list):
             for key in item if isinstance(item, dict) else range(len(item)):
-                places.append((item, key))
+                slots.append((item, key))
                 visit(item[key])
 
     visit(value)
-    if not places:
+    if not slots:
         return spoil(data, chance)
-    holder, key = chance.choice(places)
+    holder, key = chance.choice(slots)
     if isinstance(holder, dict) and chance.random() < 0.3:
         holder[str(chance.choice(VALUES))] = holder.pop(key)
     elif chance.random() < 0.2:

@@ -66,7 +66,7 @@ class RecognisedModel:
     """Other complete tasks that are not contained in this one."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → why the tensors cannot be read as it."""
+    """Task → the reason why the tensors are not a model for it."""
 
     whole: str | None = None
     """The task that is read if none is requested."""

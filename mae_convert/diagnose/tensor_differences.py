@@ -182,8 +182,8 @@ def _alike(made: np.ndarray, y: np.ndarray) -> bool:
     """Return whether a sample of values is equal up to the rounding of narrow dtypes."""
     if made.shape != y.shape:  # the change is for another kind of model
         return False
-    places = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
-    some, others = (z.ravel()[places].astype(np.float64) for z in (made, y))
+    samples = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
+    some, others = (z.ravel()[samples].astype(np.float64) for z in (made, y))
     return bool(np.allclose(some, others, rtol=2.0**-7, atol=1e-6 * np.abs(others).max()))
 
 

@@ -245,8 +245,8 @@ def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iter
     if x.ndim == 3 and same_vector(inner):
         yield f"{first} differs by the same vector at every token, as for a different bias"
     elif first in ("encoder.embedding", "decoder.embedding"):
-        places = patch_positions(a, first, inner.shape[1])
-        if places is not None and same_by_position(inner, places):
+        positions = patch_positions(a, first, inner.shape[1])
+        if positions is not None and same_by_position(inner, positions):
             yield f"{first} differs by vectors that depend on the position only"
     for axis, what in enumerate(AXES.get(x.ndim, ())):
         where = differing(x, y, axis)

@@ -53,8 +53,8 @@ class Clips:
             scale = rate / self.frame_rate if rate and self.frame_rate else 1.0
             size = stride * length * scale  # frames of the file that a clip lasts
             start = max(count - size, 0) / 2
-            places = np.linspace(start, start + size - 1, length)
-            return [int(index) for index in np.clip(places, 0, count - 1)]
+            positions = np.linspace(start, start + size - 1, length)
+            return [int(index) for index in np.clip(positions, 0, count - 1)]
         start = max(count - 1 - (length - 1) * stride, 0) // 2
         last = (count - 1 - start) // stride  # steps that stay within the file
         return [start + min(step, last) * stride for step in range(length)]

@@ -47,7 +47,7 @@ class Evidence:
     """Fields that the user specified, by name."""
 
     stated: Mapping[str, Any]
-    """The configuration beside or inside the file, and its place."""
+    """The configuration beside or inside the file, and its path."""
 
     stated_where: str
     preprocessor: Mapping[str, Any]

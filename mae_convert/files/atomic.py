@@ -155,25 +155,25 @@ class Staged:
 
 @contextmanager
 def staged(
-    *places: Destination, on_commit: Callable[[], None] = lambda: None
+    *destinations: Destination, on_commit: Callable[[], None] = lambda: None
 ) -> Iterator[list[Staged]]:
     """Yield temporary outputs; at the end all are renamed to their targets, or none is.
 
     The block must flush what it writes.
 
     Args:
-        places: the targets.
+        destinations: the targets.
         on_commit: called once all have been renamed, before any signal is delivered.
 
     Raises:
         OutputError: a target may not be replaced, was written by another process meanwhile, or the
             operating system refuses to write.
     """
-    for target in places:
+    for target in destinations:
         target.check()
     with ExitStack() as stack:
         with undisturbed():  # otherwise an output could be created that nothing removes
-            outputs = [stack.enter_context(_one(target)) for target in places]
+            outputs = [stack.enter_context(_one(target)) for target in destinations]
         yield outputs
         with undisturbed() as signals:
             try:

@@ -83,7 +83,7 @@ def zip_layout(records: Iterable[Record]) -> FileLayout:
     empty = _end(directory, [_central(item, 0) for item in placed])
     return FileLayout(
         size=directory + len(empty),
-        places=[item.data + len(item.record.head) for item in with_tensors],
+        offsets=[item.data + len(item.record.head) for item in with_tensors],
         finalize=finalize,
         checksums=[zlib.crc32(item.record.head) for item in with_tensors],
     )

@@ -135,19 +135,19 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
 
 def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Yield every name in the checkpoint with its entry."""
-    places: dict[tuple, ByteRange] = {}
+    ranges: dict[tuple, ByteRange] = {}
     for index, info in metadata["storage_data"].items():
         fields = _fields(index, "MetadataIndex")
-        places[fields["fqn"], fields.get("offset")] = _byte_range(
+        ranges[fields["fqn"], fields.get("offset")] = _byte_range(
             path, _fields(info, "_StorageInfo")
         )
-    if len(places) != len(metadata["storage_data"]):
+    if len(ranges) != len(metadata["storage_data"]):
         raise ValueError("a chunk is stored twice")
     for name, entry in metadata["state_dict_metadata"].items():
         if type(entry) is Record and entry.kind == "BytesStorageMetadata":
-            yield name, Pickled(places[name, None])
+            yield name, Pickled(ranges[name, None])
         else:
-            yield name, _sharded(name, _fields(entry, "TensorStorageMetadata"), places)
+            yield name, _sharded(name, _fields(entry, "TensorStorageMetadata"), ranges)
 
 
 def _byte_range(path: Path, info: Mapping[str, Any]) -> ByteRange:
@@ -163,7 +163,7 @@ def _byte_range(path: Path, info: Mapping[str, Any]) -> ByteRange:
 
 
 def _sharded(
-    name: str, entry: Mapping[str, Any], places: Mapping[tuple, ByteRange]
+    name: str, entry: Mapping[str, Any], ranges: Mapping[tuple, ByteRange]
 ) -> ShardedTensor:
     properties = entry["properties"]
     if type(properties) is not Record or properties.kind != "TensorProperties":
@@ -173,7 +173,7 @@ def _sharded(
     for record in entry["chunks"]:
         fields = _fields(record, "ChunkStorageMetadata")
         offsets, sizes = fields["offsets"], fields["sizes"]
-        chunks.append(Chunk(offsets, sizes, places[name, offsets]))
+        chunks.append(Chunk(offsets, sizes, ranges[name, offsets]))
     for shape in (entry["size"], *(s for chunk in chunks for s in (chunk.offsets, chunk.sizes))):
         if not possible_shape(shape) or len(shape) != len(entry["size"]):
             raise ValueError(f"{name} has an invalid shape")

@@ -115,12 +115,12 @@ def _file_layout(
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:
-        places = [_allocate(file, tensor, track_order) for tensor in tensors]
+        offsets = [_allocate(file, tensor, track_order) for tensor in tensors]
         for name, value in settings.items():
             if value is not None:
                 file.attrs[name] = json.dumps(value)
         describe(file)
-    return FileLayout(written.seek(0, io.SEEK_END), places, lambda _: written.pieces)
+    return FileLayout(written.seek(0, io.SEEK_END), offsets, lambda _: written.pieces)
 
 
 def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:

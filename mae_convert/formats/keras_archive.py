@@ -128,20 +128,20 @@ def keras_archive_layout(
             Record(WEIGHTS, b"", weights.size),
         ]
     )
-    (begins,) = archive.places
+    (begins,) = archive.offsets
     sizes = [tensor.nbytes for tensor in tensors]
     between = list(_between(weights, sizes))
 
     def finalize(checksums: Sequence[int]) -> Iterator[BytesAt]:
         parts = [(at, zlib.crc32(data), len(data)) for at, data in between]
-        parts += zip(weights.places, checksums, sizes, strict=True)
+        parts += zip(weights.offsets, checksums, sizes, strict=True)
         whole = combined_crc32((checksum, size) for _, checksum, size in sorted(parts))
         yield from archive.finalize([whole])
         yield from ((begins + at, data) for at, data in between)
 
     return FileLayout(
         size=archive.size,
-        places=[begins + offset for offset in weights.places],
+        offsets=[begins + offset for offset in weights.offsets],
         finalize=finalize,
         checksums=[0] * len(tensors),
     )
@@ -149,7 +149,7 @@ def keras_archive_layout(
 
 def _between(weights: FileLayout, sizes: Iterable[int]) -> Iterator[BytesAt]:
     """Yield the bytes before, between and after the tensors, with zeros in gaps."""
-    taken = sorted((at, at + size) for at, size in zip(weights.places, sizes, strict=True) if size)
+    taken = sorted((at, at + size) for at, size in zip(weights.offsets, sizes, strict=True) if size)
     begins = [0, *(end for _, end in taken)]
     gaps = [
         (start, bytearray(end - start))

@@ -35,7 +35,7 @@ class FileLayout:
     size: int
     """The size of the file in bytes."""
 
-    places: Sequence[int]
+    offsets: Sequence[int]
     """The offset of each tensor's first byte, in the order of the tensors."""
 
     finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
@@ -147,7 +147,7 @@ class OutputFile:
             OutputError: the operating system refuses, or the tensor has unexpected bytes.
         """
         tensor = self.weights.tensors[number]
-        at = self.layout.places[number]
+        at = self.layout.offsets[number]
         end = at + tensor.nbytes
         for piece in tensor.pieces():
             data = as_bytes(piece)
@@ -173,9 +173,9 @@ class OutputFile:
             conversion = amend(self.weights.conversion)
             weights = replace(self.weights, conversion=conversion).through_json()
             finalized = replace(self, weights=weights, layout=weights.layout())
-            if (finalized.layout.size, finalized.layout.places) != (
+            if (finalized.layout.size, finalized.layout.offsets) != (
                 self.layout.size,
-                self.layout.places,
+                self.layout.offsets,
             ):
                 raise OutputError(
                     self.target, ": its conversion record does not have the reserved length"

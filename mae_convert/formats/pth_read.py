@@ -346,7 +346,7 @@ class _LegacyStorages:
     def __init__(self, file: ByteFile) -> None:
         self._file = file
         self._wholes: dict[str, Storage] = {}
-        self._places: Mapping[str, int] = {}
+        self._offsets: Mapping[str, int] = {}
 
     def of_id(self, identity: Any) -> Storage:
         """Return the storage of a persistent id, and remember its size."""
@@ -367,22 +367,22 @@ class _LegacyStorages:
         named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not named or sorted(keys) != sorted(self._wholes):
             raise damaged(self._file.path, "it does not contain the storages that it refers to")
-        places = {}
+        offsets = {}
         for key in keys:
             (count,) = struct.unpack("<q", self._file.raw(position, 8))
             if count != self._wholes[key].count:
                 raise damaged(self._file.path, f"the storage {shown(key)} has {count} elements")
-            places[key] = position + 8
+            offsets[key] = position + 8
             position += 8 + count * _element_bytes(self._wholes[key])
         if position > self._file.size:
             raise damaged(self._file.path, f"{position - self._file.size} bytes are missing")
-        self._places = places
+        self._offsets = offsets
 
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
         """Return a function that reads an array from an offset in elements of a storage."""
-        start = self._places[storage.key] + storage.start * _element_bytes(storage)
+        start = self._offsets[storage.key] + storage.start * _element_bytes(storage)
         return self._file.array(start + first * dtype.itemsize, shape, dtype)
 
 

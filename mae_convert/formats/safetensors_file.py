@@ -101,7 +101,7 @@ def safetensors_layout(
     head = struct.pack("<Q", len(text)) + text
     return FileLayout(
         size=len(head) + position,
-        places=[len(head) + header[tensor.name]["data_offsets"][0] for tensor in tensors],
+        offsets=[len(head) + header[tensor.name]["data_offsets"][0] for tensor in tensors],
         finalize=lambda _: [(0, head)],
     )
 

@@ -240,22 +240,22 @@ def _placed(path: str, item: Any) -> Iterator[tuple[str, object]]:
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
     """Return the objects in a value that are not read, by path, each with a description."""
-    places: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     named: set[str] = set()
     more = 0
     for path, item in outermost(value):
-        if len(places) == OUTERMOST_SHOWN:
+        if len(descriptions) == OUTERMOST_SHOWN:
             more += 1
             continue
-        places[shown(path) or "the pickle"] = in_words(item)
+        descriptions[shown(path) or "the pickle"] = in_words(item)
         named |= {item.name} if isinstance(item, Opaque) else set()
     if more:
-        places["other places"] = f"{more} more objects of unsupported types"
+        descriptions["other places"] = f"{more} more objects of unsupported types"
     inner = [name for name in effects.names() if name not in named]
     if inner:
         listed = ", ".join(map(shown, inner[:NAMES_SHOWN])) + ", …" * (len(inner) > NAMES_SHOWN)
-        places["other names in the pickle"] = f"neither imported nor called: {listed}"
-    return places
+        descriptions["other names in the pickle"] = f"neither imported nor called: {listed}"
+    return descriptions
 
 
 def in_words(item: Opaque | NumpyArray) -> str:

@@ -82,12 +82,12 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
     """Return the names of the tensors in each shard according to the index."""
     index, document = file.path, json_in(file, "download it again")
     check_document(document, "index", index, "it is not an index of weights; download it again")
-    places = document["weight_map"]
+    weight_map = document["weight_map"]
     by_file: dict[str, set[str]] = {}
-    for tensor, shard in places.items():
+    for tensor, shard in weight_map.items():
         if not is_plain_name(shard):
             raise CheckpointError(
-                f"{index} places {shown(tensor)} in {shown(shard)}, which is not the name of a "
+                f"{index} assigns {shown(tensor)} to {shown(shard)}, which is not the name of a "
                 "file beside it",
                 hint="shards outside the directory are not read",
             )

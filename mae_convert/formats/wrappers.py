@@ -252,8 +252,8 @@ def _chosen(
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
-        places = [holder for holder in holders if len(holder) == depth]
-        possible = [p for p in places if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
+        outermost = [holder for holder in holders if len(holder) == depth]
+        possible = [p for p in outermost if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
         possible += [p for p in holders if len(p) > depth > 0 and _is_other(p[:1], holders[p])]
         unread = _unread(hidden, effects, max(depth, 1))
         if len(possible) == 1 and not unread and (not possible[0] or possible[0][-1] in WRAPPERS):
@@ -335,10 +335,10 @@ def _at_key(
 
 def _which_key(holders: Mapping[Keys, Mapping]) -> Text:
     """Return a hint to specify one of the keys with tensors."""
-    places = [".".join(path) for path in holders if path]
-    if not places:
+    keys_of_holders = [".".join(path) for path in holders if path]
+    if not keys_of_holders:
         return "specify a file that contains weights"
-    options = [Option("state_key", shown(path)) for path in places[:KEYS_SHOWN]]
+    options = [Option("state_key", shown(path)) for path in keys_of_holders[:KEYS_SHOWN]]
     return "specify the model's key with ", join(options, " or ")
 
 

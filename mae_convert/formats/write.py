@@ -226,8 +226,8 @@ def write_all(
         CheckpointError: the source cannot be read, or was changed meanwhile.
     """
     progress = progress or Progress()
-    places = [Destination(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
-    with staged(*places, on_commit=on_commit) as stagings:
+    destinations = [Destination(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
+    with staged(*destinations, on_commit=on_commit) as stagings:
         with _output_files(outputs, stagings) as files:
             hashes = _fill(files, source, progress)
         for output, staging, digests in zip(outputs, stagings, hashes, strict=True):

@@ -70,7 +70,7 @@ class Layout:
     """The implied fields that its classes use if a configuration lacks the field."""
 
     pooling_in_names: bool = True
-    """Whether a classifier that reads the class token always has other names than a pooled one."""
+    """Whether classifiers of the class token and pooled classifiers have different tensor names."""
 
     also_file: bool = False
     """Whether a layout with a directory is also written as a single file."""

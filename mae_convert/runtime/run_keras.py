@@ -216,8 +216,8 @@ def all_patches(logits: Any, mask: Any) -> Any:
     if logits.shape[1] == mask.shape[1]:
         return logits
     padded = ops.pad(logits, ((0, 0), (mask.shape[1] - logits.shape[1], 0), (0, 0)))
-    places = ops.argsort(ops.argsort(mask, axis=1), axis=1)
-    return take_tokens(padded, places)
+    positions = ops.argsort(ops.argsort(mask, axis=1), axis=1)
+    return take_tokens(padded, positions)
 
 
 def _objective(results: Mapping[str, Any], task: str) -> Any:

@@ -118,5 +118,5 @@ def all_patches(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if logits.shape[1] == mask.shape[1]:
         return logits
     padded = torch.nn.functional.pad(logits, (0, 0, mask.shape[1] - logits.shape[1], 0))
-    places = mask.argsort(dim=1, stable=True).argsort(dim=1)
-    return padded.gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[2]))
+    positions = mask.argsort(dim=1, stable=True).argsort(dim=1)
+    return padded.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[2]))

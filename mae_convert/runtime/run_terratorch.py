@@ -138,11 +138,11 @@ def _coordinates(dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
     """Return a function that embeds coordinates (M,) as (M, D) in a dtype."""
     library = getattr(prithvi_mae, SINES_AND_COSINES)
 
-    def embed(width: int, places: Tensor) -> Tensor:
+    def embed(width: int, coordinates: Tensor) -> Tensor:
         if dtype != torch.float64:
-            return library(width, places)
-        frequencies = torch.from_numpy(sincos_frequencies(width)).to(places.device)
-        angles = places.double().flatten()[:, None] * frequencies
+            return library(width, coordinates)
+        frequencies = torch.from_numpy(sincos_frequencies(width)).to(coordinates.device)
+        angles = coordinates.double().flatten()[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     return embed

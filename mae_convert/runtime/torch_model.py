@@ -38,8 +38,8 @@ def make(
         config: its configuration.
         tensors: with the names of the state dict.
         device: the device of the parameters; None for the CPU.
-        mapped: whether a tensor that is stored unchanged in a file becomes a view of a private mapping
-            of the file, instead of a copy. It is read once for its checks, without the mapping.
+        mapped: whether a tensor that is stored unchanged in a file becomes a view of a private
+            mapping of the file, instead of a copy. It is read once for its checks, without mapping.
 
     Raises:
         LayoutError: the tensors are not the model's.
@@ -67,15 +67,17 @@ def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, i
     Of tensors that share bytes of a file only the first is mapped: otherwise, training would change
     them together.
     """
-    places = [(place, tensor) for tensor in tensors if (place := file_position(tensor))]
-    mappings = {file: file.private_mapping() for file in {place.file for place, _ in places}}
+    positions = [(position, tensor) for tensor in tensors if (position := file_position(tensor))]
+    mappings = {
+        file: file.private_mapping() for file in {position.file for position, _ in positions}
+    }
     views: dict[str, tuple[mmap.mmap, int]] = {}
     ends = dict.fromkeys(mappings, 0)
-    for place, tensor in sorted(places, key=lambda item: item[0].offset):
-        mapping = mappings[place.file]
-        if mapping is not None and place.offset >= ends[place.file]:
-            views[tensor.name] = mapping, place.offset
-            ends[place.file] = place.offset + tensor.nbytes
+    for position, tensor in sorted(positions, key=lambda item: item[0].offset):
+        mapping = mappings[position.file]
+        if mapping is not None and position.offset >= ends[position.file]:
+            views[tensor.name] = mapping, position.offset
+            ends[position.file] = position.offset + tensor.nbytes
     return views
 
 
@@ -83,8 +85,8 @@ def file_position(tensor: LazyTensor) -> FilePosition | None:
     """Return the location of an unchanged tensor in a file, aligned for its dtype, or None."""
     if not isinstance(tensor.load, SequentialArray) or not tensor.nbytes:
         return None
-    place = tensor.load.stored_at(0, tensor.load.size)
-    return None if place is None or place.offset % tensor.dtype.itemsize else place
+    position = tensor.load.stored_at(0, tensor.load.size)
+    return None if position is None or position.offset % tensor.dtype.itemsize else position
 
 
 def mapped_or_read(

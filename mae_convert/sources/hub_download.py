@@ -76,11 +76,11 @@ def _shards(
     if not chosen.weights.endswith(INDEX_SUFFIX):
         return {}
     try:
-        places = json.loads(files[name_of(chosen.weights)].read_bytes())["weight_map"].values()
+        shards = json.loads(files[name_of(chosen.weights)].read_bytes())["weight_map"].values()
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return {}
     folder = folder_of(chosen.weights)
-    parts = {name: joined(folder, name) for name in places if is_plain_name(name)}
+    parts = {name: joined(folder, name) for name in shards if is_plain_name(name)}
     return {
         name: download(api, snapshot, path)
         for name, path in sorted(parts.items())

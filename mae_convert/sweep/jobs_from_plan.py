@@ -220,8 +220,8 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
     if to is None:
         if not verified or target is None:
             return "to", (
-                "specify the layout to write with to, or, to verify an existing target, specify "
-                "target and verify"
+                "specify the layout of the output in the field `to`, or, to verify an existing "
+                "target, the fields `target` and `verify`"
             )
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` the job only verifies it"

@@ -110,9 +110,9 @@ def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
     channels each and time has 4/16. The column comes first.
     """
     unit, shares = (width // 16, (6, 6, 4)) if len(grid) == 3 else (width // 4, (2, 2))
-    places = np.unravel_index(np.arange(math.prod(grid)), grid)
+    indices = np.unravel_index(np.arange(math.prod(grid)), grid)
     parts = []
-    for coordinates, share in zip(places[::-1], shares, strict=True):
+    for coordinates, share in zip(indices[::-1], shares, strict=True):
         half = unit * share // 2
         turn = np.exp(
             1j * np.outer(coordinates, np.exp(-math.log(10000) * np.arange(half) / max(half, 1)))

@@ -30,11 +30,11 @@ def same_vector(difference: np.ndarray) -> bool:
     return len(vectors) > 1 and bool(np.abs(vectors - vectors[0]).max() <= ROUNDING * size)
 
 
-def same_by_position(difference: np.ndarray, places: np.ndarray) -> bool:
+def same_by_position(difference: np.ndarray, positions: np.ndarray) -> bool:
     """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are equal."""
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
-    flat = places.ravel()
+    flat = positions.ravel()
     repeated = False
     for position in np.unique(flat):
         alike = vectors[flat == position]

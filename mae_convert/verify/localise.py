@@ -30,14 +30,14 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
         # last_hidden_state is the result of the encoder's last norm; other outputs follow the
         # decoder.
         return (0, 4, 0, 0) if name == "last_hidden_state" else (2, 0, 0, LAST_STEPS.index(name))
-    places = {
+    order = {
         "encoder.embedding": (0, 0, 0, 0),
         "encoder.norm": (0, 2, 0, 0),
         "head.norm": (0, 3, 0, 0),
         "decoder.embedding": (1, 0, 0, 0),
         "decoder.norm": (1, 2, 0, 0),
     }
-    return places.get(name, (3, 0, 0, 0))
+    return order.get(name, (3, 0, 0, 0))
 
 
 def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
@@ -134,8 +134,12 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     difference = (results[1] - results[0])[:, before:]
     if before and (tokens == 0).any():
         return [positions, patches, token]
-    places = patch_positions(a, name, difference.shape[1])
-    if not same_vector(difference) and places is not None and same_by_position(difference, places):
+    indices = patch_positions(a, name, difference.shape[1])
+    if (
+        not same_vector(difference)
+        and indices is not None
+        and same_by_position(difference, indices)
+    ):
         return [positions, patches]
     return [patches, positions]
 
@@ -152,10 +156,12 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     difference = results[1] - results[0]
     removed = removed_tokens(a, mask, difference.shape[1])
     everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(results[0]).max()
-    places = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
+    indices = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
     if not everywhere[removed].any():
-        by_place = same_by_position(difference, places) and not same_vector(difference[~removed])
-        return [positions, embed, token] if by_place else [embed, positions, token]
+        by_position = same_by_position(difference, indices) and not same_vector(
+            difference[~removed]
+        )
+        return [positions, embed, token] if by_position else [embed, positions, token]
     if not everywhere[~removed].any() and same_vector(difference[removed]):
         return [token, positions, embed]
     return [positions, token, embed]

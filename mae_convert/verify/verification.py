@@ -78,8 +78,8 @@ def _runner(text: str) -> Side:
     """Return the runner for a value of ``against``, such as "timm=PYTHON"."""
     framework, _, python = text.partition("=")
     if framework == ORIGINAL:
-        place, _, python = python.partition("=")
-        framework = f"{ORIGINAL}={place}"
+        clone, _, python = python.partition("=")
+        framework = f"{ORIGINAL}={clone}"
     return with_foreign(Side(framework, python=python or None), "against")
 
 
@@ -308,12 +308,15 @@ def _known_difference(run: Run, verdict: Verdict) -> list[str]:
     if checkpoint.layout.name != run.side.framework:
         return []
     # The library exposes no activation for a classifier's norm, so the logits differ first.
-    places = (verdict.first_divergence, "head.norm" if verdict.first_divergence == "logits" else "")
+    activations = (
+        verdict.first_divergence,
+        "head.norm" if verdict.first_divergence == "logits" else "",
+    )
     differences = checkpoint.layout.differences(checkpoint.configuration.model, checkpoint.task)
     return [
         f"{difference}; {verdict.first_divergence} is the first result that differs"
         for difference in differences
-        if difference.activation in places
+        if difference.activation in activations
     ]
 
 

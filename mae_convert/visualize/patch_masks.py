@@ -74,7 +74,7 @@ def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[
 def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
     """Return ranks of the patches (N, rows x columns) as noise (N, L), the same in all frames."""
     times = config.num_patches // ranks.shape[1]
-    at_times = ranks[:, None, :] * times + np.arange(times)[:, None]  # (N, times, places)
+    at_times = ranks[:, None, :] * times + np.arange(times)[:, None]  # (N, times, positions)
     noise = (at_times.reshape(len(ranks), -1) + 0.5) / config.num_patches
     return noise.astype(np.float32)
 
@@ -92,17 +92,17 @@ def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.
     """Return the ranks of patches that are removed in rectangular blocks one after the other."""
     removed: list[int] = []
     left = np.ones((rows, columns), bool)
-    places = np.arange(rows * columns).reshape(rows, columns)
+    positions = np.arange(rows * columns).reshape(rows, columns)
     while left.any():
         area = rows * columns * generator.uniform(SMALLEST_BLOCK, LARGEST_BLOCK)
         shape = math.exp(generator.uniform(-1, 1) * math.log(MOST_ELONGATED))
         height = min(rows, max(1, round(math.sqrt(area * shape))))
         width = min(columns, max(1, round(math.sqrt(area / shape))))
         # The block contains a visible corner patch, so that every block removes a patch.
-        row, column = divmod(int(generator.choice(places[left])), columns)
+        row, column = divmod(int(generator.choice(positions[left])), columns)
         top, start = min(row, rows - height), min(column, columns - width)
         block = (slice(top, top + height), slice(start, start + width))
-        removed += places[block][left[block]].tolist()
+        removed += positions[block][left[block]].tolist()
         left[block] = False
     ranks = np.empty(rows * columns, np.int64)
     ranks[removed] = np.arange(rows * columns)[::-1]

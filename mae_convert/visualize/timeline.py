@@ -178,10 +178,10 @@ def spread(count: int, number: int) -> list[int]:
         return list(range(count))
     if number < 2:
         return [count - 1][:number]
-    places = [round((count - 1) * (i / (number - 1)) ** 2) for i in range(number)]
+    indices = [round((count - 1) * (i / (number - 1)) ** 2) for i in range(number)]
     for i in range(1, number):  # no index is repeated
-        places[i] = max(places[i], places[i - 1] + 1)
-    return places
+        indices[i] = max(indices[i], indices[i - 1] + 1)
+    return indices
 
 
 def _number_in(source: str) -> int | None:

@@ -18,7 +18,7 @@ class MAESTConfig(VideoConfiguration):
     Attributes:
         pred_t_dim: frames that the decoder predicts, spread evenly over the video's; None for all.
             The published models predict 8 of 16.
-        sep_pos_embed: whether positions are the sum of one table for places and one for times, or
+        sep_pos_embed: whether positions are the sum of one table for space and one for time, or
             one table for both.
         cls_embed: whether encoder and decoder have a class token.
         qkv_bias: whether the query, key and value projections have biases.

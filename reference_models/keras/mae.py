@@ -129,7 +129,7 @@ class Encoder(Trunk):
 
 
 class Decoder(DecoderTrunk):
-    """The decoder (MAE, section 3): mask tokens take the places of the removed patches."""
+    """The decoder (MAE, section 3): mask tokens replace the removed patches."""
 
     def __init__(self, config: ViTMAEConfig, **options: Any) -> None:
         super().__init__(config, outputs=config.patch_dim, **options)

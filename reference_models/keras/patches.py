@@ -188,7 +188,7 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (N, T, D), or (1, T, D) for all images, by their places (N, K): (N, K, D).
+    """Pick tokens (N, T, D), or (1, T, D) for all images, by their positions (N, K): (N, K, D).
 
     The images are laid end to end and whole tokens are picked; ``ops.take_along_axis`` would need
     an index for every number.

@@ -127,7 +127,7 @@ class Decoder(Trunk):
     def call(
         self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
     ) -> Tensor:
-        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all positions."""
         positions = fixed_positions(self, self.config)[0]
         visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
         mask_tokens = self.mask_token + ops.take(positions, ids_decode, axis=0)  # (N, M, D)
@@ -153,8 +153,8 @@ class MaskedVideoMAE(MaskedModel):
         if noise is None:
             time, rows, columns = self.config.grid_shape
             shape = (ops.shape(pixel_values)[0], rows * columns)
-            places = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-            noise = ops.tile(places, (1, time))
+            one_time = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+            noise = ops.tile(one_time, (1, time))
         check_noise(noise, pixel_values.shape[0], self.config)
         return mask_in_order(noise, self.config.num_kept)
 
@@ -180,12 +180,12 @@ class VideoMAEModel(MaskedVideoMAE):
             pixel_values: (N, C, T, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
-                it is not given it is uniform over the places of a time step, the same at all times.
+                it is not given, it is uniform over one time step and the same at all times.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are positions among the kept patches
             and then the hidden ones, each in the order of the video.
 
         Raises:
@@ -254,7 +254,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
                 unbiased deviation before it is compared; by default as configured.
-            ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
+            ids_decode: (N, M), the patches' positions; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:

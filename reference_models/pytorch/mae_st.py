@@ -65,7 +65,7 @@ class Positions(nn.Module):
     config: MAESTConfig
 
     def add_positions(self, prefix: str, width: int) -> None:
-        """Add tables of places and times, and of the class token, or one for everything."""
+        """Add tables of space, time and class token, or one table of everything."""
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.sep_pos_embed:
             lengths = {"_spatial": rows * columns, "_temporal": time}

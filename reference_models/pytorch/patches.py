@@ -171,7 +171,7 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (N, T, D), or (1, T, D) for all images, by their places (N, K): (N, K, D)."""
+    """Pick tokens (N, T, D), or (1, T, D) for all images, by their positions (N, K): (N, K, D)."""
     images, width = ids.shape[0], tokens.shape[-1]
     # Not take_along_dim, of which torch.export makes a program for one number of images only.
     return tokens.expand(images, -1, -1).gather(1, ids.unsqueeze(-1).expand(-1, -1, width))

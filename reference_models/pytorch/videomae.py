@@ -129,8 +129,8 @@ def masked(
     """
     videos, (time, rows, columns) = pixel_values.shape[0], config.grid_shape
     if noise is None:
-        places = torch.rand(videos, rows * columns, device=pixel_values.device)
-        noise = places.repeat(1, time)
+        one_time = torch.rand(videos, rows * columns, device=pixel_values.device)
+        noise = one_time.repeat(1, time)
     check_noise(noise, videos, config)
     return mask_in_order(noise, config.num_kept)
 
@@ -154,11 +154,11 @@ class VideoMAEModel(Encoder):
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
                 A boolean mask that is true where a patch is hidden gives itself as a float. Where
-                it is not given it is uniform over the places of a time step, the same at all times.
+                it is not given, it is uniform over one time step and the same at all times.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are places among the kept patches
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are positions among the kept patches
             and then the hidden ones, each in the order of the video.
 
         Raises:
@@ -247,7 +247,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     def decode(
         self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
     ) -> Tensor:
-        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all their places."""
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all positions."""
         positions = self.decoder_positions
         visible = self.encoder_to_decoder(latent) + take_tokens(positions, ids_keep)
         mask_tokens = self.mask_token.to(visible.dtype) + take_tokens(positions, ids_decode)
@@ -270,7 +270,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             mask: (N, L), 1 where a patch is hidden.
             norm_pix_loss: whether each channel of a patch is normalized by its own mean and
                 unbiased deviation before it is compared; by default as configured.
-            ids_decode: (N, M), the patches' places; if not given, all hidden ones in order.
+            ids_decode: (N, M), the patches' positions; if not given, all hidden ones in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:

@@ -122,7 +122,7 @@ WRONG = {
     JOB + "  to: timm\n  to: keras\n": ", line 4, to: this field occurs twice",
     JOB
     + "  to: timm\n  license: mit\n": ", line 4, license: this field applies to publishing only",
-    JOB: ", line 1, to: specify the layout to write",
+    JOB: ", line 1, to: specify the layout of the output",
     JOB + "  target: nothing-there\n": ", line 3, target: ",
     "- source: runs/checkpoint-0.pth\n  to: timm\n": ", line 1, target: specify target",
     "- source: runs/none.pth\n": ", line 1, source: ",

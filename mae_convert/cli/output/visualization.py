@@ -41,8 +41,8 @@ def reconstructions(report: Mapping[str, Any]) -> None:
     if report.get("sampling"):
         out.print(f"sampling: {markup(report['sampling'])}")
         for clip in report["images"]:
-            places = ", ".join(str(number + 1) for number in clip["frames"])
-            out.print(f"frames of {markup(clip['image'])}: {places}")
+            frame_numbers = ", ".join(str(number + 1) for number in clip["frames"])
+            out.print(f"frames of {markup(clip['image'])}: {frame_numbers}")
     if report["note"]:
         out.print(f"note: {markup(report['note'])}")
     for path in report["outputs"]:

@@ -123,7 +123,7 @@ class MAEST(Family):
         sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, patch)), strict=True)
         rows, columns = (side // length for side, length in sides)
         steps = frames // measured["tubelet_size"]
-        patches = measured.get("num_patches", measured.get("places", 0) * steps)
+        patches = measured.get("num_patches", measured.get("spatial_patches", 0) * steps)
         if rows * columns * steps != patches:
             raise ConfigurationError(
                 f"an image size of {size} with {frames} frames has {rows * columns * steps}"
@@ -166,8 +166,8 @@ class MAEST(Family):
 def _places(evidence: Evidence) -> int:
     """Return the number of patches of a time step."""
     geometry = evidence.geometry
-    if "places" in geometry:
-        return int(geometry["places"])
+    if "spatial_patches" in geometry:
+        return int(geometry["spatial_patches"])
     frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
     frames = frames or evidence.conventions["num_frames"]
     return int(geometry["num_patches"] // max(frames // geometry["tubelet_size"], 1))

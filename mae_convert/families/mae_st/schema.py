@@ -71,7 +71,7 @@ def _blocks(
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    In addition, ``places`` is the number of patches of a time step for separate positions,
+    In addition, ``spatial_patches`` is the number of patches of a time step for separate positions,
     ``num_patches`` is the number of all patches for joint ones, and ``predicted_length`` is the
     number of predicted frames of a patch.
 
@@ -83,8 +83,10 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     separate = "encoder.spatial_position_embedding" in shapes
     fields |= {"cls_embed": with_class, "sep_pos_embed": separate}
     if separate:
-        fields["places"] = dimension(shapes, "encoder.spatial_position_embedding", 3, axis=1)
-        if fields["places"] == 1 and not with_class:
+        fields["spatial_patches"] = dimension(
+            shapes, "encoder.spatial_position_embedding", 3, axis=1
+        )
+        if fields["spatial_patches"] == 1 and not with_class:
             # Keras numbers tensors: these would be a class token and joint positions as well.
             raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
@@ -101,18 +103,18 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
     """Return the schema of a geometry; it depends only on the number of positions and times."""
-    left_out = ("places", "num_patches", "predicted_length", "num_attention_heads")
+    left_out = ("spatial_patches", "num_patches", "predicted_length", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch, tubelet = measured["patch_size"], measured["tubelet_size"]
     height, width = (patch, patch) if isinstance(patch, int) else patch
     frames = measured.get("num_frames", tubelet)
-    places = measured.get("places") or measured["num_patches"]
+    spatial_patches = measured.get("spatial_patches") or measured["num_patches"]
     predicted = measured.get("predicted_length", tubelet) * frames // tubelet
     config = MAESTConfig(
         **{
             **fields,
             "num_frames": frames,
-            "image_size": (places * height, width),
+            "image_size": (spatial_patches * height, width),
             "pred_t_dim": predicted,
             "num_attention_heads": 1,
             "decoder_num_attention_heads": 1,

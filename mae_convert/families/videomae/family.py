@@ -164,9 +164,9 @@ class VideoMAE(Family):
         The patches with the lowest ranks are visible, the same ones at every time step.
         """
         time, rows, columns = config.grid_shape
-        places, total = rows * columns, config.num_patches
-        ranks = generator.permuted(np.tile(np.arange(places), (batch, 1)), axis=1)
-        by_time = ranks[:, None, :] * time + np.arange(time)[:, None]  # (N, time, places)
+        patches, total = rows * columns, config.num_patches
+        ranks = generator.permuted(np.tile(np.arange(patches), (batch, 1)), axis=1)
+        by_time = ranks[:, None, :] * time + np.arange(time)[:, None]  # (N, time, patches)
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
 
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
@@ -185,8 +185,8 @@ class VideoMAE(Family):
     def ratio_that_keeps(self, visible: int, config: VideoMAEConfig) -> float:
         """Return a mask ratio with which a model keeps this many patches."""
         time, rows, columns = config.grid_shape
-        places, of_time = rows * columns, visible // time
-        return 0.0 if of_time == places else (places - of_time + 0.5) / places
+        patches, of_time = rows * columns, visible // time
+        return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
         """Return None, because the decoder's norm is applied to removed patches only."""

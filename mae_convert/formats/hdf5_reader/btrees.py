@@ -49,14 +49,14 @@ def old_tree(
         for _ in range(count):
             children.append(node.address())
             keys.append(node.take(key_width))
-        places = [order(key) for key in keys] if order else []
-        if any(a >= b for a, b in itertools.pairwise(places)) or (
-            bounds and places and not bounds[0] <= places[0] <= places[-1] <= bounds[1]
+        ordered = [order(key) for key in keys] if order else []
+        if any(a >= b for a, b in itertools.pairwise(ordered)) or (
+            bounds and ordered and not bounds[0] <= ordered[0] <= ordered[-1] <= bounds[1]
         ):
             raise ValueError("a B-tree that is not sorted")
         for number, child in enumerate(children):
             if signature:
-                between = (places[number], places[number + 1]) if order else None
+                between = (ordered[number], ordered[number + 1]) if order else None
                 yield from visit(child, depth + 1, signature - 1, between)
             else:
                 yield keys[number], child
