@@ -147,7 +147,7 @@ class MaskedVideoMAE(MaskedModel):
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order`; all are (N, L).
 
-        Without noise it is drawn for one time step and the same at all: tubes (section 3.2).
+        Without noise, tubes are drawn: the same patches at all time steps (section 3.2).
         """
         check_pixels(pixel_values, self.config)
         if noise is None:

@@ -125,7 +125,7 @@ def masked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order` for videos; all are (N, L).
 
-    Without noise it is drawn for one time step and the same at all: tubes (section 3.2).
+    Without noise, tubes are drawn: the same patches at all time steps (section 3.2).
     """
     videos, (time, rows, columns) = pixel_values.shape[0], config.grid_shape
     if noise is None:
