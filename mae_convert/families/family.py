@@ -498,8 +498,8 @@ class Family(ABC):
             config: the configuration of the model.
 
         Returns:
-            Mean and deviation, float64, that go with what `mae_convert.families.pixel_patches.cut`
-            returns: pixels, normalized as inputs are, are prediction x deviation + mean.
+            Mean and deviation, float64, for the patches of `mae_convert.families.pixel_patches.cut`:
+            pixels that are normalized like inputs are prediction x deviation + mean.
         """
         if not config.norm_pix_loss:
             return np.float64(0), np.float64(1)  # type: ignore[return-value]

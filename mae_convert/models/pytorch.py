@@ -236,7 +236,7 @@ class TorchModel(PretrainedModel, nn.Module):
     def _computed(
         self, pixel_values: Tensor | None, *more: Any, asked: Asked, interpolate: bool | None
     ) -> Any:
-        """Return the result of the reference model, if needed for images of another size."""
+        """Return the output of the reference model, with resampled positions if needed."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]

@@ -114,7 +114,7 @@ def page(result: Timeline) -> str:
         f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{gained}</p>",
         plot(result),
         "<h2>Pictures</h2>",
-        _pictures(result),
+        _images(result),
         "<h2>Checkpoints</h2>",
         _table(result),
     ]
@@ -144,7 +144,7 @@ def _table(timeline: Timeline) -> str:
     return table(heads, rows, attributes=[f'class="{mark}"' for mark in marks])
 
 
-def _pictures(timeline: Timeline) -> str:
+def _images(timeline: Timeline) -> str:
     columns = _columns(timeline)
     rows = (
         [_picture(column[i], name) for name, column in columns.items()]

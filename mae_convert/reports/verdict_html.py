@@ -60,7 +60,7 @@ def page(verification: "Verification", environment: Mapping[str, str]) -> str:
         ),
         *_isolated(verdict),
         *_depth(verdict),
-        *_pictures(verification),
+        *_images(verification),
         "<h2>Environment</h2>",
         table(
             ("package", "version"),
@@ -168,7 +168,7 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     return chart.svg(*grid, limit, named, line(points, "curve"), *marks, *names)
 
 
-def _pictures(verification: "Verification") -> Iterator[str]:
+def _images(verification: "Verification") -> Iterator[str]:
     """Yield the reconstructions of both sides and their difference, if available."""
     if len(verification.traces) < 2:
         return

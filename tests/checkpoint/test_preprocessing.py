@@ -47,7 +47,7 @@ def with_stated(model, folder, settings):
     return copy
 
 
-def pictures(folder, size=None):
+def images_in(folder, size=None):
     random = np.random.default_rng(0)
     kinds = {"RGB": 3, "L": 1, "RGBA": 4}
     paths = []
@@ -63,7 +63,7 @@ def pictures(folder, size=None):
 def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
     settings = STATED[name]
     folder = with_stated(model, tmp_path, settings)
-    paths = pictures(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
+    paths = images_in(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
     ours = load_images(paths, open_checkpoint(folder))
     real = ViTImageProcessorPil.from_pretrained(folder)
     theirs = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
@@ -103,7 +103,7 @@ def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
     settings, words = BAD[name]
     directory = with_stated(model, tmp_path, settings)
     with pytest.raises(MaeConvertError, match=words):
-        load_images(pictures(tmp_path), open_checkpoint(directory))
+        load_images(images_in(tmp_path), open_checkpoint(directory))
 
 
 def test_what_is_no_picture_is_refused(model, tmp_path):

@@ -397,7 +397,7 @@ def test_a_timeline(trained, printed, hostile):
     )
 
 
-def test_pictures_and_features(printed, hostile):
+def test_reconstructions_and_features(printed, hostile):
     from mae_convert.cli.output.visualization import features, reconstructions
     from mae_convert.visualize.features import Features
 

@@ -369,7 +369,7 @@ class TestVerdict:
         # The effect is that of rounding: other sizes have no results in common.
         assert 1e-6 < verdict.effects["logits"] < 1e-2
 
-    def test_other_pictures_alone_have_no_effect_to_tell(self, pretrain, tmp_path):
+    def test_different_random_images_are_not_reported_as_a_change(self, pretrain, tmp_path):
         target = converted(pretrain, tmp_path / "m.pth", image_size=(16, 64))
         verdict = self.verdict(pretrain, target)
         assert verdict.passed, verdict.failed()

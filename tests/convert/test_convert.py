@@ -237,7 +237,7 @@ class TestRefusals:
 
 @pytest.mark.parametrize("name", ["model", "state_dict_in_memory"])
 @pytest.mark.parametrize("task", ["pretrain", "encoder", "classifier"])
-def test_every_spelling_of_transformers_5_is_read(golden, case, tmp_path, task, name):
+def test_every_naming_variant_of_transformers_5_is_read(golden, case, tmp_path, task, name):
     """Golden: ``save_pretrained`` and ``state_dict()`` of 5.23, from the original's weights."""
     folder = golden / f"transformers_v5_{task}"
     shutil.copy(folder / "config.json", tmp_path)

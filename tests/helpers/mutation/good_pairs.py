@@ -47,7 +47,7 @@ class Design:
     dtype: str
     sharp: float
     positions: float
-    pictures: str
+    pixels: str
     layout: str
     seed: int
 
@@ -56,7 +56,7 @@ class Design:
         return (
             f"{self.task} {c.hidden_size}/{c.num_attention_heads}x{c.num_hidden_layers} "
             f"{c.image_size}/{c.patch_size}x{c.num_channels} {self.dtype} q,k x{self.sharp} "
-            f"positions x{self.positions} {self.pictures} images, to {self.layout}, seed "
+            f"positions x{self.positions} {self.pixels} images, to {self.layout}, seed "
             f"{self.seed}"
         )
 
@@ -76,9 +76,7 @@ def designs(number: int, seed: int) -> Iterator[Design]:
             dtype,
             sharp=1.0 if plain else float(rng.choice([1, 2, 4, SHARPEST])),
             positions=1.0 if plain else float(rng.choice([1, 10, 100])),
-            pictures="normal"
-            if plain
-            else str(rng.choice(["normal", "constant", "large", "zero"])),
+            pixels="normal" if plain else str(rng.choice(["normal", "constant", "large", "zero"])),
             layout=layout,
             seed=seed * 100_000 + index,
         )
@@ -124,13 +122,13 @@ def tensors_of(design: Design) -> dict[str, np.ndarray]:
     return {name: array.astype(DTYPES[design.dtype]) for name, array in tensors.items()}
 
 
-def pictures_of(design: Design, pixels: np.ndarray) -> np.ndarray:
+def pixels_of(design: Design, pixels: np.ndarray) -> np.ndarray:
     """Return images (N, C, H, W) as the design wants them."""
-    if design.pictures == "constant":
+    if design.pixels == "constant":
         height, width = design.config.patch_hw
         corner = pixels[:, :, ::height, ::width]
         return corner.repeat(height, axis=2).repeat(width, axis=3)
-    factor = {"normal": 1, "large": 300, "zero": 0}[design.pictures]
+    factor = {"normal": 1, "large": 300, "zero": 0}[design.pixels]
     return pixels * np.float32(factor)
 
 
@@ -157,7 +155,7 @@ def runs_of(design: Design, folder: Path) -> tuple[Run, Run]:
     execute(plan_conversion(source, target, layout))
     options = Options(inputs=InputChoice(seed=design.seed, batch=1 + design.seed % 3))
     inputs, request = common_request(source, options, unmasked=design.task == "classify")
-    inputs = {**inputs, "pixel_values": pictures_of(design, inputs["pixel_values"])}
+    inputs = {**inputs, "pixel_values": pixels_of(design, inputs["pixel_values"])}
     a = Run(source, "torch", inputs, request.mask_ratio or 0.0)
     return a, replace(a, checkpoint=open_checkpoint(target), framework="tensorflow")
 
