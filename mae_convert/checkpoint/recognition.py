@@ -37,7 +37,7 @@ class Reading:
     """External names that the table declares as unused, with the reason."""
 
     problems: tuple[str, ...]
-    """Sentences about what does not fit; empty if the table fits."""
+    """Sentences about the mismatches; empty if the table fits."""
 
     created: Mapping[str, Shape] = field(default_factory=dict)
     """Key biases that are not stored although query and value have biases; they are created as

@@ -498,7 +498,7 @@ class Family(ABC):
             config: the configuration of the model.
 
         Returns:
-            Mean and deviation, float64, for the patches of `mae_convert.families.pixel_patches.cut`:
+            Mean and deviation, float64, for patches of `mae_convert.families.pixel_patches.cut`:
             pixels that are normalized like inputs are prediction x deviation + mean.
         """
         if not config.norm_pix_loss:

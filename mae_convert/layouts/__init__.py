@@ -1,1 +1,1 @@
-"""The algebra of mapping tables between layouts: rows, transforms, `Layout`; no library's table."""
+"""Mapping tables between layouts: rows, transforms, `Layout`; without the tables themselves."""

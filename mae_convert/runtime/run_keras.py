@@ -143,7 +143,7 @@ def build(job: Job, dtype: str) -> Any:
 
 
 def load_weights_file(model: Any, weights: StoredWeights) -> None:
-    """Load ``.weights.h5`` or ``.keras`` with Keras, which ignores extra tensors: count them."""
+    """Load ``.weights.h5`` or ``.keras`` with Keras; refuse extra tensors, which Keras ignores."""
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):

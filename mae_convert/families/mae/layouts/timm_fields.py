@@ -59,7 +59,7 @@ ARGUMENTS: Mapping[str, Treatment] = {
         ),
         READ,
     ),
-    # Training, and how the model is made before it is filled.
+    # Options of training, and of the initialization before the weights are loaded.
     **dict.fromkeys(
         (
             "attn_drop_rate",

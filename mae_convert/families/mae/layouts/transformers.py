@@ -1,8 +1,8 @@
 """Hugging Face transformers, PyTorch: ViTMAEModel, ViTMAEForPreTraining, ViTForImageClassification.
 
 Three variants of the names are read. Names of version 4 are written, because every version loads
-them. Version 5 saves the decoder's blocks as ``decoder.decoder_encoder.layer``, which version 4 does
-not load but initializes at random; and its ``state_dict()`` has other names.
+them. Version 5 saves the decoder's blocks as ``decoder.decoder_encoder.layer``, which version 4
+initializes at random instead of loading them; and its ``state_dict()`` has other names.
 """
 
 from collections.abc import Mapping
