@@ -201,7 +201,7 @@ def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
     """Require that the chunks are inside the tensor, do not overlap, and cover all of it.
 
     Raises:
-        CheckpointError: one of these is not so.
+        CheckpointError: a condition is not met.
     """
     shape = (len(tensor.chunks), len(tensor.shape))
     begins = np.array([chunk.offsets for chunk in tensor.chunks], np.int64).reshape(shape)

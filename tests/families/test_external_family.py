@@ -159,7 +159,7 @@ def test_the_page_counts_the_lines():
         sum(bool(line.strip()) for line in example.splitlines())
         for example in EXAMPLES.findall(page)
     )
-    assert f"takes {family} lines that are not empty, its model {model}" in page
+    assert f"has {family} non-empty lines, its model {model}." in page
 
 
 def test_a_further_layout_leaves_the_family_itself_as_it_is():
