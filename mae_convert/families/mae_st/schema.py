@@ -87,7 +87,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             shapes, "encoder.spatial_position_embedding", 3, axis=1
         )
         if fields["spatial_patches"] == 1 and not with_class:
-            # In Keras files without names, the tensors would also fit a class token and joint positions.
+            # In Keras files without names, a class token with joint positions has the same shapes.
             raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
         fields["num_frames"] = steps * fields["tubelet_size"]
