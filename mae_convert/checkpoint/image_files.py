@@ -10,8 +10,9 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -22,6 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not MPO: its other images are previews
 UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes without a defined range of values
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LONGEST_COMPLAINT = 200
 STANDARD_ERROR = 2
 OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
@@ -156,7 +158,7 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
     try:
         with (
             open_input(path) as file,
-            _collected(complaints),
+            _collected(complaints, prints=_is_tiff(file)),
             Image.open(file, formats=_available()) as image,
         ):
             yield image
@@ -194,21 +196,40 @@ def _in_brackets(complaints: Sequence[str]) -> str:
     return f" ({text[:LONGEST_COMPLAINT].rstrip('. ')})" if text else ""
 
 
-@contextmanager
-def _collected(complaints: list[str]) -> Iterator[None]:
-    """Collect Python's warnings, and messages that C decoders print on standard error.
+def _is_tiff(file: BinaryIO) -> bool:
+    """Return whether a file, read from its start, is a TIFF."""
+    signature = file.read(4)
+    file.seek(0)
+    return signature in TIFF_SIGNATURES
 
-    Both affect the whole process, so this is done in the main thread only.
+
+@contextmanager
+def _collected(complaints: list[str], *, prints: bool) -> Iterator[None]:
+    """Collect Pillow's warnings, and messages that its C decoder of TIFF prints.
+
+    Both affect the whole process, so this is done in the main thread only, and other threads may
+    warn or print meanwhile: their warnings are passed on.
+
+    Args:
+        complaints: receives the messages.
+        prints: whether the decoder prints messages.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     try:
-        with warnings.catch_warnings(record=True) as caught, _printed(complaints):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            _printed(complaints) if prints else nullcontext(),
+        ):
             warnings.simplefilter("always")
             yield
     finally:
-        complaints += [str(one.message) for one in caught]
+        for one in caught:
+            if "PIL" in Path(one.filename).parts:
+                complaints.append(str(one.message))
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 @contextmanager

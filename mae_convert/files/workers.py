@@ -6,7 +6,7 @@ process, because each releases the interpreter lock.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ MOST_WORKERS = 4
 REUSED_BYTES = 30 << 20
 """Less than 32 MB, up to which glibc raises its mmap threshold to the size of a freed block."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 Advance = Callable[[int], None]
 
@@ -82,14 +83,16 @@ class WorkerThreads:
         self._progress.advance(count)
 
 
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items, each of which is computed in a thread while the previous one is used."""
+def overlapped(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield `work(item)` for each item, computed in a thread while this one makes the next item."""
     with ThreadPoolExecutor(1, thread_name_prefix="mae-convert") as pool:
-        end: Any = object()
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item
+        running: Future[T] | None = None
+        for item in items:
+            previous, running = running, pool.submit(work, item)
+            if previous is not None:
+                yield previous.result()
+        if running is not None:
+            yield running.result()
 
 
 def reuse_freed_memory() -> None:

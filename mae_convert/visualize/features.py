@@ -14,7 +14,7 @@ from mae_convert.checkpoint.image_files import check_images
 from mae_convert.checkpoint.preprocessing import load_images, preprocessing_of
 from mae_convert.errors import Option
 from mae_convert.files.atomic import replacing_file
-from mae_convert.files.workers import one_ahead
+from mae_convert.files.workers import overlapped
 from mae_convert.runtime import load_model
 from mae_convert.runtime.inputs import Arrays
 from mae_convert.visualize.image_batch import ImageBatch
@@ -109,17 +109,21 @@ def features_of(
     run = _run_torch if framework == "torch" else _run_keras
     batches: list[dict[str, np.ndarray]] = []
     sampling = ""
-    prepared = one_ahead(_batches(checkpoint, paths, inputs, options))
-    for given, sampling in prepared:  # noqa: B007
-        count = len(given["pixel_values"])
+
+    def encode(batch: tuple[dict[str, np.ndarray], str]) -> tuple[np.ndarray, str]:
+        given, sampling = batch
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
-        hidden = run(model, {**given, "noise": np.tile(in_order, (count, 1))}, device)
+        noise = np.tile(in_order, (len(given["pixel_values"]), 1))
+        return run(model, {**given, "noise": noise}, device), sampling
+
+    # Images are decoded in this thread, because the messages of decoders are collected here only.
+    for hidden, sampling in overlapped(encode, _batches(checkpoint, paths, inputs, options)):  # noqa: B007
         parts = checkpoint.family.features(hidden, model.config)
         parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)
         batches.append({name: part for name, part in parts.items()
                       if options.tokens or name != "tokens"})  # fmt: skip
         if advance is not None:
-            advance(count)
+            advance(len(hidden))
     arrays: dict[str, Any] = {
         n: np.concatenate([p[n] for p in batches]).astype(np.float32) for n in batches[0]
     }

@@ -5,23 +5,36 @@ from collections.abc import Iterator
 
 import pytest
 
-from mae_convert.files.workers import one_ahead
+from mae_convert.files.workers import overlapped
 
 
-def test_the_next_item_is_computed_while_one_is_used() -> None:
-    computed = [threading.Event() for _ in range(3)]
+def test_an_item_is_made_while_the_previous_one_is_worked_on() -> None:
+    made = [threading.Event() for _ in range(3)]
+    main = threading.get_ident()
 
     def items() -> Iterator[int]:
-        for number, event in enumerate(computed):
+        for number, event in enumerate(made):
+            assert threading.get_ident() == main
             event.set()
             yield number
-        raise ValueError("the last one")
 
-    used = one_ahead(items())
-    assert next(used) == 0
-    assert computed[1].wait(5)
-    assert not computed[2].is_set()
-    assert [next(used), next(used)] == [1, 2]
-    with pytest.raises(ValueError, match="the last one"):
-        next(used)
-    assert list(one_ahead(iter([]))) == []
+    def work(number: int) -> int:
+        if number < 2:
+            assert made[number + 1].wait(5)
+        assert threading.get_ident() != main
+        return 10 * number
+
+    assert list(overlapped(work, items())) == [0, 10, 20]
+    assert list(overlapped(work, iter([]))) == []
+
+
+def test_an_error_of_either_thread_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(overlapped(lambda number: 1 // number, iter([1, 0, 1])))
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("the second one")
+
+    with pytest.raises(ValueError, match="the second one"):
+        list(overlapped(lambda number: number, items()))

@@ -87,7 +87,8 @@ def test_what_cannot_be_written_is_refused_before_any_work(command, training):
     result = command("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)
     assert (result.status, result.err) == (
         2,
-        "mae-convert: no file matches the pattern none*.pth\n",
+        "mae-convert: no file matches the pattern none*.pth; check the pattern; quotes keep the"
+        " shell from expanding it\n",
     )
 
 
