@@ -507,7 +507,7 @@ REFUSED = {
     "another head": (ViTForImageClassification, "transformers_tf_classifier_tiny_v4pt",
                      {"num_labels": 3}, ConfigurationError, "ignore_mismatched_sizes"),
     "width": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"hidden_size": 64},
-              ConfigurationError, "cannot become 64"),
+              ConfigurationError, "cannot be set to 64"),
     "unknown": (ViTMAEModel, "transformers_tf_pretrain_tiny_v4pt", {"hiden_size": 32}, TypeError,
                 "hiden_size"),
     "nowhere": (ViTMAEModel, "nowhere.pth", {}, MaeConvertError, "nowhere.pth"),

@@ -261,7 +261,7 @@ def test_an_existing_card_keeps_its_text(hub, command, model):
     assert metadata["language"] == "en"
     assert metadata["library_name"] == "transformers"
     assert text.startswith("# Theirs\n\nDo not touch.\n")
-    assert "correct it" in result.out
+    assert "correct the text of the card" in result.out
     assert "| licence | mit, as stated by its publisher |" in text
     assert hub.state.names(REPO) == FILES | {"LICENSE"}
 

@@ -395,7 +395,7 @@ ENVIRONMENTS = {
     "torch and transformers": (KERAS_PACKAGES, 0, "transformers in transformers"),
     "tensorflow only": (("torch", "transformers", "timm", "jax"), 0, "original in TensorFlow"),
     "jax only": (("torch", "transformers", "timm", "tensorflow"), 0, "original in JAX"),
-    "none": (("torch", "transformers", "timm", *KERAS_PACKAGES), 3, "torch is not installed here"),
+    "none": (("torch", "transformers", "timm", *KERAS_PACKAGES), 3, "no framework is installed"),
 }
 
 

@@ -148,7 +148,7 @@ ACCESS = {
     "private": ("someone/secret", "does not exist on the Hub, or it is private"),
     "gated": ("someone/gated", "accept its terms on its page"),
     "no such revision": (f"{REPO}@v9", "no such branch"),
-    "no such file": (f"{REPO}/none.bin", "there is no such file; it holds"),
+    "no such file": (f"{REPO}/none.bin", "there is no such file; it contains"),
 }
 
 
