@@ -134,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
     """Reads a request, has a route answer it, and sends that, or what a fault makes of it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body would wait 40 ms for the acknowledgement of its headers
     server: Server
 
     def log_message(self, *_: object) -> None:
