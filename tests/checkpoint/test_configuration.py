@@ -54,7 +54,7 @@ def evidence(**changes):
     return Evidence(**{**nothing, **changes})
 
 
-def test_sources_are_asked_in_order():
+def test_configuration_sources_are_read_in_order_of_precedence():
     specified = {
         "flags": {"num_attention_heads": 2},
         "stated": {"num_attention_heads": 4},
@@ -72,7 +72,7 @@ def test_sources_are_asked_in_order():
             specified.pop(next(iter(specified)))
 
 
-def test_a_width_alone_gives_no_number_of_heads():
+def test_width_alone_does_not_determine_the_number_of_heads():
     # MAE-Lite's Tiny and solo-learn's have 12 heads at this width, timm's has 3.
     small = {**GEOMETRY, "hidden_size": 192, "intermediate_size": 768}
     other_depth = {**GEOMETRY, "num_hidden_layers": 6}
@@ -93,12 +93,12 @@ def test_a_width_alone_gives_no_number_of_heads():
         assert result.sources["num_attention_heads"] == "experiment"
 
 
-def test_layouts_under_whose_names_nothing_is_published_have_no_official_model():
+def test_layouts_without_published_checkpoints_have_no_official_model():
     with pytest.raises(ConfigurationError, match="with num_heads="):
         resolve("pretrain", evidence(layout="mmpretrain"))
 
 
-def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
+def test_model_name_determines_heads_only_if_the_size_matches():
     arguments = {"training_args": {"model": "mae_vit_large_patch16"}}
     narrow = {**GEOMETRY, "hidden_size": 192}
     with pytest.raises(
@@ -112,7 +112,7 @@ def test_a_model_s_name_gives_the_heads_only_of_a_model_of_that_size():
     assert "decoder_num_heads" not in str(raised.value)
 
 
-def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
+def test_scalar_mean_and_std_apply_to_all_channels_as_in_transformers():
     resolved = resolve("encoder", evidence(preprocessor={"image_mean": 0.5, "image_std": 2}))
     assert (resolved.image_mean, resolved.image_std) == ((0.5,) * 3, (2,) * 3)
 
@@ -120,7 +120,7 @@ def test_one_number_is_for_all_channels_as_for_transformers_image_processors():
 @pytest.mark.parametrize(
     "value", [True, "0.5", [0.5], ["a", "b", "c"], {"r": 1}, [0.1, 0.2, float("nan")]]
 )
-def test_a_mean_colour_is_a_number_for_each_channel(value):
+def test_mean_color_has_one_value_per_channel(value):
     with pytest.raises(ConfigurationError, match="image_mean"):
         resolve("encoder", evidence(preprocessor={"image_mean": value}))
 
@@ -160,7 +160,7 @@ def test_impossible_values_are_refused(field, value):
         resolve("pretrain", evidence(stated={field: value}))
 
 
-def test_a_grid_that_is_no_square_needs_a_size():
+def test_non_square_grid_requires_an_image_size():
     wide, heads = {**GEOMETRY, "num_patches": 98}, {"num_attention_heads": 12}
     with pytest.raises(ConfigurationError, match="source_image_size="):
         resolve("encoder", evidence(geometry=wide, flags=heads))
@@ -172,7 +172,7 @@ def test_a_grid_that_is_no_square_needs_a_size():
         resolve("encoder", evidence(geometry=wide, flags=flags))
 
 
-def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it_says():
+def test_in_a_comparison_a_flag_applies_to_the_file_that_lacks_the_field():
     specified = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
     assert resolve("pretrain", evidence(**specified)).model.layer_norm_eps == 1e-5
     stating = resolve("pretrain", evidence(**specified, fill_only=True))
@@ -183,7 +183,7 @@ def test_where_two_files_are_compared_a_flag_is_about_the_one_that_lacks_what_it
         check_flags_taken(specified["flags"], {"a": stating})
 
 
-def test_other_sensors_have_no_mean_colour():
+def test_other_sensors_have_no_default_mean_color():
     flags = {"num_attention_heads": 12}
     resolved = resolve("encoder", evidence(geometry={**GEOMETRY, "num_channels": 4}, flags=flags))
     assert (resolved.image_mean, resolved.image_std) == ((0.0,) * 4, (1.0,) * 4)
@@ -199,7 +199,7 @@ def test_training_arguments_inside_a_checkpoint_are_used(case, tmp_path):
     assert configuration.sources["norm_pix_loss"] == "training arguments"
 
 
-def test_a_missing_epsilon_means_what_the_transformers_classes_take(golden, tmp_path):
+def test_missing_epsilon_uses_the_default_of_the_transformers_classes(golden, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(golden / "transformers_tf_pretrain_tiny_v4pt", folder)
     config = json.loads((folder / "config.json").read_text())
@@ -254,7 +254,7 @@ SOLO = {
     ],
     ids=["mmpretrain", "EasyCV", "solo-learn", "plain"],
 )  # fmt: skip
-def test_the_settings_of_other_training_programs_are_evidence(arguments, conventions):
+def test_settings_of_other_training_programs_are_used(arguments, conventions):
     resolved = resolve(
         "pretrain",
         evidence(training_args=arguments, conventions=conventions, layout="mmpretrain"),
@@ -284,7 +284,7 @@ def test_the_settings_of_other_training_programs_are_evidence(arguments, convent
         {"num_heads": "12", "input_size": "1e99", "patch_size": {}, "model": ["vit_base_patch16"]},
     ],
 )
-def test_settings_that_are_not_what_they_should_be_give_nothing(odd):
+def test_malformed_training_settings_are_ignored(odd):
     flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}
     resolved = resolve("pretrain", evidence(training_args=odd, flags=flags))
     assert "training arguments" not in resolved.sources.values()

@@ -45,7 +45,7 @@ def of_file(path, **flags):
     return checkpoint_fingerprint(checkpoint)
 
 
-def test_the_program_in_the_documentation_gives_its_test_vectors_and_what_we_give(tmp_path):
+def test_documented_program_computes_its_test_vectors_and_our_fingerprints(tmp_path):
     page = PAGE.read_text()
     program, vectors = re.search(
         r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL
@@ -84,7 +84,9 @@ def test_the_program_in_the_documentation_gives_its_test_vectors_and_what_we_giv
     ],
     ids=["task", "dtype", "image size and dtype", "channels"],
 )
-def test_a_record_has_what_the_files_give_after_lossy_steps(tmp_path, expected, layout):
+def test_conversion_record_has_the_fingerprints_of_the_files_after_lossy_steps(
+    tmp_path, expected, layout
+):
     if layout == "torchvision" and expected.get("geometry") == Geometry(in_channels=1):
         pytest.skip("it has three channels")
     source, target = open_checkpoint(original(tmp_path)), target_for(layout, tmp_path)
@@ -125,7 +127,7 @@ def test_shards_do_not_change_it(tmp_path):
     assert report["fingerprint"] == str(checkpoint_fingerprint(source))
 
 
-def test_one_bit_changes_the_part_that_it_is_in_and_no_other(tmp_path):
+def test_one_changed_bit_changes_only_the_fingerprint_of_its_part(tmp_path):
     source = open_checkpoint(original(tmp_path))
     before = checkpoint_fingerprint(source)
     for name in source.tensors:
@@ -139,7 +141,7 @@ def test_one_bit_changes_the_part_that_it_is_in_and_no_other(tmp_path):
         assert after.configuration == before.configuration
 
 
-def test_every_field_that_changes_the_function_changes_it_and_others_do_not():
+def test_only_fields_that_change_the_function_change_the_fingerprint():
     config = ViTMAEConfig(**SMALL)
 
     def differs(task, **changes):
@@ -172,7 +174,7 @@ def test_every_field_that_changes_the_function_changes_it_and_others_do_not():
     )
 
 
-def test_a_new_head_is_of_the_target_and_not_of_the_source(tmp_path):
+def test_new_head_is_in_the_fingerprint_of_the_target_only(tmp_path):
     source = open_checkpoint(original(tmp_path))
     plan = plan_conversion(with_new_head(source, 4), tmp_path / "a.pth", "facebook")
     report = execute(plan)
@@ -181,7 +183,7 @@ def test_a_new_head_is_of_the_target_and_not_of_the_source(tmp_path):
     assert set(report["parts"]) == {"encoder", "head"}
 
 
-def test_a_digest_of_what_is_read_twice_in_parts_or_out_of_order_is_that_of_the_bytes():
+def test_digest_is_correct_for_repeated_partial_and_out_of_order_reads():
     array = np.arange(48, dtype=np.float32).reshape(6, 8)
     tensor = LazyTensor("x", (6, 8), array.dtype, ArrayLoad((6, 8), array.dtype, array))
     for parts in (
@@ -208,7 +210,7 @@ class ArrayLoad(SequentialArray):
         return self.array.reshape(-1)[start:stop]
 
 
-def test_the_command_prints_one_object_and_says_what_is_missing(case, command):
+def test_command_prints_one_json_object_and_reports_missing_fields(case, command):
     path = case("pretrain_tiny").checkpoint
     values = command("fingerprint", path, "--num-heads", 4, "--decoder-num-heads", 3, "--json").json
     assert values["fingerprint"].split(":")[2] == values["configuration"]
@@ -231,7 +233,7 @@ def test_the_command_prints_one_object_and_says_what_is_missing(case, command):
 @pytest.mark.parametrize(
     "options", [{}, {"dtype": "float16"}, {"task": "encoder"}], ids=["all", "rounded", "encoder"]
 )
-def test_a_single_file_holds_the_fingerprints_of_result_and_source(tmp_path, suffix, options):
+def test_single_file_contains_the_fingerprints_of_result_and_source(tmp_path, suffix, options):
     """In its record, at whose writing the tensors' digests are not known yet."""
     source = open_checkpoint(original(tmp_path))
     target = tmp_path / f"model{suffix}"

@@ -60,7 +60,7 @@ def images_in(folder, size=None):
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
+def test_pixels_equal_those_of_the_transformers_processor(model, tmp_path, name):
     settings = STATED[name]
     folder = with_stated(model, tmp_path, settings)
     paths = images_in(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
@@ -71,7 +71,7 @@ def test_pixels_are_those_of_the_real_processor(model, tmp_path, name):
     assert np.array_equal(ours, theirs["pixel_values"])
 
 
-def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
+def test_image_is_rotated_by_its_exif_orientation(tmp_path):
     image = Image.new("RGB", (4, 2))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -79,7 +79,7 @@ def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
     assert open_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
-def test_a_picture_of_sixteen_bits_keeps_its_range(model, tmp_path):
+def test_16_bit_image_keeps_its_range(model, tmp_path):
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray((ramp / 257).astype(np.uint8)).save(tmp_path / "flat.png")
@@ -106,7 +106,7 @@ def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
         load_images(images_in(tmp_path), open_checkpoint(directory))
 
 
-def test_what_is_no_picture_is_refused(model, tmp_path):
+def test_file_that_is_not_an_image_is_refused(model, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(MaeConvertError, match="cannot be read as an image"):
         load_images([tmp_path / "text.png"], open_checkpoint(model))

@@ -164,7 +164,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.parametrize("kind", ["mae", "classifier"])
-def test_other_tensors_are_dropped_by_name_with_a_reason(request, opened, name, kind):
+def test_additional_tensors_are_dropped_by_name_with_a_reason(request, opened, name, kind):
     state = request.getfixturevalue(kind)
     beside = BESIDE[name](state)
     checkpoint, plain = opened({**state, **beside}), opened(state)
@@ -189,7 +189,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_encoder_is_read_where_the_decoder_is_another(opened, mae, name):
+def test_encoder_is_read_if_the_decoder_is_not_supported(opened, mae, name):
     state = DECODERS[name](mae)
     checkpoint = opened(state, flags=Flags(num_attention_heads=4))
     assert checkpoint.task == "encoder"
@@ -197,7 +197,7 @@ def test_the_encoder_is_read_where_the_decoder_is_another(opened, mae, name):
     assert_same_weights(checkpoint, opened(mae))
 
 
-def test_why_a_decoder_is_not_read_is_told_where_it_is_asked_for(opened, mae, tmp_path):
+def test_reason_for_an_unsupported_decoder_is_reported_when_it_is_requested(opened, mae, tmp_path):
     checkpoint = opened(DECODERS["other positions"](mae))
     assert "decoder_pos_embed has shape (1, 5, 16)" in checkpoint.dropped["decoder_pred.weight"]
     with pytest.raises(ConfigurationError, match=r"pretrain model: decoder_pos_embed has shape"):
@@ -233,7 +233,9 @@ NEEDED = {
 
 @pytest.mark.parametrize("prefix", ["", "net.image_encoder."])
 @pytest.mark.parametrize("what", NEEDED)
-def test_what_changes_the_function_is_refused_by_what_it_is(opened, mae, classifier, what, prefix):
+def test_tensors_that_change_the_function_are_refused_by_their_purpose(
+    opened, mae, classifier, what, prefix
+):
     for state in (mae, classifier, encoder_of(mae)):
         beside = NEEDED[what](state)
         with pytest.raises(LayoutError, match=what.strip()) as error:
@@ -241,12 +243,12 @@ def test_what_changes_the_function_is_refused_by_what_it_is(opened, mae, classif
         assert prefix + next(iter(beside)) in str(error.value)
 
 
-def test_a_misspelt_name_is_shown_with_its_neighbour(opened, mae):
+def test_misspelt_tensor_name_is_reported_with_the_nearest_known_name(opened, mae):
     with pytest.raises(LayoutError, match=r"unexpected: blocks\.0\.mlp\.fc9.*nearest.*fc[12]"):
         opened({**mae, "blocks.0.mlp.fc9.weight": noise(3)})
 
 
-def test_one_bias_that_is_missing_makes_no_model_without_biases(opened, mae):
+def test_one_missing_bias_is_not_a_model_without_biases(opened, mae):
     broken = {n: t for n, t in mae.items() if n != "blocks.1.attn.qkv.bias"}
     with pytest.raises(LayoutError, match=r"missing: blocks\.1\.attn\.qkv\.bias"):
         opened(broken)
@@ -281,7 +283,7 @@ def test_encoder_and_decoder_may_have_prefixes_of_their_own(opened, mae, encoder
     assert not diff(checkpoint, opened(mae)).tensors
 
 
-def test_solo_learns_decoder_has_the_epsilon_of_its_program(opened, mae):
+def test_decoder_of_solo_learn_uses_the_epsilon_of_solo_learn(opened, mae):
     """Its file may hold no settings; a value that the names suggest is an assumption."""
     stored = parted(mae, "backbone.", "decoder.") | {"classifier.weight": noise(10, width(mae))}
     result = opened(stored).configuration
@@ -338,7 +340,7 @@ def test_transformers_below_a_prefix_and_with_a_pooler(tmp_path, golden):
     assert diff(checkpoint, open_checkpoint(folder)).same
 
 
-def test_two_complete_models_are_asked_about_and_can_be_chosen(opened, mae):
+def test_one_of_two_complete_models_has_to_be_selected(opened, mae):
     other = {name: tensor + 1 for name, tensor in mae.items()}
     both = {**under("model.", mae), **under("ema_model.", other)}
     with pytest.raises(LayoutError, match='state_key="ema_model" or state_key="model"'):
@@ -365,7 +367,7 @@ def test_online_and_momentum_encoder_share_a_decoder(opened, mae):
     assert opened(both, state_key="online").task == "pretrain"
 
 
-def test_two_decoders_are_asked_about(opened, mae):
+def test_one_of_two_decoders_has_to_be_selected(opened, mae):
     decoder = {n: t for n, t in mae.items() if n in decoder_names(mae)}
     both = {**encoder_of(mae), **under("a.", decoder), **under("b.", decoder)}
     with pytest.raises(LayoutError, match=r'decoders .*a\.\*, b\.\*.*task="encoder"'):
@@ -399,7 +401,7 @@ class TestSeveralTasks:
             assert used | set(checkpoint.dropped) == set(state)
         assert_same_weights(opened(state, task="pretrain"), opened(mae))
 
-    def test_its_probe_is_the_original_s(self, opened, state):
+    def test_its_linear_probe_equals_that_of_the_original(self, opened, state):
         ours = opened(state, task="classify")
         names = {"bn.": "head.0.", "head.weight": "head.1.weight", "head.bias": "head.1.bias"}
         plain = renamed({n: t for n, t in state.items() if n in encoder_of(state)})
@@ -407,14 +409,14 @@ class TestSeveralTasks:
         same = opened({**plain, **renamed(probe, *names.items())})
         assert diff(ours, same).same
 
-    def test_none_is_converted_unasked(self, opened, state, tmp_path):
+    def test_conversion_requires_an_explicit_task(self, opened, state, tmp_path):
         checkpoint = opened(state)
         assert (checkpoint.task, checkpoint.also) == ("pretrain", ("classify",))
         with pytest.raises(ConfigurationError, match='task="pretrain" or task="classify"'):
             plan_conversion(checkpoint, tmp_path / "y.pth", "facebook")
         assert any('task="classify" reads it' in line for line in inspect(checkpoint)["odd"])
 
-    def test_a_file_is_compared_as_what_the_other_is(self, opened, state, command, tmp_path):
+    def test_file_is_compared_as_the_task_of_the_other_file(self, opened, state, command, tmp_path):
         path = opened(state).path
         options = ("--num-heads", "4", "--decoder-num-heads", "2")
         for task in ("classify", "encoder", "pretrain"):
@@ -434,7 +436,7 @@ class TestSeveralTasks:
             assert set(shown["dropped"]) == set(open_checkpoint(path, FLAGS, task=task).dropped)
 
 
-def test_a_head_whose_way_is_not_known_is_not_taken_for_a_classifier(opened, classifier):
+def test_head_with_unknown_layers_is_not_read_as_a_classifier(opened, classifier):
     state = {**classifier, "bottleneck.weight": noise(32, 32)}
     checkpoint = opened(state)
     assert checkpoint.task == "encoder"
@@ -473,7 +475,7 @@ class TestNoKeyBias:
         assert set(written["model"]) == set(state)
         assert all(torch.equal(written["model"][name], state[name]) for name in state)
 
-    def test_a_key_bias_that_was_trained_meanwhile_is_kept(self, opened, mae, tmp_path):
+    def test_key_bias_that_was_trained_later_is_kept(self, opened, mae, tmp_path):
         there = tmp_path / "there"
         execute(plan_conversion(opened(without_key_bias(mae)), there, "transformers"))
         weights = safetensors.torch.load_file(there / "model.safetensors")
@@ -501,7 +503,7 @@ class TestNoKeyBias:
         with pytest.raises(LayoutError):
             opened({**without_key_bias(mae), "blocks.0.attn.k_bias": noise(32)})
 
-    def test_verify_proves_nothing_wrong(self, opened, mae, tmp_path):
+    def test_verify_passes_for_a_model_without_key_bias(self, opened, mae, tmp_path):
         from mae_convert.runtime.sides import Side
         from mae_convert.verify.verification import verify
 
@@ -547,7 +549,7 @@ def test_mmpretrain_linear(opened, probe):
         assert diff(checkpoint, opened(probe)).same
 
 
-def test_the_original_s_probe_of_the_mean_of_patches(opened, probe, pooled):
+def test_linear_probe_of_the_original_with_mean_pooling(opened, probe, pooled):
     head = {n: t for n, t in probe.items() if n.startswith("head.")}
     norm = {n: pooled[n] for n in ("fc_norm.weight", "fc_norm.bias")}
     state = {n: t for n, t in encoder_of(probe).items() if not n.startswith("norm.")}
@@ -560,7 +562,7 @@ def test_the_original_s_probe_of_the_mean_of_patches(opened, probe, pooled):
 class TestNoEmbedClass:
     """timm's no_embed_class: position embeddings without a row for the class token."""
 
-    def test_it_is_refused_by_the_option_s_name(self, opened, classifier):
+    def test_it_is_refused_with_the_name_of_the_option(self, opened, classifier):
         state = {**classifier, "pos_embed": classifier["pos_embed"][:, 1:]}
         with pytest.raises(LayoutError, match=r"no_embed_class=True.*torch\.cat"):
             opened(state)

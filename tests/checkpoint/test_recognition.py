@@ -33,7 +33,7 @@ def refused_without_each(shapes, names):
             recognise(without(shapes, name))
 
 
-def test_a_missing_tensor_of_each_kind_is_missed(base):
+def test_missing_tensor_of_each_kind_is_detected(base):
     names = one_of_each_kind(base)
     assert len(names) < 50
     assert {name.split(".")[1] for name in names if name.startswith("blocks.")} >= {"0", "11"}
@@ -41,7 +41,7 @@ def test_a_missing_tensor_of_each_kind_is_missed(base):
 
 
 @pytest.mark.slow
-def test_every_missing_tensor_is_missed(base):
+def test_every_missing_tensor_is_detected(base):
     refused_without_each(base, base)
 
 
@@ -50,7 +50,7 @@ def test_a_missing_tensor_is_named(base):
         recognise(without(base, "blocks.3.attn.qkv.bias"))
 
 
-def test_a_tensor_too_many_is_named_with_its_nearest_neighbour(base):
+def test_unexpected_tensor_is_named_with_the_nearest_known_name(base):
     with pytest.raises(LayoutError, match=r"unexpected: blocks\.3\.mlp\.fc9\.bias.*fc[12]\.bias"):
         recognise({**base, "blocks.3.mlp.fc9.bias": (768,)})
 
@@ -64,7 +64,7 @@ def test_a_wrong_shape_is_an_error(base, name):
         recognise({**base, name: shape})
 
 
-def test_what_is_no_mae_is_told_apart_from_what_is_nearly_one():
+def test_unrelated_file_is_reported_as_not_a_mae():
     with pytest.raises(LayoutError, match="not a MAE in any known layout"):
         recognise({f"stem.{i}.conv.weight": (768,) for i in range(20)})
 

@@ -99,7 +99,7 @@ class TestTransformers:
             ("hidden_act", "mish", "hidden_act must be one of"),
         ],
     )
-    def test_a_value_that_makes_another_model_is_refused(self, edited, field, value, message):
+    def test_value_that_changes_the_model_is_refused(self, edited, field, value, message):
         with pytest.raises(ConfigurationError, match=message) as caught:
             open_checkpoint(edited("transformers", lambda config: config.update({field: value})))
         assert field in str(caught.value)
@@ -120,7 +120,7 @@ class TestTransformers:
             ("output_attentions", True),
         ],
     )
-    def test_what_changes_nothing_is_passed_over_quietly(self, edited, field, value):
+    def test_field_without_effect_is_ignored_without_a_warning(self, edited, field, value):
         path = edited("transformers", lambda config: config.update({field: value}))
         assert open_checkpoint(path).unread == ()
 
@@ -137,12 +137,12 @@ class TestTransformers:
             ("architectures", ["MyViT"]),
         ],
     )
-    def test_what_is_not_known_is_named(self, edited, field, value):
+    def test_unknown_field_is_named(self, edited, field, value):
         path = edited("transformers", lambda config: config.update({field: value}))
         (named,) = open_checkpoint(path).unread
         assert named.startswith(f"config.json: {field}")
 
-    def test_an_adapter_beside_the_weights_is_to_be_merged_first(self, edited):
+    def test_adapter_beside_the_weights_has_to_be_merged_first(self, edited):
         path = edited("transformers", lambda s: s.update(peft_type="LORA"), "adapter_config.json")
         with pytest.raises(ConfigurationError, match="merge_and_unload"):
             open_checkpoint(path)
@@ -185,7 +185,7 @@ class TestTimm:
             ("scale_attn_norm", True),
         ],
     )
-    def test_an_argument_that_makes_another_model_is_refused(self, edited, name, value):
+    def test_argument_that_changes_the_model_is_refused(self, edited, name, value):
         path = edited("timm", lambda config: config["model_args"].update({name: value}))
         with pytest.raises(ConfigurationError, match=f"model_args.{name}"):
             open_checkpoint(path)
@@ -209,12 +209,12 @@ class TestTimm:
             open_checkpoint(edited("timm", lambda config: config.update(architecture=name)))
 
     @pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "vit_base_patch16_224_in21k"])
-    def test_a_tag_says_which_weights_it_had(self, edited, name):
+    def test_pretrained_tag_of_an_architecture_is_accepted(self, edited, name):
         path = edited("timm", lambda config: config.update(architecture=name))
         assert open_checkpoint(path).unread == ()
 
     @pytest.mark.parametrize("name", ["patch_size", "depth", "embed_dim"])
-    def test_what_the_architecture_implies_is_held_against_the_tensors(self, edited, name):
+    def test_fields_implied_by_the_architecture_are_checked_against_the_tensors(self, edited, name):
         path = edited("timm", lambda config: config["model_args"].pop(name))
         with pytest.raises(ConfigurationError, match="but the tensors have"):
             open_checkpoint(path)
@@ -232,7 +232,7 @@ class TestTimm:
         path = edited("timm", lambda config: config["model_args"].update(act_layer="quick_gelu"))
         assert open_checkpoint(path).configuration.model.hidden_act == "quick_gelu"
 
-    def test_a_head_that_leaves_classes_out_is_refused(self, edited):
+    def test_head_that_omits_classes_is_refused(self, edited):
         path = edited("timm", lambda config: config["pretrained_cfg"].update(label_offset=1))
         with pytest.raises(ConfigurationError, match="label_offset"):
             open_checkpoint(path)
@@ -286,7 +286,7 @@ class TestKeras:
         named = of_keras({**KERAS, "config": inner, "quantized": 1})
         assert sorted(named) == ["config.config.rope", "config.lora_rank", "quantized"]
 
-    def test_an_archive_is_looked_at(self, command, case, tmp_path, monkeypatch):
+    def test_fields_in_a_keras_archive_are_checked(self, command, case, tmp_path, monkeypatch):
         source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
         execute(plan_conversion(source, tmp_path / "a.keras", "keras"))
         assert open_checkpoint(tmp_path / "a.keras").unread == ()
@@ -326,7 +326,7 @@ class TestPreprocessing:
         (path / "preprocessor_config.json").unlink()
         assert open_checkpoint(path).unread == ()
 
-    def test_a_processor_config_without_an_image_processor_says_nothing(self, edited):
+    def test_processor_config_without_an_image_processor_is_ignored(self, edited):
         path = edited("transformers", lambda s: s.update(a=1), "processor_config.json")
         checkpoint = open_checkpoint(path)
         assert checkpoint.preprocessor["resample"] == 3
@@ -364,14 +364,14 @@ class TestPreprocessing:
         distances = {each.name: each.error for each in compare_preprocessing(a, b)}
         assert distances[field] > 1e-3
 
-    def test_the_same_pixels_said_otherwise_are_none(self, models, edited):
+    def test_equivalent_preprocessing_is_not_a_difference(self, models, edited):
         same = {"do_center_crop": True, "crop_size": 32, "size": 32}
         path = edited("transformers", lambda s: s.update(same), "preprocessor_config.json")
         a, b = (as_trace(open_checkpoint(p)) for p in (models / "transformers", path))
         (difference,) = compare_preprocessing(a, b)
         assert (difference.name, difference.error) == ("crop_size", 0.0)
 
-    def test_a_source_that_says_nothing_is_not_held_against_a_size(self, models, edited, case):
+    def test_source_without_preprocessing_does_not_contradict_a_size(self, models, edited, case):
         source = as_trace(open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS))
         path = edited("transformers", lambda s: s.update(resample=2), "preprocessor_config.json")
         assert not list(compare_preprocessing(source, as_trace(open_checkpoint(path))))
@@ -427,7 +427,7 @@ class TestPreprocessing:
             {"size": {"height": 32, "width": 48}},
         ],
     )
-    def test_what_timm_cannot_hold_is_refused(self, edited, tmp_path, changes):
+    def test_preprocessing_that_timm_cannot_store_is_refused(self, edited, tmp_path, changes):
         path = edited("transformers", lambda s: s.update(changes), "preprocessor_config.json")
         plan = plan_conversion(open_checkpoint(path), tmp_path / "timm", "timm", task="encoder")
         with pytest.raises(LayoutError, match="cannot write timm"):
@@ -443,7 +443,7 @@ class TestPreprocessing:
                 assert timm_fields.preprocessing(again, size) == settings, (size, share)
                 assert preprocessing_as_stated(settings, (size, size), ((0.5,), (0.5,))).crop
 
-    def test_another_image_size_leaves_the_old_one_behind(self, edited, tmp_path):
+    def test_changed_image_size_replaces_the_stored_size(self, edited, tmp_path):
         path = edited("transformers", lambda s: s.update(resample=2), "preprocessor_config.json")
         plan = plan_conversion(
             open_checkpoint(path), tmp_path / "pt", "transformers", geometry=Geometry((48, 48))
@@ -468,7 +468,7 @@ class TestVerdict:
         )
         assert verdict_json(VERDICT)["unread"] == {"B": ("config.json: fusion_config",)}
 
-    def test_a_proof_fails_and_says_so(self):
+    def test_proof_fails_and_names_the_field(self):
         trace = SimpleNamespace(description={"native": True, "task": "encoder", "tensors": {}})
         failed = [c for c in proof(VERDICT, trace, trace) if not c.passed]
         assert [c.measured for c in failed] == ["B: config.json: fusion_config"]
@@ -499,7 +499,7 @@ def refused_or_read(read):
 
 
 @pytest.mark.parametrize("layout", ["transformers", "timm"])
-def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, layout):
+def test_unusual_values_of_every_field_are_refused_or_read(models, layout):
     """The legacy form of timm, with everything in one mapping, included."""
     stored = json.loads((models / layout / "config.json").read_text())
     forms = [(stored, table, ()) for table in ((FIELDS,) if layout == "transformers" else ())]
@@ -529,7 +529,7 @@ def test_odd_values_of_every_field_are_refused_in_a_sentence_or_read(models, lay
                 refused_or_read(lambda changed=changed: read(changed))
 
 
-def test_odd_preprocessing_is_refused_in_a_sentence_or_written_for_timm():
+def test_unusual_preprocessing_is_refused_or_written_for_timm():
     for name in PREPROCESSOR:
         for value in ODD:
             config = {"do_center_crop": True, "crop_size": 32, "size": 36, name: value}
@@ -542,7 +542,7 @@ def test_odd_preprocessing_is_refused_in_a_sentence_or_written_for_timm():
 
 
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_odd_values_in_keras_s_config_are_refused_in_a_sentence_or_read(value):
+def test_unusual_values_in_the_keras_config_are_refused_or_read(value):
     for changed in (
         {**KERAS, "config": value},
         {**KERAS, "config": {**KERAS["config"], "dtype": value}},

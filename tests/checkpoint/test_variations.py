@@ -78,7 +78,7 @@ PREFIXED = {
 
 
 @pytest.mark.parametrize("name", PREFIXED)
-def test_a_prefix_is_taken_off_and_the_model_is_the_same(tmp_path, state, plain, name):
+def test_prefix_is_removed_without_changing_the_model(tmp_path, state, plain, name):
     change, message = PREFIXED[name]
     prefixed = change(state)
     opened = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
@@ -88,7 +88,7 @@ def test_a_prefix_is_taken_off_and_the_model_is_the_same(tmp_path, state, plain,
 
 
 @pytest.mark.parametrize("name", PREFIXED)
-def test_the_account_names_every_tensor_as_it_is_stored(tmp_path, state, name):
+def test_report_names_every_tensor_as_stored(tmp_path, state, name):
     prefixed = PREFIXED[name][0](state)
     source = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
     report = execute(plan_conversion(source, tmp_path / "m", "transformers", task="encoder"))
@@ -138,7 +138,7 @@ def test_prefixed_names_of_other_layouts(golden, tmp_path):
         assert (opened.prefix.in_words(), opened.layout.name) == ("module.", layout.split("_")[0])
 
 
-def test_a_misfit_is_explained_without_the_prefix(tmp_path, state):
+def test_mismatch_is_explained_by_names_without_the_prefix(tmp_path, state):
     short = {name: t for name, t in state.items() if name != "blocks.1.attn.qkv.bias"}
     path = saved(tmp_path / "x.pth", {"model": under("module.", short)})
     with pytest.raises(LayoutError, match=r"without the prefix module\.: nearest layout is face"):
@@ -147,20 +147,20 @@ def test_a_misfit_is_explained_without_the_prefix(tmp_path, state):
         open_checkpoint(path, FLAGS)
 
 
-def test_what_is_no_mae_is_none_without_a_prefix(tmp_path):
+def test_file_that_is_not_a_mae_is_refused_with_or_without_prefix(tmp_path):
     tensors = {f"module.transformer.h.{i}.ln_1.weight": torch.ones(8) for i in range(3)}
     with pytest.raises(LayoutError, match=r"without the prefix module\."):
         open_checkpoint(saved(tmp_path / "x.pth", tensors), FLAGS)
 
 
-def test_taking_a_prefix_off_never_makes_two_names_one():
+def test_removing_a_prefix_never_creates_duplicate_names():
     names = ["encoder.norm.weight", "norm.weight", "module.x", "module."]
     removed = {way.removed for ways in strippings(names) for way in ways}
     assert not any("encoder." in prefixes for prefixes in removed)
     assert not any("module." in prefixes for prefixes in removed)  # nothing of a name would be left
 
 
-def test_the_ways_come_shortest_first_and_each_once():
+def test_candidate_prefixes_are_tried_shortest_first_and_once_each():
     levels = list(strippings(["module.encoder.a", "module.b"]))
     assert [[way.removed for way in ways] for ways in levels] == [
         [("module.",)],
@@ -171,7 +171,7 @@ def test_the_ways_come_shortest_first_and_each_once():
     assert list(strippings(["a", "b"])) == []
 
 
-def test_two_prefixes_that_would_both_do_are_not_guessed_between(tmp_path, monkeypatch):
+def test_two_possible_prefixes_are_ambiguous(tmp_path, monkeypatch):
     def recognise(shapes, preferred, *, explain, family):
         if len({"a", "b"} & set(shapes)) != 1:
             raise LayoutError("no")
@@ -204,7 +204,9 @@ PACKINGS = [
 
 
 @pytest.mark.parametrize(("packing", "layout", "name", "message"), PACKINGS)
-def test_what_a_target_cannot_have_is_refused(tmp_path, plain, packing, layout, name, message):
+def test_option_that_the_target_does_not_support_is_refused(
+    tmp_path, plain, packing, layout, name, message
+):
     with pytest.raises(OutputError, match=message):
         plan_conversion(plain, tmp_path / name, layout, packing=packing)
 
@@ -314,7 +316,7 @@ def test_a_model_in_parts_is_staged_for_the_keras_reference(tmp_path, plain, pic
         assert loaded[name].load().tobytes() == tensor.load().tobytes()
 
 
-def test_of_two_files_the_key_is_about_the_one_that_has_it(tmp_path, state, plain):
+def test_state_key_applies_to_the_file_that_contains_it(tmp_path, state, plain):
     path = saved(tmp_path / "x.pth", {"teacher": state, "student": other(state)})
     execute(plan_conversion(plain, tmp_path / "m", "transformers"))
     for option, expected in (("teacher", True), ("student", False)):
@@ -352,7 +354,7 @@ def test_on_the_command_line(command, case, state, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["", "0", "2", "0MB", "-1GB", "2XB", "1.5GB", "many"])
-def test_a_size_that_is_none_is_refused(command, case, tmp_path, size):
+def test_invalid_shard_size_is_refused(command, case, tmp_path, size):
     pretrain = case("pretrain_tiny")
     result = command(
         "convert", pretrain.checkpoint, tmp_path / "m", "--to", "transformers", *pretrain.heads,

@@ -26,7 +26,7 @@ def odd(tmp_path, state, *, stats=True):
     return inspect(open_checkpoint(tmp_path / "x.pth", FLAGS), stats=stats)["odd"]
 
 
-def test_a_model_as_it_should_be_has_only_its_positions_named(tmp_path, state):
+def test_model_without_warnings_reports_only_its_position_embeddings(tmp_path, state):
     fixed = "is exactly the fixed sine-cosine embedding of 4 x 4 patches"
     assert odd(tmp_path, state) == [
         f"encoder.position_embedding {fixed}",
@@ -35,7 +35,7 @@ def test_a_model_as_it_should_be_has_only_its_positions_named(tmp_path, state):
     assert odd(tmp_path, state, stats=False) == []
 
 
-def test_values_that_are_no_numbers_are_counted(tmp_path, state):
+def test_nan_and_infinite_values_are_counted(tmp_path, state):
     state["blocks.1.mlp.fc1.bias"][3] = float("nan")
     state["decoder_pred.weight"][:2, 0] = float("-inf")
     warnings_found = odd(tmp_path, state)
@@ -43,7 +43,7 @@ def test_values_that_are_no_numbers_are_counted(tmp_path, state):
     assert "decoder.prediction.weight has NaN or infinity in 2 values" in warnings_found
 
 
-def test_what_is_all_zero_is_named(tmp_path, state):
+def test_all_zero_tensors_are_named(tmp_path, state):
     for name in ("mask_token", "blocks.0.attn.proj.bias", "blocks.2.attn.qkv.bias"):
         state[name].zero_()
     (line,) = [line for line in odd(tmp_path, state) if line.startswith("all values are zero")]
@@ -51,7 +51,7 @@ def test_what_is_all_zero_is_named(tmp_path, state):
     assert line.endswith("and 1 more")  # of q, k, v, output and the mask token
 
 
-def test_norms_as_before_any_training_are_named(tmp_path, state):
+def test_untrained_norms_are_named(tmp_path, state):
     state["norm.bias"].zero_()
     assert "values of an untrained model: encoder.norm.bias" in odd(tmp_path, state)
     for name, tensor in state.items():
@@ -62,7 +62,7 @@ def test_norms_as_before_any_training_are_named(tmp_path, state):
     )
 
 
-def test_what_float16_cannot_hold_is_named(tmp_path, state):
+def test_values_out_of_the_range_of_float16_are_named(tmp_path, state):
     state["cls_token"][0, 0, 0] = -1e6
     assert "values outside the range of float16: encoder.cls_token" in odd(tmp_path, state)
 
@@ -99,13 +99,13 @@ POSITIONS = {
 
 
 @pytest.mark.parametrize("name", POSITIONS)
-def test_position_embeddings_are_told_apart(name):
+def test_kinds_of_position_embeddings_are_distinguished(name):
     values, words = POSITIONS[name]
     tensor = LazyTensor.from_array("encoder.position_embedding", values)
     assert words in position_in_words(tensor, (2, 3))
 
 
-def test_the_screen_ends_with_them(command, case):
+def test_warnings_are_printed_last(command, case):
     source = case("pretrain_tiny")
     for options in ([], ["--stats"]):
         result = command("inspect", source.checkpoint, *source.heads, *options)
@@ -115,7 +115,7 @@ def test_the_screen_ends_with_them(command, case):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_what_a_predicted_patch_needs_to_be_shown_is_told(command, case, normalised):
+def test_inspect_reports_how_to_reconstruct_pixels(command, case, normalised):
     source = case("pretrain_tiny")
     flag = "--norm-pix-loss" if normalised else "--no-norm-pix-loss"
     printed = command("inspect", source.checkpoint, *source.heads, flag)
