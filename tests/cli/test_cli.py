@@ -66,7 +66,7 @@ assert not loaded, loaded
         assert process.returncode == 0, (arguments, process.stderr)
 
 
-def test_inspect_tells_what_was_assumed_and_from_where(command, pretrain):
+def test_inspect_reports_assumed_fields_and_their_sources(command, pretrain):
     report = command("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
     assert (report["layout"], report["task"], report["container"]) == (
         "facebook",
@@ -81,7 +81,7 @@ def test_inspect_tells_what_was_assumed_and_from_where(command, pretrain):
     assert report["bytes"] == 4 * report["parameters"]
 
 
-def test_inspect_shows_the_rest_where_fields_are_missing(command, pretrain):
+def test_inspect_reports_the_known_fields_if_others_are_missing(command, pretrain):
     report = command("inspect", pretrain.checkpoint, "--json", "--stats").json
     missing = {field["field"]: field["option"] for field in report["missing"]}
     assert missing == {
@@ -112,14 +112,14 @@ def test_tensors_are_compared_where_fields_are_missing(command, pretrain, tmp_pa
     assert "which is not specified for A and B" in command("diff", *pair).out
 
 
-def test_inspect_shows_statistics_only_when_asked(command, pretrain):
+def test_inspect_shows_statistics_only_with_the_option(command, pretrain):
     plain = command("inspect", pretrain.checkpoint, "--json", *pretrain.heads).json
     full = command("inspect", pretrain.checkpoint, "--stats", "--json", *pretrain.heads).json
     assert "stats" not in plain
     assert full["stats"]["encoder.norm.weight"]["not_finite"] == 0
 
 
-def test_several_targets_are_written_from_one_reading(command, pretrain, tmp_path):
+def test_several_targets_are_written_from_one_read_of_the_source(command, pretrain, tmp_path):
     other = f"transformers-tf={tmp_path / 'b'}"
     result = command(
         "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers", "--to", other,
@@ -129,7 +129,7 @@ def test_several_targets_are_written_from_one_reading(command, pretrain, tmp_pat
     assert command("diff", tmp_path / "a", tmp_path / "b").status == 0
 
 
-def test_when_one_of_several_targets_fails_nothing_is_left(command, pretrain, tmp_path):
+def test_if_one_of_several_targets_fails_no_file_is_left(command, pretrain, tmp_path):
     result = command(
         "convert", pretrain.checkpoint, tmp_path / "a", "--to", "transformers",
         "--to", f"transformers-tf={tmp_path / 'no' / 'such'}", *pretrain.heads,
@@ -148,7 +148,7 @@ def test_an_existing_target_needs_overwrite(command, pretrain, converted):
     assert command(*again, "--overwrite").status == 0
 
 
-def test_diff_says_which_tensor_and_which_field_differ(command, pretrain, converted, tmp_path):
+def test_diff_names_the_tensor_and_the_field_that_differ(command, pretrain, converted, tmp_path):
     import safetensors.numpy
 
     assert command("diff", pretrain.checkpoint, converted, *pretrain.heads).status == 0
@@ -212,7 +212,9 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_gets_one_sentence_and_leaves_nothing(command, pretrain, tmp_path, name):
+def test_invalid_file_is_refused_in_one_sentence_and_no_file_is_left(
+    command, pretrain, tmp_path, name
+):
     make, word = BAD_FILES[name]
     path = tmp_path / "bad.pth"
     make(path, pretrain.checkpoint.read_bytes())
@@ -237,7 +239,7 @@ BAD_CALLS = [
 
 
 @pytest.mark.parametrize(("arguments", "word"), BAD_CALLS)
-def test_a_bad_call_gets_one_sentence(command, pretrain, tmp_path, arguments, word):
+def test_invalid_call_is_refused_in_one_sentence(command, pretrain, tmp_path, arguments, word):
     heads = [] if "--num-heads" in arguments else pretrain.heads
     result = command(
         "convert", pretrain.checkpoint, tmp_path / "out", *arguments, *heads, cwd=tmp_path
@@ -248,7 +250,7 @@ def test_a_bad_call_gets_one_sentence(command, pretrain, tmp_path, arguments, wo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_sentence(command, pretrain, tmp_path):
+def test_full_disk_is_reported_in_one_sentence(command, pretrain, tmp_path):
     """A limit on the size of files stands in for the disk's."""
     import resource
 
@@ -269,7 +271,7 @@ def test_a_full_disk_is_one_sentence(command, pretrain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_framework_is_named_with_the_way_to_get_it(
+def test_missing_framework_is_named_with_installation_instructions(
     command, pretrain, converted, tmp_path
 ):
     environment = tmp_path / "bare"
@@ -283,7 +285,7 @@ def test_a_missing_framework_is_named_with_the_way_to_get_it(
     assert "tensorflow" in result.err
 
 
-def test_a_reader_that_goes_is_no_failure(pretrain):
+def test_closed_pipe_is_not_an_error(pretrain):
     command = (
         f"{sys.executable} -m mae_convert layouts transformers | head -1; exit ${{PIPESTATUS[0]}}"
     )
@@ -322,7 +324,7 @@ cli.main(["inspect", *sys.argv[1:]])
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError('of C')", "OSError(5, 'x')"])
-def test_an_interrupt_that_becomes_another_error_is_one_still(pretrain, error):
+def test_interrupt_converted_to_another_error_is_still_reported_as_interrupt(pretrain, error):
     code = DISGUISED.format(error=error)
     command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -352,7 +354,7 @@ cli.main(["inspect", *sys.argv[1:]])
     ("name", "status", "words"),
     [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")],
 )
-def test_an_interrupt_where_nothing_may_be_raised_comes_again(pretrain, name, status, words):
+def test_interrupt_in_a_destructor_or_thread_is_raised_again(pretrain, name, status, words):
     code = FORGOTTEN.format(name=name)
     command = [sys.executable, "-c", code, pretrain.checkpoint, *pretrain.heads]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -388,7 +390,7 @@ cli.main(["inspect", *sys.argv[1:]])
 """
 
 
-def test_signals_that_come_while_one_is_handled_are_neither_lost_nor_in_the_way(pretrain):
+def test_signals_during_signal_handling_neither_get_lost_nor_prevent_cleanup(pretrain):
     command = [sys.executable, "-c", INSISTENT, pretrain.checkpoint, *pretrain.heads]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.stderr == "cleaned up\nmae-convert: ended by SIGTERM\n"

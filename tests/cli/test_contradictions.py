@@ -90,13 +90,13 @@ def conflicts_of(command, line):
         return CliRunner().invoke(cli, [command, *line.split()])
 
 
-def test_every_row_of_the_table_has_a_call():
+def test_every_conflict_in_the_table_has_a_test_call():
     rows = {(name, c.one, c.other) for name, rows in CONFLICTS.items() for c in rows}
     assert rows == set(CALLS)
 
 
 @pytest.mark.parametrize("row", CALLS, ids=lambda row: " ".join(map(str, row)))
-def test_what_contradicts_is_refused_in_one_sentence(row):
+def test_contradicting_options_are_refused_in_one_sentence(row):
     result = conflicts_of(row[0], CALLS[row])
     assert result.exit_code == 2
     (sentence,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
@@ -111,12 +111,12 @@ def test_what_contradicts_is_refused_in_one_sentence(row):
 
 
 @pytest.mark.parametrize("command", ALLOWED)
-def test_what_goes_together_is_run(command):
+def test_compatible_options_are_accepted(command):
     result = conflicts_of(command, ALLOWED[command])
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_a_new_head_is_not_made_for_a_task_that_leaves_it_out(case):
+def test_new_head_is_refused_for_a_task_without_a_head(case):
     for task in ("encoder", "pretrain"):
         with pytest.raises(ConfigurationError, match=f"needs the task classify, not {task}"):
             with_new_head(None, 10, task)

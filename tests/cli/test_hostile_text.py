@@ -521,7 +521,7 @@ def test_a_model_card(published_part, hostile):
         "# {begin}\n\n{end}\n",
     ],
 )
-def test_marks_that_are_not_ours_are_refused_and_nothing_is_lost(published_part, existing):
+def test_malformed_section_markers_in_a_card_are_refused(published_part, existing):
     from mae_convert.errors import HubError
     from mae_convert.publish.card import BEGIN, END
 

@@ -29,13 +29,13 @@ def pair(run, case, tmp_path_factory):
     return pretrain.checkpoint, folder / "pt"
 
 
-def test_assert_parity_passes_for_a_good_pair_and_returns_what_it_saw(pair):
+def test_assert_parity_passes_for_equal_models_and_returns_the_verdict(pair):
     parity = assert_parity(*pair, flags=FLAGS, **SIDES)
     assert parity.verdict.passed
     assert len(parity.traces) == 2
 
 
-def test_assert_parity_says_where_by_how_much_and_why(pair, tmp_path):
+def test_assert_parity_reports_position_size_and_cause_of_a_difference(pair, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in pair[1].iterdir():
@@ -90,13 +90,13 @@ NOT_ASKED = {
 
 
 @pytest.mark.parametrize("name", NOT_ASKED)
-def test_assert_parity_says_what_cannot_be_asked_of_it(pair, name):
+def test_assert_parity_refuses_invalid_arguments(pair, name):
     options, kind, words = NOT_ASKED[name]
     with pytest.raises(kind, match=words):
         assert_parity(*pair, **{"flags": FLAGS, **options})
 
 
-def test_assert_parity_takes_witnesses_by_their_names(pair):
+def test_assert_parity_accepts_runners_by_name(pair):
     parity = assert_parity(
         pair[1], pair[1], side_a=Side("torch"), side_b=Side("torch"), require_proof=False,
         against="transformers", dtypes=["float64"],
@@ -104,7 +104,7 @@ def test_assert_parity_takes_witnesses_by_their_names(pair):
     assert [trace.description["framework"] for trace in parity.traces[2:]] == ["transformers"]
 
 
-def test_the_action_of_this_repository_runs_what_it_says(pair, tmp_path):
+def test_github_action_of_this_repository_runs_its_documented_command(pair, tmp_path):
     """Its steps are run by bash as a runner does, but for the installation."""
     action = yaml.safe_load((ROOT / ".github/actions/verify/action.yml").read_text())
     workflow = yaml.safe_load((ROOT / ".github/workflows/verify.yml").read_text())

@@ -30,7 +30,7 @@ CHECKPOINT = DEMO / "checkpoint.pth"
         (("verify", CHECKPOINT, CHECKPOINT, "--images", "no"), "no does not exist"),
     ],
 )  # fmt: skip
-def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, message):
+def test_message_contains_the_next_step(command, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     result = command(*words)
     assert result.status == 2
@@ -53,7 +53,7 @@ def test_a_message_says_what_to_do_next(command, tmp_path, monkeypatch, words, m
         ("repair", "nothing.pth", "other.pth", "out", "--framework-b", "tf"),
     ],
 )
-def test_a_framework_that_is_missing_is_said_before_anything_is_opened(
+def test_missing_framework_is_reported_before_any_file_is_opened(
     command, monkeypatch, tmp_path, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def test_a_framework_that_is_missing_is_said_before_anything_is_opened(
 
 
 @pytest.mark.parametrize("words", [("verify", "no.pth", "other.pth"), ("trace", "no.pth", "o.npz")])
-def test_that_no_framework_is_installed_is_said_before_anything_is_opened(
+def test_absence_of_all_frameworks_is_reported_before_any_file_is_opened(
     command, monkeypatch, words
 ):
     monkeypatch.setattr(sides, "missing", list)
@@ -84,7 +84,7 @@ def test_the_classes_of_tensorflow_in_transformers_need_no_pytorch(monkeypatch):
         sides.require_sides(sides.Side("transformers"))
 
 
-def test_the_demonstration_writes_nothing_where_no_framework_is(command, monkeypatch, tmp_path):
+def test_demo_writes_nothing_without_a_framework(command, monkeypatch, tmp_path):
     monkeypatch.setattr(sides, "missing", list)
     result = command("demo", "--output", tmp_path / "demo")
     assert result.status == 3
@@ -104,7 +104,7 @@ def test_folders_are_images_for_reconstruct(command, tmp_path):
     assert names == ["chelsea.jpg", "coffee.jpg", "astronaut.jpg"]
 
 
-def test_features_can_leave_out_what_is_no_image_and_says_so(command, tmp_path):
+def test_features_can_skip_files_that_are_not_images_and_reports_them(command, tmp_path):
     shutil.copy(DEMO / "coffee.jpg", tmp_path)
     (tmp_path / "bad.jpg").write_text("not an image")
     output = tmp_path / "features.npz"
@@ -133,7 +133,7 @@ def test_features_can_leave_out_what_is_no_image_and_says_so(command, tmp_path):
         ("mmpretrain", "torch", "no framework loads the mmpretrain layout of B natively"),
     ],
 )  # fmt: skip
-def test_a_verdict_that_is_not_proven_says_what_to_install(layout, framework, message):
+def test_unproven_verdict_names_the_packages_to_install(layout, framework, message):
     witnesses = (
         {"side": "A", "native": True, "layout": "facebook", "framework": "torch"},
         {"side": "B", "native": False, "layout": layout, "framework": framework},

@@ -17,7 +17,7 @@ def convert(target: Path, stderr: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
 
 
-def said_on_a_terminal(target: Path) -> tuple[int, str]:
+def output_on_a_terminal(target: Path) -> tuple[int, str]:
     """Return the status of a conversion and what it wrote to a terminal as standard error."""
     ours, its = pty.openpty()
     with convert(target, its) as child, os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -32,7 +32,7 @@ def said_on_a_terminal(target: Path) -> tuple[int, str]:
 
 
 def test_bytes_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
-    status, message = said_on_a_terminal(tmp_path / "out")
+    status, message = output_on_a_terminal(tmp_path / "out")
     assert status == 0
     worked_on = 3 * DEMO.stat().st_size / 1e6  # read and hashed, written, compared
     assert f"/{worked_on:.1f} MB" in message
@@ -40,14 +40,14 @@ def test_bytes_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
     assert message.endswith("\x1b[2K")  # and at the end the line is empty
 
 
-def test_a_refusal_is_all_that_is_said(tmp_path: Path) -> None:
-    status, message = said_on_a_terminal(tmp_path / "nowhere" / "out")
+def test_refusal_prints_only_the_error(tmp_path: Path) -> None:
+    status, message = output_on_a_terminal(tmp_path / "nowhere" / "out")
     assert status == 2
     assert message.startswith("mae-convert: ")
     assert len(message.strip().splitlines()) == 1
 
 
-def test_silence_in_a_pipe(tmp_path: Path) -> None:
+def test_no_progress_is_printed_in_a_pipe(tmp_path: Path) -> None:
     with convert(tmp_path / "out", subprocess.PIPE) as child:
         _, stderr = child.communicate()
     assert (child.returncode, stderr) == (0, b"")

@@ -22,7 +22,7 @@ CHECKPOINT = DEMO / "checkpoint.pth"
         (("sweep", "plan.yaml"), 2, "plan.yaml does not exist"),
     ],
 )
-def test_what_gives_no_result_is_an_error_in_the_junit_report(
+def test_run_without_a_result_is_an_error_in_the_junit_report(
     command, tmp_path, monkeypatch, words, status, message
 ):
     report = tmp_path / "report.xml"
@@ -39,7 +39,7 @@ def test_what_gives_no_result_is_an_error_in_the_junit_report(
     assert message in result.err
 
 
-def test_no_file_of_a_model_becomes_a_report(command, tmp_path):
+def test_report_does_not_replace_a_file_of_the_model(command, tmp_path):
     own = tmp_path / "model" / "mine.xml"
     own.parent.mkdir()
     own.write_text("mine")

@@ -26,7 +26,7 @@ def shell(line, *arguments, **env):
     return process.returncode, process.stdout, process.stderr
 
 
-def test_a_closed_output_is_said_before_any_work(tmp_path):
+def test_closed_output_is_reported_before_any_work(tmp_path):
     target = tmp_path / "out"
     status, _, message = shell('"$@" >&-', "convert", DEMO, target, "--to", "transformers")
     assert (status, message.startswith(b"mae-convert: standard output is closed")) == (2, True)
@@ -35,11 +35,11 @@ def test_a_closed_output_is_said_before_any_work(tmp_path):
 
 
 @pytest.mark.parametrize("line", ['"$@" 2>&-', '"$@" 2>/dev/full'])
-def test_an_error_that_cannot_be_shown_is_told_by_the_status(line):
+def test_error_that_cannot_be_printed_sets_the_exit_status(line):
     assert shell(line, "inspect", "nothing")[:2] == (2, b"")
 
 
-def test_a_file_that_is_written_is_not_taken_for_a_closed_stream(tmp_path):
+def test_written_file_is_not_mistaken_for_a_closed_stream(tmp_path):
     """The first file that is opened gets the number of a stream that is closed."""
     target = tmp_path / "out.pth"
     status, _, _ = shell('"$@" 2>&- <&-', "convert", DEMO, target, "--to", "facebook")
@@ -48,7 +48,7 @@ def test_a_file_that_is_written_is_not_taken_for_a_closed_stream(tmp_path):
 
 
 @pytest.mark.parametrize("env", [PLAIN, {"PYTHONIOENCODING": "ascii"}], ids=["C", "ascii"])
-def test_a_name_that_the_encoding_does_not_have_is_an_escape_sequence(tmp_path, env):
+def test_unencodable_name_is_printed_as_an_escape_sequence(tmp_path, env):
     path = tmp_path / "naïve-🙂.pth"
     path.write_bytes(DEMO.read_bytes())
     status, out, err = shell('"$@"', "inspect", path, **env)
@@ -60,7 +60,7 @@ def test_a_name_that_the_encoding_does_not_have_is_an_escape_sequence(tmp_path, 
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_columns_stay_in_line_whatever_the_encoding(monkeypatch, encoding):
+def test_columns_are_aligned_in_every_encoding(monkeypatch, encoding):
     from mae_convert.cli.output.console import console, markup, table
 
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
@@ -76,7 +76,7 @@ def test_columns_stay_in_line_whatever_the_encoding(monkeypatch, encoding):
     assert len({cell_len(line[: line.index("end")]) for line in lines[1:]}) == 1
 
 
-def test_the_chart_of_a_verdict_has_bars_in_ascii_too(monkeypatch):
+def test_verdict_chart_has_bars_in_ascii(monkeypatch):
     from mae_convert.cli.output.verdict import depth_chart
     from mae_convert.verify.judge import Check, Verdict
 
@@ -88,7 +88,7 @@ def test_the_chart_of_a_verdict_has_bars_in_ascii_too(monkeypatch):
     assert "######" in line
 
 
-def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
+def test_output_is_not_truncated_at_80_columns(monkeypatch, capsys):
     from mae_convert.cli.output import catalog, inspection
     from mae_convert.families.mae.official import OFFICIAL
 
@@ -108,7 +108,7 @@ def test_nothing_is_cut_off_in_eighty_columns(monkeypatch, capsys):
         assert "…" not in line
 
 
-def test_an_error_of_the_program_itself_is_no_verdict(command, monkeypatch):
+def test_internal_error_is_not_reported_as_a_verdict(command, monkeypatch):
     """Status 1 means that two checkpoints differ."""
     monkeypatch.setattr("mae_convert.families.families", lambda: None)
     result = command("layouts")
@@ -157,6 +157,6 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_name_with_nul_is_refused_in_a_sentence_from_python_too(use):
+def test_name_with_nul_is_refused_in_one_sentence_by_the_python_api(use):
     with pytest.raises(MaeConvertError, match=r"\\x00"):
         USES[use](NUL)

@@ -47,7 +47,7 @@ def test_the_help_lists_every_exit_status(run):
         ("caffe", "the layouts are facebook, transformers"),
     ],
 )
-def test_a_layout_that_is_not_one_is_answered_with_those_that_may_be_meant(name, message):
+def test_unknown_layout_name_is_refused_with_suggestions(name, message):
     with pytest.raises(MaeConvertError, match=r"unknown layout|not the name of one") as caught:
         layout_named(name)
     assert message in str(caught.value)
@@ -61,14 +61,14 @@ def test_a_layout_that_is_not_one_is_answered_with_those_that_may_be_meant(name,
         ("mae_pretrain_vit_bas", "did you mean 'mae_pretrain_vit_base'?"),
     ],
 )
-def test_a_name_that_no_file_has_may_mean_a_repository_or_an_official_file(text, message):
+def test_missing_path_is_refused_with_suggested_repository_or_official_name(text, message):
     with pytest.raises(MaeConvertError, match="does not exist") as caught:
         parse_source(text)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["runs/checkpoint-9.pth", "checkpoint.pth", "a/b/c", "tests/mae"])
-def test_other_names_of_files_that_are_not_there_are_paths(text, monkeypatch):
+def test_other_names_of_missing_files_are_paths(text, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     assert parse_source(text) == Path(text)
 
@@ -125,7 +125,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("shell", REAL)
-def test_the_shells_themselves_take_the_script(shell, tmp_path):
+def test_completion_scripts_work_in_the_real_shells(shell, tmp_path):
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not installed")
@@ -145,7 +145,7 @@ def printed(renderable, width: int, capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_table_wraps_between_words_and_cuts_none(capsys):
+def test_table_wraps_between_words(capsys):
     grid = table("name", "what")
     grid.add_row("mae_visualize_vit_base_" * 3, "a sentence that is wrapped where it has spaces")
     lines = printed(grid, 80, capsys)
@@ -154,7 +154,7 @@ def test_a_table_wraps_between_words_and_cuts_none(capsys):
     assert not any(line.endswith(" ") for line in lines[1:])
 
 
-def test_values_are_wrapped_and_digests_stay_whole(capsys):
+def test_values_are_wrapped_and_digests_are_not_split(capsys):
     digest = "mae1:" + "87632d6d" * 8
     lines = printed(pairs([("fingerprint", digest), ("caveat", "word " * 30)]), 80, capsys)
     assert lines[0] == f"fingerprint  {digest}"
@@ -163,7 +163,7 @@ def test_values_are_wrapped_and_digests_stay_whole(capsys):
 
 
 @pytest.mark.parametrize("command", [["catalog"], ["inspect", DEMO, "--stats", "--hash"]])
-def test_names_are_whole_on_a_terminal_of_80_columns(command):
+def test_names_are_not_truncated_on_a_terminal_of_80_columns(command):
     """A console on a terminal has its width; tests have no terminal."""
     code = f"""
 import sys
