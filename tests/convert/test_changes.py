@@ -149,7 +149,7 @@ class TestDtypes:
         stored = json.loads((tmp_path / "out" / "conversion.json").read_text())
         assert stored["tensors"] == report["tensors"]
 
-    def test_what_is_joined_reports_its_worst_part(self, case, tmp_path):
+    def test_fused_tensor_reports_the_largest_error_of_its_parts(self, case, tmp_path):
         golden = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
         apart = converted(golden, tmp_path / "apart", "transformers")
         half = plan_conversion(apart, tmp_path / "half.pth", "facebook", dtype="float16")
@@ -176,7 +176,7 @@ class TestDtypes:
         assert same
         assert not any("rounding" in report["tensors"][name] for name in same)
 
-    def test_parts_of_different_dtypes_are_not_joined_unasked(self, pretrain, tmp_path):
+    def test_tensors_of_different_dtypes_are_not_fused_without_the_option(self, pretrain, tmp_path):
         there = tmp_path / "there"
         converted(pretrain, there, "transformers")
         tensors = load_file(there / "model.safetensors")
@@ -196,7 +196,7 @@ class TestDtypes:
             converted(source, tmp_path / "tf", "transformers-tf")
         converted(source, tmp_path / "tf", "transformers-tf", dtype="float32")
 
-    def test_overflow_names_the_tensor_and_leaves_nothing(self, pretrain, tmp_path):
+    def test_overflow_names_the_tensor_and_leaves_no_file(self, pretrain, tmp_path):
         tensors = {n: t.load().copy() for n, t in pretrain.container.tensors.items()}
         tensors["decoder_norm.bias"][2] = 65520
         save_file(tensors, tmp_path / "large.safetensors")
@@ -206,7 +206,7 @@ class TestDtypes:
         assert not (tmp_path / "half").exists()
         converted(source, tmp_path / "half", "transformers", dtype="bfloat16")
 
-    def test_a_person_is_told_the_worst_tensor(self, command, case, tmp_path):
+    def test_command_reports_the_tensor_with_the_largest_error(self, command, case, tmp_path):
         golden = case("pretrain_tiny")
         expected = ["convert", golden.checkpoint, tmp_path / "half.pth", "--to", "facebook"]
         result = command(*expected, "--dtype", "bfloat16", *golden.heads)
@@ -243,7 +243,7 @@ class TestChannels:
         assert channel_statistics(mean, 1) == pytest.approx((0.449,))
         assert channel_statistics((0.5,), 3) == (0.5, 0.5, 0.5)
 
-    def test_a_grey_picture_gives_what_its_copies_gave(self, encoder, tmp_path):
+    def test_gray_image_gives_the_same_result_as_three_equal_channels(self, encoder, tmp_path):
         """The sum over channels: the same tokens as of an image with the grey in every channel."""
         grey = converted(encoder, tmp_path / "grey.pth", in_channels=1)
         assert grey.configuration.model.num_channels == 1
@@ -256,7 +256,7 @@ class TestChannels:
         same = torch.nn.functional.conv2d(image, weights[1], stride=8)
         assert distance(same, tokens) < FLOAT32_LIMIT
 
-    def test_they_and_the_statistics_stand_in_the_target(self, pretrain, tmp_path):
+    def test_channels_and_statistics_are_stored_in_the_target(self, pretrain, tmp_path):
         target = converted(pretrain, tmp_path / "m", "transformers", task="encoder", in_channels=4)
         assert declared_steps(target) == [
             {"step": "task", "from": "pretrain", "to": "encoder"},
@@ -268,11 +268,11 @@ class TestChannels:
         assert images["image_mean"] == [0.485, 0.456, 0.406, 0.485]
         assert images["image_std"] == [0.229, 0.224, 0.225, 0.229]
 
-    def test_the_same_number_is_no_step(self, pretrain, tmp_path):
+    def test_unchanged_number_of_channels_is_not_a_step(self, pretrain, tmp_path):
         target = converted(pretrain, tmp_path / "m.pth", in_channels=3)
         assert declared_steps(target) == []
 
-    def test_a_decoder_and_a_choice_of_channels_are_refused(self, pretrain, tmp_path):
+    def test_decoder_and_selection_of_channels_are_refused(self, pretrain, tmp_path):
         with pytest.raises(ConfigurationError, match='task="encoder"'):
             converted(pretrain, tmp_path / "m.pth", in_channels=1)
         six = converted(pretrain, tmp_path / "six.pth", task="encoder", in_channels=6)
@@ -298,7 +298,7 @@ class TestHistory:
             for name, tensor in four.tensors.items():
                 assert after.tensors[name].load().tobytes() == tensor.load().tobytes(), name
 
-    def test_a_step_behind_a_lost_record_is_not_taken_twice(self, pretrain, tmp_path):
+    def test_step_before_a_lost_record_is_not_applied_twice(self, pretrain, tmp_path):
         one = converted(pretrain, tmp_path / "1", "transformers", image_size=(48, 48))
         two = converted(one, tmp_path / "2.pth", image_size=(64, 64))
         (tmp_path / "1" / "conversion.json").unlink()
@@ -318,7 +318,7 @@ class TestHistory:
             {"step": "in_channels", "from": 3},
         ],
     )
-    def test_a_record_that_makes_no_sense_is_one_sentence(self, pretrain, tmp_path, step):
+    def test_invalid_record_is_refused_in_one_sentence(self, pretrain, tmp_path, step):
         converted(pretrain, tmp_path / "m", "transformers")
         record = json.loads((tmp_path / "m" / "conversion.json").read_text())
         (tmp_path / "m" / "conversion.json").write_text(json.dumps({**record, "steps": [step]}))
@@ -383,7 +383,7 @@ class TestVerdict:
         assert verdict.proven
 
     @pytest.mark.parametrize("fault", ["antialias", "shifted", "class token", "transposed grid"])
-    def test_positions_that_were_resampled_otherwise_are_found(self, pretrain, tmp_path, fault):
+    def test_differently_resampled_positions_are_detected(self, pretrain, tmp_path, fault):
         target = converted(pretrain, tmp_path / "m.npz", image_size=(16, 24))
         tensors = {n: t.load().copy() for n, t in target.container.tensors.items()}
         wrong = otherwise(pretrain.tensors["encoder.position_embedding"].load(), fault)
@@ -410,7 +410,7 @@ class TestVerdict:
             assert verdict.first_divergence == "encoder.embedding"
 
     @pytest.mark.parametrize("fault", FAULTS)
-    def test_a_fault_of_the_converter_is_not_repeated_by_the_judge(
+    def test_fault_of_the_converter_is_not_repeated_by_the_verification(
         self, encoder, tmp_path, monkeypatch, fault
     ):
         position, wrong, expected = FAULTS[fault]
@@ -427,7 +427,7 @@ class TestVerdict:
         assert changed["right"] == 0
         assert changed["wrong"] > 0
 
-    def test_learned_positions_that_were_thrown_away_are_found(self, case, tmp_path):
+    def test_discarded_learned_positions_are_detected(self, case, tmp_path):
         source = open_checkpoint(case("finetune_cls_tiny").checkpoint, HEADS)
         target = converted(source, tmp_path / "m", "transformers", image_size=(48, 48))
         tensors = load_file(tmp_path / "m" / "model.safetensors")
@@ -479,7 +479,7 @@ class TestWideGrid:
         write_file(tmp_path / "bare.pth", "pth", tensors)
         return tmp_path / "bare.pth"
 
-    def test_goes_the_whole_way(self, command, wide, case, tmp_path):
+    def test_is_inspected_converted_and_compared(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]
         heads = case("pretrain_tiny").heads
         seen = command("inspect", wide, "--json", *heads, *size).json
@@ -499,7 +499,7 @@ class TestWideGrid:
         refused = command("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
         assert (refused.status, "non-square images" in refused.err) == (2, True)
 
-    def test_is_not_taken_for_a_square_one_where_it_is_said(self, command, wide, case, tmp_path):
+    def test_is_not_read_as_square_if_the_size_is_specified(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]
         heads = case("pretrain_tiny").heads
         command("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)

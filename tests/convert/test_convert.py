@@ -92,7 +92,7 @@ def models(draw):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(model=models())
-def test_any_way_through_the_layouts_gives_back_bits_and_configuration(tmp_path, model):
+def test_any_chain_of_layouts_preserves_bits_and_configuration(tmp_path, model):
     task, config, dtype, way = model
     folder = tmp_path / "way"
     shutil.rmtree(folder, ignore_errors=True)
@@ -112,7 +112,7 @@ def test_any_way_through_the_layouts_gives_back_bits_and_configuration(tmp_path,
     assert told(end.model, task) == told(config, task)
 
 
-def test_the_decoder_is_dropped_only_when_asked_and_it_is_said(case, tmp_path):
+def test_decoder_is_dropped_only_on_request_and_reported(case, tmp_path):
     source = open_checkpoint(case("pretrain_tiny").checkpoint, flags_of(case("pretrain_tiny")))
     plan = plan_conversion(source, tmp_path / "encoder", "transformers", task="encoder")
     report = execute(plan)
@@ -137,7 +137,7 @@ def test_a_dtype_is_rounded_to_and_declared(case, tmp_path):
     assert torch.equal(half["vit.layernorm.weight"], original.bfloat16())
 
 
-def test_the_account_names_every_tensor_once(case, tmp_path):
+def test_report_names_every_tensor_once(case, tmp_path):
     source = open_checkpoint(case("pretrain_tiny").checkpoint, flags_of(case("pretrain_tiny")))
     report = execute(plan_conversion(source, tmp_path / "model", "transformers"))
     assert set(report["tensors"]) == set(open_container(tmp_path / "model").tensors)
@@ -185,7 +185,7 @@ class TestRefusals:
         plan_conversion(source, tmp_path / "model", "transformers", task="encoder")
         plan_conversion(source, tmp_path / "model.weights.h5", "keras")
 
-    def test_a_decoder_that_is_not_there_is_not_invented(self, case, tmp_path):
+    def test_missing_decoder_is_not_created(self, case, tmp_path):
         encoder = open_checkpoint(case("encoder_tiny").checkpoint, Flags(num_attention_heads=4))
         with pytest.raises(ConfigurationError, match="full checkpoints with the decoder"):
             plan_conversion(encoder, tmp_path / "model", "transformers", task="pretrain")
@@ -207,7 +207,7 @@ class TestRefusals:
         with pytest.raises(MaeConvertError, match="overflow"):
             execute(plan_conversion(source, tmp_path / "model", "transformers", dtype="float16"))
 
-    def test_an_existing_target_is_left_alone(self, pretrain, tmp_path):
+    def test_existing_target_is_not_changed(self, pretrain, tmp_path):
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "thesis.txt").write_text("years of work")
         for overwrite in (False, True):
@@ -285,7 +285,7 @@ def assert_same_config(theirs, ours):
 
 
 @pytest.mark.parametrize("steps", [None, "x", [1], [{}], [{"step": 3}]])
-def test_a_spoilt_conversion_record_is_one_sentence(golden, tmp_path, steps):
+def test_damaged_conversion_record_is_refused_in_one_sentence(golden, tmp_path, steps):
     folder = tmp_path / "model"
     shutil.copytree(golden / "transformers_tf_pretrain_tiny_v4pt", folder)
     (folder / "conversion.json").write_text(json.dumps({"steps": steps}))
@@ -294,7 +294,7 @@ def test_a_spoilt_conversion_record_is_one_sentence(golden, tmp_path, steps):
 
 
 @pytest.mark.parametrize("layout", ["transformers-tf", "timm", "keras", "torchvision"])
-def test_names_of_classes_and_preprocessing_survive_the_way(golden, tmp_path, layout):
+def test_class_names_and_preprocessing_survive_conversion(golden, tmp_path, layout):
     folder = tmp_path / "model"
     shutil.copytree(golden / "transformers_tf_classifier_tiny_v4pt", folder)
     names = ["tench", "goldfish", "shark", "ray", "cock", "hen", "ostrich", "finch", "junco", "jay"]
@@ -328,7 +328,7 @@ def test_names_of_more_classes_than_the_head_has_are_refused(golden, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pretrain_tiny", "encoder_tiny"])
-def test_a_new_head_is_made_only_when_asked_and_is_zero(case, command, tmp_path, name):
+def test_new_head_is_created_only_on_request_and_is_zero(case, command, tmp_path, name):
     source = case(name).checkpoint
     target = tmp_path / "model"
     convert = ["convert", source, target, "--to", "transformers", *case(name).heads]
@@ -355,7 +355,7 @@ def test_a_new_head_on_a_classifier_is_refused(case, command, tmp_path):
 
 
 @pytest.mark.parametrize("layout", [n for n, entry in LAYOUTS.items() if entry.weights_name])
-def test_no_directory_is_called_like_a_file_of_weights(layout, tmp_path, case):
+def test_directory_name_with_a_weights_suffix_is_refused(layout, tmp_path, case):
     written = [s for s in FILE_SUFFIXES if SUFFIX_FORMATS.get(s) in LAYOUTS[layout].containers]
     for suffix in FILE_SUFFIXES:
         if LAYOUTS[layout].also_file and suffix in written:
@@ -372,7 +372,7 @@ def test_no_directory_is_called_like_a_file_of_weights(layout, tmp_path, case):
         plan_conversion(source, tmp_path / "x.h5", layout)
 
 
-def test_no_model_is_saved_into_a_directory_that_is_called_like_a_file(tmp_path, case):
+def test_saving_to_a_directory_name_with_a_weights_suffix_is_refused(tmp_path, case):
     source = case("encoder_tiny")
     model = load_model(
         source.checkpoint, framework="torch", num_attention_heads=source.facts["num_heads"]
