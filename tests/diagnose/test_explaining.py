@@ -135,7 +135,7 @@ def test_a_tensor_that_a_table_misnames_is_the_first_suspect(sides):
     assert verdict.causes[0].startswith(f"B is what A becomes when {weight} is transposed: repro")
 
 
-def test_of_two_faults_both_are_named(sides):
+def test_two_faults_are_both_named(sides):
     model = sides.models["pretrain"]
     with fault("GELU by tanh"):
         b = sides.subject(model, "positions one off")
@@ -145,7 +145,7 @@ def test_of_two_faults_both_are_named(sides):
     assert any("the difference at encoder.blocks.0.mlp is gone" in c for c in verdict.causes)
 
 
-def test_what_no_hypothesis_explains_is_said(sides):
+def test_difference_without_an_explanation_is_reported(sides):
     model = sides.models["pretrain"]
     with fault("eps 1e-3 in block 1"):
         b = sides.subject(model, "logits of attention capped")
@@ -153,7 +153,7 @@ def test_what_no_hypothesis_explains_is_said(sides):
     assert verdict.causes[0].startswith("no explanation of B at encoder.blocks.0.attention was")
 
 
-def test_what_is_explained_in_part_says_where_the_next_difference_is(sides):
+def test_partial_explanation_reports_the_next_difference(sides):
     model = sides.models["pretrain"]
     with fault("no key bias"):
         b = sides.subject(model, "logits of attention capped")
@@ -162,7 +162,7 @@ def test_what_is_explained_in_part_says_where_the_next_difference_is(sides):
     assert any("B at encoder.blocks.0.attention was found" in cause for cause in verdict.causes)
 
 
-def test_tensors_and_configuration_that_explain_everything_are_said_to(sides):
+def test_tensors_and_configuration_that_explain_the_difference_are_reported(sides):
     name = "decoder.position_embedding"
     a = sides.changed(**{name: sides.tensors[name] * 0})
     b = sides.changed()
@@ -175,7 +175,7 @@ def test_tensors_and_configuration_that_explain_everything_are_said_to(sides):
     assert "layer_norm_eps is 1e-06 in A and 1e-12 in B" in verdict.causes
 
 
-def test_a_side_whose_own_run_is_off_is_told_from_the_other(sides):
+def test_side_with_the_faulty_run_is_identified(sides):
     model = sides.models["pretrain"]
     a = sides.subject(model, "key and value exchanged")
     verdict = sides.explain(a, sides.subject(model))
@@ -185,7 +185,7 @@ def test_a_side_whose_own_run_is_off_is_told_from_the_other(sides):
     assert "key and value exchanged) in every block: reproduced" in verdict.causes[1]
 
 
-def test_less_precision_in_the_float32_run_is_named(sides):
+def test_lower_precision_of_the_float32_run_is_named(sides):
     model = sides.models["pretrain"]
     b = sides.subject(model, "norms in bfloat16, but not in the proof")
     verdict = sides.explain(sides.subject(model), b)
@@ -196,7 +196,7 @@ def test_less_precision_in_the_float32_run_is_named(sides):
     assert "the layer norm before attention in every block (100%" in verdict.causes[0]
 
 
-def test_without_pytorch_it_is_said_what_was_not_tried(sides, monkeypatch):
+def test_without_pytorch_untried_hypotheses_are_reported(sides, monkeypatch):
     model = sides.models["pretrain"]
     a, b = sides.subject(model), sides.subject(model, "six heads")
     monkeypatch.setattr("mae_convert.runtime.sides.has_framework", lambda *_: False)
@@ -204,7 +204,7 @@ def test_without_pytorch_it_is_said_what_was_not_tried(sides, monkeypatch):
     assert verdict.causes[0].startswith("not tested, because PyTorch is not installed: number of")
 
 
-def test_a_child_process_does_the_same(sides):
+def test_child_process_finds_the_same_explanation(sides):
     model = sides.models["pretrain"]
     a, b = sides.subject(model), sides.subject(model, "causal attention")
     pair = replace(sides.pair(a, b), process_class=Pair.process_class)
@@ -273,7 +273,7 @@ def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monk
     assert (late.findings, late.remaining, late.in_time) == ((), q, False)
 
 
-def test_explanations_that_cannot_be_told_apart_are_all_said(sides, monkeypatch):
+def test_indistinguishable_explanations_are_all_reported(sides, monkeypatch):
     q = "encoder.blocks.0.q"
     a, b = (Hypothesis(n, n, variants=((n, "*", 1),)) for n in "ab")
     answers = {frozenset({"a"}): None, frozenset({"b"}): None}

@@ -224,7 +224,7 @@ def test_rounding_errors_of_one_step_are_shown(source, tmp_path, monkeypatch, ca
     assert max(a[1], b[1]) < 1e-6  # of the framework's own operations
 
 
-def test_a_runner_that_shows_nothing_of_the_way_is_not_reduced(source, tmp_path):
+def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path):
     done = by_other_code(source, tmp_path, names={}, fields="{'hidden_act': 'relu'}")
     with pytest.raises(MaeConvertError, match=r"logits is the first result.*to ACTIVATIONS"):
         reduced(done)
@@ -248,7 +248,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
         write_reproducer(reduced(failed(source, tmp_path, "encoder.norm.bias")), tmp_path / "there")
 
 
-def test_what_is_not_finite_is_run_by_the_tables_too(source, tmp_path):
+def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
     """A verification judges it; only what is written to be used refuses it."""
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
     tensors["encoder.norm.bias"][0] = np.nan

@@ -158,9 +158,7 @@ def test_a_repair_is_verified_and_says_what_it_changed(source, target, tmp_path,
     assert "exists and is not replaced" in again.err
 
 
-def test_what_nothing_known_explains_is_repaired_only_if_asked_for(
-    source, target, tmp_path, command
-):
+def test_unexplained_difference_is_repaired_only_on_request(source, target, tmp_path, command):
     broken = target(lambda t: {"encoder.norm.bias": t["encoder.norm.bias"] + np.float32(1e-3)})
     out = tmp_path / "out.safetensors"
     call = ["repair", source.path, broken.path, out]
@@ -182,14 +180,16 @@ def test_what_nothing_known_explains_is_repaired_only_if_asked_for(
     ]
 
 
-def test_where_nothing_is_wrong_nothing_is_written(source, target, tmp_path):
+def test_equal_models_are_not_repaired(source, target, tmp_path):
     with pytest.raises(NotRepairedError, match="there is nothing to repair"):
         repair(source, target(), tmp_path / "out.safetensors", SIDES)
     with pytest.raises(OutputError, match="exists"):
         repair(source, target(), tmp_path / "b.safetensors", SIDES)
 
 
-def test_what_does_not_pass_is_not_written(source, target, tmp_path, monkeypatch):
+def test_repair_that_does_not_pass_verification_is_not_written(
+    source, target, tmp_path, monkeypatch
+):
     broken = target(alone("encoder.cls_token", np.zeros_like))
     wrong = broken.tensors["encoder.cls_token"]
 
@@ -203,7 +203,7 @@ def test_what_does_not_pass_is_not_written(source, target, tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors"]
 
 
-def test_a_rounding_that_the_record_does_not_declare_is_declared(source, tmp_path):
+def test_undeclared_rounding_is_added_to_the_record(source, tmp_path):
     execute(plan_conversion(source, tmp_path / "half", "transformers", dtype="float16"))
     path = tmp_path / "half" / "conversion.json"
     record = json.loads(path.read_text())
@@ -216,7 +216,7 @@ def test_a_rounding_that_the_record_does_not_declare_is_declared(source, tmp_pat
     assert open_checkpoint(tmp_path / "out").tensors["encoder.cls_token"].dtype == np.float16
 
 
-def test_a_step_that_was_not_applied_is_left_out_of_the_record(source, tmp_path):
+def test_step_that_was_not_applied_is_removed_from_the_record(source, tmp_path):
     execute(plan_conversion(source, tmp_path / "b", "transformers"))
     path = tmp_path / "b" / "conversion.json"
     step = {"step": "dtype", "from": ["float32"], "to": "float16"}
@@ -237,7 +237,7 @@ def test_fields_that_the_target_does_not_store_are_those_of_the_source(case, tmp
     assert open_checkpoint(tmp_path / "out.pth").configuration.model.num_attention_heads == 4
 
 
-def test_names_that_not_every_version_loads_are_written_anew(tmp_path):
+def test_names_that_some_versions_cannot_load_are_rewritten(tmp_path):
     """An MAE as transformers 5.23 saves it, whose decoder version 4 loads at random."""
     folder = GOLDEN / "transformers_v5_pretrain"
     shutil.copytree(folder, tmp_path / "b")

@@ -103,14 +103,14 @@ RELATIONS = {
 
 
 @pytest.mark.parametrize("sentence", RELATIONS)
-def test_how_a_result_follows_from_the_other_sides_is_told(trace, sentence):
+def test_relation_between_the_results_of_both_sides_is_reported(trace, sentence):
     assert sentence in said(
         trace, with_results(trace, encoder__blocks__0__q=RELATIONS[sentence](q_of(trace), trace))
     )
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 1e-3, 0.0])
-def test_another_epsilon_is_told_without_knowing_any_weight(trace, eps):
+def test_different_epsilon_is_detected_without_weights(trace, eps):
     rng = np.random.default_rng(0)
     weight, bias = rng.standard_normal((WIDTH, WIDTH)), rng.standard_normal(WIDTH)
     x = trace.arrays["float64/tap/encoder.embedding"]
@@ -124,7 +124,7 @@ def test_another_epsilon_is_told_without_knowing_any_weight(trace, eps):
     assert "epsilon" not in said(a, with_results(trace, encoder__blocks__0__q=q_of(a) + noise))
 
 
-def test_masks_that_are_related_are_told(trace):
+def test_related_masks_are_reported(trace):
     mask, restore = trace.arrays["mask"], trace.arrays["ids_restore"]
     changes = {
         "kept and removed patches exchanged": {"mask": 1 - mask},
@@ -137,7 +137,7 @@ def test_masks_that_are_related_are_told(trace):
         assert sentence in said(trace, with_results(trace, **change), "mask"), sentence
 
 
-def test_sums_that_are_none_and_runs_that_are_random_are_told(trace):
+def test_scaled_residual_sums_and_nondeterministic_runs_are_reported(trace):
     parts = [trace.arrays[f"float64/tap/encoder.blocks.0.{p}"] for p in ("attention", "mlp")]
     x = trace.arrays["float64/tap/encoder.embedding"]
     scaled = x + 0.9 * parts[0] + 0.5 * parts[1]
@@ -149,7 +149,7 @@ def test_sums_that_are_none_and_runs_that_are_random_are_told(trace):
     assert "B's two runs differ by 9.1e-02 at encoder.blocks.0.q" in said(trace, once)
 
 
-def test_an_own_error_is_told_in_units_of_narrower_types(trace):
+def test_rounding_error_is_reported_in_units_of_narrower_dtypes(trace):
     arrays = dict(trace.arrays)
     low = arrays[f"float64/tap/{Q}"].astype(ml_dtypes.bfloat16).astype(np.float32)
     b = replace(trace, arrays={**arrays, f"float32/tap/{Q}": low})
@@ -160,7 +160,7 @@ def test_an_own_error_is_told_in_units_of_narrower_types(trace):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("both", [False, True])
-def test_what_is_not_finite_fails_and_is_placed_even_where_both_sides_have_it(trace, value, both):
+def test_non_finite_values_on_both_sides_fail_and_are_located(trace, value, both):
     q = q_of(trace).copy()
     q[1, 3, 7] = value
     broken = with_results(trace, encoder__blocks__0__q=q)
@@ -173,7 +173,7 @@ def test_what_is_not_finite_fails_and_is_placed_even_where_both_sides_have_it(tr
     assert ("of A's float64 run" in said(a, b)) == both
 
 
-def test_what_is_not_finite_in_float32_only_fails_and_is_placed(trace):
+def test_non_finite_values_in_float32_only_fail_and_are_located(trace):
     arrays = {n: a.copy() for n, a in trace.arrays.items()}
     arrays["float32/logits"][0, 0, 0] = np.inf
     b = replace(trace, arrays=arrays)
@@ -181,7 +181,7 @@ def test_what_is_not_finite_in_float32_only_fails_and_is_placed(trace):
     assert "logits of B's float32 run has 1 values" in said(trace, b, None)
 
 
-def test_another_shape_fails_and_is_told(trace):
+def test_different_shape_fails_and_is_reported(trace):
     b = with_results(trace, logits=np.zeros((N, 17, 192)))
     verdict = judge(trace, b)
     assert verdict.first_divergence == "logits"
@@ -209,7 +209,7 @@ BLAMED = {
 
 
 @pytest.mark.parametrize("name", BLAMED)
-def test_the_form_of_the_first_difference_tells_which_tensor_feeds_it(trace, name):
+def test_pattern_of_the_first_difference_identifies_its_tensor(trace, name):
     rng = np.random.default_rng(2)
     x = trace.arrays["float64/tap/encoder.embedding"]
     position = np.argsort(trace.arrays["ids_restore"], axis=1)[:, :KEPT] + 1.0
@@ -250,7 +250,7 @@ HAPPENED = {
 
 
 @pytest.mark.parametrize("sentence", HAPPENED)
-def test_what_happened_to_a_tensor_is_said_where_it_can_be_shown(tmp_path, sentence):
+def test_change_of_a_tensor_is_described_if_it_can_be_shown(tmp_path, sentence):
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=True)
     a = write_original(tmp_path / "a.safetensors", CONFIG, "pretrain", tensors)
     name, change = HAPPENED[sentence]
@@ -264,7 +264,7 @@ def test_what_happened_to_a_tensor_is_said_where_it_can_be_shown(tmp_path, sente
 @pytest.mark.parametrize(
     ("side", "name"), [("A", "encoder.norm.weight"), ("B", "encoder.position_embedding")]
 )
-def test_rounding_is_told_whichever_side_has_it(tmp_path, side, name):
+def test_rounding_is_reported_on_either_side(tmp_path, side, name):
     """And no more than that: the class token's place in fixed positions is zero as it is."""
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=False)
     assert not tensors["encoder.position_embedding"][0, 0].any()
@@ -278,7 +278,7 @@ def test_rounding_is_told_whichever_side_has_it(tmp_path, side, name):
     assert describe_tensor_differences(a, b, [name]) == [f"{name}: is rounded to float16{end}"]
 
 
-def test_what_happened_in_every_block_is_one_sentence(tmp_path):
+def test_same_change_in_every_block_is_one_sentence(tmp_path):
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=True)
     a = write_original(tmp_path / "a.safetensors", CONFIG, "pretrain", tensors)
     names = [f"encoder.blocks.{i}.attention.{p}.weight" for i in (0, 1, 2) for p in "qk"]
