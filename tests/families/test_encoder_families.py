@@ -201,7 +201,7 @@ def test_source_and_target_are_proven_to_be_the_same_encoder(command, tmp_path):
     assert result.json["proven"]
 
 
-def test_a_prefix_hides_no_family(tmp_path, name):
+def test_family_is_recognised_below_a_prefix(tmp_path, name):
     path = saved(tmp_path / "x.pth", FAMILIES[name][0], prefix="module.")
     source = open_checkpoint(path, Flags(num_attention_heads=4))
     assert source.relative.relative.name == name
@@ -209,7 +209,7 @@ def test_a_prefix_hides_no_family(tmp_path, name):
     assert all(stored.startswith("module.") for stored in source.dropped)
 
 
-def test_a_decoder_that_is_none_of_mae_s_is_asked_for_in_vain(command, tmp_path, name):
+def test_request_for_a_decoder_that_is_not_a_mae_decoder_is_refused(command, tmp_path, name):
     source = saved(tmp_path / "x.pth", FAMILIES[name][0])
     result = command(
         "convert", source, tmp_path / "y.pth", "--to", "facebook", "--task", "pretrain", *HEADS
@@ -225,7 +225,7 @@ def test_a_broken_encoder_is_explained_as_one_of_that_family(tmp_path, name):
         open_checkpoint(saved(tmp_path / "x.pth", shapes))
 
 
-def test_what_the_decoder_is_not_known_to_have_is_dropped_too(tmp_path):
+def test_unknown_decoder_tensors_are_dropped(tmp_path):
     shapes = {**scale_mae(), "gating.weight": (3, 3)}
     source = open_checkpoint(saved(tmp_path / "x.pth", shapes), Flags(num_attention_heads=4))
     assert (source.task, source.relative.relative.name) == ("encoder", "Scale-MAE")
@@ -258,7 +258,7 @@ class TestAudioMAE:
         for field in ("image_size", "image_mean", "image_std", "mask_ratio"):
             assert configuration.sources[field] == "convention of AudioMAE"
 
-    def test_no_photograph_s_preprocessing_is_written(self, command, tmp_path):
+    def test_preprocessing_for_photographs_is_not_written(self, command, tmp_path):
         source = saved(tmp_path / "x.pth", audio_mae())
         command("convert", source, tmp_path / "m", "--to", "transformers", *HEADS)
         written = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
@@ -297,7 +297,7 @@ class TestAudioMAE:
         assert "AudioMAE (probable: the shapes are also those of" in result.out
         assert "if it is AudioMAE: its images are one-channel spectrograms" in result.out
 
-    def test_by_its_shapes_alone_nothing_is_taken_for_granted(self, tmp_path):
+    def test_configuration_of_a_family_suggested_by_shapes_is_not_assumed(self, tmp_path):
         path = saved(tmp_path / "x.pth", encoder(1, 512))
         with pytest.raises(ConfigurationError, match=r"AudioMAE, which has these .* 1024x128"):
             open_checkpoint(path, Flags(num_attention_heads=4))
@@ -362,7 +362,7 @@ def test_other_sizes_belong_to_no_family():
         ({"base_resolution": 2.5}, "Scale-MAE"),
     ],
 )
-def test_training_arguments_tell_a_family(arguments, name):
+def test_training_arguments_identify_a_family(arguments, name):
     result = name_relative(None, arguments, None, sizes(512, 8, 16))
     assert (result.relative.name, result.certain) == (name, True)
     assert next(iter(arguments)) in result.because
@@ -376,11 +376,11 @@ def test_training_arguments_tell_a_family(arguments, name):
         {"model": None, "datasets_names": []},
     ],
 )
-def test_arguments_that_tell_nothing_are_not_taken_for_a_family(arguments):
+def test_uninformative_training_arguments_identify_no_family(arguments):
     assert name_relative(None, arguments, None, sizes(512, 8, 16)) is None
 
 
-def test_a_record_that_was_edited_tells_no_family():
+def test_edited_record_identifies_no_family():
     for recorded in ("AudioMAE", {"name": 3}, {"name": "none", "certainty": "known"}, []):
         assert name_relative(None, {}, recorded, sizes(512, 8, 16)) is None
 
@@ -392,7 +392,7 @@ def zeros(shapes):
     return {"model": state, "optimizer": torch.zeros(count // 64)}
 
 
-def test_a_known_family_is_not_taken_for_an_official_checkpoint(command, tmp_path, golden):
+def test_known_family_is_not_mistaken_for_an_official_checkpoint(command, tmp_path, golden):
     from mae_convert.checkpoint.inspect import inspect
 
     keys = json.loads((golden / "keys" / "facebook_mae_pretrain_vit_base.json").read_text())
@@ -415,7 +415,7 @@ def test_a_plain_vit_of_any_size_is_read(tmp_path):
     assert len(open_container(tmp_path / "x.pth").tensors) == len(source.rules)
 
 
-def test_the_screen_says_that_shapes_make_it_only_probable(command, golden, tmp_path):
+def test_output_reports_that_shapes_make_the_family_only_probable(command, golden, tmp_path):
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
     torch.save(zeros(keys), tmp_path / "x.pth")
     result = command("inspect", tmp_path / "x.pth")

@@ -128,7 +128,7 @@ def test_another_package_adds_a_family(tmp_path, toy):
 
 
 @pytest.mark.slow
-def test_the_rest_of_what_a_family_is_taken_through(tmp_path, toy):
+def test_external_family_works_with_the_other_commands(tmp_path, toy):
     source, image = tmp_path / "toy.pth", DEMO / "astronaut.jpg"
     assert toy("-c", WRITE, source).returncode == 0
     exported, report = tmp_path / "e.safetensors", tmp_path / "verdict.json"
@@ -153,7 +153,7 @@ def test_without_the_package_its_files_are_unknown(tmp_path, command):
     assert command("inspect", path, "--num-heads", 2).status == 2
 
 
-def test_the_page_counts_the_lines():
+def test_documented_line_counts_are_correct():
     page = PAGE.read_text()
     family, model, _ = (
         sum(bool(line.strip()) for line in example.splitlines())
@@ -162,7 +162,7 @@ def test_the_page_counts_the_lines():
     assert f"has {family} non-empty lines, its model {model}." in page
 
 
-def test_a_further_layout_leaves_the_family_itself_as_it_is():
+def test_adding_a_layout_does_not_change_the_family():
     family = families()["mae"]
     own = family.layouts["timm"]
     extended = family.with_layouts([replace(own, name="new"), replace(own, title="another timm")])

@@ -96,7 +96,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_names_what_no_tensor_tells(name):
+def test_model_is_identified_by_its_configuration(name):
     message = explain({"some.weight": (3, 3)}, CONFIGS[name])
     assert f"this is {name}" in message or f"timm's {name}" in message
     for word in ("model_type", "architectures", "architecture"):
@@ -124,6 +124,6 @@ def test_layer_scale_is_not_dinov2_and_a_flat_kernel_is_not_videomae():
     assert explain({**vit(), **PATCH, "blocks.0.attn.q_bias": (WIDTH,)}) is None
 
 
-def test_a_mae_is_none_of_them():
+def test_mae_is_not_recognised_as_another_family():
     reading, _ = recognise({**vit(), **PATCH})
     assert reading.task == "encoder"

@@ -60,7 +60,7 @@ def traced(command, case, folder, framework, *more):
 
 
 @pytest.mark.parametrize(("case", "framework"), RUNS)
-def test_everything_is_what_the_authors_programs_compute(command, tmp_path, case, framework):
+def test_all_results_equal_those_of_the_original_programs(command, tmp_path, case, framework):
     trace = traced(command, case, tmp_path, framework)
     exact, rounded = trace.results("float64"), trace.results("float32")
     limit = 1e-12 if framework == "torch" else FLOAT64_LIMIT
@@ -101,7 +101,7 @@ def test_everything_is_what_the_authors_programs_compute(command, tmp_path, case
         if run.values[0].startswith("prithvi")
     ],
 )
-def test_features_without_a_mask_are_the_authors(command, tmp_path, case, framework):
+def test_features_without_a_mask_equal_the_original(command, tmp_path, case, framework):
     trace = traced(command, case, tmp_path, framework, "--task", "encoder", "--mask-ratio", 0)
     arrays, limit = golden(case), 1e-12 if framework == "torch" else FLOAT64_LIMIT
     result = trace.results("float64")["last_hidden_state"]

@@ -77,7 +77,7 @@ def test_the_table_of_the_decoder_gives_the_grid_where_the_encoder_s_was_trained
         ),
     ],
 )
-def test_what_contradicts_itself_is_refused_by_both_names_and_an_option_decides(
+def test_contradictory_sizes_are_refused_by_both_names_and_an_option_decides(
     written, made, sentence
 ):
     path = written(**made)
@@ -117,5 +117,5 @@ def test_a_table_of_zeros_or_nan_gives_no_grid(value):
     assert grid_of_table(LazyTensor("x", stored.shape, stored.dtype, lambda: stored), 16) is None
 
 
-def test_the_size_to_which_photographs_were_scaled_is_no_evidence(written):
+def test_resize_size_of_photographs_does_not_determine_the_grid(written):
     assert opened(written(trained=True, image_size=256)) == ((32, 32), "square grid")

@@ -41,7 +41,7 @@ def without_biases(folder):
     return folder
 
 
-def test_zero_biases_are_told_of(command, tmp_path):
+def test_zero_biases_are_reported(command, tmp_path):
     result = command("inspect", without_biases(tmp_path / "lost"), "--stats", "--json")
     assert result.status == 0, result.err
     assert any("48675" in line for line in result.json["odd"])
@@ -64,7 +64,7 @@ def test_a_library_that_loses_biases_is_not_compared_with():
         require_biases(model, weights)
 
 
-def test_the_epsilon_of_terratorch_and_missing_bands_are_told_of(command, tmp_path):
+def test_epsilon_of_terratorch_and_missing_bands_are_reported(command, tmp_path):
     path = GOLDEN / "prithvi_v2_tiny" / "checkpoint.pth"
     result = command("inspect", path, *OPTIONS, "--json")
     assert any("TerraTorch has 1e-5" in line for line in result.json["odd"])

@@ -155,7 +155,7 @@ class TestFormOfPth:
         execute(plan_conversion(source, tmp_path / "x.pth", layout))
         return source, tmp_path / "x.pth"
 
-    def test_the_tensors_stand_where_the_library_looks(self, written, key):
+    def test_tensors_are_stored_under_the_key_that_the_library_reads(self, written, key):
         source, path = written
         stored = torch.load(path, weights_only=True)
         state = stored[key] if key else stored
@@ -195,19 +195,19 @@ class TestFormOfPth:
 class TestSynonyms:
     """The original's encoder and timm's have the same names: something else tells them apart."""
 
-    def test_the_container_decides(self, golden, case, tmp_path):
+    def test_container_selects_between_equivalent_layouts(self, golden, case, tmp_path):
         original = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
         assert (original.layout.name, original.synonyms) == ("facebook", ("timm",))
         theirs = open_checkpoint(golden / "timm_encoder_tiny" / "model.safetensors", FLAGS)
         assert (theirs.layout.name, theirs.synonyms) == ("timm", ("facebook",))
 
-    def test_a_configuration_inside_decides_before_the_container(self, case, tmp_path):
+    def test_stored_configuration_takes_precedence_over_the_container(self, case, tmp_path):
         source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
         for layout, name in (("facebook", "a.safetensors"), ("timm", "b.pth")):
             execute(plan_conversion(source, tmp_path / name, layout))
             assert open_checkpoint(tmp_path / name).layout.name == layout
 
-    def test_timm_s_config_json_decides_and_tells_the_heads(self, case, tmp_path):
+    def test_config_json_of_timm_selects_the_layout_and_the_heads(self, case, tmp_path):
         source = open_checkpoint(case("finetune_gap_tiny").checkpoint, FLAGS)
         execute(plan_conversion(source, tmp_path / "model", "timm"))
         again = open_checkpoint(tmp_path / "model")
@@ -226,7 +226,7 @@ class TestSynonyms:
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_the_tensorflow_classes_take_less_than_those_of_pytorch(changes, tasks):
+def test_tensorflow_classes_accept_fewer_models_than_those_of_pytorch(changes, tasks):
     """Tried with 4.57.6: of these, the former fail to load or miss tensors, the latter load."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
     for task in ("pretrain", "encoder", "classify"):
@@ -235,7 +235,7 @@ def test_the_tensorflow_classes_take_less_than_those_of_pytorch(changes, tasks):
 
 
 @pytest.mark.parametrize("pooling", ["avg", "map"])
-def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, tmp_path, pooling):
+def test_timm_model_with_contradictory_pooling_is_refused(case, tmp_path, pooling):
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, FLAGS)
     execute(plan_conversion(source, tmp_path / "model", "timm"))
     config = tmp_path / "model" / "config.json"
@@ -247,7 +247,7 @@ def test_a_timm_model_that_pools_without_fc_norm_is_not_taken_for_another(case, 
         open_checkpoint(tmp_path / "model")
 
 
-def test_the_width_of_a_timm_architecture_is_held_against_the_tensors(case, tmp_path):
+def test_width_of_a_timm_architecture_is_checked_against_the_tensors(case, tmp_path):
     source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
     execute(plan_conversion(source, tmp_path / "model", "timm"))
     config = tmp_path / "model" / "config.json"
@@ -278,7 +278,7 @@ def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, 
      {"hidden_act": "relu"}],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
-def test_mmpretrain_holds_only_what_its_decoder_and_head_take(changes):
+def test_mmpretrain_accepts_only_models_that_its_decoder_and_head_support(changes):
     """Tried with its own classes: ``MAEPretrainHead`` asserts square images, for example."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
     assert "mmpretrain's" in render(LAYOUTS["mmpretrain"].refusal(config, "pretrain"), as_option)

@@ -109,13 +109,13 @@ def test_every_option_goes_there_and_back(tmp_path, model):
         assert all(np.array_equal(tensors_back[name], arrays[name]) for name in arrays)
 
 
-def test_an_encoder_is_taken_out_of_a_pretraining_model(tmp_path):
+def test_encoder_is_extracted_from_a_pretraining_model(tmp_path):
     source = original(PRETRAIN)
     there = open_checkpoint(converted(source, "keras", tmp_path, task="encoder"))
     assert diff(as_task(source, "encoder"), there).tensors == ()
 
 
-def test_what_no_tensor_gives_is_told_asked_for_or_refused(tmp_path):
+def test_fields_without_a_tensor_are_assumed_required_or_refused(tmp_path):
     report = inspect(original(PRETRAIN))
     assert report["config"]["pred_t_dim"] == 4
     assert report["assumed"]["num_frames"]["source"] == "the tensors' shapes"
@@ -168,7 +168,7 @@ def test_both_frameworks_prove_a_conversion(command, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize(("framework", "limit"), [("torch", 1e-12), ("tensorflow", 1e-10)])
-def test_a_trace_is_the_authors_output(command, tmp_path, framework, limit):
+def test_trace_equals_the_output_of_the_original(command, tmp_path, framework, limit):
     golden = np.load(GOLDEN / PRETRAIN / "golden.npz")
     np.savez(tmp_path / "inputs.npz", pixel_values=golden["videos"], noise=golden["noise"])
     result = command(

@@ -49,7 +49,7 @@ def test_a_new_head_reads_the_mean_of_the_tokens(command, tmp_path, case):
         (("--to", "kers"), "unknown layout 'kers'; did you mean 'keras'?"),
     ],
 )
-def test_what_a_family_has_not_is_refused(command, tmp_path, options, message):
+def test_unsupported_task_of_a_family_is_refused(command, tmp_path, options, message):
     target = tmp_path / "out.keras"
     result = command("convert", PRITHVI, target, *options, *HEADS, "--decoder-num-heads", 3)
     assert result.status == 2
@@ -58,7 +58,7 @@ def test_what_a_family_has_not_is_refused(command, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_decoder_is_not_sought_among_files_of_another_family(command, tmp_path):
+def test_missing_decoder_is_not_suggested_from_another_family(command, tmp_path):
     source = GOLDEN / "videomae_finetune_tiny_v5"
     result = command("convert", source, tmp_path / "a", "--to", "original", "--task", "pretrain")
     assert result.status == 2

@@ -111,7 +111,7 @@ def test_the_result_is_rounded_once_to_the_dtype_of_the_tensor(dtype):
     assert (away > 0).mean() < 0.01
 
 
-def test_nothing_is_read_before_it_is_asked_for():
+def test_resampling_does_not_read_the_tensor_early():
     def load():
         raise AssertionError("read too early")
 
@@ -152,7 +152,7 @@ def can_hold(layout, checkpoint, task, size):
     return holds and LAYOUTS[layout].refusal(model, task) is None
 
 
-def test_an_equal_size_is_no_step_and_changes_no_bit(pretrain, tmp_path):
+def test_equal_size_is_not_a_step_and_changes_no_bit(pretrain, tmp_path):
     for number, sincos in enumerate((False, True)):
         target = tmp_path / f"{number}.pth"
         geometry = Geometry(image_size=(32, 32), sincos_positions=sincos)
@@ -172,7 +172,7 @@ class TestFixedEmbeddings:
             assert stored.tobytes() == table.astype(np.float32).tobytes(), name
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_they_are_known_in_every_dtype_and_made_anew(self, dtype):
+    def test_they_are_recognised_in_every_dtype_and_recomputed(self, dtype):
         stored = sincos_position_embedding(24, (14, 14)).astype(np.float32)
         tensor = LazyTensor.from_array("p", rounded(stored, DTYPES[dtype]))
         made = regenerated(tensor, (14, 14), (20, 6))
@@ -184,7 +184,7 @@ class TestFixedEmbeddings:
         assert distance(exact, sincos_position_embedding(24, (20, 6))) < FLOAT64_LIMIT
 
     @pytest.mark.parametrize("width", [32, 40])
-    def test_those_of_times_rows_and_columns_are_made_anew(self, width):
+    def test_those_of_frames_rows_and_columns_are_recomputed(self, width):
         stored = spacetime_position_embedding(width, (3, 4, 2)).astype(np.float32)
         tensor, axes = LazyTensor.from_array("p", stored), "times, rows and columns"
         made = regenerated(tensor, (3, 4, 2), (5, 2, 7), axes)
@@ -198,18 +198,18 @@ class TestFixedEmbeddings:
         with pytest.raises(ConfigurationError, match="num_frames=5 would discard trained values"):
             regenerated(LazyTensor.from_array("p", stored), (3, 4, 2), (5, 4, 2), axes, option)
 
-    def test_one_that_never_was_float32_stays_exact(self):
+    def test_float64_embedding_is_recomputed_exactly(self):
         tensor = LazyTensor.from_array("p", sincos_position_embedding(24, (4, 4)))
         fixed = sincos_position_embedding(24, (3, 5))
         assert regenerated(tensor, (4, 4), (3, 5)).load().tobytes() == fixed.tobytes()
 
-    def test_one_bit_more_or_less_is_not_the_fixed_one(self):
+    def test_embedding_that_differs_by_one_bit_is_not_fixed(self):
         stored = sincos_position_embedding(24, (4, 4)).astype(np.float32)
         stored[0, 7, 3] = np.nextafter(stored[0, 7, 3], np.float32(2))
         with pytest.raises(ConfigurationError, match=r"p is not the fixed .* leave it out"):
             regenerated(LazyTensor.from_array("p", stored), (4, 4), (3, 5))
 
-    def test_the_whole_way(self, pretrain, tmp_path):
+    def test_they_are_recomputed_by_a_conversion(self, pretrain, tmp_path):
         geometry = Geometry(image_size=(64, 24), sincos_positions=True)
         target = tmp_path / "model.pth"
         report = execute(plan_conversion(pretrain, target, "facebook", geometry=geometry))
@@ -223,7 +223,7 @@ class TestFixedEmbeddings:
 
 
 class TestCommandLine:
-    def test_a_learned_embedding_is_not_thrown_away(self, command, case, tmp_path):
+    def test_learned_embedding_is_not_discarded(self, command, case, tmp_path):
         result = command(
             "convert", case("finetune_cls_tiny").checkpoint, tmp_path / "m", "--to", "transformers",
             "--num-heads", 4, "--image-size", 48, "--sincos-positions",
@@ -251,7 +251,7 @@ class TestCommandLine:
         assert words in result.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_step_is_said_and_kept(self, command, case, tmp_path):
+    def test_step_is_reported_and_recorded(self, command, case, tmp_path):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
         expected = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
         result = command(*expected, "--image-size", "48")

@@ -54,7 +54,7 @@ def test_a_golden_model_goes_there_and_back_bit_for_bit(tmp_path, name, layout):
 
 
 @pytest.mark.parametrize("prefix", ["_timm_module.", "backbone.", "model."])
-def test_prefixes_are_taken_off(tmp_path, prefix):
+def test_prefixes_are_removed(tmp_path, prefix):
     tensors = {n: t.load() for n, t in original("prithvi_v1_tiny").container.tensors.items()}
     save_file({prefix + name: array for name, array in tensors.items()}, tmp_path / "a.safetensors")
     result = open_checkpoint(tmp_path / "a.safetensors", FLAGS)
@@ -104,7 +104,7 @@ def test_pixel_statistics_are_those_of_the_version():
     assert original(CASES[1]).configuration.image_mean[0] == 1087
 
 
-def test_an_encoder_is_taken_out(tmp_path):
+def test_encoder_is_extracted(tmp_path):
     for name in CASES[1:]:
         folder = tmp_path / name
         folder.mkdir()
@@ -112,7 +112,7 @@ def test_an_encoder_is_taken_out(tmp_path):
         assert diff(as_task(original(name), "encoder"), there).tensors == ()
 
 
-def test_what_cannot_be_done_is_refused(tmp_path):
+def test_unsupported_conversions_are_refused(tmp_path):
     tensors = {n: t.load() for n, t in original(CASES[1]).container.tensors.items()}
     del tensors["encoder.blocks.1.attn.qkv.weight"]
     save_file(tensors, tmp_path / "damaged.safetensors")
@@ -232,7 +232,7 @@ def test_a_missing_terratorch_is_named_before_anything_runs(command):
 
 
 @pytest.mark.usefixtures("forked_children")
-def test_a_certificate_holds_the_coordinates(command, tmp_path):
+def test_certificate_contains_the_coordinates(command, tmp_path):
     target = converted(original(CASES[2]), "original", tmp_path)
     sides = ("--framework-a", "torch", "--framework-b", "torch")
     source = GOLDEN / CASES[2] / "checkpoint.pth"

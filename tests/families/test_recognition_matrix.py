@@ -48,7 +48,7 @@ def accepting(shapes):
 
 
 @pytest.mark.parametrize(("path", "family"), list(files()))
-def test_a_file_is_of_its_family_only(path, family):
+def test_file_is_recognised_as_its_family_only(path, family):
     checkpoint = open_checkpoint(path, incomplete=True)
     assert checkpoint.family.name == family
     tensors = checkpoint.container.tensors
@@ -59,13 +59,13 @@ def test_a_file_is_of_its_family_only(path, family):
 
 
 @pytest.mark.parametrize("path", sorted((GOLDEN / "keys").glob("*.json")), ids=lambda p: p.stem)
-def test_official_files_of_the_image_mae_are_of_no_other_family(path):
+def test_official_files_of_the_image_mae_are_not_of_another_family(path):
     shapes = {name: tuple(shape) for name, shape in json.loads(path.read_text()).items()}
     assert accepting(shapes) == {"mae"}
 
 
 @pytest.mark.parametrize("case", VIDEOS)
-def test_what_is_written_is_of_its_family_only(tmp_path, case):
+def test_written_files_are_recognised_as_their_family_only(tmp_path, case):
     folders = [p for p in GOLDEN.iterdir() if p.name.startswith(case)]
     for number, folder in enumerate(f for f in folders if (f / "checkpoint.pth").exists()):
         source = open_checkpoint(folder / "checkpoint.pth", HEADS, incomplete=True)

@@ -111,7 +111,7 @@ def test_another_resampling_than_the_declared_one_fails(tmp_path):
     assert name in verdict.suspects
 
 
-def test_positions_of_new_frames_are_the_authors(tmp_path):
+def test_positions_of_new_frames_equal_the_original(tmp_path):
     target, _ = converted(original(PRITHVI), tmp_path / "a.pth", Geometry(num_frames=7))
     for name, width in (("encoder", 32), ("decoder", 48)):
         fixed = spacetime_position_embedding(width, (7, 4, 4)).astype(np.float32)
@@ -131,7 +131,7 @@ def test_load_model_takes_other_sizes_and_frames():
     assert model.config.num_frames == 4
 
 
-def test_what_makes_no_sense_is_refused_in_one_sentence(command, tmp_path):
+def test_invalid_geometry_is_refused_in_one_sentence(command, tmp_path):
     flags = ("--num-heads", 4, "--decoder-num-heads", 3)
     for case, options, message in (
         (MAE_ST, ("--num-frames", 16), "learned temporal positions"),

@@ -85,7 +85,7 @@ def test_a_damaged_file_is_explained_by_the_nearest_layout(tmp_path):
 
 @pytest.mark.parametrize("name", [PRETRAIN, FINE_TUNED])
 @pytest.mark.parametrize("version", ["v4", "v5"])
-def test_files_of_transformers_hold_the_same_model(name, version):
+def test_files_of_transformers_contain_the_same_model(name, version):
     theirs = open_checkpoint(GOLDEN / f"{name}_{version}")
     assert (theirs.family.name, theirs.layout.name) == ("videomae", "transformers")
     assert theirs.unread == ()
@@ -155,7 +155,7 @@ def test_every_option_goes_there_and_back_or_is_refused_with_a_reason(tmp_path, 
         assert all(np.array_equal(tensors_back[name], arrays[name]) for name in arrays)
 
 
-def test_an_encoder_is_taken_out_of_a_pretraining_model_and_of_a_classifier(tmp_path):
+def test_encoder_is_extracted_from_a_pretraining_model_and_from_a_classifier(tmp_path):
     for name, has_norm in ((PRETRAIN, True), (FINE_TUNED, False)):
         source = original(name)
         folder = tmp_path / name
@@ -169,7 +169,7 @@ def test_an_encoder_is_taken_out_of_a_pretraining_model_and_of_a_classifier(tmp_
         assert config["architectures"] == ["VideoMAEModel"]
 
 
-def test_what_no_tensor_gives_is_asked_for_or_taken_from_a_named_source():
+def test_fields_without_a_tensor_are_required_or_read_from_a_named_source():
     with pytest.raises(ConfigurationError, match="num_heads"):
         open_checkpoint(GOLDEN / PRETRAIN / "checkpoint.pth")
     source = original(PRETRAIN)
@@ -202,7 +202,7 @@ def test_training_arguments_of_the_authors_programs_are_read(tmp_path):
     assert (model.image_size, model.mask_ratio, model.norm_pix_loss) == (32, 0.5, False)
 
 
-def test_random_noise_hides_the_same_places_at_all_times():
+def test_random_noise_masks_the_same_positions_in_all_frames():
     config = VideoMAEConfig(**SMALL)
     noise = random_inputs(VIDEOMAE, config, batch=3)["noise"]
     assert all(len(set(row)) == config.num_patches for row in noise.tolist())
@@ -213,7 +213,7 @@ def test_random_noise_hides_the_same_places_at_all_times():
         assert all(places == by_time[0] for places in by_time)
 
 
-def test_the_epsilon_that_transformers_cannot_hold_is_told_and_recorded(run, tmp_path):
+def test_epsilon_that_transformers_cannot_store_is_reported_and_recorded(run, tmp_path):
     target = tmp_path / "directory"
     result = run(
         "convert", GOLDEN / PRETRAIN / "checkpoint.pth", target, "--to", "transformers",
@@ -314,7 +314,7 @@ RESULTS = {
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize(("framework", "limit"), [("torch", 1e-12), ("tensorflow", 1e-10)])
-def test_traces_are_the_authors_outputs(command, tmp_path, framework, limit):
+def test_traces_equal_the_outputs_of_the_original(command, tmp_path, framework, limit):
     source = GOLDEN / PRETRAIN / "checkpoint.pth"
     golden, trace = traced(command, source, tmp_path, PRETRAIN, framework, *PRETRAIN_OPTIONS)
     assert np.array_equal(trace["mask"], golden["mask"])
@@ -344,7 +344,7 @@ def test_both_frameworks_prove_a_conversion(command, tmp_path):
 
 
 @pytest.mark.usefixtures("forked_children")
-def test_a_library_that_computes_otherwise_is_named_with_the_cause(command, tmp_path):
+def test_library_with_different_results_is_named_with_the_cause(command, tmp_path):
     target = converted(original(PRETRAIN), "transformers", tmp_path)
     source = GOLDEN / PRETRAIN / "checkpoint.pth"
     result = command(
