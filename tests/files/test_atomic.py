@@ -106,7 +106,7 @@ def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
             check_target(tmp_path / name, overwrite=overwrite, suffixes=(".csv", ".json"))
 
 
-def test_a_file_is_no_directory_and_the_other_way_round(tmp_path: Path) -> None:
+def test_file_does_not_replace_a_directory_and_vice_versa(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("old")
     (tmp_path / "d").mkdir()
     with pytest.raises(OutputError, match="is a directory and not a file"):
@@ -158,7 +158,7 @@ def make_broken(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [make_foreign, make_nested, make_downloaded, make_broken])
-def test_a_directory_that_is_not_ours_is_not_replaced(tmp_path: Path, change) -> None:
+def test_directory_not_written_by_us_is_not_replaced(tmp_path: Path, change) -> None:
     directory(tmp_path / "d", 1.0)
     change(tmp_path / "d")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -168,7 +168,7 @@ def test_a_directory_that_is_not_ours_is_not_replaced(tmp_path: Path, change) ->
     assert after == before
 
 
-def test_what_the_record_names_is_ours(tmp_path: Path) -> None:
+def test_files_named_in_the_record_may_be_replaced(tmp_path: Path) -> None:
     directory(tmp_path / "d", 1.0)
     (tmp_path / "d" / "extra.json").write_text("{}")
     directory(tmp_path / "d", 2.0, overwrite=True)
@@ -247,7 +247,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     ("number", "message"),
     [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission")],
 )
-def test_what_the_system_refuses_is_said_in_a_sentence(
+def test_operating_system_error_is_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     def refuse(_: int) -> None:
@@ -273,14 +273,14 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_write_that_breaks_off(tmp_path: Path, kind: str) -> None:
+def test_write_beyond_the_file_size_limit_leaves_no_file(tmp_path: Path, kind: str) -> None:
     with pytest.raises(OutputError, match="exceed the allowed file size"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_disk_that_forgets_is_found_out(
+def test_data_changed_by_the_disk_is_detected(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = draft.read_file

@@ -34,7 +34,7 @@ def plain(case):
     return open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS)
 
 
-def test_statistics_of_pieces_are_those_of_the_whole() -> None:
+def test_chunked_statistics_equal_those_of_the_whole_tensor() -> None:
     values = np.random.default_rng(0).normal(3, 2, 10_000)
     values[[5, 17, 9_000]] = np.nan, np.inf, 0
     finite = values[np.isfinite(values)]
@@ -143,21 +143,25 @@ def few_descriptors():
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux does")
 class TestDescriptors:
-    def test_more_parts_than_descriptors_are_named_as_that(self, tmp_path, plain, request) -> None:
+    def test_more_shards_than_file_descriptors_are_reported_as_such(
+        self, tmp_path, plain, request
+    ) -> None:
         packing = Packing(max_shard_size=20_000)
         execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
         request.getfixturevalue("few_descriptors")
         with pytest.raises(CheckpointError, match="too many files are open"):
             open_container(tmp_path / "m")
 
-    def test_more_parts_cannot_be_written_either(self, tmp_path, plain, few_descriptors) -> None:
+    def test_writing_more_shards_than_file_descriptors_is_refused(
+        self, tmp_path, plain, few_descriptors
+    ) -> None:
         packing = Packing(max_shard_size=20_000)
         plan = plan_conversion(plain, tmp_path / "m", "transformers", packing=packing)
         with pytest.raises((OutputError, CheckpointError), match="too many files are open"):
             execute(plan)
         assert not list(tmp_path.iterdir())
 
-    def test_none_is_left_open_where_the_disk_is_full(self, tmp_path, monkeypatch) -> None:
+    def test_no_descriptor_is_left_open_on_a_full_disk(self, tmp_path, monkeypatch) -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 

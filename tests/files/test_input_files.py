@@ -57,7 +57,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_not_a_file_is_refused_at_once(reader, irregular):
+def test_irregular_file_is_refused_immediately(reader, irregular):
     path, kind = irregular
     if (reader, kind) == ("checkpoint", "directory"):
         pytest.skip("a directory is a checkpoint's usual form")
@@ -118,7 +118,7 @@ def tiff(tags=(), compression=None, damage=None):
     return bytes(data)
 
 
-def test_a_damaged_part_that_an_image_can_do_without_is_one_warning(tmp_path):
+def test_damaged_optional_part_of_an_image_is_one_warning(tmp_path):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(tags=[(33432, 2, 1000, 10**6), (33433, 2, 1000, 10**6)]))
     with pytest.warns(ImageWarning) as caught:
@@ -127,7 +127,7 @@ def test_a_damaged_part_that_an_image_can_do_without_is_one_warning(tmp_path):
     assert text.startswith(f"{path} was read, but may be corrupt (T")
 
 
-def test_what_a_decoder_prints_is_the_reason_and_not_printed(tmp_path, capfd):
+def test_decoder_output_is_reported_as_the_reason_and_not_printed(tmp_path, capfd):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(compression="tiff_deflate", damage=60))
     with pytest.raises(MaeConvertError, match=r"x\.tif cannot be read as an image") as caught:
@@ -155,7 +155,7 @@ def animated(kind):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_several_images_in_a_file_the_first_is_used_and_that_is_said(tmp_path, kind):
+def test_first_of_several_images_in_a_file_is_used_and_reported(tmp_path, kind):
     path = tmp_path / "x"
     path.write_bytes(animated(kind))
     with pytest.warns(ImageWarning, match="x has several images; the first is used"):
@@ -204,7 +204,7 @@ def test_a_bad_image_is_refused_in_one_sentence(tmp_path, name):
             open_image(path)
 
 
-def test_a_line_of_pixels_is_not_blown_up():
+def test_extremely_wide_image_is_refused_before_it_is_enlarged():
     statistics = (0.5, 0.5, 0.5)
     prepare = Preprocessing(3, None, 224, 3, (224, 224), 1 / 255, statistics, statistics)
     with pytest.raises(
@@ -213,7 +213,7 @@ def test_a_line_of_pixels_is_not_blown_up():
         prepare(Image.new("RGB", (60000, 1)))
 
 
-def test_a_folder_of_images_does_not_pass_over_a_pipe_or_a_broken_link(tmp_path):
+def test_pipe_or_broken_link_in_an_image_folder_is_not_ignored(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "gone")
@@ -258,7 +258,7 @@ def test_bad_inputs_are_refused_in_one_sentence(tmp_path, name):
         load_inputs(path, MAE, MODEL)
 
 
-def test_inputs_may_be_packed_and_hold_more_than_is_read(tmp_path):
+def test_inputs_may_be_compressed_and_contain_additional_arrays(tmp_path):
     pixels = np.ones((2, 3, 32, 32), np.float32)
     names = np.array([{"an": "object"}], dtype=object)
     for save in (np.savez, np.savez_compressed):

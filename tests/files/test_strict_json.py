@@ -42,7 +42,7 @@ def test_plain_json_is_read_as_the_standard_reader_does(text):
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_ambiguous_is_refused_with_the_reason(text):
+def test_ambiguous_json_is_refused_with_the_reason(text):
     with pytest.raises(JsonError, match=BAD[text]):
         parse_json(text.encode())
 

@@ -24,7 +24,7 @@ def checkpoint(tmp_path, golden):
     return path
 
 
-def test_plain_data_have_no_half_of_a_character():
+def test_unpaired_surrogates_are_escaped_in_plain_data():
     value = {"na\udcffme": ["a\ud800", ("\U0001f642", 1)]}
     expected = {r"na\udcffme": [r"a\ud800", ["\U0001f642", 1]]}
     assert plain(value) == in_unicode(value) == parse_json(json.dumps(expected)) == expected
