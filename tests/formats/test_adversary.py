@@ -124,7 +124,7 @@ class Writer:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_read_is_what_the_most_hostile_objects_leave(
+def test_read_values_equal_those_after_loading_malicious_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendor, objects = types.ModuleType("vendor"), types.ModuleType("vendor.objects")

@@ -24,7 +24,7 @@ def _warm() -> None:
     [pytest.param(a, marks=[pytest.mark.slow] if a.is_heavy else []) for a in ATTACKS],
     ids=str,
 )
-def test_a_hostile_file_is_refused_in_a_sentence_or_read_unharmed(
+def test_malicious_file_is_refused_in_one_sentence_or_read_safely(
     tmp_path: Path, attack: Attack
 ) -> None:
     assert outcome(attack, tmp_path).complaint() is None
@@ -46,20 +46,22 @@ def test_weights_inside_an_object_are_refused_by_its_name(tmp_path: Path) -> Non
         assert "loading that would run code" in _message(pickled, tmp_path)
 
 
-def test_what_is_handed_the_weights_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_object_constructed_with_the_weights_is_refused_by_name(tmp_path: Path) -> None:
     aliased = [passed_over.checkpoint(extra=extra) for extra in passed_over.ALIASED.values()]
     handed = [passed_over.checkpoint(*both) for both in passed_over.HANDED.values()]
     for pickled in (*aliased, *handed):
         assert "its pickle passes the weights to" in _message(pickled, tmp_path)
 
 
-def test_published_names_are_refused_by_name_though_no_weight_needs_them(tmp_path: Path) -> None:
+def test_names_of_published_exploits_are_refused_even_if_no_weight_uses_them(
+    tmp_path: Path,
+) -> None:
     for name in advisories.GLOBALS.values():
         message = _message(passed_over.checkpoint(extra=advisories.call(name)), tmp_path)
         assert f"its pickle refers to {name.replace(' ', '.')}, " in message
 
 
-def test_answers_are_counted_in_a_table() -> None:
+def test_scanner_results_are_counted_in_a_table() -> None:
     files = [("row", ATTACKS[0], "a"), ("row", ATTACKS[1], "b"), ("other", ATTACKS[2], "c")]
     answers = {"ours": dict.fromkeys("abc", "refused"), "x 1": {"a": "passed", "b": "flagged",
                                                               "c": "not read"}}  # fmt: skip

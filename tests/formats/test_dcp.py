@@ -98,7 +98,7 @@ def test_one_process(one: Path) -> None:
         assert opened.files == (one / ".metadata", one / "__0_0.distcp")
 
 
-def test_another_part_can_be_asked_for(one: Path) -> None:
+def test_another_entry_of_the_checkpoint_can_be_selected(one: Path) -> None:
     assert list(open_container(one, "optim").tensors) == ["m"]
 
 
@@ -138,7 +138,7 @@ def test_flat_parameters_are_refused_and_the_command_gathers_them(two: Path) -> 
     assert_same(open_container(two / "gathered.pth"), original())
 
 
-def test_one_process_s_part_of_a_sharded_model_is_refused(two: Path) -> None:
+def test_shard_of_a_single_process_is_refused(two: Path) -> None:
     assert "distributed over processes" in refused(two / "part0.pth")
 
 

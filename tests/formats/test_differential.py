@@ -84,7 +84,7 @@ MARKS: dict[str, Callable[[str, bytes], bytes | None]] = {
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_the_marks_of_a_zip_file(tmp_path: Path, mark: str) -> None:
+def test_flags_in_a_zip_file(tmp_path: Path, mark: str) -> None:
     torch.save({"a": torch.randn(3, 5), "b": torch.randn(7)}, tmp_path / "x.pth")
     path = rewritten(tmp_path / "x.pth", MARKS[mark])
     if mark == "a short storage":  # PyTorch may read it, with what is in memory behind it

@@ -224,7 +224,7 @@ TORCH: dict[str, Make] = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", TORCH)
-def test_what_pytorch_may_read_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+def test_files_that_pytorch_may_read_differently_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError):
         open_container(TORCH[name](tmp_path))
 
@@ -280,7 +280,9 @@ def swapped(random: np.random.Generator, pickled: bytes) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @seeds
-def test_members_and_pickles_put_together_anew(tmp_path: Path, count: int) -> None:
+def test_recombined_members_and_pickles_are_read_as_by_pytorch_or_refused(
+    tmp_path: Path, count: int
+) -> None:
     base = torch.arange(24.0).reshape(4, 6)
     states = [
         {"a": ONES, "b": TWOS},
@@ -343,7 +345,9 @@ def test_a_header_in_another_encoding_is_refused(tmp_path: Path, encoding: str) 
 
 
 @seeds
-def test_headers_put_together_anew(tmp_path: Path, count: int) -> None:
+def test_recombined_headers_are_read_as_by_safetensors_or_refused(
+    tmp_path: Path, count: int
+) -> None:
     random, both = np.random.default_rng(count), 0
 
     def one(*choices: str) -> str:
@@ -399,7 +403,7 @@ def test_an_array_whose_name_is_that_of_another_is_refused(
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @seeds
-def test_arrays_put_together_anew(tmp_path: Path, count: int) -> None:
+def test_recombined_arrays_are_read_as_by_numpy_or_refused(tmp_path: Path, count: int) -> None:
     random, both = np.random.default_rng(count), 0
     base = np.arange(12, dtype="f4").reshape(3, 4)
     arrays = [npy(a) for a in (base, base.T, base.astype(">f8"), base.astype("i2"), base[0, 0])]
@@ -481,7 +485,7 @@ HDF5: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("name", HDF5)
-def test_what_hdf5_reads_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+def test_files_that_hdf5_reads_differently_are_refused(tmp_path: Path, name: str) -> None:
     assert ours(HDF5[name](tmp_path)) is None
 
 
@@ -518,7 +522,9 @@ def structures(folder: Path) -> Iterator[bytes]:
 
 
 @seeds
-def test_structures_of_hdf5_put_together_anew(tmp_path: Path, count: int) -> None:
+def test_recombined_hdf5_structures_are_read_as_by_h5py_or_refused(
+    tmp_path: Path, count: int
+) -> None:
     random, both, path = np.random.default_rng(count), 0, tmp_path / "x.h5"
     sources = list(structures(tmp_path))
     for _ in range(count):

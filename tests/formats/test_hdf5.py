@@ -148,7 +148,7 @@ def test_chunks_of_the_new_format_are_named_and_not_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("end", range(0, 3000, 97))
-def test_a_file_that_ends_early(tmp_path: Path, end: int) -> None:
+def test_truncated_hdf5_file_is_refused(tmp_path: Path, end: int) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         for number in range(20):
             file[f"g/{number}"] = np.arange(number)
@@ -158,7 +158,7 @@ def test_a_file_that_ends_early(tmp_path: Path, end: int) -> None:
         open_container(tmp_path / "x.h5")
 
 
-def test_a_chunk_that_was_damaged_is_found_when_it_is_read(tmp_path: Path) -> None:
+def test_damaged_chunk_is_detected_when_it_is_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         created = file.create_dataset("a", data=np.arange(1000.0), chunks=(100,), compression=9)
         offset = created.id.get_chunk_info(3).byte_offset

@@ -96,7 +96,7 @@ class TestKerasItself:
         assert ours[CONFIG] == theirs[CONFIG]
         assert json.loads(ours[METADATA]).keys() <= json.loads(theirs[METADATA]).keys()
 
-    def test_what_it_saves_again_is_the_same_model(self, work, name):
+    def test_file_saved_by_keras_is_the_same_model(self, work, name):
         ours, theirs = (open_checkpoint(work / f"{p}{name}.keras") for p in ("", "again-"))
         assert (
             theirs.configuration.sources["layer_norm_eps"] == f"config.json of again-{name}.keras"
@@ -105,7 +105,7 @@ class TestKerasItself:
         difference = diff(ours, theirs)
         assert difference.same, difference
 
-    def test_the_original_comes_back_bit_by_bit(self, case, work, tmp_path, name):
+    def test_original_is_restored_bit_for_bit(self, case, work, tmp_path, name):
         source = open_checkpoint(work / f"{name}.keras")
         assert source.container.kind == "keras_archive"
         execute(plan_conversion(source, tmp_path / "back.pth", "facebook"))
@@ -136,7 +136,7 @@ def test_both_sides_are_proven_natively(command, case, work):
     assert result.json["proven"]
 
 
-def test_a_changed_configuration_is_seen(archive):
+def test_changed_configuration_is_detected(archive):
     with_config(archive, hidden_act="relu")
     with pytest.raises(
         ConfigurationError,
@@ -152,7 +152,7 @@ def test_the_same_model_makes_the_same_file(case, archive, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.keras", "n.keras"]
 
 
-def test_mixed_dtypes_get_a_model_that_holds_them_all(case, tmp_path):
+def test_mixed_dtypes_use_a_model_dtype_that_represents_all(case, tmp_path):
     from dataclasses import replace
 
     from mae_convert.formats import LazyTensor
@@ -195,7 +195,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_spoilt_archive_is_one_sentence(command, archive, name):
+def test_damaged_archive_is_refused_in_one_sentence(command, archive, name):
     spoil, message = SPOILT[name]
     packed(archive, spoil(members(archive)))
     with pytest.raises(CheckpointError, match=message):
@@ -206,7 +206,7 @@ def test_a_spoilt_archive_is_one_sentence(command, archive, name):
 
 
 @pytest.mark.parametrize("what", ["weights", "configuration"])
-def test_what_is_small_in_the_archive_and_huge_unpacked_is_not_unpacked(archive, what):
+def test_decompression_bomb_is_not_unpacked(archive, what):
     contents = members(archive)
     bomb = {"weights": WEIGHTS, "configuration": CONFIG}[what]
     contents[bomb] = b'{"a":' + b" " * (1 << 25)
@@ -231,7 +231,7 @@ def test_an_archive_that_was_unpacked_is_the_same_model(archive, tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [None, [], {"config": 3}, {}])
-def test_a_configuration_of_no_known_form_is_one_sentence(archive, spoil):
+def test_malformed_configuration_is_refused_in_one_sentence(archive, spoil):
     contents = members(archive)
     config = {**json.loads(contents[CONFIG]), "config": spoil}
     packed(archive, {**contents, CONFIG: json.dumps(config)})
@@ -239,7 +239,7 @@ def test_a_configuration_of_no_known_form_is_one_sentence(archive, spoil):
         open_checkpoint(archive)
 
 
-def test_a_full_disk_leaves_nothing_behind(case, tmp_path, monkeypatch):
+def test_full_disk_leaves_no_file(case, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

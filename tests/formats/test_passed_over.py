@@ -184,7 +184,7 @@ def test_a_storage_of_unknown_size_in_the_old_format_is_refused_by_name(tmp_path
         open_container(tmp_path / "x.pth")
 
 
-def test_an_ema_module_that_was_asked_for_is_refused_by_name() -> None:
+def test_requested_ema_module_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"timm.utils.model_ema.ModelEmaV2"):
         open_container(EMA, "ema")
 
@@ -202,7 +202,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("key", COPIES)
-def test_of_two_models_in_one_file_it_is_asked_which(tmp_path: Path, key: str) -> None:
+def test_one_of_two_models_in_a_file_has_to_be_selected(tmp_path: Path, key: str) -> None:
     copy: dict = {name: tensor + 1 for name, tensor in MODEL.items()}
     for part in reversed(key.split(".")):
         copy = {part: copy}
@@ -276,7 +276,7 @@ def test_the_text_of_a_configuration_is_parsed_and_not_run(tmp_path: Path) -> No
     ],
     ids=range(12),
 )
-def test_a_text_that_is_more_than_assignments_tells_nothing(text: str) -> None:
+def test_configuration_text_with_other_statements_is_ignored(text: str) -> None:
     assert read_config_text(text) is None
 
 

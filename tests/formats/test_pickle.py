@@ -66,7 +66,9 @@ MALICIOUS = {
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", MALICIOUS)
-def test_what_would_run_code_is_refused_by_name(tmp_path: Path, name: str, protocol: int) -> None:
+def test_pickle_that_would_run_code_is_refused_by_name(
+    tmp_path: Path, name: str, protocol: int
+) -> None:
     flag = tmp_path / "flag"
     if name == "builtins.getattr":  # modules cannot be pickled: written by hand
         data = b"\x80\x02cbuiltins\ngetattr\nX\x02\x00\x00\x00osX\x06\x00\x00\x00system\x86R."
@@ -131,7 +133,7 @@ def test_a_whole_model_is_refused_by_its_class(tmp_path: Path) -> None:
     assert "model.state_dict()" in message
 
 
-def test_arrays_of_objects_are_passed_over_unless_one_runs_code(tmp_path: Path) -> None:
+def test_object_arrays_are_skipped_unless_an_element_runs_code(tmp_path: Path) -> None:
     array = np.array([Calls(os.system, "true")], dtype=object)
     torch.save({"model": TENSOR, "args": {"a": array}}, tmp_path / "x.pth")
     assert "posix.system" in refused(tmp_path / "x.pth")
@@ -202,7 +204,7 @@ DESCRIBED: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_inert_types_as_json_can_hold_them(tmp_path: Path, name: str, protocol: int) -> None:
+def test_inert_types_are_converted_to_json_types(tmp_path: Path, name: str, protocol: int) -> None:
     value, expected = DESCRIBED[name]
     whole = {"model": TENSOR, "args": {name: value}}
     torch.save(whole, tmp_path / "x.pth", pickle_protocol=protocol)
@@ -284,7 +286,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_pickle_made_to_break_its_reader(tmp_path: Path, name: str) -> None:
+def test_malformed_pickle_is_refused(tmp_path: Path, name: str) -> None:
     started = time.monotonic()
     with pytest.raises(CheckpointError):
         open_container(with_pickle(tmp_path / "x.pth", b"\x80\x02" + BOMBS[name]))

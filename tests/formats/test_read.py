@@ -167,7 +167,7 @@ def test_a_compressed_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
-def test_what_may_stand_around_the_tensors(tmp_path: Path, wrapper: str | None) -> None:
+def test_wrappers_around_the_tensors(tmp_path: Path, wrapper: str | None) -> None:
     tensors = {"a": torch.randn(2), "b": torch.randn(3)}
     whole = {wrapper: tensors, "epoch": 3} if wrapper else {**tensors, "epoch": 3}
     torch.save(whole, tmp_path / "x.pth")
@@ -201,7 +201,7 @@ def test_npz_equals_numpy(tmp_path: Path, save) -> None:
         np.testing.assert_array_equal(read, array.astype(read.dtype), strict=True)
 
 
-def test_npz_with_objects_or_a_lost_bfloat16_is_refused(tmp_path: Path) -> None:
+def test_npz_with_objects_or_raw_bfloat16_bytes_is_refused(tmp_path: Path) -> None:
     for array in (np.array([{}], dtype=object), np.zeros(2, ml_dtypes.bfloat16)):
         np.savez(tmp_path / "x.npz", a=array)
         with pytest.raises(CheckpointError, match="not an array of numbers"):
@@ -275,7 +275,7 @@ HDF5_TRICKS = [
 
 
 @pytest.mark.parametrize("spoil", HDF5_TRICKS)
-def test_hdf5_that_reaches_out_of_itself_is_refused(tmp_path: Path, spoil) -> None:
+def test_hdf5_with_external_references_is_refused(tmp_path: Path, spoil) -> None:
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         file["a"] = np.zeros(2, np.float32)
         spoil(file)
@@ -314,7 +314,9 @@ def test_a_model_directory(tmp_path: Path) -> None:
     assert opened.conversion == {"of": "conversion.json"}
 
 
-def test_only_a_file_of_a_conventional_name_takes_the_configuration_beside(tmp_path: Path) -> None:
+def test_only_a_file_with_a_conventional_name_uses_the_adjacent_configuration(
+    tmp_path: Path,
+) -> None:
     directory = directory_with(tmp_path, "model.safetensors", "other.safetensors")
     inside = open_container(directory / "model.safetensors")
     assert (inside.config, inside.is_directory) == ({"of": "config.json"}, False)
@@ -322,9 +324,7 @@ def test_only_a_file_of_a_conventional_name_takes_the_configuration_beside(tmp_p
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_keras_file_takes_the_configuration_beside_if_it_is_alone(
-    tmp_path: Path, count: int
-) -> None:
+def test_single_keras_file_uses_the_adjacent_configuration(tmp_path: Path, count: int) -> None:
     directory = directory_with(tmp_path)
     for name in ["a.weights.h5", "b.weights.h5"][:count]:
         write_file(directory / name, "keras_h5", [LazyTensor.from_array("a", np.zeros(2))])
@@ -374,7 +374,7 @@ NOT_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", NOT_CHECKPOINTS)
-def test_what_is_not_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_identified(tmp_path: Path, name: str) -> None:
     content, message = NOT_CHECKPOINTS[name]
     path = tmp_path / "model.pth"
     path.write_bytes(content)
@@ -397,7 +397,7 @@ def whole_files(folder: Path) -> list[Path]:
     return [PTH[0], PTH[2], SAFETENSORS[0], TF_H5[0], *made]
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+def test_truncated_file_is_refused_at_every_length(tmp_path: Path) -> None:
     for path in whole_files(tmp_path):
         whole = path.read_bytes()
         ends = np.linspace(0, len(whole) - 1, 60, dtype=int).tolist()
@@ -456,7 +456,7 @@ LYING_SAFETENSORS = {
 
 
 @pytest.mark.parametrize("name", LYING_SAFETENSORS)
-def test_a_lying_safetensors_header_is_refused(tmp_path: Path, name: str) -> None:
+def test_inconsistent_safetensors_header_is_refused(tmp_path: Path, name: str) -> None:
     header, size = LYING_SAFETENSORS[name]
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors_file(header, bytes(size)))

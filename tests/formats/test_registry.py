@@ -14,7 +14,7 @@ from mae_convert.formats.registry import FORMATS, KERAS_H5, NPZ, PTH, SAFETENSOR
 
 
 @pytest.mark.parametrize("row", FORMATS.values(), ids=lambda row: row.name)
-def test_readers_and_writers_are_there(row):
+def test_every_format_has_a_reader_and_a_writer(row):
     references = [*(signature.reader for signature in row.signatures), row.writer]
     assert all(callable(_function(reference)) for reference in references if reference)
     assert set(row.written) <= set(row.suffixes)
@@ -38,7 +38,7 @@ def test_dtypes_that_numpy_lacks_are_refused_where_it_writes(tmp_path, kind, dty
         write_file(tmp_path / "x", kind, [tensor])
 
 
-def test_what_begins_like_an_archive_is_never_read_as_safetensors(tmp_path: Path) -> None:
+def test_file_that_begins_like_an_archive_is_not_read_as_safetensors(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"PK\x03\x04\0\0\0\0{}" + b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"zip|archive|damaged"):
         read_file(tmp_path / "x")

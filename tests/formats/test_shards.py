@@ -46,7 +46,7 @@ def written(path: Path, kind: str, largest: int | None = 40, **options) -> Path:
 
 @pytest.mark.parametrize("kind", INDEX)
 @pytest.mark.parametrize("by", ["directory", "index"])
-def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path, kind: str, by: str) -> None:
+def test_sharded_files_are_read_as_one_model(tmp_path: Path, kind: str, by: str) -> None:
     folder = written(tmp_path / "model", kind)
     opened = open_container(folder if by == "directory" else folder / INDEX[kind])
     assert list(opened.tensors) == list(ARRAYS)
@@ -60,7 +60,7 @@ def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path, kind: str, by: 
 
 
 @pytest.mark.parametrize("largest", [1, 96, 104, 120, 136, 10**9])
-def test_the_parts_are_those_of_the_hubs_library(tmp_path: Path, largest: int) -> None:
+def test_shards_equal_those_of_huggingface_hub(tmp_path: Path, largest: int) -> None:
     folder = written(tmp_path / "model", "safetensors", largest)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
     (tmp_path / "theirs").mkdir()
@@ -99,7 +99,7 @@ def test_a_configuration_inside_each_safetensors_part(tmp_path: Path) -> None:
     written(tmp_path / "bin", "bin", config={"x": 1})  # which has no place for it
 
 
-def test_a_model_that_fits_is_written_whole(tmp_path: Path) -> None:
+def test_model_below_the_shard_size_is_written_to_one_file(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "bin", 136)
     assert sorted(path.name for path in folder.iterdir()) == [
         "conversion.json",
@@ -115,7 +115,7 @@ def test_hdf5_is_not_split(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_our_own_parts_may_be_replaced_and_others_not(tmp_path: Path) -> None:
+def test_only_shards_written_by_us_may_be_replaced(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "safetensors")
     written(folder, "bin", 136, overwrite=True)
     written(folder, "safetensors", overwrite=True)
@@ -125,7 +125,7 @@ def test_our_own_parts_may_be_replaced_and_others_not(tmp_path: Path) -> None:
         written(folder, "safetensors", overwrite=True)
 
 
-def test_a_tensor_that_is_too_large_has_a_part_of_its_own(tmp_path: Path) -> None:
+def test_tensor_above_the_shard_size_has_its_own_shard(tmp_path: Path) -> None:
     """Here the Hub's library goes on filling the part before: we keep the order of the tensors."""
     folder = written(tmp_path / "model", "safetensors", 40)
     parts = [list(safetensors.numpy.load_file(p)) for p in sorted(folder.glob("*.safetensors"))]
@@ -190,7 +190,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
+def test_inconsistent_shards_are_refused(tmp_path: Path, name: str) -> None:
     spoil, message = SPOILED[name]
     folder = written(tmp_path / "model", "safetensors")
     spoil(folder)

@@ -41,7 +41,7 @@ def test_shards_and_safetensors_of_the_tensorflow_classes_are_read(path: Path) -
     assert opened.dropped == {}
 
 
-def test_both_hold_the_same_model_as_one_file_of_it(tmp_path: Path) -> None:
+def test_both_contain_the_same_model_as_the_single_file(tmp_path: Path) -> None:
     source = open_checkpoint(SHARDED)
     execute(plan_conversion(source, tmp_path / "model", "transformers-tf"))
     for other in (SAFETENSORS, tmp_path / "model"):
@@ -54,7 +54,7 @@ def test_a_part_of_a_sharded_model_is_named_as_one() -> None:
     )
 
 
-def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> None:
+def test_index_that_does_not_match_its_shards_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(SHARDED, copy)
     index = copy / "tf_model.h5.index.json"
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_orbax_is_named(tmp_path: Path) -> None:
     assert "is an Orbax (JAX) checkpoint" in refused(tmp_path)
 
 
-def test_another_file_of_that_suffix_is_not_one(tmp_path: Path) -> None:
+def test_other_file_with_the_index_suffix_is_not_a_tensorflow_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "faiss.index").write_bytes(b"IxFI")
     assert "TensorFlow" not in refused(tmp_path / "faiss.index")
 
@@ -137,7 +137,7 @@ def test_a_whole_functional_model_is_named_by_its_layers(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"config": {"layers": [1]}}', "[" * 5000])
-def test_a_whole_model_that_does_not_say_what_it_is(tmp_path: Path, config: str) -> None:
+def test_full_model_with_unreadable_configuration_is_refused(tmp_path: Path, config: str) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.attrs["model_config"] = config
         file["a"] = np.zeros(2, np.float32)

@@ -27,7 +27,7 @@ def refused(path: Path, state_key: str | None = None) -> str:
 
 
 @pytest.mark.parametrize("key", WRAPPERS)
-def test_a_wrapper_is_taken_off_and_told(tmp_path: Path, key: str) -> None:
+def test_wrapper_is_removed_and_reported(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path / "x.pth", {key: ONE, "epoch": 3, "optimizer": {"state": {0: TWO}}})
     opened = open_container(path)
     assert (opened.wrapper, list(opened.tensors)) == (key, ["a"])
@@ -35,7 +35,7 @@ def test_a_wrapper_is_taken_off_and_told(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", OTHER_WEIGHTS)
-def test_other_weights_are_taken_only_when_they_are_asked_for(tmp_path: Path, key: str) -> None:
+def test_other_weights_are_read_only_on_request(tmp_path: Path, key: str) -> None:
     alone = saved(tmp_path / "alone.pth", {key: ONE, "epoch": 3})
     assert f'it has {key}, epoch; choose with state_key="{key}"' in refused(alone)
     assert open_container(alone, key).wrapper == key
@@ -45,7 +45,7 @@ def test_other_weights_are_taken_only_when_they_are_asked_for(tmp_path: Path, ke
     assert open_container(beside, key).tensors["a"].shape == (3,)
 
 
-def test_two_wrappers_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_wrappers_are_ambiguous(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"model": ONE, "state_dict": TWO})
     assert 'state_key="model" or state_key="state_dict"' in refused(path)
     assert open_container(path, "state_dict").tensors["a"].shape == (3,)
@@ -72,7 +72,7 @@ def test_a_wrapper_in_a_wrapper(tmp_path: Path) -> None:
     assert open_container(odd, "run.weights").tensors["a"].shape == (2,)
 
 
-def test_tensors_at_the_top_are_the_model_unless_a_wrapper_says_otherwise(tmp_path: Path) -> None:
+def test_top_level_tensors_are_the_model_unless_a_wrapper_is_selected(tmp_path: Path) -> None:
     assert open_container(saved(tmp_path / "a.pth", ONE)).wrapper is None
     beside = saved(tmp_path / "b.pth", {"model": TWO, "loss": torch.tensor(0.5)})
     assert open_container(beside).tensors["a"].shape == (3,)
@@ -80,7 +80,7 @@ def test_tensors_at_the_top_are_the_model_unless_a_wrapper_says_otherwise(tmp_pa
     assert 'state_key="teacher"' in refused(dino)
 
 
-def test_a_key_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_state_key_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"model": ONE})
     assert 'it has model; specify the model\'s key with state_key="model"' in refused(
         path, "teacher"
@@ -108,7 +108,9 @@ def test_pt_and_bin_and_the_format_before_version_1_6(tmp_path: Path, legacy: bo
 @pytest.mark.parametrize(
     "name", ["_flat_param", "flat_param", "_fsdp_wrapped_module._flat_param", "blocks.flat_param_0"]
 )
-def test_flat_parameters_are_refused_with_the_way_to_gather_them(tmp_path: Path, name: str) -> None:
+def test_flat_parameters_are_refused_with_instructions_to_gather_them(
+    tmp_path: Path, name: str
+) -> None:
     message = refused(saved(tmp_path / "x.pth", {"model": {name: torch.zeros(9)}}))
     assert name in message
     assert "StateDictOptions(full_state_dict=True)" in message
@@ -154,7 +156,7 @@ def test_deepspeed(tmp_path: Path) -> None:
     assert "specify one, for example" in refused(tmp_path / "run")
 
 
-def test_deepspeed_in_parts_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_sharded_deepspeed_checkpoint_is_refused_with_instructions(tmp_path: Path) -> None:
     parts = deepspeed(tmp_path / "parts", MODEL_STATES, "mp_rank_01_model_states.pt")
     for path in (parts, parts / MODEL_STATES):
         assert "split among 2 processes (mp_rank_00" in refused(path)

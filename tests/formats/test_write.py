@@ -228,7 +228,7 @@ def test_the_names_of_the_largest_model_need_no_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tf_h5", "keras_h5", "npz"])
-def test_bfloat16_where_there_is_none(tmp_path: Path, kind: str) -> None:
+def test_formats_without_bfloat16_refuse_it(tmp_path: Path, kind: str) -> None:
     half = LazyTensor.from_array("a/b", np.zeros(2, ml_dtypes.bfloat16))
     with pytest.raises(OutputError, match=r'cannot hold a/b as bfloat16.*dtype="float32"'):
         write_file(tmp_path / "x", kind, [half])
@@ -244,7 +244,9 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("kind", "names"), IMPOSSIBLE)
-def test_names_that_a_container_cannot_hold(tmp_path: Path, kind: str, names: list[str]) -> None:
+def test_names_that_a_container_cannot_store_are_refused(
+    tmp_path: Path, kind: str, names: list[str]
+) -> None:
     with pytest.raises(OutputError) as caught:
         write_file(tmp_path / "x", kind, [LazyTensor.from_array(n, np.zeros(2)) for n in names])
     assert len(str(caught.value).splitlines()) == 1
@@ -285,7 +287,7 @@ def test_big_endian_arrays_are_written_natively(tmp_path: Path) -> None:
     )
 
 
-def test_a_tensor_that_is_not_what_it_promised(tmp_path: Path) -> None:
+def test_tensor_with_an_unexpected_dtype_is_refused(tmp_path: Path) -> None:
     false = LazyTensor("a", (3,), np.dtype(np.float32), lambda: np.zeros(3))
     with pytest.raises(OutputError, match="a should be float32"):
         write_file(tmp_path / "x.pth", "pth", [false])
