@@ -40,7 +40,7 @@ def opened(path: Path) -> Checkpoint:
     return open_checkpoint(path, incomplete=True)
 
 
-def test_heads_and_target_of_a_trained_model_are_found(bare: Path) -> None:
+def test_heads_and_target_of_a_trained_model_are_inferred(bare: Path) -> None:
     checkpoint = opened(bare)
     inferred = infer(checkpoint, QUICK)
     decided = inferred.decided()
@@ -55,7 +55,7 @@ def test_heads_and_target_of_a_trained_model_are_found(bare: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_use_and_record_what_was_found(bare: Path, tmp_path: Path) -> None:
+def test_commands_use_and_record_the_inferred_fields(bare: Path, tmp_path: Path) -> None:
     run = CliRunner()
     result = json.loads(run.invoke(cli, ["inspect", str(bare), "--infer", "--json"]).stdout)
     assert (result["missing"], result["config"]["num_attention_heads"]) == ([], 5)
@@ -76,7 +76,7 @@ def test_the_commands_use_and_record_what_was_found(bare: Path, tmp_path: Path) 
     assert run.invoke(cli, ["verify", str(target), "--require-proof"]).exit_code in (0, 1)
 
 
-def test_a_target_takes_what_was_found_on_its_source(bare: Path) -> None:
+def test_target_uses_the_fields_inferred_from_its_source(bare: Path) -> None:
     checkpoint = opened(bare)
     decision = Decision("num_attention_heads", 5, None, "weights", "fits", (Candidate(5),))
     inference = Inference({"num_attention_heads": decision})
@@ -86,7 +86,7 @@ def test_a_target_takes_what_was_found_on_its_source(bare: Path) -> None:
     assert target.sources["num_attention_heads"] == f"experiment (weights) on {bare}"
 
 
-def test_undecided_fields_say_why_in_the_message(bare: Path) -> None:
+def test_message_contains_the_reason_for_each_undecided_field(bare: Path) -> None:
     decision = Decision("num_attention_heads", None, 0.7, "", "no candidate fits", ())
     left = with_inferred(opened(bare), Inference({"num_attention_heads": decision}))
     with pytest.raises(ConfigurationError, match="the experiment is undecided: no candidate fits"):
@@ -99,13 +99,13 @@ def test_too_few_images_are_refused(bare: Path, tmp_path: Path) -> None:
         infer(opened(bare), InferenceOptions(images=tmp_path))
 
 
-def test_random_weights_decide_nothing() -> None:
+def test_no_field_is_inferred_from_random_weights() -> None:
     inferred = infer(opened(UNTRAINED), QUICK)
     assert inferred.decided() == {}
     assert all(decision.reason for decision in inferred.decisions.values())
 
 
-def test_without_a_framework_the_weights_alone_are_asked(bare: Path) -> None:
+def test_without_a_framework_only_the_weights_are_analyzed(bare: Path) -> None:
     inferred = infer(opened(bare), InferenceOptions(framework=""))
     assert inferred.decided() == {"num_attention_heads": 5}
     assert "no framework" in inferred.decisions["norm_pix_loss"].reason
@@ -130,14 +130,14 @@ def test_coupled_channels_show_the_number_of_heads(heads: int) -> None:
     assert result.best == heads
 
 
-def test_channels_that_are_not_coupled_show_nothing() -> None:
+def test_uncoupled_channels_do_not_show_the_number_of_heads() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         layers = [tuple(generator.uniform(-1, 1, (2, 48, 48))) for _ in range(2)]
         assert not head_structure([lambda one=one: one for one in layers]).decided
 
 
-def test_images_and_weights_that_disagree_decide_nothing() -> None:
+def test_no_field_is_inferred_if_images_and_weights_disagree() -> None:
     structure = HeadStructure({1: 0.0, 2: 90.0, 4: 10.0}, {1: 20.0, 2: 0.0, 4: 15.0})
     losses = {heads: np.full((4, 4), value) for heads, value in ((1, 0.9), (2, 0.8), (4, 0.5))}
     decision = heads_decision("num_attention_heads", structure, losses, 1.0)
@@ -165,7 +165,7 @@ def test_a_candidate_that_wins_on_one_image_only_is_not_significant() -> None:
     assert wins(noise[0] + 0.9, (noise[1] + 1)[None]) == 1.0
 
 
-def test_encoders_are_told_by_their_weights_alone(bare: Path, tmp_path: Path) -> None:
+def test_heads_of_encoders_are_inferred_from_weights_only(bare: Path, tmp_path: Path) -> None:
     weights = torch.load(bare, weights_only=True)["model"]
     encoder = {n: v for n, v in weights.items() if "decoder" not in n and n != "mask_token"}
     torch.save({"model": encoder}, tmp_path / "encoder.pth")
@@ -176,7 +176,7 @@ def test_encoders_are_told_by_their_weights_alone(bare: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 12), (6, 24), (24, 6), (8, 18)])
-def test_the_grid_of_learned_positions_is_found(bare: Path, rows: int, columns: int) -> None:
+def test_grid_of_learned_positions_is_inferred(bare: Path, rows: int, columns: int) -> None:
     checkpoint = opened(bare)
     name = "encoder.position_embedding"
     table = sincos_position_embedding(160, (rows, columns))

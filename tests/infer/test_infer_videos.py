@@ -38,7 +38,7 @@ def samples(tmp_path):
 
 
 @pytest.mark.parametrize("case", UNTRAINED)
-def test_random_weights_decide_nothing(case, samples):
+def test_no_field_is_inferred_from_random_weights(case, samples):
     images = samples if case.startswith("prithvi") else None
     inferred = infer(
         opened(GOLDEN / case / "checkpoint.pth"), InferenceOptions(images=images, crops=1)
@@ -75,7 +75,7 @@ def test_crops_move_across_photographs_and_stay_within_clips():
 
 
 @pytest.mark.slow
-def test_the_heads_of_trained_models_are_found(tmp_path):
+def test_heads_of_trained_models_are_inferred(tmp_path):
     for path in sorted(DEMO.glob("*.jpg")):
         with Image.open(path) as image:
             colours = np.asarray(image.convert("RGB").resize((160, 140)))
@@ -88,7 +88,7 @@ def test_the_heads_of_trained_models_are_found(tmp_path):
     assert inferred["decoder_num_attention_heads"] == 4
 
 
-def test_the_heads_of_a_trained_model_of_videos_are_found(tmp_path):
+def test_heads_of_a_trained_video_model_are_inferred(tmp_path):
     flags = Flags(image_size=(96, 96), num_frames=2)
     checkpoint = open_checkpoint(as_mae_st(tmp_path), flags, incomplete=True)
     inferred = infer(checkpoint, InferenceOptions(crops=4)).decided()
