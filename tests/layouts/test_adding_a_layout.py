@@ -42,7 +42,7 @@ def source(case):
     return open_checkpoint(case("finetune_cls_tiny").checkpoint, FLAGS)
 
 
-def test_a_model_goes_there_and_back_bit_by_bit(source, tmp_path):
+def test_round_trip_through_the_layout_is_bit_exact(source, tmp_path):
     report = execute(plan_conversion(source, tmp_path / "there.safetensors", "acme"))
     assert report["layout"] == "acme"
     there = open_checkpoint(tmp_path / "there.safetensors")
@@ -53,7 +53,7 @@ def test_a_model_goes_there_and_back_bit_by_bit(source, tmp_path):
     assert back.container.tensors.keys() == source.container.tensors.keys()
 
 
-def test_what_is_written_is_as_the_table_says(source, tmp_path):
+def test_written_file_follows_the_mapping_table(source, tmp_path):
     execute(plan_conversion(source, tmp_path / "there.safetensors", "acme"))
     written = load_file(tmp_path / "there.safetensors")
     canonical = {name: tensor.load() for name, tensor in source.tensors.items()}
@@ -68,7 +68,7 @@ def test_what_is_written_is_as_the_table_says(source, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["transformers", "keras", "timm", "torchvision"])
-def test_other_layouts_are_made_of_it(source, tmp_path, layout):
+def test_it_can_be_converted_to_other_layouts(source, tmp_path, layout):
     execute(plan_conversion(source, tmp_path / "there.safetensors", "acme"))
     there = open_checkpoint(tmp_path / "there.safetensors")
     target = {"keras": "m.keras", "torchvision": "m.pth"}.get(layout, "m")
@@ -89,7 +89,7 @@ def test_the_library_s_own_file_is_recognised_and_its_counter_dropped(source, tm
         open_checkpoint(tmp_path / "short.safetensors", FLAGS)
 
 
-def test_the_commands_know_it(acme, source, case, tmp_path, capsys):
+def test_commands_support_it(acme, source, case, tmp_path, capsys):
     assert inspect(source)["becomes"]["acme"] == "yes"
     pooled = open_checkpoint(case("finetune_gap_tiny").checkpoint, FLAGS)
     assert "class token" in inspect(pooled)["becomes"]["acme"]

@@ -58,7 +58,7 @@ TABLES = [
         (WithoutBatch(), [(1, 4, 2)]),
     ],
 )
-def test_a_transform_undoes_itself_and_tells_the_shapes(transform, shapes):
+def test_transform_is_invertible_and_gives_the_shapes(transform, shapes):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape) for shape in shapes]
     written = transform.write(arrays)
@@ -68,7 +68,7 @@ def test_a_transform_undoes_itself_and_tells_the_shapes(transform, shapes):
         np.testing.assert_array_equal(before, after)
 
 
-def test_the_patch_kernel_goes_to_tensorflow_and_back_in_the_known_order():
+def test_patch_kernel_axes_are_permuted_for_tensorflow_and_back():
     # PyTorch (out, in, height, width) to TensorFlow (height, width, in, out).
     assert Permute((2, 3, 1, 0)).write_shape([(768, 3, 16, 14)]) == (16, 14, 3, 768)
 
@@ -93,7 +93,7 @@ def test_a_malformed_table_is_refused_when_it_is_built(rows):
         Table("broken", ("encoder",), rows)
 
 
-def test_braces_stand_for_names_in_order():
+def test_braces_expand_to_names_in_order():
     assert braces("{q,k}.{w,b}") == ["q.w", "q.b", "k.w", "k.b"]
 
 
@@ -141,7 +141,7 @@ def configurations(draw):
 @pytest.mark.parametrize(("layout", "table", "task"), TABLES)
 @settings(max_examples=20, deadline=None)
 @given(config=configurations())
-def test_every_table_gives_back_what_it_was_given(layout, table, task, config):
+def test_every_mapping_table_is_invertible(layout, table, task, config):
     keyless = not table.has_key_bias and config.qkv_bias
     canonical = {
         name: tensor
@@ -166,7 +166,7 @@ def test_every_table_gives_back_what_it_was_given(layout, table, task, config):
 
 @pytest.mark.parametrize("size", ["base", "large", "huge"])
 @pytest.mark.parametrize("kind", ["visualize", "pretrain", "finetuned"])
-def test_official_key_lists_are_met_in_name_shape_and_order(golden, kind, size):
+def test_official_key_lists_match_in_name_shape_and_order(golden, kind, size):
     stored = json.loads((golden / "keys" / f"facebook_mae_{kind}_vit_{size}.json").read_text())
     shapes = {name: tuple(shape) for name, shape in stored.items()}
     reading, _ = recognise(shapes)
@@ -190,7 +190,7 @@ def _canonical_shapes(reading, shapes):
         yield from zip(rule.canonicals, parts, strict=True)
 
 
-def test_the_keras_table_is_what_keras_writes(golden):
+def test_keras_table_matches_the_file_written_by_keras(golden):
     """``tests/reference_models/test_reference_keras.py`` holds the models to the same list."""
     frozen = json.loads((golden.parent / "keras_weight_paths.json").read_text())
     config = ViTMAEConfig.from_dict(frozen["config"])
@@ -230,7 +230,7 @@ class InMemory(SequentialArray):
         (WithoutBatch(), [(1, 5, 2)]),
     ],
 )
-def test_what_keeps_the_order_of_elements_is_read_and_written_piece_by_piece(
+def test_transforms_that_keep_element_order_are_read_and_written_in_chunks(
     transform, shapes, monkeypatch
 ):
     monkeypatch.setattr("mae_convert.formats.tensor.PIECE_BYTES", 20)  # 5 elements
