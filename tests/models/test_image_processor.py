@@ -56,13 +56,13 @@ def pair(request, tmp_path):
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_pixels_are_those_of_the_real_class(pair, name):
+def test_pixels_equal_those_of_the_transformers_class(pair, name):
     ours, theirs = (processor(INPUTS[name], return_tensors="np") for processor in pair)
     assert ours["pixel_values"].dtype == np.float32
     assert np.array_equal(ours["pixel_values"], theirs["pixel_values"])
 
 
-def test_what_is_changed_for_a_call_is_changed_as_there():
+def test_overrides_per_call_work_as_in_transformers():
     changes = {"size": {"height": 20, "width": 30}, "do_normalize": False, "resample": 3}
     ours, theirs = (
         processor(INPUTS["an image"], return_tensors="pt", **changes).pixel_values
@@ -98,7 +98,7 @@ AS_THERE = {
 
 
 @pytest.mark.parametrize("name", AS_THERE)
-def test_what_the_real_class_takes_gives_the_same_here(name):
+def test_inputs_of_the_transformers_class_give_the_same_result(name):
     images, changes = AS_THERE[name]
     ours, theirs = (
         processor(images, return_tensors="np", **changes).pixel_values
@@ -107,7 +107,7 @@ def test_what_the_real_class_takes_gives_the_same_here(name):
     assert np.array_equal(ours, theirs)
 
 
-def test_none_says_nothing_as_in_version_4():
+def test_none_keeps_the_configured_value_as_in_version_4():
     processor = ViTImageProcessor(do_resize=False, image_mean=[0.1, 0.2, 0.3], do_rescale=None)
     plain = processor(COLOUR)["pixel_values"]
     names = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "image_mean")
@@ -126,7 +126,7 @@ def test_tensors_that_numpy_cannot_read_are_read():
     )
 
 
-def test_grey_pictures_and_such_with_transparency_are_converted():
+def test_gray_images_and_images_with_transparency_are_converted():
     grey = Image.fromarray(COLOUR[..., 0])
     clear = Image.fromarray(RANDOM.integers(0, 256, (30, 30, 4), dtype=np.uint8), mode="RGBA")
     palette = Image.fromarray(COLOUR).convert("P")
@@ -141,7 +141,7 @@ def test_grey_pictures_and_such_with_transparency_are_converted():
     assert one(INPUTS["pictures"], return_tensors="np").pixel_values.shape == (2, 1, 37, 53)
 
 
-def test_pictures_of_many_channels_are_scaled_and_normalised():
+def test_images_with_many_channels_are_scaled_and_normalized():
     bands = RANDOM.integers(0, 256, (6, 8, 8), dtype=np.uint8)
     processor = MaeImageProcessor(
         image_mean=[0.1] * 6, image_std=[0.2] * 6, size={"height": 8, "width": 8}
@@ -218,7 +218,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_picture_is_refused_in_one_sentence(name):
+def test_input_that_is_not_an_image_is_refused_in_one_sentence(name):
     images, changes, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
         MaeImageProcessor()(images, **changes)

@@ -102,7 +102,7 @@ def test_the_documented_configuration_example():
 # --- the same numbers as transformers' own classes ---
 
 
-def test_every_output_is_that_of_the_real_class(task):
+def test_every_output_equals_that_of_the_transformers_class(task):
     ours, theirs, path = CLASSES[task]
     inputs = inputs_of(task, dtype=torch.float64)
     if task == "classify":
@@ -126,7 +126,7 @@ def test_every_output_is_that_of_the_real_class(task):
 
 
 @pytest.mark.parametrize("problem", ["one class", "several labels", "said"])
-def test_the_loss_of_a_classifier_is_that_of_the_real_class(problem):
+def test_loss_of_a_classifier_equals_that_of_the_transformers_class(problem):
     changes = {"num_labels": 1} if problem == "one class" else {"num_labels": 4}
     if problem == "said":
         changes["problem_type"] = "multi_label_classification"
@@ -140,7 +140,7 @@ def test_the_loss_of_a_classifier_is_that_of_the_real_class(problem):
     torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss)
 
 
-def test_other_sizes_are_what_converting_with_image_size_computes(task, tmp_path):
+def test_other_sizes_give_the_same_result_as_a_conversion_with_image_size(task, tmp_path):
     """Interpolating is the conversion's own step, for the decoder too; transformers has another."""
     ours, _, path = CLASSES[task]
     inputs = inputs_of(task, SIZE, torch.float64)
@@ -204,7 +204,7 @@ def test_hidden_states_and_attentions_have_their_shapes(task):
         torch.testing.assert_close(table.sum(-1), torch.ones(2, 4, tokens))
 
 
-def test_the_same_noise_gives_the_same_and_none_gives_another():
+def test_same_noise_gives_the_same_output_and_no_noise_is_random():
     model, inputs = model_of("pretrain"), inputs_of("pretrain")
     first, second = model(**inputs), model(**inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -235,7 +235,7 @@ def test_gradients_reach_every_trainable_parameter_and_kept_tensors(task):
         assert not value.requires_grad or value.grad.any(), name
 
 
-def test_saved_and_loaded_it_is_the_same_here_and_in_transformers(task, tmp_path):
+def test_saved_model_is_the_same_when_loaded_here_and_in_transformers(task, tmp_path):
     ours, theirs, _ = CLASSES[task]
     model, inputs = model_of(task), inputs_of(task)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_saved_and_loaded_it_is_the_same_here_and_in_transformers(task, tmp_path
         assert list(model.state_dict()) == list(state)
 
 
-def test_it_is_saved_into_a_directory_that_holds_others(tmp_path):
+def test_it_is_saved_into_a_directory_with_other_files(tmp_path):
     model = model_of("pretrain")
     (tmp_path / "trainer_state.json").write_text("{}")
     AutoImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
@@ -311,7 +311,7 @@ def test_fields_of_a_configuration_are_set_in_any_order_and_checked_by_the_model
             config.patch_size = value
 
 
-def test_a_configuration_is_read_as_a_dictionary_and_tells_what_it_did_not_use():
+def test_configuration_is_read_as_a_dictionary_with_the_unused_arguments():
     stored, rest = ViTMAEConfig.get_config_dict(PRETRAIN, my_own=3)
     assert (stored["hidden_size"], rest) == (32, {"my_own": 3})
     config, unused = ViTMAEConfig.from_pretrained(
@@ -357,7 +357,7 @@ def test_mask_ratio_and_kind_of_target_can_be_changed_on_the_model():
 
 
 @pytest.mark.parametrize("task", ["pretrain", "classify"])
-def test_encoder_and_decoder_can_be_frozen_by_the_names_that_they_have_in_transformers(task):
+def test_encoder_and_decoder_can_be_frozen_by_their_names_in_transformers(task):
     _, real_class, path = CLASSES[task]
     model, real = model_of(task), real_class.from_pretrained(path)
     for part in ("vit", "base_model", *(["decoder"] if task == "pretrain" else [])):
@@ -407,7 +407,7 @@ def test_images_of_any_size_are_cut_to_whole_patches(task):
         model(pixels[:, :, :7], interpolate_pos_encoding=True)
 
 
-def test_the_head_of_a_classifier_is_replaced_by_the_name_that_it_has_in_transformers():
+def test_head_of_a_classifier_can_be_replaced_by_its_name_in_transformers():
     model, pixels = model_of("classify"), inputs_of("classify")["pixel_values"]
     features = model.vit(pixels).last_hidden_state[:, 0]
     assert distance(model.classifier(features), model(pixels).logits) < FLOAT32_LIMIT
@@ -515,14 +515,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_nothing_is_filled_at_random_or_taken_silently(name):
+def test_missing_weights_are_not_initialized_silently(name):
     model, path, options, kind, words = REFUSED[name]
     heads = {"num_attention_heads": 4} if path.endswith("tiny/checkpoint.pth") else {}
     with pytest.raises(kind, match=words):
         model.from_pretrained(GOLDEN / path, **options, **heads)
 
 
-def test_what_the_layout_cannot_hold_is_refused_when_saved(tmp_path):
+def test_saving_fields_that_the_layout_cannot_store_is_refused(tmp_path):
     model = ViTForImageClassification.from_pretrained(
         GOLDEN / "finetune_gap_tiny" / "checkpoint.pth", num_attention_heads=4
     )
@@ -548,7 +548,7 @@ def test_other_weights_are_saved_where_a_state_dict_is_given(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_weights_are_written_in_parts_of_a_size_in_words(tmp_path):
+def test_weights_are_saved_in_shards_of_a_size_given_as_text(tmp_path):
     model = model_of("pretrain")
     model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
     assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
@@ -573,21 +573,21 @@ UNSAVED = {
 
 
 @pytest.mark.parametrize("name", UNSAVED)
-def test_what_saving_cannot_do_is_refused_before_anything_is_written(name, tmp_path):
+def test_unsupported_save_options_are_refused_before_anything_is_written(name, tmp_path):
     options, kind, words = UNSAVED[name]
     with pytest.raises(kind, match=words):
         model_of("pretrain").save_pretrained(tmp_path / "model", **options)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_push_refuses_what_it_cannot_do():
+def test_push_to_hub_refuses_unsupported_options():
     with pytest.raises(MaeConvertError, match="mae-convert publish"):
         model_of("pretrain").push_to_hub("someone/my-mae", tags=["mae"])
     with pytest.raises(TypeError, match="push_to_hub has no argument 'message'"):
         model_of("pretrain").push_to_hub("someone/my-mae", message="Train")
 
 
-def test_a_dtype_and_a_size_that_there_are_not_are_refused():
+def test_unknown_dtype_and_size_are_refused():
     for options, words in (
         ({"dtype": "int8"}, "choose float64, float32"),
         ({"torch_dtype": torch.int8}, "choose float64, float32"),
@@ -597,7 +597,7 @@ def test_a_dtype_and_a_size_that_there_are_not_are_refused():
             model_of("pretrain", **options)
 
 
-def test_a_problem_type_that_there_is_not_is_refused():
+def test_unknown_problem_type_is_refused():
     config = ViTMAEConfig(problem_type="regression")
     for refused in (
         lambda: ViTMAEConfig(problem_type="foo"),
@@ -624,7 +624,9 @@ KINDS_OF_ERRORS = {
 
 
 @pytest.mark.parametrize("name", KINDS_OF_ERRORS)
-def test_errors_are_of_the_kind_that_transformers_raises_and_of_ours(name, tmp_path, monkeypatch):
+def test_errors_are_instances_of_ours_and_of_the_transformers_exception_classes(
+    name, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     fails, kind = KINDS_OF_ERRORS[name]
     with pytest.raises(kind) as caught:
@@ -642,7 +644,7 @@ def test_a_broken_configuration_file_is_an_os_error(tmp_path):
         ViTMAEConfig.from_pretrained(tmp_path)
 
 
-def test_more_of_what_configurations_of_transformers_do(tmp_path):
+def test_other_methods_of_transformers_configurations(tmp_path):
     config = ViTMAEConfig(mask_ratio=0.5, gradient_checkpointing=True)
     config.to_json_file(tmp_path / "my.json")
     assert ViTMAEConfig.from_json_file(tmp_path / "my.json") == config
@@ -706,7 +708,7 @@ def test_outputs_are_unpacked_as_those_of_the_original():
     assert isinstance(again, dict)
 
 
-def test_names_of_transformers_are_here_or_say_what_to_use():
+def test_transformers_names_exist_or_name_the_replacement():
     import mae_convert.models as ours
 
     assert ours.AutoModelForPreTraining is ViTMAEForPreTraining
@@ -761,7 +763,7 @@ def test_the_models_work_where_transformers_is_not_installed(tmp_path):
 # --- the Hub ---
 
 
-def test_a_model_goes_to_the_hub_and_comes_back_by_its_name(hub, monkeypatch):
+def test_model_is_pushed_to_the_hub_and_loaded_by_its_name(hub, monkeypatch):
     hub.state.accounts["hf_writer"] = Account("someone")
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     model = model_of("pretrain")
@@ -781,6 +783,6 @@ def test_a_model_goes_to_the_hub_and_comes_back_by_its_name(hub, monkeypatch):
 @pytest.mark.parametrize(
     "case", ["videomae_pretrain_tiny", "mae_st_pretrain_tiny", "prithvi_v2_tiny"]
 )
-def test_models_of_videos_are_refused_by_the_classes_of_the_image_mae(case):
+def test_video_models_are_refused_by_the_image_mae_classes(case):
     with pytest.raises(ConfigurationError, match=r"masked autoencoders of single images; load it"):
         ViTMAEForPreTraining.from_pretrained(GOLDEN / case / "checkpoint.pth")

@@ -61,7 +61,7 @@ def test_scripts_run(outcomes, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_habits_are_kept(slow_outcomes, name):
+def test_keras_idioms_work(slow_outcomes, name):
     assert not slow_outcomes[name], slow_outcomes[name]
 
 

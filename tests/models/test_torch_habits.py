@@ -56,7 +56,7 @@ def test_the_compilers_own_kernels_compute_the_same():
     ],
     ids=["reference", "encoder", "classifier"],
 )
-def test_torch_export_gives_a_program_for_any_number_of_pictures(model, arguments):
+def test_torch_export_gives_a_program_for_any_batch_size(model, arguments):
     batch = torch.export.Dim("batch", min=1, max=64)
     names = ("pixel_values", "noise")[: len(arguments)]
     dynamic = {name: {0: batch} for name in names}
@@ -70,7 +70,7 @@ def test_torch_export_gives_a_program_for_any_number_of_pictures(model, argument
             assert distance(one, other) < FLOAT32_LIMIT
 
 
-def test_the_encoder_runs_as_onnx_with_the_judges_limit(tmp_path):
+def test_encoder_runs_as_onnx_within_the_verification_limit(tmp_path):
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed)
     import onnxruntime
@@ -113,7 +113,7 @@ def count(visible, mode, tensor):
     return tensor
 
 
-def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients():
+def test_activation_checkpointing_saves_memory_and_gives_the_same_gradients():
     model = ViTMAEForPreTraining.from_pretrained(PRETRAIN, hidden_dropout_prob=0.1).train()
     names = list(model.state_dict())
     results, remaining = {}, {}
@@ -169,7 +169,7 @@ RATES = {0: 6.25e-5, 1: 1.25e-4, 2: 2.5e-4, 3: 5e-4, 4: 1e-3}
 DECAYING = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "head.weight")
 
 
-def test_rates_and_decay_of_each_parameter_are_the_papers():
+def test_learning_rate_and_decay_of_each_parameter_follow_the_paper():
     model = ViTForImageClassification.from_pretrained(PRETRAIN, num_labels=10)
     groups = parameter_groups(model, 1e-3, weight_decay=0.1, layer_decay=0.5)
     of = {id(p): group for group in groups for p in group["params"]}
@@ -209,7 +209,7 @@ def test_the_recipe_warms_up_falls_as_a_cosine_and_learns():
     assert losses[-1] < 0.2 < losses[0]
 
 
-def test_fine_tuning_code_for_the_original_takes_the_state_dict():
+def test_fine_tuning_code_for_the_original_loads_the_state_dict():
     """As it begins: the encoder's names are the original's, the decoder's are what is left over."""
     classifier = load_model(PRETRAIN, num_labels=10)
     state = load_model(PRETRAIN).state_dict()
