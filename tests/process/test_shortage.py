@@ -34,7 +34,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "message"), ERRORS, ids=lambda value: repr(value)[:40])
-def test_an_error_tells_what_has_run_out(error, message):
+def test_error_names_the_exhausted_resource(error, message):
     result = shortage(error)
     assert (result is None) == (message is None)
     if message is not None:
@@ -68,7 +68,7 @@ def test_too_little_address_space(megabytes, monkeypatch, case):
     in_one_sentence(result, "address space")
 
 
-def test_no_limit_is_no_complaint(monkeypatch):
+def test_unlimited_address_space_is_accepted(monkeypatch):
     limits = {resource.RLIMIT_AS: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)}
     monkeypatch.setattr(resource, "getrlimit", limits.get)
     assert too_little_address_space() is None
