@@ -25,14 +25,14 @@ def test_a_new_card_has_metadata_title_and_section():
     assert card.index("# my-mae") < card.index(BEGIN) < card.index(END)
 
 
-def test_of_a_card_that_is_there_only_missing_metadata_and_our_section_change():
+def test_only_missing_metadata_and_our_section_of_an_existing_card_change():
     card, added = merged_card(THEIRS, OURS, METADATA, on_top=False)
     assert added == {"library_name": "transformers"}
     assert card == f"---\nlibrary_name: transformers\n{THEIRS[4:]}\n\n{OURS}\n"
     assert metadata_of(card)["license"] == "mit"
 
 
-def test_publishing_again_replaces_our_section_where_it_stands():
+def test_publishing_again_replaces_our_section_in_place():
     once, _ = merged_card(THEIRS, OURS, METADATA, on_top=False)
     moved = once.replace(OURS, f"{OURS}\n\n## After\n\nMore of theirs.\n")
     newer = marked("## What we say\n\nNewer: \\1 \\g<0>.")
@@ -43,20 +43,20 @@ def test_publishing_again_replaces_our_section_where_it_stands():
 
 
 @pytest.mark.parametrize("card", ["", "# Only text\n", "no line break"])
-def test_a_card_without_metadata_gets_them_and_keeps_its_text(card):
+def test_metadata_are_added_to_a_card_without_them(card):
     merged, added = merged_card(card, OURS, METADATA, on_top=False)
     assert metadata_of(merged) == METADATA == added
     assert card.strip() in merged
 
 
-def test_line_ends_of_another_system_stay():
+def test_line_endings_are_kept():
     windows = THEIRS.replace("\n", "\r\n")
     card, _ = merged_card(windows, OURS, METADATA, on_top=False)
     assert "\n" not in card.replace("\r\n", "")
     assert windows.partition("\r\n\r\n")[2] in card
 
 
-def test_a_warning_comes_first_whatever_was_there():
+def test_warning_is_the_first_section_of_the_card():
     warning = marked("## What we say", warning="> **Not verified:** so it is.")
     card, _ = merged_card(THEIRS, OURS, METADATA, on_top=False)
     on_top, _ = merged_card(card, warning, METADATA, on_top=True)
@@ -69,7 +69,7 @@ def test_a_warning_comes_first_whatever_was_there():
     assert "Not verified" not in verified
 
 
-def test_a_licence_that_is_there_gets_no_name_and_link_of_another():
+def test_existing_licence_does_not_get_the_name_and_link_of_another():
     fields = {"license": "other", "license_name": "ours", "license_link": "LICENSE"}
     card, added = merged_card(THEIRS, OURS, fields, on_top=False)
     assert added == {}
@@ -81,12 +81,12 @@ def test_a_licence_that_is_there_gets_no_name_and_link_of_another():
     ["---\nlicense: [mit\n---\ntext", "---\n- a list\n---\ntext", f"text\n{BEGIN}\nno end",
      f"{OURS}\n{OURS}", f"{END}\n{BEGIN}"],
 )  # fmt: skip
-def test_what_cannot_be_read_is_not_rewritten(card):
+def test_unreadable_card_is_not_rewritten(card):
     with pytest.raises(HubError, match="correct"):
         merged_card(card, OURS, METADATA, on_top=False)
 
 
-def test_metadata_over_several_lines_stay():
+def test_multi_line_metadata_are_kept():
     card = "---\nlicense: mit\nextra_gated_prompt: |\n  Of you\n  we ask\n---\n"
     merged, _ = merged_card(card, OURS, METADATA, on_top=False)
     assert metadata_of(merged)["extra_gated_prompt"] == "Of you\nwe ask"

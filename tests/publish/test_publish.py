@@ -48,7 +48,7 @@ def card_of(hub, revision="main"):
     return yaml.safe_load(text.split("---\n")[1]), text.split("---\n", 2)[2]
 
 
-def test_a_verified_directory_is_published_whole_by_one_commit(hub, command, model):
+def test_verified_directory_is_published_in_one_commit(hub, command, model):
     result = command("publish", model, REPO, *MIT)
     assert result.status == 0, result.err
     assert hub.state.names(REPO) == FILES
@@ -59,7 +59,7 @@ def test_a_verified_directory_is_published_whole_by_one_commit(hub, command, mod
         assert hub.state.file(REPO, name) == (model / name).read_bytes()
 
 
-def test_the_card_says_where_from_how_verified_and_how_to_load(hub, command, model, case):
+def test_card_documents_source_verification_and_loading(hub, command, model, case):
     assert command("publish", model, REPO, *MIT).status == 0
     metadata, text = card_of(hub)
     assert metadata == {
@@ -96,7 +96,7 @@ def test_the_card_passes_the_hubs_validation_before_anything_is_sent(hub, comman
     assert not hub.lines("PUT |/commit/")
 
 
-def test_what_was_published_is_replayed_from_the_hub(hub, command, model):
+def test_published_certificate_is_replayed_from_the_hub(hub, command, model):
     assert command("publish", model, REPO, *MIT).status == 0
     position = f"hf://{REPO}"
     result = command("verify", position, "--framework-a", "torch", "--json")
@@ -156,7 +156,7 @@ def replaced(path, data):
 
 @pytest.mark.parametrize("largest", [1000, 10_000_000])  # not in memory, in memory
 @pytest.mark.parametrize("request_", ["GET /api/whoami", "POST .*/preupload", "POST .*/commit/"])
-def test_weights_that_are_replaced_meanwhile_do_not_go_out(
+def test_weights_replaced_during_publishing_are_not_uploaded(
     hub, command, model, monkeypatch, largest, request_
 ):
     """What was checked against the certificate is sent, whatever has its name by then."""
@@ -176,7 +176,7 @@ def test_weights_that_are_replaced_meanwhile_do_not_go_out(
 
 
 @pytest.mark.parametrize("name", sorted(PROOF))
-def test_a_certificate_that_is_replaced_meanwhile_is_not_published(hub, command, model, name):
+def test_certificate_replaced_during_publishing_is_not_uploaded(hub, command, model, name):
     hub.state.create(REPO)
     data = (model / name).read_bytes()
     attack = data.replace(b"1e-10", b"1e-11") if name.endswith("json") else data[:-1] + b"x"
@@ -186,7 +186,7 @@ def test_a_certificate_that_is_replaced_meanwhile_is_not_published(hub, command,
     assert hub.state.names(REPO) == set()
 
 
-def test_a_file_that_came_to_the_repository_later_is_noticed(hub, command, model):
+def test_file_added_to_the_repository_later_is_detected(hub, command, model):
     assert command("publish", model, REPO, *MIT).status == 0
     hub.state.put(REPO, {"processor_config.json": b"{}"})
     result = command("verify", f"hf://{REPO}", "--framework-a", "torch", "--json")
@@ -196,7 +196,7 @@ def test_a_file_that_came_to_the_repository_later_is_noticed(hub, command, model
 
 
 @pytest.mark.parametrize("name", UNPROVEN)
-def test_nothing_goes_out_that_is_not_what_was_verified(hub, command, model, name):
+def test_files_that_differ_from_the_verified_files_are_not_uploaded(hub, command, model, name):
     change, word = UNPROVEN[name]
     change(model)
     result = command("publish", model, REPO, *MIT)
@@ -206,7 +206,9 @@ def test_nothing_goes_out_that_is_not_what_was_verified(hub, command, model, nam
     assert not hub.seen
 
 
-def test_unverified_weights_go_out_only_when_asked_and_the_card_begins_with_it(hub, command, model):
+def test_unverified_weights_are_published_only_on_request_with_a_warning_in_the_card(
+    hub, command, model
+):
     assert command("publish", model, REPO, *MIT).status == 0
     (model / "verification.json").unlink()
     result = command("publish", model, REPO, *MIT, "--unverified")
@@ -226,7 +228,7 @@ def test_a_second_run_makes_no_second_commit(hub, command, model):
     assert result.json["commit"] == head == hub.state.repositories[REPO].refs["main"]
 
 
-def test_only_what_changed_is_sent(hub, command, model):
+def test_only_changed_files_are_uploaded(hub, command, model):
     assert command("publish", model, REPO, *MIT).status == 0
     (model / "reconstruction.png").write_bytes(b"\x89PNG another picture")
     before = len(hub.seen)
@@ -266,7 +268,7 @@ def test_an_existing_card_keeps_its_text(hub, command, model):
     assert hub.state.names(REPO) == FILES | {"LICENSE"}
 
 
-def test_a_card_beside_the_weights_is_the_beginning_of_a_new_one(hub, command, model):
+def test_local_readme_is_the_basis_of_a_new_card(hub, command, model):
     (model / "README.md").write_text("# By hand\n\nOf our data.\n")
     assert command("publish", model, REPO, *MIT).status == 0
     metadata, text = card_of(hub)
@@ -274,7 +276,7 @@ def test_a_card_beside_the_weights_is_the_beginning_of_a_new_one(hub, command, m
     assert "Of our data." in text
 
 
-def test_the_licence_is_asked_for_and_never_invented(hub, command, model):
+def test_licence_is_required_and_never_assumed(hub, command, model):
     result = command("publish", model, REPO)
     assert result.status == 2
     assert "--license" in result.err
@@ -331,7 +333,7 @@ def test_weights_from_the_hub_keep_licence_and_base_model(hub, command, model, t
     assert "base_model:\n- lab/theirs\n" in result.json["card"]
 
 
-def test_the_copies_of_the_official_weights_have_their_licence_whatever_their_card_says(
+def test_copies_of_official_weights_keep_their_licence_regardless_of_their_card(
     hub, command, model, tmp_path
 ):
     files = {path.name: path for path in model.iterdir() if path.name not in PROOF}
@@ -342,9 +344,7 @@ def test_the_copies_of_the_official_weights_have_their_licence_whatever_their_ca
     assert result.json["source"]["license"] == "cc-by-nc-4.0"
 
 
-def test_a_pull_request_is_opened_once_and_then_brought_up_to_date(
-    hub, command, model, monkeypatch
-):
+def test_pull_request_is_opened_once_and_then_updated(hub, command, model, monkeypatch):
     hub.state.put(REPO, {"config.json": b"{}"})
     for number in range(4):  # pages of pull requests that are none of ours
         repository = hub.state.repositories[REPO]
@@ -368,7 +368,7 @@ def test_a_pull_request_is_opened_once_and_then_brought_up_to_date(
     assert fourth.json["pull_request"] == f"{hub.url}/{REPO}/discussions/6"
 
 
-def test_a_branch_is_made_where_it_is_not_there(hub, command, model):
+def test_missing_branch_is_created(hub, command, model):
     hub.state.put(REPO, {"LICENSE": b"text"})
     main = hub.state.repositories[REPO].refs["main"]
     for _ in range(2):
@@ -381,7 +381,7 @@ def test_a_branch_is_made_where_it_is_not_there(hub, command, model):
     assert result.status == 0, result.err
 
 
-def test_a_new_repository_can_be_private_and_a_public_one_is_not_taken_for_it(hub, command, model):
+def test_new_repository_can_be_private_and_an_existing_public_one_is_refused(hub, command, model):
     assert command("publish", model, REPO, *MIT, "--private").status == 0
     assert hub.state.repositories[REPO].private
     assert command("publish", model, REPO, *MIT).status == 0
@@ -391,7 +391,7 @@ def test_a_new_repository_can_be_private_and_a_public_one_is_not_taken_for_it(hu
     assert "is public already" in result.err
 
 
-def test_an_organisation_is_published_to(hub, command, model):
+def test_publishing_to_an_organization(hub, command, model):
     assert command("publish", model, "institute/mae", *MIT).status == 0
     assert hub.state.names("institute/mae") == FILES
 
@@ -410,7 +410,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_may_not_be_done_is_said_with_what_to_do(hub, command, model, monkeypatch, name):
+def test_missing_permission_is_reported_with_instructions(hub, command, model, monkeypatch, name):
     token, repo_id, options, word = REFUSALS[name]
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     hub.state.create(REPO) if "none" not in repo_id else None
@@ -458,7 +458,7 @@ def in_tensorflow(model, tmp_path, command):
     return folder, file
 
 
-def test_one_repository_holds_several_layouts_each_with_its_proof(
+def test_one_repository_contains_several_layouts_each_with_its_certificate(
     hub, command, model, in_tensorflow
 ):
     folder, file = in_tensorflow
@@ -477,7 +477,7 @@ def test_one_repository_holds_several_layouts_each_with_its_proof(
         assert open_checkpoint(path).layout.name == layout
 
 
-def test_a_layout_that_comes_later_leaves_the_first_one_and_its_proof(
+def test_layout_added_later_keeps_the_first_one_and_its_certificate(
     hub, command, model, in_tensorflow
 ):
     folder, _ = in_tensorflow
@@ -510,9 +510,7 @@ def test_layouts_of_other_models_are_not_published_together(
     assert (result.status, "both contain model.safetensors" in result.err) == (2, True)
 
 
-def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
-    hub, command, model, case, tmp_path
-):
+def test_single_file_and_sharded_weights_are_not_kept_together(hub, command, model, case, tmp_path):
     assert command("publish", model, REPO, *MIT).status == 0
     pretrain, sharded = case("pretrain_tiny"), tmp_path / "sharded"
     result = command("convert", pretrain.checkpoint, sharded, "--to", "transformers",
@@ -527,7 +525,7 @@ def test_weights_in_one_file_and_in_parts_do_not_stay_beside_each_other(
     assert hub.state.names(REPO) == FILES
 
 
-def test_the_picture_is_made_where_the_directory_has_none(hub, command, model, monkeypatch):
+def test_example_image_is_created_if_the_directory_has_none(hub, command, model, monkeypatch):
     def run(runs, inputs):
         """What a framework would give, were it to predict the images themselves."""
         pixels = inputs["pixel_values"]
@@ -545,7 +543,9 @@ def test_the_picture_is_made_where_the_directory_has_none(hub, command, model, m
     assert not again.json["committed"], again.out
 
 
-def test_a_picture_that_cannot_be_made_is_no_obstacle(hub, command, model, monkeypatch):
+def test_publishing_succeeds_if_the_example_image_cannot_be_created(
+    hub, command, model, monkeypatch
+):
     def missing(*_):
         raise MissingRequirementError("no framework is here")
 
@@ -558,7 +558,7 @@ def test_a_picture_that_cannot_be_made_is_no_obstacle(hub, command, model, monke
 
 
 @pytest.mark.slow
-def test_the_picture_shows_what_a_framework_computes(command, model):
+def test_example_image_shows_the_output_of_a_framework(command, model):
     made = example_image.image_of(open_checkpoint(model))
     with Image.open(io.BytesIO(made)) as panel:
         assert panel.width > 900
@@ -577,7 +577,7 @@ def test_a_job_of_a_sweep_converts_proves_and_publishes(hub, case):
     assert hub.state.names(REPO) > PROOF
 
 
-def test_a_job_of_a_sweep_reads_from_the_hub_and_knows_the_commit(command, hub, model, tmp_path):
+def test_sweep_job_reads_from_the_hub_and_records_the_commit(command, hub, model, tmp_path):
     from mae_convert.sweep.freshness import is_unchanged
     from mae_convert.sweep.plan_fields import Job
     from mae_convert.sweep.run_job import run_job

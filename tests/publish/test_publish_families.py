@@ -57,7 +57,7 @@ def model(command, tmp_path):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_the_card_is_that_of_the_family(hub, command, model, family):
+def test_card_is_specific_to_the_family(hub, command, model, family):
     folder, _ = model(family)
     asked = command("publish", folder, REPO, "--unverified")
     licence = CASES[family][3]
@@ -92,7 +92,7 @@ def test_frames_are_prepared_by_transformers_as_before_the_conversion(model):
 
 
 @pytest.mark.parametrize("task", ["encoder", "classify"])
-def test_classifiers_have_the_widget_of_videos_and_encoders_none(command, tmp_path, task):
+def test_only_classifiers_have_the_video_classification_widget(command, tmp_path, task):
     case = "videomae_finetune_tiny" if task == "classify" else "videomae_pretrain_tiny"
     source = GOLDEN / case / "checkpoint.pth"
     result = command("convert", source, tmp_path / "m", "--to", "transformers", "--task", task,
@@ -106,7 +106,7 @@ def test_classifiers_have_the_widget_of_videos_and_encoders_none(command, tmp_pa
     assert "image-" not in shown.out.split("---")[1]
 
 
-def test_a_file_alone_is_refused_with_the_way_to_publish_it(hub, command, model):
+def test_single_file_is_refused_with_instructions_to_publish_it(hub, command, model):
     folder, _ = model("prithvi")
     file = next(folder.glob("*.h5"))
     asked = command("publish", file, REPO, "--license", "apache-2.0")

@@ -71,7 +71,7 @@ EVERY_REQUEST = {
 
 
 @pytest.mark.parametrize("name", EVERY_REQUEST)
-def test_a_hub_that_is_out_of_order_for_a_moment_is_asked_again(hub, send, converted, name):
+def test_temporary_hub_error_is_retried(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "status", status=500)
     result = send()
     assert result.status == 0, result.err
@@ -83,7 +83,7 @@ def test_a_hub_that_is_out_of_order_for_a_moment_is_asked_again(hub, send, conve
 @pytest.mark.parametrize(
     "name", ["the account", "what goes where", "an upload", "the commit", "a download"]
 )
-def test_a_hub_that_asks_to_wait_is_given_the_time(hub, send, converted, name):
+def test_retry_after_of_the_hub_is_respected(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "status", status=429, headers={"Retry-After": "11"})
     result = send()
     assert result.status == 0, result.err
@@ -92,14 +92,14 @@ def test_a_hub_that_asks_to_wait_is_given_the_time(hub, send, converted, name):
 
 
 @pytest.mark.parametrize("name", ["a look at files", "a batch", "an upload", "a download"])
-def test_a_connection_that_breaks_is_made_again(hub, send, converted, name):
+def test_broken_connection_is_retried(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "drop", after=1000)
     result = send()
     assert result.status == 0, result.err
     assert_published_once(hub, converted)
 
 
-def test_a_repository_whose_creation_was_not_answered_is_there_once(hub, send, converted):
+def test_repository_is_created_once_if_the_response_is_lost(hub, send, converted):
     del hub.state.repositories[REPO]
     hub.fail("POST /api/repos/create", "lose")
     result = send()
@@ -108,7 +108,7 @@ def test_a_repository_whose_creation_was_not_answered_is_there_once(hub, send, c
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, send, converted, times):
+def test_commit_is_not_made_twice_if_the_response_is_lost(hub, send, converted, times):
     hub.fail("POST .*/commit/", "lose", times=times)
     result = send()
     assert result.status == 0, result.err
@@ -116,7 +116,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, send, converted, t
     assert commits(hub)[0].id in result.out
 
 
-def test_a_commit_that_arrives_late_is_not_made_twice(hub, send, converted, monkeypatch):
+def test_delayed_commit_is_not_made_twice(hub, send, converted, monkeypatch):
     """The answer is an error, the commit is made while we wait, and then found."""
     hub.fail("POST .*/commit/", "status", status=504)
     waits = []
@@ -138,7 +138,7 @@ def test_a_commit_that_arrives_late_is_not_made_twice(hub, send, converted, monk
 
 
 @pytest.mark.parametrize("kind", ["lose", "drop"])
-def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(
+def test_pull_request_is_not_opened_twice_if_the_response_is_lost(
     hub, send, converted, monkeypatch, kind
 ):
     monkeypatch.setenv("HF_TOKEN", "hf_other")
@@ -150,7 +150,7 @@ def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(
     assert_published_once(hub, converted, "refs/pr/1")
 
 
-def test_a_lost_answer_of_a_hub_that_then_is_away_is_said(hub, send, converted):
+def test_lost_response_of_an_unreachable_hub_is_reported(hub, send, converted):
     hub.fail("POST .*/commit/", "lose")
     hub.fail("GET .*/commits/", "drop", times=1000)
     result = send()
@@ -161,7 +161,7 @@ def test_a_lost_answer_of_a_hub_that_then_is_away_is_said(hub, send, converted):
     assert_published_once(hub, converted)
 
 
-def test_a_change_by_someone_else_is_not_written_over(hub, send):
+def test_concurrent_change_is_not_overwritten(hub, send):
     hub.meanwhile("POST .*/commit/", lambda: hub.state.put(REPO, {"config.json": b"theirs"}))
     result = send()
     assert result.status == 2
@@ -171,7 +171,7 @@ def test_a_change_by_someone_else_is_not_written_over(hub, send):
     assert send().status == 0
 
 
-def test_a_repository_that_someone_else_makes_meanwhile_is_not_written_over(hub, send):
+def test_concurrently_created_repository_is_not_overwritten(hub, send):
     del hub.state.repositories[REPO]
     hub.meanwhile("POST /api/repos/create", lambda: hub.state.put(REPO, {"README.md": b"theirs"}))
     result = send()
@@ -180,7 +180,7 @@ def test_a_repository_that_someone_else_makes_meanwhile_is_not_written_over(hub,
     assert hub.state.names(REPO) == {"README.md"}
 
 
-def test_a_change_by_someone_else_after_ours_is_no_failure(hub, send, converted):
+def test_later_change_by_someone_else_is_not_an_error(hub, send, converted):
     hub.fail("POST .*/commit/", "lose")
     hub.meanwhile("GET .*/commits/", lambda: hub.state.put(REPO, {"LICENSE": b"theirs"}))
     result = send()
@@ -190,9 +190,7 @@ def test_a_change_by_someone_else_after_ours_is_no_failure(hub, send, converted)
     assert hub.state.names(REPO, ours.id) == FILES
 
 
-def test_a_hub_that_stays_away_leaves_nothing_and_what_was_sent_is_not_sent_again(
-    hub, send, converted
-):
+def test_unreachable_hub_gets_no_commit_and_uploaded_files_are_not_sent_again(hub, send, converted):
     hub.fail("POST .*/commit/", "status", status=503, times=1000)
     result = send()
     assert result.status == 3
@@ -205,7 +203,7 @@ def test_a_hub_that_stays_away_leaves_nothing_and_what_was_sent_is_not_sent_agai
     assert not [seen for seen in hub.seen[before:] if seen.line.startswith("PUT")]
 
 
-def test_an_upload_that_never_succeeds_leaves_nothing(hub, send):
+def test_upload_that_never_succeeds_creates_no_commit(hub, send):
     hub.fail("PUT ", "drop", times=1000, after=2000)
     result = send()
     assert result.status == 3
@@ -215,7 +213,7 @@ def test_an_upload_that_never_succeeds_leaves_nothing(hub, send):
     assert hub.state.names(REPO) == set()
 
 
-def test_a_file_in_parts_is_sent_part_by_part_and_only_a_broken_part_again(hub, send, converted):
+def test_only_failed_parts_of_a_multipart_upload_are_sent_again(hub, send, converted):
     hub.part_size = 50_000
     size = (converted / "model.safetensors").stat().st_size
     hub.fail("PUT .*part=2&", "status", status=500)
@@ -228,7 +226,7 @@ def test_a_file_in_parts_is_sent_part_by_part_and_only_a_broken_part_again(hub, 
     assert len(hub.lines("POST /lfs/complete")) == 1
 
 
-def test_an_upload_that_arrives_damaged_is_refused_by_the_hub_and_said(hub, send, converted):
+def test_corrupted_upload_is_refused_by_the_hub_and_reported(hub, send, converted):
     hub.fail("PUT ", "damage")
     result = send()
     assert result.status == 2
@@ -238,9 +236,7 @@ def test_an_upload_that_arrives_damaged_is_refused_by_the_hub_and_said(hub, send
     assert_published_once(hub, converted)
 
 
-def test_weights_that_change_while_they_are_sent_are_not_published(
-    hub, send, converted, monkeypatch
-):
+def test_weights_that_change_during_the_upload_are_not_published(hub, send, converted, monkeypatch):
     monkeypatch.setattr(upload_files, "LARGEST_IN_GIT", 1000)  # larger files are not held in memory
     weights = converted / "model.safetensors"
     remaining = weights.read_bytes()
@@ -253,7 +249,7 @@ def test_weights_that_change_while_they_are_sent_are_not_published(
     assert hub.state.names(REPO) == set()
 
 
-def test_what_the_hub_serves_otherwise_is_an_exit_status_of_one(hub, send):
+def test_different_content_served_by_the_hub_gives_exit_status_1(hub, send):
     hub.fail("GET /cdn/", "corrupt", after=50, times=1000)
     result = send("--json")
     assert result.status == 1
@@ -263,7 +259,7 @@ def test_what_the_hub_serves_otherwise_is_an_exit_status_of_one(hub, send):
     assert "DIFFERENT" in again.out
 
 
-def test_a_download_that_comes_to_harm_once_is_no_difference(hub, send):
+def test_single_corrupted_download_is_not_a_difference(hub, send):
     hub.fail("GET /cdn/", "corrupt", after=5)
     hub.fail("GET /cdn/", "truncate", after=5)
     result = send()
@@ -282,7 +278,7 @@ def test_files_that_the_hub_lost_are_a_difference(hub, send):
     assert set(result.json["differs"]) == {"config.json"}
 
 
-def test_a_hub_that_is_away_after_the_commit_is_said_with_the_commit(hub, send, converted):
+def test_unreachable_hub_after_the_commit_is_reported_with_the_commit(hub, send, converted):
     hub.fail("HEAD .*/resolve/", "drop", times=1000)
     result = send()
     assert result.status == 3
@@ -321,7 +317,7 @@ def process(hub, converted, tmp_path):
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_run_that_is_ended_in_mid_upload_leaves_nothing_and_the_next_goes_on(
+def test_run_killed_during_upload_creates_no_commit_and_the_next_resumes(
     hub, process, converted, number
 ):
     stuck = threading.Event()
@@ -341,7 +337,7 @@ def test_a_run_that_is_ended_in_mid_upload_leaves_nothing_and_the_next_goes_on(
     assert_published_once(hub, converted)
 
 
-def test_the_token_is_nowhere_in_what_is_printed_logged_or_kept(hub, process, tmp_path):
+def test_token_is_not_printed_logged_or_stored(hub, process, tmp_path):
     hub.state.put(REPO, {"README.md": b"# Theirs, which is read\n"})
     hub.fail("POST .*/preupload", "status", status=429, headers={"Retry-After": "0"})
     hub.fail("PUT ", "status", status=500)
@@ -358,7 +354,7 @@ def test_the_token_is_nowhere_in_what_is_printed_logged_or_kept(hub, process, tm
     assert not [path for path in remaining if TOKEN.encode() in path.read_bytes()]
 
 
-def test_a_token_that_the_hub_repeats_is_not_repeated(hub, send):
+def test_token_echoed_by_the_hub_is_not_printed(hub, send):
     message = f"no: {TOKEN}"
     hub.fail("GET /api/whoami", "status", status=400, headers={"X-Error-Message": message})
     result = send()
@@ -367,7 +363,7 @@ def test_a_token_that_the_hub_repeats_is_not_repeated(hub, send):
     assert TOKEN not in result.err
 
 
-def test_the_fast_transfer_works_too_and_is_nobodys_to_switch_off(hub, process, converted):
+def test_xet_transfer_works_and_is_not_disabled(hub, process, converted):
     """Xet storage on the disk: uploads and downloads go through the real hf_xet."""
     hub.xet = True
     running = process(HF_HUB_DISABLE_XET="0", HF_DEBUG="0", HF_HUB_VERBOSITY="error")

@@ -32,7 +32,7 @@ def run_measured(arguments, environment):
 
 
 @pytest.mark.parametrize("way", ["one part", "several parts", "xet"])
-def test_weights_of_full_size_are_published_and_got_with_bounded_memory(
+def test_full_size_weights_are_published_and_downloaded_with_bounded_memory(
     hub, vit_b, tmp_path, way, capsys
 ):
     hub.state.accounts["hf_x"] = Account("someone")
