@@ -27,7 +27,7 @@ def test_rectangles():
     assert config.num_kept == 6
 
 
-def test_a_square_has_one_spelling():
+def test_square_image_size_has_one_normal_form():
     pair, number = ViTMAEConfig(image_size=[64, 64]), ViTMAEConfig(image_size=64)
     assert pair == number
     assert hash(pair) == hash(number)

@@ -39,7 +39,7 @@ def test_everything_equals_the_original(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_names_and_shapes_are_the_originals(case):
+def test_names_and_shapes_equal_the_original(case):
     family, task = CASES[case]
     model = model_of(family, task, configuration(case))
     ours, theirs = (
@@ -76,7 +76,7 @@ def test_gradients_reach_every_parameter_that_is_trained(case):
 # --- VideoMAE ---
 
 
-def test_positions_are_those_of_the_formula_in_float32():
+def test_positions_equal_the_formula_in_float32():
     config = configurations.VideoMAEConfig()
     module = importlib.import_module("reference_models.pytorch.videomae")
     table = module.fixed_positions(config, 768)[0]
@@ -87,7 +87,7 @@ def test_positions_are_those_of_the_formula_in_float32():
         assert table[position, channel] == np.float32(expected)
 
 
-def test_videomae_hides_as_many_patches_at_every_time():
+def test_videomae_masks_the_same_number_of_patches_in_every_frame():
     config = configurations.VideoMAEConfig(**VIDEO)
     assert (config.num_patches, config.num_kept) == (24, 2 * (12 - 7))
     noise = tube_noise(np.random.default_rng(0).random((3, 12)), 2)
@@ -124,7 +124,7 @@ def test_videomae_reconstruction_shows_what_is_visible_and_puts_normalized_patch
         assert distance(shown[~visible], model.patchify(pixels)[~visible]) > 0.1
 
 
-def test_videomae_decodes_only_what_version_2_asks_for():
+def test_videomae_decodes_only_the_tokens_of_the_version_2_decoder_mask():
     fields = {**VIDEO, "image_size": (8, 8), "patch_size": 2, "num_frames": 6, "tubelet_size": 3}
     model = random_model("videomae", "pretrain", fields)
     config = model.config
@@ -144,7 +144,7 @@ def test_videomae_decodes_only_what_version_2_asks_for():
     assert torch.equal(every.logits, model(pixels, noise).logits)
 
 
-def test_running_cells_move_by_one_place_at_each_time():
+def test_running_cells_move_by_one_position_per_time_step():
     masks = np.zeros((4, 4, 4), bool)
     masks.flat[running_cells((4, 4, 4), phase=0)] = True
     assert masks[0, :2, :2].flatten().tolist() == [False, True, True, False]
@@ -153,7 +153,7 @@ def test_running_cells_move_by_one_place_at_each_time():
     assert (masks.sum(0) == 2).all()
 
 
-def test_videomae_options_are_what_they_say():
+def test_videomae_options_work_as_documented():
     """Each option equals a model without it whose weights are chosen to match."""
     pixels, noise = random_inputs(configurations.VideoMAEConfig(**VIDEO))
     plain = random_model("videomae", "pretrain", VIDEO)
@@ -202,7 +202,7 @@ def test_videomae_classifier_reads_the_first_token_or_the_mean():
         assert distance(output.loss, loss) <= LIMIT
 
 
-def test_videomae_encoder_is_the_pretraining_models():
+def test_videomae_encoder_equals_that_of_the_pretraining_model():
     model = random_model("videomae", "pretrain", VIDEO)
     encoder = model_of("videomae", "encoder", {**VIDEO, "use_mean_pooling": False}).double()
     encoder.load_state_dict(model.encoder.state_dict())
@@ -248,7 +248,7 @@ def test_wrong_shapes_and_fields_are_refused():
 # --- MAE-ST ---
 
 
-def test_predicted_frames_are_those_that_pytorch_counts():
+def test_predicted_frames_equal_those_selected_by_pytorch():
     for frames in range(2, 65):
         for tubelet in (t for t in (1, 2, 4) if frames % t == 0):
             for predicted in range(1, frames + 1):
@@ -282,7 +282,7 @@ def test_mae_st_joint_positions_can_be_the_sum_of_separate_ones():
             assert distance(joint(pixels, noise).logits, separate(pixels, noise).logits) <= LIMIT
 
 
-def test_mae_st_class_tokens_and_biases_are_left_out_where_the_options_say_so():
+def test_mae_st_class_tokens_and_biases_are_omitted_by_the_options():
     for fields, absent in (({"cls_embed": False}, "cls_token"), ({"qkv_bias": False}, ".q.bias")):
         names = [*model_of("mae_st", "pretrain", {**VIDEO, **fields}).state_dict()]
         assert not [name for name in names if name.endswith(absent)]
@@ -306,7 +306,7 @@ def test_mae_st_without_biases_is_one_with_zero_biases():
         assert distance(without(*given).logits, model(*given).logits) <= LIMIT
 
 
-def test_mae_st_classifier_leaves_the_first_token_out_whatever_it_is():
+def test_mae_st_classifier_always_ignores_the_first_token():
     for cls_embed in (True, False):
         model = random_model("mae_st", "classify", {**VIDEO, "cls_embed": cls_embed})
         with torch.no_grad():
@@ -317,7 +317,7 @@ def test_mae_st_classifier_leaves_the_first_token_out_whatever_it_is():
         assert distance(output.logits, expected) <= LIMIT
 
 
-def test_mae_st_encoder_is_the_pretraining_models():
+def test_mae_st_encoder_equals_that_of_the_pretraining_model():
     model = random_model("mae_st", "pretrain", VIDEO)
     encoder = model_of("mae_st", "encoder", VIDEO).double()
     own = encoder.state_dict().keys()
@@ -345,7 +345,7 @@ def test_mae_st_reconstructs_the_predicted_frames():
 # --- Prithvi ---
 
 
-def test_prithvi_positions_are_those_of_the_files():
+def test_prithvi_positions_equal_those_in_the_files():
     for case in ("prithvi_v1_tiny", "prithvi_v2_tl_tiny"):
         fresh = model_of("prithvi", "pretrain", configuration(case)).state_dict()
         for name in ("encoder.pos_embed", "decoder.decoder_pos_embed"):

@@ -141,7 +141,7 @@ def test_options_equal_the_pytorch_model(folder, name):
 
 
 @pytest.mark.parametrize("check", checks_in(WORKER))
-def test_in_the_worker(folder, check):
+def test_checks_in_the_worker(folder, check):
     failure = json.loads((folder / "checks.json").read_text())[check]
     assert failure is None, failure
 
@@ -156,5 +156,5 @@ def slow_checks(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", checks_in(WORKER, "long_check_"))
-def test_at_length_in_the_worker(slow_checks, check):
+def test_slow_checks_in_the_worker(slow_checks, check):
     assert slow_checks[check] is None, slow_checks[check]

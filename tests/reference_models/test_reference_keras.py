@@ -300,7 +300,7 @@ def test_taps_have_the_names_and_values_of_the_pytorch_model(results):
 
 
 @pytest.mark.parametrize("check", checks_in(WORKER))
-def test_in_the_worker(results, check):
+def test_checks_in_the_worker(results, check):
     failure = json.loads((results / "checks.json").read_text())[check]
     assert failure is None, failure
 
@@ -315,5 +315,5 @@ def slow_checks(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", checks_in(WORKER, "long_check_"))
-def test_at_length_in_the_worker(slow_checks, check):
+def test_slow_checks_in_the_worker(slow_checks, check):
     assert slow_checks[check] is None, slow_checks[check]

@@ -165,7 +165,7 @@ def test_classifier_equals_the_original(case, pool, tap):
     assert distance(output.taps[tap][:, 0], expected["f64/features"]) <= FLOAT64_LIMIT
 
 
-def test_tiny_names_and_order_are_the_originals():
+def test_tiny_names_and_order_equal_the_original():
     for case, task, pool in (
         ("pretrain_tiny", "pretrain", "token"),
         ("encoder_tiny", "encoder", "token"),
@@ -199,7 +199,7 @@ def test_official_names_shapes_and_order(kind, task, size, width, depth, heads, 
     assert [(name, list(tensor.shape)) for name, tensor in state.items()] == list(official.items())
 
 
-def test_initial_positions_are_the_originals():
+def test_initial_positions_equal_the_original():
     for name in ("pos_embed", "decoder_pos_embed"):
         fresh = ViTMAEForPreTraining(TINY).state_dict()[name]
         assert torch.equal(fresh, checkpoint("pretrain_tiny")[name])
@@ -374,7 +374,7 @@ def test_wrong_shapes_are_refused():
 # --- taps ---
 
 
-def test_taps_are_what_they_say():
+def test_taps_contain_the_documented_activations():
     model, (pixels, noise) = random_model("pretrain", ODD), random_inputs(ODD)
     with torch.no_grad():
         output = model(pixels, noise, output_hidden_states=True, output_taps=True)
@@ -403,14 +403,14 @@ def test_taps_are_what_they_say():
     assert all(map(torch.equal, output.hidden_states, states))
 
 
-def test_nothing_is_returned_that_was_not_asked_for():
+def test_only_requested_outputs_are_returned():
     for task in MODELS:
         pixels, noise = random_inputs(ODD)
         output = random_model(task, ODD)(*((pixels,) if task == "classify" else (pixels, noise)))
         assert (output.hidden_states, output.attentions, output.taps) == (None, None, None)
 
 
-def test_asking_changes_nothing():
+def test_requesting_outputs_does_not_change_the_result():
     for task in MODELS:
         pixels, noise = random_inputs(ODD)
         arguments = (pixels,) if task == "classify" else (pixels, noise)
@@ -451,7 +451,7 @@ def leaves(output):
         ("classify", set()),
     ],
 )
-def test_gradients_reach_what_is_trained(task, fixed):
+def test_gradients_reach_every_trained_parameter(task, fixed):
     model, (pixels, noise) = MODELS[task](ODD).double(), random_inputs(ODD)
     if task == "classify":
         value = model(pixels, torch.tensor([0, 1])).loss
