@@ -73,7 +73,7 @@ def pages(run, tmp_path_factory):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["verdict", "sweep", "timeline"])
-def test_a_page_is_right_in_a_browser(pages, name, dark):
+def test_page_is_displayed_correctly_in_a_browser(pages, name, dark):
     seen = look(find_browser(), pages[name], WIDTHS, dark=dark)
     assert seen.messages == []
     assert sorted(frame["width"] for frame in seen.frames) == sorted(WIDTHS)
@@ -103,7 +103,7 @@ def test_the_table_of_a_sweep_is_sorted_and_filtered(pages):
     assert frame["filter"] == {"shown": 1, "all": 12}
 
 
-def test_faults_of_a_page_are_seen():
+def test_faults_of_a_page_are_detected():
     """The look at a page would find what the tests above say is not there."""
     bad = (
         '<html style="color-scheme: light dark"><body style="color: #777">faint'

@@ -34,7 +34,7 @@ def rows():
     return [result, error, failed]
 
 
-def test_the_page_of_a_sweep_shows_failures_first_and_calls_them_the_same_everywhere(rows):
+def test_sweep_page_shows_failures_first_with_consistent_names(rows):
     text = page(rows, not_run=1)
     (title,) = re.findall("<h1.*?>(.*?)</h1>", text)
     assert title == "4 jobs, 1 failed, 1 no result, 1 not run"

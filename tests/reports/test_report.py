@@ -46,7 +46,7 @@ def reports(run, fork_servers, case, tmp_path_factory):
     return made
 
 
-def test_the_json_is_as_its_schema_says(reports, schema):
+def test_json_report_matches_its_schema(reports, schema):
     for report in reports.values():
         jsonschema.validate(json.loads(report["json"]), schema)
 
@@ -91,7 +91,7 @@ def test_junit_counts_a_cause_once_whatever_number_of_checks_it_makes_fail():
         assert (f"{weight}: is transposed" in result[0].text) == bool(causes)
 
 
-def test_junit_of_a_sweep_tells_failures_from_jobs_without_a_result():
+def test_junit_of_a_sweep_distinguishes_failures_from_jobs_without_a_result():
     result = Row("a1", "/data/run1/checkpoint.pth", layout="timm", seconds=1.5)
     failed = replace(
         result, key="b2", outcome="failed", verdict="DIFFERENT", cause="x is transposed"
@@ -118,7 +118,7 @@ def test_the_page_is_one_file_with_verdict_and_plot_and_shows_no_noise(reports):
     assert "NOT PROVEN" in reports["bad"]["html"]
 
 
-def test_markdown_tells_the_answer_first(reports):
+def test_markdown_begins_with_the_verdict(reports):
     assert reports["good"]["md"].startswith("## ✅ PASSED")
     assert reports["bad"]["md"].startswith("## ❌ NOT PROVEN")
     assert "| float64: logits |" in reports["good"]["md"]
@@ -130,7 +130,7 @@ def made_up(*checks, **fields):
     return Verdict(passed, True, checks, **values)
 
 
-def test_what_is_not_a_number_is_the_worst_of_its_group():
+def test_nan_is_the_worst_result_of_its_group():
     lines = summary(
         [
             Check("function/encoder.blocks.0.q", True, 1e-16, 1e-10),
@@ -163,7 +163,7 @@ def test_the_worst_is_the_one_furthest_beyond_its_own_limit():
     assert [(line.measured, line.limit) for line in summary(checks)] == [("5.0e-06", "1.0e-06")]
 
 
-def test_after_declared_changes_the_answer_says_so():
+def test_verdict_names_the_declared_changes():
     steps = ({"step": "image_size"}, {"step": "image_size"}, {"step": "dtype"})
     check = Check("function/logits", True, 0.0, 1e-10)
     assert answer(made_up(check, steps=steps))[1] == (
@@ -172,7 +172,7 @@ def test_after_declared_changes_the_answer_says_so():
     )
 
 
-def test_the_depth_of_an_error_is_told_in_the_order_of_the_computation():
+def test_errors_by_depth_are_in_the_order_of_the_computation():
     names = ["logits", "decoder.norm", "encoder.blocks.10.output", "encoder.blocks.9.output",
              "encoder.embedding", "encoder.blocks.9.q"]  # fmt: skip
     verdict = made_up(*(Check(f"function/{n}", False, float("nan"), 1e-10) for n in names))
@@ -183,7 +183,7 @@ def test_the_depth_of_an_error_is_told_in_the_order_of_the_computation():
     assert "inf" in depth_plot(by_depth(verdict))
 
 
-def test_the_answer_fits_what_failed():
+def test_verdict_corresponds_to_the_failed_check():
     failed = {
         "IMPRECISE": "float32/B/logits",
         "NOT PROVEN": "proof/both sides read natively",
