@@ -141,7 +141,7 @@ def test_children_of_a_killed_run_end_and_the_next_run_removes_its_directories(
     assert left_behind(hanging["TMPDIR"]) == []
 
 
-def test_signals_that_are_ignored_stay_so(hanging, start, case, tmp_path):
+def test_ignored_signals_stay_ignored(hanging, start, case, tmp_path):
     """As after ``nohup``, which the program has not to undo."""
     (tmp_path / "program.py").write_text(PROGRAM.replace("signal.SIG_DFL", "signal.SIG_IGN"))
     program = start(signal.SIGHUP, *verification(case), env=hanging)
@@ -151,7 +151,7 @@ def test_signals_that_are_ignored_stay_so(hanging, start, case, tmp_path):
         program.wait(0.5)
 
 
-def test_a_child_that_hangs_is_ended_and_it_is_said_what_it_was_doing(hanging, run, case):
+def test_hanging_child_is_ended_and_its_task_is_reported(hanging, run, case):
     result = run(*verification(case), "--time-limit", "1.5", env=hanging)
     assert (result.status, result.err) == (
         2,
@@ -352,7 +352,7 @@ def test_a_runner_is_chosen_by_all_that_it_imports(name, installed):
             assert choose_side(opened(name), Side()).framework == expected, names
 
 
-def test_what_is_missing_is_named(installed):
+def test_missing_package_is_named(installed):
     model = opened("transformers_tf_pretrain_tiny")
     installed(())
     with pytest.raises(MissingRequirementError, match="tensorflow is not installed here; pip"):
@@ -365,7 +365,7 @@ def test_what_is_missing_is_named(installed):
         choose_side(model, Side("tensorflow"))
 
 
-def test_a_folder_called_like_a_package_is_not_it(tmp_path, monkeypatch):
+def test_folder_with_the_name_of_a_package_is_not_the_package(tmp_path, monkeypatch):
     (tmp_path / "some_package_name").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     assert worker.missing(["some_package_name", "numpy", "numpy/no/such.py", "numpy/core"]) == [

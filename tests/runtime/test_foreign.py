@@ -137,7 +137,7 @@ def run_alone(checkpoint, against):
     run_together([Run(checkpoint, runner, request)], inputs)
 
 
-def test_the_user_s_own_model_is_judged_as_ours_is(encoder, own):
+def test_external_model_is_verified_like_our_own(encoder, own):
     verdict = verified(encoder, encoder, own(), dtypes=("float64", "float32"))
     assert verdict.passed, verdict.failed()
     assert verdict.witnesses[2]["foreign"] == "own.py:build"
@@ -157,7 +157,7 @@ def test_a_model_that_computes_something_else_fails_where_it_does(encoder, own):
     assert "against own.py:build/function/mask" not in failed
 
 
-def test_a_checkpoint_gets_the_names_that_the_code_asks_for(encoder, own, tmp_path):
+def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tmp_path):
     """B is converted to them, unless A has them; without a request they are those of B's file."""
     execute(plan_conversion(encoder, tmp_path / "pt", "transformers"))
     converted = open_checkpoint(tmp_path / "pt")
@@ -189,7 +189,7 @@ def test_a_checkpoint_gets_the_names_that_the_code_asks_for(encoder, own, tmp_pa
         ("def build", "def make", "there is no function or class of that name"),
     ],
 )
-def test_what_is_wrong_with_the_code_is_said_in_a_sentence(encoder, own, old, new, words):
+def test_error_in_the_external_code_is_reported_in_one_sentence(encoder, own, old, new, words):
     with pytest.raises(MaeConvertError, match=words) as raised:
         run_alone(encoder, own(old, new))
     assert "own.py:build" in str(raised.value)
@@ -221,7 +221,7 @@ def test_code_runs_a_side_itself(encoder, own):
         ({"framework": "nonsense"}, {}, "is neither a framework nor code"),
     ],
 )
-def test_what_code_of_a_side_cannot_do_is_said_before_anything_runs(
+def test_unsupported_options_of_external_code_are_refused_before_anything_runs(
     encoder, own, side, options, words
 ):
     b = Side(**{"framework": own(), **side})
@@ -262,7 +262,9 @@ def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
         ("name.py:build", "LAYOUT is not the name of a layout"),
     ],
 )
-def test_what_is_not_there_is_said_before_anything_runs(tmp_path, monkeypatch, text, words):
+def test_missing_code_or_function_is_reported_before_anything_runs(
+    tmp_path, monkeypatch, text, words
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def build(:")
     (tmp_path / "name.py").write_text("LAYOUT = max(1, 2)\n")
@@ -270,7 +272,7 @@ def test_what_is_not_there_is_said_before_anything_runs(tmp_path, monkeypatch, t
         parse_options((text,))
 
 
-def test_the_skeleton_is_python_and_says_what_to_write(encoder, tmp_path, command):
+def test_skeleton_is_valid_python_with_instructions(encoder, tmp_path, command):
     path = tmp_path / "new.py"
     assert command("runner", "new", path).status == 0
     assert path.read_text() == SKELETON
@@ -430,7 +432,7 @@ def test_a_trace_and_a_side_of_the_command_line_are_computed_by_code(
     assert "original=DIRECTORY" in done.err
 
 
-def test_reports_say_whose_code_it_was(encoder, own, tmp_path, command):
+def test_reports_name_the_external_code(encoder, own, tmp_path, command):
     result = command(
         "verify", encoder.path, encoder.path, "--framework-a", "torch", "--framework-b", "torch",
         "--against", own(), "--report", tmp_path / "r.html", "--report", tmp_path / "r.md",

@@ -46,7 +46,7 @@ def test_any_checkpoint_computes_what_the_original_computed(name, case):
     assert distance(getattr(model(*inputs), returned_as), arrays[f"f64/{result}"]) < FLOAT64_LIMIT
 
 
-def test_the_state_dict_is_the_originals_to_the_bit():
+def test_state_dict_equals_the_original_bit_for_bit():
     model = load_model(ORIGINAL, **HEADS)
     original = torch.load(ORIGINAL, weights_only=False)["model"]
     state = model.state_dict()
@@ -56,7 +56,7 @@ def test_the_state_dict_is_the_originals_to_the_bit():
     assert fixed == {"pos_embed", "decoder_pos_embed"}
 
 
-def test_a_task_a_dtype_a_size_and_a_head_are_what_convert_makes_of_them():
+def test_task_dtype_size_and_head_give_the_same_model_as_convert():
     encoder = load_model(ORIGINAL, "torch", "encoder", "bfloat16", "cpu", image_size=48, **HEADS)
     assert type(encoder) is pytorch.ViTMAEModel
     assert {value.dtype for value in encoder.parameters()} == {torch.bfloat16}
@@ -93,18 +93,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_is_refused_in_one_sentence(name):
+def test_invalid_arguments_are_refused_in_one_sentence(name):
     arguments, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
         load_model(**{"source": ORIGINAL, **arguments})
 
 
 @pytest.mark.parametrize("size", ["48", 48.0, "48x48", (48, 48), [48, 48], np.int64(48)])
-def test_a_size_is_taken_in_any_form_that_is_plain(size):
+def test_size_is_accepted_in_every_documented_form(size):
     assert load_model(ORIGINAL, image_size=size, **HEADS).config.image_hw == (48, 48)
 
 
-def test_a_dtype_is_taken_as_its_framework_names_it(tmp_path):
+def test_dtype_is_accepted_under_the_name_of_its_framework(tmp_path):
     for dtype in (torch.float16, np.dtype("float16"), "float16"):
         model = load_model(ORIGINAL, dtype=dtype, **HEADS)
         assert model.cls_token.dtype == torch.float16
@@ -162,7 +162,7 @@ def test_a_model_that_was_trained_further_is_saved_in_any_layout(layout, tmp_pat
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
-def test_mean_deviation_and_names_of_classes_come_along(tmp_path):
+def test_mean_std_and_class_names_are_kept(tmp_path):
     model = load_model(GOLDEN / "transformers_tf_classifier_tiny")
     save_model(model, tmp_path / "model.safetensors", "timm", dtype="float16")
     before, after = (
@@ -236,7 +236,7 @@ def test_loading_takes_the_memory_of_one_model(tmp_path):
     assert 0.9 < share < 1.1
 
 
-def test_options_without_effect_are_warned_of_or_refused():
+def test_options_without_effect_raise_a_warning_or_an_error():
     with pytest.warns(
         UserWarning, match="global_pool= has no effect on a model for the task pretrain"
     ):

@@ -50,7 +50,7 @@ def same(state: dict, expected: dict) -> bool:
     return list(state) == list(expected) and all(torch.equal(state[n], expected[n]) for n in state)
 
 
-def test_tensors_that_a_file_has_as_they_are_are_mapped(weights, tmp_path, original_weights):
+def test_tensors_stored_unchanged_are_memory_mapped(weights, tmp_path, original_weights):
     mapped, copied = load_model(weights, **HEADS), load_model(weights, mmap=False, **HEADS)
     assert {mapped_from(value) for value in mapped.state_dict().values()} == {str(weights)}
     assert {mapped_from(value) for value in copied.state_dict().values()} == {None}
@@ -70,7 +70,7 @@ def test_commands_do_not_map(tmp_path):
     assert mapped_from(model.cls_token) is None
 
 
-def test_what_has_to_be_computed_is_copied(tmp_path, original_weights):
+def test_computed_tensors_are_copied(tmp_path, original_weights):
     folder = shutil.copytree(GOLDEN / "transformers_tf_pretrain_tiny_v4pt", tmp_path / "model")
     model = ViTMAEForPreTraining.from_pretrained(folder)
     of_file = str(folder / "model.safetensors")
@@ -117,7 +117,7 @@ def test_the_file_may_be_replaced_by_the_model_itself(weights, tmp_path, origina
         assert same(dict(each.state_dict()), expected)
 
 
-def test_copies_and_pickles_hold_only_their_own_values(weights):
+def test_copies_and_pickles_contain_only_their_own_values(weights):
     model = load_model(weights, **HEADS)
     value = model.blocks[0].attn.qkv.weight
     assert value.untyped_storage().nbytes() == value.nbytes

@@ -54,7 +54,7 @@ def staged(path, framework, folder, **settings):
     return stage(open_checkpoint(path, FLAGS), framework, folder, **settings)
 
 
-def test_names_are_changed_after_the_library_has_read(tmp_path, state):
+def test_names_are_mapped_after_the_library_has_read_the_file(tmp_path, state):
     """A prefix, an optimizer beside the model and an unused tensor: the file itself is loaded."""
     model = {f"module.{name}": tensor for name, tensor in state.items()}
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}}
@@ -67,7 +67,7 @@ def test_names_are_changed_after_the_library_has_read(tmp_path, state):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
-def test_the_job_survives_its_file(tmp_path, state):
+def test_job_is_unchanged_by_saving_and_loading(tmp_path, state):
     path = saved(tmp_path / "x.pth", {"model": state})
     half = {"step": "dtype", "to": "float16"}
     source = open_checkpoint(path, FLAGS)
@@ -78,7 +78,7 @@ def test_the_job_survives_its_file(tmp_path, state):
     assert Job.load(tmp_path / "job.json") == job
 
 
-def test_what_a_declared_step_starts_from_is_read_by_the_library_too(tmp_path, state):
+def test_source_of_a_declared_step_is_read_by_the_library(tmp_path, state):
     path = saved(tmp_path / "x.pth", {"model": state})
     source = open_checkpoint(path, FLAGS)
     half = {"step": "dtype", "to": "float16"}
@@ -95,7 +95,7 @@ def test_what_a_declared_step_starts_from_is_read_by_the_library_too(tmp_path, s
 
 
 @pytest.mark.parametrize("layout", ["transformers-tf", "keras", "transformers"])
-def test_what_keras_confirms(tmp_path, plain, layout):
+def test_keras_confirms_names_and_dtypes(tmp_path, plain, layout):
     target = tmp_path / ("x.weights.h5" if layout == "keras" else "m")
     execute(plan_conversion(plain, target, layout))
     source = open_checkpoint(target)
@@ -109,7 +109,7 @@ def test_what_keras_confirms(tmp_path, plain, layout):
         confirm(replace(chosen.confirmed, tensors=tensors), by_torch=False)
 
 
-def test_parts_are_merged_by_the_names_in_them(tmp_path, plain, state):
+def test_shards_are_merged_by_their_tensor_names(tmp_path, plain, state):
     packing = Packing(max_shard_size=100_000)
     execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     chosen = staged(tmp_path / "m", "tensorflow", tmp_path)
@@ -172,7 +172,7 @@ def test_pytorch_files_are_not_read_by_pytorch_in_a_process_of_tensorflow(tmp_pa
     )
 
 
-def test_what_transformers_would_take_from_elsewhere_is_not_given_to_it(tmp_path, plain):
+def test_directories_that_transformers_would_read_differently_are_not_passed_to_it(tmp_path, plain):
     packing = Packing(pickled=True)
     execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     (tmp_path / "m" / "pytorch_model.bin").rename(tmp_path / "m" / "weights.bin")
@@ -183,7 +183,7 @@ def test_what_transformers_would_take_from_elsewhere_is_not_given_to_it(tmp_path
     assert loader_for(open_checkpoint(tmp_path / "m"), "transformers") is None
 
 
-def test_a_name_is_not_taken_for_another():
+def test_prefix_removal_that_merges_names_is_refused():
     with pytest.raises(LoadError, match="without the prefix module"):
         renamed({"module.a": 1, "a": 2}, ["module."])
 
@@ -197,7 +197,7 @@ def test_a_key_is_found_though_it_has_dots(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.4.1", "2.5.1+cu121", "1.13.0", "nightly"])
-def test_no_file_is_given_to_a_pytorch_that_runs_it(tmp_path, monkeypatch, version):
+def test_versions_of_pytorch_that_would_run_code_are_refused(tmp_path, monkeypatch, version):
     with pytest.raises(ImportError, match=r"install torch>=2\.6"):
         require_safe_torch_load(version)
     path = saved(tmp_path / "x.pth", {"w": torch.ones(1)})
@@ -207,7 +207,7 @@ def test_no_file_is_given_to_a_pytorch_that_runs_it(tmp_path, monkeypatch, versi
 
 
 @pytest.mark.parametrize("version", ["2.6.0", "2.13.0+cpu", "3.0.1", "2.10.0a0+git1234"])
-def test_newer_ones_are_given_files(version):
+def test_safe_versions_of_pytorch_are_accepted(version):
     require_safe_torch_load(version)
 
 
