@@ -30,7 +30,7 @@ def stored():
     system.rm(path)
 
 
-def test_neither_results_nor_their_page_hold_a_password(stored, tmp_path):
+def test_neither_results_nor_their_page_contain_a_password(stored, tmp_path):
     target = f"{ADDRESS}-out"
     jobs = [
         Job(stored, target, {"to": "transformers"}),
@@ -53,7 +53,7 @@ def test_neither_results_nor_their_page_hold_a_password(stored, tmp_path):
         assert "model" in text
 
 
-def test_another_target_of_the_same_kind_is_not_taken_for_ours(stored, tmp_path):
+def test_other_target_of_the_same_kind_is_not_mistaken_for_ours(stored, tmp_path):
     job = Job(stored, stored, {"to": "transformers"})
     with Results(tmp_path / "results.sqlite") as results:
         results.begin([replace(job, target=f"{ADDRESS}-other")])

@@ -40,20 +40,20 @@ def test_retry_after_is_seconds_or_a_date(text, seconds):
     assert seconds_of(text) == seconds
 
 
-def test_a_date_to_come_is_waited_for():
+def test_retry_after_date_in_the_future_is_waited_for():
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
     assert 37 < (wait_after(RefusalError({"Retry-After": later}), 0) or 0) <= 40
     too_late = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)
     assert wait_after(RefusalError({"Retry-After": too_late}), 0) is None
 
 
-def test_each_kind_of_failure_has_its_own_waits(monkeypatch):
+def test_each_kind_of_failure_has_its_own_delays(monkeypatch):
     monkeypatch.setattr(our_hub, "WAITS_FOR_A_CONNECTION", (3, 5))
     assert [wait_after(ConnectError(), n) for n in range(3)] == [3, 5, None]
     assert [wait_after(RefusalError(), n) for n in range(6)] == [1, 2, 4, 8, 8, None]
 
 
-def test_all_waits_together_have_a_limit():
+def test_total_delay_has_a_limit():
     error = RefusalError({"Retry-After": "200"})
     assert wait_after(error, 0) == 200
     assert wait_after(error, 1, waited=200) is None
@@ -131,21 +131,21 @@ def test_a_repository_of_another_form_is_an_error_in_one_sentence(server, answer
         entries_of(client().model_info("someone/my-mae"))
 
 
-def test_our_own_mistakes_are_not_taken_for_the_servers():
+def test_our_own_errors_are_not_reported_as_server_errors():
     with pytest.raises(TypeError), speaking("someone/my-mae"):
         len(7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("limit", "value"), [("LONGEST_ANSWER", 100_000), ("LONGEST_TIME", 0.2)])
 @pytest.mark.parametrize("status", [200, 404])
-def test_an_answer_without_an_end_is_given_up(server, monkeypatch, limit, value, status):
+def test_endless_response_is_aborted(server, monkeypatch, limit, value, status):
     monkeypatch.setattr(hub_limits, limit, value)
     server.update(status=status, body=b"[", forever=b" " * 4096)
     with pytest.raises(MissingRequirementError, match="does not end"):
         ask_who()
 
 
-def test_a_compressed_answer_without_an_end_is_given_up(server, monkeypatch):
+def test_endless_compressed_response_is_aborted(server, monkeypatch):
     import gzip
 
     monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 1 << 20)
@@ -166,7 +166,7 @@ def test_the_client_too_waits_no_longer_than_the_limit(server, headers):
         http_backoff("GET", address)
 
 
-def test_who_uses_the_client_beside_us_has_no_limits(server, monkeypatch):
+def test_limits_do_not_apply_to_other_users_of_the_client(server, monkeypatch):
     from huggingface_hub import get_session
 
     monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 2)
@@ -198,7 +198,7 @@ def test_a_token_that_a_server_echoes_is_not_repeated(server, caplog, status, wh
     assert TOKEN not in caplog.text
 
 
-def test_neither_logs_nor_tracebacks_of_the_command_line_hold_the_token(server, command, capfd):
+def test_neither_logs_nor_tracebacks_of_the_command_line_contain_the_token(server, command, capfd):
     """The client's own log and an error that nobody foresaw go through the same function."""
     from mae_convert.cli.streams import print_unexpected
 
@@ -245,7 +245,7 @@ def test_an_error_without_secrets_keeps_its_cause(server):
     assert our_hub.status_of(raised.value.__cause__) == 400
 
 
-def test_a_listing_of_ever_more_pages_is_given_up(server, monkeypatch):
+def test_endless_paginated_listing_is_aborted(server, monkeypatch):
     monkeypatch.setattr(hub_limits, "MOST_ANSWERS", 5)
     api = client()
     address = f"{api.endpoint}/api/models/someone/my-mae/commits/main?p=1"
@@ -262,9 +262,7 @@ def test_a_listing_of_ever_more_pages_is_given_up(server, monkeypatch):
     ["example.org", "ftp://example.org", "http://", "http://[bad", "http://a\x01", "http://a b",
      "http://example.org:x", "http://example.org:99999", "http://exämple.org"],
 )  # fmt: skip
-def test_what_is_not_the_address_of_a_server_is_refused_before_it_is_used(
-    monkeypatch, command, value
-):
+def test_invalid_server_address_is_refused_before_it_is_used(monkeypatch, command, value):
     """The client fails for some of them when it is imported, for others after all attempts."""
     monkeypatch.setenv("HF_ENDPOINT", value)
     monkeypatch.setenv("MAE_CONVERT_MIRROR", value)

@@ -28,13 +28,13 @@ def test_a_tree_is_listed_page_by_page(hub, api):
     assert files["0.json"].lfs is None
 
 
-def test_single_paths_are_told(api):
+def test_single_paths_are_returned(api):
     (file,) = api.get_paths_info(REPO, ["model.safetensors", "none"])
     assert file.lfs.sha256 == file.lfs["sha256"]
     assert file.size == 10
 
 
-def test_references_history_and_account_are_told(hub, api):
+def test_references_history_and_account_are_returned(hub, api):
     assert api.whoami()["name"] == "someone"
     assert [branch.name for branch in api.list_repo_refs(REPO).branches] == ["main"]
     titles = [commit.title for commit in api.list_repo_commits(REPO)]

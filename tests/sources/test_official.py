@@ -60,7 +60,7 @@ def test_the_catalog_has_the_sizes_of_the_files(golden):
         assert entry in candidates(entry.model, entry.task)
 
 
-def test_the_catalog_answers_which_has_the_decoder_and_which_normalised_pixels(command):
+def test_catalog_shows_which_files_have_a_decoder_and_normalized_pixels(command):
     text = command("catalog").out
     assert "Which one?" in text
     assert all(entry.name in text for entry in OFFICIAL)
@@ -100,9 +100,7 @@ def test_an_official_checkpoint_is_downloaded_once_and_its_hash_recorded(
     assert len(hub.seen) == before
 
 
-def test_a_name_is_a_source_and_the_catalog_tells_what_the_file_does_not(
-    command, stand_in, tmp_path
-):
+def test_official_name_is_a_source_with_configuration_from_the_catalog(command, stand_in, tmp_path):
     result = command("convert", NAME, tmp_path / "model", "--to", "transformers", "--json")
     assert result.status == 0, result.err
     source = result.json["source"]
@@ -114,7 +112,7 @@ def test_a_name_is_a_source_and_the_catalog_tells_what_the_file_does_not(
     assert config["norm_pix_loss"] is True
 
 
-def test_a_file_with_the_publishers_digits_keeps_its_licence_wherever_it_is(
+def test_file_with_the_official_md5_keeps_its_licence(
     command, stand_in, case, monkeypatch, tmp_path
 ):
     pretrain = case("pretrain_tiny")
@@ -128,14 +126,14 @@ def test_a_file_with_the_publishers_digits_keeps_its_licence_wherever_it_is(
     assert (source["official"], source["license"]) == (NAME, "cc-by-nc-4.0")
 
 
-def test_the_path_that_download_prints_means_what_its_name_means(command, stand_in, tmp_path):
+def test_downloaded_path_is_equivalent_to_the_official_name(command, stand_in, tmp_path):
     path = command("download", NAME).out.strip()
     result = command("convert", path, tmp_path / "a.pth", "--to", "facebook", "--json")
     assert result.status == 0, result.err
     assert result.json["source"]["license"] == "cc-by-nc-4.0"
 
 
-def test_what_was_converted_twice_tells_of_its_first_source(command, stand_in, tmp_path):
+def test_second_conversion_records_the_first_source(command, stand_in, tmp_path):
     assert command("convert", NAME, tmp_path / "a", "--to", "transformers").status == 0
     second = ["convert", tmp_path / "a", tmp_path / "b.pth", "--to", "facebook", "--json"]
     source = command(*second).json["source"]
@@ -143,7 +141,9 @@ def test_what_was_converted_twice_tells_of_its_first_source(command, stand_in, t
     assert source["made_from"]["official"] == NAME
 
 
-def test_a_path_of_that_name_comes_first(command, stand_in, hub, monkeypatch, tmp_path):
+def test_existing_path_takes_precedence_over_an_official_name(
+    command, stand_in, hub, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).write_bytes(b"mine")
     result = command("inspect", NAME)
@@ -151,7 +151,7 @@ def test_a_path_of_that_name_comes_first(command, stand_in, hub, monkeypatch, tm
     assert not hub.seen
 
 
-def test_what_is_not_the_file_of_the_publishers_hash_is_refused(
+def test_file_with_another_hash_than_the_official_one_is_refused(
     command, stand_in, monkeypatch, tmp_path
 ):
     replaced(monkeypatch, stand_in, md5="000000")
@@ -161,7 +161,7 @@ def test_what_is_not_the_file_of_the_publishers_hash_is_refused(
     assert not list((tmp_path / "cache").glob("mae*"))
 
 
-def test_what_is_another_file_than_the_first_time_is_refused(
+def test_file_that_changed_since_the_first_download_is_refused(
     command, hub, stand_in, case, tmp_path
 ):
     path = tmp_path / "cache" / f"{NAME}.pth"
@@ -178,7 +178,7 @@ def test_what_is_another_file_than_the_first_time_is_refused(
     assert command("inspect", NAME).status == 0
 
 
-def test_a_file_that_was_changed_in_the_cache_is_noticed(command, stand_in, tmp_path):
+def test_changed_file_in_the_cache_is_detected(command, stand_in, tmp_path):
     assert command("download", NAME).status == 0
     path = tmp_path / "cache" / f"{NAME}.pth"
     data = bytearray(path.read_bytes())
@@ -262,7 +262,7 @@ def test_a_download_that_was_killed_at_its_end_is_complete(command, hub, stand_i
     assert not [seen for seen in hub.seen[before:] if seen.line.startswith("GET")]
 
 
-def test_a_server_without_the_file_is_said(command, hub, stand_in):
+def test_file_missing_on_the_server_is_reported(command, hub, stand_in):
     hub.static.clear()
     result = command("download", NAME)
     assert result.status == 2
@@ -270,7 +270,7 @@ def test_a_server_without_the_file_is_said(command, hub, stand_in):
     assert command("download", "mae_none").status == 2
 
 
-def test_the_noise_of_a_published_result_is_pytorchs():
+def test_noise_of_a_published_result_is_generated_as_by_pytorch():
     import torch
 
     reference = REFERENCE_RESULTS["mae_visualize_vit_base"]
@@ -282,7 +282,7 @@ def test_the_noise_of_a_published_result_is_pytorchs():
         assert len(np.unique(ours)) == patches
 
 
-def test_the_noise_of_a_published_result_is_numpys():
+def test_noise_of_a_published_result_is_generated_as_by_numpy():
     np.random.seed(published.SEED)
     theirs = np.random.uniform(size=(1, 196))
     ours = reference_noise(REFERENCE_RESULTS["facebook/vit-mae-base"], 196)
@@ -322,7 +322,7 @@ def published_result(hub, stand_in, case, monkeypatch):
     return reference
 
 
-def test_a_checkpoint_is_held_against_a_published_result(
+def test_checkpoint_is_compared_with_a_published_result(
     command, stand_in, published_result, tmp_path
 ):
     assert command("convert", NAME, tmp_path / "mine", "--to", "transformers").status == 0
@@ -341,7 +341,7 @@ def result_with(reference, value):
     return published.ReferenceComparison(reference, NAME, "torch", {"float64": corner}, share)
 
 
-def test_what_is_farther_away_than_is_allowed_is_not_as_published():
+def test_result_beyond_the_limit_is_not_as_published():
     reference = REFERENCE_RESULTS["facebook/vit-mae-base"]
     near = abs(reference.corner[0][0]) * reference.relative + reference.absolute
     for value, passed in (
@@ -353,7 +353,7 @@ def test_what_is_farther_away_than_is_allowed_is_not_as_published():
         assert result_with(reference, value).passed is passed
 
 
-def test_another_checkpoint_has_not_the_published_result(command, stand_in, monkeypatch, capfd):
+def test_other_checkpoint_does_not_have_the_published_result(command, stand_in, monkeypatch, capfd):
     from mae_convert.cli.output.verdict import reference_results as show
 
     reference = dataclasses.replace(REFERENCE_RESULTS["mae_visualize_vit_base"], source=NAME)
@@ -365,7 +365,7 @@ def test_another_checkpoint_has_not_the_published_result(command, stand_in, monk
     assert command("verify", "--published", NAME).status == 1
 
 
-def test_a_model_that_the_result_cannot_be_of_is_refused(command, stand_in, case):
+def test_model_of_another_task_than_the_published_result_is_refused(command, stand_in, case):
     encoder = case("encoder_tiny")
     result = command("verify", encoder.checkpoint, "--published", "facebook/vit-mae-base",
                      *encoder.heads)  # fmt: skip

@@ -30,7 +30,7 @@ def repository(hub, model):
     return hub.state.repositories[REPO]
 
 
-def test_text_is_a_path_an_official_name_or_a_place_on_the_hub(tmp_path):
+def test_text_is_parsed_as_a_path_an_official_name_or_a_hub_reference(tmp_path):
     assert parse_source("hf://a/b") == HubReference("a/b")
     assert parse_source("hf://a/b@v1/sub/model.bin") == HubReference("a/b", "v1", "sub/model.bin")
     assert parse_source("hf://a/b@refs/pr/3") == HubReference("a/b", "refs/pr/3")
@@ -45,7 +45,7 @@ def test_text_is_a_path_an_official_name_or_a_place_on_the_hub(tmp_path):
     ["hf://a", "hf://", "hf://datasets/a/b", "hf://a/b@", "https://example.org/x.pth",
      "mae_visualize_vit_base.pth"],
 )  # fmt: skip
-def test_what_is_no_place_is_said_in_a_sentence(text):
+def test_invalid_reference_is_refused_in_one_sentence(text):
     with pytest.raises(MaeConvertError, match=r"write|download"):
         parse_source(text)
 
@@ -112,7 +112,7 @@ def test_sharded_weights_come_with_their_parts(hub, command, case, tmp_path):
     assert result.status == 0, result.err + result.out
 
 
-def test_what_is_in_the_cache_is_not_sent_again_and_is_enough_offline(
+def test_cached_files_are_not_downloaded_again_and_work_offline(
     hub, command, repository, monkeypatch
 ):
     from huggingface_hub import constants
@@ -132,7 +132,7 @@ def test_what_is_in_the_cache_is_not_sent_again_and_is_enough_offline(
     assert "unset HF_HUB_OFFLINE" in other.err
 
 
-def test_a_hub_that_is_away_is_said_and_the_cache_used(hub, command, repository):
+def test_unreachable_hub_is_reported_and_the_cache_is_used(hub, command, repository):
     assert command("inspect", f"hf://{REPO}").status == 0
     hub.fail("GET|HEAD", "drop", times=1000)
     result = command("inspect", f"hf://{REPO}", "--json")
@@ -153,7 +153,9 @@ ACCESS = {
 
 
 @pytest.mark.parametrize("name", ACCESS)
-def test_what_may_not_be_read_is_said_with_what_to_do(hub, command, repository, model, name):
+def test_repository_without_access_is_reported_with_instructions(
+    hub, command, repository, model, name
+):
     for repo_id in ("someone/secret", "someone/gated"):
         hub.state.create(repo_id, private="secret" in repo_id, gated="gated" in repo_id)
         hub.state.put(repo_id, {path.name: path for path in model.iterdir()})
@@ -164,7 +166,7 @@ def test_what_may_not_be_read_is_said_with_what_to_do(hub, command, repository, 
     assert result.err.count("\n") == 1
 
 
-def test_what_is_no_checkpoint_is_said_by_its_place(hub, command, repository):
+def test_file_that_is_not_a_checkpoint_is_named_by_its_hub_reference(hub, command, repository):
     result = command("inspect", f"hf://{REPO}/config.json")
     assert result.status == 2
     assert f"hf://{REPO}@" in result.err
@@ -190,7 +192,7 @@ def test_a_token_opens_private_and_gated_repositories_and_stays_on_the_hub(
     assert "hf_expired" not in result.err
 
 
-def test_a_corrupted_download_is_noticed_and_got_again(hub, command, repository):
+def test_corrupted_download_is_detected_and_repeated(hub, command, repository):
     for path in ("GET /cdn/", "GET .*/config.json"):
         hub.fail(path, "corrupt", after=100)
     result = command("inspect", f"hf://{REPO}")
@@ -222,7 +224,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_a_download_goes_on_after_trouble(hub, command, repository, monkeypatch, name):
+def test_download_resumes_after_an_error(hub, command, repository, monkeypatch, name):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept of a broken answer
@@ -237,7 +239,7 @@ def test_a_download_goes_on_after_trouble(hub, command, repository, monkeypatch,
         assert ranges == [None, "bytes=5000-"]
 
 
-def test_a_hub_that_stays_out_of_order_is_given_up_in_a_sentence(hub, command, repository):
+def test_persistent_hub_error_is_reported_in_one_sentence(hub, command, repository):
     hub.fail("GET /api/models", "status", status=503, times=1000)
     result = command("inspect", f"hf://{REPO}")
     assert result.status == 3

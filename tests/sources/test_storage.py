@@ -56,7 +56,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_directory_goes_there_and_comes_back(memory, model, tmp_path):
+def test_directory_is_uploaded_and_downloaded(memory, model, tmp_path):
     upload(model, "memory://bucket/deep/model")
     assert sorted(memory.find("/bucket")) == [
         f"/bucket/deep/model/{name}" for name in sorted(contents(model))
@@ -65,13 +65,13 @@ def test_a_directory_goes_there_and_comes_back(memory, model, tmp_path):
     assert contents(back) == contents(model)
 
 
-def test_a_file_goes_there_and_comes_back(memory, model, tmp_path):
+def test_file_is_uploaded_and_downloaded(memory, model, tmp_path):
     upload(model / "config.json", "memory://bucket/a.json")
     back = storage.download("memory://bucket/a.json", tmp_path / "back")
     assert back.read_bytes() == (model / "config.json").read_bytes()
 
 
-def test_patterns_are_looked_up_there(memory, model):
+def test_patterns_are_expanded_in_storage(memory, model):
     for epoch in (5, 10):
         upload(model / "config.json", f"memory://bucket/c-{epoch}.pth")
     assert sources_named("memory://bucket/c-*.pth") == [
@@ -80,7 +80,9 @@ def test_patterns_are_looked_up_there(memory, model):
     ]
 
 
-def test_a_model_is_known_by_its_configuration_which_comes_last(memory, model, monkeypatch):
+def test_model_is_recognised_by_its_configuration_which_is_uploaded_last(
+    memory, model, monkeypatch
+):
     seen = []
     original = type(memory).mv
 
@@ -94,7 +96,7 @@ def test_a_model_is_known_by_its_configuration_which_comes_last(memory, model, m
     assert sorted(seen) == sorted(contents(model))
 
 
-def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, model):
+def test_replacing_a_model_deletes_only_files_written_by_us(memory, model):
     for name in ("tf_model.h5", "notes.txt", "config.json", "README.md"):
         memory.pipe(f"/bucket/model/{name}", b"old")
     upload(model, "memory://bucket/model")
@@ -103,7 +105,7 @@ def test_a_model_that_is_replaced_loses_what_was_ours_and_nothing_else(memory, m
     assert memory.cat("/bucket/model/config.json") == (model / "config.json").read_bytes()
 
 
-def test_what_a_killed_run_left_is_taken_away_once_it_is_old(memory, model):
+def test_old_files_of_a_killed_run_are_removed(memory, model):
     old = [f"/bucket/.model.{'a' * 32}/config.json", f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"]
     remaining = [
         f"/bucket/.model-2.{'a' * 32}/config.json",
@@ -121,7 +123,7 @@ def test_what_a_killed_run_left_is_taken_away_once_it_is_old(memory, model):
     )
 
 
-def test_a_claim_of_another_run_holds_for_an_hour(memory, model):
+def test_lock_of_another_run_expires_after_an_hour(memory, model):
     claim = f"/bucket/.model.claim-{'1' * 20}-{'a' * 32}"
     memory.pipe(claim, b'{"host": "node-7", "process": 12, "since": "2026-01-01T00:00:00"}')
     message = r"another run is writing to memory://bucket/model \(process 12 on node-7, since 2026"
@@ -133,7 +135,7 @@ def test_a_claim_of_another_run_holds_for_an_hour(memory, model):
     assert held(memory) == contents(model)
 
 
-def test_an_answer_that_is_lost_is_no_failure_and_a_file_that_vanished_no_success(
+def test_lost_response_is_not_a_failure_and_a_vanished_file_is_not_a_success(
     memory, model, monkeypatch
 ):
     original, lost = MemoryFileSystem.mv, []
@@ -160,7 +162,7 @@ def test_an_answer_that_is_lost_is_no_failure_and_a_file_that_vanished_no_succes
 
 
 @pytest.mark.parametrize("mistake", [TypeError("f() takes 1"), KeyError("x"), AttributeError("y")])
-def test_a_mistake_in_a_program_is_raised_as_it_is_and_at_once(
+def test_programming_error_is_raised_unchanged_without_a_retry(
     memory, model, monkeypatch, waits, mistake
 ):
     def wrong(*_, **__):
@@ -194,7 +196,7 @@ PERMANENT = [
 
 
 @pytest.mark.parametrize("error", TRANSIENT + PERMANENT, ids=repr)
-def test_only_what_may_pass_is_tried_again(waits, error):
+def test_only_temporary_errors_are_retried(waits, error):
     def work():
         raise error
 
@@ -203,7 +205,7 @@ def test_only_what_may_pass_is_tried_again(waits, error):
     assert len(waits) == (storage_retry.ATTEMPTS - 1 if error in TRANSIENT else 0)
 
 
-def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_path):
+def test_checkpoint_from_storage_is_named_by_its_address(memory, case, tmp_path):
     whole = case("pretrain_tiny").checkpoint.read_bytes()
     memory.pipe("/bucket/whole.pth", whole)
     memory.pipe("/bucket/short.pth", whole[:3000])
@@ -219,7 +221,9 @@ def test_a_checkpoint_from_storage_is_called_by_its_address(memory, case, tmp_pa
     }  # fmt: skip
 
 
-def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, model, monkeypatch):
+def test_upload_that_reads_back_differently_is_not_renamed_to_the_target(
+    memory, model, monkeypatch
+):
     def write(self, data):
         return super(MemoryFile, self).write(b"x" + bytes(data)[1:])
 
@@ -229,7 +233,7 @@ def test_what_does_not_read_back_as_it_was_sent_never_gets_its_name(memory, mode
     assert memory.find("/bucket") == []
 
 
-def test_a_read_that_breaks_goes_on_where_it_was(memory, tmp_path, monkeypatch, waits):
+def test_interrupted_read_resumes_at_its_position(memory, tmp_path, monkeypatch, waits):
     data = random.Random(1).randbytes(3 * 1000)
     memory.pipe("/bucket/a.pth", data)
     monkeypatch.setattr(storage, "CHUNK", 1000)
@@ -248,7 +252,9 @@ def test_a_read_that_breaks_goes_on_where_it_was(memory, tmp_path, monkeypatch, 
     assert waits == [0.5, 1.0]
 
 
-def test_what_stays_out_of_order_is_given_up_with_its_words(memory, monkeypatch, tmp_path, waits):
+def test_persistent_storage_error_is_reported_with_its_message(
+    memory, monkeypatch, tmp_path, waits
+):
     memory.pipe("/bucket/a.pth", b"data")
 
     def find(self, *_, **__):
@@ -260,7 +266,7 @@ def test_what_stays_out_of_order_is_given_up_with_its_words(memory, monkeypatch,
     assert len(waits) == storage_retry.ATTEMPTS - 1
 
 
-def test_what_is_not_there_is_said_at_once(memory, tmp_path, waits):
+def test_missing_file_is_reported_without_a_retry(memory, tmp_path, waits):
     with pytest.raises(MaeConvertError, match=r"memory://bucket/none\.pth does not exist"):
         storage.download("memory://bucket/none.pth", tmp_path)
     assert waits == []
@@ -296,7 +302,7 @@ def s3(monkeypatch):
 
 
 @S3
-def test_a_bucket_is_not_made_unasked(s3, model):
+def test_bucket_is_not_created_without_a_request(s3, model):
     import boto3
 
     for local, url in ((model, "s3://mistyped/model"), (model / "config.json", "s3://mistyped/c")):
@@ -307,7 +313,7 @@ def test_a_bucket_is_not_made_unasked(s3, model):
 
 @S3
 @pytest.mark.parametrize("share", [0.0, 0.15])
-def test_a_real_server_that_fails_now_and_then(s3, model, tmp_path, share):
+def test_transfer_with_a_real_server_that_fails_occasionally(s3, model, tmp_path, share):
     (model / "model.safetensors").write_bytes(os.urandom(20 << 20))  # several parts
     s3.share = share
     upload(model, "s3://bucket/out/model")

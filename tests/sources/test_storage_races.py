@@ -81,7 +81,9 @@ def state():
     return model, [path for path in files if "/model/" not in path]
 
 
-def test_a_run_at_any_moment_of_another_run(memory, models, published, tmp_path, monkeypatch):
+def test_second_run_at_every_step_of_the_first_run(
+    memory, models, published, tmp_path, monkeypatch
+):
     count, inner = [0], {}
 
     def hook():
@@ -154,7 +156,7 @@ class Turns:
 
 
 @pytest.mark.parametrize("behind", [0, 10**12], ids=["clocks agree", "a clock is behind"])
-def test_two_runs_that_take_turns(memory, models, published, tmp_path, monkeypatch, behind):
+def test_two_interleaved_runs(memory, models, published, tmp_path, monkeypatch, behind):
     outcomes, now = set(), storage_upload.time.time_ns
 
     def time_of_thread():
