@@ -62,7 +62,7 @@ def events(result):
     return [json.loads(line) for line in result.out.splitlines()]
 
 
-def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
+def test_corrupt_checkpoint_fails_only_its_own_job(sweep, runs):
     result = sweep("--report", "report.html")
     assert result.status == 1, result.err
     *lines, summary = result.out.splitlines()  # a line for each job, as jobs end
@@ -80,7 +80,7 @@ def test_one_corrupt_checkpoint_costs_its_own_job_only(sweep, runs):
     assert '<h1 class="bad">4 jobs, 1 no result</h1>' in (runs / "report.html").read_text()
 
 
-def test_a_second_run_does_what_is_new_or_changed_or_failed(sweep, runs):
+def test_second_run_repeats_only_new_changed_or_failed_jobs(sweep, runs):
     sweep()
     (runs / "runs/c-40.pth").write_bytes((runs / "runs/c-0.pth").read_bytes())  # mended
     (runs / "runs/c-0.pth").touch()  # its bytes are the same
@@ -106,7 +106,7 @@ def test_changed_weights_are_converted_again(sweep, runs, run):
     assert diff.status == 0
 
 
-def test_only_what_failed_is_repeated_if_so_asked(sweep, runs):
+def test_only_failed_jobs_are_repeated_on_request(sweep, runs):
     sweep()
     shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-80.pth")
     shutil.copy(runs / "runs/c-0.pth", runs / "runs/c-40.pth")
@@ -117,7 +117,7 @@ def test_only_what_failed_is_repeated_if_so_asked(sweep, runs):
     assert '<h1 class="bad">5 jobs, 1 not run</h1>' in (runs / "page.html").read_text()
 
 
-def test_a_sweep_ends_with_the_first_failure_if_so_asked(sweep, runs):
+def test_sweep_stops_at_the_first_failure_on_request(sweep, runs):
     result = sweep("--fail-fast", "--workers", "1", "--json")
     assert result.status == 1
     assert events(result)[-1]["not_run"] == 1
@@ -133,7 +133,7 @@ def test_a_dry_run_shows_jobs_and_sizes_and_does_nothing(sweep, runs):
     assert [path.name for path in runs.iterdir()] == ["runs"]
 
 
-def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
+def test_files_not_written_by_the_sweep_are_not_replaced_without_the_option(sweep, runs):
     (runs / "out/c-20").mkdir(parents=True)
     result = sweep()
     assert result.status == 2
@@ -142,7 +142,7 @@ def test_what_the_sweep_did_not_make_is_not_replaced_unasked(sweep, runs):
     assert not (runs / "out/c-0").exists()
 
 
-def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
+def test_files_written_by_the_sweep_are_replaced_if_the_plan_has_changed(sweep, runs):
     (runs / "runs/c-40.pth").unlink()
     sweep()
     begin, *_, end = events(sweep("--set", "dtype=float16", "--json"))
@@ -167,7 +167,7 @@ def test_what_the_sweep_made_it_replaces_when_the_plan_has_changed(sweep, runs):
         (("--engine", "ray", "--workers", "2"), "--workers limits the processes on this machine"),
     ],
 )
-def test_a_call_that_cannot_end_well_is_refused_before_any_work(sweep, runs, options, message):
+def test_invalid_sweep_call_is_refused_before_any_work(sweep, runs, options, message):
     (runs / "runs.html").mkdir()
     result = sweep(*options)
     assert (result.status, result.out) == (2, "")
@@ -190,7 +190,7 @@ def test_a_package_that_is_missing_is_named_before_any_work(runs, option, packag
     assert not (runs / "out").exists()
 
 
-def test_a_parquet_table_holds_what_the_file_of_results_holds(runs):
+def test_parquet_table_contains_the_rows_of_the_results_file(runs):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs mae-convert[parquet]")
     from mae_convert.reports.sweep_files import write_reports
 
@@ -211,7 +211,7 @@ def test_results_are_in_use_by_one_sweep_at_a_time(sweep, runs):
     assert "is in use by another sweep" in result.err
 
 
-def test_results_that_are_something_else_are_left_as_they_are(sweep, runs):
+def test_other_file_in_place_of_the_results_is_not_changed(sweep, runs):
     (runs / "sweep.results.sqlite").write_text("my notes " * 99)
     result = sweep()
     assert (result.status, "is not a results file of this version" in result.err) == (2, True)
@@ -274,7 +274,7 @@ def test_damaged_results_are_refused_in_a_sentence(runs, damage):
         read_results(path)
 
 
-def test_an_error_that_is_not_finite_is_read_as_it_was(runs):
+def test_non_finite_error_is_stored_and_read_unchanged(runs):
     path = runs / "rows.sqlite"
     (job,) = jobs(runs, 1)
     row = replace(failed(job), own_error={"float32": math.inf})
@@ -287,7 +287,7 @@ def failed(job):
     return error_row(job.identity(), {}, MaeConvertError("no such thing " * 20))
 
 
-def test_a_full_disk_is_said(runs):
+def test_full_disk_is_reported(runs):
     with Results(runs / "rows.sqlite") as results:
         results._file.execute("PRAGMA max_page_count = 6")
         rows = map(failed, jobs(runs, 99))
@@ -295,7 +295,7 @@ def test_a_full_disk_is_said(runs):
             list(map(results.write, rows))
 
 
-def test_a_configuration_is_part_of_what_a_checkpoint_is(runs):
+def test_configuration_is_part_of_the_identity_of_a_checkpoint(runs):
     """Weights alone do not tell: another epsilon is another function."""
     (job,) = jobs(runs, 1)
     row = run_job(job, 1)
@@ -338,18 +338,18 @@ def jobs(folder, count=3):
     return [Job(str(source), f"{folder}/{n}", settings) for n in range(count)]
 
 
-def test_a_process_that_is_killed_costs_its_job_a_second_attempt(tmp_path):
+def test_job_of_a_killed_process_is_attempted_again(tmp_path):
     rows = list(run_local(jobs(tmp_path), LIMITS, dies_once))
     assert [(row.outcome, row.attempts) for row in rows] == [("done", 2)] * 3
     assert len({row.key for row in rows}) == 3
 
 
-def test_a_process_that_always_dies_is_a_row_that_says_so(tmp_path):
+def test_process_that_always_dies_is_a_row_with_the_error(tmp_path):
     (row,) = run_local(jobs(tmp_path, 1), LIMITS, dies)
     assert row.error == "its process died 2 times, by signal 9 (SIGKILL); is there enough memory?"
 
 
-def test_what_starts_the_processes_may_die_too(tmp_path):
+def test_sweep_survives_the_death_of_the_fork_server(tmp_path):
     rows = run_local(jobs(tmp_path, 4), replace(LIMITS, workers=1))
     result = [next(rows)]
     (server,) = (p for p in descendants(os.getpid()) if "forkserver import main" in command_of(p))
@@ -359,7 +359,7 @@ def test_what_starts_the_processes_may_die_too(tmp_path):
     assert {row.key for row in result} == {job.key for job in jobs(tmp_path, 4)}
 
 
-def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch):
+def test_long_temporary_path_is_supported(sweep, runs, monkeypatch):
     """As batch systems set it: too long for the socket of multiprocessing's fork server."""
     folder = runs / ("temporary" + "x" * 100)
     folder.mkdir()
@@ -369,7 +369,7 @@ def test_a_long_path_of_temporary_files_is_no_hindrance(sweep, runs, monkeypatch
     assert sorted(outcomes(runs).values()) == ["done", "done", "done", "error"]
 
 
-def test_processes_end_when_nobody_waits_for_them(tmp_path):
+def test_worker_processes_end_with_their_parent(tmp_path):
     """The one that runs the sweep is killed: no worker stays behind."""
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[3]]\n"
@@ -446,7 +446,7 @@ def test_conversions_of_a_sweep_import_no_framework_and_nothing_in_each_process(
     assert output.stdout == "set()\nset()\n"
 
 
-def test_ray_is_asked_for_what_a_job_needs():
+def test_ray_is_given_the_resources_of_a_job():
     """As its scheduler is told: cores, a GPU for who uses one, no more memory than a node has."""
     asked = []
 
@@ -470,7 +470,7 @@ def test_ray_is_asked_for_what_a_job_needs():
     ]
 
 
-def test_a_gpu_is_given_to_one_job_at_a_time(tmp_path):
+def test_gpu_is_assigned_to_one_job_at_a_time(tmp_path):
     settings = {"to": "timm", "verify": True, "device_b": "cuda"}
     waiting = [Waiting(Job(f"{tmp_path}/{n}", None, settings)) for n in range(3)]
     allowed = Limits(workers=8, memory=64 << 30, threads=1, gpus=("4", "7"))
@@ -493,7 +493,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
+def test_interrupt_ends_all_jobs_and_keeps_finished_results(runs):
     (runs / "main.py").write_text(INTERRUPTED)
     fields = ("num_heads=4", "decoder_num_heads=3", "framework_a=torch", "framework_b=torch")
     command = [sys.executable, "main.py", "sweep", "runs/c-0.pth", "runs/c-20.pth", *CONVERT,
@@ -508,7 +508,7 @@ def test_an_interrupt_ends_everything_and_keeps_what_has_ended(runs):
     assert (runs / "sweep.results.sqlite").exists()
 
 
-def test_a_new_head_needs_no_heads_of_the_decoder(tmp_path, forked_children):
+def test_new_head_does_not_require_the_number_of_decoder_heads(tmp_path, forked_children):
     source = str(GOLDEN / "pretrain_tiny" / "checkpoint.pth")
     settings = {"to": "facebook", "num_labels": 5, "num_heads": 4, "verify": True}
     row = run_job(Job(source, str(tmp_path / "classifier.pth"), settings))
@@ -524,7 +524,7 @@ def test_a_new_head_needs_no_heads_of_the_decoder(tmp_path, forked_children):
         ("videomae_finetune_tiny", "original", "model.pth", "classify"),
     ],
 )
-def test_a_sweep_has_models_of_videos(tmp_path, forked_children, case, layout, target, task):
+def test_sweep_supports_video_models(tmp_path, forked_children, case, layout, target, task):
     settings = {
         "to": layout, "verify": True, "num_heads": 4, "source_image_size": [32, 32],
         "framework_a": "torch", "framework_b": "torch",
@@ -535,7 +535,7 @@ def test_a_sweep_has_models_of_videos(tmp_path, forked_children, case, layout, t
     assert (row.error, row.task, row.passed) == (None, task, True)
 
 
-def test_a_job_changes_frames_and_size_of_a_model_of_videos(tmp_path, forked_children):
+def test_job_changes_frames_and_size_of_a_video_model(tmp_path, forked_children):
     settings = {
         "to": "original", "verify": True, "num_heads": 4, "decoder_num_heads": 3,
         "num_frames": 2, "image_size": [48, 24], "framework_a": "torch", "framework_b": "torch",

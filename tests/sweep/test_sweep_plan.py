@@ -31,7 +31,7 @@ def complaint(folder, text, name="plan.yaml"):
     return str(refused.value).removeprefix(f"{folder / name}")
 
 
-def test_a_plan_runs_code_of_others_only_if_the_command_line_allows_it(runs):
+def test_plan_runs_external_code_only_if_the_command_line_allows_it(runs):
     (runs / "own.py").write_text("def build(config): ...")
     text = """
 - source: runs/checkpoint-0.pth
@@ -72,13 +72,13 @@ jobs:
     assert len(jobs) == len({job.key for job in jobs}) == 6
 
 
-def test_a_table_says_the_same_as_yaml(runs):
+def test_csv_plan_is_equivalent_to_yaml(runs):
     yaml = plan(runs, "- {source: 'runs/*-20.pth', to: [timm, facebook], verify: yes, seed: 3}")
     table = "source,to,verify,seed,dtype\nruns/*-20.pth,timm;facebook,true,3,\n"
     assert [j.key for j in plan(runs, table, "plan.csv")] == [j.key for j in yaml]
 
 
-def test_the_command_line_replaces_what_the_plan_says(runs):
+def test_command_line_overrides_the_plan(runs):
     text = "- {source: runs/checkpoint-0.pth, to: keras, verify: true}"
     jobs = plan(runs, text, to=["timm", "transformers"], num_heads=["12"])
     assert [job.settings["to"] for job in jobs] == ["timm", "transformers"]
@@ -93,7 +93,7 @@ def test_checkpoints_can_be_named_without_a_plan(runs, monkeypatch):
     ]
 
 
-def test_a_place_on_the_hub_as_target_is_published_with_its_proof(runs):
+def test_hub_target_is_published_with_its_certificate(runs):
     text = "- {source: runs/checkpoint-0.pth, to: transformers, target: 'hf://me/{stem}'}"
     (job,) = plan(runs, text)
     assert job.target is None
@@ -180,7 +180,7 @@ def test_a_wrong_table_is_refused_by_line_and_field(runs, text, message):
         ("runs/checkpoint-0.pth/a", "b", "runs/checkpoint-0.pth/a is, or is inside, {}/runs/"),
     ],
 )
-def test_jobs_that_would_get_into_each_others_way_are_refused(runs, first, second, message):
+def test_conflicting_jobs_are_refused(runs, first, second, message):
     text = "".join(
         f"- {{source: runs/checkpoint-{n}.pth, to: transformers, target: {target}}}\n"
         for n, target in ((0, first), (20, second))
@@ -197,7 +197,7 @@ def test_a_source_is_never_a_target(run, runs):
     assert (runs / "a.pth").read_bytes() == b"weights"
 
 
-def test_defaults_about_a_step_are_for_the_jobs_that_have_it(runs):
+def test_defaults_of_a_step_apply_to_jobs_with_that_step(runs):
     jobs = plan(
         runs,
         "defaults: {source: runs/checkpoint-0.pth, to: timm, framework_a: torch, license: mit}\n"
@@ -218,13 +218,13 @@ def test_a_job_can_take_fields_from_another_by_a_merge_key_of_yaml(runs):
     assert first.settings == second.settings
 
 
-def test_a_field_can_be_taken_back_by_saying_nothing(runs):
+def test_default_of_a_field_can_be_unset_by_an_empty_value(runs):
     text = "defaults: {inputs: plan.yaml, against: timm}\njobs:\n- {source: runs/checkpoint-0.pth,"
     (job,) = plan(runs, text + " to: timm, verify: true, inputs: null, against: null}")
     assert job.settings == {"to": "timm", "verify": True}
 
 
-def test_a_wrong_plan_leaves_nothing_behind(run, runs):
+def test_invalid_plan_leaves_no_files(run, runs):
     (runs / "plan.yaml").write_text("- {source: runs/checkpoint-0.pth, to: kears, target: out}")
     result = run("sweep", "plan.yaml", cwd=runs)
     assert (result.status, result.out) == (2, "")
@@ -274,7 +274,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_plan_is_refused_in_one_short_sentence(runs, name):
+def test_malicious_plan_is_refused_in_one_short_sentence(runs, name):
     message = complaint(runs, HOSTILE[name])
     assert message.isprintable()
     assert len(message) < 1300
@@ -283,13 +283,13 @@ def test_a_hostile_plan_is_refused_in_one_short_sentence(runs, name):
 @pytest.mark.parametrize("text", ["source,to\nruns/\0,keras", "source,to\n" + '"' * 99,
                                   "source,seed\nruns/checkpoint-0.pth," + "9" * 5000,
                                   "source\n" + "x" * 200_000])  # fmt: skip
-def test_a_hostile_table_is_refused_in_one_short_sentence(runs, text):
+def test_malicious_table_is_refused_in_one_short_sentence(runs, text):
     message = complaint(runs, text, "plan.csv")
     assert message.isprintable()
     assert len(message) < 1300
 
 
-def test_fields_that_are_taken_twice_are_taken_once(runs):
+def test_fields_merged_twice_are_applied_once(runs):
     """Fifteen levels of doubling would be 32,768 copies."""
     jobs = plan(runs, doubling(15))
     assert len(jobs) == 15
@@ -301,6 +301,6 @@ def test_numbers_of_any_length_sort():
     assert sorted(names, key=natural) == ["a007", "a9a9a9", "a10", names[1], names[2], "b"]
 
 
-def test_results_cannot_be_kept_in_a_directory(tmp_path):
+def test_directory_as_results_file_is_refused(tmp_path):
     with pytest.raises(OutputError, match="is a directory"):
         Results(tmp_path)

@@ -129,7 +129,7 @@ def kill_one(processes, is_meant):
     raise AssertionError("there was none to kill")
 
 
-def test_a_killed_worker_and_a_killed_driver_cost_no_row(runs, local, tmp_path):
+def test_no_row_is_lost_by_a_killed_worker_or_driver(runs, local, tmp_path):
     from ray_nodes import children, command_of, descendants
 
     write_plan(tmp_path, runs)
@@ -169,7 +169,7 @@ def test_a_cluster_gives_the_rows_that_one_machine_gives(runs, local, tmp_path):
 
 
 @needs("ray")
-def test_a_node_that_leaves_costs_its_running_jobs_another_attempt(runs, local, tmp_path):
+def test_jobs_of_a_lost_node_are_attempted_again(runs, local, tmp_path):
     from ray_nodes import cluster, own_network
 
     count = 100
