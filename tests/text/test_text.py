@@ -56,7 +56,7 @@ def test_a_terminal_gets_one_printable_line(text):
     assert for_terminal(shown) == shown
 
 
-def test_ordinary_text_stays_as_it_is():
+def test_ordinary_text_is_unchanged():
     for text in ("Grüße, 日本語 🙂", "a/b c.pth", "encoder.blocks.0.weight", "שלום"):
         assert for_terminal(text) == text == for_yaml(text)
     assert for_markdown("1.0e-12, the convention of facebook's num_heads") == (
@@ -98,7 +98,7 @@ def test_markdown_shows_the_text_and_nothing_else(text):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_code_in_markdown_is_one_piece_of_code(text):
+def test_code_in_markdown_is_one_code_span(text):
     shown = code_in_markdown(text)
     assert tags(f"word {shown} word") == ["<p", "<code", "</code", "</p"]
     assert for_terminal(text).strip() in words(f"word {shown} word")
@@ -107,7 +107,7 @@ def test_code_in_markdown_is_one_piece_of_code(text):
 
 @pytest.mark.parametrize("make", [for_markdown, code_in_markdown])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_ends_the_cell_of_a_table(text, make):
+def test_text_cannot_end_a_table_cell(text, make):
     table = f"| a | b |\n|---|---|\n| {make(text)} | last |"
     assert tags(table).count("<td") == 2
     assert tags(table).count("<tr") == 2
@@ -127,7 +127,7 @@ def test_no_text_ends_the_cell_of_a_table(text, make):
         (["https://example.org"], False),
     ],
 )
-def test_a_link_leads_to_a_web_page_or_is_none(address, links):
+def test_only_web_addresses_become_links(address, links):
     markdown = link_in_markdown("label", address)
     assert tags(markdown) == (["<p", "<a", "</a", "</p"] if links else ["<p", "</p"])
     assert words(markdown).strip() == "label"
@@ -158,7 +158,7 @@ def secrets(monkeypatch, tmp_path):
             "secretOfFsspec", "tokenOfFsspec", "tokenOf%2BEnvironment"]  # fmt: skip
 
 
-def test_credentials_of_the_process_are_nowhere_in_an_error(secrets):
+def test_credentials_of_the_process_do_not_appear_in_errors(secrets):
     sentence = f"the server says {' and '.join(secrets)}, here"
     message = str(MaeConvertError(sentence))
     assert not [secret for secret in secrets if secret in message]
@@ -184,7 +184,7 @@ def test_credentials_of_the_process_are_nowhere_in_an_error(secrets):
         "the token hf_SECRET99abcdefghij is not valid",
     ],
 )
-def test_credentials_are_known_by_where_they_stand(text):
+def test_credentials_are_recognised_by_their_position(text):
     assert "SECRET99" not in without_secrets(text)
     assert HIDDEN in without_secrets(text)
 
@@ -203,7 +203,7 @@ def test_credentials_are_known_by_where_they_stand(text):
         "dtype policy='mixed_float16'",
     ],
 )
-def test_what_is_no_credential_stays(text):
+def test_text_that_is_not_a_credential_is_unchanged(text):
     assert without_secrets(text) == text == without_credentials(text)
 
 
@@ -222,7 +222,7 @@ ONE_PLACE = {
 
 
 @pytest.mark.parametrize("pattern", ONE_PLACE)
-def test_text_is_made_safe_and_printed_in_a_few_places_only(pattern):
+def test_text_is_escaped_and_printed_by_a_few_modules_only(pattern):
     """Whoever adds another place adds it here, and to the tests of hostile text."""
     import mae_convert
 
@@ -260,7 +260,7 @@ IDIOMS = {
 
 
 @pytest.mark.parametrize("pattern", IDIOMS)
-def test_there_is_one_way_to_say_it(pattern):
+def test_shared_helpers_are_used_instead_of_copies(pattern):
     import mae_convert
 
     package = Path(mae_convert.__file__).parent
