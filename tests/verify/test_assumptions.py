@@ -121,7 +121,7 @@ def test_a_model_in_memory_does_not_turn_an_assumption_into_knowledge(case, tmp_
     )
 
 
-def test_inspect_tells_that_the_hash_confirms_an_assumption(case, command, stand_in):
+def test_inspect_reports_an_assumption_confirmed_by_the_hash(case, command, stand_in):
     shown = " ".join(command("inspect", case("pretrain_tiny").checkpoint).out.split())
     assert "num_attention_heads and decoder_num_attention_heads are assumed; --hash" in shown
     assert "official ViT-T/8 of the same shapes" in shown
@@ -195,7 +195,7 @@ def test_names_that_only_one_pooling_has_are_evidence(case):
             open_checkpoint(case(name).checkpoint, report)
 
 
-def test_every_form_of_a_verdict_states_its_assumptions():
+def test_every_form_of_a_verdict_lists_its_assumptions():
     assumed = {
         "field": "num_attention_heads",
         "value": 12,
@@ -250,7 +250,7 @@ def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
     assert 1e-8 < distance(of_target, of_plain) < 1e-2
 
 
-def test_an_encoder_asks_for_nothing_of_the_decoder_that_is_left_out(case, tmp_path, run):
+def test_encoder_does_not_require_fields_of_the_omitted_decoder(case, tmp_path, run):
     source = case("pretrain_tiny").checkpoint
     heads = Flags(num_attention_heads=4)
     with pytest.raises(ConfigurationError, match="decoder_num_heads="):

@@ -133,7 +133,7 @@ def test_every_file_that_is_changed_or_gone_fails(signed, tmp_path):
 @needs_package
 @pytest.mark.parametrize("name", ["source", "target", "steps", "passed", "proven", "assumptions",
                                   "environment", "_type", "predicateType", "subject"])  # fmt: skip
-def test_a_statement_that_says_something_else_fails_though_it_is_signed(signed, name):
+def test_signed_statement_with_other_content_fails(signed, name):
     """By whoever has the key: the signature is then valid, and what it is of is not."""
     folder, private, public = signed
     path = folder / STATEMENT
@@ -188,7 +188,7 @@ def test_a_certificate_that_may_not_sign_or_is_of_another_key_is_refused(signed,
 
 
 @needs_package
-def test_files_that_the_signature_leaves_out_fail(signed):
+def test_files_not_covered_by_the_signature_fail(signed):
     """A statement that was added afterwards is not signed, whatever it says."""
     folder, private, public = signed
     text = (folder / STATEMENT).read_text()
@@ -273,7 +273,7 @@ def test_the_signature_of_another_model_or_key_fails(signed, tmp_path, command):
 
 
 @needs_package
-def test_what_cannot_be_signed_or_checked_is_said(signed, tmp_path, certified, command):
+def test_unsupported_signing_and_checking_is_reported(signed, tmp_path, certified, command):
     folder, private, public = signed
     result = command("verify", certified, "--public-key", public)
     assert (result.status, "has no signature" in result.err) == (2, True)
@@ -290,7 +290,7 @@ def test_what_cannot_be_signed_or_checked_is_said(signed, tmp_path, certified, c
     assert not (copied / STATEMENT).exists()
 
 
-def test_without_the_package_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_signing_package_is_reported_with_installation_instructions(tmp_path, monkeypatch):
     monkeypatch.setattr(signing.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingRequirementError, match=r"mae-convert\[sign\]"):
         attest(tmp_path, Signer(tmp_path / "key.pem"))

@@ -53,7 +53,7 @@ def copy(certified, tmp_path):
     return tmp_path / "elsewhere"
 
 
-def test_the_certificate_tells_what_was_verified(certified):
+def test_certificate_records_what_was_verified(certified):
     document = json.loads((certified / DOCUMENT).read_text())
     assert (document["passed"], document["proven"]) == (True, True)
     assert document["source"]["name"] == "checkpoint.pth"
@@ -73,7 +73,7 @@ def test_it_is_replayed_elsewhere_without_the_source(command, copy):
     assert (verdict["passed"], verdict["proven"], verdict["replayed"]) == (True, False, True)
 
 
-def test_a_certificate_proves_nothing_without_the_source(command, copy):
+def test_certificate_without_the_source_is_not_a_proof(command, copy):
     """Whoever writes a certificate can put B's own weights into it under A's name and hash."""
     result = command("verify", copy, "--framework-a", "torch", "--require-proof")
     assert result.status == 1
@@ -121,7 +121,7 @@ def test_a_file_that_has_changed_since_fails_and_is_named(command, copy, name):
     assert f"file/{name}" in {c["name"] for c in result.json["checks"] if not c["passed"]}
 
 
-def test_a_file_that_is_gone_fails_and_is_named(command, copy):
+def test_missing_file_fails_and_is_named(command, copy):
     no_weights(copy)
     result = command("verify", copy, "--json")
     assert result.status == 1
@@ -145,7 +145,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_certificate_that_says_other_things_than_it_should_fails(command, copy, name):
+def test_certificate_with_inconsistent_content_fails(command, copy, name):
     edited(copy, EDITS[name])
     result = command("verify", copy, "--json", "--framework-a", "torch")
     assert result.status == 1, result.err
@@ -243,24 +243,24 @@ def test_arrays_that_are_not_those_of_a_run_are_refused(command, copy, message):
     )
 
 
-def test_a_ceiling_beyond_ours_does_not_widen_the_limits(copy):
+def test_higher_ceiling_in_a_certificate_does_not_widen_the_limits(copy):
     edited(copy, lambda d: d["source_trace"].update(ceiling_units=1e9))
     assert ceiling_units(read_source(read_certificate(copy))[0]) == LARGEST_CEILING_UNITS
 
 
-def test_a_replay_says_what_it_leaves_out(command, copy):
+def test_replay_reports_omitted_checks(command, copy):
     result = command("verify", copy, "--framework-a", "torch")
     assert result.status == 0
     assert "not compared: intermediate activations" in result.out
 
 
-def test_preprocessing_that_appears_after_certification_is_noticed(command, copy):
+def test_preprocessing_added_after_certification_is_detected(command, copy):
     edited(copy, lambda d: d["files"].pop("preprocessor_config.json"))
     result = command("verify", copy, "--framework-a", "torch")
     assert (result.status, "preprocessor_config.json" in result.out) == (1, True)
 
 
-def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(command, copy):
+def test_missing_or_damaged_certificate_is_reported_in_one_sentence(command, copy):
     (copy / DOCUMENT).write_text('{"format": 1}')
     result = command("verify", copy)
     assert (result.status, result.err.count("\n")) == (2, 1)
@@ -270,7 +270,7 @@ def test_no_certificate_and_a_damaged_one_are_said_in_a_sentence(command, copy):
     assert "--certify" in result.err
 
 
-def test_what_fails_is_not_certified(command, case, copy, tmp_path):
+def test_failed_verification_is_not_certified(command, case, copy, tmp_path):
     (copy / DOCUMENT).unlink()
     changed_weight(copy)
     pretrain = case("pretrain_tiny")
@@ -307,7 +307,7 @@ def test_a_single_file_has_its_certificate_beside_it(command, case, tmp_path):
         (("--dtype", "float16"), "the certificate has no float16 run"),
     ],
 )
-def test_what_a_replay_cannot_do_is_refused(command, certified, option, words):
+def test_unsupported_replay_options_are_refused(command, certified, option, words):
     result = command("verify", certified, *option)
     assert (result.status, words in result.err) == (2, True), result.err
 
@@ -383,7 +383,7 @@ def test_a_configuration_that_is_replaced_after_it_was_read_is_not_certified(cop
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "modeling.py"])
-def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name):
+def test_later_file_that_affects_a_library_is_detected(copy, name):
     assert not read_certificate(copy).checks_of(open_checkpoint(copy))
     (copy / "README.md").write_text("a card")
     assert not read_certificate(copy).checks_of(open_checkpoint(copy))
@@ -392,7 +392,7 @@ def test_a_file_that_a_library_acts_on_and_that_came_later_is_noticed(copy, name
     assert [check.name for check in failed] == [f"file/{name}"]
 
 
-def test_an_adapter_that_came_later_is_refused(copy):
+def test_later_adapter_is_refused(copy):
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"adapter_config\.json is beside the weights"):
         open_checkpoint(copy)

@@ -21,7 +21,7 @@ def test_neither_small_nor_large_values_hide_a_difference(exact, scale):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_never_passes(exact, value):
+def test_non_finite_values_never_pass(exact, value):
     spoiled = exact.copy()
     spoiled[0, 0, 0] = value
     for a, b in ((spoiled, exact), (exact, spoiled), (spoiled, spoiled)):
@@ -51,7 +51,7 @@ def huge_cross(array):
 
 
 @pytest.mark.parametrize("outlier", [huge_value, huge_channel, huge_token, huge_cross])
-def test_a_few_huge_values_do_not_hide_what_the_others_do(exact, outlier):
+def test_a_few_huge_values_do_not_hide_other_differences(exact, outlier):
     other = exact + 185
     outlier(exact), outlier(other)
     assert relative_error(other, exact) <= FUNCTION_LIMIT

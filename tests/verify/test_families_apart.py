@@ -27,7 +27,7 @@ def test_other_numbers_of_frames_are_a_difference(command):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.pth", "a.keras"])
-def test_a_trace_has_no_name_of_another_format(command, tmp_path, name):
+def test_trace_file_with_the_suffix_of_another_format_is_refused(command, tmp_path, name):
     result = command("trace", VIDEOMAE, tmp_path / name)
     assert result.status == 2
     assert "choose a name that ends in .safetensors" in result.err

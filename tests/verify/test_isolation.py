@@ -143,7 +143,7 @@ def test_a_step_that_is_computed_in_lower_precision_is_named(results):
         assert "encoder.blocks.1" in next(isolation.in_words(steps))
 
 
-def test_what_is_not_finite_fails(results):
+def test_non_finite_values_fail(results):
     exact, rounded, isolated = results
     for dtype in ("float64", "float32"):
         name = f"{dtype}/tap/encoder.blocks.0.output"

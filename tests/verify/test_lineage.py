@@ -72,9 +72,7 @@ def changed(path, target, name, change):
         ("small", "derived", ["image_size"]),
     ],
 )
-def test_what_a_conversion_made_is_recognised_in_both_directions(
-    models, lineage, b, relation, steps
-):
+def test_conversion_is_recognised_in_both_directions(models, lineage, b, relation, steps):
     for pair in ((models / "original.pth", models / b), (models / b, models / "same")):
         lineage_result = lineage(*pair)
         assert lineage_result["relation"] == relation
@@ -83,7 +81,7 @@ def test_what_a_conversion_made_is_recognised_in_both_directions(
         assert lineage_result["equal"] > 30
 
 
-def test_declared_steps_are_not_believed(models, lineage, tmp_path):
+def test_declared_steps_are_not_trusted_without_recomputation(models, lineage, tmp_path):
     def one_more_bit(array):
         array.reshape(-1).view(np.uint8)[0] ^= 1
         return array
@@ -125,7 +123,7 @@ def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, 
     assert [t["name"] for t in lineage_result["tensors"]] == list(source.tensors)
 
 
-def test_records_are_enough_and_the_result_says_that_it_rests_on_them(models, lineage, tmp_path):
+def test_records_are_sufficient_and_the_result_reports_their_use(models, lineage, tmp_path):
     for b, relation in (("same", "same weights"), ("half", "derived"), ("small", "derived")):
         (tmp_path / b).mkdir()
         shutil.copy(models / b / "conversion.json", tmp_path / b)
@@ -146,7 +144,7 @@ def test_records_are_enough_and_the_result_says_that_it_rests_on_them(models, li
     assert lineage(tmp_path / "same", models / "half")["relation"] == "derived"
 
 
-def test_a_certificate_is_enough(certified, case, lineage, tmp_path):
+def test_certificate_is_sufficient(certified, case, lineage, tmp_path):
     source, target = case("pretrain_tiny").checkpoint, certified
     shutil.copy(target / "verification.json", tmp_path / "verification.json")
     for certificate in (tmp_path, tmp_path / "verification.json"):

@@ -42,7 +42,7 @@ def sample(judgements):
     return judgements[0]
 
 
-def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
+def test_every_fault_is_detected_by_the_checks_that_apply_to_it(sample, capsys):
     with capsys.disabled():
         print(f"\n{markdown(sample)}")
     missed = failures(sample)
@@ -52,14 +52,14 @@ def test_every_fault_is_caught_by_the_checks_that_can_see_it(sample, capsys):
     assert len(sample) > 20
 
 
-def test_guilty_tensors_are_suspected_and_causes_are_named(sample):
+def test_differing_tensors_are_candidates_and_causes_are_named(sample):
     missed = failures(sample)
     assert not missed["first suspect not correct"]
     named = [score(kind, sample) for kind in ("configurations", "code", "precision")]
     assert sum(s.named for s in named) >= 0.9 * sum(s.total for s in named)
 
 
-def test_what_no_forward_pass_sees_is_listed_with_the_check_that_does(sample):
+def test_faults_invisible_to_the_forward_pass_are_listed_with_the_check_that_detects_them(sample):
     message = list(remarks(sample))
     blind = [o for o in sample if o.mutant.blind]
     assert blind

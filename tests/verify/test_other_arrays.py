@@ -54,7 +54,7 @@ def traced(trace, case, command, tmp_path):
     return compare, arrays, Trace.load(trace)
 
 
-def test_what_the_original_computed_passes_in_both_precisions_and_containers(traced):
+def test_output_of_the_original_passes_in_both_precisions_and_containers(traced):
     compare, arrays, _ = traced
     result = compare()
     assert (result.status, result.json["passed"], result.json["proven"]) == (0, True, False)
@@ -69,13 +69,13 @@ def test_what_the_original_computed_passes_in_both_precisions_and_containers(tra
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_what_is_further_away_than_rounding_fails(traced, dtype):
+def test_difference_larger_than_rounding_fails(traced, dtype):
     compare, arrays, _ = traced
     result = compare(**{"enc.2": (arrays["enc.2"] * (1 + 1e-4)).astype(dtype)})
     assert (result.status, result.json["first_divergence"]) == (1, "encoder.blocks.2.output")
 
 
-def test_inputs_that_are_not_there_are_said_and_others_are_refused(traced):
+def test_missing_inputs_are_reported_and_other_inputs_are_refused(traced):
     compare, arrays, _ = traced
     result = compare({"pred": "logits"})
     assert any(what.startswith("the inputs") for what in result.json["not_compared"])
@@ -93,7 +93,7 @@ def test_inputs_that_are_not_there_are_said_and_others_are_refused(traced):
         ({"img": "pixel_values", "noise": "noise"}, "no result in common"),
     ],
 )
-def test_a_wrong_map_is_said(traced, names, words):
+def test_invalid_name_map_is_reported(traced, names, words):
     result = traced[0](names)
     assert result.status == 2
     assert words in result.err

@@ -14,7 +14,7 @@ def converted(command, case, tmp_path):
     return [source.checkpoint, tmp_path / "tf", *source.heads]
 
 
-def test_equal_models_are_proven_and_what_was_left_out_is_listed(command, converted):
+def test_equal_models_are_proven_and_omitted_checks_are_listed(command, converted):
     result = command("verify", *converted, "--quick", "--require-proof", "--json")
     assert result.status == 0, result.out + result.err
     verdict = result.json

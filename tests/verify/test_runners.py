@@ -34,7 +34,7 @@ def source(case):
     return open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS)
 
 
-def test_the_classes_of_transformers_are_a_further_witness(source, work):
+def test_transformers_classes_are_a_further_runner(source, work):
     """They load the directory themselves, and agree in every step, in losses and in gradients."""
     target = open_checkpoint(work / "pt")
     options = Options(against=(Side("transformers"),), gradients=True)
@@ -47,7 +47,7 @@ def test_the_classes_of_transformers_are_a_further_witness(source, work):
     assert [w["side"] for w in verification.verdict.witnesses] == ["A", "B", "against transformers"]
 
 
-def test_a_directory_that_only_the_library_reads_differently_is_found_out(source, work, tmp_path):
+def test_directory_that_only_the_library_reads_differently_is_detected(source, work, tmp_path):
     """The witness goes by the directory's own config.json, whatever our reader makes of it."""
     import json
     import shutil
@@ -65,7 +65,7 @@ def test_a_directory_that_only_the_library_reads_differently_is_found_out(source
 @pytest.mark.parametrize(
     "name", ["finetune_cls_tiny", pytest.param("encoder_tiny", marks=pytest.mark.slow)]
 )
-def test_every_task_has_transformers_as_a_witness(case, tmp_path, command, name):
+def test_every_task_has_transformers_as_a_runner(case, tmp_path, command, name):
     source = case(name)
     command("convert", source.checkpoint, tmp_path / "pt", "--to", "transformers", *source.heads)
     result = command(
@@ -77,7 +77,7 @@ def test_every_task_has_transformers_as_a_witness(case, tmp_path, command, name)
 
 
 @pytest.mark.parametrize("name", ["encoder_tiny", "finetune_gap_tiny", "finetune_cls_tiny"])
-def test_timms_own_model_is_a_witness(case, tmp_path, command, name):
+def test_timm_model_is_a_runner(case, tmp_path, command, name):
     """Where timm is installed: it pulls a CUDA build of PyTorch, and is no part of the tests."""
     pytest.importorskip("timm")
     source = case(name)
@@ -98,9 +98,7 @@ def bare_python(tmp_path):
     return path
 
 
-def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(
-    command, case, work, bare_python
-):
+def test_missing_runner_is_named_and_no_verdict_is_given(command, case, work, bare_python):
     pretrain = case("pretrain_tiny")
     result = command(
         "verify", pretrain.checkpoint, work / "pt", "--against", f"timm={bare_python}",
@@ -114,14 +112,14 @@ def test_a_witness_that_is_missing_is_named_and_there_is_no_verdict(
     assert result.status == 2
 
 
-def test_a_missing_framework_and_what_is_no_interpreter_are_named(source, bare_python):
+def test_missing_framework_and_invalid_interpreter_are_named(source, bare_python):
     with pytest.raises(MissingRequirementError, match="torch is not installed in"):
         choose_side(source, Side("torch", python=str(bare_python)))
     with pytest.raises(MaeConvertError, match="not a Python interpreter"):
         choose_side(source, Side("torch", python="/bin/cat"))
 
 
-def test_the_further_witness_runs_the_target_where_the_source_has_been_run_by_it(source, work):
+def test_further_runner_runs_the_target_if_it_has_already_run_the_source(source, work):
     target = open_checkpoint(work / "tf")
     options = Options(dtypes=("float64",), against=(Side("torch"),))
     verification = run_verification(source, target, TORCH, TORCH, options)
@@ -152,7 +150,7 @@ def test_training_mode_of_pytorch_is_the_same_function(source, work):
 
 
 @pytest.mark.slow
-def test_what_torch_compile_makes_is_the_same_function(source, work):
+def test_compiled_model_is_the_same_function(source, work):
     target = open_checkpoint(work / "pt")
     options = Options(gradients=True)
     verdict = verify(source, target, Side("torch", mode="compiled"), TORCH, options)
@@ -169,7 +167,7 @@ def test_other_mask_ratios_are_compared_too(source, work, ratio):
     assert ("function/loss" in names) == (ratio > 0)
 
 
-def test_gradients_are_those_of_the_original_model_under_canonical_names(command, case, tmp_path):
+def test_gradients_equal_the_original_under_canonical_names(command, case, tmp_path):
     import torch
 
     from reference_models.configuration import ViTMAEConfig
@@ -213,7 +211,7 @@ def test_a_gradient_that_does_not_flow_is_caught_though_the_results_agree(source
     assert verdict.first_divergence == "grad/decoder.mask_token"
 
 
-def test_pictures_go_through_the_preprocessing_of_the_source(command, case, work, tmp_path):
+def test_images_are_prepared_by_the_preprocessing_of_the_source(command, case, work, tmp_path):
     from PIL import Image
 
     for number in range(3):
@@ -242,7 +240,7 @@ def test_traces_that_apply_the_declared_steps_compare_as_verify_does(command, ca
     assert result.status == 0, result.out + result.err
 
 
-def test_a_child_that_dies_says_why(source, work):
+def test_dead_child_process_is_reported_with_its_cause(source, work):
     from mae_convert.errors import MaeConvertError
 
     target = open_checkpoint(work / "pt")

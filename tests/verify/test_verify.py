@@ -39,7 +39,7 @@ def work(run, case, tmp_path_factory):
     ("framework", "source", "limit"),
     [("torch", None, 1e-12), ("tensorflow", "tf", 1e-10), ("tensorflow", "pt", 1e-10)],
 )
-def test_a_trace_of_the_golden_inputs_is_what_the_original_computed(
+def test_trace_of_the_golden_inputs_equals_the_output_of_the_original(
     command, case, work, tmp_path, framework, source, limit
 ):
     pretrain = case("pretrain_tiny")
@@ -113,7 +113,7 @@ def test_an_encoder_is_compared_with_the_common_part(command, work, tmp_path):
     assert not any("decoder" in name for name in names if name.startswith("function/"))
 
 
-def test_a_declared_rounding_is_applied_to_the_source_before_it_is_judged(command, work, tmp_path):
+def test_declared_rounding_is_applied_to_the_source_before_comparison(command, work, tmp_path):
     command("convert", work / "pt", tmp_path / "half", "--to", "transformers", "--dtype", "float16")
     result = command("verify", work / "pt", tmp_path / "half", *LIBRARY, "--json")
     assert result.status == 0, result.out
@@ -214,7 +214,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(command, wor
         assert result.status == 2
 
 
-def test_an_older_report_does_not_stand_for_a_run_that_ends_early(command, work, tmp_path):
+def test_older_report_is_removed_if_the_run_fails_early(command, work, tmp_path):
     report = tmp_path / "report.JSON"
     report.write_text("passed")
     result = command("verify", work / "pt", work / "none", "--report", report)
@@ -235,7 +235,7 @@ def test_heads_that_differ_are_the_verdict_and_a_flag_is_about_the_file_that_lac
     assert (result.status, "contradicts" in result.err) == (2, True)
 
 
-def test_what_is_not_compared_is_said(command, work, tmp_path):
+def test_results_that_are_not_compared_are_reported(command, work, tmp_path):
     """An encoder without a word about its decoder: the common part is equal, the rest is named."""
     command(
         "convert", work / "pt", tmp_path / "encoder", "--to", "transformers", "--task", "encoder"
@@ -250,7 +250,7 @@ def test_what_is_not_compared_is_said(command, work, tmp_path):
     assert "no conversion record declares" in result.out
 
 
-def test_what_was_assumed_is_said(command, case, work):
+def test_assumptions_are_reported(command, case, work):
     pretrain = case("pretrain_tiny")
     result = command("verify", pretrain.checkpoint, work / "pt", *pretrain.heads)
     assert "assumed by convention of the facebook layout: layer_norm_eps 1e-06" in result.out
@@ -265,7 +265,7 @@ def test_two_names_of_one_activation_are_one_function(command, work, tmp_path):
     assert command("verify", tmp_path / "a", tmp_path / "c", *LIBRARY).status == 1
 
 
-def test_attention_that_is_sure_of_itself_passes(command, case, work, tmp_path):
+def test_attention_with_large_logits_passes(command, case, work, tmp_path):
     """Large logits make every side less precise in float32, whoever computes them."""
     from mae_convert.formats import LazyTensor, open_container, write_file
 
@@ -290,7 +290,7 @@ def test_attention_that_is_sure_of_itself_passes(command, case, work, tmp_path):
     assert result.status == 0, result.out
 
 
-def test_a_trace_that_lost_a_result_is_refused(command, work, tmp_path):
+def test_trace_without_a_required_result_is_refused(command, work, tmp_path):
     trace = tmp_path / "a.safetensors"
     assert command("trace", work / "tf", trace, "--dtype", "float64").status == 0
     message = command("compare", trace, trace)
@@ -305,7 +305,7 @@ def test_a_trace_that_lost_a_result_is_refused(command, work, tmp_path):
         assert "lacks" in result.err
 
 
-def test_compare_says_what_only_one_trace_has_and_refuses_other_files(command, work, tmp_path):
+def test_compare_reports_results_of_only_one_trace_and_refuses_other_files(command, work, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     command("trace", work / "pt", a, "--framework", "torch", "--gradients", "--taps")
     command("trace", work / "pt", b, "--framework", "torch", "--dtype", "float64")
