@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_model_itself(command, training):
     assert process.returncode == 0, process.stderr
 
 
-def test_what_cannot_be_written_is_refused_before_any_work(command, training):
+def test_output_that_cannot_be_written_is_refused_before_any_work(command, training):
     result = command("timeline", "*.pth", "--images", DEMO, "-o", "t.pdf", cwd=training)
     assert (result.status, "end in .html, .png, .csv or .json" in result.err) == (2, True)
     result = command("timeline", "none*.pth", "--images", DEMO, "-o", "t.html", cwd=training)

@@ -104,7 +104,7 @@ def test_a_cut_gif_is_refused_whatever_frames_are_read(tmp_path):
         read_frames(cut, chosen)
 
 
-def test_a_file_that_is_not_a_gif_is_refused_in_words(tmp_path):
+def test_file_that_is_not_a_gif_is_refused_with_a_message(tmp_path):
     path = tmp_path / "empty.gif"
     path.touch()
     with pytest.raises(MaeConvertError) as caught:
@@ -112,7 +112,7 @@ def test_a_file_that_is_not_a_gif_is_refused_in_words(tmp_path):
     assert caught.value.message.endswith("cannot be read as a GIF: it is truncated or not a GIF")
 
 
-def test_a_file_that_is_not_a_video_is_refused_in_words(tmp_path):
+def test_file_that_is_not_a_video_is_refused_with_a_message(tmp_path):
     pytest.importorskip("av")
     path = tmp_path / "bad.mp4"
     path.write_bytes(b"x" * 1000)
@@ -391,7 +391,7 @@ def test_features_of_a_folder_of_videos(command, tmp_path):
     assert distance(arrays["mean"][:2], hidden.mean(1)) < 1e-5
 
 
-def test_class_tokens_are_saved_where_there_are_some(command, clip, tmp_path):
+def test_class_tokens_are_saved_if_present(command, clip, tmp_path):
     clip("prithvi", name="clip.npz")
     result = command(
         "features",
@@ -420,7 +420,7 @@ def test_class_tokens_are_saved_where_there_are_some(command, clip, tmp_path):
         ("prithvi", np.full((3, 40, 40, 6), np.nan), "contains NaN or infinite values"),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path, family, frames, sentence):
+def test_mismatched_inputs_are_reported(tmp_path, family, frames, sentence):
     np.savez(tmp_path / "clip.npz", frames=frames)
     with pytest.raises(MaeConvertError) as error:
         load_clips([tmp_path / "clip.npz"], opened(family))
@@ -428,7 +428,7 @@ def test_what_does_not_fit_is_said(tmp_path, family, frames, sentence):
     assert str(tmp_path / "clip.npz") in str(error.value)
 
 
-def test_what_is_no_video_is_said(command, tmp_path):
+def test_file_that_is_not_a_video_is_reported(command, tmp_path):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "inputs.npz", pixel_values=np.zeros(3))
     (tmp_path / "note.txt").write_text("x")
@@ -513,7 +513,7 @@ def test_clips_are_inputs_of_a_verification(command, clip, tmp_path, family):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_a_timeline_of_models_of_videos(command, clip, tmp_path, family):
+def test_timeline_of_video_models(command, clip, tmp_path, family):
     folder, page = clip(family).parent, tmp_path.parent / f"{tmp_path.name}.html"
     sheet = page.with_suffix(".png")
     other = tmp_path.parent / f"{tmp_path.name}-7.safetensors"

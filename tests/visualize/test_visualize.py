@@ -31,7 +31,7 @@ def kept(noise, count):
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE])
 @pytest.mark.parametrize("kind", ["random", "block", "grid"])
-def test_a_mask_is_an_order_of_patches(kind, config):
+def test_mask_is_a_permutation_of_patches(kind, config):
     noise = noise_of(kind, MAE, config, count=3, seed=4)
     assert noise.shape == (3, config.num_patches)
     assert all(len(np.unique(row)) == config.num_patches for row in noise)
@@ -65,12 +65,12 @@ def test_a_mask_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 49, 195, 196])
-def test_a_ratio_keeps_just_so_many(count):
+def test_mask_ratio_determines_the_number_of_kept_patches(count):
     config = ViTMAEConfig(mask_ratio=MAE.ratio_that_keeps(count, CONFIG))
     assert config.num_kept == count
 
 
-def test_the_middle_of_a_picture_is_taken():
+def test_center_of_an_image_is_cropped():
     assert cut_to_shape(Image.new("RGB", (300, 100)), (224, 224)).size == (100, 100)
     assert cut_to_shape(Image.new("RGB", (100, 300)), (96, 192)).size == (100, 50)
 
@@ -83,7 +83,7 @@ def test_groups_of_rows_stand_beside_each_other():
     assert two.height < one.height
 
 
-def test_a_sheet_shows_what_the_model_saw(command, tmp_path):
+def test_sheet_shows_the_model_input(command, tmp_path):
     images = sorted(DATA.glob("*.jpg"))[:2]
     names = [tmp_path / "sheet.png", tmp_path / "film.gif"]
     result = command(
@@ -108,7 +108,7 @@ def test_a_sheet_shows_what_the_model_saw(command, tmp_path):
     assert (again.status, "--overwrite" in again.err) == (2, True)
 
 
-def test_what_is_told_beside_a_film_says_what_it_is_of(tmp_path, capsys):
+def test_output_describes_the_frames_of_an_animation(tmp_path, capsys):
     checkpoint = open_checkpoint(MODEL)
     report = look_at([DATA / "coffee.jpg"], checkpoint, [tmp_path / "film.gif"], Look())
     assert report["mask_ratio"] == 0.5
@@ -121,7 +121,7 @@ def test_what_is_told_beside_a_film_says_what_it_is_of(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_is_not_finite_is_drawn_without_a_word():
+def test_non_finite_values_are_drawn_without_a_warning():
     checkpoint = open_checkpoint(MODEL)
     model = checkpoint.configuration.model
     shape = (1, 3, *model.image_hw)
@@ -134,7 +134,7 @@ def test_what_is_not_finite_is_drawn_without_a_word():
     assert eight_bits(shown).dtype == np.uint8
 
 
-def test_two_frameworks_paint_the_same(command, tmp_path):
+def test_two_frameworks_give_the_same_reconstruction(command, tmp_path):
     wide = tmp_path / "wide.png"
     Image.open(DATA / "coffee.jpg").resize((300, 100)).save(wide)
     output = tmp_path / "sheet.png"
@@ -160,14 +160,14 @@ def test_two_frameworks_paint_the_same(command, tmp_path):
         ([DATA / "coffee.jpg", "-o", "x.gif", "--mask", DATA / "coffee.jpg"], "fixed mask ratio"),
     ],
 )
-def test_what_cannot_be_looked_at_is_said(command, tmp_path, arguments, sentence):
+def test_invalid_arguments_of_reconstruct_are_reported(command, tmp_path, arguments, sentence):
     result = command("reconstruct", MODEL, *arguments, cwd=tmp_path)
     assert result.status == 2
     assert sentence in result.err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_paints_nothing(command, case, tmp_path):
+def test_reconstruct_refuses_an_encoder(command, case, tmp_path):
     encoder = case("encoder_tiny")
     result = command(
         "reconstruct", encoder.checkpoint, DATA / "coffee.jpg", "-o", tmp_path / "x.png",

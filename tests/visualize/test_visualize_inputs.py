@@ -87,7 +87,7 @@ def test_a_sheet_of_any_number_of_channels(run, model, inputs, tmp_path, channel
     assert np.asarray(Image.open(sheet)).std() > 20
 
 
-def test_the_noise_of_the_file_says_what_is_removed(run, model, inputs, tmp_path):
+def test_noise_in_the_file_determines_the_mask(run, model, inputs, tmp_path):
     order = np.arange(16, dtype=np.float32)
     noise = np.stack([order, order[::-1]])
     path = inputs(5, noise=noise)
@@ -134,7 +134,7 @@ def test_features_of_inputs_are_those_of_the_model(run, model, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["reconstruct", "features", "timeline"])
-def test_what_is_missing_or_does_not_fit_is_said(run, model, inputs, tmp_path, command):
+def test_missing_or_mismatched_inputs_are_reported(run, model, inputs, tmp_path, command):
     output = tmp_path / ("o.npz" if command == "features" else "o.png")
     nothing = run(command, model(5), "-o", output)
     assert (nothing.status, "no image is specified; pass" in nothing.err) == (2, True)
