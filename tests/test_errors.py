@@ -70,7 +70,7 @@ def test_an_error_within_another_keeps_its_fields():
     assert (outer.path, outer.option) == ("a.pth", "num_heads")
 
 
-def test_errors_come_whole_from_another_process():
+def test_errors_are_complete_after_transfer_from_another_process():
     error = MaeConvertError("no ", Option("task", "encoder"), hint="choose another", path="x")
     again = pickle.loads(pickle.dumps(error))
     assert again.render(as_option) == "no --task encoder; choose another"
@@ -84,7 +84,7 @@ def test_texts_are_joined_with_a_separator_between_them():
     assert render(join([Option("seed"), "a", ("b", "c")], " or "), as_option) == "--seed or a or bc"
 
 
-def test_a_message_cannot_flood_or_command_a_terminal_by_any_part():
+def test_no_part_of_a_message_can_flood_or_control_a_terminal():
     error = MaeConvertError("x", hint=("\x1b[2J", Option("state_key", "\x1b" * 2000)))
     for style in (as_option, as_argument, as_field):
         assert error.render(style).isprintable()
@@ -154,7 +154,7 @@ def test_only_the_command_line_writes_options_with_dashes():
     }  # an option of AdaptFormer
 
 
-def test_a_file_is_named_as_its_user_knows_it_wherever_the_sentence_has_it(tmp_path):
+def test_file_has_the_name_used_by_the_user_in_every_part_of_a_message(tmp_path):
     inner = MaeConvertError(tmp_path / "x.pth", " is empty", hint=("look into ", tmp_path))
     error = LayoutError("no model: ", inner).renamed(tmp_path, "hf://me/mae")
     assert str(error) == "no model: hf://me/mae/x.pth is empty; look into hf://me/mae"
@@ -176,7 +176,7 @@ def test_every_option_that_a_message_names_is_one_of_the_command_line():
     assert {as_option(Option(name)) for name in named} <= option_names
 
 
-def test_one_table_says_which_class_holds_a_task():
+def test_one_table_maps_tasks_to_classes():
     tables = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")

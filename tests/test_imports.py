@@ -44,7 +44,7 @@ def files_of(unit):
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
-def test_every_unit_has_its_place():
+def test_every_module_is_in_the_import_order():
     units = {path.stem for path in (ROOT / "mae_convert").iterdir()
              if path.suffix == ".py" or (path / "__init__.py").exists()}  # fmt: skip
     assert units - {"__init__"} == set(UNITS)
@@ -62,7 +62,7 @@ def test_a_unit_imports_only_what_is_below_it(unit):
 
 
 @pytest.mark.parametrize("unit", [u for u in UNITS if u != "cli"])
-def test_a_library_module_knows_nothing_of_the_command_line(unit):
+def test_library_module_does_not_import_the_command_line(unit):
     for path in files_of(unit):
         used = {name.split(".")[0] for name in imported(path)}
         assert not used & {"click", "rich"}, path

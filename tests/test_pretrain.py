@@ -103,7 +103,7 @@ def test_loss_falls_and_is_logged(trained):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_checkpoint_is_the_originals(trained):
+def test_checkpoint_has_the_format_of_the_original(trained):
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = torch.load(trained / "checkpoint.pth", weights_only=True)
     assert set(checkpoint) == {"model", "optimizer", "epoch", "scaler", "args", "config"}
@@ -259,13 +259,13 @@ def test_only_matrices_decay():
     assert {"cls_token", "mask_token", "norm.weight", "patch_embed.proj.bias"} <= spared
 
 
-def test_rate_rises_and_falls():
+def test_learning_rate_warms_up_and_decays():
     args = argparse.Namespace(lr=2.0, min_lr=0.5, warmup_epochs=4, epochs=12)
     rates = [pretrain.learning_rate(epoch, args) for epoch in (0, 1, 4, 8, 12)]
     assert rates == pytest.approx([0, 0.5, 2.0, 1.25, 0.5])
 
 
-def test_rate_follows_the_pictures_in_a_step():
+def test_learning_rate_scales_with_the_effective_batch_size():
     args = pretrain.parse_arguments(["pictures", "output", "--blr", "1e-3"])
     complete = pretrain.complete_arguments(args, ViTMAEConfig(), 4096)
     assert complete.lr == pytest.approx(16e-3)
@@ -273,7 +273,7 @@ def test_rate_follows_the_pictures_in_a_step():
     assert args.model is None  # what was given is left as it was
 
 
-def test_presets_are_the_papers():
+def test_presets_follow_the_paper():
     for name, heads, layers in (("base", 12, 12), ("large", 16, 24), ("huge", 16, 32)):
         keys = json.loads((GOLDEN / "keys" / f"facebook_mae_visualize_vit_{name}.json").read_text())
         (preset,) = (p for model, p in pretrain.PRESETS.items() if name in model)
@@ -299,7 +299,7 @@ def test_crops_keep_to_scale_and_shape():
     assert pretrain.random_crop_box(300, 30, 1.0, rng) == pytest.approx((130, 0, 170, 30))
 
 
-def test_an_epoch_covers_every_place_once():
+def test_epoch_covers_every_index_once():
     args = argparse.Namespace(seed=0, accum_iter=2, batch_size=3, repeats=5)
     crops = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=1)
     device = torch.device("cpu")
@@ -324,7 +324,7 @@ def test_an_epoch_covers_every_place_once():
         (("--lr", "1e30", "--resume", "--epochs", "6"), "the loss is"),
     ],
 )
-def test_wrong_calls_end_with_one_sentence(pictures, trained, tmp_path, flags, message):
+def test_invalid_calls_are_refused_in_one_sentence(pictures, trained, tmp_path, flags, message):
     output = tmp_path / "output"
     output.mkdir()
     (output / "checkpoint.pth").write_bytes((trained / "checkpoint.pth").read_bytes())
@@ -333,7 +333,7 @@ def test_wrong_calls_end_with_one_sentence(pictures, trained, tmp_path, flags, m
     assert message in stopped.value.code
 
 
-def test_no_pictures(tmp_path):
+def test_folder_without_images_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no images under"):
         run(tmp_path, tmp_path / "output")
 
@@ -351,7 +351,7 @@ def test_embedded_checkpoint_is_small_and_plain():
 
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee", "aitzgorri"])
-def test_embedded_model_fills_in_pictures_it_has_not_seen(name):
+def test_embedded_model_reconstructs_unseen_images(name):
     model = evaluate_reconstruction.load_model(str(DEMO / "checkpoint.pth"))
     image = pretrain.load_picture(DEMO / f"{name}.jpg")
     pixels = torch.stack(list(evaluate_reconstruction.squares(image, model.config)))

@@ -58,7 +58,7 @@ def test_a_release_is_published_without_a_stored_secret():
 
 
 @pytest.mark.slow
-def test_the_wheel_has_all_that_the_commands_need(tmp_path):
+def test_wheel_contains_all_files_that_the_commands_need(tmp_path):
     """The wheel is built by setuptools itself and unpacked, as pip does it, in another folder."""
     source = tmp_path / "source"
     source.mkdir()

@@ -18,12 +18,12 @@ def table(script: str, *arguments: str, key: int = 0) -> dict[str, list[str]]:
     return {row[key]: row for row in rows[2:]}
 
 
-def test_no_race_breaks_an_output() -> None:
+def test_no_race_condition_corrupts_an_output() -> None:
     rows = table("torture.py", "--moments", "1", "--target", "directory", "--only", "race", key=1)
     assert [row[-1] for row in rows.values()] == ["0"]
 
 
-def test_spoiled_files_are_read_or_refused() -> None:
+def test_corrupted_files_are_read_or_refused() -> None:
     containers = ("pth", "safetensors", "tf h5", "config.json")
     rows = table("fuzz.py", "--inputs", "120", "--only", *containers)
     assert set(rows) == {*containers, "all"}
@@ -33,7 +33,7 @@ def test_spoiled_files_are_read_or_refused() -> None:
     assert int(refused) > 40
 
 
-def test_spoiled_proofs_and_records_are_read_or_refused() -> None:
+def test_corrupted_certificates_and_records_are_read_or_refused() -> None:
     rows = table("fuzz.py", "--inputs", "160", "--only", "verification.json", "trace")
     _, inputs, read, refused, *wrong = rows["all"]
     assert (int(inputs), wrong) == (160, ["0", "0", "0"])
@@ -42,10 +42,10 @@ def test_spoiled_proofs_and_records_are_read_or_refused() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_breaks_an_output() -> None:
+def test_no_fault_corrupts_an_output() -> None:
     assert table("torture.py", "--moments", "20")
 
 
 @pytest.mark.slow
-def test_many_spoiled_files_of_every_container() -> None:
+def test_many_corrupted_files_of_every_container() -> None:
     assert int(table("fuzz.py", "--inputs", "20000")["all"][1]) >= 20000

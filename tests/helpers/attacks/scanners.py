@@ -97,7 +97,7 @@ def scanned(name: str, python: str, paths: list[str]) -> tuple[str, Mapping[str,
     return version, answers
 
 
-def our_answer(attack: Attack, folder: Path) -> str:
+def our_result(attack: Attack, folder: Path) -> str:
     """Return what this package does with a file: "refused", "read", or what it may not do."""
     result = outcome(attack, folder)
     if complaint := result.complaint():
@@ -123,7 +123,7 @@ def main() -> int:
             files.append((row, attack, path))
             again = Path(root) / f"{number}-ours"
             again.mkdir()
-            ours[path] = our_answer(attack, again)
+            ours[path] = our_result(attack, again)
         paths = [path for *_, path in files]
         answers = {OURS: ours}
         for name in PROGRAMS:
