@@ -224,7 +224,7 @@ def check_command(words):
         command.make_parser(context).parse_args(list(words[2:]))
 
 
-def test_a_wrong_option_would_be_noticed():
+def test_check_command_detects_an_invalid_option():
     with pytest.raises(click.NoSuchOption):
         check_command(["mae-convert", "inspect", "mae.pth", "--no-such-option"])
 

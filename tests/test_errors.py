@@ -51,7 +51,7 @@ def test_an_option_is_written_as_the_reader_writes_it(option):
     assert tuple(style(option) for style in (as_option, as_argument, as_field)) == STYLES[option]
 
 
-def test_an_error_has_its_message_hint_path_and_option_apart():
+def test_error_has_separate_message_hint_path_and_option():
     error = LayoutError("two dtypes", hint=("pass ", Option("dtype"), " too"), path=Path("x.pth"))
     assert (error.message, error.hint) == ("two dtypes", "pass dtype= too")
     assert (error.path, error.option) == (Path("x.pth"), "dtype")

@@ -262,7 +262,7 @@ PREFIXES = ["image_encoder.", "model.net.vit_mae.", "a.b.c.d.e.f.", "model._orig
 
 @pytest.mark.parametrize("beside", [{}, {"text_encoder.a.weight": noise(3, 3), "b": noise(2)}])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_any_prefix_of_a_complete_model_is_taken_off(opened, mae, prefix, beside):
+def test_any_prefix_of_a_complete_model_is_removed(opened, mae, prefix, beside):
     checkpoint = opened({**under(prefix, mae), **beside})
     assert checkpoint.prefix.in_words() == prefix.replace("_orig_mod.", "") or "_orig_mod" in prefix
     assert set(checkpoint.dropped) == set(beside)
@@ -352,7 +352,7 @@ def test_one_of_two_complete_models_has_to_be_selected(opened, mae):
     assert set(chosen.dropped) == set(under("model.", mae))
 
 
-def test_a_model_without_a_prefix_beside_its_copy(opened, mae):
+def test_model_without_a_prefix_together_with_its_ema_copy(opened, mae):
     both = {**mae, **under("ema.module.", {name: t + 1 for name, t in mae.items()})}
     with pytest.raises(LayoutError, match=r'state_key="\." or state_key="ema"'):
         opened(both)
@@ -375,7 +375,7 @@ def test_one_of_two_decoders_has_to_be_selected(opened, mae):
     assert opened(both, task="encoder").task == "encoder"
 
 
-def test_an_encoder_of_other_channels_beside_another_objective(opened, mae):
+def test_encoder_with_other_channels_is_read_if_the_decoder_has_another_objective(opened, mae):
     """As the encoders of SSL4EO-S12 and FG-MAE: 13 channels, and a decoder that is another."""
     encoder = {**encoder_of(mae), "patch_embed.proj.weight": noise(32, 13, 8, 8)}
     hog = {"decoder_pred.weight": noise(9, 24), "decoder_embed.weight": noise(24, 32)}
@@ -459,7 +459,7 @@ class TestNoKeyBias:
         assert len(checkpoint.created) == len(blocks)
 
     @pytest.mark.parametrize("layout", ["transformers", "keras", "facebook", "transformers-tf"])
-    def test_it_is_written_back_as_it_was(self, opened, mae, tmp_path, layout):
+    def test_it_is_written_back_unchanged(self, opened, mae, tmp_path, layout):
         suffix = {"keras": ".weights.h5", "facebook": ".safetensors"}.get(layout, "")
         there, back = tmp_path / f"there{suffix}", tmp_path / "back.pth"
         state = without_key_bias(mae)
@@ -486,7 +486,7 @@ class TestNoKeyBias:
         written = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
         assert torch.equal(written["blocks.0.attn.qkv.bias"][32:64], weights[name])
 
-    def test_it_is_loaded_and_saved_as_it_was(self, opened, mae, tmp_path):
+    def test_it_is_loaded_and_saved_unchanged(self, opened, mae, tmp_path):
         state = without_key_bias(mae)
         model = load_model(opened(state))
         expected = with_zero_key_bias(mae)
@@ -567,7 +567,7 @@ class TestNoEmbedClass:
         with pytest.raises(LayoutError, match=r"no_embed_class=True.*torch\.cat"):
             opened(state)
 
-    def test_a_grid_that_is_not_square_is_not_taken_for_it(self, opened, classifier):
+    def test_non_square_grid_is_not_mistaken_for_no_embed_class(self, opened, classifier):
         rows = classifier["pos_embed"][:, 1:].clone()
         patch = classifier["patch_embed.proj.weight"].shape[-1]
         size = (3 * patch, 5 * patch)

@@ -380,12 +380,12 @@ class TestPreprocessing:
         )
         assert list(compare_preprocessing(source, as_trace(open_checkpoint(path))))
 
-    def test_what_cannot_be_done_on_one_side_is_a_difference(self, models, edited):
+    def test_preprocessing_that_one_side_does_not_support_is_a_difference(self, models, edited):
         path = edited("transformers", lambda s: s.update(resample=9), "preprocessor_config.json")
         a, b = (as_trace(open_checkpoint(p)) for p in (models / "transformers", path))
         assert [each.error for each in compare_preprocessing(a, b)] == [np.inf]
 
-    def test_hostile_sizes_are_not_run(self, models):
+    def test_extreme_image_sizes_are_not_run(self, models):
         trace = as_trace(open_checkpoint(models / "transformers"))
         huge = {**trace.description["preprocessing"], "crop": [60000, 60000]}
         other = SimpleNamespace(description={**trace.description, "preprocessing": huge})

@@ -220,7 +220,7 @@ def test_a_tf_model_is_not_split(tmp_path, plain):
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_transformers_loads_what_is_written_in_parts(tmp_path, plain, pickled):
+def test_transformers_loads_the_written_shards(tmp_path, plain, pickled):
     packing = Packing(pickled=pickled, max_shard_size=100_000)
     report = execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     parts = [path.name for path in (tmp_path / "m").iterdir() if "-of-0000" in path.name]
@@ -286,7 +286,7 @@ VARIATIONS = {
 
 
 @pytest.mark.parametrize("name", VARIATIONS)
-def test_the_reference_model_gets_the_tensors_by_their_own_names(tmp_path, state, name):
+def test_reference_model_receives_the_tensors_without_the_prefix(tmp_path, state, name):
     """What a trace stages is loaded natively: strictly, in the file's own names, by no table."""
     path, key = VARIATIONS[name](tmp_path, state)
     checkpoint = open_checkpoint(path, FLAGS, state_key=key)

@@ -529,7 +529,7 @@ def test_malformed_section_markers_in_a_card_are_refused(published_part, existin
         card_of(published_part, "word", existing.format(begin=BEGIN, end=END))
 
 
-def test_what_is_published(published_part, printed, hostile):
+def test_hostile_text_is_escaped_in_published_files(published_part, printed, hostile):
     from mae_convert.cli.output import publication as show
     from mae_convert.publish.publication_plan import Publication, PublishRequest
     from mae_convert.publish.publish import Published

@@ -83,11 +83,11 @@ class TestRounding:
         if np.isfinite(ours[0]):
             assert_nearest(value, ours[0], kind)
 
-    def test_is_done_once_where_ml_dtypes_does_it_twice(self):
+    def test_is_applied_once_where_ml_dtypes_applies_it_twice(self):
         above_tie = np.array([1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-8, 1 + 3 * 2.0**-8 - 2.0**-40])
         assert rounded(above_tie, DTYPES["bfloat16"]).tolist() == [1 + 2.0**-7, 1.0, 1 + 2.0**-7]
 
-    def test_reaches_infinity_where_the_format_ends(self):
+    def test_overflows_to_infinity_beyond_the_range(self):
         ends = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}
         for dtype, end in ends.items():
             values = np.array([end, np.nextafter(end, 0)])
@@ -375,7 +375,7 @@ class TestVerdict:
         assert verdict.passed, verdict.failed()
         assert verdict.effects == {}
 
-    def test_bfloat16_is_judged_against_a_source_in_hdf5(self, pretrain, tmp_path):
+    def test_bfloat16_is_compared_with_a_source_in_hdf5(self, pretrain, tmp_path):
         source = converted(pretrain, tmp_path / "m.weights.h5", "keras")
         target = converted(source, tmp_path / "m.pth", dtype="bfloat16")
         verdict = self.verdict(source, target, (Side("tensorflow"), Side("torch")))

@@ -44,7 +44,7 @@ def flags_of(case):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "facebook"])
-def test_there_and_back_gives_the_same_bits_in_the_same_order(case, tmp_path, name, layout):
+def test_round_trip_gives_the_same_bits_in_the_same_order(case, tmp_path, name, layout):
     source = open_checkpoint(case(name).checkpoint, flags_of(case(name)))
     if not can_hold(layout, source):
         pytest.skip(f"{layout} cannot hold {name}, which is refused below")
@@ -252,7 +252,7 @@ def test_every_naming_variant_of_transformers_5_is_read(golden, case, tmp_path, 
 
 
 @pytest.mark.parametrize("task", ["pretrain", "encoder", "classifier"])
-def test_what_is_written_for_transformers_is_what_version_4_wrote(golden, tmp_path, task):
+def test_files_for_transformers_equal_those_of_version_4(golden, tmp_path, task):
     """Golden: the files of the TensorFlow and PyTorch classes of 4.57.6, from the same weights."""
     source = open_checkpoint(golden / f"transformers_tf_{task}_tiny")
     execute(plan_conversion(source, tmp_path / "pt", "transformers"))

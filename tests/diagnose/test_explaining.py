@@ -89,7 +89,7 @@ def forward_pass(sides, name, variants, start=None, known_values=None):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_by_step_forward_pass_gives_what_the_reference_model_gives(sides, name):
+def test_step_by_step_forward_pass_equals_the_reference_model(sides, name):
     """With its own modules or step by step, from the beginning or from any result on."""
     trace, plain = forward_pass(sides, name, Variants())
     expected = {
@@ -223,7 +223,7 @@ FIRSTS = {
 
 
 @pytest.mark.parametrize("name", FIRSTS)
-def test_every_hypothesis_can_be_tried_and_changes_something(sides, name):
+def test_every_hypothesis_can_be_applied_and_changes_a_result(sides, name):
     subject = sides.subject(sides.models[name])
     model = model_of(subject.checkpoint)
     with sides.pair(subject, subject).start_process(subject) as process:
@@ -254,7 +254,7 @@ def hypothesised(monkeypatch, by_first):
     yield
 
 
-def test_the_search_takes_what_leads_furthest_and_goes_on_from_there(sides, monkeypatch):
+def test_search_continues_from_the_best_candidate(sides, monkeypatch):
     q, end = "encoder.blocks.0.q", "decoder.norm"
     a, b, c = (Hypothesis(n, n, variants=((n, "*", 1),)) for n in "abc")
     wide = Hypothesis("a", "a everywhere")

@@ -195,7 +195,7 @@ def by_other_code(source, folder, *, names=ALL, fields="{}", out="out", change="
                      marks=slow),
     ],
 )  # fmt: skip
-def test_a_fault_of_code_is_shown_by_what_the_tensors_compute(
+def test_fault_in_code_is_shown_against_the_results_of_the_tensors(
     source, tmp_path, monkeypatch, capsys, first, options
 ):
     """The formula gives what A has computed, from the tensors of A, which are those of B."""

@@ -53,7 +53,7 @@ def test_a_changed_tensor_is_named(command, tmp_path, case, name, edit, suspect)
         ("prithvi_v2_tl_tiny", ()),
     ],
 )
-def test_another_epsilon_is_found_in_the_results(command, tmp_path, case, more):
+def test_different_epsilon_is_detected_in_the_results(command, tmp_path, case, more):
     """Traces of one file with two epsilons: the tensors are equal."""
     source = GOLDEN / case / "checkpoint.pth"
     for number, eps in enumerate((1e-6, 1e-5)):

@@ -41,12 +41,12 @@ def work(case, tmp_path_factory):
         return folder, source, golden.arrays, dict(archive)
 
 
-def test_the_classifier_computes_what_the_original_did(work):
+def test_classifier_gives_the_same_results_as_the_original(work):
     _, _, golden, outputs = work
     assert distance(outputs["classify"], golden["f64/logits"]) < FLOAT32_LIMIT
 
 
-def test_the_backbone_computes_what_the_reference_does(work, tmp_path):
+def test_backbone_gives_the_same_results_as_the_reference(work, tmp_path):
     _, source, golden, outputs = work
     execute(plan_conversion(source, tmp_path / "encoder.pth", "facebook", task="encoder"))
     model = ViTMAEModel(replace(source.configuration.model, mask_ratio=0.0)).eval()
@@ -59,7 +59,7 @@ def test_the_backbone_computes_what_the_reference_does(work, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["weights.h5", "keras"])
 @pytest.mark.parametrize("task", ["encoder", "classify"])
-def test_what_the_classes_save_again_is_read_back_to_the_same_bits(work, task, suffix):
+def test_files_saved_by_the_classes_are_read_back_bit_for_bit(work, task, suffix):
     folder, source, _, _ = work
     again = open_checkpoint(folder / f"again-{task}.{suffix}")
     assert (again.layout.name, again.task) == ("keras-hub", task)

@@ -55,7 +55,7 @@ def model_of(path, tmp_path):
     return source, model
 
 
-def test_the_library_s_file_is_recognised_and_computes_what_the_library_did(golden, tmp_path, name):
+def test_file_of_the_library_is_recognised_and_gives_the_same_results(golden, tmp_path, name):
     layout, _ = CASES[name]
     source, model = model_of(golden / name / "model.safetensors", tmp_path)
     assert source.layout.name == layout
@@ -85,7 +85,7 @@ def test_the_library_s_file_is_recognised_and_computes_what_the_library_did(gold
             assert distance(predicted, expected["f64/pred_masked"]) < FLOAT64_LIMIT
 
 
-def test_what_is_written_is_the_library_s_own_file(golden, case, tmp_path, name):
+def test_written_file_equals_that_of_the_library(golden, case, tmp_path, name):
     layout, origin = CASES[name]
     source = open_checkpoint(case(origin).checkpoint, FLAGS)
     target = tmp_path / "written.safetensors"
@@ -98,7 +98,7 @@ def test_what_is_written_is_the_library_s_own_file(golden, case, tmp_path, name)
     assert set(report["created"]) == ({"backbone.mask_token"} if layout == "lightly" else set())
 
 
-def test_what_mae_does_not_use_is_reported_as_dropped(golden):
+def test_tensors_that_mae_does_not_use_are_reported_as_dropped(golden):
     source = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
     assert list(source.dropped) == ["backbone.mask_token"]
 
@@ -292,7 +292,7 @@ class TestLinearProbe:
     def probe(self, case):
         return open_checkpoint(case("linprobe_tiny").checkpoint, FLAGS)
 
-    def test_the_folded_head_computes_what_the_probe_did(self, probe, case, tmp_path):
+    def test_folded_head_gives_the_same_results_as_the_linear_probe(self, probe, case, tmp_path):
         golden = case("linprobe_tiny").arrays
         execute(plan_conversion(probe, tmp_path / "folded.pth", "facebook"))
         state = torch.load(tmp_path / "folded.pth", weights_only=True)["model"]

@@ -53,7 +53,7 @@ def converted(source, layout, folder, **options):
 
 @pytest.mark.parametrize("name", [PRETRAIN, FINE_TUNED])
 @pytest.mark.parametrize("layout", TARGETS)
-def test_a_golden_model_goes_there_and_back_bit_for_bit(tmp_path, name, layout):
+def test_golden_model_round_trip_is_bit_exact(tmp_path, name, layout):
     source = original(name)
     assert source.family.name == "mae_st"
     there = converted(source, layout, tmp_path)
@@ -81,7 +81,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_option_goes_there_and_back(tmp_path, model):
+def test_round_trip_with_every_option(tmp_path, model):
     task, changes = MODELS[model]
     config = MAESTConfig(**{**SMALL, **changes})
     rng = np.random.default_rng(0)

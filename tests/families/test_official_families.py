@@ -153,7 +153,7 @@ def test_published_results_are_of_models_of_the_catalog(command):
     assert "MCG-NJU/videomae-base-finetuned-ssv2" in result.err
 
 
-def test_published_results_are_found_by_the_address_of_the_model_too(command, monkeypatch):
+def test_published_results_are_found_by_the_url_of_the_model(command, monkeypatch):
     names = []
 
     def stop(checkpoint, video, *_):

@@ -120,7 +120,7 @@ def test_resampling_does_not_read_the_tensor_early():
 
 
 @pytest.mark.parametrize("size", [(48, 48), (16, 16), (40, 24)])
-def test_encoder_and_decoder_are_resampled_alike_for_every_target(pretrain, tmp_path, size):
+def test_encoder_and_decoder_are_resampled_the_same_way_for_every_target(pretrain, tmp_path, size):
     grid = (size[0] // 8, size[1] // 8)
     expected = {
         name: rounded(by_torch(pretrain.tensors[name].load(), (4, 4), grid), DTYPES["float32"])

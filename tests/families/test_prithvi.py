@@ -38,7 +38,7 @@ def converted(source, layout, folder, **options):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", TARGETS)
-def test_a_golden_model_goes_there_and_back_bit_for_bit(tmp_path, name, layout):
+def test_golden_model_round_trip_is_bit_exact(tmp_path, name, layout):
     source = original(name)
     assert (source.family.name, source.task) == ("prithvi", "pretrain")
     there = converted(source, layout, tmp_path)
@@ -170,7 +170,7 @@ SCALES = [
 
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("name", SCALES)
-def test_a_changed_scale_of_coordinates_changes_what_is_computed(tmp_path, name):
+def test_changed_scale_of_coordinates_changes_the_results(tmp_path, name):
     source = original(CASES[2])
     stored = dict(source.container.tensors)
     external = next(rule.external for rule in source.rules if name in rule.canonicals)

@@ -58,7 +58,7 @@ def test_the_image_processor_loads(converted):
     assert (processor.size["height"], processor.size["width"]) == (32, 32)
 
 
-def test_what_transformers_5_saves_again_is_read_back(converted, tmp_path):
+def test_files_saved_by_transformers_5_are_read_back(converted, tmp_path):
     """Version 5 writes the decoder under names that version 4 fills at random; we read them."""
     name, _, folder = converted
     CLASSES[name].from_pretrained(folder).save_pretrained(tmp_path / "again")

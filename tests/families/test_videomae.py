@@ -100,7 +100,7 @@ def replace_mask(checkpoint):
 
 @pytest.mark.parametrize("name", [PRETRAIN, FINE_TUNED])
 @pytest.mark.parametrize("layout", TARGETS)
-def test_a_golden_model_goes_there_and_back_bit_for_bit(tmp_path, name, layout):
+def test_golden_model_round_trip_is_bit_exact(tmp_path, name, layout):
     source = original(name)
     there = converted(source, layout, tmp_path)
     back = tmp_path / "back.pth"
@@ -129,7 +129,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_option_goes_there_and_back_or_is_refused_with_a_reason(tmp_path, model):
+def test_round_trip_with_every_option_succeeds_or_is_refused_with_a_reason(tmp_path, model):
     task, changes = MODELS[model]
     config = VideoMAEConfig(**{**SMALL, **changes})
     path = tmp_path / "model.safetensors"
@@ -360,7 +360,7 @@ def test_library_with_different_results_is_named_with_the_cause(command, tmp_pat
 
 
 @pytest.mark.usefixtures("forked_children")
-def test_a_wrong_tensor_is_found_and_named(command, tmp_path):
+def test_wrong_tensor_is_detected_and_named(command, tmp_path):
     target = converted(original(PRETRAIN), "transformers", tmp_path)
     tensors = load_file(target / "model.safetensors")
     tensors["mask_token"] = tensors["mask_token"] * np.float32(1.01)
@@ -371,7 +371,7 @@ def test_a_wrong_tensor_is_found_and_named(command, tmp_path):
     assert verdict["suspects"][0] == "decoder.mask_token"
 
 
-def test_transformers_loads_what_is_written(tmp_path):
+def test_transformers_loads_the_written_files(tmp_path):
     transformers = pytest.importorskip("transformers")
     for name, kind in (
         (PRETRAIN, transformers.VideoMAEForPreTraining),

@@ -133,7 +133,7 @@ def test_a_file_may_replace_the_one_it_is_read_from(tmp_path: Path, kind: str) -
     assert all((array == 1.0).all() for array in arrays)
 
 
-def test_a_link_is_replaced_and_not_what_it_names(tmp_path: Path) -> None:
+def test_symbolic_link_is_replaced_and_not_its_target(tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("of a cache")
     (tmp_path / "x").symlink_to("blob")
     write_file(tmp_path / "x", "pth", tensors(1.0), overwrite=True)
@@ -177,7 +177,7 @@ def test_files_named_in_the_record_may_be_replaced(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_file_created_during_the_write_is_kept(tmp_path: Path) -> None:
     def appear() -> np.ndarray:
         (tmp_path / "x").write_text("of another program")
         return np.zeros(2)
@@ -189,7 +189,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["x"]
 
 
-def test_notes_that_appear_in_an_old_directory_meanwhile_are_kept(tmp_path: Path) -> None:
+def test_file_added_to_the_old_directory_during_the_write_is_kept(tmp_path: Path) -> None:
     directory(tmp_path / "d", 1.0)
 
     def appear() -> np.ndarray:

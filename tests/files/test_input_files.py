@@ -276,7 +276,7 @@ def test_inputs_may_be_compressed_and_contain_additional_arrays(tmp_path):
 
 
 @pytest.mark.parametrize("location", ["trace", "certificate"])
-def test_a_named_pipe_in_place_of_arrays_is_refused_and_not_waited_for(tmp_path, location):
+def test_named_pipe_instead_of_arrays_is_refused_without_blocking(tmp_path, location):
     """The reader of safetensors would wait in native code, where no signal ends it."""
     from mae_convert.runtime.trace import Trace
     from mae_convert.verify.certificate import Certificate, read_source

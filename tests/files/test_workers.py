@@ -8,7 +8,7 @@ import pytest
 from mae_convert.files.workers import overlapped
 
 
-def test_an_item_is_made_while_the_previous_one_is_worked_on() -> None:
+def test_next_item_is_produced_while_the_previous_one_is_processed() -> None:
     made = [threading.Event() for _ in range(3)]
     main = threading.get_ident()
 

@@ -391,9 +391,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("names", [("w", "w.npy"), ("w.npy", "w"), ("w.npy", "w.npy.npy")])
-def test_an_array_whose_name_is_that_of_another_is_refused(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
+def test_duplicate_array_name_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     contents = {name: npy(np.full(2, n, "f4")) for n, name in enumerate(names)}
     path = zipped(tmp_path / "x.npz", contents)
     assert by_numpy(path)
@@ -542,7 +540,7 @@ def test_recombined_hdf5_structures_are_read_as_by_h5py_or_refused(
     assert both > count / 20
 
 
-def test_a_shard_whose_model_has_a_key_is_refused(tmp_path: Path) -> None:
+def test_shard_with_a_state_key_is_refused(tmp_path: Path) -> None:
     """transformers takes the tensors of each part as they are, without any key."""
     saved(tmp_path / "pytorch_model-00001-of-00001.bin", {"b": TWOS, "model": {"a": ONES}})
     index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}

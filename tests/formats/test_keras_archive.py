@@ -90,7 +90,7 @@ class TestKerasItself:
         assert {array.dtype for array in loaded.values()} == {np.dtype(dtype)}
         assert sorted(a.tobytes() for a in loaded.values()) == sorted(a.tobytes() for a in stored)
 
-    def test_the_configuration_is_what_keras_writes_to_the_letter(self, work, name):
+    def test_configuration_equals_that_of_keras_exactly(self, work, name):
         ours, theirs = (members(work / f"{p}{name}.keras") for p in ("", "again-"))
         assert list(ours) == list(theirs) == [METADATA, CONFIG, WEIGHTS]
         assert ours[CONFIG] == theirs[CONFIG]
@@ -126,7 +126,7 @@ def test_the_state_of_an_optimizer_is_dropped(command, work, suffix):
         assert trained.container.ignored == {"compile_config": "how it was trained"}
 
 
-def test_both_sides_are_proven_natively(command, case, work):
+def test_conversion_is_proven_with_both_sides_read_natively(command, case, work):
     source = case("finetune_gap_tiny")
     result = command(
         "verify", source.checkpoint, work / "pooled.keras", *source.heads,

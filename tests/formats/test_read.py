@@ -283,7 +283,7 @@ def test_hdf5_with_external_references_is_refused(tmp_path: Path, spoil) -> None
         open_container(tmp_path / "x.weights.h5")
 
 
-def test_settings_inside_a_file_are_found(tmp_path: Path) -> None:
+def test_settings_stored_in_a_file_are_read(tmp_path: Path) -> None:
     config = {"hidden_size": 4, "image_mean": [0.5, 0.5, 0.5], "image_std": [1.0, 1.0, 1.0]}
     tensors = {"a": torch.randn(2)}
     torch.save({"model": tensors, "config": config, "conversion": {"x": 1}}, tmp_path / "x.pth")
@@ -484,7 +484,7 @@ def test_nothing_but_numpy_is_imported(tmp_path: Path) -> None:
     assert process.stdout == "set()\n"
 
 
-def test_a_pth_is_written_as_safetensors_without_what_other_formats_and_runs_need(tmp_path):
+def test_pth_to_safetensors_imports_only_the_modules_it_needs(tmp_path):
     program = (
         "import sys\n"
         "from mae_convert.cli.main import main\n"

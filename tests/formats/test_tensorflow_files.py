@@ -87,7 +87,7 @@ def saved_model(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("inside", ["", "saved_model.pb", "variables", "variables/variables.index"])
-def test_a_saved_model_is_named_with_what_makes_it_readable(tmp_path: Path, inside: str) -> None:
+def test_saved_model_is_refused_with_instructions(tmp_path: Path, inside: str) -> None:
     folder = saved_model(tmp_path / "saved")
     message = refused(folder / inside)
     assert message.startswith(f"{folder} is a TensorFlow SavedModel")

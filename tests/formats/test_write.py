@@ -75,7 +75,7 @@ def many_tensors(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
 
 @settings(max_examples=120, deadline=None)
 @given(many_tensors(), st.booleans())
-def test_what_is_written_is_read_back(
+def test_written_tensors_are_read_back(
     drawn: tuple[str, dict[str, np.ndarray]], with_settings: bool
 ) -> None:
     kind, arrays = drawn

@@ -97,7 +97,7 @@ def main_result(output):
     return ops.convert_to_numpy(getattr(output, "logits", getattr(output, "last_hidden_state", 0)))
 
 
-def check_files_of_keras_bring_a_model_back():
+def check_saved_keras_files_restore_the_model():
     with tempfile.TemporaryDirectory() as folder:
         for family, tasks in CLASSES.items():
             for task in tasks:
@@ -162,7 +162,7 @@ def check_mixed_precision_computes_in_bfloat16_and_sorts_by_the_full_noise():
         assert output.loss.dtype == "float32"
 
 
-def check_videomae_decodes_what_version_2_asks_for():
+def check_videomae_decodes_only_the_tokens_of_the_version_2_decoder_mask():
     model = random_model("videomae", "pretrain")
     pixels, noise = arguments(model, "pretrain")
     cells = running_cells(model.config.grid_shape, phase=3)

@@ -120,7 +120,7 @@ def long_check_fine_tuning_learns_with_a_rate_for_each_layer():
     assert again.get_config() == optimizer.get_config()
 
 
-def check_rates_and_decay_of_each_variable_are_the_papers():
+def check_learning_rate_and_decay_of_each_variable_follow_the_paper():
     model = TFViTForImageClassification.from_pretrained(PRETRAIN, num_labels=3)
     layers = {layer_of(weight.path, 3) for weight in model.weights}
     assert layers == {0, 1, 2, 3, 4}
@@ -180,7 +180,7 @@ def program_of_a_block(model):
     return str(jax.make_jaxpr(block)(tokens))
 
 
-def long_check_gradient_checkpointing_computes_anew_and_changes_nothing():
+def long_check_gradient_checkpointing_recomputes_and_does_not_change_the_gradients():
     results, calls = {}, []
     block = type(TFViTMAEForPreTraining.from_pretrained(PRETRAIN).encoder.block_0)
     original = block.call
@@ -226,7 +226,7 @@ def long_check_two_replicas_train_as_one():
         assert distance(one, other) < 1e-4
 
 
-def long_check_a_model_in_training_is_archived_and_goes_on():
+def long_check_model_is_saved_during_training_and_continues():
     model = TFViTMAEForPreTraining.from_pretrained(PRETRAIN, mask_ratio=0.5)
     trained(model, optimizer=keras.optimizers.AdamW(1e-3))
     with tempfile.TemporaryDirectory() as folder:

@@ -121,7 +121,7 @@ def check_a_data_set_is_prepared_with_the_columns_of_the_model():
             model.prepare_tf_dataset([1, 2])
 
 
-def check_a_class_for_each_image_may_be_in_floating_point():
+def check_class_labels_may_be_floating_point():
     model = TFViTForImageClassification.from_pretrained(CLASSIFIER)
     pixels = arrays(2)[0]
     losses = [model(pixels, labels=np.array([1, 3], dtype)).loss for dtype in ("int64", "float32")]

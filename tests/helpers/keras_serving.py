@@ -28,7 +28,7 @@ def graphs(model):
     return sum(function.experimental_get_tracing_count() for function in functions)
 
 
-def check_compiled_blocks_compute_what_single_operations_compute():
+def check_compiled_blocks_equal_single_operations():
     if BACKEND != "tensorflow":
         return
     for model in models():

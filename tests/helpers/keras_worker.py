@@ -152,7 +152,7 @@ def refusal(function, *inputs):
     raise AssertionError("not refused")
 
 
-def check_only_what_is_asked_for_is_returned():
+def check_only_requested_outputs_are_returned():
     for task in MODELS:
         model = random_model(task)
         plain = model(*arguments(task))
@@ -178,7 +178,7 @@ def check_configuration_round_trip():
         assert [v.path for v in again.weights] == [v.path for v in model.weights]
 
 
-def check_files_of_keras_bring_a_model_back():
+def check_saved_keras_files_restore_the_model():
     with tempfile.TemporaryDirectory() as folder:
         for task, cls in MODELS.items():
             model = random_model(task)
@@ -194,7 +194,7 @@ def check_files_of_keras_bring_a_model_back():
             assert all(map(equal, fresh.weights, model.weights))
 
 
-def check_archives_of_earlier_versions_bring_their_models_back():
+def check_archives_of_earlier_versions_are_loaded():
     folder = DATA / "keras_archives"
     expected = dict(np.load(folder / "expected.npz"))
     for task, cls in MODELS.items():
@@ -233,7 +233,7 @@ def weight_paths(path):
     return paths
 
 
-def check_no_bias_where_there_is_none():
+def check_layers_without_bias_have_none():
     paths = [
         variable.path for variable in random_model("pretrain", replace(qkv_bias=False)).weights
     ]

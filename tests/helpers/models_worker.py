@@ -88,7 +88,7 @@ def refusal(function, *inputs, **named):
 # --- load_model and save_model ---
 
 
-def check_layers_that_another_thread_makes_meanwhile_are_initialized():
+def check_layers_created_concurrently_by_another_thread_are_initialized():
     loaded, wrong = threading.Event(), []
 
     def make_layers():
@@ -110,7 +110,7 @@ def check_layers_that_another_thread_makes_meanwhile_are_initialized():
     assert not wrong, wrong[0]
 
 
-def check_any_checkpoint_computes_what_the_original_computed():
+def check_any_checkpoint_gives_the_results_of_the_original():
     golden = dict(np.load(GOLDEN / "pretrain_tiny" / "golden.npz"))
     for source in (
         "pretrain_tiny/checkpoint.pth",
@@ -190,7 +190,7 @@ def check_the_documented_pretraining_example():
 # --- the same numbers as the real TensorFlow classes ---
 
 
-def check_every_output_is_that_of_the_real_class():
+def check_every_output_equals_that_of_the_transformers_class():
     for task, (_, case) in CASES.items():
         golden = dict(np.load(GOLDEN / case / "golden.npz"))
         named = {"pixel_values": golden.pop("imgs")}
@@ -203,7 +203,7 @@ def check_every_output_is_that_of_the_real_class():
             assert distance(result[name], expected) < FLOAT32_LIMIT, (task, name)
 
 
-def check_other_sizes_are_what_converting_with_image_size_computes():
+def check_other_sizes_give_the_same_result_as_a_conversion_with_image_size():
     for task in CASES:
         model, inputs = model_of(task, dtype="float64"), inputs_of(task, SIZE, "float64")
         result = flat(model(**inputs, interpolate_pos_encoding=True, **EVERYTHING))
@@ -261,7 +261,7 @@ def check_hidden_states_and_attentions_have_their_shapes():
         assert all(np.allclose(numbers(x).sum(-1), 1, atol=1e-6) for x in outputs.attentions)
 
 
-def check_the_same_noise_gives_the_same_and_none_gives_another():
+def check_same_noise_gives_the_same_output_and_no_noise_is_random():
     model, inputs = model_of("pretrain"), inputs_of("pretrain")
     first, second = flat(model(**inputs)), flat(model(**inputs))
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -270,7 +270,7 @@ def check_the_same_noise_gives_the_same_and_none_gives_another():
     assert not np.array_equal(*drawn)
 
 
-def check_the_encoder_can_be_frozen_by_the_name_that_it_has_in_transformers():
+def check_encoder_can_be_frozen_by_its_name_in_transformers():
     ours, path = CASES["pretrain"]
     model = ours.from_pretrained(GOLDEN / path)
     model.vit.trainable = False
@@ -308,7 +308,7 @@ def check_saved_and_loaded_it_is_the_same():
             )
 
 
-def check_archives_of_earlier_versions_bring_their_models_back():
+def check_archives_of_earlier_versions_are_loaded():
     folder = DATA / "keras_archives"
     expected = dict(np.load(folder / "expected.npz"))
     for task, (cls, _) in CASES.items():
@@ -339,7 +339,7 @@ def check_the_configuration_can_be_set():
     assert "decoder" in words, words
 
 
-def check_the_loss_of_a_classifier_is_what_its_labels_ask_for():
+def check_loss_of_a_classifier_depends_on_the_kind_of_labels():
     inputs = inputs_of("classify")
     one = model_of("classify", num_labels=1, ignore_mismatched_sizes=True)
     loss = one(**inputs, labels=np.array([0.5, -1.5], "float32")).loss

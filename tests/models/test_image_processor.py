@@ -152,7 +152,7 @@ def test_images_with_many_channels_are_scaled_and_normalized():
         processor(bands[:, :4, :4], input_data_format="channels_first")
 
 
-def test_it_is_saved_and_read_and_comes_from_any_checkpoint(tmp_path, golden):
+def test_it_is_saved_loaded_and_created_from_any_checkpoint(tmp_path, golden):
     processor = ViTImageProcessor(**STATED["of a MAE"])
     written = processor.save_pretrained(tmp_path / "new")
     assert written == [str(tmp_path / "new" / "preprocessor_config.json")]

@@ -535,7 +535,7 @@ def test_saving_fields_that_the_layout_cannot_store_is_refused(tmp_path):
         model()
 
 
-def test_other_weights_are_saved_where_a_state_dict_is_given(tmp_path):
+def test_state_dict_argument_of_save_pretrained_is_saved(tmp_path):
     model = model_of("pretrain")
     other = {name: value + 1 for name, value in model.state_dict().items()}
     model.save_pretrained(tmp_path / "model", state_dict=other)

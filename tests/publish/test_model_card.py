@@ -105,6 +105,6 @@ def test_multi_line_metadata_are_kept():
         "a: !!python/object/apply:os.getcwd []",
     ],
 )  # fmt: skip
-def test_hostile_metadata_are_refused_in_a_sentence(block):
+def test_malicious_metadata_are_refused_in_one_sentence(block):
     with pytest.raises(HubError, match="correct"):
         merged_card(f"---\n{block}\n---\n# Theirs\n", OURS, METADATA, on_top=False)

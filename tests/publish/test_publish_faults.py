@@ -378,7 +378,7 @@ def test_xet_transfer_works_and_is_not_disabled(hub, process, converted):
     assert weights.size == (converted / "model.safetensors").stat().st_size
 
 
-def test_no_setting_of_the_client_is_touched():
+def test_settings_of_the_client_are_not_changed():
     """Whoever publishes has the client as it is: this program sets nothing in its environment."""
     import mae_convert
 

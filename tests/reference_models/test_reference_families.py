@@ -63,7 +63,7 @@ def test_compiled_without_graph_breaks(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_reach_every_parameter_that_is_trained(case):
+def test_gradients_reach_every_trained_parameter_of_the_family(case):
     family, task = CASES[case]
     model, given = model_of(family, task, configuration(case)).double(), tensors(inputs(case))
     output = model(**given)

@@ -255,7 +255,7 @@ def test_float32_equals_transformers(results, task):
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_odd_sizes_and_every_activation(results, act):
+def test_unusual_sizes_and_every_activation(results, act):
     measured = outputs(results, f"odd_{act}")
     config = ViTMAEConfig(**odd_config(act))
     inputs = dict(np.load(results / f"odd_{act}.inputs.npz"))
@@ -272,7 +272,7 @@ def test_odd_sizes_and_every_activation(results, act):
 
 
 @pytest.mark.parametrize("pool", POOLINGS)
-def test_odd_classifier(results, pool):
+def test_classifier_with_unusual_sizes(results, pool):
     measured = outputs(results, f"odd_{pool}")
     config = ViTMAEConfig(**ODD, **POOLINGS[pool])
     weights = random_facebook_weights(config, ViTForImageClassification)

@@ -242,7 +242,7 @@ def test_float32_classifier_equals_transformers_tensorflow():
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_odd_sizes_and_every_activation(act):
+def test_unusual_sizes_and_every_activation(act):
     # Large epsilons, of which each moves the results: those of encoder and decoder may differ.
     eps = {"layer_norm_eps": 1e-2, "decoder_layer_norm_eps": 1e-1 if act != "relu" else None}
     config = dataclasses.replace(ODD, hidden_act=act, qkv_bias=act != "gelu", **eps)
@@ -281,7 +281,7 @@ def test_norm_pix_loss_is_a_field_and_an_argument():
 @pytest.mark.parametrize(
     ("pool", "fc_norm"), [("token", None), ("avg", None), ("avg", True), ("avg", False)]
 )
-def test_odd_classifier(pool, fc_norm):
+def test_classifier_with_unusual_sizes(pool, fc_norm):
     config = dataclasses.replace(ODD, global_pool=pool, fc_norm=fc_norm)
     model, (pixels, _) = random_model("classify", config), random_inputs(config)
     labels = torch.tensor([3, 6])

@@ -198,7 +198,7 @@ def test_verdict_corresponds_to_the_failed_check():
     )
 
 
-def test_a_difference_is_made_visible_and_nan_stands_out():
+def test_difference_is_amplified_and_nan_is_highlighted():
     a = np.zeros((1, 3, 2, 2))
     b = a.copy()
     b[0, 0, 0, 0], b[0, 1, 1, 1] = 1e-12, np.nan

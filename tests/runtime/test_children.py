@@ -174,7 +174,7 @@ def test_the_time_limit_is_that_of_the_call_or_of_the_environment_or_an_hour(mon
             Clock(None)
 
 
-def test_a_child_that_answers_requests_is_ended_too(tmp_path):
+def test_child_that_serves_requests_is_ended(tmp_path):
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(60)\n")
     threads = set(threading.enumerate())
     with python_process(
@@ -301,7 +301,7 @@ def test_python_dash_m_takes_the_current_directory_off_the_path(run, case, trapp
     assert result.status == 0, result.err
 
 
-def test_a_child_gets_no_entry_of_the_path_that_depends_on_the_current_directory(monkeypatch):
+def test_child_path_has_no_entry_relative_to_the_current_directory(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f":lib:/opt/lib:{os.sep}usr/lib:.")
     assert environment_of_child()["PYTHONPATH"] == "/opt/lib:/usr/lib"
     monkeypatch.setenv("PYTHONPATH", ":.")
@@ -434,7 +434,7 @@ sys.platform, sys.modules["fcntl"] = "win32", None
         ("from mae_convert.checkpoint.open import open_checkpoint", 1),
     ],
 )
-def test_on_windows_one_sentence_says_what_to_do(code, status):
+def test_windows_is_refused_in_one_sentence_with_instructions(code, status):
     command = [sys.executable, "-c", WINDOWS.format(code), "layouts"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == status

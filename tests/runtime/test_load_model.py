@@ -36,7 +36,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_any_checkpoint_computes_what_the_original_computed(name, case):
+def test_any_checkpoint_gives_the_results_of_the_original(name, case):
     path, origin, result, returned_as = SOURCES[name]
     arrays = case(origin).arrays
     heads = HEADS if "pred" in result else {"num_attention_heads": 4}
@@ -113,7 +113,7 @@ def test_dtype_is_accepted_under_the_name_of_its_framework(tmp_path):
         save_model(model, tmp_path / "other.pth", "facebook", dtype="int8")
 
 
-def test_layers_that_another_thread_makes_meanwhile_are_initialized():
+def test_layers_created_concurrently_by_another_thread_are_initialized():
     """A model is loaded without drawing random numbers for it, which concerns no other model."""
     loaded, wrong = threading.Event(), list[str]()
 

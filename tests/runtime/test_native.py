@@ -188,7 +188,7 @@ def test_prefix_removal_that_merges_names_is_refused():
         renamed({"module.a": 1, "a": 2}, ["module."])
 
 
-def test_a_key_is_found_though_it_has_dots(tmp_path):
+def test_state_key_may_contain_dots(tmp_path):
     path = saved(tmp_path / "x.pth", {"a.b": {"c": {"w": torch.ones(1)}}, "a": {"b": 1}})
     assert set(pytorch_state_dict(StoredWeights((str(path),), "pth", "a.b.c"))) == {"w"}
     saved(path, {"a.b": {"c": {"w": torch.ones(1)}}, "a": {"b.c": {"w": torch.ones(1)}}})

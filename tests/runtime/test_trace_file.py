@@ -91,7 +91,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("message", DAMAGE)
-def test_what_is_not_a_trace_is_refused_in_a_sentence(compared, message):
+def test_file_that_is_not_a_trace_is_refused_in_one_sentence(compared, message):
     result = compared(DAMAGE[message])
     assert (result.status, result.err.count("\n"), message in result.err) == (2, 1, True), (
         result.err

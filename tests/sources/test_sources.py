@@ -71,7 +71,7 @@ def test_a_conversion_records_the_repository_and_its_commit(command, repository,
     assert stored["source"]["revision"] == repository.refs["main"]
 
 
-def test_of_several_layouts_safetensors_is_taken_and_the_others_are_named(
+def test_safetensors_is_selected_from_several_layouts_and_the_others_are_named(
     hub, command, repository, tmp_path
 ):
     hub.state.put(REPO, {"tf_model.h5": b"not read", "pytorch_model.bin": b"not read"})

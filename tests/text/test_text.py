@@ -50,7 +50,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_terminal_gets_one_printable_line(text):
+def test_terminal_text_is_one_printable_line(text):
     shown = for_terminal(text)
     assert shown.isprintable()
     assert for_terminal(shown) == shown
@@ -134,7 +134,7 @@ def test_only_web_addresses_become_links(address, links):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_yaml_gets_text_on_one_line(text):
+def test_yaml_text_is_on_one_line(text):
     stored = yaml.safe_dump(for_yaml({"a": text, "b": [text]}), allow_unicode=True)
     assert yaml.safe_load(stored) == {"a": for_terminal(text), "b": [for_terminal(text)]}
     assert all(line.isprintable() for line in stored.splitlines())
@@ -242,7 +242,7 @@ def _code_of(path):
     ]
 
 
-def test_numbers_sizes_and_counts_in_words():
+def test_numbers_sizes_and_counts_are_formatted():
     sizes = (0, 999, 1000, 447_000_000, 1_213_200_000)
     assert list(map(format_bytes, sizes)) == ["0 B", "999 B", "1.0 kB", "447.0 MB", "1.2 GB"]
     assert [plural(n, "tensor") for n in (0, 1, 2)] == ["0 tensors", "1 tensor", "2 tensors"]

@@ -159,7 +159,7 @@ def test_resampling_makes_an_assumed_grid_part_of_the_function(case, tmp_path):
     assert between(plan.source, resampled)["image_size"] == ("AB", True)
 
 
-def test_pooling_by_names_alone_is_no_proof(case, tmp_path):
+def test_pooling_inferred_from_names_alone_is_not_proven(case, tmp_path):
     for pooling in (None, "token", "avg"):
         flags = Flags(num_attention_heads=4, global_pool=pooling)
         source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)

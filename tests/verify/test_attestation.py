@@ -97,7 +97,7 @@ def failed(folder, public):
 
 
 @needs_package
-def test_a_signed_model_is_verified_with_what_it_states(signed, command):
+def test_signed_model_is_verified_with_its_statement(signed, command):
     folder, _, public = signed
     assert failed(folder, public) == []
     result = command("verify", folder, "--public-key", public, "--json")
@@ -297,7 +297,7 @@ def test_missing_signing_package_is_reported_with_installation_instructions(tmp_
 
 
 @needs_package
-def test_what_is_published_is_signed_and_checked_after_the_download(
+def test_published_files_are_signed_and_checked_after_the_download(
     hub, certified, tmp_path, monkeypatch, command
 ):
     from hub_state import Account

@@ -280,7 +280,7 @@ def test_failed_verification_is_not_certified(command, case, copy, tmp_path):
     assert not (copy / DOCUMENT).exists()
 
 
-def test_a_certified_directory_can_be_converted_anew(command, case, copy):
+def test_certified_directory_can_be_converted_again(command, case, copy):
     pretrain = case("pretrain_tiny")
     again = ["convert", pretrain.checkpoint, copy, "--to", "transformers", *pretrain.heads]
     assert command(*again, "--overwrite").status == 0

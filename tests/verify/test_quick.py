@@ -27,7 +27,7 @@ def test_equal_models_are_proven_and_omitted_checks_are_listed(command, converte
     assert any("precision below float64" in sentence for sentence in verdict["not_compared"])
 
 
-def test_a_difference_is_found_and_named(command, converted):
+def test_difference_is_detected_and_named(command, converted):
     path = converted[1] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "layer_norm_eps": 1e-3}))
     result = command("verify", *converted, "--quick")

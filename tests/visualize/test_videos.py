@@ -340,7 +340,7 @@ def test_a_sheet_of_frames_and_an_animation(command, clip, tmp_path, family):
 
 
 @pytest.mark.slow
-def test_two_frameworks_reconstruct_a_video_alike(command, clip, tmp_path):
+def test_two_frameworks_give_the_same_reconstruction_of_a_video(command, clip, tmp_path):
     result = command(
         "reconstruct",
         path_of("videomae"),

@@ -75,7 +75,7 @@ def test_center_of_an_image_is_cropped():
     assert cut_to_shape(Image.new("RGB", (100, 300)), (96, 192)).size == (100, 50)
 
 
-def test_groups_of_rows_stand_beside_each_other():
+def test_groups_of_rows_are_placed_side_by_side():
     row = Row("a name that is much too long for one tile " * 9, (np.zeros((32, 32, 3)),) * 2)
     sheet = Sheet(("original", "masked"), (row,) * 5, "a note", (1.0,) * 4 + (2.0,))
     one, two = draw(sheet, across=1), draw(sheet)
