@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """Say how to run the tests again in the order in which they failed; each run has another."""
+    """Print how to repeat the random order of a failed run."""
     seed = config.getoption("randomly_seed", None)
     if exitstatus == pytest.ExitCode.TESTS_FAILED and seed is not None:
         terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
@@ -134,7 +134,7 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("MAE_CONVERT_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        # What waits for a busy server says how long, and does not wait.
+        # Code that would wait for a busy server records the delay instead.
         local.waits = []
         monkeypatch.setattr(time, "sleep", local.waits.append)
         yield local

@@ -1,4 +1,4 @@
-"""The documentation: its code blocks run as they stand there, page by page.
+"""The documentation: its code blocks run unchanged, page by page.
 
 `CHECKED_ONLY` and the comment ``<!-- not run: REASON -->`` name the blocks that cannot be run here;
 the commands and paths of all blocks are checked.
@@ -39,7 +39,7 @@ CHECKED_ONLY = {
     "docs/speed.md": "hours, and environments of other libraries",
     "docs/sweeps.md": "remote storage and a cluster; tests/sweep/test_sweep.py runs sweeps",
 }
-# Words that a page prints when it is run.
+# Text that a page prints when it is run.
 EXPECTED = {
     "README.md": ["PASSED and proven", "sheet.png"],
     "docs/experiments.md": ["num_attention_heads: 5", "decoder_num_attention_heads: 4"],
@@ -167,7 +167,7 @@ def shown(text):
 
 
 def outputs_of_readme():
-    """Each command of the README with the output that stands below it."""
+    """Each command of the README with the output shown below it."""
     result = documentation.blocks(PAGES["README.md"])
     return [(b, o) for b, o in pairwise(result) if o.language == "text"]
 

@@ -1,4 +1,4 @@
-"""Errors have fields, and name options in the way of whoever shows them."""
+"""Errors have fields, and options are named in the style of the interface that shows them."""
 
 import ast
 import pickle

@@ -1,4 +1,4 @@
-"""What tensors cannot tell is taken from a named source, in a fixed order, and never guessed."""
+"""Fields that tensors do not determine come from named sources, in a fixed order, never a guess."""
 
 import argparse
 import json

@@ -37,7 +37,7 @@ def model(case, tmp_path_factory):
 
 
 def with_stated(model, folder, settings):
-    """Return a copy of a model directory whose preprocessor_config.json says something else."""
+    """Return a copy of a model directory with changed fields in preprocessor_config.json."""
     copy = folder / "model"
     copy.mkdir()
     for path in model.iterdir():

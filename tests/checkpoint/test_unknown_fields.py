@@ -79,7 +79,7 @@ class TestTransformers:
             *ViTMAEConfig().to_dict(),
             *ViTConfig().to_dict(),
             *GenerationConfig._get_default_generation_params(),
-            # What __post_init__ takes besides, which are no fields.
+            # Further arguments of __post_init__, which are not fields.
             *("attn_implementation", "name_or_path", "num_labels", "output_attentions"),
             *("per_layer_config", "torch_dtype", "_commit_hash"),
         }
@@ -148,7 +148,7 @@ class TestTransformers:
             open_checkpoint(path)
 
     def test_a_distributed_checkpoint_beside_the_weights_is_refused(self, models, tmp_path):
-        """Version 5 of transformers loads it, whatever model.safetensors holds."""
+        """Version 5 of transformers loads it, whatever model.safetensors contains."""
         shutil.copytree(models / "transformers", tmp_path / "model")
         part = "shard-00001-model-00001-of-00001.safetensors"
         shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)

@@ -267,7 +267,7 @@ def other(state):
     return {name: tensor + 1 for name, tensor in state.items()}
 
 
-# Each makes a checkpoint and says which key to take.
+# Each makes a checkpoint and returns the key to select.
 VARIATIONS = {
     "plain": lambda folder, s: (saved(folder / "x.pth", {"model": s}), None),
     "module": lambda folder, s: (saved(folder / "x.pth", {"module": s}), None),

@@ -251,7 +251,7 @@ def test_invalid_call_is_refused_in_one_sentence(command, pretrain, tmp_path, ar
 
 
 def test_full_disk_is_reported_in_one_sentence(command, pretrain, tmp_path):
-    """A limit on the size of files stands in for the disk's."""
+    """A limit on the size of files simulates a full disk."""
     import resource
 
     command = [

@@ -1,7 +1,7 @@
-"""Hostile text in every field of every output: nothing commands a terminal or changes a page.
+"""Malicious text in every field of every output: it cannot control a terminal or change a page.
 
-Each output is made twice, with harmless words and with hostile ones in the same places. What a
-page, a table or a document is built of (its tags, its rows) must be the same for both.
+Each output is made twice, with harmless and with malicious text in the same fields. The structure
+of a page, a table or a document (its tags, its rows) must be the same for both.
 """
 
 import json
@@ -48,7 +48,7 @@ def harmless_for(hostile: str) -> str:
 
 
 def with_text(value: Any, text: str, keep: tuple[str, ...] = ()) -> Any:
-    """Return a value with a text after every text in it, and in place of every name of a mapping.
+    """Return a value with a text appended to every string, and instead of every key of a mapping.
 
     Args:
         value: plain data, or dataclasses of it.
@@ -107,7 +107,7 @@ def assert_same_page(make: Any, hostile: str) -> None:
 
 
 def blocks(markdown: str) -> list[Any]:
-    """Return what Markdown is rendered as, without its words."""
+    """Return the structure that Markdown is rendered to, without its text."""
     return Structure(MARKDOWN.render(markdown)).found
 
 
@@ -263,7 +263,7 @@ def verdict():
 
 def hostile_verdict(verdict, text, **changes):
     new = with_text(replace(verdict, **changes), text, keep=("step",))
-    # Assumptions and names of checks are told apart by their beginning, and framework by name.
+    # Assumptions and names of checks are distinguished by their prefix, and framework by name.
     (runner,) = new.witnesses
     versions = {runner["framework"]: f"2.13 {text}"}
     runner = {**runner, "versions": versions, "assumed": renamed(runner["assumed"], text)}
@@ -586,7 +586,7 @@ NAME = "a\x1b[2J\x9b\u202e<b>[bold]:x:|`\n\r\u2028.pth"
 
 
 def test_a_checkpoint_whose_names_and_strings_are_hostile(tmp_path, command):
-    """Names of files, of tensors, of what stands beside them, and strings of configurations."""
+    """Names of files, tensors and other entries, and strings of configurations."""
     torch = pytest.importorskip("torch")
     from mae_convert.convert.execute import execute
     from mae_convert.convert.plan import plan_conversion

@@ -1,4 +1,4 @@
-"""Messages say what to do next, and what is missing is said before any work is done."""
+"""Messages contain the next step, and missing requirements are reported before any work."""
 
 import json
 import shutil

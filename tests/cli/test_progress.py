@@ -1,4 +1,4 @@
-"""Long work says how far it is on a terminal, and nothing in a pipe."""
+"""Progress is shown on a terminal, and not in a pipe."""
 
 import os
 import pty
@@ -26,7 +26,7 @@ def output_on_a_terminal(target: Path) -> tuple[int, str]:
         try:
             while piece := terminal.read(4096):
                 message += piece
-        except OSError:  # as a terminal says that nobody writes to it any more
+        except OSError:  # how a terminal signals that no writer is left
             pass
     return child.returncode, message.decode()
 

@@ -1,4 +1,4 @@
-"""A run that CI asked a report of and that gives no result says so in the report."""
+"""A run in CI without a result is an error in the requested report."""
 
 import xml.etree.ElementTree as ET
 

@@ -81,7 +81,7 @@ def test_common_names_of_frameworks_are_accepted(typed, meant):
 
 
 def completions(words: str, folder: Path, shell: str = "bash") -> list[str]:
-    """Return what a shell is answered for the last of some words."""
+    """Return the completions of the last of some words."""
     *before, last = words.split(" ")
     process = subprocess.run(
         [sys.executable, "-m", "mae_convert"], capture_output=True, text=True, check=False,

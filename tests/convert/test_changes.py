@@ -1,4 +1,4 @@
-"""Declared steps: dtypes, channels and sizes that a conversion changes, and how they are judged."""
+"""Declared steps: changes of dtype, channels and size by a conversion, and their verification."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def converted(source, target, layout="facebook", *, task=None, dtype=None, **geo
 
 
 def in_dtype(checkpoint, path, dtype_of):
-    """Write a checkpoint of the original layout whose tensors have the dtypes that are said."""
+    """Write a checkpoint of the original layout whose tensors have the specified dtypes."""
     tensors = [
         # The factor gives values that only float64 has.
         LazyTensor.from_array(
@@ -470,7 +470,7 @@ def otherwise(embedding, fault):
 
 
 class TestWideGrid:
-    """Positions of 2 x 8 patches, which their number, 16, does not tell."""
+    """Positions of 2 x 8 patches, which their number, 16, does not determine."""
 
     @pytest.fixture
     def wide(self, pretrain, tmp_path):

@@ -50,7 +50,7 @@ def test_round_trip_gives_the_same_bits_in_the_same_order(case, tmp_path, name, 
         pytest.skip(f"{layout} cannot hold {name}, which is refused below")
     there, back = target_for(layout, tmp_path), tmp_path / "back.pth"
     execute(plan_conversion(source, there, layout))
-    # Nothing is said the second time: the file carries what its tensors do not tell.
+    # No flags the second time: the file stores what its tensors do not determine.
     again = open_checkpoint(there)
     execute(plan_conversion(again, back, "facebook"))
     assert_same_file(arrays(case(name).checkpoint), arrays(back))
@@ -270,7 +270,7 @@ def test_files_for_transformers_equal_those_of_version_4(golden, tmp_path, task)
 
 
 def assert_same_config(theirs, ours):
-    """Every field that we write is theirs; what they have besides is no matter of the function."""
+    """Every field that we write exists there; their other fields do not affect the function."""
     theirs, ours = (json.loads((p / "config.json").read_text()) for p in (theirs, ours))
     surplus = {k: v for k, v in theirs.items() if k not in ours}
     assert {k: theirs[k] for k in ours if k in theirs} == {k: ours[k] for k in ours if k in theirs}

@@ -8,7 +8,7 @@ from full_size import write_random_checkpoint
 pytestmark = pytest.mark.slow
 
 
-# The official models of these shapes have these heads, but a random file is none of them.
+# The official models of these shapes have these heads, but a random file is not one of them.
 HEADS = {
     "visualize_vit_base": ["--num-heads", "12", "--decoder-num-heads", "16"],
     "pretrain_vit_base": ["--num-heads", "12"],

@@ -235,7 +235,7 @@ def test_every_hypothesis_can_be_applied_and_changes_a_result(sides, name):
 
 
 class Scripted:
-    """A comparison whose answers are known: where a set of statements leads."""
+    """A comparison with predefined results for each set of weight edits."""
 
     def __init__(self, answers):
         self.answers = answers

@@ -249,7 +249,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
 
 
 def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
-    """A verification judges it; only what is written to be used refuses it."""
+    """A verification accepts it; only writing an output refuses it."""
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
     tensors["encoder.norm.bias"][0] = np.nan
     target = write_original(

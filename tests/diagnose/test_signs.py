@@ -63,7 +63,7 @@ def trace():
 
 
 def with_results(trace, *, single=True, **changes):
-    """Return a trace with other results in both runs; ``__`` in names stands for a point."""
+    """Return a trace with other results in both runs; ``__`` in names means a dot."""
     arrays = dict(trace.arrays)
     for name, array in changes.items():
         key = name.replace("__", ".")
@@ -265,7 +265,7 @@ def test_change_of_a_tensor_is_described_if_it_can_be_shown(tmp_path, sentence):
     ("side", "name"), [("A", "encoder.norm.weight"), ("B", "encoder.position_embedding")]
 )
 def test_rounding_is_reported_on_either_side(tmp_path, side, name):
-    """And no more than that: the class token's place in fixed positions is zero as it is."""
+    """And nothing else: the class token's row in fixed positions is zero anyway."""
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=False)
     assert not tensors["encoder.position_embedding"][0, 0].any()
     coarse = {**tensors, name: tensors[name].astype(np.float16).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""What is said of a difference between models of videos."""
+"""Explanations of differences between video models."""
 
 import numpy as np
 import pytest

@@ -236,7 +236,7 @@ def test_unknown_decoder_tensors_are_dropped(tmp_path):
 @pytest.mark.parametrize("heads", [("fcn_high", "fcn_low"), ("fcn",)])
 def test_either_form_of_scale_mae_s_decoder_is_dropped(tmp_path, heads):
     shapes = scale_mae(heads)
-    shapes.pop("mask_token_decoder")  # the published checkpoint is said to lack it
+    shapes.pop("mask_token_decoder")  # according to reports, the published checkpoint lacks it
     shapes |= linear("pos_emb_projection", DECODER, DECODER)
     source = open_checkpoint(saved(tmp_path / "x.pth", shapes), Flags(num_attention_heads=4))
     assert source.relative.relative.name == "Scale-MAE"

@@ -39,7 +39,7 @@ def test_gradients_of_all_parameters_agree(tmp_path, case, task):
     assert verdict.passed, verdict.failed()
     compared = {c.name.removeprefix("function/grad/") for c in verdict.checks if "/grad/" in c.name}
     compared = {name for name in compared if not name.startswith("float32/")}
-    # Prithvi's positions are fixed, and its factors are trained where the configuration says so.
+    # Prithvi's positions are fixed, and its factors are trained if the configuration specifies it.
     fixed = ("position_embedding", "_scale") if case.startswith("prithvi") else ()
     trained = {name for name in source.tensors if not name.endswith(fixed)}
     assert trained <= compared

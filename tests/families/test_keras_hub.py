@@ -63,7 +63,7 @@ def test_files_saved_by_the_classes_are_read_back_bit_for_bit(work, task, suffix
     folder, source, _, _ = work
     again = open_checkpoint(folder / f"again-{task}.{suffix}")
     assert (again.layout.name, again.task) == ("keras-hub", task)
-    # The heads stand in the shapes here: no configuration has to tell them.
+    # The shapes contain the number of heads here: it does not have to be specified.
     assert again.configuration.model.num_attention_heads == 4
     for name, tensor in again.tensors.items():
         assert np.array_equal(tensor.load(), source.tensors[name].load()), name

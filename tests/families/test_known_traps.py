@@ -1,4 +1,4 @@
-"""What users of VideoMAE and Prithvi-EO meet in other programs, told where they meet it."""
+"""Known problems of VideoMAE and Prithvi-EO in other programs are reported where they occur."""
 
 import json
 import shutil

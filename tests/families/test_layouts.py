@@ -193,7 +193,7 @@ class TestFormOfPth:
 
 
 class TestSynonyms:
-    """The original's encoder and timm's have the same names: something else tells them apart."""
+    """The original's encoder and timm's have the same names: other evidence selects."""
 
     def test_container_selects_between_equivalent_layouts(self, golden, case, tmp_path):
         original = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)

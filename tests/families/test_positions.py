@@ -72,7 +72,7 @@ def test_resampling_is_that_of_pytorch(grid, new_grid):
     tensor = resampled(LazyTensor.from_array("p", embedding), grid, new_grid)
     assert tensor.shape == expected.shape
     assert distance(tensor.load(), expected) < FLOAT64_LIMIT
-    # The judge has another formulation; it is held against the same.
+    # The verification has another implementation; it is tested against the same reference.
     assert distance(resampled_positions(embedding, grid, new_grid), expected) < FLOAT64_LIMIT
     assert tensor.load()[:, 0].tobytes() == embedding[:, 0].tobytes()
 
@@ -163,7 +163,7 @@ def test_equal_size_is_not_a_step_and_changes_no_bit(pretrain, tmp_path):
 
 
 class TestFixedEmbeddings:
-    """Golden: the original's own fixed embeddings stand in its checkpoints."""
+    """Golden: the checkpoints of the original contain its own fixed embeddings."""
 
     def test_the_original_computes_in_float64_and_stores_float32(self, pretrain):
         for name in POSITION_EMBEDDINGS:

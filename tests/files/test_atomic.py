@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all, and never in the place of what is not ours."""
+"""Outputs are written completely or not at all, and never replace files of others."""
 
 import errno
 import json

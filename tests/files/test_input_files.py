@@ -29,7 +29,7 @@ MODEL = ViTMAEConfig(image_size=32, patch_size=8, num_channels=3)
 
 @pytest.fixture(params=["pipe", "directory", "socket", "device", "link to a pipe"])
 def irregular(request, tmp_path):
-    """Something that has a name and is not a file, with the word for it."""
+    """A path that is not a regular file, with the name of its kind."""
     path = tmp_path / "x.png"
     if request.param == "pipe":
         os.mkfifo(path)

@@ -1,9 +1,9 @@
-"""Where a file is read though objects in it are passed over, not even hostile ones change it.
+"""Skipped objects in a file cannot change the tensors that are read, not even malicious ones.
 
-Random checkpoints are read by this package and, if that reads them, by `torch.load` without its
-protection, with classes and functions in place of those that were passed over which change whatever
-they are handed: a mapping or list that they can reach and, in a call, every tensor too. What is
-read has to be the same.
+Random checkpoints are read by this package and, if that succeeds, by `torch.load` without its
+protection. There, the skipped objects are replaced by classes and functions that change all their
+arguments: each reachable mapping or list and, in a call, every tensor too. The tensors read have
+to be the same.
 """
 
 import collections

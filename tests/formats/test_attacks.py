@@ -1,4 +1,4 @@
-"""Hostile files are refused in one sentence: none runs, or allocates on its own word.
+"""Malicious files are refused in one sentence: none runs code or allocates the size it declares.
 
 What no weight needs is passed over; then the weights are read as they are.
 """

@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints: real ones, of one process and of two, and spoiled ones."""
+"""PyTorch's distributed checkpoints: real ones, of one process and of two, and damaged ones."""
 
 import argparse
 import contextlib
@@ -52,7 +52,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture
 def one(tmp_path):
-    """Return a checkpoint of one process, made anew for each test that spoils it."""
+    """Return a checkpoint of one process, created for each test that damages it."""
     args = argparse.Namespace(model="mae_vit_base_patch16")
     state = {"model": TENSORS, "optim": {"lr": 0.1, "m": torch.ones(2)}, "epoch": 5, "args": args}
     with pytest.warns(UserWarning, match="single process"):
@@ -130,7 +130,7 @@ def test_tensors_split_by_columns_copied_and_of_other_dtypes(two: Path) -> None:
 def test_flat_parameters_are_refused_and_the_command_gathers_them(two: Path) -> None:
     message = refused(two / "local")
     assert "_flat_param" in message
-    # What the message says to do is what the worker has done.
+    # The worker has followed the instructions of the message.
     assert "get_model_state_dict(model, options=" in message
     assert "get_model_state_dict(old, options=" in WORKER.read_text()
     assert "StateDictOptions(full_state_dict=True)" in message
@@ -163,7 +163,7 @@ def weight(metadata):
 
 
 def in_chunks(*blocks):
-    """Spoil `a.weight`: let it be of these blocks, (offsets, sizes), all kept at one place."""
+    """Damage `a.weight`: let it have these blocks, (offsets, sizes), all stored at one offset."""
 
     def spoil(metadata) -> None:
         entry = weight(metadata)

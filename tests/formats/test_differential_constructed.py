@@ -1,7 +1,7 @@
 """Files made so that two readers may understand them differently: ours, and the format's library.
 
-Ours gives the same bits as the library, or refuses the file. That the library refuses what ours
-reads is no fault: a verification then says so.
+Ours gives the same bits as the library, or refuses the file. A file that only ours reads is not an
+error: a verification then reports it.
 """
 
 import collections
@@ -268,7 +268,7 @@ def respelled(random: np.random.Generator, name: str) -> str:
 
 
 def swapped(random: np.random.Generator, pickled: bytes) -> bytes:
-    """Return a pickle in which two operations of one kind have changed places."""
+    """Return a pickle in which two operations of one kind are exchanged."""
     by_name: dict[str, list[tuple[int, int]]] = {}
     for name, begin, end in spans(pickled):
         by_name.setdefault(name, []).append((begin, end))
@@ -444,7 +444,7 @@ def replaced(old: bytes, new: bytes) -> Make:
 
 
 def two_layouts(folder: Path) -> Path:
-    """Return a file whose first dataset has a second layout, in the place of an empty message."""
+    """Return a file whose first dataset has a second layout message instead of an empty message."""
     path = hdf5(folder)
     data = bytearray(path.read_bytes())
     layouts = [at for at in range(0, len(data) - 24, 8) if data[at : at + 4] == b"\x08\0\x18\0"]
@@ -529,7 +529,7 @@ def test_recombined_hdf5_structures_are_read_as_by_h5py_or_refused(
         source = sources[random.integers(len(sources))]
         data = bytearray(source)
         for _ in range(random.integers(1, 4)):
-            # Eight bytes from one place to another: addresses, heads of messages, types.
+            # Eight bytes from one offset to another: addresses, message headers, types.
             there, here = 8 * random.integers(len(source) // 8, size=2)
             if random.random() < 0.5:
                 data[there : there + 8] = source[here : here + 8]

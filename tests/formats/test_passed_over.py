@@ -69,7 +69,7 @@ def test_the_settings_in_an_omegaconf_configuration_are_plain_data() -> None:
 
 
 class Settings(dict):
-    """Stands for the subclasses of dict that configuration libraries have."""
+    """Represents the subclasses of dict in configuration libraries."""
 
     def __init__(self, **values: object) -> None:
         super().__init__(values)
@@ -77,7 +77,7 @@ class Settings(dict):
 
 
 class Config:
-    """Stands for any object."""
+    """Represents any object."""
 
     def __init__(self, **values: object) -> None:
         self.values = values
@@ -128,7 +128,7 @@ def test_both_formats_of_pytorch(tmp_path, monkeypatch, legacy) -> None:
 
 
 class Colour(enum.Enum):
-    """Stands for any enumeration."""
+    """Represents any enumeration."""
 
     RED = 1
 

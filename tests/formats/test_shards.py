@@ -96,7 +96,7 @@ def test_a_configuration_inside_each_safetensors_part(tmp_path: Path) -> None:
     opened = open_container(folder)
     assert opened.config == {"x": 1}
     assert opened.config_source == f"metadata of {INDEX['safetensors']}"
-    written(tmp_path / "bin", "bin", config={"x": 1})  # which has no place for it
+    written(tmp_path / "bin", "bin", config={"x": 1})  # which cannot store it
 
 
 def test_model_below_the_shard_size_is_written_to_one_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What stands around a model's tensors: taken where it is plain, else asked for, never guessed."""
+"""Wrappers around a model's tensors: read if they are unambiguous, else a key is required."""
 
 import argparse
 from pathlib import Path

@@ -177,7 +177,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Print nothing."""
 
     def do_GET(self) -> None:
-        """Answer that a page has no icon, which browsers ask for, as one that is empty."""
+        """Respond to the request for an icon with an empty one."""
         if self.path == "/favicon.ico":
             self.send_response(204)
             self.end_headers()

@@ -20,7 +20,7 @@ class Block:
     """A fenced block.
 
     Attributes:
-        language: what stands after the fence.
+        language: the text after the fence.
         code: its lines.
         setup: names of what must be there before it is run.
         not_run: why it is not run; "" if it is.

@@ -189,7 +189,7 @@ def keras_weights(family, state):
             for name, value in state.items()
         }
     for stored, value in separated(state).items():
-        # Prithvi's names say twice where a parameter is.
+        # Prithvi's names contain the module of a parameter twice.
         name = re.sub("^(en|de)coder\\.", "", stored) if family == "prithvi" else stored
         prefix, kind = keras_place(family, name)
         axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))

@@ -1,7 +1,7 @@
 """Child processes of a framework, forked from a process that has imported it.
 
 Importing PyTorch takes a second of CPU time and importing TensorFlow three, for each side of each
-verification. ``ForkServers.popen`` stands in for ``subprocess.Popen`` where the children of a
+verification. ``ForkServers.popen`` replaces ``subprocess.Popen`` where the children of a
 verification are started: the same script runs, with the same arguments, environment and standard
 streams, in a process of its own. What a fork server cannot run as it is, such as another
 interpreter, is started as usual.
@@ -48,7 +48,7 @@ def _preload(module: str) -> None:
     importlib.import_module(module)
     if module.endswith("run_foreign"):  # whose code imports PyTorch
         importlib.import_module("mae_convert.runtime.foreign_torch")
-    if module.endswith("run_transformers"):  # which imports its models when they are asked for
+    if module.endswith("run_transformers"):  # which imports its models on first access
         from transformers import (  # noqa: F401
             ViTForImageClassification,
             ViTMAEForPreTraining,

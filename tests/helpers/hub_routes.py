@@ -1,4 +1,4 @@
-"""What the local Hub answers: one function for each request of the protocol."""
+"""The responses of the local Hub: one function for each request of the protocol."""
 
 import base64
 import hashlib
@@ -72,7 +72,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """An answer that ends a request."""
+    """A response that ends a request with an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         self.answer = refusal(status, message, code)
@@ -87,7 +87,7 @@ def refusal(status: int, message: str, code: str | None = None) -> Answer:
 
 
 def json_answer(value: Any, **headers: str) -> Answer:
-    """Return an answer in JSON."""
+    """Return a response in JSON."""
     kind = {"Content-Type": "application/json"}
     return Answer(200, {**kind, **headers}, json.dumps(value).encode())
 
@@ -222,7 +222,7 @@ def lfs_batch(request: Request, repo_id: str) -> Answer:
 def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
     """Return where to put a file: at once, or in parts."""
     url, part = request.hub.url, request.hub.part_size
-    # Signed, as addresses in real storage are: whoever has the address may write.
+    # Signed, as addresses in real storage are: everyone with the address may write.
     signature = "X-Amz-Signature=0123456789abcdef"
     verify = {"href": f"{url}/lfs/verify/{oid}"}
     if part is None or size <= part:
@@ -237,7 +237,7 @@ def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
 def lfs_upload(request: Request, oid: str) -> Answer:
     assert request.uploaded is not None
     if request.token is not None:
-        raise RefusedError(400, "Only one auth mechanism allowed")  # so says S3 to a token
+        raise RefusedError(400, "Only one auth mechanism allowed")  # as S3 responds to a token
     length = int(request.headers.get("Content-Length") or 0)
     if request.uploaded.stat().st_size != length:
         raise RefusedError(400, "the body is shorter than its Content-Length")
@@ -441,7 +441,7 @@ def cdn(request: Request, sha256: str) -> Answer:
 
 @answering
 def static(request: Request, path: str) -> Answer:
-    """Answer with a file that is no repository's, as a web server does."""
+    """Respond with a file outside of repositories, as a web server does."""
     if path not in request.hub.static:
         raise RefusedError(404, "Not Found")
     data = request.hub.static[path]
@@ -450,7 +450,7 @@ def static(request: Request, path: str) -> Answer:
 
 
 def _part(request: Request, path: Path, headers: dict[str, str]) -> Answer:
-    """Return a file or the range of it that was asked for."""
+    """Return a file or the requested range of it."""
     size = path.stat().st_size
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
     same = request.headers.get("If-Range") in (None, headers["ETag"])

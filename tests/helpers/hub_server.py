@@ -1,8 +1,8 @@
 """A Hugging Face Hub on the loopback interface, for the real client: protocol, permissions, faults.
 
-It speaks what `huggingface_hub` 2.4 asks for: accounts, repositories, preupload, LFS (in one part
+It supports the requests of `huggingface_hub` 2.4: accounts, repositories, preupload, LFS (in one part
 or several, with verification), commits and pull requests, listings, downloads with ETags, ranges
-and redirects to another host, and tokens for Xet storage. A test says beforehand what goes wrong.
+and redirects to another host, and tokens for Xet storage. A test specifies the faults in advance.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ CHUNK = 1 << 16
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests that match.
+    """A fault in the next requests that match.
 
     Attributes:
         pattern: regular expression for ``METHOD /path``.
-        kind: "status" (answer with it), "drop" (close the connection after some bytes of the
-            request's body), "lose" (do what was asked, and close without an answer), "truncate"
-            (close after some bytes of the answer), "corrupt" (one byte of the answer is another),
+        kind: "status" (respond with it), "drop" (close the connection after some bytes of the
+            request's body), "lose" (execute the request, and close without a response), "truncate"
+            (close after some bytes of the response), "corrupt" (change one byte of the response),
             "damage" (one byte of an upload is another) or "slow" (a pause before each piece of the
-            answer).
-        times: how many requests it meets.
+            response).
+        times: how many requests it affects.
     """
 
     pattern: str
@@ -66,7 +66,7 @@ class LocalHub:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.hooks: list[tuple[str, Callable[[], object]]] = []
-        self.static: dict[str, bytes] = {}  # files that are no repository's, by path
+        self.static: dict[str, bytes] = {}  # files outside of repositories, by path
         self.part_size: int | None = None  # uploads of more than this come in several parts
         self.page_size = 3  # of listings: small, so that the client has to turn pages
         self.lfs_suffixes = LFS_SUFFIXES
@@ -127,11 +127,11 @@ class Server(ThreadingHTTPServer):
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that goes is what several tests are about."""
+        """Print nothing: several tests close the connection on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, has a route answer it, and sends that, or what a fault makes of it."""
+    """Reads a request and sends the response of its route, as modified by a fault."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # a body would wait 40 ms for the acknowledgement of its headers
@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def handle_any(self) -> None:
-        """Answer one request."""
+        """Handle one request."""
         hub, line = self.server.hub, f"{self.command} {self.path}"
         hub.run_hooks(line)
         fault = hub.fault_for(line)
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         return {name.title(): value for name, value in self.headers.items()}
 
     def route(self, request: Request) -> Answer:
-        """Find who answers a request."""
+        """Find the route of a request."""
         for pattern, answers in ROUTES:
             method, _, path = pattern.partition(" ")
             match = re.fullmatch(path, request.path)
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(404, {}, json.dumps({"error": f"no route for {self.path}"}).encode())
 
     def send(self, answer: Answer, fault: Fault | None) -> None:
-        """Send an answer, or what a fault makes of it."""
+        """Send a response, as modified by a fault."""
         size = answer.size
         self.send_response(answer.status)
         for name, value in answer.headers.items():
@@ -253,8 +253,8 @@ class Nowhere:
 def xet_hashes(shards: Path) -> dict[str, str]:
     """Return SHA-256 → Xet hash of the files in Xet storage on the disk.
 
-    A shard lists files in records of 48 bytes: the file's hash and flags; its segments; where the
-    flags say so, as many records of verification; and one that holds the SHA-256.
+    A shard lists files in records of 48 bytes: the file's hash and flags; its segments; if the
+    flags specify it, as many records of verification; and one that contains the SHA-256.
     """
     hashes = {}
     for shard in shards.glob("*.mdb"):

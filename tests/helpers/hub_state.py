@@ -36,7 +36,7 @@ class File:
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit; its id is made of everything that it says, as git's is."""
+    """One commit; its id is a hash of its contents, as in git."""
 
     id: str
     parent: str | None

@@ -198,7 +198,7 @@ def long_check_gradient_checkpointing_recomputes_and_does_not_change_the_gradien
             assert len(shown.attentions) == 3
     finally:
         block.call = original
-    if BACKEND == "jax":  # which traces a block once, and computes anew what it compiled
+    if BACKEND == "jax":  # which traces a block once, and recomputes the compiled function
         assert "remat" in program_of_a_block(model)
     else:
         assert results[True][2] > results[False][2], "nothing was computed anew"
@@ -288,7 +288,7 @@ def long_check_the_encoder_alone_runs_elsewhere():
     with tempfile.TemporaryDirectory() as folder:
         export_encoder(model, f"{folder}/program")
         result = in_another_process(folder, {"pixel_values": pixels})["last_hidden_state"]
-        # The judge's own limit for a side's error in float32.
+        # The verification's own limit for a side's error in float32.
         assert distance(result, exact) < 64 * UNIT_ROUNDOFF
         export_encoder(model, f"{folder}/model.tflite")
         interpreter = tf.lite.Interpreter(f"{folder}/model.tflite")

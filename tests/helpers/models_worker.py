@@ -4,7 +4,7 @@
 
 Every function whose name begins with ``check_`` here (quick) or in ``keras_habits``,
 ``keras_methods`` and ``keras_serving`` (slow, but for those in their QUICK) is called, and
-``FOLDER/checks.json`` says what came of it: nothing, or a traceback. Keras runs on
+``FOLDER/checks.json`` contains the outcome: null, or a traceback. Keras runs on
 ``$KERAS_BACKEND``.
 """
 
@@ -42,7 +42,7 @@ CASES = {
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-    # Two devices on one processor, to train on; it can be said only before the first is used.
+    # Two devices on one processor, to train on; it has to be configured before the first is used.
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
@@ -155,7 +155,7 @@ def check_a_model_is_saved_in_any_layout():
             ), layout
 
 
-# --- the examples of transformers' documentation, in our own words ---
+# --- the examples like those of transformers' documentation ---
 
 
 def check_the_documented_encoder_example():
@@ -230,7 +230,7 @@ def check_other_sizes_give_the_same_result_as_a_conversion_with_image_size():
     mixed(**inputs, interpolate_pos_encoding=True)
 
 
-# --- transformers' model tests, written anew ---
+# --- model tests like those of transformers ---
 
 
 def check_outputs_by_attribute_index_tuple_and_dictionary():

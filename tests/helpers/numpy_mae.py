@@ -1,6 +1,6 @@
-"""A masked autoencoder in plain NumPy float64, a witness for the reference models.
+"""A masked autoencoder in plain NumPy float64, an independent check of the reference models.
 
-It is written for reading, not speed, from the papers alone, and shares no code with what it judges:
+It is written for reading, not speed, from the papers alone, and shares no code with what it checks:
 patches are cut by loops, and attention goes image by image and head by head. Weights are a mapping
 with the names of facebookresearch/mae.
 """

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-# Takes the loopback interface up, and holds the namespace until its input ends.
+# Brings the loopback interface up, and keeps the namespace until its input ends.
 HOLD = """
 import fcntl, socket, struct, sys
 IFF_UP, SIOCSIFFLAGS = 0x1, 0x8914
@@ -27,7 +27,7 @@ sys.stdin.read()
 
 @contextmanager
 def own_network() -> Iterator[list[str]]:
-    """Give what makes a command run in a network of its own; skip the test where there is none."""
+    """Return the prefix that runs a command in its own network; skip the test if unsupported."""
     import pytest
 
     ways = (([], []), (["--user", "--map-root-user"], ["--user", "--preserve-credentials"]))

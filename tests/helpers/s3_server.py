@@ -15,7 +15,7 @@ ENVIRONMENT = {
 
 
 class Failing:
-    """A WSGI application around another, of whose answers some share is an error or is cut short.
+    """A WSGI application around another, some of whose responses are errors or are truncated.
 
     Attributes:
         share: of requests for objects that fail.

@@ -21,7 +21,7 @@ def dies(job, threads):
 
 
 def hangs(job, threads):
-    """Tell who this is, and wait to be ended."""
+    """Write the process id, and wait to be ended."""
     import time
 
     Path(f"{job.target}.pid").write_text(str(os.getpid()))

@@ -1,9 +1,9 @@
-"""What TensorFlow scripts do with the classes of transformers 4, each as a small script.
+"""Uses of the TensorFlow classes of transformers 4 in scripts, each as a small script.
 
     python tensorflow_idioms.py FOLDER [transformers]
 
-Every function whose name begins with ``idiom_`` is called, and ``FOLDER/checks.json`` says what
-came of it: nothing, or a traceback. With "transformers" the classes are those of transformers
+Every function whose name begins with ``idiom_`` is called, and ``FOLDER/checks.json`` has its
+outcome: null, or a traceback. With "transformers" the classes are those of transformers
 4.57.6, on which these scripts were tried (``TF_USE_LEGACY_KERAS=1``); else they are this project's.
 """
 

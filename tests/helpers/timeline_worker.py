@@ -1,4 +1,4 @@
-"""Hold the loss of a timeline against that of the reference model: CHECKPOINT PICTURES."""
+"""Compare the loss of a timeline with that of the reference model: CHECKPOINT IMAGES."""
 
 import sys
 from pathlib import Path

@@ -27,7 +27,7 @@ FLAGS = Flags(num_attention_heads=4)
 
 @pytest.fixture(autouse=True)
 def acme(monkeypatch):
-    """Register the layout for one test, in the one place where layouts are registered."""
+    """Register the layout for one test, in the only registry of layouts."""
     namespace = {}
     exec(EXAMPLE.search(PAGE.read_text(encoding="utf-8"))[1], namespace)
     layouts = {**LAYOUTS, "acme": namespace["ACME"]}

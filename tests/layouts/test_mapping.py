@@ -175,7 +175,7 @@ def test_official_key_lists_match_in_name_shape_and_order(golden, kind, size):
     canonical = dict(_canonical_shapes(reading, shapes))
     rules = LAYOUTS["facebook"].table_for(task).expand(canonical)
     assert list(external_shapes(rules, canonical).items()) == list(shapes.items())
-    pooling = {"facebook", "keras", "timm", "mmpretrain"}  # the others have no place for fc_norm
+    pooling = {"facebook", "keras", "timm", "mmpretrain"}  # the others cannot store fc_norm
     for layout in LAYOUTS.values():
         holds = any(task in table.tasks for table in layout.tables)
         if not holds or (kind == "finetuned" and layout.name not in pooling):
@@ -191,7 +191,7 @@ def _canonical_shapes(reading, shapes):
 
 
 def test_keras_table_matches_the_file_written_by_keras(golden):
-    """``tests/reference_models/test_reference_keras.py`` holds the models to the same list."""
+    """``reference_models/test_reference_keras.py`` checks the models against the same list."""
     frozen = json.loads((golden.parent / "keras_weight_paths.json").read_text())
     config = ViTMAEConfig.from_dict(frozen["config"])
     tasks = {

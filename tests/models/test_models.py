@@ -62,7 +62,7 @@ def model_of(task, **options):
     return ours.from_pretrained(path, **options)
 
 
-# --- the examples of transformers' documentation, in our own words ---
+# --- the examples like those of transformers' documentation ---
 
 
 def test_the_documented_encoder_example():
@@ -165,7 +165,7 @@ def test_other_sizes_give_the_same_result_as_a_conversion_with_image_size(task, 
         model(**inputs)
 
 
-# --- transformers' model tests, written anew ---
+# --- model tests like those of transformers ---
 
 
 def test_outputs_by_attribute_index_tuple_and_dictionary(task):

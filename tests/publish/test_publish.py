@@ -1,4 +1,4 @@
-"""Publishing to a Hub, by its real client: what is sent, what is refused, what the card says."""
+"""Publishing to a Hub, by its real client: what is sent, what is refused, and the model card."""
 
 import io
 import json
@@ -289,7 +289,7 @@ def test_licence_is_required_and_never_assumed(hub, command, model):
 
 
 def with_source(model, **fields):
-    """Let the record say more of the source; the certificate covers the record."""
+    """Add fields about the source to the record; the certificate covers the record."""
     record = json.loads((model / "conversion.json").read_text())
     record["source"] |= fields
     (model / "conversion.json").write_text(json.dumps(record))
@@ -346,7 +346,7 @@ def test_copies_of_official_weights_keep_their_licence_regardless_of_their_card(
 
 def test_pull_request_is_opened_once_and_then_updated(hub, command, model, monkeypatch):
     hub.state.put(REPO, {"config.json": b"{}"})
-    for number in range(4):  # pages of pull requests that are none of ours
+    for number in range(4):  # pages of pull requests of others
         repository = hub.state.repositories[REPO]
         hub.state.open_pull_request(repository, repository.refs["main"], f"{number}", "", "other")
     monkeypatch.setenv("HF_TOKEN", "hf_other")

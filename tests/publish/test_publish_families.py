@@ -75,7 +75,7 @@ def test_card_is_specific_to_the_family(hub, command, model, family):
         assert wrong not in text, wrong
     if family == "videomae":
         return
-    # The example runs as it stands.
+    # The example runs unchanged.
     (code,) = re.findall(r"### PyTorch\n\n```python\n(.*?)```", text, re.DOTALL)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

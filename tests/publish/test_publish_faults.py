@@ -1,4 +1,4 @@
-"""Publishing when something goes wrong: whole or not at all, once, and it is said what to do."""
+"""Publishing with errors: completely or not at all, once, and with instructions."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ FILES = {"model.safetensors", "config.json", "preprocessor_config.json", "conver
 
 @pytest.fixture(scope="module")
 def converted(case, run, tmp_path_factory):
-    """A model directory; faults do not ask whether it was verified."""
+    """A model directory; it does not have to be verified for these tests."""
     target, pretrain = tmp_path_factory.mktemp("converted") / "model", case("pretrain_tiny")
     result = run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
     assert result.status == 0, result.err
@@ -79,7 +79,7 @@ def test_temporary_hub_error_is_retried(hub, send, converted, name):
     assert_published_once(hub, converted)
 
 
-# For a download's headers the client asks once more at once, and waits only after that.
+# The client repeats the request for a download's headers immediately, and waits only after that.
 @pytest.mark.parametrize(
     "name", ["the account", "what goes where", "an upload", "the commit", "a download"]
 )
@@ -117,7 +117,7 @@ def test_commit_is_not_made_twice_if_the_response_is_lost(hub, send, converted, 
 
 
 def test_delayed_commit_is_not_made_twice(hub, send, converted, monkeypatch):
-    """The answer is an error, the commit is made while we wait, and then found."""
+    """The response is an error, the commit is made during the delay, and then found."""
     hub.fail("POST .*/commit/", "status", status=504)
     waits = []
 
@@ -295,7 +295,7 @@ def test_a_slow_hub_is_waited_for(hub, send, converted):
 
 @pytest.fixture
 def process(hub, converted, tmp_path):
-    """Start the command in a process of its own; what the client says, it says in full."""
+    """Start the command in its own process, with the complete log of the client."""
     hub.state.accounts[TOKEN] = Account("someone")
     hub.state.create(REPO)
     environment = {
@@ -379,7 +379,7 @@ def test_xet_transfer_works_and_is_not_disabled(hub, process, converted):
 
 
 def test_settings_of_the_client_are_not_changed():
-    """Whoever publishes has the client as it is: this program sets nothing in its environment."""
+    """Publishing uses the client as configured: the program does not set its environment."""
     import mae_convert
 
     for path in Path(mae_convert.__file__).parent.rglob("*.py"):

@@ -49,5 +49,5 @@ def test_full_size_weights_are_published_and_downloaded_with_bounded_memory(
     assert status == 0
     with capsys.disabled():
         print(f"\n{way}: at most {sent / 1e6:.0f} MB to publish, {got / 1e6:.0f} MB to get")
-    # What hf_xet holds in flight it derives from the machine's memory.
+    # hf_xet derives the size of its buffers from the machine's memory.
     assert way == "xet" or max(sent, got) < BUDGET

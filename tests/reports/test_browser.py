@@ -18,7 +18,7 @@ LEAST_CONTRAST = 4.5  # of text, WCAG 2 level AA
 
 
 def sweep_page():
-    """Return the page of a sweep with all that can stand in a row, and long names."""
+    """Return the page of a sweep with every kind of row, and long names."""
     result = Row(
         "0", "/data/a-long-name-of-a-folder/run/checkpoint-0.pth", layout="transformers-tf",
         target="/data/out/" + "checkpoint-with-a-long-name-" * 3, verdict="PASSED and proven",
@@ -104,7 +104,7 @@ def test_the_table_of_a_sweep_is_sorted_and_filtered(pages):
 
 
 def test_faults_of_a_page_are_detected():
-    """The look at a page would find what the tests above say is not there."""
+    """The browser check detects the faults whose absence the tests above assert."""
     bad = (
         '<html style="color-scheme: light dark"><body style="color: #777">faint'
         '<div style="width: 1500px">wide</div><script>nothing.here</script></body></html>'

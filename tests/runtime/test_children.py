@@ -88,7 +88,7 @@ def stages(folder):
 
 
 def left_behind(folder):
-    """Return what lies in a folder, but for the sockets of Python's multiprocessing."""
+    """Return the entries of a folder except the sockets of Python's multiprocessing."""
     return sorted(p.name for p in Path(folder).iterdir() if not p.name.startswith("pymp-"))
 
 

@@ -1,4 +1,4 @@
-"""Code that is not this project's as a runner: the user's own, and stand-ins for the authors'."""
+"""External code as a runner: the user's own, and substitutes for the authors' code."""
 
 import json
 import sys
@@ -318,8 +318,8 @@ def test_a_keras_model_is_run_too(encoder, tmp_path):
     assert "keras" in verdict.witnesses[2]["versions"]
 
 
-# A stand-in for timm and one for a clone of the authors' repository. They have in common with the
-# real ones the names, the arguments, and what current versions of NumPy and timm no longer have.
+# Substitutes for timm and for a clone of the authors' repository. They share with the real ones the
+# names, the arguments, and features that current versions of NumPy and timm have removed.
 TIMM = """
 from torch import nn
 from reference_models.configuration import BlockConfig
@@ -377,7 +377,7 @@ class MaskedAutoencoderViT(ViTMAEForPreTraining):
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone that this computer has, and a timm from whose old places modules have moved."""
+    """A local clone, and a version of timm that has moved modules."""
     for path, text in {
         "libraries/timm/__init__.py": "",
         "libraries/timm/layers.py": "def to_2tuple(x):\n    return (x, x)\n",

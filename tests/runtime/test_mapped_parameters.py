@@ -54,7 +54,7 @@ def test_tensors_stored_unchanged_are_memory_mapped(weights, tmp_path, original_
     mapped, copied = load_model(weights, **HEADS), load_model(weights, mmap=False, **HEADS)
     assert {mapped_from(value) for value in mapped.state_dict().values()} == {str(weights)}
     assert {mapped_from(value) for value in copied.state_dict().values()} == {None}
-    # torch.save writes to the file in place; as for torch.load, mapping has to be asked for.
+    # torch.save writes to the file in place; as for torch.load, mapping has to be requested.
     checkpoint = shutil.copy(ORIGINAL, tmp_path / "checkpoint.pth")
     unasked, asked = load_model(checkpoint, **HEADS), load_model(checkpoint, mmap=True, **HEADS)
     assert mapped_from(unasked.cls_token) is None

@@ -1,4 +1,4 @@
-"""A run is native where the library of a format reads the original bytes; else it says why not."""
+"""A run is native if the library of a format reads the original bytes; else it reports why not."""
 
 import zipfile
 from dataclasses import replace

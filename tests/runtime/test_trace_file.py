@@ -29,7 +29,7 @@ def trace(certified):
 
 @pytest.fixture
 def compared(command, trace, tmp_path):
-    """Change a trace, compare it with another, and return what the command says."""
+    """Change a trace, compare it with another, and return the output of the command."""
 
     def compare(*changes, metadata=None, both=False):
         """Change the second trace; by two functions the one and the other; or both alike."""
@@ -111,7 +111,7 @@ def test_two_traces_without_tensors_do_not_pass(compared):
 
 
 def test_one_huge_value_does_not_hide_differences(compared):
-    """With the relative L2 distance alone, 3e15 in one place hides a difference of 185."""
+    """With the relative L2 distance alone, 3e15 in one position hides a difference of 185."""
     name = "float64/tap/encoder.blocks.1.output"
 
     def with_outlier(more):

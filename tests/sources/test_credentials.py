@@ -23,7 +23,7 @@ ADDRESS = f"memory://user:{SECRET}@bucket/model"
 
 @pytest.fixture
 def stored():
-    """The demonstration's checkpoint at an address that holds a password."""
+    """The demonstration's checkpoint at an address that contains a password."""
     system, path = storage.filesystem(f"{ADDRESS}.pth")
     system.pipe(path, DEMO.read_bytes())
     yield f"{ADDRESS}.pth"

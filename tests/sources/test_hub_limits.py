@@ -1,4 +1,4 @@
-"""What a server may ask of us: answers of the wrong kind or without an end, and waits."""
+"""Limits for servers: malformed and endless responses, and delays."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ TOKEN = "tokenThatIsEchoed"
 
 
 class RefusalError(Exception):
-    """What the client raises for an answer with a status of 400 or more."""
+    """The exception of the client for a response with a status of 400 or more."""
 
     def __init__(self, headers=None, status=503):
         super().__init__("busy")
@@ -62,7 +62,7 @@ def test_total_delay_has_a_limit():
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A server that answers every request alike, for the real client. Yields what it answers."""
+    """A server with one response for every request of the real client. Yields the response."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
@@ -199,7 +199,7 @@ def test_a_token_that_a_server_echoes_is_not_repeated(server, caplog, status, wh
 
 
 def test_neither_logs_nor_tracebacks_of_the_command_line_contain_the_token(server, command, capfd):
-    """The client's own log and an error that nobody foresaw go through the same function."""
+    """The client's own log and an unexpected error go through the same function."""
     from mae_convert.cli.streams import print_unexpected
 
     before = logging.getLogRecordFactory()

@@ -1,4 +1,4 @@
-"""The local Hub of the tests answers the client as the Hub does: what no command asks for, too."""
+"""The local Hub of the tests responds as the Hub does, also to requests that no command sends."""
 
 import pytest
 from hub_state import Account

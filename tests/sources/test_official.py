@@ -230,7 +230,7 @@ def test_a_download_that_was_killed_is_resumed_by_the_next_run(
     assert command("download", NAME).status == 0
     asked = [seen.headers for seen in hub.seen[before:] if "GET /static" in seen.line]
     assert [headers.get("Range") for headers in asked] == ["bytes=50000-"]
-    # Had the file changed meanwhile, the whole would have been sent.
+    # If the file had changed, the whole file would have been sent.
     assert "If-Range" in asked[0]
 
 

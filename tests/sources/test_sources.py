@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub: what is downloaded, checked, recorded, and said when it fails."""
+"""Checkpoints from the Hub: downloads, checks, records, and messages of failures."""
 
 import pytest
 from hub_state import Account
@@ -24,7 +24,7 @@ def model(case, run, tmp_path_factory):
 
 @pytest.fixture
 def repository(hub, model):
-    """The same model on the Hub, among files that are none of ours."""
+    """The same model on the Hub, among other files."""
     files = {path.name: path for path in model.iterdir()}
     hub.state.put(REPO, {**files, "README.md": b"# theirs\n", "optimizer.pt": b"large"})
     return hub.state.repositories[REPO]
@@ -227,7 +227,7 @@ TROUBLES = {
 def test_download_resumes_after_an_error(hub, command, repository, monkeypatch, name):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept of a broken answer
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # the unit that is kept
     pattern, kind, options = TROUBLES[name]
     hub.fail(pattern, kind, **options)
     result = command("inspect", f"hf://{REPO}", "--json")

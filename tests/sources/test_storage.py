@@ -25,7 +25,7 @@ from mae_convert.sweep.run_job import run_job
 
 @pytest.fixture
 def memory():
-    """A file system in memory, as fsspec has it, that fails when told to."""
+    """The in-memory file system of fsspec, which fails on request."""
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return MemoryFileSystem()
@@ -33,7 +33,7 @@ def memory():
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """What waits for a server that is out of order says how long, and does not wait."""
+    """Record the delays before retries instead of waiting."""
     waited = []
     monkeypatch.setattr(storage_retry.time, "sleep", waited.append)
     return waited

@@ -26,7 +26,7 @@ def memory():
 
 @pytest.fixture
 def models(tmp_path):
-    """Return two models, of the same names and sizes but for one file: what each file holds."""
+    """Return the file contents of two models; all names and all sizes but one are equal."""
     files = ("config.json", "conversion.json", "model.safetensors")
     models = {
         owner: {name: random.Random(owner + name).randbytes(300) for name in files}
@@ -54,7 +54,7 @@ def before_each_operation(monkeypatch, hook):
 
 @pytest.fixture
 def published(monkeypatch, models):
-    """List the runs that said that storage holds their model, in this order; each was right."""
+    """List the runs that reported success, in this order; storage contained their model."""
     order, original = [], storage_upload.version_of
 
     def version_of(url):
@@ -75,7 +75,7 @@ def outcome_of(folder):
 
 
 def state():
-    """Return the files of the model that storage holds, and the other names there."""
+    """Return the files of the model in storage, and the other names there."""
     files = {path: file.getvalue() for path, file in MemoryFileSystem.store.items()}
     model = {p.rpartition("/")[2]: data for p, data in files.items() if "/model/" in p}
     return model, [path for path in files if "/model/" not in path]

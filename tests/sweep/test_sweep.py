@@ -296,7 +296,7 @@ def test_full_disk_is_reported(runs):
 
 
 def test_configuration_is_part_of_the_identity_of_a_checkpoint(runs):
-    """Weights alone do not tell: another epsilon is another function."""
+    """Weights alone are not sufficient: another epsilon is another function."""
     (job,) = jobs(runs, 1)
     row = run_job(job, 1)
     config = Path(job.target) / "config.json"
@@ -447,7 +447,7 @@ def test_conversions_of_a_sweep_import_no_framework_and_nothing_in_each_process(
 
 
 def test_ray_is_given_the_resources_of_a_job():
-    """As its scheduler is told: cores, a GPU for who uses one, no more memory than a node has."""
+    """The requested resources: cores, a GPU if used, no more memory than a node has."""
     asked = []
 
     class Ray:

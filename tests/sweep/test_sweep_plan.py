@@ -1,4 +1,4 @@
-"""Plans: what they may say, and that a wrong one is refused by line and field before any work."""
+"""Plans: valid fields, and invalid plans are refused by line and field before any work."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from mae_convert.sweep.results import Results
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder with three checkpoints that nobody opens."""
+    """A folder with three checkpoints that are not opened."""
     folder = tmp_path / "runs"
     folder.mkdir()
     for epoch in (0, 20, 100):

@@ -1,4 +1,4 @@
-"""Text from outside made safe for each kind of output; numbers, sizes and counts in words."""
+"""External text is escaped for each kind of output; numbers, sizes and counts are formatted."""
 
 import re
 from pathlib import Path
@@ -223,7 +223,7 @@ ONE_PLACE = {
 
 @pytest.mark.parametrize("pattern", ONE_PLACE)
 def test_text_is_escaped_and_printed_by_a_few_modules_only(pattern):
-    """Whoever adds another place adds it here, and to the tests of hostile text."""
+    """New call sites have to be added here, and to the tests of hostile text."""
     import mae_convert
 
     package = Path(mae_convert.__file__).parent

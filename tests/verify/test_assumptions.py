@@ -1,4 +1,4 @@
-"""An assumption that changes the function stands in the verdict; a proof does not rest on it."""
+"""An assumption that changes the function is listed in the verdict and prevents a proof."""
 
 import dataclasses
 import json
@@ -263,7 +263,7 @@ def test_encoder_does_not_require_fields_of_the_omitted_decoder(case, tmp_path, 
     encoder = open_checkpoint(source, heads, task="encoder")
     execute(plan_conversion(encoder, tmp_path / "encoder", "transformers", task="encoder"))
     written = json.loads((tmp_path / "encoder" / "config.json").read_text())
-    # No placeholder: what the configuration of an encoder says of a decoder that is not there.
+    # Not a placeholder: decoder fields in the configuration of an encoder.
     assert (written["num_attention_heads"], written["decoder_num_attention_heads"]) == (4, 16)
     assert load_model(source, task="encoder", num_attention_heads=4).config.hidden_size
     assert load_model(source, num_labels=3, num_attention_heads=4).head.weight.shape[0] == 3

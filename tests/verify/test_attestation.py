@@ -134,7 +134,7 @@ def test_every_file_that_is_changed_or_gone_fails(signed, tmp_path):
 @pytest.mark.parametrize("name", ["source", "target", "steps", "passed", "proven", "assumptions",
                                   "environment", "_type", "predicateType", "subject"])  # fmt: skip
 def test_signed_statement_with_other_content_fails(signed, name):
-    """By whoever has the key: the signature is then valid, and what it is of is not."""
+    """Signed with the correct key: the signature is valid, and its content is not."""
     folder, private, public = signed
     path = folder / STATEMENT
     changed = json.loads(path.read_text())
@@ -189,7 +189,7 @@ def test_a_certificate_that_may_not_sign_or_is_of_another_key_is_refused(signed,
 
 @needs_package
 def test_files_not_covered_by_the_signature_fail(signed):
-    """A statement that was added afterwards is not signed, whatever it says."""
+    """A statement that was added afterwards is not signed, whatever it contains."""
     folder, private, public = signed
     text = (folder / STATEMENT).read_text()
     (folder / STATEMENT).unlink()

@@ -74,7 +74,7 @@ def test_it_is_replayed_elsewhere_without_the_source(command, copy):
 
 
 def test_certificate_without_the_source_is_not_a_proof(command, copy):
-    """Whoever writes a certificate can put B's own weights into it under A's name and hash."""
+    """The author of a certificate can put B's own weights into it under A's name and hash."""
     result = command("verify", copy, "--framework-a", "torch", "--require-proof")
     assert result.status == 1
     assert "NOT PROVEN" in result.out
@@ -342,7 +342,7 @@ def other_bytes(path):
 
 
 def test_weights_that_are_replaced_while_they_are_verified_are_not_certified(pair, monkeypatch):
-    """What was opened is run and judged; what has its name by then gets no certificate."""
+    """The opened files are run and verified; files that replaced them get no certificate."""
     source, target = pair
     path = target.container.weights_file
 

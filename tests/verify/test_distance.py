@@ -1,4 +1,4 @@
-"""How far apart two results are said to be: also where squares overflow, or few values dominate."""
+"""The distance of two results, also if squares overflow or a few values dominate."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Models of other families, or for other numbers of frames: told apart in words, nothing is run."""
+"""Models of other families or numbers of frames are reported as different without a run."""
 
 import pytest
 from paths import GOLDEN

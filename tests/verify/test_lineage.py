@@ -1,4 +1,4 @@
-"""Lineage: weights, encoders and declared steps are recomputed; a record is said to be one."""
+"""Lineage: weights, encoders and declared steps are recomputed; use of a record is reported."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def lineage(command):
 
 
 def changed(path, target, name, change):
-    """Write the file of a directory anew, with a tensor changed; the record is left as it was."""
+    """Write the file of a directory again, with a tensor changed; the record is unchanged."""
     shutil.copytree(path, target)
     opened = open_checkpoint(path).container
     tensors = {n: t.load().copy() for n, t in opened.tensors.items()}

@@ -1,4 +1,4 @@
-"""The judge is judged: faults put into one side must be caught, by tensors, by traces, or by both.
+"""The verification is tested: faults in one side must be detected, by tensors, traces or both.
 
 Every mutant is run by the PyTorch reference in this process, on the golden pre-training model. A
 forward pass is blind to some faults (what only enters as a sum, a consistent permutation), and so
@@ -348,7 +348,7 @@ CONFIGURATIONS = {
     "normalised pixels": {"norm_pix_loss": True},
     "mask ratio": {"mask_ratio": 0.5},
 }
-# What only the configuration tells: the outputs have both losses, and masking is made equal.
+# Only the configuration shows these: the outputs have both losses, and masking is made equal.
 FLAGS_ONLY = {"normalised pixels", "mask ratio"}
 
 

@@ -1,4 +1,4 @@
-"""Libraries' own classes as witnesses, other modes, other masks: one function all the same."""
+"""Libraries' own classes as runners, other modes, other masks: always the same function."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_transformers_classes_are_a_further_runner(source, work):
 
 
 def test_directory_that_only_the_library_reads_differently_is_detected(source, work, tmp_path):
-    """The witness goes by the directory's own config.json, whatever our reader makes of it."""
+    """The runner uses the directory's own config.json, independent of our reader."""
     import json
     import shutil
 
@@ -78,7 +78,7 @@ def test_every_task_has_transformers_as_a_runner(case, tmp_path, command, name):
 
 @pytest.mark.parametrize("name", ["encoder_tiny", "finetune_gap_tiny", "finetune_cls_tiny"])
 def test_timm_model_is_a_runner(case, tmp_path, command, name):
-    """Where timm is installed: it pulls a CUDA build of PyTorch, and is no part of the tests."""
+    """Only if timm is installed: it requires a CUDA build of PyTorch and is not a dependency."""
     pytest.importorskip("timm")
     source = case(name)
     command("convert", source.checkpoint, tmp_path / "timm", "--to", "timm", *source.heads)

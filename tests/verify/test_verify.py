@@ -236,7 +236,7 @@ def test_heads_that_differ_are_the_verdict_and_a_flag_is_about_the_file_that_lac
 
 
 def test_results_that_are_not_compared_are_reported(command, work, tmp_path):
-    """An encoder without a word about its decoder: the common part is equal, the rest is named."""
+    """An encoder without a record of its decoder: the common part is equal, the rest is named."""
     command(
         "convert", work / "pt", tmp_path / "encoder", "--to", "transformers", "--task", "encoder"
     )
@@ -266,7 +266,7 @@ def test_two_names_of_one_activation_are_one_function(command, work, tmp_path):
 
 
 def test_attention_with_large_logits_passes(command, case, work, tmp_path):
-    """Large logits make every side less precise in float32, whoever computes them."""
+    """Large logits make every side less precise in float32, in every implementation."""
     from mae_convert.formats import LazyTensor, open_container, write_file
 
     def sharper(tensor):

@@ -24,7 +24,7 @@ WIDE = ViTMAEConfig(image_size=(96, 224))
 
 
 def kept(noise, count):
-    """The places of the patches that a model keeps, as a boolean (N, L)."""
+    """The positions of the patches that a model keeps, as a boolean (N, L)."""
     ranks = np.argsort(np.argsort(noise, axis=1), axis=1)
     return ranks < count
 

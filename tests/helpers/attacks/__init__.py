@@ -1,4 +1,4 @@
-"""The corpus of hostile files, of which each module holds a part."""
+"""The corpus of malicious files, of which each module contains a part."""
 
 from attacks import advisories, hdf5, passed_over, pickled, plain, zipped
 from attacks.corpus import ATTACKS, Attack

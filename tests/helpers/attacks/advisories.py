@@ -1,7 +1,7 @@
 """Published ways past picklescan, fickling and modelscan, and into Keras and PyTorch, by advisory.
 
-Each pickle stands as the epoch beside good weights, where nothing needs its value. It is refused
-all the same, because the name by which it runs code is one of which no settings are made.
+Each pickle is stored as the epoch beside valid weights, where its value is not needed. It is
+refused nevertheless, because the name by which it runs code is not one of a class of settings.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Tensors hidden behind objects that are passed over, and harmless objects beside the weights.
+"""Tensors inside objects that are skipped, and harmless objects beside the weights.
 
-In each file an object is of a class that is not read. Where the weights are inside it, or where it
-was handed them and so could have changed them, the file is refused; where it only stands beside
-them, the weights are read as they are.
+In each file an object is of a class that is not read. If the weights are inside the object, or if
+it received them as arguments and so could have changed them, the file is refused; if it is only
+stored beside them, the weights are read unchanged.
 """
 
 import struct
@@ -41,7 +41,7 @@ def mapping(**items: bytes) -> bytes:
 
 
 def memoised(index: int, value: bytes) -> bytes:
-    """Return a value that is remembered; `get(place)` is the same object."""
+    """Return a value that is memoized; `get(place)` is the same object."""
     return value + b"q" + bytes([index])
 
 
@@ -103,7 +103,7 @@ INSIDE = {
     + b"0"
     + get(OTHER),
 }
-"""What stands in place of the state dict."""
+"""The object instead of the state dict."""
 
 AMONG = {
     "made by a function": FUNCTION + tensor("1") + b"\x85R",

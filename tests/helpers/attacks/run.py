@@ -38,7 +38,7 @@ CREDENTIALS = tuple(
 
 
 class _Watch:
-    """Notes what Python says is being done, by audit events (PEP 578), while it is told to."""
+    """Records Python's audit events (PEP 578) while it is active."""
 
     def __init__(self) -> None:
         self.folder: str | None = None

@@ -78,10 +78,10 @@ def grouped() -> Iterator[tuple[str, Attack]]:
 
 
 def scanned(name: str, python: str, paths: list[str]) -> tuple[str, Mapping[str, str]]:
-    """Return the version of a scanner and its answer to each file.
+    """Return the version of a scanner and its result for each file.
 
-    An answer is "flagged", "passed", or "not read" where the scanner fails or finds nothing that
-    it reads.
+    A result is "flagged", "passed", or "not read" if the scanner fails or finds nothing that
+    it can read.
     """
     program = f"NAME = {name!r}\n{PROGRAMS[name]}{LOOP}"
     process = subprocess.run(
@@ -135,7 +135,7 @@ def main() -> int:
 
 
 def table(files: list[tuple[str, Attack, str]], answers: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the answers in Markdown, one line for each row."""
+    """Return the results in Markdown, one line for each row."""
     rows: dict[str, list[str]] = {}
     for row, _, path in files:
         rows.setdefault(row, []).append(path)
@@ -147,7 +147,7 @@ def table(files: list[tuple[str, Attack, str]], answers: Mapping[str, Mapping[st
 
 
 def counted(answers: list[str]) -> str:
-    """Return the answers to several files: "61 flagged, 2 passed"."""
+    """Return the results of several files: "61 flagged, 2 passed"."""
     counts = Counter(answers)
     if len(answers) == 1:
         return answers[0]

@@ -45,7 +45,7 @@ def at(signature: bytes, number: int, offset: int, kind: str, value: int) -> Cal
     return change
 
 
-# Which field of which header says what.
+# The offsets of the fields in each header.
 FIELDS = {
     "a record that is encrypted": at(CENTRAL, 1, 8, "<H", 1),
     "a record that is encrypted by its own header": at(LOCAL, 1, 6, "<H", 1),

@@ -11,8 +11,8 @@ class CodeFault:
         name: as in ``code_pytorch`` and ``code_keras``.
         model: which of ``models.MODELS`` shows it.
         keys: kinds of hypotheses that name it (see ``mae_convert.diagnose``), if any.
-        words: what a sentence that names the cause must hold. With neither keys nor words there
-            is none: such a fault is caught, and counts as not named.
+        words: what a sentence that names the cause must contain. Without keys and words there is
+            no such sentence: the fault has to be detected, and counts as not named.
     """
 
     name: str
@@ -22,8 +22,8 @@ class CodeFault:
 
 
 def faults_of(model: str, key: str, *names: str) -> list[CodeFault]:
-    """Return faults of one kind; where what the code does is the same as what a changed tensor
-    would do, several keys are right, and a comma stands between them."""
+    """Return faults of one kind; if a changed tensor would have the same effect as the code,
+    several keys are correct, separated by commas."""
     return [CodeFault(name, model, tuple(key.split(", "))) for name in names]
 
 

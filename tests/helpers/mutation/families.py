@@ -1,6 +1,6 @@
 """The population of the families of video models: their small models, and faults of their own.
 
-Faults in tables, and what is judged, are those of `mutation.population`.
+Faults in tables, and the compared results, are those of `mutation.population`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +115,7 @@ def _channels_first(colours: int, array: np.ndarray) -> np.ndarray:
 
 
 def _transposed_grids(array: np.ndarray, config: Any) -> Iterator[tuple[str, Callable]]:
-    """Yield the table with times and places, or rows and columns, in another order."""
+    """Yield the table with frames and positions, or rows and columns, in another order."""
     time, rows, columns = config.grid_shape
     first = array.shape[1] - time * rows * columns
     if first not in (0, 1):

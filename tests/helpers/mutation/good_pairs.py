@@ -22,7 +22,7 @@ from reference_models.configuration import ACTIVATIONS, ViTMAEConfig
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16,
           "bfloat16": ml_dtypes.bfloat16}  # fmt: skip
 # Logits grow with its square, to some hundreds. Beyond, attention of this kind is ill-conditioned
-# in float32: two keys that are nearly as good change places, whoever computes it.
+# in float32: two nearly equal keys change order in every implementation.
 SHARPEST = 8
 TARGETS = ("transformers", "transformers-tf", "keras")
 
@@ -133,7 +133,7 @@ def pixels_of(design: Design, pixels: np.ndarray) -> np.ndarray:
 
 
 def layout_of(design: Design, source: Checkpoint) -> str:
-    """Return the layout of the target: the one of the design, or keras, which holds every model."""
+    """Return the layout of the target: that of the design, or keras, which fits every model."""
     layout = LAYOUTS[design.layout]
     fits = layout.refusal(source.configuration.model, source.task) is None
     half = design.dtype == "bfloat16" and design.layout != "transformers"

@@ -43,7 +43,7 @@ class Mutant:
         b: the run of the target.
         changed_tensors: canonical tensors of which the first suspect is to be one.
         keys: the kinds of cause that are right; empty where no sentence is expected.
-        words: what the sentence must hold.
+        words: what the sentence must contain.
         blind: why no forward pass sees it, or None.
         refused: what refuses it before anything runs, or None.
     """
@@ -173,7 +173,7 @@ class Population:
                         self._guarded(way, fault.name, model, layout.name, table, fault.table)
                         for model in models
                     )
-                    # A row that this model has no use for is no fault; another model may use it.
+                    # A row that this model does not use is not a fault; another model may use it.
                     yield from islice((m for m in mutants if m.refused or m.changed_tensors), 1)
         yield from self._unwitnessed(number)
 
@@ -201,7 +201,7 @@ class Population:
                       self._changed_tensors(target, right), blind=blind)  # fmt: skip
 
     def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
-        """Return how a faulty table is used such that the forward pass can tell."""
+        """Return how a faulty table is used such that the forward pass shows the fault."""
         written = self.family.layouts[layout].table_for(table.tasks[0]) is table
         native = self.family.native_loaders
         if (table.name, "tensorflow") in native and written and tensorflow:
@@ -211,7 +211,7 @@ class Population:
         return self._read
 
     def _guarded(self, way: Callable, name: str, model: str, *rest: Any) -> Mutant:
-        """Return a mutant, or one that says what refused to make it."""
+        """Return a mutant, or one with the error that prevented it."""
         label = f"{name} [{way.__name__.strip('_').replace('_', ' ')}]"
         try:
             return replace(way(model, *rest), name=label, kind="tables")

@@ -20,7 +20,7 @@ COMPARED = ("norm_pix_loss", "mask_ratio", "image_mean", "image_std")
 
 @dataclass(frozen=True)
 class Repaired:
-    """What became of one fault.
+    """The outcome of the repair of one fault.
 
     Attributes:
         mutant: the fault.

@@ -1,4 +1,4 @@
-"""Count outcomes, and print the score as a table that the README holds."""
+"""Count outcomes, and print the score as a table for the documentation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Score:
 
     Attributes:
         kind: of fault.
-        total: faults that were run and judged.
+        total: faults that were run and verified.
         judged: faults whose verdict fails; the others pass without being proven.
         refused: faults that are refused before anything runs.
         caught: of the total.
@@ -93,7 +93,7 @@ def share(part: int, whole: int) -> str:
 
 
 def remarks(outcomes: Sequence[Outcome], *, causes: bool = True) -> Iterator[str]:
-    """Yield what the table does not tell: what no forward pass sees, and what went wrong.
+    """Yield remarks to the table: faults that no forward pass shows, and errors.
 
     Args:
         outcomes: all outcomes.

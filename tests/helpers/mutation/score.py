@@ -1,4 +1,4 @@
-"""Run the population, judge and explain every pair, and count."""
+"""Run the population, verify and explain every pair, and count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Outcome:
         by_traces: whether it is by traces alone.
         named: whether the right cause is named.
         reproduced: whether the explanation leaves nothing.
-        causes: what was said.
+        causes: the reported causes.
         signs: what the traces alone show.
     """
 
@@ -70,7 +70,7 @@ def _key(run: Run) -> tuple:
 
 
 def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
-    """Judge and explain one pair."""
+    """Verify and explain one pair."""
     assert isinstance(a, Trace), a
     if isinstance(b, str):  # the framework refuses the file
         return Outcome(mutant, frozenset({"refused"}), causes=(b,))

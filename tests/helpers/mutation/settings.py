@@ -1,4 +1,4 @@
-"""Faults in configurations: a field that says something else than the source's."""
+"""Faults in configurations: a field that differs from the source's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -93,7 +93,7 @@ def _rows(rows: Rows) -> Iterator[tuple[RowPosition, Row]]:
 
 
 def _pairs(rows: Rows) -> Iterator[tuple[RowPosition, tuple[Row, Row]]]:
-    """Yield rows that stand one after the other and have the same transform."""
+    """Yield consecutive rows that have the same transform."""
     for (location, first), (after, second) in zip(_rows(rows), list(_rows(rows))[1:], strict=False):
         together = (location[0] == after[0]) == (location[1] is not None)
         alike = len(braces(first.canonical)) == len(braces(second.canonical))
@@ -146,7 +146,7 @@ def _faulty(row: Row) -> Iterator[tuple[str, Rows]]:
 
 
 def _transposed(row: Row) -> Iterator[tuple[str, Rows]]:
-    """Yield the row with its weights transposed, and its biases, which stand beside them, not."""
+    """Yield the row with its weights transposed, and its biases unchanged."""
     if row.canonical.endswith(".weight"):
         yield "transposed", (replace(row, transform=Permute((1, 0))),)
     elif row.canonical.endswith(".{weight,bias}") and row.external.endswith(".{weight,bias}"):

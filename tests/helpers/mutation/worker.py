@@ -1,7 +1,7 @@
 """Run many jobs in one child process, each with a fault in the code if one is named.
 
-python worker.py FRAMEWORK LIST.json: the list holds pairs of a job's file and a fault or null. What
-a job fails with is written beside its trace, as TRACE.error.
+python worker.py FRAMEWORK LIST.json: the list contains pairs of a job's file and a fault or null.
+The error of a failed job is written beside its trace, as TRACE.error.
 """
 
 import json
