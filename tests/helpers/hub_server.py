@@ -1,7 +1,7 @@
 """A Hugging Face Hub on the loopback interface, for the real client: protocol, permissions, faults.
 
-It supports the requests of `huggingface_hub` 2.4: accounts, repositories, preupload, LFS (in one part
-or several, with verification), commits and pull requests, listings, downloads with ETags, ranges
+It supports the requests of `huggingface_hub` 2.4: accounts, repositories, preupload, LFS (in one or
+several parts, with verification), commits and pull requests, listings, downloads with ETags, ranges
 and redirects to another host, and tokens for Xet storage. A test specifies the faults in advance.
 """
 
