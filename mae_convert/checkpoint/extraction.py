@@ -529,6 +529,6 @@ def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> s
     return (
         f"the file contains a complete {least.task} model of the {reading.layout.name} "
         f"layout{where}, but also {' and '.join(kinds)}: without these tensors the model would "
-        f"compute another function, and no supported layout can hold them ({unexpected}); use the "
+        f"compute another function, and no supported layout can store them ({unexpected}); use the "
         "model with the program that wrote it, or train without this component"
     )

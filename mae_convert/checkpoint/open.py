@@ -165,7 +165,7 @@ def _check_class_position(
         raise LayoutError(
             f"{rule.external} has {patches + 1} rows{grid} and therefore no row for the class "
             "token: this is a timm model created with no_embed_class=True, which no supported "
-            "layout can hold",
+            "layout can store",
             hint=(
                 "to get the same function with a row for the class token, use "
                 "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",

@@ -139,12 +139,12 @@ def check_plausible(path: Path, contents: Contents) -> None:
     """
     if not contents.tensors:
         raise CheckpointError(
-            path, " holds no tensors", hint="specify a file that contains weights"
+            path, " contains no tensors", hint="specify a file that contains weights"
         )
     if len(contents.tensors) > LARGEST_COUNT:
         raise CheckpointError(
             path,
-            f" holds {len(contents.tensors)} tensors, which is more than any Masked Autoencoder "
+            f" contains {len(contents.tensors)} tensors, which is more than any Masked Autoencoder "
             "has",
             hint="specify a checkpoint of a Masked Autoencoder",
         )

@@ -82,7 +82,7 @@ def _find_in(directory: Path) -> Path:
         names = ", ".join(path.name for path in candidates[:8])
         raise CheckpointError(
             directory,
-            f" holds {len(candidates)} weight files ({names}{', …' * (len(candidates) > 8)})",
+            f" contains {len(candidates)} weight files ({names}{', …' * (len(candidates) > 8)})",
             hint=f"specify the file itself, for example {candidates[0]}",
         )
     if candidates:
@@ -105,7 +105,7 @@ def _find_in(directory: Path) -> Path:
         )
     names_of_weights = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
     raise CheckpointError(
-        directory, f" holds no weights; looked for {names_of_weights}", hint="name the file"
+        directory, f" contains no weights; looked for {names_of_weights}", hint="name the file"
     )
 
 
@@ -123,8 +123,7 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
     if any(path.name.startswith("zero_") for path in parts):
         raise CheckpointError(
             directory,
-            " is a DeepSpeed ZeRO-3 checkpoint, in which every process holds a shard of every "
-            "tensor",
+            " is a DeepSpeed ZeRO-3 checkpoint, in which every process has a shard of every tensor",
             hint=f"join them with `python zero_to_fp32.py {directory.parent} OUT --tag"
             f" {directory.name}`, a program that DeepSpeed has written to {directory.parent},"
             " and convert OUT",

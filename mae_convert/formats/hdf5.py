@@ -104,7 +104,7 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
     if stored is None or dtype not in READABLE:
         raise CheckpointError(
             file.path,
-            f" holds {shown(name)} as {dtype or 'something else than numbers'}, which is not a"
+            f" contains {shown(name)} as {dtype or 'something else than numbers'}, which is not a"
             " tensor that is read",
             hint="write it as float32 first",
         )

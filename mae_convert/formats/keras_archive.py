@@ -94,8 +94,8 @@ def _read_config(archive: Archive) -> dict[str, Any]:
             raise whole_model(archive.path, json.dumps(config), None)
         raise CheckpointError(
             archive.path,
-            f" holds a Keras model of class {shown(of)}, and only .keras files of reference_models "
-            "and KerasHub can be read",
+            f" contains a Keras model of class {shown(of)}, and only .keras files of "
+            "reference_models and KerasHub can be read",
             hint="write its weights with model.save_weights('model.weights.h5')",
         )
     return config

@@ -126,7 +126,7 @@ def _read_head(archive: Archive, name: str) -> _Head:
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
             raise CheckpointError(
                 archive.path,
-                f" holds {shown(name)} as {shown(descr)}, which is not an array of numbers (a"
+                f" contains {shown(name)} as {shown(descr)}, which is not an array of numbers (a"
                 " bfloat16 loses its type in .npz, an object is a pickle)",
                 hint="write it as float32",
             )
@@ -139,7 +139,7 @@ def _lazy(archive: Archive, name: str) -> LazyTensor:
     native = dtype.newbyteorder("=")
     if native not in NUMPY_DTYPES:
         raise CheckpointError(
-            archive.path, f" holds {shown(name)} as {dtype}", hint="write it as float32"
+            archive.path, f" contains {shown(name)} as {dtype}", hint="write it as float32"
         )
     size = head.begins + math.prod(shape) * dtype.itemsize
     if archive.size(f"{name}{SUFFIX}") != size:

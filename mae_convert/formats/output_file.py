@@ -296,17 +296,17 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
         impossible = not 0 < len(name) <= LONGEST_NAME or "\0" in name or not _is_text(name)
         if impossible or name in form.reserved:
             raise OutputError(
-                target, f" cannot hold a tensor named {name[:100]!r}", hint="rename it"
+                target, f" cannot store a tensor named {name[:100]!r}", hint="rename it"
             )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise OutputError(target, f" cannot hold two tensors named {twice}", hint="rename one")
+        raise OutputError(target, f" cannot store two tensors named {twice}", hint="rename one")
     if form.has_groups:
         _check_paths(target, kind, names)
     for tensor in tensors:
         if str(tensor.dtype) not in form.dtypes:
             raise OutputError(
-                f"{target} cannot hold {tensor.name} as {tensor.dtype}",
+                f"{target} cannot store {tensor.name} as {tensor.dtype}",
                 hint=("choose another dtype, for example ", Option("dtype", "float32")),
                 path=target,
             )
@@ -317,13 +317,13 @@ def _check_paths(target: Path, kind: str, names: Sequence[str]) -> None:
     for name in names:
         parts = name.split("/")
         if any(part in ("", ".") for part in parts) or (kind == TF_H5 and len(parts) < 2):
-            raise OutputError(target, f" cannot hold a tensor named {name!r}", hint="rename it")
+            raise OutputError(target, f" cannot store a tensor named {name!r}", hint="rename it")
         groups.update("/".join(parts[:length]) for length in range(1, len(parts)))
     both = groups.intersection(names)
     if both or (kind == TF_H5 and "top_level_model_weights" in groups):
         name = min(both, default="top_level_model_weights")
         raise OutputError(
-            target, f" cannot hold {name} as a tensor and as a group", hint="rename one"
+            target, f" cannot store {name} as a tensor and as a group", hint="rename one"
         )
 
 

@@ -51,7 +51,7 @@ def bin_layout(
     """
     if config is not None or conversion is not None:
         raise OutputError(
-            "a .bin file cannot hold a configuration", hint="write it to files beside it"
+            "a .bin file cannot store a configuration", hint="write it to files beside it"
         )
     return _checkpoint(_model(tensors), tensors)
 

@@ -132,7 +132,9 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
         raise damaged(path, f"the entry of {shown(name)} is not {', '.join(FIELDS)}")
     if code not in CODES:
         raise CheckpointError(
-            path, f" holds {shown(name)} as {shown(code)}, which is not read", hint="cast it before"
+            path,
+            f" contains {shown(name)} as {shown(code)}, which is not read",
+            hint="cast it before",
         )
     dtype = CODES[code]
     if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:

@@ -55,11 +55,11 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     for name, shard in shards.items():
         if shard.wrapper is not None:
             raise CheckpointError(
-                f"{index.with_name(name)} holds tensors under the key {shown(shard.wrapper)}, but "
-                "a shard must have them at the top level",
+                f"{index.with_name(name)} contains tensors under the key {shown(shard.wrapper)}, "
+                "but a shard must have them at the top level",
                 hint="write the model again with save_pretrained",
             )
-        _check_holds(index, name, set(shard.tensors), by_file[name])
+        _check_tensors_of_shard(index, name, set(shard.tensors), by_file[name])
     if sum(map(len, by_file.values())) != len(set().union(*by_file.values())):
         raise CheckpointError(f"{index} lists a tensor in two shards", hint="download it again")
     first = next(iter(shards.values()))
@@ -100,10 +100,12 @@ def _without_scope(name: str) -> str:
     return name.partition("/")[2]
 
 
-def _check_holds(index: Path, shard: str, present: set[str], listed_names: set[str]) -> None:
+def _check_tensors_of_shard(
+    index: Path, shard: str, present: set[str], listed_names: set[str]
+) -> None:
     absent, surplus = sorted(listed_names - present), sorted(present - listed_names)
     if absent or surplus:
-        what = f"lacks {shown(absent[0])}" if absent else f"holds {shown(surplus[0])} too"
+        what = f"lacks {shown(absent[0])}" if absent else f"contains {shown(surplus[0])} too"
         raise CheckpointError(
             f"{index} and {shown(shard)} do not belong together: the shard {what}",
             hint="download both again",

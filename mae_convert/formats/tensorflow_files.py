@@ -115,9 +115,9 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
         return None
     return CheckpointError(
         path,
-        f" holds the weights of a functional Keras model (of layers {_listed(layers)}); two lines "
-        "of Python, in the program that has the model, write the weights of the layer that is the "
-        f"MAE: `model.load_weights({str(path)!r})` and "
+        f" contains the weights of a functional Keras model (of layers {_listed(layers)}); two "
+        "lines of Python, in the program that has the model, write the weights of the layer that is "
+        f"the MAE: `model.load_weights({str(path)!r})` and "
         f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 

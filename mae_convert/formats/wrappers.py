@@ -215,8 +215,8 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
         if FLAT.fullmatch(name):
             raise CheckpointError(
                 path,
-                f" holds flat FSDP parameters ({shown(name)}), in which the tensors cannot be told"
-                " apart",
+                f" contains flat FSDP parameters ({shown(name)}), in which the tensors cannot be"
+                " told apart",
                 hint=GATHER,
             )
 

@@ -138,7 +138,7 @@ class Table:
                 ]
         covered = {name for rule in rules for name in rule.canonicals}
         if missing := sorted(required - covered):
-            raise LayoutError(f"{self.name} cannot hold {listed(missing)}")
+            raise LayoutError(f"{self.name} cannot store {listed(missing)}")
         if partial := sorted(covered - required):
             raise LayoutError(f"{self.name} needs {listed(partial)} too")
         return rules

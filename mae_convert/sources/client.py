@@ -21,7 +21,7 @@ from mae_convert.errors import HubError, MaeConvertError, MissingRequirementErro
 from mae_convert.sources.limits import (
     LONGEST_WAIT,
     limit_session,
-    limits_on_answers,
+    limits_on_responses,
     requested_wait,
 )
 from mae_convert.text import for_terminal
@@ -196,14 +196,14 @@ def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 
     try:
-        with limits_on_answers():
+        with limits_on_responses():
             yield
     except MaeConvertError:
         raise
     except (AttributeError, IndexError, TypeError, RecursionError) as error:
         if not _was_raised_by_client(error):
             raise
-        raise unexpected_answer(what, server) from cause_without_secrets(error)
+        raise unexpected_response(what, server) from cause_without_secrets(error)
     except (
         connection_errors(),
         EntryNotFoundError,
@@ -240,16 +240,16 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
             "or set HF_HOME to another directory"
         )
     elif isinstance(error, JSONDecodeError | KeyError):
-        return unexpected_answer(what, server)
+        return unexpected_response(what, server)
     else:
         kind, sentence = HubError, f"{what}: {_in_short(error)}"
     return kind(sentence)
 
 
-def unexpected_answer(what: str, server: str = "the Hub") -> MissingRequirementError:
+def unexpected_response(what: str, server: str = "the Hub") -> MissingRequirementError:
     """Return the error for a response that does not have the Hub's format."""
     return MissingRequirementError(
-        f"{what}: {server} sent an unexpected answer",
+        f"{what}: {server} sent an unexpected response",
         hint="check HF_ENDPOINT, and whether a proxy or a login page intercepts the connection",
     )
 
@@ -269,10 +269,10 @@ def account_of(api: "HfApi") -> str:
     Raises:
         MissingRequirementError: the Hub's response has no name.
     """
-    answer: Any = patiently(api.whoami)
-    name = answer.get("name") if isinstance(answer, dict) else None
+    response: Any = patiently(api.whoami)
+    name = response.get("name") if isinstance(response, dict) else None
     if not isinstance(name, str) or not name:
-        raise unexpected_answer("the account of the token")
+        raise unexpected_response("the account of the token")
     return name
 
 

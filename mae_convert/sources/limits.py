@@ -1,8 +1,8 @@
 """Limits on responses of servers to the Hub's client: on their size, and on requested waits.
 
 The client reads a response of the Hub's API completely before it parses it, and waits as long as
-the server requests. The limits apply to calls of mae-convert within `limits_on_answers`, and not to
-other calls in the same process, which use the same session of the client.
+the server requests. The limits apply to calls of mae-convert within `limits_on_responses`, and not
+to other calls in the same process, which use the same session of the client.
 """
 
 import itertools
@@ -18,41 +18,41 @@ from typing import Any
 from mae_convert.errors import MissingRequirementError
 
 LONGEST_WAIT = 300  # seconds; for a longer wait an error is raised
-LONGEST_ANSWER = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
+LONGEST_RESPONSE = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
 LONGEST_TIME = 120.0  # seconds that a response of the API may take
-MOST_ANSWERS = 5000  # of the API, for the calls in one block; listings have several pages
+MOST_RESPONSES = 5000  # of the API, for the calls in one block; listings have several pages
 REDIRECT = 300  # responses with this status or a higher one, and of the API, are read completely
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
-_ANSWERS: ContextVar[Iterator[int] | None] = ContextVar("answers with page numbers", default=None)
+_RESPONSES: ContextVar[Iterator[int] | None] = ContextVar("number of responses", default=None)
 
 
 @contextmanager
-def limits_on_answers() -> Iterator[None]:
+def limits_on_responses() -> Iterator[None]:
     """Apply the limits to the calls within this block."""
-    token = _ANSWERS.set(itertools.count(1))
+    token = _RESPONSES.set(itertools.count(1))
     try:
         yield
     finally:
-        _ANSWERS.reset(token)
+        _RESPONSES.reset(token)
 
 
 def limit_session(session: Any) -> None:
     """Let a session of the client check each response before it is read."""
     hooks = session.event_hooks
-    if check_answer not in hooks["response"]:
-        session.event_hooks = {**hooks, "response": [*hooks["response"], check_answer]}
+    if check_response not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], check_response]}
 
 
-def check_answer(response: Any) -> None:
+def check_response(response: Any) -> None:
     """Check a response whose headers were received.
 
     Raises:
         MissingRequirementError: the server requests a too long wait, or the response or the pages
             of a listing exceed the limits.
     """
-    if (numbers := _ANSWERS.get()) is None:
+    if (numbers := _RESPONSES.get()) is None:
         return
     where = f"{response.request.method} {response.request.url.path}"
     wait = requested_wait(response.headers)
@@ -62,10 +62,10 @@ def check_answer(response: Any) -> None:
             hint="run the same command again later",
         )
     is_api = API.search(response.request.url.path)
-    if is_api and next(numbers) > MOST_ANSWERS:
+    if is_api and next(numbers) > MOST_RESPONSES:
         raise MissingRequirementError(
             (
-                f"the server has answered {MOST_ANSWERS} times and still announces further pages "
+                f"the server has sent {MOST_RESPONSES} responses and still announces further pages "
                 f"({where})"
             ),
             hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
@@ -79,10 +79,10 @@ def _read(response: Any, where: str) -> None:
     end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
     for piece in response.iter_bytes():
         size += len(piece)
-        if size > LONGEST_ANSWER or time.monotonic() > end:
+        if size > LONGEST_RESPONSE or time.monotonic() > end:
             raise MissingRequirementError(
-                f"the server's answer does not end ({where}: {size} bytes received; the limits are "
-                f"{LONGEST_ANSWER} bytes and {LONGEST_TIME:.0f} s)",
+                f"the server's response does not end ({where}: {size} bytes received; the limits are "
+                f"{LONGEST_RESPONSE} bytes and {LONGEST_TIME:.0f} s)",
                 hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
             )
         pieces.append(piece)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.layouts.table import listed
-from mae_convert.sources.client import is_unreachable, patiently, unexpected_answer
+from mae_convert.sources.client import is_unreachable, patiently, unexpected_response
 from mae_convert.sources.reference import HubReference
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def entries_of(info: "ModelInfo") -> dict[str, Entry]:
         MissingRequirementError: the response is not a valid listing.
     """
     if any(not _is_file(sibling) for sibling in info.siblings or ()):
-        raise unexpected_answer("the repository's files")
+        raise unexpected_response("the repository's files")
     return {
         sibling.rfilename: Entry(
             sibling.size, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id

@@ -47,7 +47,7 @@ def flags_of(case):
 def test_round_trip_gives_the_same_bits_in_the_same_order(case, tmp_path, name, layout):
     source = open_checkpoint(case(name).checkpoint, flags_of(case(name)))
     if not can_hold(layout, source):
-        pytest.skip(f"{layout} cannot hold {name}, which is refused below")
+        pytest.skip(f"{layout} cannot store {name}, which is refused below")
     there, back = target_for(layout, tmp_path), tmp_path / "back.pth"
     execute(plan_conversion(source, there, layout))
     # No flags the second time: the file stores what its tensors do not determine.

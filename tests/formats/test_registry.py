@@ -34,7 +34,7 @@ def test_dtypes_and_reserved_names_are_those_of_the_modules():
 def test_dtypes_that_numpy_lacks_are_refused_where_it_writes(tmp_path, kind, dtype):
     """One of them has the kind "f" of NumPy's own."""
     tensor = LazyTensor.from_array("a", np.zeros(2, torch_types.TORCH_DTYPES[dtype]))
-    with pytest.raises(OutputError, match=f"cannot hold a as {dtype}"):
+    with pytest.raises(OutputError, match=f"cannot store a as {dtype}"):
         write_file(tmp_path / "x", kind, [tensor])
 
 

@@ -171,7 +171,7 @@ SPOILED = {
         "00002-of-00003",
     ),
     "a tensor is missing": (change_part(lambda arrays: arrays.pop("z")), "lacks z"),
-    "a tensor too many": (change_part(lambda arrays: arrays.update(q=np.ones(2))), "holds q too"),
+    "an unlisted tensor": (change_part(lambda a: a.update(q=np.ones(2))), "contains q too"),
     "in another part": (moved_to("model-00002-of-00003.safetensors"), "do not belong together"),
     "out of the directory": (outside, "outside the directory"),
     "an absolute path": (moved_to("/etc/passwd"), "outside the directory"),

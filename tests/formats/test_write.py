@@ -61,7 +61,7 @@ NAMES = st.lists(PART, min_size=1, max_size=3).map("/".join)
 def many_tensors(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
     kind = draw(st.sampled_from(KINDS))
     names = draw(st.lists(NAMES, max_size=6, unique=True))
-    # `.../leaf` keeps a name from being a group of another, which HDF5 cannot hold.
+    # `.../leaf` keeps a name from being a group of another, which HDF5 cannot store.
     shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
     arrays = {
         f"{name}/leaf:{number}": sequence(
@@ -230,7 +230,7 @@ def test_the_names_of_the_largest_model_need_no_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["tf_h5", "keras_h5", "npz"])
 def test_formats_without_bfloat16_refuse_it(tmp_path: Path, kind: str) -> None:
     half = LazyTensor.from_array("a/b", np.zeros(2, ml_dtypes.bfloat16))
-    with pytest.raises(OutputError, match=r'cannot hold a/b as bfloat16.*dtype="float32"'):
+    with pytest.raises(OutputError, match=r'cannot store a/b as bfloat16.*dtype="float32"'):
         write_file(tmp_path / "x", kind, [half])
     assert not any(tmp_path.iterdir())
 

@@ -98,7 +98,7 @@ def test_braces_expand_to_names_in_order():
 
 
 def test_a_canonical_name_without_a_row_is_an_error():
-    with pytest.raises(LayoutError, match=r"cannot hold head\.norm"):
+    with pytest.raises(LayoutError, match=r"cannot store head\.norm"):
         LAYOUTS["transformers"].table_for("classify").expand(["head.norm.weight"])
 
 

@@ -114,18 +114,18 @@ def ask_who():
 )  # fmt: skip
 def test_an_account_without_a_name_is_an_error_in_one_sentence(server, body):
     server["body"] = body.encode()
-    with pytest.raises(MissingRequirementError, match="sent an unexpected answer"):
+    with pytest.raises(MissingRequirementError, match="sent an unexpected response"):
         ask_who()
 
 
-@pytest.mark.parametrize("answer", [[], None, "x", {"siblings": 7}, {"siblings": [[]]},
+@pytest.mark.parametrize("response", [[], None, "x", {"siblings": 7}, {"siblings": [[]]},
                                     {"id": "a/b", "siblings": [{"rfilename": 7}]}])  # fmt: skip
-def test_a_repository_of_another_form_is_an_error_in_one_sentence(server, answer):
+def test_a_repository_of_another_form_is_an_error_in_one_sentence(server, response):
     from mae_convert.sources.snapshot import entries_of
 
-    server["body"] = json.dumps(answer).encode()
+    server["body"] = json.dumps(response).encode()
     with (
-        pytest.raises(MissingRequirementError, match="sent an unexpected answer"),
+        pytest.raises(MissingRequirementError, match="sent an unexpected response"),
         speaking("someone/my-mae"),
     ):
         entries_of(client().model_info("someone/my-mae"))
@@ -136,7 +136,7 @@ def test_our_own_errors_are_not_reported_as_server_errors():
         len(7)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("limit", "value"), [("LONGEST_ANSWER", 100_000), ("LONGEST_TIME", 0.2)])
+@pytest.mark.parametrize(("limit", "value"), [("LONGEST_RESPONSE", 100_000), ("LONGEST_TIME", 0.2)])
 @pytest.mark.parametrize("status", [200, 404])
 def test_endless_response_is_aborted(server, monkeypatch, limit, value, status):
     monkeypatch.setattr(hub_limits, limit, value)
@@ -148,7 +148,7 @@ def test_endless_response_is_aborted(server, monkeypatch, limit, value, status):
 def test_endless_compressed_response_is_aborted(server, monkeypatch):
     import gzip
 
-    monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr(hub_limits, "LONGEST_RESPONSE", 1 << 20)
     server.update(headers={"Content-Encoding": "gzip"}, body=gzip.compress(b" " * (8 << 20)))
     with pytest.raises(MissingRequirementError, match="does not end"):
         ask_who()
@@ -169,13 +169,13 @@ def test_the_client_too_waits_no_longer_than_the_limit(server, headers):
 def test_limits_do_not_apply_to_other_users_of_the_client(server, monkeypatch):
     from huggingface_hub import get_session
 
-    monkeypatch.setattr(hub_limits, "LONGEST_ANSWER", 2)
+    monkeypatch.setattr(hub_limits, "LONGEST_RESPONSE", 2)
     server["body"] = b'{"name": "someone"}'
     api = client()
     assert get_session().get(f"{api.endpoint}/api/whoami-v2").json() == {"name": "someone"}
     with pytest.raises(MissingRequirementError, match="does not end"):
         ask_who()
-    assert get_session().event_hooks["response"].count(hub_limits.check_answer) == 1
+    assert get_session().event_hooks["response"].count(hub_limits.check_response) == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_an_error_without_secrets_keeps_its_cause(server):
 
 
 def test_endless_paginated_listing_is_aborted(server, monkeypatch):
-    monkeypatch.setattr(hub_limits, "MOST_ANSWERS", 5)
+    monkeypatch.setattr(hub_limits, "MOST_RESPONSES", 5)
     api = client()
     address = f"{api.endpoint}/api/models/someone/my-mae/commits/main?p=1"
     server.update(headers={"Link": f'<{address}>; rel="next"'}, body=b"[]")

@@ -149,8 +149,8 @@ def _checked(
     text = name.decode()
     if not hard:
         raise CheckpointError(
-            f"{structure.file.path} holds {shown(f'{path}/{text}'.lstrip('/'))} as an external or "
-            "soft link, which is not followed",
+            f"{structure.file.path} contains {shown(f'{path}/{text}'.lstrip('/'))} as an external "
+            "or soft link, which is not followed",
             hint="write a file that contains the weights themselves",
         )
     if not text or text == "." or "/" in text or "\0" in text:
