@@ -116,8 +116,8 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
     return CheckpointError(
         path,
         f" contains the weights of a functional Keras model (of layers {_listed(layers)}); two "
-        "lines of Python, in the program that has the model, write the weights of the layer that is "
-        f"the MAE: `model.load_weights({str(path)!r})` and "
+        "lines of Python, in the program that has the model, write the weights of the layer that "
+        f"is the MAE: `model.load_weights({str(path)!r})` and "
         f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 

@@ -81,8 +81,8 @@ def _read(response: Any, where: str) -> None:
         size += len(piece)
         if size > LONGEST_RESPONSE or time.monotonic() > end:
             raise MissingRequirementError(
-                f"the server's response does not end ({where}: {size} bytes received; the limits are "
-                f"{LONGEST_RESPONSE} bytes and {LONGEST_TIME:.0f} s)",
+                f"the server's response does not end ({where}: {size} bytes received; the limits "
+                f"are {LONGEST_RESPONSE} bytes and {LONGEST_TIME:.0f} s)",
                 hint="check HF_ENDPOINT, and whether a proxy intercepts the connection",
             )
         pieces.append(piece)
