@@ -33,9 +33,9 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def image_folder(tmp_path_factory):
     """Three images of smooth colours, of different sizes, one of them grey."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("image_folder")
     (folder / "more").mkdir()
     for number, (width, height) in enumerate([(60, 40), (48, 70), (200, 36)]):
         x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
@@ -47,16 +47,16 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def run(pictures, output, *flags):
-    pretrain.main([str(pictures), str(output), *TINY, *flags])
+def run(image_folder, output, *flags):
+    pretrain.main([str(image_folder), str(output), *TINY, *flags])
     return pretrain.read_checkpoint(output / "checkpoint.pth")
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory):
+def trained(image_folder, tmp_path_factory):
     """The output folder of an uninterrupted run."""
     output = tmp_path_factory.mktemp("trained")
-    run(pictures, output)
+    run(image_folder, output)
     return output
 
 
@@ -149,7 +149,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 # --------------------------------------------------------------- interrupted, continued, further
 
 
-def test_resumed_equals_uninterrupted(pictures, trained, tmp_path, monkeypatch):
+def test_resumed_equals_uninterrupted(image_folder, trained, tmp_path, monkeypatch):
     steps = pretrain.compute_loss
     calls = []
 
@@ -161,40 +161,40 @@ def test_resumed_equals_uninterrupted(pictures, trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "compute_loss", interrupted)
     with pytest.raises(SystemExit) as stopped:
-        run(pictures, tmp_path)
+        run(image_folder, tmp_path)
     assert stopped.value.code == 130
     assert pretrain.read_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 1
     monkeypatch.undo()
 
-    resumed = run(pictures, tmp_path, "--resume")
+    resumed = run(image_folder, tmp_path, "--resume")
     whole = pretrain.read_checkpoint(trained / "checkpoint.pth")
     for part in ("model", "optimizer", "epoch", "scaler", "config"):
         assert_same(resumed[part], whole[part])
 
 
-def test_loading_in_other_processes_or_from_memory_changes_nothing(pictures, trained, tmp_path):
+def test_loading_in_other_processes_or_from_memory_changes_nothing(image_folder, trained, tmp_path):
     whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
-    other = run(pictures, tmp_path, "--num-workers", "2", "--in-memory")["model"]
+    other = run(image_folder, tmp_path, "--num-workers", "2", "--in-memory")["model"]
     assert_same(dict(other), dict(whole))
 
 
-def test_another_seed_changes_the_result(pictures, trained, tmp_path):
+def test_another_seed_changes_the_result(image_folder, trained, tmp_path):
     whole = pretrain.read_checkpoint(trained / "checkpoint.pth")["model"]
-    other = run(pictures, tmp_path, "--seed", "1")["model"]
+    other = run(image_folder, tmp_path, "--seed", "1")["model"]
     assert not torch.equal(other["decoder_pred.weight"], whole["decoder_pred.weight"])
 
 
-def test_accumulated_batches_make_one_large_batch(pictures, tmp_path):
-    large = run(pictures, tmp_path / "large")
-    summed = run(pictures, tmp_path / "summed", "--batch-size", "2", "--accum-iter", "2")
+def test_accumulated_batches_make_one_large_batch(image_folder, tmp_path):
+    large = run(image_folder, tmp_path / "large")
+    summed = run(image_folder, tmp_path / "summed", "--batch-size", "2", "--accum-iter", "2")
     assert_close(summed["model"], large["model"])
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
+def test_two_processes_make_one_large_batch(image_folder, trained, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(ROOT / "scripts" / "pretrain.py")]
-    command += [str(pictures), str(tmp_path), *TINY, "--batch-size", "1", "--accum-iter", "2"]
+    command += [str(image_folder), str(tmp_path), *TINY, "--batch-size", "1", "--accum-iter", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -203,11 +203,11 @@ def test_two_processes_make_one_large_batch(pictures, trained, tmp_path):
     assert_close(shared, whole)
 
 
-def test_further_training_starts_from_the_weights(pictures, trained, tmp_path):
+def test_further_training_starts_from_the_weights(image_folder, trained, tmp_path):
     # A rate of zero shows what training starts from. Sizes come from the file, not from flags.
     pretrain.main(
         [
-            *(str(pictures), str(tmp_path), "--init-from", str(trained / "weights.pth")),
+            *(str(image_folder), str(tmp_path), "--init-from", str(trained / "weights.pth")),
             *("--lr", "0", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2"),
         ]
     )
@@ -232,8 +232,8 @@ def test_an_encoder_alone_gets_a_new_decoder(trained, capsys):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_trains_float32_weights(pictures, tmp_path, precision):
-    checkpoint = run(pictures, tmp_path, "--precision", precision)
+def test_mixed_precision_trains_float32_weights(image_folder, tmp_path, precision):
+    checkpoint = run(image_folder, tmp_path, "--precision", precision)
     assert {value.dtype for value in checkpoint["model"].values()} == {torch.float32}
     assert bool(checkpoint["scaler"]) == (precision == "float16")
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
@@ -266,7 +266,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_learning_rate_scales_with_the_effective_batch_size():
-    args = pretrain.parse_arguments(["pictures", "output", "--blr", "1e-3"])
+    args = pretrain.parse_arguments(["image_folder", "output", "--blr", "1e-3"])
     complete = pretrain.complete_arguments(args, ViTMAEConfig(), 4096)
     assert complete.lr == pytest.approx(16e-3)
     assert complete.model == "mae_vit_base_patch16"
@@ -324,12 +324,12 @@ def test_epoch_covers_every_index_once():
         (("--lr", "1e30", "--resume", "--epochs", "6"), "the loss is"),
     ],
 )
-def test_invalid_calls_are_refused_in_one_sentence(pictures, trained, tmp_path, flags, message):
+def test_invalid_calls_are_refused_in_one_sentence(image_folder, trained, tmp_path, flags, message):
     output = tmp_path / "output"
     output.mkdir()
     (output / "checkpoint.pth").write_bytes((trained / "checkpoint.pth").read_bytes())
     with pytest.raises(SystemExit) as stopped:
-        run(pictures, output, *flags)
+        run(image_folder, output, *flags)
     assert message in stopped.value.code
 
 
@@ -361,8 +361,8 @@ def test_embedded_model_reconstructs_unseen_images(name):
     assert errors["model"][0] < 0.9 * min(others)
 
 
-def test_checkpoints_can_be_kept_for_a_timeline(pictures, tmp_path):
-    run(pictures, tmp_path, "--keep-every", "2", "--save-every", "4")
+def test_checkpoints_can_be_kept_for_a_timeline(image_folder, tmp_path):
+    run(image_folder, tmp_path, "--keep-every", "2", "--save-every", "4")
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*.pth"))
     assert names == ["checkpoint-2.pth", "checkpoint-4.pth"]
     remaining = pretrain.read_checkpoint(tmp_path / "checkpoint-4.pth")

@@ -66,9 +66,9 @@ def test_pixels_equal_those_of_the_transformers_processor(model, tmp_path, name)
     paths = images_in(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
     ours = load_images(paths, open_checkpoint(folder))
     real = ViTImageProcessorPil.from_pretrained(folder)
-    theirs = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
+    reference = real([Image.open(path).convert("RGB") for path in paths], return_tensors="np")
     assert ours.dtype == np.float32
-    assert np.array_equal(ours, theirs["pixel_values"])
+    assert np.array_equal(ours, reference["pixel_values"])
 
 
 def test_image_is_rotated_by_its_exif_orientation(tmp_path):

@@ -127,8 +127,8 @@ def with_zero_key_bias(state):
 def assert_same_weights(checkpoint, opened_plain):
     """Compare canonical tensors bit for bit: those of the checkpoint with the plain file's."""
     for name, tensor in checkpoint.tensors.items():
-        theirs = opened_plain.tensors[name].load()
-        assert tensor.load().tobytes() == theirs.tobytes(), name
+        reference = opened_plain.tensors[name].load()
+        assert tensor.load().tobytes() == reference.tobytes(), name
 
 
 BESIDE = {

@@ -317,9 +317,9 @@ class TestPreprocessing:
             "preprocessor_config.json, which differs from processor_config.json",
         )
         pixels = np.random.default_rng(0).integers(0, 256, (41, 67, 3), dtype=np.uint8)
-        theirs = ViTImageProcessorPil.from_pretrained(path)
-        assert theirs.do_normalize is False
-        expected = theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+        reference = ViTImageProcessorPil.from_pretrained(path)
+        assert reference.do_normalize is False
+        expected = reference(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
         assert np.array_equal(as_pixels(Image.fromarray(pixels), "it", checkpoint), expected)
         ours = MaeImageProcessor.from_pretrained(path)
         assert np.array_equal(ours(Image.fromarray(pixels))["pixel_values"][0], expected)

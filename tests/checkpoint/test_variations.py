@@ -233,11 +233,11 @@ def test_transformers_loads_the_written_shards(tmp_path, plain, pickled):
     ours = open_checkpoint(tmp_path / "m")
     assert diff(plain, ours).same
     assert set(report["sha256"]) == set(ours.container.tensors)
-    model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
-    assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
-    theirs = open_checkpoint(tmp_path / "theirs")
-    assert diff(plain, theirs).same
-    assert len(theirs.container.files) > 2
+    model.save_pretrained(tmp_path / "reference", max_shard_size="100KB")
+    assert (tmp_path / "reference" / "model.safetensors.index.json").is_file()
+    reference = open_checkpoint(tmp_path / "reference")
+    assert diff(plain, reference).same
+    assert len(reference.container.files) > 2
 
 
 def test_the_record_of_a_source_in_parts_has_the_hash_of_each(tmp_path, plain):

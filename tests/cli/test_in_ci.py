@@ -61,7 +61,7 @@ def test_assert_parity_compares_as_a_task_and_takes_options_by_their_names(pair)
         assert_parity(*pair, flags=FLAGS, num_heads=4)
 
 
-NOT_ASKED = {
+INVALID_ARGUMENTS = {
     "a typo": (
         {"gradient": True},
         TypeError,
@@ -89,9 +89,9 @@ NOT_ASKED = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_ASKED)
+@pytest.mark.parametrize("name", INVALID_ARGUMENTS)
 def test_assert_parity_refuses_invalid_arguments(pair, name):
-    options, kind, words = NOT_ASKED[name]
+    options, kind, words = INVALID_ARGUMENTS[name]
     with pytest.raises(kind, match=words):
         assert_parity(*pair, **{"flags": FLAGS, **options})
 

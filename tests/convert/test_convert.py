@@ -10,7 +10,14 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_models import arrays, assert_same_file, can_hold, target_for, told, write_original
+from small_models import (
+    arrays,
+    assert_same_file,
+    can_hold,
+    fields_of_task,
+    target_for,
+    write_original,
+)
 
 from mae_convert import load_model, save_model
 from mae_convert.checkpoint.diff import diff
@@ -109,7 +116,7 @@ def test_any_chain_of_layouts_preserves_bits_and_configuration(tmp_path, model):
     execute(plan_conversion(current, folder / "end.pth", "facebook"))
     assert_same_file(arrays(start), arrays(folder / "end.pth"))
     end = open_checkpoint(folder / "end.pth").configuration
-    assert told(end.model, task) == told(config, task)
+    assert fields_of_task(end.model, task) == fields_of_task(config, task)
 
 
 def test_decoder_is_dropped_only_on_request_and_reported(case, tmp_path):
@@ -257,10 +264,10 @@ def test_files_for_transformers_equal_those_of_version_4(golden, tmp_path, task)
     source = open_checkpoint(golden / f"transformers_tf_{task}_tiny")
     execute(plan_conversion(source, tmp_path / "pt", "transformers"))
     execute(plan_conversion(source, tmp_path / "tf", "transformers-tf"))
-    theirs = load_file(golden / f"transformers_tf_{task}_tiny_v4pt" / "model.safetensors")
+    reference = load_file(golden / f"transformers_tf_{task}_tiny_v4pt" / "model.safetensors")
     ours = load_file(tmp_path / "pt" / "model.safetensors")
-    assert set(theirs) == set(ours)
-    for name, array in theirs.items():
+    assert set(reference) == set(ours)
+    for name, array in reference.items():
         assert array.tobytes() == ours[name].tobytes(), name
     assert_same_file(
         arrays(golden / f"transformers_tf_{task}_tiny" / "tf_model.h5"),
@@ -269,12 +276,14 @@ def test_files_for_transformers_equal_those_of_version_4(golden, tmp_path, task)
     assert_same_config(golden / f"transformers_tf_{task}_tiny_v4pt", tmp_path / "pt")
 
 
-def assert_same_config(theirs, ours):
+def assert_same_config(reference, ours):
     """Every field that we write exists there; their other fields do not affect the function."""
-    theirs, ours = (json.loads((p / "config.json").read_text()) for p in (theirs, ours))
-    surplus = {k: v for k, v in theirs.items() if k not in ours}
-    assert {k: theirs[k] for k in ours if k in theirs} == {k: ours[k] for k in ours if k in theirs}
-    assert set(ours) <= set(theirs)
+    reference, ours = (json.loads((p / "config.json").read_text()) for p in (reference, ours))
+    surplus = {k: v for k, v in reference.items() if k not in ours}
+    assert {k: reference[k] for k in ours if k in reference} == {
+        k: ours[k] for k in ours if k in reference
+    }
+    assert set(ours) <= set(reference)
     assert set(surplus) <= {
         "dtype",
         "transformers_version",
@@ -302,18 +311,18 @@ def test_class_names_and_preprocessing_survive_conversion(golden, tmp_path, layo
     config["id2label"] = {str(number): name for number, name in enumerate(names)}
     config["label2id"] = {name: number for number, name in enumerate(names)}
     (folder / "config.json").write_text(json.dumps(config))
-    theirs = {"do_normalize": False, "rescale_factor": 1 / 127.5, "size": {"shortest_edge": 36}}
+    reference = {"do_normalize": False, "rescale_factor": 1 / 127.5, "size": {"shortest_edge": 36}}
     if layout == "timm":  # which always divides by 255 and normalises; others are refused
         cropped = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
-        theirs = {"resample": 2, "size": {"shortest_edge": 36}, **cropped}
-    (folder / "preprocessor_config.json").write_text(json.dumps(theirs))
+        reference = {"resample": 2, "size": {"shortest_edge": 36}, **cropped}
+    (folder / "preprocessor_config.json").write_text(json.dumps(reference))
     source, there = open_checkpoint(folder), target_for(layout, tmp_path)
     execute(plan_conversion(source, there, layout))
     execute(plan_conversion(open_checkpoint(there), tmp_path / "back", "transformers"))
     after = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (after["id2label"], after["label2id"]) == (config["id2label"], config["label2id"])
     processing = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
-    assert theirs.items() <= processing.items()
+    assert reference.items() <= processing.items()
     assert diff(source, open_checkpoint(tmp_path / "back")).same
 
 

@@ -81,7 +81,7 @@ def q_of(trace):
     return trace.arrays[f"float64/tap/{Q}"]
 
 
-def said(a, b, first=Q):
+def report_of(a, b, first=Q):
     return " / ".join(describe_trace_differences(a, b, first))
 
 
@@ -104,7 +104,7 @@ RELATIONS = {
 
 @pytest.mark.parametrize("sentence", RELATIONS)
 def test_relation_between_the_results_of_both_sides_is_reported(trace, sentence):
-    assert sentence in said(
+    assert sentence in report_of(
         trace, with_results(trace, encoder__blocks__0__q=RELATIONS[sentence](q_of(trace), trace))
     )
 
@@ -118,10 +118,10 @@ def test_different_epsilon_is_detected_without_weights(trace, eps):
         with_results(trace, encoder__blocks__0__q=normalised(x, e) @ weight.T + bias)
         for e in (1e-6, eps, 3e-6)
     )
-    assert f"with a layer norm epsilon of {eps:g}" in said(a, b)
-    assert "epsilon" not in said(a, other)
+    assert f"with a layer norm epsilon of {eps:g}" in report_of(a, b)
+    assert "epsilon" not in report_of(a, other)
     noise = 1e-7 * rng.standard_normal(x.shape)
-    assert "epsilon" not in said(a, with_results(trace, encoder__blocks__0__q=q_of(a) + noise))
+    assert "epsilon" not in report_of(a, with_results(trace, encoder__blocks__0__q=q_of(a) + noise))
 
 
 def test_related_masks_are_reported(trace):
@@ -134,7 +134,7 @@ def test_related_masks_are_reported(trace):
         "A's plus 3, modulo": {"ids_restore": (restore + 3) % 16},
     }
     for sentence, change in changes.items():
-        assert sentence in said(trace, with_results(trace, **change), "mask"), sentence
+        assert sentence in report_of(trace, with_results(trace, **change), "mask"), sentence
 
 
 def test_scaled_residual_sums_and_nondeterministic_runs_are_reported(trace):
@@ -144,9 +144,9 @@ def test_scaled_residual_sums_and_nondeterministic_runs_are_reported(trace):
     for output, sentence in ((scaled, "0.9 times attention plus 0.5 times the MLP"),
                              (scaled**2, "is not a sum of its block's input")):  # fmt: skip
         b = with_results(trace, encoder__blocks__0__output=output)
-        assert sentence in said(trace, b, "encoder.blocks.0.output")
+        assert sentence in report_of(trace, b, "encoder.blocks.0.output")
     once = with_results(trace, single=False, encoder__blocks__0__q=q_of(trace) * 1.1)
-    assert "B's two runs differ by 9.1e-02 at encoder.blocks.0.q" in said(trace, once)
+    assert "B's two runs differ by 9.1e-02 at encoder.blocks.0.q" in report_of(trace, once)
 
 
 def test_rounding_error_is_reported_in_units_of_narrower_dtypes(trace):
@@ -155,7 +155,7 @@ def test_rounding_error_is_reported_in_units_of_narrower_dtypes(trace):
     b = replace(trace, arrays={**arrays, f"float32/tap/{Q}": low})
     verdict = judge(trace, b)
     assert not verdict.passed
-    assert "units of float32" in said(trace, b, None)
+    assert "units of float32" in report_of(trace, b, None)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -169,8 +169,8 @@ def test_non_finite_values_on_both_sides_fail_and_are_located(trace, value, both
     assert not verdict.passed
     assert verdict.first_divergence == Q
     sentence = f"{Q} of B's float64 run has 1 values that are NaN or infinite, the first at index"
-    assert f"{sentence} (1, 3, 7)" in said(a, b)
-    assert ("of A's float64 run" in said(a, b)) == both
+    assert f"{sentence} (1, 3, 7)" in report_of(a, b)
+    assert ("of A's float64 run" in report_of(a, b)) == both
 
 
 def test_non_finite_values_in_float32_only_fail_and_are_located(trace):
@@ -178,14 +178,16 @@ def test_non_finite_values_in_float32_only_fail_and_are_located(trace):
     arrays["float32/logits"][0, 0, 0] = np.inf
     b = replace(trace, arrays=arrays)
     assert not judge(trace, b).passed
-    assert "logits of B's float32 run has 1 values" in said(trace, b, None)
+    assert "logits of B's float32 run has 1 values" in report_of(trace, b, None)
 
 
 def test_different_shape_fails_and_is_reported(trace):
     b = with_results(trace, logits=np.zeros((N, 17, 192)))
     verdict = judge(trace, b)
     assert verdict.first_divergence == "logits"
-    assert said(trace, b, "logits") == "logits has shape (2, 16, 192) in A and (2, 17, 192) in B"
+    assert (
+        report_of(trace, b, "logits") == "logits has shape (2, 16, 192) in A and (2, 17, 192) in B"
+    )
 
 
 @pytest.mark.parametrize("lost", [f"float64/tap/{Q}", f"float32/tap/{Q}", "float32/logits"])
@@ -194,7 +196,7 @@ def test_a_result_that_one_side_lacks_is_a_difference(trace, lost):
     assert any("q" in c.name or "logits" in c.name for c in judge(trace, b).failed())
     assert any("q" in c.name or "logits" in c.name for c in judge(b, trace).failed())
     if lost.startswith("float64"):
-        assert said(trace, b) == f"{Q} is missing in B"
+        assert report_of(trace, b) == f"{Q} is missing in B"
 
 
 BLAMED = {
@@ -220,7 +222,7 @@ def test_pattern_of_the_first_difference_identifies_its_tensor(trace, name):
     assert suspects_at("encoder.embedding", {"encoder.embedding"}, a, b)[0] == name
 
 
-HAPPENED = {
+CHANGES = {
     "is transposed": ("encoder.blocks.1.attention.v.weight", lambda x: x.T),
     "has its channels with the heads shifted forward by one": (
         "encoder.blocks.1.attention.q.bias", lambda x: np.roll(x, 8)),
@@ -249,11 +251,11 @@ HAPPENED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sentence", HAPPENED)
+@pytest.mark.parametrize("sentence", CHANGES)
 def test_change_of_a_tensor_is_described_if_it_can_be_shown(tmp_path, sentence):
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=True)
     a = write_original(tmp_path / "a.safetensors", CONFIG, "pretrain", tensors)
-    name, change = HAPPENED[sentence]
+    name, change = CHANGES[sentence]
     array = tensors["encoder.blocks.1.norm2.weight"] if change is None else change(tensors[name])
     changed = {**tensors, name: np.ascontiguousarray(array, np.float32)}
     b = write_original(tmp_path / "b.safetensors", CONFIG, "pretrain", changed)

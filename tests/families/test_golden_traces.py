@@ -83,9 +83,9 @@ def test_all_results_equal_those_of_the_original_programs(command, tmp_path, cas
             continue
         compared.add(stored)
         if kind == "f32":
-            theirs = distance(arrays[stored], arrays[f"f64/{name}"])
+            reference = distance(arrays[stored], arrays[f"f64/{name}"])
             own = distance(rounded[ours], arrays[f"f64/{name}"])
-            assert own <= 8 * max(theirs, 16 * UNIT_ROUNDOFF), name
+            assert own <= 8 * max(reference, 16 * UNIT_ROUNDOFF), name
         else:
             assert distance(exact[ours], arrays[stored]) <= limit, name
     rest = {n for n in arrays if n not in compared and "/tap/" not in n}

@@ -90,10 +90,10 @@ def test_written_file_equals_that_of_the_library(golden, case, tmp_path, name):
     source = open_checkpoint(case(origin).checkpoint, FLAGS)
     target = tmp_path / "written.safetensors"
     report = execute(plan_conversion(source, target, layout))
-    theirs = load_file(golden / name / "model.safetensors")
+    of_library = load_file(golden / name / "model.safetensors")
     ours = {n: t.load() for n, t in open_container(target).tensors.items()}
-    assert set(ours) == set(theirs)
-    for tensor, array in theirs.items():
+    assert set(ours) == set(of_library)
+    for tensor, array in of_library.items():
         assert array.tobytes() == ours[tensor].tobytes(), tensor
     assert set(report["created"]) == ({"backbone.mask_token"} if layout == "lightly" else set())
 
@@ -111,8 +111,8 @@ def test_the_newer_names_of_lightly_are_read(golden, tmp_path):
         name = name.replace("decoder.decoder_pred", "prediction_head")
         return name.replace("decoder.decoder_", "decoder.")
 
-    theirs = load_file(golden / "lightly_pretrain_tiny" / "model.safetensors")
-    save_file({newer(n): a for n, a in theirs.items()}, tmp_path / "new.safetensors")
+    of_library = load_file(golden / "lightly_pretrain_tiny" / "model.safetensors")
+    save_file({newer(n): a for n, a in of_library.items()}, tmp_path / "new.safetensors")
     old = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
     new = open_checkpoint(tmp_path / "new.safetensors", FLAGS)
     assert new.table.name == "lightly, names since 1.6"
@@ -123,10 +123,10 @@ def test_the_newer_names_of_lightly_are_read(golden, tmp_path):
 def test_the_older_names_of_torchvision_are_read(golden, tmp_path):
     from safetensors.numpy import save_file
 
-    theirs = load_file(golden / "torchvision_classifier_tiny" / "model.safetensors")
+    of_library = load_file(golden / "torchvision_classifier_tiny" / "model.safetensors")
     older = {
         n.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): a
-        for n, a in theirs.items()
+        for n, a in of_library.items()
     }
     save_file(older, tmp_path / "old.safetensors")
     assert open_checkpoint(tmp_path / "old.safetensors", FLAGS).layout.name == "torchvision"
@@ -198,8 +198,8 @@ class TestSynonyms:
     def test_container_selects_between_equivalent_layouts(self, golden, case, tmp_path):
         original = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
         assert (original.layout.name, original.synonyms) == ("facebook", ("timm",))
-        theirs = open_checkpoint(golden / "timm_encoder_tiny" / "model.safetensors", FLAGS)
-        assert (theirs.layout.name, theirs.synonyms) == ("timm", ("facebook",))
+        of_library = open_checkpoint(golden / "timm_encoder_tiny" / "model.safetensors", FLAGS)
+        assert (of_library.layout.name, of_library.synonyms) == ("timm", ("facebook",))
 
     def test_stored_configuration_takes_precedence_over_the_container(self, case, tmp_path):
         source = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)

@@ -180,6 +180,6 @@ def test_trace_equals_the_output_of_the_original(command, tmp_path, framework, l
     assert np.array_equal(trace["mask"], golden["mask"])
     pairs = {"last_hidden_state": "latent", "logits": "pred"}
     pairs |= {name: name for name in ("loss", "loss_norm_pix", "reconstruction")}
-    for ours, theirs in pairs.items():
-        exact = golden[f"f64/{theirs}"]
+    for ours, reference in pairs.items():
+        exact = golden[f"f64/{reference}"]
         assert np.linalg.norm(trace[f"float64/{ours}"] - exact) <= limit * np.linalg.norm(exact)

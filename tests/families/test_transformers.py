@@ -47,8 +47,8 @@ def test_the_real_class_loads_every_tensor_and_computes_the_same(converted):
         "encoder_tiny": [("last_hidden_state", "latent")],
         "finetune_cls_tiny": [("logits", "logits")],
     }[name]
-    for theirs, ours in names:
-        assert distance(results[theirs], golden[f"f64/{ours}"]) < FLOAT64_LIMIT, theirs
+    for reference, ours in names:
+        assert distance(results[reference], golden[f"f64/{ours}"]) < FLOAT64_LIMIT, reference
 
 
 def test_the_image_processor_loads(converted):

@@ -86,10 +86,10 @@ def test_a_damaged_file_is_explained_by_the_nearest_layout(tmp_path):
 @pytest.mark.parametrize("name", [PRETRAIN, FINE_TUNED])
 @pytest.mark.parametrize("version", ["v4", "v5"])
 def test_files_of_transformers_contain_the_same_model(name, version):
-    theirs = open_checkpoint(GOLDEN / f"{name}_{version}")
-    assert (theirs.family.name, theirs.layout.name) == ("videomae", "transformers")
-    assert theirs.unread == ()
-    difference = diff(replace_mask(original(name)), theirs)
+    reference = open_checkpoint(GOLDEN / f"{name}_{version}")
+    assert (reference.family.name, reference.layout.name) == ("videomae", "transformers")
+    assert reference.unread == ()
+    difference = diff(replace_mask(original(name)), reference)
     assert (difference.tensors, difference.configuration) == ((), {})
 
 
@@ -318,11 +318,11 @@ def test_traces_equal_the_outputs_of_the_original(command, tmp_path, framework, 
     source = GOLDEN / PRETRAIN / "checkpoint.pth"
     golden, trace = traced(command, source, tmp_path, PRETRAIN, framework, *PRETRAIN_OPTIONS)
     assert np.array_equal(trace["mask"], golden["mask"])
-    pairs = {f"float64/{ours}": f"f64/{theirs}" for ours, theirs in RESULTS.items()}
+    pairs = {f"float64/{ours}": f"f64/{reference}" for ours, reference in RESULTS.items()}
     taps = [name for name in golden if "/tap/" in name]
     pairs |= {f"float64/tap/{name.partition('/tap/')[2]}.output": name for name in taps}
-    for ours, theirs in pairs.items():
-        away = np.linalg.norm(trace[ours] - golden[theirs]) / np.linalg.norm(golden[theirs])
+    for ours, reference in pairs.items():
+        away = np.linalg.norm(trace[ours] - golden[reference]) / np.linalg.norm(golden[reference])
         assert away <= limit, ours
     source = GOLDEN / f"{FINE_TUNED}_v5"
     golden, trace = traced(command, source, tmp_path, FINE_TUNED, framework, "--overwrite")

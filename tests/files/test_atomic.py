@@ -285,14 +285,14 @@ def test_data_changed_by_the_disk_is_detected(
 ) -> None:
     read = draft.read_file
 
-    def spoil_and_read(path: Path):
+    def damage_and_read(path: Path):
         data = path.read_bytes()
         ones = np.full(1000, 1.0, np.float32).tobytes()
         assert ones in data
         path.write_bytes(data.replace(ones, ones[:-1] + b"\x00", 1))
         return read(path)
 
-    monkeypatch.setattr(draft, "read_file", spoil_and_read)
+    monkeypatch.setattr(draft, "read_file", damage_and_read)
     with pytest.raises(OutputError, match="does not contain the data written to it"):
         write_file(tmp_path / "x", kind, tensors(1.0))
     assert not any(tmp_path.iterdir())

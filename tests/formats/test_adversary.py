@@ -22,7 +22,7 @@ from mae_convert.formats import open_container
 FILES = 250
 
 
-def spoil(value: object, *, tensors: bool, seen: set[int]) -> None:
+def damage(value: object, *, tensors: bool, seen: set[int]) -> None:
     """Change everything that can be reached from a value."""
     if id(value) in seen:
         return
@@ -32,22 +32,22 @@ def spoil(value: object, *, tensors: bool, seen: set[int]) -> None:
             value.fill_(-1)
     elif isinstance(value, dict):
         for item in list(value.values()):
-            spoil(item, tensors=tensors, seen=seen)
+            damage(item, tensors=tensors, seen=seen)
         value["a"] = torch.full((2,), -2.0)
     elif isinstance(value, (list, tuple, set)):
         for item in list(value):
-            spoil(item, tensors=tensors, seen=seen)
+            damage(item, tensors=tensors, seen=seen)
         if isinstance(value, list):
-            value.append("spoilt")
+            value.append("damaged")
     if hasattr(value, "__dict__"):
-        spoil(value.__dict__, tensors=tensors, seen=seen)
+        damage(value.__dict__, tensors=tensors, seen=seen)
 
 
 class Thing:
     """An object that changes whatever it is handed."""
 
     def __new__(cls, *arguments: object, **keywords: object) -> "Thing":
-        spoil((arguments, keywords), tensors=True, seen=set())
+        damage((arguments, keywords), tensors=True, seen=set())
         return super().__new__(cls)
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
@@ -55,11 +55,11 @@ class Thing:
 
     def __setstate__(self, state: object) -> None:
         self.__dict__["state"] = state
-        spoil(state, tensors=False, seen=set())
+        damage(state, tensors=False, seen=set())
 
     def __setitem__(self, key: object, value: object) -> None:
         self.__dict__.setdefault("handed", []).append((key, value))
-        spoil((key, value), tensors=False, seen=set())
+        damage((key, value), tensors=False, seen=set())
 
     def append(self, value: object) -> None:
         """Change what is appended."""
@@ -72,7 +72,7 @@ class Thing:
 
 def make(*arguments: object) -> Thing:
     """Change the arguments."""
-    spoil(arguments, tensors=True, seen=set())
+    damage(arguments, tensors=True, seen=set())
     return Thing()
 
 

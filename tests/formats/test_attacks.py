@@ -63,9 +63,9 @@ def test_names_of_published_exploits_are_refused_even_if_no_weight_uses_them(
 
 def test_scanner_results_are_counted_in_a_table() -> None:
     files = [("row", ATTACKS[0], "a"), ("row", ATTACKS[1], "b"), ("other", ATTACKS[2], "c")]
-    answers = {"ours": dict.fromkeys("abc", "refused"), "x 1": {"a": "passed", "b": "flagged",
+    results = {"ours": dict.fromkeys("abc", "refused"), "x 1": {"a": "passed", "b": "flagged",
                                                               "c": "not read"}}  # fmt: skip
-    assert scanners.table(files, answers).splitlines()[2:] == [
+    assert scanners.table(files, results).splitlines()[2:] == [
         "| row | 2 | 2 refused | 1 passed, 1 flagged |",
         "| other | 1 | refused | not read |",
     ]

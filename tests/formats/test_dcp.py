@@ -165,7 +165,7 @@ def weight(metadata):
 def in_chunks(*blocks):
     """Damage `a.weight`: let it have these blocks, (offsets, sizes), all stored at one offset."""
 
-    def spoil(metadata) -> None:
+    def damage(metadata) -> None:
         entry = weight(metadata)
         whole = entry.chunks[0]
         index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
@@ -176,15 +176,15 @@ def in_chunks(*blocks):
             metadata.storage_data[type(index)("model.a.weight", offsets)] = copy.copy(storage)
         entry.chunks[:] = chunks
 
-    return spoil
+    return damage
 
 
 def place(**change):
-    def spoil(metadata) -> None:
+    def damage(metadata) -> None:
         index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
         metadata.storage_data[index] = replace(metadata.storage_data[index], **change)
 
-    return spoil
+    return damage
 
 
 def drop_place(metadata) -> None:
@@ -204,7 +204,7 @@ def two_at_one_path(metadata) -> None:
     metadata.planner_data["model.a.bias"] = ("model", "a.weight")
 
 
-SPOILED = {
+DAMAGED = {
     "a hole": (in_chunks(((0, 0), (2, 4))), "not cover the whole tensor"),
     "a hole within": (in_chunks(((0, 0), (1, 4)), ((2, 0), (1, 4))), "not cover the whole tensor"),
     "no chunks": (in_chunks(), "not cover the whole tensor"),
@@ -229,12 +229,12 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILED)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_metadata_that_do_not_fit_are_refused(one: Path, name: str) -> None:
-    spoil, message = SPOILED[name]
+    damage, message = DAMAGED[name]
     path = one / ".metadata"
     metadata = pickle.loads(path.read_bytes())
-    spoil(metadata)
+    damage(metadata)
     path.write_bytes(pickle.dumps(metadata))
     assert message in refused(one)
 
@@ -292,9 +292,9 @@ def test_truncated_and_damaged_files_are_refused(one: Path) -> None:
             (one / name).write_bytes(whole[:end])
             refused(one)
         for _ in range(100):
-            spoiled = np.frombuffer(whole, np.uint8).copy()
-            spoiled[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
-            (one / name).write_bytes(spoiled.tobytes())
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            damaged[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+            (one / name).write_bytes(damaged.tobytes())
             with contextlib.suppress(CheckpointError):
                 load_all(one)
         (one / name).write_bytes(whole)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import DATA
-from pytorch_readers import bits_of, ours, theirs
+from pytorch_readers import bits_of, by_pytorch, by_us
 from torch.utils import serialization
 from torch_formats import of_every_view, save_all
 
@@ -21,18 +21,18 @@ OLD = sorted((DATA / "torch_formats").glob("*.pth"))
 
 
 def assert_both_read(path: Path) -> None:
-    expected = theirs(path)
+    expected = by_pytorch(path)
     assert expected
-    assert ours(path) == expected
+    assert by_us(path) == expected
 
 
 def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) -> None:
     refused = []
     for path, state in save_all(tmp_path).items():
         tensors = state.get("model", state)
-        assert ours(path) == {name: bits_of(tensor) for name, tensor in tensors.items()}
-        expected = theirs(path)
-        assert expected in (None, ours(path))
+        assert by_us(path) == {name: bits_of(tensor) for name, tensor in tensors.items()}
+        expected = by_pytorch(path)
+        assert expected in (None, by_us(path))
         refused += [path.name.partition("-")[2]] if expected is None else []
     # What it wrote itself and does not read: new dtypes in the old format, a pickle of protocol 4.
     assert all("legacy" in name or name.endswith("-4.pth") for name in refused)
@@ -41,7 +41,7 @@ def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) ->
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.name)
 def test_files_of_other_versions(path: Path) -> None:
     if path.stem.endswith("-4"):  # which PyTorch refuses
-        assert ours(path) == ours(path.with_stem(path.stem.removesuffix("4") + "2"))
+        assert by_us(path) == by_us(path.with_stem(path.stem.removesuffix("4") + "2"))
     else:
         assert_both_read(path)
 
@@ -88,9 +88,9 @@ def test_flags_in_a_zip_file(tmp_path: Path, mark: str) -> None:
     torch.save({"a": torch.randn(3, 5), "b": torch.randn(7)}, tmp_path / "x.pth")
     path = rewritten(tmp_path / "x.pth", MARKS[mark])
     if mark == "a short storage":  # PyTorch may read it, with what is in memory behind it
-        assert ours(path) is None
+        assert by_us(path) is None
     else:
-        assert ours(path) == theirs(path)
+        assert by_us(path) == by_pytorch(path)
 
 
 @st.composite
@@ -119,8 +119,8 @@ def test_damaged_files_are_never_read_in_two_ways(tmp_path: Path, zipped: bool) 
         damaged = whole.copy()
         damaged[random.integers(0, len(whole), 2)] = random.integers(0, 256, 2)
         (tmp_path / "damaged.pth").write_bytes(damaged.tobytes())
-        if (result := ours(tmp_path / "damaged.pth")) is not None:
-            expected = theirs(tmp_path / "damaged.pth")
+        if (result := by_us(tmp_path / "damaged.pth")) is not None:
+            expected = by_pytorch(tmp_path / "damaged.pth")
             assert expected in (None, result)
             both += expected is not None
     assert both > 20

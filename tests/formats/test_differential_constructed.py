@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pytorch_readers import Bits, ours, theirs
+from pytorch_readers import Bits, by_pytorch, by_us
 from safetensors import safe_open
 
 from mae_convert.errors import CheckpointError
@@ -69,7 +69,7 @@ def by_h5py(path: Path) -> Bits | None:
 
 def agree(path: Path, read: Callable[[Path], Bits | None]) -> bool:
     """Require that ours refuses, or reads what the library reads; return whether both have read."""
-    result = ours(path)
+    result = by_us(path)
     if result is None:
         return False
     expected = read(path)
@@ -240,7 +240,7 @@ DIFFERENT = [
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_the_constructions_are_read_by_pytorch(tmp_path: Path, name: str) -> None:
     """What is refused is not merely damaged: PyTorch reads it."""
-    assert theirs(TORCH[name](tmp_path))
+    assert by_pytorch(TORCH[name](tmp_path))
 
 
 @pytest.mark.parametrize("made", [
@@ -251,8 +251,8 @@ def test_the_constructions_are_read_by_pytorch(tmp_path: Path, name: str) -> Non
 ])  # fmt: skip
 def test_attributes_that_change_nothing_are_read(tmp_path: Path, made: Made) -> None:
     path = state(made)(tmp_path)
-    assert ours(path) == theirs(path)
-    assert ours(path)
+    assert by_us(path) == by_pytorch(path)
+    assert by_us(path)
 
 
 def spans(pickled: bytes) -> list[tuple[str, int, int]]:
@@ -303,7 +303,7 @@ def test_recombined_members_and_pickles_are_read_as_by_pytorch_or_refused(
         path = zipped(tmp_path / "x.pth", {n: parts[n] for n in [list(parts)[i] for i in order]})
         if random.random() < 0.05:
             path.write_bytes(path.read_bytes() * 2)
-        both += agree(path, theirs)
+        both += agree(path, by_pytorch)
     assert both > count / 20
 
 
@@ -335,13 +335,13 @@ def safetensors_of(path: Path, header: bytes, data: bytes) -> Path:
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_that_safetensors_refuses_are_refused(tmp_path: Path, name: str) -> None:
     text = "{" + HEADERS[name] + "}"
-    assert ours(safetensors_of(tmp_path / "x.safetensors", text.encode(), bytes(8))) is None
+    assert by_us(safetensors_of(tmp_path / "x.safetensors", text.encode(), bytes(8))) is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-le", "utf-8-sig"])
 def test_a_header_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     header = ("{" + ENTRY + "}").encode(encoding)
-    assert ours(safetensors_of(tmp_path / "x.safetensors", header, bytes(8))) is None
+    assert by_us(safetensors_of(tmp_path / "x.safetensors", header, bytes(8))) is None
 
 
 @seeds
@@ -484,7 +484,7 @@ HDF5: dict[str, Make] = {
 
 @pytest.mark.parametrize("name", HDF5)
 def test_files_that_hdf5_reads_differently_are_refused(tmp_path: Path, name: str) -> None:
-    assert ours(HDF5[name](tmp_path)) is None
+    assert by_us(HDF5[name](tmp_path)) is None
 
 
 def test_a_second_layout_is_read_by_hdf5(tmp_path: Path) -> None:

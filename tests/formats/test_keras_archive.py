@@ -91,18 +91,19 @@ class TestKerasItself:
         assert sorted(a.tobytes() for a in loaded.values()) == sorted(a.tobytes() for a in stored)
 
     def test_configuration_equals_that_of_keras_exactly(self, work, name):
-        ours, theirs = (members(work / f"{p}{name}.keras") for p in ("", "again-"))
-        assert list(ours) == list(theirs) == [METADATA, CONFIG, WEIGHTS]
-        assert ours[CONFIG] == theirs[CONFIG]
-        assert json.loads(ours[METADATA]).keys() <= json.loads(theirs[METADATA]).keys()
+        ours, reference = (members(work / f"{p}{name}.keras") for p in ("", "again-"))
+        assert list(ours) == list(reference) == [METADATA, CONFIG, WEIGHTS]
+        assert ours[CONFIG] == reference[CONFIG]
+        assert json.loads(ours[METADATA]).keys() <= json.loads(reference[METADATA]).keys()
 
     def test_file_saved_by_keras_is_the_same_model(self, work, name):
-        ours, theirs = (open_checkpoint(work / f"{p}{name}.keras") for p in ("", "again-"))
+        ours, reference = (open_checkpoint(work / f"{p}{name}.keras") for p in ("", "again-"))
         assert (
-            theirs.configuration.sources["layer_norm_eps"] == f"config.json of again-{name}.keras"
+            reference.configuration.sources["layer_norm_eps"]
+            == f"config.json of again-{name}.keras"
         )
-        assert theirs.configuration.model.layer_norm_eps == 1e-5
-        difference = diff(ours, theirs)
+        assert reference.configuration.model.layer_norm_eps == 1e-5
+        difference = diff(ours, reference)
         assert difference.same, difference
 
     def test_original_is_restored_bit_for_bit(self, case, work, tmp_path, name):
@@ -171,7 +172,7 @@ def foreign(contents):
     return {**contents, CONFIG: json.dumps({**config, "class_name": "Transformer"})}
 
 
-SPOILT = {
+DAMAGED = {
     "no configuration": (lambda c: {n: c[n] for n in (METADATA, WEIGHTS)}, "without config.json"),
     "no weights": (lambda c: {n: c[n] for n in (METADATA, CONFIG)}, "without model.weights.h5"),
     "weights as npz": (
@@ -194,10 +195,10 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_archive_is_refused_in_one_sentence(command, archive, name):
-    spoil, message = SPOILT[name]
-    packed(archive, spoil(members(archive)))
+    damage, message = DAMAGED[name]
+    packed(archive, damage(members(archive)))
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(archive)
     result = command("inspect", archive)
@@ -230,10 +231,10 @@ def test_an_archive_that_was_unpacked_is_the_same_model(archive, tmp_path):
     assert unpacked.configuration.sources["layer_norm_eps"] == "config.json"
 
 
-@pytest.mark.parametrize("spoil", [None, [], {"config": 3}, {}])
-def test_malformed_configuration_is_refused_in_one_sentence(archive, spoil):
+@pytest.mark.parametrize("damage", [None, [], {"config": 3}, {}])
+def test_malformed_configuration_is_refused_in_one_sentence(archive, damage):
     contents = members(archive)
-    config = {**json.loads(contents[CONFIG]), "config": spoil}
+    config = {**json.loads(contents[CONFIG]), "config": damage}
     packed(archive, {**contents, CONFIG: json.dumps(config)})
     with pytest.raises(ConfigurationError, match=r"has no entry config\.config"):
         open_checkpoint(archive)

@@ -274,11 +274,11 @@ HDF5_TRICKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", HDF5_TRICKS)
-def test_hdf5_with_external_references_is_refused(tmp_path: Path, spoil) -> None:
+@pytest.mark.parametrize("damage", HDF5_TRICKS)
+def test_hdf5_with_external_references_is_refused(tmp_path: Path, damage) -> None:
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         file["a"] = np.zeros(2, np.float32)
-        spoil(file)
+        damage(file)
     with pytest.raises(CheckpointError, match=r"x\.weights\.h5"):
         open_container(tmp_path / "x.weights.h5")
 
@@ -437,7 +437,7 @@ def safetensors_file(header: str | bytes, data: bytes) -> bytes:
 
 
 ENTRY = '"{}":{{"dtype":"F32","shape":[{}],"data_offsets":[{},{}]}}'
-LYING_SAFETENSORS = {
+INCONSISTENT_SAFETENSORS = {
     "a size that is not the shape's": (f"{{{ENTRY.format('a', 3, 0, 8)}}}", 8),
     "a hole": (f"{{{ENTRY.format('a', 1, 0, 4)},{ENTRY.format('b', 1, 8, 12)}}}", 12),
     "an overlap": (f"{{{ENTRY.format('a', 2, 0, 8)},{ENTRY.format('b', 2, 4, 12)}}}", 12),
@@ -455,9 +455,9 @@ LYING_SAFETENSORS = {
 }
 
 
-@pytest.mark.parametrize("name", LYING_SAFETENSORS)
+@pytest.mark.parametrize("name", INCONSISTENT_SAFETENSORS)
 def test_inconsistent_safetensors_header_is_refused(tmp_path: Path, name: str) -> None:
-    header, size = LYING_SAFETENSORS[name]
+    header, size = INCONSISTENT_SAFETENSORS[name]
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors_file(header, bytes(size)))
     with pytest.raises(CheckpointError):

@@ -63,12 +63,12 @@ def test_sharded_files_are_read_as_one_model(tmp_path: Path, kind: str, by: str)
 def test_shards_equal_those_of_huggingface_hub(tmp_path: Path, largest: int) -> None:
     folder = written(tmp_path / "model", "safetensors", largest)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
-    (tmp_path / "theirs").mkdir()
-    huggingface_hub.save_torch_state_dict(tensors, tmp_path / "theirs", max_shard_size=largest)
-    theirs = {path.name: path for path in (tmp_path / "theirs").iterdir()}
+    (tmp_path / "reference").mkdir()
+    huggingface_hub.save_torch_state_dict(tensors, tmp_path / "reference", max_shard_size=largest)
+    reference = {path.name: path for path in (tmp_path / "reference").iterdir()}
     ours = {path.name: path for path in folder.iterdir() if path.name != "conversion.json"}
-    assert set(ours) == set(theirs)
-    for name, path in theirs.items():
+    assert set(ours) == set(reference)
+    for name, path in reference.items():
         if name.endswith(".json"):
             index, expected = (json.loads(p.read_text()) for p in (ours[name], path))
             assert index["weight_map"] == expected["weight_map"]
@@ -133,23 +133,23 @@ def test_tensor_above_the_shard_size_has_its_own_shard(tmp_path: Path) -> None:
 
 
 def change_index(change):
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         path = folder / INDEX["safetensors"]
         index = json.loads(path.read_text())
         change(index)
         path.write_text(json.dumps(index))
 
-    return spoil
+    return damage
 
 
 def change_part(change):
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         path = folder / "model-00001-of-00003.safetensors"
         arrays = safetensors.numpy.load_file(path)
         change(arrays)
         safetensors.numpy.save_file(arrays, path)
 
-    return spoil
+    return damage
 
 
 def moved_to(file: str):
@@ -161,7 +161,7 @@ def outside(folder: Path) -> None:
     moved_to("../x.safetensors")(folder)
 
 
-SPOILED = {
+DAMAGED = {
     "a part is missing": (
         lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(),
         "1 of 3 shards are missing",
@@ -189,11 +189,11 @@ SPOILED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SPOILED)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_inconsistent_shards_are_refused(tmp_path: Path, name: str) -> None:
-    spoil, message = SPOILED[name]
+    damage, message = DAMAGED[name]
     folder = written(tmp_path / "model", "safetensors")
-    spoil(folder)
+    damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_container(folder)
     assert len(str(caught.value).splitlines()) == 1

@@ -191,7 +191,7 @@ def keras_weights(family, state):
     for stored, value in separated(state).items():
         # Prithvi's names contain the module of a parameter twice.
         name = re.sub("^(en|de)coder\\.", "", stored) if family == "prithvi" else stored
-        prefix, kind = keras_place(family, name)
+        prefix, kind = keras_location(family, name)
         axes = {2: (1, 0), 5: (2, 3, 4, 1, 0)}.get(value.ndim, range(value.ndim))
         norm = "norm" in prefix.rpartition("/")[2]
         kinds = {"weight": "gamma" if norm else "kernel", "bias": "beta" if norm else "bias"}
@@ -212,7 +212,7 @@ def separated(state):
     return apart
 
 
-def keras_place(family, name):
+def keras_location(family, name):
     """Return where a parameter is in the Keras model, and "weight" or "bias" if it is one."""
     places = PLACES[family]
     if name in places:

@@ -129,11 +129,11 @@ class ForkedProcess:
     ) -> None:
         self.args = request["arguments"]
         self.returncode: int | None = None
-        with ExitStack() as theirs:
-            self.stdin, reads = _stream(stdin, theirs, "w")
-            self.stdout, writes = _stream(stdout, theirs, "r")
-            self.stderr, complains = _stream(stderr, theirs, "r")
-            self._report, reports = _stream(subprocess.PIPE, theirs, "r")
+        with ExitStack() as child_end:
+            self.stdin, reads = _stream(stdin, child_end, "w")
+            self.stdout, writes = _stream(stdout, child_end, "r")
+            self.stderr, complains = _stream(stderr, child_end, "r")
+            self._report, reports = _stream(subprocess.PIPE, child_end, "r")
             text = json.dumps(request).encode()
             socket.send_fds(server, [text], [reads, writes, complains, reports])
         self.pid = int(self._report.readline())
@@ -183,16 +183,16 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
 
 
-def _stream(request: Any, theirs: ExitStack, mode: str) -> tuple[IO[str] | None, int]:
-    """Return our end of a standard stream and that of the process, which ``theirs`` closes."""
+def _stream(request: Any, child_end: ExitStack, mode: str) -> tuple[IO[str] | None, int]:
+    """Return our end of a standard stream and that of the process, which ``child_end`` closes."""
     if request == subprocess.PIPE:
         reading, writing = os.pipe()
         ours, other = (writing, reading) if mode == "w" else (reading, writing)
-        theirs.callback(os.close, other)
+        child_end.callback(os.close, other)
         return open(ours, mode), other  # noqa: PTH123
     if request == subprocess.DEVNULL:
         null = os.open(os.devnull, os.O_RDWR)
-        theirs.callback(os.close, null)
+        child_end.callback(os.close, null)
         return None, null
     return None, request if isinstance(request, int) else request.fileno()
 
@@ -230,10 +230,10 @@ class ForkServers:
         return ForkedProcess(self._servers[server], request, **streams)
 
     def _start(self, module: str, environment: dict[str, str]) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        ours, child_end = socket.socketpair()
+        with child_end:
             server = subprocess.Popen(
-                [sys.executable, __file__, module], stdin=theirs, env=environment,
+                [sys.executable, __file__, module], stdin=child_end, env=environment,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         self._opened.callback(server.wait)

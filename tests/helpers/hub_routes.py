@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A status, headers and a body: bytes, or a part of a file."""
 
     status: int = 200
@@ -75,33 +75,33 @@ class RefusedError(Exception):
     """A response that ends a request with an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        self.answer = refusal(status, message, code)
+        self.response = refusal(status, message, code)
 
 
-def refusal(status: int, message: str, code: str | None = None) -> Answer:
+def refusal(status: int, message: str, code: str | None = None) -> Response:
     """Return an error as the Hub sends it."""
     headers = {"X-Error-Message": message, "Content-Type": "application/json"}
     if code:
         headers["X-Error-Code"] = code
-    return Answer(status, headers, json.dumps({"error": message}).encode())
+    return Response(status, headers, json.dumps({"error": message}).encode())
 
 
-def json_answer(value: Any, **headers: str) -> Answer:
+def json_response(value: Any, **headers: str) -> Response:
     """Return a response in JSON."""
     kind = {"Content-Type": "application/json"}
-    return Answer(200, {**kind, **headers}, json.dumps(value).encode())
+    return Response(200, {**kind, **headers}, json.dumps(value).encode())
 
 
-def answering(answers: Callable[..., Answer]) -> Callable[..., Answer]:
+def catching_refusals(route: Callable[..., Response]) -> Callable[..., Response]:
     """Let a function end a request by raising."""
 
-    def answer(*arguments: Any) -> Answer:
+    def response(*arguments: Any) -> Response:
         try:
-            return answers(*arguments)
+            return route(*arguments)
         except RefusedError as refused:
-            return refused.answer
+            return refused.response
 
-    return answer
+    return response
 
 
 def is_of(account: Account, repo_id: str) -> bool:
@@ -138,18 +138,18 @@ def at(repository: Repository, revision: str) -> Commit:
     return commit
 
 
-@answering
-def whoami(request: Request) -> Answer:
+@catching_refusals
+def whoami(request: Request) -> Response:
     if request.account is None:
         raise RefusedError(401, "Invalid credentials in Authorization header")
     role = "write" if request.account.may_write else "read"
     organisations = [{"name": name} for name in request.account.organisations]
-    return json_answer({"type": "user", "name": request.account.name, "orgs": organisations,
+    return json_response({"type": "user", "name": request.account.name, "orgs": organisations,
                 "auth": {"type": "access_token", "accessToken": {"role": role}}})  # fmt: skip
 
 
-@answering
-def create_repository(request: Request) -> Answer:
+@catching_refusals
+def create_repository(request: Request) -> Response:
     asked = request.json
     account = request.account
     if account is None:
@@ -161,13 +161,13 @@ def create_repository(request: Request) -> Answer:
         raise RefusedError(403, "You don't have the rights to create a model under this namespace")
     if repo_id in request.state.repositories:
         body = json.dumps({**url, "error": "You already created this model repo"}).encode()
-        return Answer(409, {"Content-Type": "application/json"}, body)
+        return Response(409, {"Content-Type": "application/json"}, body)
     request.state.create(repo_id, private=asked.get("visibility") == "private")
-    return json_answer(url)
+    return json_response(url)
 
 
-@answering
-def validate_yaml(request: Request) -> Answer:
+@catching_refusals
+def validate_yaml(request: Request) -> Response:
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---", request.json["content"], re.DOTALL)
     try:
         metadata = yaml.safe_load(match[1]) if match else {}
@@ -184,16 +184,16 @@ def validate_yaml(request: Request) -> Answer:
             errors.append(f'"{name}" must be a list')
     warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]
     body = {"errors": [{"message": text} for text in errors], "warnings": warnings}
-    answer = json_answer(body)
-    return Answer(400, answer.headers, answer.body) if errors else answer
+    response = json_response(body)
+    return Response(400, response.headers, response.body) if errors else response
 
 
-@answering
-def preupload(request: Request, repo_id: str, revision: str) -> Answer:
+@catching_refusals
+def preupload(request: Request, repo_id: str, revision: str) -> Response:
     as_pull_request = "create_pr" in request.query or revision.startswith("refs/pr/")
     repository = writable(request, repo_id, as_pull_request=as_pull_request)
     files = at(repository, revision).files
-    answers = []
+    responses = []
     for asked in request.json["files"]:
         suffix = "." + asked["path"].rpartition(".")[2]
         lfs = asked["size"] >= LFS_FROM or suffix in request.hub.lfs_suffixes
@@ -202,12 +202,12 @@ def preupload(request: Request, repo_id: str, revision: str) -> Answer:
         previous = files.get(asked["path"])
         if previous and bool(previous.sha256) == lfs:
             entry["oid"] = previous.etag
-        answers.append(entry)
-    return json_answer({"files": answers})
+        responses.append(entry)
+    return json_response({"files": responses})
 
 
-@answering
-def lfs_batch(request: Request, repo_id: str) -> Answer:
+@catching_refusals
+def lfs_batch(request: Request, repo_id: str) -> Response:
     writable(request, repo_id, as_pull_request="ref" not in request.json
              or request.json["ref"]["name"].startswith("refs/pr/"))  # fmt: skip
     objects = []
@@ -216,7 +216,7 @@ def lfs_batch(request: Request, repo_id: str) -> Answer:
         if not request.state.lfs_path(requested["oid"]).exists():
             entry["actions"] = _upload_actions(request, **entry)
         objects.append(entry)
-    return json_answer({"transfer": "basic", "objects": objects})
+    return json_response({"transfer": "basic", "objects": objects})
 
 
 def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
@@ -233,8 +233,8 @@ def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
     return {"upload": {"href": f"{url}/lfs/complete/{oid}", "header": header}, "verify": verify}
 
 
-@answering
-def lfs_upload(request: Request, oid: str) -> Answer:
+@catching_refusals
+def lfs_upload(request: Request, oid: str) -> Response:
     assert request.uploaded is not None
     if request.token is not None:
         raise RefusedError(400, "Only one auth mechanism allowed")  # as S3 responds to a token
@@ -245,11 +245,11 @@ def lfs_upload(request: Request, oid: str) -> Answer:
     if "part" in request.query:
         target = target.with_name(f"{oid}.{int(request.query['part']):05d}")
     request.uploaded.replace(target)
-    return Answer(200, {"ETag": f'"{hashlib.md5(target.name.encode()).hexdigest()}"'})
+    return Response(200, {"ETag": f'"{hashlib.md5(target.name.encode()).hexdigest()}"'})
 
 
-@answering
-def lfs_complete(request: Request, oid: str) -> Answer:
+@catching_refusals
+def lfs_complete(request: Request, oid: str) -> Response:
     target = request.state.lfs_path(oid)
     parts = sorted(target.parent.glob(f"{oid}.*"))
     if [part["partNumber"] for part in request.json["parts"]] != list(range(1, len(parts) + 1)):
@@ -258,22 +258,22 @@ def lfs_complete(request: Request, oid: str) -> Answer:
         for part in parts:
             stream.write(part.read_bytes())
             part.unlink()
-    return json_answer({})
+    return json_response({})
 
 
-@answering
-def lfs_verify(request: Request, oid: str) -> Answer:
+@catching_refusals
+def lfs_verify(request: Request, oid: str) -> Response:
     path = request.state.lfs_path(oid)
     with path.open("rb") as stream:
         right = hashlib.file_digest(stream, "sha256").hexdigest() == oid
     if not right or path.stat().st_size != request.json["size"]:
         path.unlink()
         raise RefusedError(400, "the object that was uploaded is another")
-    return json_answer({})
+    return json_response({})
 
 
-@answering
-def commit(request: Request, repo_id: str, revision: str) -> Answer:
+@catching_refusals
+def commit(request: Request, repo_id: str, revision: str) -> Response:
     as_pull_request = "create_pr" in request.query
     to_pull_request = as_pull_request or revision.startswith("refs/pr/")
     repository = writable(request, repo_id, as_pull_request=to_pull_request)
@@ -291,7 +291,7 @@ def commit(request: Request, repo_id: str, revision: str) -> Answer:
         revision = f"refs/pr/{opened.number}"
         url = {"pullRequestUrl": f"{request.hub.url}/{repo_id}/discussions/{opened.number}"}
     made = request.state.add_commit(repository, revision, *message, author, files)
-    return json_answer({"success": True, "commitOid": made.id,
+    return json_response({"success": True, "commitOid": made.id,
                 "commitUrl": f"{request.hub.url}/{repo_id}/commit/{made.id}", **url})  # fmt: skip
 
 
@@ -312,24 +312,24 @@ def _changed(request: Request, files: dict[str, File], lines: list[Any]) -> dict
     return files
 
 
-@answering
-def create_branch(request: Request, repo_id: str, branch: str) -> Answer:
+@catching_refusals
+def create_branch(request: Request, repo_id: str, branch: str) -> Response:
     repository = writable(request, repo_id)
     if branch in repository.refs:
         raise RefusedError(409, "Reference already exists")
     repository.refs[branch] = at(repository, request.json.get("startingPoint") or "main").id
-    return json_answer({})
+    return json_response({})
 
 
-@answering
-def model_info(request: Request, repo_id: str, revision: str = "main") -> Answer:
+@catching_refusals
+def model_info(request: Request, repo_id: str, revision: str = "main") -> Response:
     repository = readable(request, repo_id)
     result = at(repository, revision)
     blobs = "blobs" in request.query
     siblings = [
         {"rfilename": path, **(_blob(file) if blobs else {})} for path, file in result.files.items()
     ]
-    return json_answer({"id": repo_id, "sha": result.id, "siblings": siblings, "tags": [],
+    return json_response({"id": repo_id, "sha": result.id, "siblings": siblings, "tags": [],
                 "private": repository.private, "gated": "manual" if repository.gated else False,
                 "cardData": _card_data(result)})  # fmt: skip
 
@@ -347,24 +347,24 @@ def _card_data(commit_: Commit) -> dict[str, Any] | None:
     return yaml.safe_load(match[1]) if match else None
 
 
-@answering
-def tree(request: Request, repo_id: str, revision: str) -> Answer:
+@catching_refusals
+def tree(request: Request, repo_id: str, revision: str) -> Response:
     files = at(readable(request, repo_id), revision).files
     paths = sorted(files)
     size, start = request.hub.page_size, int(request.query.get("cursor", 0))
     entries = [_tree_entry(path, files[path]) for path in paths[start : start + size]]
     following = f"{request.hub.url}{request.path}?recursive=True&cursor={start + size}"
     more = {"Link": f'<{following}>; rel="next"'} if start + size < len(paths) else {}
-    return json_answer(entries, **more)
+    return json_response(entries, **more)
 
 
-@answering
-def paths_info(request: Request, repo_id: str, revision: str) -> Answer:
+@catching_refusals
+def paths_info(request: Request, repo_id: str, revision: str) -> Response:
     from urllib.parse import parse_qs
 
     files = at(readable(request, repo_id), revision).files
     asked = parse_qs(request.body.decode()).get("paths", [])
-    return json_answer([_tree_entry(path, files[path]) for path in asked if path in files])
+    return json_response([_tree_entry(path, files[path]) for path in asked if path in files])
 
 
 def _tree_entry(path: str, file: File) -> dict[str, Any]:
@@ -373,30 +373,30 @@ def _tree_entry(path: str, file: File) -> dict[str, Any]:
             **(lfs if file.sha256 else {})}  # fmt: skip
 
 
-@answering
-def commits(request: Request, repo_id: str, revision: str) -> Answer:
+@catching_refusals
+def commits(request: Request, repo_id: str, revision: str) -> Response:
     repository = readable(request, repo_id)
     at(repository, revision)
-    return json_answer([
+    return json_response([
         {"id": c.id, "title": c.title, "message": c.description, "authors": [{"user": c.author}],
          "date": "2026-01-01T00:00:00.000Z"}
         for c in repository.history(revision)
     ])  # fmt: skip
 
 
-@answering
-def references(request: Request, repo_id: str) -> Answer:
+@catching_refusals
+def references(request: Request, repo_id: str) -> Response:
     repository = readable(request, repo_id)
     branches = [
         {"name": name, "ref": f"refs/heads/{name}", "targetCommit": target}
         for name, target in repository.refs.items()
         if not name.startswith("refs/")
     ]
-    return json_answer({"branches": branches, "converts": [], "tags": []})
+    return json_response({"branches": branches, "converts": [], "tags": []})
 
 
-@answering
-def discussions(request: Request, repo_id: str) -> Answer:
+@catching_refusals
+def discussions(request: Request, repo_id: str) -> Response:
     repository, query = readable(request, repo_id), request.query
     matches = [
         {"title": pr.title, "num": pr.number, "author": {"name": pr.author}, "status": pr.status,
@@ -407,11 +407,11 @@ def discussions(request: Request, repo_id: str) -> Answer:
     ]  # fmt: skip
     start = int(query.get("p", 0)) * request.hub.page_size
     page = matches[start : start + request.hub.page_size]
-    return json_answer({"count": len(matches), "start": start, "discussions": page})
+    return json_response({"count": len(matches), "start": start, "discussions": page})
 
 
-@answering
-def resolve(request: Request, repo_id: str, revision: str, path: str) -> Answer:
+@catching_refusals
+def resolve(request: Request, repo_id: str, revision: str, path: str) -> Response:
     repository = readable(request, repo_id)
     account = request.account
     allowed = account and (account.may_read_gated or is_of(account, repo_id))
@@ -421,8 +421,8 @@ def resolve(request: Request, repo_id: str, revision: str, path: str) -> Answer:
     result = at(repository, revision)
     file = result.files.get(path)
     if file is None:
-        answer = refusal(404, "Entry not found", "EntryNotFound")
-        return Answer(404, {**answer.headers, "X-Repo-Commit": result.id}, answer.body)
+        response = refusal(404, "Entry not found", "EntryNotFound")
+        return Response(404, {**response.headers, "X-Repo-Commit": result.id}, response.body)
     headers = {"X-Repo-Commit": result.id, "Accept-Ranges": "bytes"}
     if file.sha256 is None:
         return _part(request, file.content, {**headers, "ETag": f'"{file.oid}"'})
@@ -430,17 +430,17 @@ def resolve(request: Request, repo_id: str, revision: str, path: str) -> Answer:
     if file.xet_hash is not None:
         token = f"{request.hub.url}/api/models/{repo_id}/xet-read-token/{result.id}"
         headers |= {"X-Xet-Hash": file.xet_hash, "Link": f'<{token}>; rel="xet-auth"'}
-    return Answer(302, {**headers, "Location": f"{request.hub.cdn}/cdn/{file.sha256}"})
+    return Response(302, {**headers, "Location": f"{request.hub.cdn}/cdn/{file.sha256}"})
 
 
-@answering
-def cdn(request: Request, sha256: str) -> Answer:
+@catching_refusals
+def cdn(request: Request, sha256: str) -> Response:
     path = request.state.lfs_path(sha256)
     return _part(request, path, {"ETag": f'"{sha256[:32]}"', "Accept-Ranges": "bytes"})
 
 
-@answering
-def static(request: Request, path: str) -> Answer:
+@catching_refusals
+def static(request: Request, path: str) -> Response:
     """Respond with a file outside of repositories, as a web server does."""
     if path not in request.hub.static:
         raise RefusedError(404, "Not Found")
@@ -449,22 +449,22 @@ def static(request: Request, path: str) -> Answer:
     return _part(request, content, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
 
 
-def _part(request: Request, path: Path, headers: dict[str, str]) -> Answer:
+def _part(request: Request, path: Path, headers: dict[str, str]) -> Response:
     """Return a file or the requested range of it."""
     size = path.stat().st_size
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
     same = request.headers.get("If-Range") in (None, headers["ETag"])
     if match is None or not same:
-        return Answer(200, headers, file=path, end=size)
+        return Response(200, headers, file=path, end=size)
     start, end = int(match[1]), min(int(match[2] or size - 1) + 1, size)
     if start >= size:
-        return Answer(416, {**headers, "Content-Range": f"bytes */{size}"})
+        return Response(416, {**headers, "Content-Range": f"bytes */{size}"})
     range_headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
-    return Answer(206, range_headers, file=path, start=start, end=end)
+    return Response(206, range_headers, file=path, start=start, end=end)
 
 
-@answering
-def xet_token(request: Request, repo_id: str, kind: str, revision: str) -> Answer:
+@catching_refusals
+def xet_token(request: Request, repo_id: str, kind: str, revision: str) -> Response:
     if not request.hub.xet:
         raise RefusedError(404, "Xet storage is not enabled")
     writing = kind == "write"
@@ -474,11 +474,11 @@ def xet_token(request: Request, repo_id: str, kind: str, revision: str) -> Answe
     body = {"casUrl": request.hub.xet_store, "accessToken": "xet-token", "exp": expires}
     headers = {"Cas-Url": request.hub.xet_store, "Access-Token": "xet-token",
                "Token-Expiration": str(expires)}  # fmt: skip
-    return json_answer(body, **{f"X-Xet-{name}": value for name, value in headers.items()})
+    return json_response(body, **{f"X-Xet-{name}": value for name, value in headers.items()})
 
 
 API = f"/api/models/{REPO}"
-ROUTES: tuple[tuple[str, Callable[..., Answer]], ...] = (
+ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
     ("GET /api/whoami-v2", whoami),
     ("POST /api/repos/create", create_repository),
     ("POST /api/validate-yaml", validate_yaml),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_routes import ROUTES, Answer, Request
+from hub_routes import ROUTES, Request, Response
 from hub_state import LFS_SUFFIXES, HubState
 
 CHUNK = 1 << 16
@@ -157,12 +157,12 @@ class Handler(BaseHTTPRequestHandler):
             request.uploaded.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         if fault and fault.kind == "status":
             body = json.dumps({"error": "so the test wants it"}).encode()
-            return self.send(Answer(fault.status, fault.headers, body), None)
+            return self.send(Response(fault.status, fault.headers, body), None)
         with hub.state.lock:
-            answer = self.route(request)
+            response = self.route(request)
         if fault and fault.kind == "lose":
             return self.hang_up()
-        return self.send(answer, fault)
+        return self.send(response, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
 
@@ -192,28 +192,28 @@ class Handler(BaseHTTPRequestHandler):
         """Return the request's headers, spelt as in the RFCs."""
         return {name.title(): value for name, value in self.headers.items()}
 
-    def route(self, request: Request) -> Answer:
+    def route(self, request: Request) -> Response:
         """Find the route of a request."""
-        for pattern, answers in ROUTES:
+        for pattern, respond in ROUTES:
             method, _, path = pattern.partition(" ")
             match = re.fullmatch(path, request.path)
             if match and self.command in method.split("|"):
-                return answers(request, *(unquote(group) for group in match.groups()))
-        return Answer(404, {}, json.dumps({"error": f"no route for {self.path}"}).encode())
+                return respond(request, *(unquote(group) for group in match.groups()))
+        return Response(404, {}, json.dumps({"error": f"no route for {self.path}"}).encode())
 
-    def send(self, answer: Answer, fault: Fault | None) -> None:
+    def send(self, response: Response, fault: Fault | None) -> None:
         """Send a response, as modified by a fault."""
-        size = answer.size
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        size = response.size
+        self.send_response(response.status)
+        for name, value in response.headers.items():
             self.send_header(name, value)
-        if "Content-Length" not in answer.headers:
+        if "Content-Length" not in response.headers:
             self.send_header("Content-Length", str(size))
         self.end_headers()
         if self.command == "HEAD":
             return
         sent = 0
-        for chunk in answer.chunks(CHUNK):
+        for chunk in response.chunks(CHUNK):
             if fault and fault.kind == "slow":
                 threading.Event().wait(fault.pause)
             if fault and fault.kind == "truncate" and sent + len(chunk) > fault.after:

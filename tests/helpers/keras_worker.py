@@ -273,9 +273,9 @@ def check_nothing_masked_keeps_the_order_of_the_noise():
 def check_masked_pixels_do_not_reach_the_encoder():
     model, (pixels, noise) = random_model("pretrain"), random_inputs()
     before = model(pixels, noise)
-    spoiled = ops.convert_to_numpy(model.patchify(pixels)).copy()
-    spoiled[ops.convert_to_numpy(before.mask) == 1] = np.nan
-    assert equal(model(model.unpatchify(spoiled), noise).logits, before.logits)
+    changed = ops.convert_to_numpy(model.patchify(pixels)).copy()
+    changed[ops.convert_to_numpy(before.mask) == 1] = np.nan
+    assert equal(model(model.unpatchify(changed), noise).logits, before.logits)
 
 
 def check_reconstruct_puts_normalised_patches_back():

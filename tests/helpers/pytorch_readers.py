@@ -11,7 +11,7 @@ from mae_convert.formats import open_container
 Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def ours(path: Path) -> Bits | None:
+def by_us(path: Path) -> Bits | None:
     """Return dtype, shape and bytes of each tensor; None where the file is refused."""
     try:
         tensors = open_container(path).tensors
@@ -23,7 +23,7 @@ def ours(path: Path) -> Bits | None:
         return None
 
 
-def theirs(path: Path) -> Bits | None:
+def by_pytorch(path: Path) -> Bits | None:
     """Return what PyTorch reads; None where it refuses."""
     try:
         with warnings.catch_warnings():

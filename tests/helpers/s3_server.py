@@ -43,8 +43,8 @@ class Failing:
         return [b"<Error><Code>InternalError</Code><Message>try again</Message></Error>"]
 
 
-def _cut_short(answer: Any) -> Iterator[bytes]:
-    whole = b"".join(answer)
+def _cut_short(response: Any) -> Iterator[bytes]:
+    whole = b"".join(response)
     yield whole[: len(whole) // 2]
 
 

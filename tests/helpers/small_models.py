@@ -35,7 +35,7 @@ def can_hold(layout, checkpoint):
     return holds and entry.refusal(checkpoint.configuration.model, task) is None
 
 
-def told(config, task):
+def fields_of_task(config, task):
     """The fields that matter for a task."""
     fields = config.to_dict()
     if task != "pretrain":

@@ -28,5 +28,5 @@ for norm in (False, True):
     for i, ours in enumerate(point.losses):
         given = (torch.from_numpy(array[i : i + 1]) for array in (pixels, noise))
         with torch.inference_mode():
-            theirs = float(model(*given).loss)
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5)
+            expected = float(model(*given).loss)
+        np.testing.assert_allclose(ours, expected, rtol=2e-5)

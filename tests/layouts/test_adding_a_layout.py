@@ -79,10 +79,10 @@ def test_it_can_be_converted_to_other_layouts(source, tmp_path, layout):
 def test_the_library_s_own_file_is_recognised_and_its_counter_dropped(source, tmp_path):
     execute(plan_conversion(source, tmp_path / "there.safetensors", "acme"))
     tensors = load_file(tmp_path / "there.safetensors")
-    save_file({**tensors, "steps": np.array(7)}, tmp_path / "theirs.safetensors")
-    theirs = open_checkpoint(tmp_path / "theirs.safetensors", FLAGS)
-    assert theirs.dropped == {"steps": "a counter of Acme's training"}
-    assert theirs.configuration.sources["layer_norm_eps"] == "convention of the acme layout"
+    save_file({**tensors, "steps": np.array(7)}, tmp_path / "reference.safetensors")
+    reference = open_checkpoint(tmp_path / "reference.safetensors", FLAGS)
+    assert reference.dropped == {"steps": "a counter of Acme's training"}
+    assert reference.configuration.sources["layer_norm_eps"] == "convention of the acme layout"
     short = {name: array for name, array in tensors.items() if name != "layers.1.up.offset"}
     save_file(short, tmp_path / "short.safetensors")
     with pytest.raises(LayoutError, match=r"layout is acme .*missing: layers\.1\.up\.offset"):

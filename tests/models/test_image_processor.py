@@ -57,25 +57,25 @@ def pair(request, tmp_path):
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_pixels_equal_those_of_the_transformers_class(pair, name):
-    ours, theirs = (processor(INPUTS[name], return_tensors="np") for processor in pair)
+    ours, reference = (processor(INPUTS[name], return_tensors="np") for processor in pair)
     assert ours["pixel_values"].dtype == np.float32
-    assert np.array_equal(ours["pixel_values"], theirs["pixel_values"])
+    assert np.array_equal(ours["pixel_values"], reference["pixel_values"])
 
 
 def test_overrides_per_call_work_as_in_transformers():
     changes = {"size": {"height": 20, "width": 30}, "do_normalize": False, "resample": 3}
-    ours, theirs = (
+    ours, reference = (
         processor(INPUTS["an image"], return_tensors="pt", **changes).pixel_values
         for processor in (ViTImageProcessor(), ViTImageProcessorPil())
     )
-    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, reference)
     scaled = COLOUR.astype(np.float32) / 255
     for more in ({}, {"do_resize": False}):
-        ours, theirs = (
+        ours, reference = (
             processor(scaled, return_tensors="np", do_rescale=False, **more).pixel_values
             for processor in (ViTImageProcessor(), ViTImageProcessorPil())
         )
-        assert np.array_equal(ours, theirs)
+        assert np.array_equal(ours, reference)
     last = ViTImageProcessor()(COLOUR, data_format="channels_last")["pixel_values"]
     first = ViTImageProcessor()(COLOUR)["pixel_values"]
     assert np.array_equal(last[0].transpose(2, 0, 1), first[0])
@@ -100,11 +100,11 @@ AS_THERE = {
 @pytest.mark.parametrize("name", AS_THERE)
 def test_inputs_of_the_transformers_class_give_the_same_result(name):
     images, changes = AS_THERE[name]
-    ours, theirs = (
+    ours, reference = (
         processor(images, return_tensors="np", **changes).pixel_values
         for processor in (ViTImageProcessor(), ViTImageProcessorPil())
     )
-    assert np.array_equal(ours, theirs)
+    assert np.array_equal(ours, reference)
 
 
 def test_none_keeps_the_configured_value_as_in_version_4():
@@ -133,8 +133,8 @@ def test_gray_images_and_images_with_transparency_are_converted():
     real = ViTImageProcessorPil()
     for image in (grey, clear, palette):
         ours = ViTImageProcessor()(image, return_tensors="np").pixel_values
-        theirs = real(image.convert("RGB"), return_tensors="np").pixel_values
-        assert np.array_equal(ours, theirs)
+        reference = real(image.convert("RGB"), return_tensors="np").pixel_values
+        assert np.array_equal(ours, reference)
     for array in (np.asarray(grey), np.asarray(grey)[None], np.asarray(clear)):
         assert ViTImageProcessor()(array, return_tensors="np").pixel_values.shape[1] == 3
     one = MaeImageProcessor(image_mean=[0.5], image_std=[0.5], do_resize=False)

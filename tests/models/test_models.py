@@ -103,7 +103,7 @@ def test_the_documented_configuration_example():
 
 
 def test_every_output_equals_that_of_the_transformers_class(task):
-    ours, theirs, path = CLASSES[task]
+    ours, of_transformers, path = CLASSES[task]
     inputs = inputs_of(task, dtype=torch.float64)
     if task == "classify":
         inputs["labels"] = torch.tensor([3, 8])
@@ -113,7 +113,9 @@ def test_every_output_equals_that_of_the_transformers_class(task):
         ("sdpa", FLOAT64_LIMIT, ("hidden_states",)),
         ("eager", FLOAT32_LIMIT, ()),
     ):
-        real = theirs.from_pretrained(path, dtype=torch.float64, attn_implementation=kernel)
+        real = of_transformers.from_pretrained(
+            path, dtype=torch.float64, attn_implementation=kernel
+        )
         asked = (
             dict.fromkeys(EVERYTHING, True) if not expected_type else {"output_hidden_states": True}
         )
@@ -132,12 +134,12 @@ def test_loss_of_a_classifier_equals_that_of_the_transformers_class(problem):
         changes["problem_type"] = "multi_label_classification"
     options = {**changes, "ignore_mismatched_sizes": True}
     ours = ViTForImageClassification.from_pretrained(CLASSIFIER, **options)
-    theirs = transformers.ViTForImageClassification.from_pretrained(CLASSIFIER, **options)
+    of_transformers = transformers.ViTForImageClassification.from_pretrained(CLASSIFIER, **options)
     torch.nn.init.normal_(ours.head.weight)
-    theirs.classifier.load_state_dict(ours.head.state_dict())
+    of_transformers.classifier.load_state_dict(ours.head.state_dict())
     labels = torch.tensor([0.3, 0.9]) if problem == "one class" else torch.eye(4)[:2]
     inputs = {**inputs_of("classify"), "labels": labels}
-    torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss)
+    torch.testing.assert_close(ours(**inputs).loss, of_transformers(**inputs).loss)
 
 
 def test_other_sizes_give_the_same_result_as_a_conversion_with_image_size(task, tmp_path):
@@ -236,7 +238,7 @@ def test_gradients_reach_every_trainable_parameter_and_kept_tensors(task):
 
 
 def test_saved_model_is_the_same_when_loaded_here_and_in_transformers(task, tmp_path):
-    ours, theirs, _ = CLASSES[task]
+    ours, of_transformers, _ = CLASSES[task]
     model, inputs = model_of(task), inputs_of(task)
     with torch.no_grad():
         model.norm.bias.add_(0.5)
@@ -245,7 +247,9 @@ def test_saved_model_is_the_same_when_loaded_here_and_in_transformers(task, tmp_
     again = ours.from_pretrained(tmp_path / "model")
     assert distance(again(**inputs)[0], expected) < FLOAT32_LIMIT
     assert again.config == model.config
-    real, loading_info = theirs.from_pretrained(tmp_path / "model", output_loading_info=True)
+    real, loading_info = of_transformers.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
     assert not any(loading_info.values())
     assert distance(real(**inputs)[0], expected) < FLOAT32_LIMIT
     state = torch.load(GOLDEN / "pretrain_tiny" / "checkpoint.pth", weights_only=False)["model"]
@@ -287,11 +291,11 @@ def test_a_configuration_has_transformers_attributes_and_can_be_set(tmp_path):
     assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
     config.num_labels = 3
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    theirs = transformers.ViTMAEConfig.from_pretrained(PRETRAIN).to_dict()
+    of_transformers = transformers.ViTMAEConfig.from_pretrained(PRETRAIN).to_dict()
     ours = ViTMAEConfig.from_pretrained(PRETRAIN)
-    shared = ours.to_dict().keys() & theirs.keys() - {"transformers_version"}
+    shared = ours.to_dict().keys() & of_transformers.keys() - {"transformers_version"}
     assert len(shared) > 20
-    assert all(getattr(ours, name) == theirs[name] for name in shared)
+    assert all(getattr(ours, name) == of_transformers[name] for name in shared)
 
 
 def test_fields_of_a_configuration_are_set_in_any_order_and_checked_by_the_model():

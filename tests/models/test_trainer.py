@@ -93,11 +93,11 @@ def test_pre_training_is_trained_evaluated_saved_and_resumed(tmp_path):
     assert again.config.norm_pix_loss
     assert same_weights(again, model)
     assert open_checkpoint(tmp_path).configuration.model.norm_pix_loss
-    theirs, report = transformers.ViTMAEForPreTraining.from_pretrained(
+    reference, report = transformers.ViTMAEForPreTraining.from_pretrained(
         tmp_path, output_loading_info=True
     )
     assert not any(report.values())
-    assert theirs.config.norm_pix_loss
+    assert reference.config.norm_pix_loss
 
     # A run that stops after one step and is resumed ends where the whole run ended.
     fresh = ViTMAEForPreTraining.from_pretrained(PRETRAIN, norm_pix_loss=True, mask_ratio=0.5)

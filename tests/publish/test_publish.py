@@ -111,7 +111,7 @@ def test_a_repository_without_a_certificate_is_not_replayed(hub, command, model)
     assert "has no certificate" in result.err
 
 
-def spoil(name):
+def damage(name):
     def change(model):
         path = model / name
         data = bytearray(path.read_bytes())
@@ -137,9 +137,9 @@ def uncovered(model):
 
 UNPROVEN = {
     "no certificate": (lambda model: (model / "verification.json").unlink(), "no certificate"),
-    "other weights": (spoil("model.safetensors"), "model.safetensors changed"),
-    "another configuration": (spoil("config.json"), "config.json"),
-    "other inputs": (spoil("verification.safetensors"), "verification.safetensors changed"),
+    "other weights": (damage("model.safetensors"), "model.safetensors changed"),
+    "another configuration": (damage("config.json"), "config.json"),
+    "other inputs": (damage("verification.safetensors"), "verification.safetensors changed"),
     "a failed verification": (failed_check, "is for a failed verification"),
     "a file that was not verified": (uncovered, "does not cover config.json"),
     "a damaged certificate": (

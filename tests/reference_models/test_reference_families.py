@@ -42,11 +42,11 @@ def test_everything_equals_the_original(case):
 def test_names_and_shapes_equal_the_original(case):
     family, task = CASES[case]
     model = model_of(family, task, configuration(case))
-    ours, theirs = (
+    ours, reference = (
         {name: value.shape for name, value in state.items()}
         for state in (model.state_dict(), checkpoint(case))
     )
-    assert ours == theirs
+    assert ours == reference
 
 
 @pytest.mark.parametrize(

@@ -258,10 +258,10 @@ def test_unusual_sizes_and_every_activation(act):
     assert distance(output.taps["encoder.norm"], expected["latent"]) <= FLOAT64_LIMIT
     assert distance(output.logits, expected["logits"]) <= FLOAT64_LIMIT
     assert distance(output.loss, expected["loss"]) <= FLOAT64_LIMIT
-    for ours, theirs in zip(output.hidden_states, expected["hidden_states"], strict=True):
-        assert distance(ours, theirs) <= FLOAT64_LIMIT
-    for ours, theirs in zip(output.attentions, expected["attentions"], strict=True):
-        assert distance(ours, theirs) <= FLOAT64_LIMIT
+    for ours, reference in zip(output.hidden_states, expected["hidden_states"], strict=True):
+        assert distance(ours, reference) <= FLOAT64_LIMIT
+    for ours, reference in zip(output.attentions, expected["attentions"], strict=True):
+        assert distance(ours, reference) <= FLOAT64_LIMIT
     assert distance(model.unpatchify(output.logits), expected["reconstruction"]) <= FLOAT64_LIMIT
 
 
@@ -355,9 +355,9 @@ def test_nothing_masked_keeps_the_order_of_the_noise():
 def test_masked_pixels_do_not_reach_the_encoder():
     model, (pixels, noise) = random_model("pretrain", ODD), random_inputs(ODD)
     before = model(pixels, noise)
-    spoiled = model.patchify(pixels)
-    spoiled[before.mask == 1] = float("nan")
-    assert torch.equal(model(model.unpatchify(spoiled), noise).logits, before.logits)
+    changed = model.patchify(pixels)
+    changed[before.mask == 1] = float("nan")
+    assert torch.equal(model(model.unpatchify(changed), noise).logits, before.logits)
 
 
 def test_wrong_shapes_are_refused():
@@ -435,8 +435,8 @@ def test_compiled_without_graph_breaks(task, backend):
     for flags in ({}, {"output_taps": True, "output_attentions": True}):
         with torch.no_grad():
             plain, fast = model(*arguments, **flags), compiled(*arguments, **flags)
-        for ours, theirs in zip(leaves(fast), leaves(plain), strict=True):
-            assert distance(ours, theirs) <= FLOAT64_LIMIT
+        for ours, reference in zip(leaves(fast), leaves(plain), strict=True):
+            assert distance(ours, reference) <= FLOAT64_LIMIT
 
 
 def leaves(output):

@@ -66,7 +66,7 @@ def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
-    answer = {"status": 200, "headers": {}, "body": b"", "forever": False}
+    response = {"status": 200, "headers": {}, "body": b"", "forever": False}
     stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,14 +76,14 @@ def server(monkeypatch, tmp_path):
         def do_GET(self):
             if "agent-harnesses" in self.path:  # the client keeps this list in a file of the user
                 return self.send_error(404)
-            self.send_response(answer["status"])
-            for name, value in answer["headers"].items():
+            self.send_response(response["status"])
+            for name, value in response["headers"].items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer["body"])
+            self.wfile.write(response["body"])
             try:
-                while answer["forever"] and not stop.wait(0.001):
-                    self.wfile.write(answer["forever"])
+                while response["forever"] and not stop.wait(0.001):
+                    self.wfile.write(response["forever"])
             except OSError:
                 pass
             return None
@@ -96,7 +96,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     close_session()
-    yield answer
+    yield response
     stop.set()
     running.shutdown()
     running.server_close()

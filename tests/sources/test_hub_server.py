@@ -49,8 +49,8 @@ def test_a_file_is_served_with_its_version_and_in_ranges(hub, api):
     assert report.commit_hash == hub.state.repositories[REPO].refs["main"]
     assert (report.size, len(report.etag)) == (10, 64)
     assert report.location.startswith(hub.cdn)
-    answer = get_session().get(report.location, headers={"Range": "bytes=8-"})
-    assert (answer.status_code, answer.content) == (206, b"{}")
+    response = get_session().get(report.location, headers={"Range": "bytes=8-"})
+    assert (response.status_code, response.content) == (206, b"{}")
     assert get_session().get(report.location, headers={"Range": "bytes=10-"}).status_code == 416
 
 

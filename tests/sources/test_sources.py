@@ -211,7 +211,7 @@ def test_a_download_that_stays_corrupted_is_refused_and_not_kept(
     assert command("inspect", f"hf://{REPO}").status == 0  # not from a damaged cache
 
 
-TROUBLES = {
+DOWNLOAD_FAULTS = {
     "truncated": ("GET /cdn/", "truncate", {"after": 5000}),
     "dropped": ("GET /cdn/", "drop", {}),
     "busy": ("GET /api/models", "status", {"status": 429, "headers": {"Retry-After": "7"}}),
@@ -223,12 +223,12 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("name", TROUBLES)
+@pytest.mark.parametrize("name", DOWNLOAD_FAULTS)
 def test_download_resumes_after_an_error(hub, command, repository, monkeypatch, name):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # the unit that is kept
-    pattern, kind, options = TROUBLES[name]
+    pattern, kind, options = DOWNLOAD_FAULTS[name]
     hub.fail(pattern, kind, **options)
     result = command("inspect", f"hf://{REPO}", "--json")
     assert result.status == 0, result.err

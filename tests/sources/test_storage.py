@@ -175,23 +175,23 @@ def test_programming_error_is_raised_unchanged_without_a_retry(
     assert waits == []
 
 
-class ToldError(Exception):
+class StatusError(Exception):
     def __init__(self, **attributes):
-        super().__init__("told")
+        super().__init__("requested failure")
         vars(self).update(attributes)
 
 
 TRANSIENT = [
     ConnectionResetError(104, "reset"), TimeoutError(), OSError(errno.EIO, "in"), OSError("short"),
-    OSError(errno.EBUSY, "SlowDown"), ToldError(status=503), ToldError(code=429),
-    ToldError(response={"ResponseMetadata": {"HTTPStatusCode": 500}}),
+    OSError(errno.EBUSY, "SlowDown"), StatusError(status=503), StatusError(code=429),
+    StatusError(response={"ResponseMetadata": {"HTTPStatusCode": 500}}),
     http.client.IncompleteRead(b""), type("HTTPClientError", (Exception,), {})(),
 ]  # fmt: skip
 PERMANENT = [
     PermissionError(13, "denied"), FileNotFoundError(), NotADirectoryError("/a"), FileExistsError(),
     OSError(errno.ENOSPC, "full"), OSError(errno.EINVAL, "InvalidBucketName"), ValueError("bad"),
-    ToldError(response={"ResponseMetadata": {"HTTPStatusCode": 400}}), ToldError(status=403),
-    ToldError(), NotImplementedError("cannot write"), ssl.SSLCertVerificationError("self-signed"),
+    StatusError(response={"ResponseMetadata": {"HTTPStatusCode": 400}}), StatusError(status=403),
+    StatusError(), NotImplementedError("cannot write"), ssl.SSLCertVerificationError("self-signed"),
 ]  # fmt: skip
 
 

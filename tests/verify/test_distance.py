@@ -22,9 +22,9 @@ def test_neither_small_nor_large_values_hide_a_difference(exact, scale):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_values_never_pass(exact, value):
-    spoiled = exact.copy()
-    spoiled[0, 0, 0] = value
-    for a, b in ((spoiled, exact), (exact, spoiled), (spoiled, spoiled)):
+    changed = exact.copy()
+    changed[0, 0, 0] = value
+    for a, b in ((changed, exact), (exact, changed), (changed, changed)):
         assert not function_error(a, b) <= FUNCTION_LIMIT
 
 

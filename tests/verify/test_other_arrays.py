@@ -45,7 +45,7 @@ def traced(trace, case, command, tmp_path):
               "hidden": golden["mask"], "enc.2": golden["f64/tap/blocks.2"]}  # fmt: skip
 
     def compare(names=NAMES, kind="npz", **changed):
-        path = tmp_path / f"theirs.{kind}"
+        path = tmp_path / f"reference.{kind}"
         stored = {name: np.ascontiguousarray(a) for name, a in {**arrays, **changed}.items()}
         np.savez(path, **stored) if kind == "npz" else save_file(stored, path)
         (tmp_path / "names.json").write_text(json.dumps(names))

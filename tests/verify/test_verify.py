@@ -54,9 +54,9 @@ def test_trace_of_the_golden_inputs_equals_the_output_of_the_original(
     trace, golden = load_file(out), pretrain.arrays
     assert np.array_equal(trace["mask"], golden["mask"])
     assert np.array_equal(trace["ids_restore"], golden["ids_restore"])
-    for ours, theirs in RESULTS.items():
+    for ours, reference in RESULTS.items():
         assert trace[f"float64/{ours}"].dtype == np.float64
-        assert distance(trace[f"float64/{ours}"], golden[f"f64/{theirs}"]) < limit, ours
+        assert distance(trace[f"float64/{ours}"], golden[f"f64/{reference}"]) < limit, ours
     for stack, blocks in (("encoder.blocks", "blocks"), ("decoder.blocks", "decoder_blocks")):
         for index in range(3 if stack == "encoder.blocks" else 2):
             tap = trace[f"float64/tap/{stack}.{index}.output"]

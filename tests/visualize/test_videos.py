@@ -250,9 +250,9 @@ def test_frames_are_prepared_as_by_the_processor_of_transformers(tmp_path):
         image_mean=mean,
         image_std=std,
     )
-    theirs = np.asarray(processor([list(frames)], return_tensors="np")["pixel_values"])
+    reference = np.asarray(processor([list(frames)], return_tensors="np")["pixel_values"])
     limit = 1e-6 if "Pil" in kind.__name__ else 0.05
-    assert distance(ours[0], theirs[0].swapaxes(0, 1)) < limit
+    assert distance(ours[0], reference[0].swapaxes(0, 1)) < limit
 
 
 @pytest.mark.parametrize("family", CASES)

@@ -13,15 +13,15 @@ from attacks.corpus import ATTACKS, Attack, attack
 def trick(name: str) -> Callable:
     """Add a file with one good dataset that a function does something to."""
 
-    def add(spoil: Callable[[h5py.File], None]) -> Callable:
+    def add(damage: Callable[[h5py.File], None]) -> Callable:
         def build(folder: Path) -> Path:
             with h5py.File(folder / "x.weights.h5", "w") as file:
                 file["a"] = np.zeros(2, np.float32)
-                spoil(file)
+                damage(file)
             return folder / "x.weights.h5"
 
         ATTACKS.append(Attack("hdf5", name, build))
-        return spoil
+        return damage
 
     return add
 

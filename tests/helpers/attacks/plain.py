@@ -80,24 +80,24 @@ def of_index(folder: Path, config: object) -> Path:
     return path
 
 
-def places(name: object) -> dict[str, object]:
+def index_of_name(name: object) -> dict[str, object]:
     return {"metadata": {}, "weight_map": {"a": name}}
 
 
 INDEXES = {
-    "a part above it": places("../model.safetensors"),
-    "a part with an absolute name": places("/etc/passwd"),
-    "a part in a directory": places("x/model.safetensors"),
-    "a part with a zero in its name": places("model\0.safetensors"),
-    "a part without a name": places(""),
-    "itself as a part": places("model.safetensors.index.json"),
-    "another index as a part": places("other.safetensors.index.json"),
-    "a distributed checkpoint as a part": places(".metadata"),
-    "its directory as a part": places("."),
-    "the directory above as a part": places(".."),
-    "a part that is missing": places("none.safetensors"),
-    "a part that is a number": places(3),
-    "a part that is a list": places(["model.safetensors"]),
+    "a part above it": index_of_name("../model.safetensors"),
+    "a part with an absolute name": index_of_name("/etc/passwd"),
+    "a part in a directory": index_of_name("x/model.safetensors"),
+    "a part with a zero in its name": index_of_name("model\0.safetensors"),
+    "a part without a name": index_of_name(""),
+    "itself as a part": index_of_name("model.safetensors.index.json"),
+    "another index as a part": index_of_name("other.safetensors.index.json"),
+    "a distributed checkpoint as a part": index_of_name(".metadata"),
+    "its directory as a part": index_of_name("."),
+    "the directory above as a part": index_of_name(".."),
+    "a part that is missing": index_of_name("none.safetensors"),
+    "a part that is a number": index_of_name(3),
+    "a part that is a list": index_of_name(["model.safetensors"]),
     "a tensor that its part lacks": {"weight_map": {"b": "model.safetensors"}},
     "no map": {"metadata": {}},
     "an empty map": {"weight_map": {}},

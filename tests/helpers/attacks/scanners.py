@@ -48,15 +48,15 @@ LOOP = """
 import contextlib, importlib.metadata, io, json, logging, sys, warnings
 logging.disable(logging.CRITICAL)
 warnings.simplefilter("ignore")
-answers = {}
+results = {}
 for path in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             flagged, failed = flags(path)
-            answers[path] = "flagged" if flagged else "not read" if failed else "passed"
+            results[path] = "flagged" if flagged else "not read" if failed else "passed"
         except Exception as error:
-            answers[path] = "not read"
-print(json.dumps([importlib.metadata.version(NAME), answers]))
+            results[path] = "not read"
+print(json.dumps([importlib.metadata.version(NAME), results]))
 """
 OURS = "mae-convert"
 
@@ -93,8 +93,8 @@ def scanned(name: str, python: str, paths: list[str]) -> tuple[str, Mapping[str,
     )
     if process.returncode:
         raise SystemExit(f"{name} cannot be run by {python}: {process.stderr.strip()[-300:]}")
-    version, answers = json.loads(process.stdout.splitlines()[-1])
-    return version, answers
+    version, results = json.loads(process.stdout.splitlines()[-1])
+    return version, results
 
 
 def our_result(attack: Attack, folder: Path) -> str:
@@ -125,33 +125,33 @@ def main() -> int:
             again.mkdir()
             ours[path] = our_result(attack, again)
         paths = [path for *_, path in files]
-        answers = {OURS: ours}
+        results = {OURS: ours}
         for name in PROGRAMS:
             if (python := pythons.get(name, common)) is not None:
                 version, result = scanned(name, python, paths)
-                answers[f"{name} {version}"] = result
-    print(table(files, answers))
-    return int(any(answer.startswith("WRONG") for answer in ours.values()))
+                results[f"{name} {version}"] = result
+    print(table(files, results))
+    return int(any(result.startswith("WRONG") for result in ours.values()))
 
 
-def table(files: list[tuple[str, Attack, str]], answers: Mapping[str, Mapping[str, str]]) -> str:
+def table(files: list[tuple[str, Attack, str]], results: Mapping[str, Mapping[str, str]]) -> str:
     """Return the results in Markdown, one line for each row."""
     rows: dict[str, list[str]] = {}
     for row, _, path in files:
         rows.setdefault(row, []).append(path)
-    lines = [f"| file | files | {' | '.join(answers)} |", f"|---|---|{'---|' * len(answers)}"]
+    lines = [f"| file | files | {' | '.join(results)} |", f"|---|---|{'---|' * len(results)}"]
     for row, paths in rows.items():
-        cells = [counted([result[path] for path in paths]) for result in answers.values()]
+        cells = [counted([result[path] for path in paths]) for result in results.values()]
         lines.append(f"| {row} | {len(paths)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def counted(answers: list[str]) -> str:
+def counted(results: list[str]) -> str:
     """Return the results of several files: "61 flagged, 2 passed"."""
-    counts = Counter(answers)
-    if len(answers) == 1:
-        return answers[0]
-    return ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
+    counts = Counter(results)
+    if len(results) == 1:
+        return results[0]
+    return ", ".join(f"{count} {result}" for result, count in counts.most_common())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def good(folder: Path) -> tuple[Path, bytearray]:
     return path, bytearray(path.read_bytes())
 
 
-def spoiled(change: Callable[[bytearray], object]) -> Callable[[Path, object], Path]:
+def damaged(change: Callable[[bytearray], object]) -> Callable[[Path, object], Path]:
     def make(folder: Path) -> Path:
         path, data = good(folder)
         change(data)
@@ -63,7 +63,7 @@ FIELDS = {
     "no end": lambda data: data.__delitem__(slice(-22, None)),
 }
 for _name, _change in FIELDS.items():
-    attack("pth", _name)(spoiled(_change))
+    attack("pth", _name)(damaged(_change))
 
 
 def renamed(folder: Path, name: str) -> Path:
