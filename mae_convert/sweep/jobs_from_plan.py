@@ -16,7 +16,16 @@ from mae_convert.runtime.foreign import code_beside, names_code
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
-from mae_convert.sweep.plan_fields import LISTS, LOCAL, PUBLISH, RUNNERS, VERIFY, Job, parse
+from mae_convert.sweep.plan_fields import (
+    INTERPRETERS,
+    LISTS,
+    LOCAL,
+    PUBLISH,
+    RUNNERS,
+    VERIFY,
+    Job,
+    parse,
+)
 from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
 
 MOST_JOBS = 100_000  # of one plan, in which a list creates a job for each value
@@ -34,8 +43,8 @@ def read_plan(
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
         specified: fields on the command line, which replace those of the plan.
-        allow_code: whether the plan may specify code to run; the command line
-            may always.
+        allow_code: whether the plan may specify external code and Python interpreters; the command
+            line always may.
 
     Raises:
         PlanError: the plan is invalid; the message names position and field.
@@ -62,19 +71,28 @@ def read_plan(
 
 
 def _refuse_code(entries: Sequence[Entry]) -> None:
-    """Refuse external code in a plan.
+    """Refuse external code and Python interpreters in a plan.
 
     Raises:
-        PlanError: it does.
+        PlanError: the plan specifies one.
     """
     for name, given in (item for entry in entries for item in entry.fields.items()):
-        for value in given.values if name in RUNNERS else ():
-            if given.where != COMMAND_LINE and names_code(str(value)):
+        for value in given.values if given.where != COMMAND_LINE else ():
+            if what := _program(name, str(value)):
                 raise PlanError(
-                    f"{given.where}, {name}: {value} is external code, which a "
-                    "plan does not run without permission",
+                    f"{given.where}, {name}: {value} is {what}, which a plan does not run without "
+                    "permission",
                     hint=("if you trust the code, pass ", Option("allow_code", True)),
                 )
+
+
+def _program(name: str, value: str) -> str:
+    """Return what a value of a plan would run besides the project's own code, or ""."""
+    if name in RUNNERS and names_code(value):
+        return "external code"
+    if value and (name in INTERPRETERS or (name in RUNNERS and "=" in value)):
+        return "a Python interpreter"
+    return ""
 
 
 def _too_many(where: str) -> PlanError:

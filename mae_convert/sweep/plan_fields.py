@@ -111,6 +111,7 @@ FIELDS: Mapping[str, Kind] = {
 # Fields whose value is a list; a list for any other field creates a job for each value.
 LISTS = ("against", "run_dtype")
 RUNNERS = ("framework_a", "framework_b", "against")  # may name external code
+INTERPRETERS = ("python_a", "python_b")
 LOCAL = ("inputs", "images")  # local paths, relative to the plan
 
 

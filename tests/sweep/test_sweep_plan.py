@@ -31,7 +31,7 @@ def complaint(folder, text, name="plan.yaml"):
     return str(refused.value).removeprefix(f"{folder / name}")
 
 
-def test_plan_runs_external_code_only_if_the_command_line_allows_it(runs):
+def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_allows_it(runs):
     (runs / "own.py").write_text("def build(config): ...")
     text = """
 - source: runs/checkpoint-0.pth
@@ -50,6 +50,10 @@ def test_plan_runs_external_code_only_if_the_command_line_allows_it(runs):
     assert job.settings["against"][0].endswith("/own.py:build")
     wrong = text.replace("own.py:build", "nonsense").replace("original=mae", "torch")
     assert "'nonsense' is not a runner" in complaint(runs, wrong)
+    for field in ("python_b: other/python", "against: timm=other/python"):
+        interpreter = f"- {{source: runs/checkpoint-0.pth, to: timm, verify: true, {field}}}"
+        assert "other/python is a Python interpreter, which a plan" in complaint(runs, interpreter)
+        assert read_plan([str(path)], {}, allow_code=True)
 
 
 def test_a_pattern_and_lists_make_a_job_of_each_combination_in_natural_order(runs):

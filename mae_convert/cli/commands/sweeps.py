@@ -87,8 +87,8 @@ FILE = click.Path(path_type=Path)
     "--allow-code",
     is_flag=True,
     help=(
-        "Allow external code that the plan specifies (`against: FILE.py:FACTORY`, "
-        "`framework_b: original=DIRECTORY`)."
+        "Allow external code and Python interpreters that the plan specifies "
+        "(`against: FILE.py:FACTORY`, `framework_b: original=DIRECTORY`, `python_b: PATH`)."
     ),
 )
 @click.option("--dry-run", is_flag=True, help="Show the jobs and their sizes without running them.")
