@@ -47,7 +47,7 @@ STYLES = {
 
 
 @pytest.mark.parametrize("option", STYLES)
-def test_an_option_is_written_as_the_reader_writes_it(option):
+def test_option_is_named_in_the_style_of_the_interface(option):
     assert tuple(style(option) for style in (as_option, as_argument, as_field)) == STYLES[option]
 
 

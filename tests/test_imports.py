@@ -51,7 +51,7 @@ def test_every_module_is_in_the_import_order():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_imports_only_what_is_below_it(unit):
+def test_module_imports_only_from_lower_levels(unit):
     below = set(UNITS[: UNITS.index(unit) + 1])
     wrong = {}
     for path in files_of(unit):

@@ -184,14 +184,14 @@ def test_another_seed_changes_the_result(image_folder, trained, tmp_path):
     assert not torch.equal(other["decoder_pred.weight"], whole["decoder_pred.weight"])
 
 
-def test_accumulated_batches_make_one_large_batch(image_folder, tmp_path):
+def test_accumulated_batches_are_equivalent_to_one_large_batch(image_folder, tmp_path):
     large = run(image_folder, tmp_path / "large")
     summed = run(image_folder, tmp_path / "summed", "--batch-size", "2", "--accum-iter", "2")
     assert_close(summed["model"], large["model"])
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_large_batch(image_folder, trained, tmp_path):
+def test_two_processes_are_equivalent_to_one_large_batch(image_folder, trained, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(ROOT / "scripts" / "pretrain.py")]
     command += [str(image_folder), str(tmp_path), *TINY, "--batch-size", "1", "--accum-iter", "2"]
@@ -217,7 +217,7 @@ def test_further_training_starts_from_the_weights(image_folder, trained, tmp_pat
     assert further["config"] == start["config"]
 
 
-def test_an_encoder_alone_gets_a_new_decoder(trained, capsys):
+def test_new_decoder_is_created_for_an_encoder(trained, capsys):
     content = pretrain.read_checkpoint(trained / "weights.pth")
     model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(content["config"]))
     fresh = {name: value.clone() for name, value in model.state_dict().items()}

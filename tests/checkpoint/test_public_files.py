@@ -311,7 +311,7 @@ def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, 
     assert all(torch.equal(loaded[name], mae[name]) for name in mae)
 
 
-def test_lightly_s_benchmark(opened, mae, golden):
+def test_checkpoint_of_the_lightly_benchmark_is_read(opened, mae, golden):
     """Both of its spellings, with the online classifier and the backbone's mask token."""
     new = renamed(
         parted(mae, "backbone.vit.", "decoder."),
@@ -326,7 +326,7 @@ def test_lightly_s_benchmark(opened, mae, golden):
         assert beside.keys() <= checkpoint.dropped.keys()
 
 
-def test_transformers_below_a_prefix_and_with_a_pooler(tmp_path, golden):
+def test_transformers_model_with_prefix_and_pooler_is_read(tmp_path, golden):
     folder = golden / "transformers_tf_encoder_tiny_v4pt"
     config = json.loads((folder / "config.json").read_text())
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
@@ -393,7 +393,7 @@ class TestSeveralTasks:
                 "bn.num_batches_tracked": torch.tensor(7)}  # fmt: skip
         return {**mae, **norm, "head.weight": noise(10, 32), "head.bias": noise(10)}
 
-    def test_each_can_be_read(self, opened, state, mae):
+    def test_each_task_can_be_read(self, opened, state, mae):
         for task in ("pretrain", "encoder", "classify"):
             checkpoint = opened(state, task=task)
             assert (checkpoint.task, checkpoint.also) == (task, ())
@@ -523,7 +523,7 @@ def as_mmpretrain(state):
     )  # fmt: skip
 
 
-def test_mmpretrain_fine_tuned(opened, pooled, tmp_path):
+def test_fine_tuned_mmpretrain_checkpoint_is_read(opened, pooled, tmp_path):
     names = {"fc_norm": "backbone.ln2", "head": "head.fc"}
     head = {f"{names[n.split('.')[0]]}.{n.split('.')[1]}": pooled[n] for n in pooled
             if n.split(".")[0] in names}  # fmt: skip
@@ -538,7 +538,7 @@ def test_mmpretrain_fine_tuned(opened, pooled, tmp_path):
     assert all(torch.equal(written[name], state[name]) for name in state)
 
 
-def test_mmpretrain_linear(opened, probe):
+def test_linear_probe_of_mmpretrain_is_read(opened, probe):
     norm = renamed(
         {n: t for n, t in probe.items() if n.startswith("head.0")}, ("head.0", "neck.bn")
     )

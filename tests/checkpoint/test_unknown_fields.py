@@ -228,7 +228,7 @@ class TestTimm:
         named = f"config.json: {prefix}of_a_later_version"
         assert open_checkpoint(edited("timm", change)).unread == (named,)
 
-    def test_quick_gelu_is_honoured(self, edited):
+    def test_quick_gelu_is_read(self, edited):
         path = edited("timm", lambda config: config["model_args"].update(act_layer="quick_gelu"))
         assert open_checkpoint(path).configuration.model.hidden_act == "quick_gelu"
 
@@ -306,7 +306,7 @@ def as_trace(checkpoint, **changes):
 
 
 class TestPreprocessing:
-    def test_processor_config_wins_as_in_the_library(self, edited):
+    def test_processor_config_takes_precedence_as_in_transformers(self, edited):
         nested = {"do_normalize": False, "resample": 0, "image_processor_type": "ViTImageProcessor"}
         nested |= {"size": {"height": 32, "width": 32}, "image_std": [0.1, 0.2, 0.3]}
         path = edited(
@@ -392,7 +392,7 @@ class TestPreprocessing:
         assert [each.error for each in compare_preprocessing(trace, other)] == [np.inf]
 
     @pytest.mark.parametrize("number", [0, 2, 3])
-    def test_a_filter_is_carried_to_timm_and_back(self, edited, tmp_path, number):
+    def test_interpolation_is_converted_to_timm_and_back(self, edited, tmp_path, number):
         path = edited(
             "transformers", lambda s: s.update(resample=number), "preprocessor_config.json"
         )
@@ -403,7 +403,7 @@ class TestPreprocessing:
             assert not list(compare_preprocessing(as_trace(source), as_trace(read)))
             assert read.preprocessor["resample"] == number
 
-    def test_timm_s_crop_is_carried_to_transformers_and_back(self, edited, tmp_path):
+    def test_crop_of_timm_is_converted_to_transformers_and_back(self, edited, tmp_path):
         def change(config):
             config["pretrained_cfg"] |= {"crop_pct": 0.875, "crop_mode": "center"}
 

@@ -101,7 +101,7 @@ def test_report_names_every_tensor_as_stored(tmp_path, state, name):
 
 
 @pytest.mark.parametrize("name", [n for n in PREFIXED if n not in ("within", "a part")])
-def test_a_prefix_can_be_put_back(tmp_path, state, name):
+def test_prefix_can_be_restored(tmp_path, state, name):
     prefixed = PREFIXED[name][0](state)
     source = open_checkpoint(saved(tmp_path / "x.pth", {"model": prefixed}), FLAGS)
     execute(plan_conversion(source, tmp_path / "m.weights.h5", "keras"))
@@ -116,7 +116,7 @@ def test_a_prefix_can_be_put_back(tmp_path, state, name):
 
 @pytest.mark.parametrize("task", ["pretrain", "encoder", "classifier"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.backbone.", "encoder."])
-def test_names_that_only_begin_like_a_prefix_are_left_alone(golden, tmp_path, task, prefix):
+def test_names_that_only_begin_like_a_prefix_are_unchanged(golden, tmp_path, task, prefix):
     """transformers has `vit.` and `encoder.` in names of its own."""
     folder = golden / f"transformers_tf_{task}_tiny_v4pt"
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
@@ -129,7 +129,7 @@ def test_names_that_only_begin_like_a_prefix_are_left_alone(golden, tmp_path, ta
     assert diff(open_checkpoint(folder), opened).same
 
 
-def test_prefixed_names_of_other_layouts(golden, tmp_path):
+def test_prefixed_names_of_other_layouts_are_read(golden, tmp_path):
     for layout in ("timm_encoder", "torchvision_classifier", "mmpretrain_pretrain"):
         path = golden / f"{layout}_tiny" / "model.safetensors"
         tensors = under("module.", safetensors.torch.load_file(path))
@@ -185,7 +185,7 @@ def test_two_possible_prefixes_are_ambiguous(tmp_path, monkeypatch):
         open_checkpoint(saved(tmp_path / "x.pth", tensors))
 
 
-def test_a_prefix_to_write_must_be_one_that_is_read():
+def test_prefix_for_writing_must_be_readable():
     assert all(is_readable(prefix) for prefix in LEADING)
     for prefix in ("module._orig_mod.backbone.", "my.", "module.my.", "module." * 5):
         assert is_readable(prefix)
@@ -329,7 +329,7 @@ def test_state_key_applies_to_the_file_that_contains_it(tmp_path, state, plain):
         open_checkpoint(tmp_path / "m", state_key="teacher")
 
 
-def test_on_the_command_line(command, case, state, tmp_path):
+def test_state_key_and_prefix_on_the_command_line(command, case, state, tmp_path):
     heads = case("pretrain_tiny").heads
     student = {f"module.{name}": tensor for name, tensor in state.items()}
     path = saved(tmp_path / "x.pth", {"teacher": other(state), "student": student})

@@ -101,7 +101,7 @@ def test_inspect_reports_the_known_fields_if_others_are_missing(command, pretrai
     assert refused.err.count("\n") == 1
 
 
-def test_tensors_are_compared_where_fields_are_missing(command, pretrain, tmp_path):
+def test_tensors_are_compared_if_fields_are_missing(command, pretrain, tmp_path):
     command("convert", pretrain.checkpoint, tmp_path / "a.npz", "--to", "facebook",
             *pretrain.heads)  # fmt: skip
     for pair in ((pretrain.checkpoint, tmp_path / "a.npz"), (pretrain.checkpoint,) * 2):
@@ -294,7 +294,7 @@ def test_closed_pipe_is_not_an_error(pretrain):
     assert "Traceback" not in process.stderr
 
 
-def test_with_several_targets_nothing_is_replaced_before_all_can_be_written(
+def test_no_target_is_replaced_before_all_targets_can_be_written(
     command, pretrain, converted, tmp_path
 ):
     before = (converted / "model.safetensors").read_bytes()

@@ -409,7 +409,7 @@ def test_reconstructions_and_features(printed, hostile):
     printed(lambda text: features(result, Path(f"{text}.npz")), hostile.replace("/", "_"))
 
 
-def test_published_results(printed, hostile):
+def test_hostile_text_is_escaped_in_published_results(printed, hostile):
     from mae_convert.cli.output.verdict import reference_results as published
     from mae_convert.verify.reference_results import REFERENCE_RESULTS, ReferenceComparison
 
@@ -585,7 +585,7 @@ def test_errors_and_notes(printed, hostile, command):
 NAME = "a\x1b[2J\x9b\u202e<b>[bold]:x:|`\n\r\u2028.pth"
 
 
-def test_a_checkpoint_whose_names_and_strings_are_hostile(tmp_path, command):
+def test_checkpoint_with_malicious_names_and_strings(tmp_path, command):
     """Names of files, tensors and other entries, and strings of configurations."""
     torch = pytest.importorskip("torch")
     from mae_convert.convert.execute import execute

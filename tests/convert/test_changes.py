@@ -190,7 +190,7 @@ class TestDtypes:
             plan_conversion(odd, tmp_path / "m.pth", "facebook")
         assert converted(odd, tmp_path / "m.pth", dtype="float64").task == "pretrain"
 
-    def test_hdf5_asks_for_another_dtype_than_bfloat16(self, pretrain, tmp_path):
+    def test_hdf5_refuses_bfloat16_and_suggests_another_dtype(self, pretrain, tmp_path):
         source = in_dtype(pretrain, tmp_path / "source.pth", lambda name: "bfloat16")
         with pytest.raises(OutputError, match='dtype="float32"'):
             converted(source, tmp_path / "tf", "transformers-tf")
@@ -282,7 +282,7 @@ class TestChannels:
 
 
 class TestHistory:
-    def test_a_chain_of_conversions_keeps_every_step(self, pretrain, tmp_path):
+    def test_chain_of_conversions_records_every_step(self, pretrain, tmp_path):
         one = converted(pretrain, tmp_path / "1", "transformers", image_size=(48, 48))
         two = converted(one, tmp_path / "2.weights.h5", "keras", dtype="float16")
         three = converted(two, tmp_path / "3", "transformers-tf", task="encoder")

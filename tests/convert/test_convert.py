@@ -130,7 +130,7 @@ def test_decoder_is_dropped_only_on_request_and_reported(case, tmp_path):
     assert not any(name.startswith(("decoder", "vit.")) for name in stored)
 
 
-def test_a_dtype_is_rounded_to_and_declared(case, tmp_path):
+def test_rounding_to_a_dtype_is_declared(case, tmp_path):
     source = open_checkpoint(case("pretrain_tiny").checkpoint, flags_of(case("pretrain_tiny")))
     report = execute(plan_conversion(source, tmp_path / "half", "transformers", dtype="bfloat16"))
     assert report["steps"] == [{"step": "dtype", "from": ["float32"], "to": "bfloat16"}]

@@ -179,7 +179,7 @@ def test_the_caveat_is_printed_and_recorded(command, tmp_path, name):
 
 
 @pytest.mark.parametrize("target", ["m.pth", "m.weights.h5", "m.keras", "m.npz"])
-def test_the_family_stays_with_a_single_file(command, tmp_path, name, target):
+def test_family_is_stored_in_a_single_file(command, tmp_path, name, target):
     source = saved(tmp_path / "x.pth", FAMILIES[name][0])
     layout = "keras" if "h5" in target or "keras" in target else "facebook"
     result = command("convert", source, tmp_path / target, "--to", layout, *HEADS)
@@ -290,7 +290,7 @@ class TestAudioMAE:
         assert source.relative.because == "training arguments: audio_exp is True"
         assert (source.task, source.configuration.model.image_hw) == ("classify", (1024, 128))
 
-    def test_the_caveat_is_printed_where_only_shapes_suggest_it(self, command, tmp_path):
+    def test_caveat_is_printed_if_only_shapes_suggest_the_family(self, command, tmp_path):
         source = saved(tmp_path / "x.pth", encoder(1, 512))
         options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
         result = command("convert", source, tmp_path / "y.pth", *options)

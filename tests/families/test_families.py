@@ -110,7 +110,7 @@ def test_our_own_configurations_name_no_other_model(kind):
     assert explain({"some.weight": (3, 3)}, {"model_type": kind}) is None
 
 
-def test_an_adapter_s_configuration_names_its_base_model(tmp_path):
+def test_base_model_of_an_adapter_is_named(tmp_path):
     adapter = {"peft_type": "IA3", "base_model_name_or_path": "facebook/vit-mae-base"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     save_file({"x.ia3_l": np.ones(3, np.float32)}, tmp_path / "adapter_model.safetensors")

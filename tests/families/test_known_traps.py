@@ -49,7 +49,7 @@ def test_zero_biases_are_reported(command, tmp_path):
     assert not any("48675" in line for line in result.json["odd"])
 
 
-def test_a_library_that_loses_biases_is_not_compared_with():
+def test_library_that_loses_biases_is_not_used_for_comparison():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from mae_convert.runtime.job import StoredWeights

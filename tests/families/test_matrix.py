@@ -66,7 +66,9 @@ def all_pairs(name):
         *map(all_pairs, MODELS),
     ],
 )
-def test_pairs_are_bit_exact_there_and_back_or_refused_with_a_reason(tmp_path, name, every, capsys):
+def test_round_trip_of_every_pair_is_bit_exact_or_refused_with_a_reason(
+    tmp_path, name, every, capsys
+):
     task, changes = MODELS[name]
     config = ViTMAEConfig(**{**SMALL, **changes})
     write_original(tmp_path / "original.pth", config, task, np.float32)

@@ -66,7 +66,7 @@ def test_missing_decoder_is_not_suggested_from_another_family(command, tmp_path)
     assert "mae_visualize" not in result.err
 
 
-def test_advice_to_run_natively_is_about_the_family(command, tmp_path):
+def test_advice_for_native_runs_is_specific_to_the_family(command, tmp_path):
     source, target = GOLDEN / "videomae_finetune_tiny_v5", tmp_path / "b"
     assert command("convert", source, target, "--to", "transformers").status == 0
     torch_too = ("--framework-a", "torch", "--framework-b", "torch")

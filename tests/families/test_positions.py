@@ -66,7 +66,7 @@ def pretrain(case):
 
 
 @pytest.mark.parametrize(("grid", "new_grid"), GRIDS)
-def test_resampling_is_that_of_pytorch(grid, new_grid):
+def test_resampling_equals_pytorch(grid, new_grid):
     embedding = random_embedding(grid)
     expected = by_torch(embedding, grid, new_grid)
     tensor = resampled(LazyTensor.from_array("p", embedding), grid, new_grid)
@@ -78,7 +78,7 @@ def test_resampling_is_that_of_pytorch(grid, new_grid):
 
 
 @pytest.mark.parametrize(("grid", "new_grid"), GRIDS)
-def test_resampling_with_aligned_corners_is_that_of_pytorch_at_each_time(grid, new_grid):
+def test_resampling_with_aligned_corners_equals_pytorch_at_each_time_step(grid, new_grid):
     embedding = random_embedding((3 * grid[0], grid[1]))  # three times
     images = torch.from_numpy(embedding[0, 1:].astype(np.float64)).reshape(3, *grid, -1)
     images = torch.nn.functional.interpolate(
@@ -243,7 +243,7 @@ class TestCommandLine:
             (["--image-size", "0"], "is not a size"),
         ],
     )
-    def test_sizes_that_cannot_be_are_refused(self, command, case, tmp_path, options, words):
+    def test_invalid_sizes_are_refused(self, command, case, tmp_path, options, words):
         pretrain, target = case("pretrain_tiny"), tmp_path / "m"
         expected = ["convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads]
         result = command(*expected, *options)

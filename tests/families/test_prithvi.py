@@ -214,7 +214,7 @@ def test_inputs_without_coordinates_leave_their_embeddings_unproven(command, tmp
 
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("name", CASES)
-def test_terratorch_computes_the_same(command, tmp_path, name):
+def test_terratorch_gives_the_same_results(command, tmp_path, name):
     """By hand: TerraTorch is in none of the environments that tests run in."""
     pytest.importorskip("terratorch")
     path = GOLDEN / name / "checkpoint.pth"

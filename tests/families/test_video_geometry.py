@@ -65,7 +65,7 @@ def test_a_declared_change_is_verified(tmp_path, case, change):
 
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("options", [{"cls_embed": True}, {"cls_embed": False}])
-def test_joint_positions_are_resampled_for_each_time_step(tmp_path, options):
+def test_joint_positions_are_resampled_per_time_step(tmp_path, options):
     path = tmp_path / "joint.pth"
     source = original(MAE_ST)
     family, layout = source.family, source.family.layout("original")

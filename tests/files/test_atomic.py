@@ -115,7 +115,7 @@ def test_file_does_not_replace_a_directory_and_vice_versa(tmp_path: Path) -> Non
         directory(tmp_path / "x", 1.0, overwrite=True)
 
 
-def test_overwriting(tmp_path: Path) -> None:
+def test_overwrite_replaces_an_existing_output(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         write_file(tmp_path / "x", "pth", tensors(value), overwrite=True)
         directory(tmp_path / "d", value, overwrite=True)
@@ -203,7 +203,7 @@ def test_file_added_to_the_old_directory_during_the_write_is_kept(tmp_path: Path
     assert (tmp_path / "d" / "notes.txt").read_text() == "mine"
 
 
-def test_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> None:
         raise NotImplementedError
 
@@ -230,14 +230,14 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
         os.umask(old)
 
 
-def test_a_missing_parent_directory(tmp_path: Path) -> None:
+def test_missing_parent_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="its directory does not exist; create it first"):
         write_file(tmp_path / "none" / "x", "pth", tensors(1.0))
     with pytest.raises(OutputError, match="its directory does not exist; create it first"):
         directory(tmp_path / "none" / "d", 1.0)
 
 
-def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+def test_parent_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="its directory is a file"):
         write_file(tmp_path / "file" / "x", "pth", tensors(1.0))
@@ -313,7 +313,7 @@ while True:
 """
 
 
-def test_a_killed_run_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+def test_killed_run_leaves_the_old_or_the_new_output(tmp_path: Path) -> None:
     write_file(tmp_path / "x.h5", "keras_h5", tensors(1.0))
     directory(tmp_path / "d", 1.0)
     chance = random.Random(0)

@@ -57,7 +57,7 @@ def peak(work) -> int:
         tracemalloc.stop()
 
 
-def test_a_large_tensor_is_never_in_memory(tmp_path: Path) -> None:
+def test_large_tensor_is_never_completely_in_memory(tmp_path: Path) -> None:
     """Statistics and rounding of 200 MB take less than a tenth of it."""
     shape = (50_000, 1_000)
     header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 200_000_000]}}

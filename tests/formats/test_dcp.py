@@ -87,7 +87,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_one_process(one: Path) -> None:
+def test_checkpoint_of_one_process_is_read(one: Path) -> None:
     for path in (one, one / ".metadata"):
         opened = open_container(path)
         assert_same(opened, TENSORS)
@@ -103,13 +103,13 @@ def test_another_entry_of_the_checkpoint_can_be_selected(one: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "sharded"])
-def test_fully_sharded_models_of_two_processes(two: Path, name: str) -> None:
+def test_fully_sharded_models_of_two_processes_are_read(two: Path, name: str) -> None:
     opened = open_container(two / name)
     assert_same(opened, original())
     assert [path.name for path in opened.files] == [".metadata", "__0_0.distcp", "__1_0.distcp"]
 
 
-def test_a_wrapper_in_a_wrapper(two: Path) -> None:
+def test_nested_wrappers_are_read(two: Path) -> None:
     opened = open_container(two / "app")
     assert opened.wrapper == "app.model"
     assert opened.training_args == {"model": "tiny", "mask_ratio": 0.6}
@@ -230,7 +230,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_metadata_that_do_not_fit_are_refused(one: Path, name: str) -> None:
+def test_inconsistent_metadata_are_refused(one: Path, name: str) -> None:
     damage, message = DAMAGED[name]
     path = one / ".metadata"
     metadata = pickle.loads(path.read_bytes())
@@ -248,7 +248,7 @@ def test_metadata_without_the_paths_are_read_by_their_flat_names(one: Path) -> N
     assert_same(open_container(one), {**flat, "optim.m": torch.ones(2)})
 
 
-def test_metadata_of_earlier_versions_of_torch(one: Path) -> None:
+def test_metadata_of_earlier_torch_versions_are_read(one: Path) -> None:
     """There the properties were of another class, which PyTorch still has."""
     path = one / ".metadata"
     metadata = pickle.loads(path.read_bytes())
@@ -265,7 +265,7 @@ class Evil:
         return os.system, ("touch PWNED",)
 
 
-def test_metadata_that_would_run_code(one: Path, monkeypatch) -> None:
+def test_metadata_that_would_run_code_are_refused(one: Path, monkeypatch) -> None:
     monkeypatch.chdir(one)
     (one / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": Evil()}))
     assert "posix.system" in refused(one)

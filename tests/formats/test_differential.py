@@ -39,7 +39,7 @@ def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.name)
-def test_files_of_other_versions(path: Path) -> None:
+def test_files_of_other_pytorch_versions_are_read(path: Path) -> None:
     if path.stem.endswith("-4"):  # which PyTorch refuses
         assert by_us(path) == by_us(path.with_stem(path.stem.removesuffix("4") + "2"))
     else:
@@ -47,7 +47,7 @@ def test_files_of_other_versions(path: Path) -> None:
 
 
 @pytest.mark.parametrize("alignment", [1, 2, 16, 64, 512, 4096])
-def test_any_alignment(tmp_path: Path, alignment: int) -> None:
+def test_storages_with_any_alignment_are_read(tmp_path: Path, alignment: int) -> None:
     with serialization.config.patch({"save.storage_alignment": alignment}):
         torch.save(of_every_view(), tmp_path / "x.pth")
     assert_both_read(tmp_path / "x.pth")
@@ -103,7 +103,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(views(), min_size=1, max_size=5), st.booleans())
-def test_any_view(tmp_path: Path, tensors: list[torch.Tensor], zipped: bool) -> None:
+def test_any_view_is_read(tmp_path: Path, tensors: list[torch.Tensor], zipped: bool) -> None:
     state = {str(number): tensor for number, tensor in enumerate(tensors)}
     torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     assert_both_read(tmp_path / "x.pth")

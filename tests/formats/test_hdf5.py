@@ -47,7 +47,9 @@ def numbers(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version_of_the_format(tmp_path: Path, version: str, in_order: bool) -> None:
+def test_every_version_of_the_hdf5_format_is_read(
+    tmp_path: Path, version: str, in_order: bool
+) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver=version, track_order=in_order) as file:
         for number in range(40, 0, -1):  # more than a small group has room for
             group = file.create_group(f"layer {number}/vars", track_order=in_order)
@@ -61,7 +63,9 @@ def test_every_version_of_the_format(tmp_path: Path, version: str, in_order: boo
 
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("version", ["earliest", "latest"])
-def test_a_group_of_thousands(tmp_path: Path, version: str, in_order: bool) -> None:
+def test_group_with_thousands_of_members_is_read(
+    tmp_path: Path, version: str, in_order: bool
+) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver=version, track_order=in_order) as file:
         for number in range(3000):
             file[f"name of tensor {number * 7919 % 3000}"] = np.int64(number)
@@ -70,7 +74,7 @@ def test_a_group_of_thousands(tmp_path: Path, version: str, in_order: bool) -> N
 
 @pytest.mark.parametrize("count", [1, 9, 200])
 @pytest.mark.parametrize("version", ["earliest", "latest"])
-def test_attributes_of_every_kind(tmp_path: Path, version: str, count: int) -> None:
+def test_attributes_of_every_kind_are_read(tmp_path: Path, version: str, count: int) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver=version) as file:
         file["g/a"] = np.zeros(2)
         for number in range(count):
@@ -102,7 +106,9 @@ PACKINGS = {
     packing=st.sampled_from(sorted(PACKINGS)),
     dtype=st.sampled_from(DTYPES),
 )
-def test_chunks(tmp_path_factory, shape, data, packing: str, dtype: np.dtype) -> None:
+def test_chunked_dataset_is_read(
+    tmp_path_factory, shape, data, packing: str, dtype: np.dtype
+) -> None:
     path = tmp_path_factory.mktemp("chunks") / "x.h5"
     chunks = tuple(data.draw(st.integers(1, extent)) for extent in shape)
     with h5py.File(path, "w") as file:
@@ -112,13 +118,13 @@ def test_chunks(tmp_path_factory, shape, data, packing: str, dtype: np.dtype) ->
     assert_same_as_h5py(path)
 
 
-def test_many_chunks(tmp_path: Path) -> None:
+def test_dataset_with_many_chunks_is_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("a", data=numbers((300, 70), np.dtype("f4")), chunks=(2, 7))
     assert_same_as_h5py(tmp_path / "x.h5")
 
 
-def test_a_compact_dataset(tmp_path: Path) -> None:
+def test_compact_dataset_is_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_layout(h5py.h5d.COMPACT)
@@ -128,7 +134,7 @@ def test_a_compact_dataset(tmp_path: Path) -> None:
     assert_same_as_h5py(tmp_path / "x.h5")
 
 
-def test_bfloat16_as_keras_writes_it(tmp_path: Path) -> None:
+def test_bfloat16_as_written_by_keras_is_read(tmp_path: Path) -> None:
     array = np.arange(5).astype(ml_dtypes.bfloat16)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("plain", data=array).attrs["dtype"] = "bfloat16"
@@ -138,7 +144,7 @@ def test_bfloat16_as_keras_writes_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.load(), array, strict=True)
 
 
-def test_chunks_of_the_new_format_are_named_and_not_read(tmp_path: Path) -> None:
+def test_chunk_index_of_the_new_format_is_refused_by_name(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
         file.create_dataset("a", data=np.zeros(100), chunks=(10,), compression="gzip")
     with pytest.raises(

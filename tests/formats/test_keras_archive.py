@@ -218,7 +218,7 @@ def test_decompression_bomb_is_not_unpacked(archive, what):
         open_checkpoint(archive)
 
 
-def test_a_directory_with_one_archive_is_that_archive(archive):
+def test_directory_with_one_archive_is_read_as_that_archive(archive):
     assert open_checkpoint(archive.parent).layout.name == "keras"
 
 

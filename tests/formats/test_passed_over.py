@@ -118,7 +118,7 @@ def test_an_object_of_an_unknown_class_is_left_out_of_the_arguments(tmp_path, mo
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_both_formats_of_pytorch(tmp_path, monkeypatch, legacy) -> None:
+def test_unknown_objects_in_both_pytorch_formats_are_skipped(tmp_path, monkeypatch, legacy) -> None:
     config = placed(monkeypatch, Config, "vendor.config.Config")(x=1)
     whole = {"model": MODEL, "cfg": config}
     torch.save(whole, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)

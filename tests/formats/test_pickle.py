@@ -126,7 +126,7 @@ def test_a_bare_pickle_of_numpy_arrays_names_its_types(tmp_path: Path) -> None:
     assert "_reconstruct, numpy.dtype, numpy.ndarray" in refused(tmp_path / "x.pkl")
 
 
-def test_a_whole_model_is_refused_by_its_class(tmp_path: Path) -> None:
+def test_pickled_model_is_refused_by_its_class(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pth")
     message = refused(tmp_path / "x.pth")
     assert "torch.nn.modules.linear.Linear" in message
@@ -211,7 +211,7 @@ def test_inert_types_are_converted_to_json_types(tmp_path: Path, name: str, prot
     assert open_container(tmp_path / "x.pth").training_args == {name: expected}
 
 
-def test_a_state_dict_with_its_metadata(tmp_path: Path) -> None:
+def test_state_dict_with_metadata_is_read(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "x.pth")
     assert list(open_container(tmp_path / "x.pth").tensors) == ["weight", "bias"]
 
@@ -293,7 +293,7 @@ def test_malformed_pickle_is_refused(tmp_path: Path, name: str) -> None:
     assert time.monotonic() - started < 1
 
 
-def test_a_value_that_unrolls_without_end_is_not_unrolled(tmp_path: Path) -> None:
+def test_exponentially_nested_value_is_not_expanded(tmp_path: Path) -> None:
     doubling = [0]
     for _ in range(100):
         doubling = [doubling, doubling]

@@ -84,7 +84,7 @@ def test_golden_safetensors_equal_the_library(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TF_H5, ids=case_name)
-def test_golden_tf_h5_equals_h5py_in_the_stated_order(path: Path) -> None:
+def test_golden_tf_h5_equals_h5py_in_the_stored_order(path: Path) -> None:
     opened = open_container(path)
     assert opened.kind == "tf_h5"
     with h5py.File(path) as file:
@@ -117,7 +117,7 @@ def test_every_dtype_of_torch(tmp_path: Path, dtype: torch.dtype, zipped: bool) 
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_views_of_one_storage(tmp_path: Path, zipped: bool) -> None:
+def test_views_of_one_storage_are_read(tmp_path: Path, zipped: bool) -> None:
     base = torch.randn(4, 6)
     tensors = {
         "base": base,
@@ -132,14 +132,14 @@ def test_views_of_one_storage(tmp_path: Path, zipped: bool) -> None:
     assert_same_as_torch(tmp_path / "x.pth", tensors)
 
 
-def test_a_parameter_with_attributes(tmp_path: Path) -> None:
+def test_parameter_with_attributes_is_read(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3))
     parameter.note = "kept by PyTorch, no business of ours"
     torch.save({"p": parameter}, tmp_path / "x.pth")
     assert_same_as_torch(tmp_path / "x.pth", {"p": parameter})
 
 
-def test_a_big_endian_checkpoint(tmp_path: Path) -> None:
+def test_big_endian_checkpoint_is_read(tmp_path: Path) -> None:
     tensors = {"f": torch.randn(3, 5), "c": torch.randn(4, dtype=torch.complex64)}
     tensors["h"] = torch.randn(7).to(torch.bfloat16)
     torch.save(tensors, tmp_path / "little.pth")
@@ -158,7 +158,7 @@ def test_a_big_endian_checkpoint(tmp_path: Path) -> None:
     assert_same_as_torch(tmp_path / "big.pth", tensors)
 
 
-def test_a_compressed_checkpoint(tmp_path: Path) -> None:
+def test_compressed_checkpoint_is_read(tmp_path: Path) -> None:
     path = tmp_path / "packed.pth"
     with zipfile.ZipFile(PTH[0]) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
         for name in plain.namelist():
@@ -208,7 +208,7 @@ def test_npz_with_objects_or_raw_bfloat16_bytes_is_refused(tmp_path: Path) -> No
             open_container(tmp_path / "x.npz")
 
 
-def test_keras_h5_of_any_depth_and_storage(tmp_path: Path) -> None:
+def test_keras_h5_of_any_depth_and_storage_is_read(tmp_path: Path) -> None:
     arrays = {
         "layers/dense/vars/0": np.random.default_rng(0).normal(size=(300, 40)),
         "layers/dense/vars/1": np.arange(3, dtype=">f4"),
@@ -230,7 +230,7 @@ def test_keras_h5_of_any_depth_and_storage(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened.tensors[name].load(), array)
 
 
-def test_hdf5_weight_names_in_several_attributes(tmp_path: Path) -> None:
+def test_hdf5_weight_names_in_several_attributes_are_read(tmp_path: Path) -> None:
     shutil.copy(TF_H5[0], tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         layer = file[file.attrs["layer_names"][0]]
@@ -331,7 +331,7 @@ def test_single_keras_file_uses_the_adjacent_configuration(tmp_path: Path, count
     assert (open_container(directory / "a.weights.h5").config is not None) == (count == 1)
 
 
-def test_two_files_of_weights_in_a_directory(tmp_path: Path) -> None:
+def test_two_weight_files_in_a_directory_are_ambiguous(tmp_path: Path) -> None:
     directory = directory_with(tmp_path, "model.safetensors", "tf_model.h5")
     with pytest.raises(
         CheckpointError, match=r"\(model.safetensors, tf_model.h5\); specify the file"
@@ -339,12 +339,12 @@ def test_two_files_of_weights_in_a_directory(tmp_path: Path) -> None:
         open_container(directory)
 
 
-def test_a_directory_without_weights(tmp_path: Path) -> None:
+def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"looked for model.safetensors, pytorch_model.bin, "):
         open_container(directory_with(tmp_path))
 
 
-def test_a_configuration_that_is_not_json(tmp_path: Path) -> None:
+def test_configuration_that_is_not_json_is_refused(tmp_path: Path) -> None:
     directory = directory_with(tmp_path, "model.safetensors")
     (directory / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json is not JSON"):
@@ -383,7 +383,7 @@ def test_file_that_is_not_a_checkpoint_is_identified(tmp_path: Path, name: str) 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.pth does not exist; check the path"):
         open_container(tmp_path / "none.pth")
 
@@ -467,7 +467,7 @@ def test_inconsistent_safetensors_header_is_refused(tmp_path: Path, name: str) -
             safetensors.numpy.load_file(path)
 
 
-def test_nothing_but_numpy_is_imported(tmp_path: Path) -> None:
+def test_only_numpy_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from mae_convert.formats import open_container, write_file\n"

@@ -91,7 +91,7 @@ def test_torch_loads_each_bin_safely_as_a_plain_state_dict(tmp_path: Path) -> No
     }
 
 
-def test_a_configuration_inside_each_safetensors_part(tmp_path: Path) -> None:
+def test_each_safetensors_shard_contains_the_configuration(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "safetensors", config={"x": 1})
     opened = open_container(folder)
     assert opened.config == {"x": 1}

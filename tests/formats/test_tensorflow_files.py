@@ -96,7 +96,7 @@ def test_saved_model_is_refused_with_instructions(tmp_path: Path, inside: str) -
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoint", "ckpt-12.index"])
-def test_a_checkpoint_of_tensorflow_is_named(tmp_path: Path, inside: str) -> None:
+def test_tensorflow_checkpoint_is_identified_in_the_error(tmp_path: Path, inside: str) -> None:
     for number in (9, 12):
         for part in ("index", "data-00000-of-00001"):
             (tmp_path / f"ckpt-{number}.{part}").write_bytes(b"")
@@ -107,13 +107,13 @@ def test_a_checkpoint_of_tensorflow_is_named(tmp_path: Path, inside: str) -> Non
     assert "model.save_weights('tf_model.h5')" in message
 
 
-def test_weights_that_keras_2_saved_as_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_saved_by_keras_2_is_refused_with_instructions(tmp_path: Path) -> None:
     for part in ("index", "data-00000-of-00001"):
         (tmp_path / f"weights.{part}").write_bytes(b"")
     assert f"model.load_weights({str(tmp_path / 'weights')!r})" in refused(tmp_path)
 
 
-def test_a_checkpoint_of_orbax_is_named(tmp_path: Path) -> None:
+def test_orbax_checkpoint_is_identified_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.ocdbt").write_bytes(b"")
     assert "is an Orbax (JAX) checkpoint" in refused(tmp_path)
 
@@ -123,7 +123,7 @@ def test_other_file_with_the_index_suffix_is_not_a_tensorflow_checkpoint(tmp_pat
     assert "TensorFlow" not in refused(tmp_path / "faiss.index")
 
 
-def test_a_whole_functional_model_is_named_by_its_layers(tmp_path: Path) -> None:
+def test_functional_keras_model_is_identified_by_its_layers(tmp_path: Path) -> None:
     kinds = {"input": "InputLayer", "backbone": "TFViTMAEModel", "out": "Dense"}
     layers = [{"class_name": kind, "config": {"name": name}} for name, kind in kinds.items()]
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -144,7 +144,9 @@ def test_full_model_with_unreadable_configuration_is_refused(tmp_path: Path, con
     assert "model.get_layer('NAME')" in refused(tmp_path / "x.h5")
 
 
-def test_weights_of_a_functional_model_around_a_class_of_transformers(tmp_path: Path) -> None:
+def test_weights_of_a_functional_model_around_a_transformers_class_are_refused(
+    tmp_path: Path,
+) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.attrs["layer_names"] = [b"input_1", b"tf_vi_tmae_model", b"dense"]
         for layer in file.attrs["layer_names"]:

@@ -51,7 +51,7 @@ def test_two_wrappers_are_ambiguous(tmp_path: Path) -> None:
     assert open_container(path, "state_dict").tensors["a"].shape == (3,)
 
 
-def test_two_names_of_the_same_weights_are_one(tmp_path: Path) -> None:
+def test_two_names_of_the_same_weights_are_not_ambiguous(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"model": ONE, "state_dict": ONE})
     assert open_container(path).tensors["a"].shape == (2,)
 
@@ -61,7 +61,7 @@ def test_settings_under_a_wrappers_name_are_not_weights(tmp_path: Path) -> None:
     assert open_container(path).wrapper == "state_dict"
 
 
-def test_a_wrapper_in_a_wrapper(tmp_path: Path) -> None:
+def test_nested_wrappers_are_read(tmp_path: Path) -> None:
     args = argparse.Namespace(model="mae")
     path = saved(tmp_path / "x.pth", {"state": {"model": ONE, "args": args, "step": 4}, "rng": {}})
     opened = open_container(path)
@@ -96,7 +96,7 @@ def from_torch():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pt_and_bin_and_the_format_before_version_1_6(tmp_path: Path, legacy: bool) -> None:
+def test_pt_bin_and_the_legacy_pytorch_format_are_read(tmp_path: Path, legacy: bool) -> None:
     for name in ("x.pt", "x.bin"):
         whole = {"teacher": ONE, "student": TWO}
         torch.save(whole, tmp_path / name, _use_new_zipfile_serialization=not legacy)
@@ -143,7 +143,7 @@ def deepspeed(folder: Path, *names: str) -> Path:
 MODEL_STATES = "mp_rank_00_model_states.pt"
 
 
-def test_deepspeed(tmp_path: Path) -> None:
+def test_deepspeed_checkpoint_is_read(tmp_path: Path) -> None:
     optimizer = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     folder = deepspeed(tmp_path / "run" / "checkpoint-7", MODEL_STATES, optimizer)
     for path in (folder, folder / MODEL_STATES):

@@ -119,7 +119,7 @@ def test_torch_loads_the_pth_safely(tmp_path: Path, mmap: bool) -> None:
         assert flat.numpy().tobytes() == array.tobytes()
 
 
-def test_the_pth_is_laid_out_as_torch_does(tmp_path: Path) -> None:
+def test_pth_has_the_file_structure_of_torch_save(tmp_path: Path) -> None:
     write_file(tmp_path / "x.pth", "pth", lazily(all_dtypes("pth")))
     data = (tmp_path / "x.pth").read_bytes()
     with zipfile.ZipFile(tmp_path / "x.pth") as archive:
@@ -271,7 +271,7 @@ def test_transposed_views_are_written_block_by_block(
         np.testing.assert_array_equal(result.load(), views[name], strict=True)
 
 
-def test_blocks_copy_no_more_than_a_block() -> None:
+def test_writing_in_blocks_copies_at_most_one_block() -> None:
     view = np.zeros((4096, 4096), np.float32).T
     sizes = [block.nbytes for block in tensor.blocks(view)]
     assert sum(sizes) == view.nbytes
@@ -314,7 +314,7 @@ def test_a_directory(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.tensors["a"].load(), arrays["a"])
 
 
-def test_renaming_and_size_of_a_lazy_tensor() -> None:
+def test_lazy_tensor_can_be_renamed_and_has_a_size() -> None:
     lazy = LazyTensor.from_array("a", np.zeros((2, 3), np.float32))
     assert (lazy.renamed("b").name, lazy.name, lazy.nbytes) == ("b", "a", 24)
     assert lazy.renamed("b").load() is not None

@@ -97,12 +97,12 @@ def test_braces_expand_to_names_in_order():
     assert braces("{q,k}.{w,b}") == ["q.w", "q.b", "k.w", "k.b"]
 
 
-def test_a_canonical_name_without_a_row_is_an_error():
+def test_canonical_name_without_a_table_row_is_an_error():
     with pytest.raises(LayoutError, match=r"cannot store head\.norm"):
         LAYOUTS["transformers"].table_for("classify").expand(["head.norm.weight"])
 
 
-def test_half_of_a_joined_row_is_an_error():
+def test_incomplete_fused_row_is_an_error():
     with pytest.raises(LayoutError, match=r"needs .*attention\.k\.weight"):
         LAYOUTS["facebook"].table_for("encoder").expand(["encoder.blocks.0.attention.q.weight"])
 

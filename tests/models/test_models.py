@@ -438,7 +438,7 @@ def test_parts_of_the_encoder_are_frozen_by_the_names_of_transformers(attribute)
     assert embeddings.position_embeddings.shape == (1, 17, 32)
 
 
-def test_a_subclass_with_layers_of_its_own_loads_the_rest():
+def test_subclass_with_additional_layers_loads_the_other_weights():
     class WithHead(ViTMAEModel):
         def __init__(self, config):
             super().__init__(config)
@@ -483,7 +483,7 @@ def test_options_about_the_download_do_nothing_for_a_folder():
             ViTMAEModel.from_pretrained("someone/some-model", **{option: "y"})
 
 
-def test_options_of_from_pretrained(tmp_path):
+def test_options_of_from_pretrained_have_an_effect(tmp_path):
     path = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
     heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}
     config = ViTMAEConfig.from_pretrained(PRETRAIN, hidden_dropout_prob=0.1)

@@ -55,17 +55,17 @@ def test_scripts_for_transformers_4_run(outcomes_of_idioms, name):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_scripts_run(outcomes, name):
+def test_keras_checks_pass(outcomes, name):
     assert not outcomes[name], outcomes[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_keras_idioms_work(slow_outcomes, name):
+def test_slow_keras_checks_pass(slow_outcomes, name):
     assert not slow_outcomes[name], slow_outcomes[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
-def test_scripts_run_on_jax(outcomes_on_jax, name):
+def test_keras_checks_pass_on_jax(outcomes_on_jax, name):
     assert not outcomes_on_jax[name], outcomes_on_jax[name]

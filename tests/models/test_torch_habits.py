@@ -41,7 +41,7 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(kind):
 
 
 @pytest.mark.slow
-def test_the_compilers_own_kernels_compute_the_same():
+def test_kernels_of_the_compiler_give_the_same_results():
     model = ViTMAEForPreTraining.from_pretrained(PRETRAIN)
     result = torch.compile(model, fullgraph=True)(*inputs())
     assert distance(result.logits, model(*inputs()).logits) < FLOAT32_LIMIT
@@ -185,7 +185,7 @@ def test_learning_rate_and_decay_of_each_parameter_follow_the_paper():
     assert sum(len(group["params"]) for group in fewer) == len(named) - 2
 
 
-def test_the_recipe_warms_up_falls_as_a_cosine_and_learns():
+def test_recipe_has_warmup_and_cosine_decay_and_reduces_the_loss():
     torch.manual_seed(0)
     model = ViTForImageClassification.from_pretrained(PRETRAIN, num_labels=2).train()
     pixels = torch.cat([inputs()[0], inputs()[0] + 1])

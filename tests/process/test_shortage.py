@@ -61,7 +61,7 @@ def in_one_sentence(result, message):
 
 
 @pytest.mark.parametrize("megabytes", [40, 100])
-def test_too_little_address_space(megabytes, monkeypatch, case):
+def test_too_little_address_space_is_reported(megabytes, monkeypatch, case):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     call = ("inspect", case("encoder_tiny").checkpoint, "--num-heads", 4)
     result = run(resource.RLIMIT_AS, megabytes << 20, *call)
@@ -92,7 +92,7 @@ def fewest_descriptors():
 
 
 @pytest.mark.parametrize("more", [0, 2, 4])
-def test_too_few_descriptors(more, tmp_path, case):
+def test_too_few_descriptors_are_reported(more, tmp_path, case):
     descriptors = fewest_descriptors() + more
     call = (
         *("convert", case("encoder_tiny").checkpoint, tmp_path / "out", "--to", "transformers"),
@@ -104,6 +104,6 @@ def test_too_few_descriptors(more, tmp_path, case):
 
 
 @pytest.mark.parametrize("call", [("layouts",), ("catalog", "--json"), ("--help",)])
-def test_a_full_disk_behind_standard_output(call):
+def test_full_disk_behind_standard_output_is_reported(call):
     with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
         in_one_sentence(run(resource.RLIMIT_CORE, 0, *call, output=full), DISK)

@@ -20,7 +20,7 @@ def test_defaults_are_the_base_model_of_the_paper():
     assert config.layer_norm_eps == 1e-6
 
 
-def test_rectangles():
+def test_rectangular_configuration_is_valid():
     config = ViTMAEConfig(image_size=(12, 40), patch_size=(4, 8), num_channels=5, mask_ratio=0.6)
     assert (config.grid_hw, config.num_patches) == ((3, 5), 15)
     assert config.patch_dim == 4 * 8 * 5
@@ -99,7 +99,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 6, 7])
-def test_positions_of_any_width(width):
+def test_positions_are_computed_for_any_width(width):
     table = sincos_position_embedding(width, (2, 2))
     assert table.shape == (1, 5, width)
     assert not table[..., 4 * (width // 4) :].any()

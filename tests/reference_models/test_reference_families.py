@@ -99,7 +99,7 @@ def test_videomae_masks_the_same_number_of_patches_in_every_frame():
         assert mask.sum((1, 2)).tolist() == [14.0] * 3
 
 
-def test_videomae_takes_a_mask_as_noise():
+def test_videomae_accepts_a_mask_as_noise():
     case = "videomae_pretrain_tiny"
     model, given = loaded(case), tensors(inputs(case))
     with torch.no_grad():
@@ -405,7 +405,7 @@ def test_prithvi_in_float32_computes_coordinates_as_well_as_in_float64():
     assert distance(rounded, exact) <= 2e-7
 
 
-def test_prithvi_takes_images_of_one_time():
+def test_prithvi_accepts_images_of_one_time_step():
     fields = {**VIDEO, "num_frames": 1, "tubelet_size": 1}
     model = random_model("prithvi", "pretrain", fields)
     pixels, noise = random_inputs(model.config)

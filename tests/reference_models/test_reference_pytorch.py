@@ -297,7 +297,7 @@ def test_classifier_with_unusual_sizes(pool, fc_norm):
 # --- patches and masks ---
 
 
-def test_patchify_and_back():
+def test_unpatchify_inverts_patchify():
     model, (pixels, _) = random_model("pretrain", ODD), random_inputs(ODD)
     patches = model.patchify(pixels)
     np.testing.assert_array_equal(patches, numpy_mae.patchify(pixels.numpy(), ODD))

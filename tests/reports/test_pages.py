@@ -13,7 +13,7 @@ from mae_convert.reports.verdict_html import is_noise
 from mae_convert.sweep.result import Row
 
 
-def test_random_pixels_are_noise_and_photographs_are_not():
+def test_random_pixels_are_distinguished_from_photographs():
     source = open_checkpoint(DEMO / "checkpoint.pth")
     photographs = load_images(sorted(DEMO.glob("*.jpg")), source)
     random = np.random.default_rng(0).standard_normal(photographs.shape)

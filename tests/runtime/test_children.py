@@ -282,7 +282,7 @@ def test_no_module_beside_the_checkpoints_is_run_on_ray(tmp_path, case, trapped,
     assert result.returncode == 0, result.stderr
 
 
-def test_ray_is_not_started_where_the_checkpoints_lie(monkeypatch, tmp_path):
+def test_ray_is_not_started_in_the_directory_of_the_checkpoints(monkeypatch, tmp_path):
     """It puts the directory in which it is started on the path of its workers."""
     started = []
     ray = types.SimpleNamespace(init=lambda **_: started.append(Path.cwd()))

@@ -229,7 +229,7 @@ def test_unsupported_options_of_external_code_are_refused_before_anything_runs(
         run_verification(encoder, encoder, TORCH, b, parse_options((), **options))
 
 
-def test_a_side_that_returns_only_its_mask_shows_nothing(encoder, own):
+def test_side_that_returns_only_its_mask_is_refused(encoder, own):
     code = own("return self.last(x), (order.argsort(1) >= self.kept)",
                "return None, (order.argsort(1) >= self.kept)")  # fmt: skip
     options = parse_options((), dtypes=("float64",))
@@ -306,7 +306,7 @@ def forward(model, pixel_values, noise):
 """
 
 
-def test_a_keras_model_is_run_too(encoder, tmp_path):
+def test_external_keras_model_is_run(encoder, tmp_path):
     (tmp_path / "keras_code.py").write_text(KERAS_CODE)
     execute(plan_conversion(encoder, tmp_path / "tf", "transformers-tf"))
     target = open_checkpoint(tmp_path / "tf")
@@ -393,7 +393,7 @@ def clone(tmp_path, monkeypatch):
     return tmp_path / "mae"
 
 
-def test_the_authors_code_runs_as_it_is_cloned(clone, case):
+def test_original_code_runs_as_cloned(clone, case):
     from mae_convert.families.options import Flags
 
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)

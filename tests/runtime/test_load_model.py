@@ -175,7 +175,7 @@ def test_mean_std_and_class_names_are_kept(tmp_path):
     assert {str(tensor.dtype) for tensor in stored} == {"float16"}
 
 
-def test_saving_is_as_careful_as_converting(tmp_path):
+def test_saving_has_the_same_checks_as_converting(tmp_path):
     model = load_model(ORIGINAL, **HEADS)
     save_model(torch.nn.DataParallel(model), tmp_path / "model.pth", "facebook")
     heads = Flags(**HEADS)

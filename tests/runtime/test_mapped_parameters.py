@@ -63,7 +63,7 @@ def test_tensors_stored_unchanged_are_memory_mapped(weights, tmp_path, original_
         assert same(dict(model.state_dict()), dict(original_weights))
 
 
-def test_commands_do_not_map(tmp_path):
+def test_commands_do_not_memory_map_files(tmp_path):
     """A file that changes while a command runs must not end it without a message."""
     folder = shutil.copytree(GOLDEN / "transformers_tf_pretrain_tiny_v4pt", tmp_path / "model")
     model = Reconstructor(open_checkpoint(folder), "torch")._model

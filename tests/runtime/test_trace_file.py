@@ -136,7 +136,7 @@ def test_transposed_arrays_are_written_as_they_are(trace, tmp_path):
     assert np.array_equal(Trace.load(tmp_path / "a.safetensors").arrays[name], grad)
 
 
-def test_a_trace_is_written_whole_or_not_at_all(trace, tmp_path, monkeypatch):
+def test_trace_is_written_completely_or_not_at_all(trace, tmp_path, monkeypatch):
     text, arrays = trace
     made = Trace(json.loads(text), arrays)
     save_trace(made, tmp_path / "a.safetensors")

@@ -185,7 +185,7 @@ def test_limits_do_not_apply_to_other_users_of_the_client(server, monkeypatch):
               {"headers": {"X-Error-Message": f"https://u:{TOKEN}@host/{TOKEN}"}}],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
-def test_a_token_that_a_server_echoes_is_not_repeated(server, caplog, status, where):
+def test_token_echoed_by_a_server_is_not_printed(server, caplog, status, where):
     server.update(status=status, **where)
     api = client()
     with (

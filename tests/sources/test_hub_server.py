@@ -20,7 +20,7 @@ def api(hub):
     return HfApi(endpoint=hub.url, token="hf_x")
 
 
-def test_a_tree_is_listed_page_by_page(hub, api):
+def test_tree_is_listed_in_pages(hub, api):
     files = {file.path: file for file in api.list_repo_tree(REPO, recursive=True)}
     assert set(files) == hub.state.names(REPO) | {".gitattributes"}
     assert len(hub.lines("GET .*/tree/")) == 3

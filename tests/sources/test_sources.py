@@ -82,7 +82,7 @@ def test_safetensors_is_selected_from_several_layouts_and_the_others_are_named(
     assert not hub.lines("tf_model|pytorch_model")
 
 
-def test_a_file_a_folder_and_a_pull_request_can_be_named(hub, command, repository, model, case):
+def test_file_folder_and_pull_request_references_are_read(hub, command, repository, model, case):
     pth = case("pretrain_tiny").checkpoint
     inside = {f"sub/{path.name}": path for path in model.iterdir()}
     hub.state.put(REPO, {"a.pth": pth, "b.pth": b"another", **inside})
@@ -102,7 +102,7 @@ def test_a_file_a_folder_and_a_pull_request_can_be_named(hub, command, repositor
     assert (result.status, "specify one, for example" in result.err) == (2, True)
 
 
-def test_sharded_weights_come_with_their_parts(hub, command, case, tmp_path):
+def test_sharded_weights_are_downloaded_with_all_shards(hub, command, case, tmp_path):
     pretrain, target = case("pretrain_tiny"), tmp_path / "sharded"
     conversion = command("convert", pretrain.checkpoint, target, "--to", "transformers",
                    "--max-shard-size", "100KB", *pretrain.heads)  # fmt: skip

@@ -410,7 +410,7 @@ def test_jobs_that_do_not_fit_into_the_memory_together_wait_for_each_other(tmp_p
     assert all(spans[i][1] <= spans[i + 1][0] for i in range(len(spans) - 1))
 
 
-def test_a_job_is_the_same_however_it_is_run(tmp_path):
+def test_job_gives_the_same_result_in_every_mode_of_execution(tmp_path):
     (ours,) = run_local(jobs(tmp_path, 1), LIMITS)
     plain = run_job(jobs(tmp_path, 1)[0], 1)
     for name in ("key", "outcome", "source_sha256", "target_sha256", "target_bytes", "parameters"):

@@ -65,7 +65,7 @@ def test_ordinary_text_is_unchanged():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_html_shows_the_text_and_nothing_else(text):
+def test_html_shows_exactly_the_text(text):
     import html
 
     shown = for_html(text)
@@ -87,7 +87,7 @@ def words(markdown: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_markdown_shows_the_text_and_nothing_else(text):
+def test_markdown_shows_exactly_the_text(text):
     for before, after in (("", ""), ("- ", ""), ("word ", " word")):
         shown = for_markdown(text)
         item = ["<ul", "<li", "</li", "</ul"] if before == "- " else ["<p", "</p"]

@@ -116,7 +116,7 @@ def test_signed_model_is_verified_with_its_statement(signed, command):
 
 
 @needs_package
-def test_every_file_that_is_changed_or_gone_fails(signed, tmp_path):
+def test_every_changed_or_missing_file_fails(signed, tmp_path):
     folder, _, public = signed
     for path in sorted(folder.iterdir()):
         if path.name == SIGNATURE:

@@ -12,7 +12,7 @@ def exact():
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-155, 1.0, 1e155, 1e200, 1e300])
-def test_neither_small_nor_large_values_hide_a_difference(exact, scale):
+def test_small_and_large_values_do_not_hide_a_difference(exact, scale):
     with np.errstate(under="ignore"):
         b = exact * scale
         assert relative_error(b * 1.5, b) == pytest.approx(0.5, rel=1e-6)

@@ -21,7 +21,7 @@ OWN = 2.0**-24 * 3  # a rounding error in float32, three units
         (1.0, ": larger than rounding errors in bfloat16"),
     ],
 )
-def test_a_distance_is_as_large_as_rounding_in_some_precision(distance, words):
+def test_distance_is_described_by_the_precision_with_that_rounding_error(distance, words):
     sentence = in_precisions(distance, OWN)
     assert sentence.endswith(words)
     assert f"is {distance / OWN:.2g} times" in sentence

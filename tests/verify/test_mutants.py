@@ -305,7 +305,7 @@ def test_the_model_itself_passes(bench):
     assert not verdict.suspects
 
 
-def test_faults_in_the_weights_are_caught_by_tensors_by_traces_and_by_both(bench, capsys):
+def test_faults_in_the_weights_are_detected_by_tensors_and_by_traces(bench, capsys):
     by_tensors, by_traces, caught, blamed, blamed_by_traces = [], [], [], [], []
     for mutant in WEIGHTS:
         trace = bench.mutated(mutant.change)
@@ -352,7 +352,7 @@ CONFIGURATIONS = {
 FLAGS_ONLY = {"normalised pixels", "mask ratio"}
 
 
-def test_faults_in_the_configuration_are_caught(bench, capsys):
+def test_faults_in_the_configuration_are_detected(bench, capsys):
     by_traces = []
     for name, change in CONFIGURATIONS.items():
         run = {} if name in FLAGS_ONLY else change
@@ -433,7 +433,7 @@ CODE = {
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_code_that_computes_in_less_precision_is_caught(bench, name):
+def test_code_with_lower_precision_is_detected(bench, name):
     function, fault = CODE[name]
     with replaced(torch.nn.functional, function, fault):
         trace = bench.trace(bench.source)
@@ -443,7 +443,7 @@ def test_code_that_computes_in_less_precision_is_caught(bench, name):
     assert failed == ({"float32"} if "proof" in name else {"function", "float32"} & failed)
 
 
-def test_a_biased_variance_is_caught(bench):
+def test_biased_variance_is_detected(bench):
     with replaced(torch, "var_mean", biased):
         trace = bench.trace(bench.source)
     verdict = judge(bench.reference, trace)
@@ -540,7 +540,7 @@ for job in sys.argv[1:]:
 """
 
 
-def test_faults_in_mapping_tables_are_caught_by_the_forward_pass(bench, tmp_path, capsys):
+def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(bench, tmp_path, capsys):
     """Tensors compared through the faulty table itself would all be equal; traces are not."""
     jobs = []
     names = ["none", *TABLE_FAULTS]

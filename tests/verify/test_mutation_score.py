@@ -85,7 +85,7 @@ def test_faults_are_repaired_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_population_is_caught_and_explained(monkeypatch, capsys):
+def test_whole_population_is_detected_and_explained(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("mutation_score", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

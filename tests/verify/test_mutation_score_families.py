@@ -38,7 +38,7 @@ def verdicts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_fault_of_a_family_is_caught(verdicts, family):
+def test_every_fault_of_a_family_is_detected(verdicts, family):
     run = [(mutant, a, b) for mutant, a, b in verdicts[family] if not isinstance(b, str)]
     assert len(run) > 8
     for mutant, a, b in run:
@@ -50,7 +50,7 @@ def test_every_fault_of_a_family_is_caught(verdicts, family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_whole_population_of_a_family_is_caught(monkeypatch, capsys, family):
+def test_whole_population_of_a_family_is_detected(monkeypatch, capsys, family):
     spec = importlib.util.spec_from_file_location("mutation_score", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -194,7 +194,7 @@ def test_gradients_equal_the_original_under_canonical_names(command, case, tmp_p
     assert "float64/grad/encoder.position_embedding" not in trace  # it is not trained
 
 
-def test_a_gradient_that_does_not_flow_is_caught_though_the_results_agree(source):
+def test_blocked_gradient_is_detected_although_the_outputs_agree(source):
     """The same numbers forward, but the target's mask token learns nothing."""
     from mae_convert.runtime.running import Run, run_together
     from mae_convert.verify import judge

@@ -165,7 +165,7 @@ def test_a_fault_is_named_explained_and_reported(command, case, work, tmp_path, 
     assert int(suite.get("failures")) == len(suite.findall(".//failure")) > 0
 
 
-def test_models_of_other_shapes_differ_without_being_run(command, case, work, tmp_path):
+def test_models_with_different_shapes_fail_without_a_run(command, case, work, tmp_path):
     from mae_convert.formats import open_container, write_file
 
     tensors = open_container(case("encoder_tiny").checkpoint).tensors
@@ -223,7 +223,7 @@ def test_older_report_is_removed_if_the_run_fails_early(command, work, tmp_path)
     assert (result.status, "CUDA devices only" in result.err) == (2, True)
 
 
-def test_heads_that_differ_are_the_verdict_and_a_flag_is_about_the_file_that_lacks_it(
+def test_different_heads_fail_and_a_flag_applies_to_the_file_that_lacks_the_field(
     command, case, work
 ):
     original = case("pretrain_tiny").checkpoint
@@ -256,7 +256,7 @@ def test_assumptions_are_reported(command, case, work):
     assert "assumed by convention of the facebook layout: layer_norm_eps 1e-06" in result.out
 
 
-def test_two_names_of_one_activation_are_one_function(command, work, tmp_path):
+def test_two_names_of_one_activation_function_are_equal(command, work, tmp_path):
     for name, activation in (("a", "gelu_new"), ("b", "gelu_pytorch_tanh"), ("c", "gelu")):
         shutil.copytree(work / "pt", tmp_path / name)
         path = tmp_path / name / "config.json"
@@ -342,7 +342,7 @@ def test_traces_with_other_masks_differ(command, work, tmp_path):
 
 
 @pytest.mark.parametrize(("framework", "source"), [("torch", "k.weights.h5"), ("tensorflow", "tf")])
-def test_a_run_in_less_precision_is_possible(command, work, tmp_path, framework, source):
+def test_run_in_lower_precision_is_possible(command, work, tmp_path, framework, source):
     out = tmp_path / "trace.safetensors"
     result = command(
         "trace", work / source, out, "--framework", framework, "--dtype", "bfloat16",

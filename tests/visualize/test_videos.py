@@ -92,7 +92,7 @@ def test_every_kind_of_file_gives_the_same_frames(tmp_path):
     assert np.array_equal(chosen.pixels, frames[[1, 7, 7]])
 
 
-def test_a_cut_gif_is_refused_whatever_frames_are_read(tmp_path):
+def test_truncated_gif_is_refused_for_every_selection_of_frames(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
     first, *rest = map(Image.fromarray, frames)
     whole, cut = tmp_path / "whole.gif", tmp_path / "cut.gif"
@@ -304,7 +304,7 @@ def test_masks_are_those_of_the_family(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_a_sheet_of_frames_and_an_animation(command, clip, tmp_path, family):
+def test_sheet_of_frames_and_animation_are_written(command, clip, tmp_path, family):
     sheet, film = tmp_path / "sheet.png", tmp_path / "film.gif"
     result = command(
         "reconstruct",
@@ -357,7 +357,7 @@ def test_two_frameworks_give_the_same_reconstruction_of_a_video(command, clip, t
     assert 0 < result.json["largest_difference"] < 1e-4
 
 
-def test_features_of_a_folder_of_videos(command, tmp_path):
+def test_features_of_a_folder_of_videos_are_saved(command, tmp_path):
     folder = tmp_path / "videos"
     for label in ("left", "right"):
         (folder / label / "frames").mkdir(parents=True)

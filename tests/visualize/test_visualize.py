@@ -39,7 +39,7 @@ def test_mask_is_a_permutation_of_patches(kind, config):
     assert np.array_equal(noise[0], noise[1]) == (kind == "grid")
 
 
-def test_a_grid_keeps_one_of_four():
+def test_grid_mask_keeps_one_of_four_patches():
     seen = kept(noise_of("grid", MAE, CONFIG, count=1), 49).reshape(14, 14)
     assert np.array_equal(seen, (np.indices((14, 14)) % 2 == 0).all(axis=0))
 
@@ -52,7 +52,7 @@ def test_a_block_mask_is_less_scattered_than_a_random_one():
     assert borders("block") < 0.5 * borders("random")
 
 
-def test_a_mask_is_drawn(tmp_path):
+def test_mask_is_read_from_an_image(tmp_path):
     drawn = np.zeros((60, 60), np.uint8)
     drawn[:30] = 255
     Image.fromarray(drawn).save(tmp_path / "mask.png")

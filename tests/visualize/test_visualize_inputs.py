@@ -69,7 +69,7 @@ def inputs(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_a_sheet_of_any_number_of_channels(run, model, inputs, tmp_path, channels):
+def test_sheet_is_drawn_for_any_number_of_channels(run, model, inputs, tmp_path, channels):
     sheet = tmp_path / "sheet.png"
     films = ["-o", sheet, *(["-o", tmp_path / "film.gif"] if channels == 5 else [])]
     result = run(
