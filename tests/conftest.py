@@ -1,4 +1,4 @@
-"""What several test files share: the golden cases, and the command line as a user runs it."""
+"""Fixtures of several test files: the golden cases, and the command line as a user runs it."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from paths import GOLDEN
 # doubles the CPU time of small models. It is read when PyTorch is imported, here and in children.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Files that take long. Begun last, one of them would keep a single process busy at the end.
+# Slow files. Started last, one of them would keep a single process busy at the end.
 LONG = {
     "test_children.py",
     "test_models_keras.py",
@@ -32,7 +32,7 @@ LONG = {
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take long; within both groups the order stays as it was drawn."""
+    """Start with the slow files; the random order within both groups is kept."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 
 @pytest.fixture(autouse=True)
 def same_signal_handlers():
-    """A test that changes how this process takes signals would change the tests that follow it."""
+    """Check that a test restores the signal handlers of this process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -85,7 +85,7 @@ def run():
 def certified(tmp_path_factory):
     """A model directory with the certificate of its verification, and its source.
 
-    Both sides are run by PyTorch, which is quick: it is passed, and not proven.
+    Both sides are run by PyTorch, which is fast: the verdict is "passed", not "proven".
     """
     from mae_convert.checkpoint.open import open_checkpoint
     from mae_convert.convert.execute import execute

@@ -1,4 +1,4 @@
-"""What a release is made of: one version everywhere, workflows, and a wheel with all that runs."""
+"""Releases: one version everywhere, workflows, and a complete wheel."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Images become the pixels that transformers' own image processor makes of them, to the bit."""
+"""Preprocessed pixels equal those of transformers' own image processor bit for bit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files as public projects write them: a complete model among other tensors is read.
+"""Files as written by public projects: a complete model among other tensors is read.
 
 They are made of the golden cases by giving the tensors the names and neighbours that the projects
 give them. What is read must be the stored numbers, bit for bit; what is not read must be named.
@@ -294,7 +294,7 @@ def test_decoder_of_solo_learn_uses_the_epsilon_of_solo_learn(opened, mae):
 
 @pytest.mark.parametrize("form", ["beside", "prefix", "parts", "wrapped", "copy"])
 def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, form):
-    """The library gets the file as it is, and the names of what is not the model's."""
+    """The library gets the unchanged file and the names of tensors outside of the model."""
     copy = under("ema.", {name: tensor + 1 for name, tensor in mae.items()})
     state = {
         "beside": {**mae, "queue": noise(3)},
@@ -312,7 +312,7 @@ def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, 
 
 
 def test_checkpoint_of_the_lightly_benchmark_is_read(opened, mae, golden):
-    """Both of its spellings, with the online classifier and the backbone's mask token."""
+    """Both naming variants, with the online classifier and the backbone's mask token."""
     new = renamed(
         parted(mae, "backbone.vit.", "decoder."),
         ("decoder.decoder_embed", "decoder_embed"), ("decoder.decoder_pred", "prediction_head"),
@@ -376,7 +376,7 @@ def test_one_of_two_decoders_has_to_be_selected(opened, mae):
 
 
 def test_encoder_with_other_channels_is_read_if_the_decoder_has_another_objective(opened, mae):
-    """As the encoders of SSL4EO-S12 and FG-MAE: 13 channels, and a decoder that is another."""
+    """As the encoders of SSL4EO-S12 and FG-MAE: 13 channels and a different decoder."""
     encoder = {**encoder_of(mae), "patch_embed.proj.weight": noise(32, 13, 8, 8)}
     hog = {"decoder_pred.weight": noise(9, 24), "decoder_embed.weight": noise(24, 32)}
     checkpoint = opened({**encoder, **hog}, flags=Flags(num_attention_heads=4))

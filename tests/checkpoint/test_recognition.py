@@ -1,4 +1,4 @@
-"""Layouts are recognised by the whole key set and the shapes; a misfit is explained."""
+"""Layouts are recognised by the whole key set and the shapes; a mismatch is explained."""
 
 import json
 import re

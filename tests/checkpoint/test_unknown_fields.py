@@ -1,4 +1,4 @@
-"""Fields that a library acts on are read, known as harmless, refused, or named in the verdict."""
+"""Fields that affect a library are read, ignored if harmless, refused, or named in the verdict."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def edited(models, tmp_path):
 
 class TestTransformers:
     def test_every_field_of_the_installed_version_is_classified(self):
-        """A new version of transformers with a new field fails here, before anyone relies on it."""
+        """A new version of transformers with a new field fails here first."""
         classified = {
             *(field.name for kind in (ViTMAEConfig, ViTConfig) for field in fields(kind)),
             *ViTMAEConfig().to_dict(),
@@ -263,7 +263,7 @@ class TestKeras:
         assert of_keras(with_policy("DTypePolicy", name)) == ()
 
     def test_mixed_precision_is_named(self):
-        """Keras computes in float16 then, whatever the weights are."""
+        """Keras then computes in float16, independent of the dtype of the weights."""
         named = of_keras(with_policy("DTypePolicy", "mixed_float16"))
         assert named == ("dtype mixed_float16",)
 

@@ -1,4 +1,4 @@
-"""What people's files have around a MAE: wrappers, prefixes, parts. The model stays the same."""
+"""Wrappers, prefixes and shards around a MAE do not change the model that is read."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def wrapped_blocks(state):
 
 
 def encoder_in_a_program(state):
-    """A program that keeps the encoder as a part of its own, beside the decoder."""
+    """A program that stores the encoder as a submodule beside the decoder."""
     return {
         name if name.startswith(("decoder", "mask")) else f"encoder.{name}": tensor
         for name, tensor in state.items()
@@ -287,7 +287,7 @@ VARIATIONS = {
 
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_reference_model_receives_the_tensors_without_the_prefix(tmp_path, state, name):
-    """What a trace stages is loaded natively: strictly, in the file's own names, by no table."""
+    """A trace loads the file natively: strictly, by its own names, without a mapping table."""
     path, key = VARIATIONS[name](tmp_path, state)
     checkpoint = open_checkpoint(path, FLAGS, state_key=key)
     (tmp_path / "work").mkdir()

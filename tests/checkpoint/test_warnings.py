@@ -1,4 +1,4 @@
-"""What `inspect` finds odd: without `--stats` in names and dtypes, with it in values too."""
+"""Warnings of `inspect`: about names and dtypes, and with `--stats` also about values."""
 
 import numpy as np
 import pytest

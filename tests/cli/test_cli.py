@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit statuses, one sentence on bad input, JSON alone."""
+"""The command line: exit statuses, one sentence on invalid input, and pure JSON output."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a project uses in its own CI: the assertion for pytest, and the GitHub action."""
+"""Interfaces for CI of other projects: the assertion for pytest, and the GitHub action."""
 
 import os
 import subprocess

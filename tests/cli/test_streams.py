@@ -1,4 +1,4 @@
-"""What a command prints where streams are closed, encodings small, and columns few."""
+"""Output with closed streams, limited encodings and narrow terminals."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""What a person types and reads: summaries, names, completion, the width of a terminal."""
+"""Summaries, names, completion and terminal width."""
 
 import os
 import shutil
@@ -118,7 +118,7 @@ REAL = {
     ' echo "${COMPREPLY[@]}"',
     "fish": "_MAE_CONVERT_COMPLETE=fish_source mae-convert | source;"
     ' complete -C "mae-convert layouts transf"',
-    # Completion of zsh needs a terminal; that it takes the script is seen here.
+    # Completion of zsh needs a terminal; this checks only that it accepts the script.
     "zsh": "autoload -Uz compinit && compinit -u -D;"
     ' eval "$(_MAE_CONVERT_COMPLETE=zsh_source mae-convert)"; echo $_comps[mae-convert]',
 }

@@ -454,7 +454,7 @@ class TestVerdict:
 
 
 def otherwise(embedding, fault):
-    """Resample a position embedding of 4 x 4 patches to 2 x 3 in a way that people do."""
+    """Resample a position embedding of 4 x 4 patches to 2 x 3 in a common way."""
     if fault == "class token":
         return torch.nn.functional.interpolate(
             torch.tensor(embedding).transpose(1, 2), size=7, mode="linear"
@@ -490,7 +490,7 @@ class TestWideGrid:
             ["diff", wide, tmp_path / "back.pth", *heads, *size],
             ["convert", wide, tmp_path / "b.pth", "--to", "facebook", "--image-size", "32", *heads,
              *size],
-            # The target states its own size; the flag is about the source.
+            # The target stores its own size; the flag applies to the source.
             ["verify", wide, tmp_path / "b.pth", *heads, *size],
         ]  # fmt: skip
         for step in steps:
@@ -505,7 +505,7 @@ class TestWideGrid:
         command("convert", wide, tmp_path / "k.weights.h5", "--to", "keras", *heads, *size)
         wrong, stating = ["--source-image-size", "32"], tmp_path / "k.weights.h5"
         assert command("diff", stating, stating, *wrong).status == 2
-        assert command("diff", wide, stating, *heads, *wrong).status == 1  # it is about the first
+        assert command("diff", wide, stating, *heads, *wrong).status == 1  # it applies to the first
         result = command("diff", wide, tmp_path / "k.weights.h5", *heads)
         assert result.status == 1
         assert "image_size is 32 in A and (16, 64) in B" in result.out

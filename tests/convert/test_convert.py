@@ -1,4 +1,4 @@
-"""Conversions: bit-exact through any way of layouts, strict, refused where they must be."""
+"""Conversions: bit-exact through any chain of layouts, strict, and refused if not possible."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Random checkpoints of the official sizes go the whole way: slow, see scripts/test-slow."""
+"""Random checkpoints of official sizes are converted and verified: slow, see scripts/test-slow."""
 
 import resource
 

@@ -1,4 +1,4 @@
-"""Hypotheses that candidate runs test: what makes one side compute what the other does."""
+"""Hypotheses tested by candidate runs: changes that make one side reproduce the other."""
 
 from contextlib import contextmanager
 from dataclasses import replace

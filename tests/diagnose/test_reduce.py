@@ -55,7 +55,7 @@ def run_script(found, folder, monkeypatch, capsys):
 
 
 def check(found, folder, monkeypatch, capsys):
-    """Check that the lines compute what A did from A's tensors, and what B did from B's."""
+    """Check that the lines reproduce A's result from A's tensors, and B's from B's."""
     status, lines = run_script(found, folder, monkeypatch, capsys)
     distances = [[float(word) for word in line.split() if "e" in word and word[0].isdigit()]
                  for line in lines if "settings of" in line]  # fmt: skip
@@ -125,7 +125,7 @@ def test_another_epsilon_is_a_setting_of_the_step(source, tmp_path):
     assert "differs between A and B" not in printed
 
 
-# A runner that computes something else from the same tensors.
+# A runner with another result for the same tensors.
 OTHER_CODE = """
 import torch
 from reference_models.configuration import ViTMAEConfig

@@ -1,4 +1,4 @@
-"""``repair``: faults of weights, configuration and record are undone, and it is verified."""
+"""``repair``: faults of weights, configuration and record are undone and verified."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What two traces show by themselves, and what tensors that differ show; no model is run here."""
+"""Explanations from two traces or from differing tensors alone; no model is run here."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def normalised(x, eps):
 
 @pytest.fixture
 def trace():
-    """A pre-training model's trace with what the first block begins with, made up."""
+    """A synthetic trace of a pre-training model with the first activations of the first block."""
     rng = np.random.default_rng(0)
     noise = rng.permuted(np.tile(np.arange(16), (N, 1)), axis=1)
     restore = np.argsort(np.argsort(noise, axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""Families of which the encoder is read, and how a checkpoint's family is named.
+"""Families whose encoder is read, and how a checkpoint's family is recognised.
 
 The names and shapes are those of facebookresearch/AudioMAE (`models_mae.py`, Swin blocks of its
 patched timm) and of bair-climate-initiative/scale-mae (`models_mae.py`, `lib/fpn.py`), made small.
@@ -191,7 +191,7 @@ def test_family_is_stored_in_a_single_file(command, tmp_path, name, target):
 
 
 def test_source_and_target_are_proven_to_be_the_same_encoder(command, tmp_path):
-    """The decoder, which the reference model has not, is left behind; no table is needed for it."""
+    """The decoder, which the reference model does not have, is dropped without a table."""
     source = saved(tmp_path / "x.pth", audio_mae(64))
     command("convert", source, tmp_path / "m.pth", "--to", "facebook", *HEADS)
     result = command(
@@ -244,7 +244,7 @@ def test_either_form_of_scale_mae_s_decoder_is_dropped(tmp_path, heads):
 
 
 class TestAudioMAE:
-    """What spectrograms need beside the tensors."""
+    """Further fields for spectrograms."""
 
     @pytest.mark.parametrize(
         ("patches", "size", "mean"),
@@ -404,7 +404,7 @@ def test_known_family_is_not_mistaken_for_an_official_checkpoint(command, tmp_pa
 
 
 def test_a_plain_vit_of_any_size_is_read(tmp_path):
-    """As MAWS, medical_mae and others have them: other widths and depths, no name of their own."""
+    """As in MAWS, medical_mae and others: other widths and depths without a family of their own."""
     rng = np.random.default_rng(0)
     state = {n: torch.from_numpy(rng.standard_normal(s)) for n, s in encoder(4, 36).items()}
     torch.save(state, tmp_path / "x.pth")

@@ -65,7 +65,7 @@ with torch.no_grad():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 torch.save({"model": model.state_dict()}, sys.argv[1])
 """
-# Commands one after the other in one process, which imports everything once.
+# Several commands in one process, which imports everything once.
 COMMANDS = """
 import json, sys
 from mae_convert.cli.main import main

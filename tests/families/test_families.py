@@ -1,4 +1,4 @@
-"""Models that are not MAE are refused by name, with the key that gave them away."""
+"""Models that are not MAE are refused by name, with the key that identifies them."""
 
 import json
 

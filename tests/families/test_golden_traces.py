@@ -1,4 +1,4 @@
-"""``trace`` of the golden cases of all video families computes what the authors' programs compute.
+"""``trace`` of the golden cases of all video families equals the results of the original programs.
 
 Every array of the golden files is compared by a test: those in float64 and the masks here, except
 ``target``, which no trace has and tests/reference_models compares; those in float32, of which only

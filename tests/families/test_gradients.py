@@ -47,7 +47,7 @@ def test_gradients_of_all_parameters_agree(tmp_path, case, task):
 
 @pytest.mark.usefixtures("forked_children")
 def test_gradient_of_a_different_function_is_detected(tmp_path):
-    """The gradients of one parameter differ although nothing else is compared but them."""
+    """Different gradients of one parameter are detected if only gradients are compared."""
     flags = Flags(**FLAGS)
     source = open_checkpoint(GOLDEN / "mae_st_pretrain_tiny" / "checkpoint.pth", flags)
     other = open_checkpoint(

@@ -1,4 +1,4 @@
-"""KerasHub's real classes load what we write, compute the same, and we read what they save."""
+"""KerasHub's classes load our files and give the same results, and we read their files."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Layouts of other libraries, held against files and outputs that their own classes made.
+"""Layouts of other libraries, compared with files and outputs of their own classes.
 
 ``golden/timm_*``, ``torchvision_*``, ``lightly_*``, ``mmpretrain_*`` hold the library's own state
 dict for the weights of another golden case, and what the library computed with it.

@@ -1,4 +1,4 @@
-"""MAE-ST as its users meet it: read, converted with every option, run and compared."""
+"""MAE-ST: read, converted with every option, run and compared."""
 
 import numpy as np
 import pytest

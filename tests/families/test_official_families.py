@@ -1,4 +1,4 @@
-"""The published models of the families of videos: in the catalog, and as what shapes leave open."""
+"""The published models of the video families: in the catalog, and as a source of missing fields."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tasks and layouts that a family of videos has not, and new classifier heads on its encoders."""
+"""Unsupported tasks and layouts of video families, and new classifier heads on their encoders."""
 
 import pytest
 import torch

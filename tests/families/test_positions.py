@@ -1,4 +1,4 @@
-"""Position embeddings for another image size: as PyTorch resamples, and as the original makes."""
+"""Position embeddings for other image sizes: resampled as PyTorch does, or recomputed."""
 
 import json
 
@@ -107,7 +107,7 @@ def test_the_result_is_rounded_once_to_the_dtype_of_the_tensor(dtype):
     assert tensor.dtype == tensor.load().dtype == DTYPES[dtype]
     expected = rounded(by_torch(embedding, (4, 4), (6, 5)), DTYPES[dtype])
     away = np.abs(tensor.load().astype(np.float64) - expected.astype(np.float64))
-    # Values midway between two neighbours may go either way, but there are few of them.
+    # Values midway between two floats may round either way, but they are rare.
     assert (away > 0).mean() < 0.01
 
 

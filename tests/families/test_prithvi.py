@@ -1,4 +1,4 @@
-"""Prithvi-EO as its users meet it: read under all its names, converted, run and compared."""
+"""Prithvi-EO: read with every naming variant, converted, run and compared."""
 
 import importlib.util
 
@@ -215,7 +215,7 @@ def test_inputs_without_coordinates_leave_their_embeddings_unproven(command, tmp
 @pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("name", CASES)
 def test_terratorch_gives_the_same_results(command, tmp_path, name):
-    """By hand: TerraTorch is in none of the environments that tests run in."""
+    """Run manually: TerraTorch is not installed in the test environments."""
     pytest.importorskip("terratorch")
     path = GOLDEN / name / "checkpoint.pth"
     more = ("--framework-a", "torch", "--framework-b", "torch", "--against", "terratorch")

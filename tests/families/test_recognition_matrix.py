@@ -1,4 +1,4 @@
-"""No file of one family is taken for one of another: every golden and case file, every family."""
+"""No file is recognised as another family: every golden and case file, every family."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What we write loads in the real classes of transformers 5 and computes what the original did."""
+"""Our files load in the classes of transformers 5 and give the results of the original."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_the_image_processor_loads(converted):
 
 
 def test_files_saved_by_transformers_5_are_read_back(converted, tmp_path):
-    """Version 5 writes the decoder under names that version 4 fills at random; we read them."""
+    """Version 5 writes decoder names that version 4 initializes at random; we read them."""
     name, _, folder = converted
     CLASSES[name].from_pretrained(folder).save_pretrained(tmp_path / "again")
     before, after = open_checkpoint(folder), open_checkpoint(tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Models of videos for other image sizes and numbers of frames: converted, loaded and verified."""
+"""Video models for other image sizes and numbers of frames: converted, loaded and verified."""
 
 import numpy as np
 import pytest

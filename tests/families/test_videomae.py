@@ -1,4 +1,4 @@
-"""VideoMAE as its users meet it: read in every layout, converted, run and compared."""
+"""VideoMAE: read in every layout, converted, run and compared."""
 
 import json
 from dataclasses import replace
@@ -94,7 +94,7 @@ def test_files_of_transformers_contain_the_same_model(name, version):
 
 
 def replace_mask(checkpoint):
-    """Return a checkpoint with the mask ratio that transformers' configuration cannot state."""
+    """Return a checkpoint with the mask ratio that transformers' configuration cannot store."""
     return checkpoint.specified({"mask_ratio": 0.9}, "test")
 
 

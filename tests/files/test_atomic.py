@@ -262,7 +262,7 @@ def test_operating_system_error_is_reported_in_one_sentence(
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """Let no file grow beyond 64 KB: the system refuses in mid-write, as on a full disk."""
+    """Limit files to 64 KB: a write fails in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, hard))
@@ -336,7 +336,7 @@ def test_killed_run_leaves_the_old_or_the_new_output(tmp_path: Path) -> None:
 
 
 def test_signals_that_are_ignored_from_the_commit_on_stay_ignored(tmp_path: Path) -> None:
-    """What has its name is reported as written, even if Ctrl-C is pressed a moment later."""
+    """A committed file is reported as written, even if Ctrl-C is pressed immediately after."""
     before = signal.getsignal(signal.SIGALRM)
     outcome = []
 

@@ -125,7 +125,7 @@ def test_a_file_is_hashed_once_for_all_targets_and_shows_its_progress(
 
 @pytest.fixture
 def few_descriptors():
-    """Leave six descriptors that are free."""
+    """Leave six free descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, before[1]))

@@ -1,4 +1,4 @@
-"""Images and other inputs: read, or refused at once in one sentence; nothing else is printed."""
+"""Images and other inputs: read, or refused in one sentence; nothing else is printed."""
 
 import io
 import os

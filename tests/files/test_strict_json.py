@@ -1,4 +1,4 @@
-"""JSON from outside: what two programs could read differently is refused."""
+"""External JSON: documents that two programs could read differently are refused."""
 
 import json
 

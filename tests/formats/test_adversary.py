@@ -23,7 +23,7 @@ FILES = 250
 
 
 def damage(value: object, *, tensors: bool, seen: set[int]) -> None:
-    """Change everything that can be reached from a value."""
+    """Change every object that is reachable from a value."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -44,7 +44,7 @@ def damage(value: object, *, tensors: bool, seen: set[int]) -> None:
 
 
 class Thing:
-    """An object that changes whatever it is handed."""
+    """An object that changes all its arguments."""
 
     def __new__(cls, *arguments: object, **keywords: object) -> "Thing":
         damage((arguments, keywords), tensors=True, seen=set())
@@ -107,7 +107,7 @@ class Writer:
         )
 
     def thing(self, depth: int) -> bytes:
-        """Return an object that is passed over, and that is handed a value."""
+        """Return an object that is skipped and receives a value as its argument."""
         inner = self.value(depth + 1)
         return self.random.choice(
             [

@@ -1,4 +1,4 @@
-"""A checksum put together from those of parts is that of the whole, as zlib has it."""
+"""A checksum combined from those of parts equals zlib's checksum of the whole."""
 
 import zlib
 

@@ -249,7 +249,7 @@ def test_metadata_without_the_paths_are_read_by_their_flat_names(one: Path) -> N
 
 
 def test_metadata_of_earlier_torch_versions_are_read(one: Path) -> None:
-    """There the properties were of another class, which PyTorch still has."""
+    """There, the properties had another class, which PyTorch still provides."""
     path = one / ".metadata"
     metadata = pickle.loads(path.read_bytes())
     for name, tensor in TENSORS.items():

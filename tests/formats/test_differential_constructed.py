@@ -100,7 +100,7 @@ def zipped(path: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 class Made:
-    """What a pickle makes by a call."""
+    """An object that a pickle creates by a call."""
 
     def __init__(self, function: Callable, *arguments: object) -> None:
         self.call = function, arguments
@@ -239,7 +239,7 @@ DIFFERENT = [
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_the_constructions_are_read_by_pytorch(tmp_path: Path, name: str) -> None:
-    """What is refused is not merely damaged: PyTorch reads it."""
+    """The refused files are not just damaged: PyTorch reads them."""
     assert by_pytorch(TORCH[name](tmp_path))
 
 
@@ -488,7 +488,7 @@ def test_files_that_hdf5_reads_differently_are_refused(tmp_path: Path, name: str
 
 
 def test_a_second_layout_is_read_by_hdf5(tmp_path: Path) -> None:
-    """The construction is what it should be: a file that the library reads."""
+    """The constructed file is valid for the library."""
     read = by_h5py(two_layouts(tmp_path))
     assert read is not None
     assert set(read) == {"v", "w"}

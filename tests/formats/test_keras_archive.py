@@ -1,4 +1,4 @@
-"""`.keras` files: Keras loads what is written, and writes what is read; others are refused."""
+"""`.keras` files: Keras loads our files, we read those of Keras, and others are refused."""
 
 import io
 import json

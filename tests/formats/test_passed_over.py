@@ -1,4 +1,4 @@
-"""Objects in a pickle that no weight needs are passed over, and named in the report."""
+"""Objects in a pickle that no weight needs are skipped, and named in the report."""
 
 import collections
 import datetime

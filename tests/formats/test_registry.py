@@ -32,7 +32,7 @@ def test_dtypes_and_reserved_names_are_those_of_the_modules():
 @pytest.mark.parametrize("kind", [NPZ, KERAS_H5])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_dtypes_without_numpy_support_are_refused_by_numpy_formats(tmp_path, kind, dtype):
-    """One of them has the kind "f" of NumPy's own."""
+    """One of them has NumPy's kind "f"."""
     tensor = LazyTensor.from_array("a", np.zeros(2, torch_types.TORCH_DTYPES[dtype]))
     with pytest.raises(OutputError, match=f"cannot store a as {dtype}"):
         write_file(tmp_path / "x", kind, [tensor])

@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras write: read where it is weights by known names, else named."""
+"""Files of TensorFlow and Keras: weights with known names are read, others are identified."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Writing: what is read back, and what the libraries of others read, are the same bits."""
+"""Written files have the same bits when read by us and by other libraries."""
 
 import hashlib
 import json
@@ -177,7 +177,7 @@ def test_h5py_reads_ours(tmp_path: Path, kind: str) -> None:
 
 
 def structure(path: Path) -> dict:
-    """Return everything in an HDF5 file that a reader could see, but the numbers."""
+    """Return everything in an HDF5 file that a reader can access, except the numbers."""
     with h5py.File(path) as file:
         seen: dict = {"/": {name: list(np.ravel(file.attrs[name])) for name in file.attrs}}
 

@@ -1,4 +1,4 @@
-"""How far apart two arrays of floating-point numbers are, for every test that compares them.
+"""The distance of two arrays of floating-point numbers, for every test that compares them.
 
 A sum of floating-point numbers depends on the order of its terms, and that depends on the processor
 and on the BLAS. Compared element by element, small elements that came out of large terms differ by

@@ -1,4 +1,4 @@
-"""Pages opened in a real browser without a window, and what is measured in them.
+"""Pages opened in a real headless browser, and measurements of them.
 
 A second page, served beside the first, shows it in frames of several widths and reads in each: how
 wide it is, whether tables can be sorted, how well text stands out. The browser prints that second
@@ -104,7 +104,7 @@ for (const width of widths) {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a browser found in a page.
+    """The measurements of a page in a browser.
 
     Attributes:
         frames: what was measured at each width, see the page above.

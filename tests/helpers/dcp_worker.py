@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 
 class Model(torch.nn.Module):
-    """Modules nested by the dotted names of a state dict, which is all that sharding needs."""
+    """Modules nested by the dotted names of a state dict, which is sufficient for sharding."""
 
     def __init__(self, state: dict[str, torch.Tensor]) -> None:
         super().__init__()

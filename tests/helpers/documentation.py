@@ -22,7 +22,7 @@ class Block:
     Attributes:
         language: the text after the fence.
         code: its lines.
-        setup: names of what must be there before it is run.
+        setup: names of the required preparations.
         not_run: why it is not run; "" if it is.
     """
 

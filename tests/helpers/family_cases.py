@@ -201,7 +201,7 @@ def keras_weights(family, state):
 
 
 def separated(state):
-    """Return a state dict with queries, keys and values apart."""
+    """Return a state dict with separate queries, keys and values."""
     apart = {}
     for name, value in state.items():
         if ".qkv." in name:

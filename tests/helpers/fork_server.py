@@ -116,7 +116,7 @@ def _become(request: dict, standard: list[int]) -> None:
 
 
 class ForkedProcess:
-    """As much of ``subprocess.Popen`` as verification uses, for a process that a server forked."""
+    """The part of ``subprocess.Popen`` used by verification, for a process forked by a server."""
 
     def __init__(
         self,

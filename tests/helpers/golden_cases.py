@@ -1,4 +1,4 @@
-"""The golden cases, and what a run of the command line gave."""
+"""The golden cases, and the result of a run of the command line."""
 
 import json
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that came, for a test to look at."""
+    """A received request, for assertions of tests."""
 
     line: str
     token: str | None
@@ -74,7 +74,7 @@ class LocalHub:
         self.xet_store = f"local://{folder / 'xet'}"
         self._server = Server(("127.0.0.1", 0), self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # Another host, as a content delivery network is: no token may come here.
+        # Another host, as a content delivery network: it must not receive a token.
         self.cdn = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "LocalHub":
@@ -90,7 +90,7 @@ class LocalHub:
         return xet_hashes(self.state.folder / "xet" / "xet" / "xorbs" / "shards")
 
     def fail(self, pattern: str, kind: str, **options: Any) -> None:
-        """Have the next requests that match go wrong."""
+        """Add a fault to the next requests that match."""
         self.faults.append(Fault(pattern, kind, **options))
 
     def meanwhile(self, pattern: str, action: Callable[[], object]) -> None:
@@ -98,7 +98,7 @@ class LocalHub:
         self.hooks.append((pattern, action))
 
     def run_hooks(self, line: str) -> None:
-        """Do what was to be done before a request."""
+        """Run the hooks that precede a request."""
         with self.state.lock:
             due = [hook for hook in self.hooks if re.search(hook[0], line)]
             for hook in due:
@@ -106,7 +106,7 @@ class LocalHub:
                 hook[1]()
 
     def fault_for(self, line: str) -> Fault | None:
-        """Return the fault that meets a request, and count it."""
+        """Return the fault that applies to a request, and count it."""
         with self.state.lock:
             for fault in self.faults:
                 if fault.times and re.search(fault.pattern, line):
@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
             sent += len(chunk)
 
     def hang_up(self) -> None:
-        """Close the connection at once, as a broken line does."""
+        """Close the connection immediately, as after a network failure."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
@@ -236,7 +236,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Nowhere:
-    """Where what is left of a closed connection goes."""
+    """A stream that discards the rest of a closed connection."""
 
     closed = False
 
@@ -275,7 +275,7 @@ def _xet_text(digest: bytes) -> str:
 
 
 def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    """Wait until something is so, or fail."""
+    """Wait until a condition is true, or fail."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"

@@ -83,7 +83,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is, and what it may do."""
+    """The account of a token, and its permissions."""
 
     name: str
     may_write: bool = True
@@ -92,7 +92,7 @@ class Account:
 
 
 class HubState:
-    """Everything that a Hub remembers. Its methods are called under ``lock``."""
+    """The complete state of a Hub. Its methods are called under ``lock``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What Keras users do with a model; the checks run in the process of ``models_worker.py``."""
+"""Keras idioms with a model; the checks run in the process of ``models_worker.py``."""
 
 import subprocess
 import sys

@@ -57,7 +57,7 @@ TINY = ViTMAEConfig(
 
 
 def set_weights(model, weights):
-    """Give every variable its value by its path, and insist that the names are the same."""
+    """Assign every variable its value by path, and check that the names are the same."""
     variables = {variable.path.split("/", 1)[1]: variable for variable in model.weights}
     assert len(variables) == len(model.weights), "two variables share a path"
     assert variables.keys() == weights.keys(), sorted(variables.keys() ^ weights.keys())

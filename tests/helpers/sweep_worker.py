@@ -1,4 +1,4 @@
-"""What a sweep's processes do in tests: die, once or always."""
+"""Jobs of a sweep in tests whose processes die once or always, or hang."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A small checkpoint and inputs for it, as PyTorch users have them."""
+"""A small checkpoint and its inputs as PyTorch tensors."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Fields that no tensor specifies, found by experiment: what is decided, and what must not be."""
+"""Inference of fields that no tensor specifies: which fields are decided, and which must not be."""
 
 import json
 import shutil

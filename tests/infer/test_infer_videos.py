@@ -1,4 +1,4 @@
-"""Fields of models of videos and of satellite images, found by experiment."""
+"""Inference of fields of models of videos and satellite images."""
 
 from dataclasses import replace
 

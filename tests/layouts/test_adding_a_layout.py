@@ -1,4 +1,4 @@
-"""The example of docs/adding_a_layout.md, taken from its text: registering it is all it takes."""
+"""The example of docs/adding_a_layout.md, read from the page: registering it is sufficient."""
 
 import re
 

@@ -209,7 +209,7 @@ def test_keras_table_matches_the_file_written_by_keras(golden):
 
 
 class InMemory(SequentialArray):
-    """An array in memory that counts how many elements are had at a time."""
+    """An array in memory that counts the elements that are loaded at a time."""
 
     def __init__(self, array):
         super().__init__(array.shape, array.dtype)

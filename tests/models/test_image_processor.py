@@ -1,4 +1,4 @@
-"""The image processor gives what transformers' own class gives, to the bit."""
+"""The image processor equals transformers' own class bit for bit."""
 
 import json
 

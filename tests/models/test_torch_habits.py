@@ -1,4 +1,4 @@
-"""What PyTorch users do with a model works: compilers, low precision, several processes."""
+"""PyTorch idioms work with a model: compilers, low precision, several processes."""
 
 import subprocess
 import sys

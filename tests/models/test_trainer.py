@@ -1,4 +1,4 @@
-"""transformers' Trainer and pipelines take the PyTorch models as they take its own."""
+"""transformers' Trainer and pipelines accept the PyTorch models like its own."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The model card: metadata, our section, and other people's text, which stays as it is."""
+"""The model card: metadata, our section, and the text of other authors, which is unchanged."""
 
 import pytest
 

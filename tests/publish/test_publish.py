@@ -159,7 +159,7 @@ def replaced(path, data):
 def test_weights_replaced_during_publishing_are_not_uploaded(
     hub, command, model, monkeypatch, largest, request_
 ):
-    """What was checked against the certificate is sent, whatever has its name by then."""
+    """The files checked against the certificate are sent, even if they have been replaced."""
     hub.state.create(REPO)
     monkeypatch.setattr(upload_files, "LARGEST_IN_GIT", largest)
     verified = {n: (model / n).read_bytes() for n in ("model.safetensors", "config.json")}
@@ -527,7 +527,7 @@ def test_single_file_and_sharded_weights_are_not_kept_together(hub, command, mod
 
 def test_example_image_is_created_if_the_directory_has_none(hub, command, model, monkeypatch):
     def run(runs, inputs):
-        """What a framework would give, were it to predict the images themselves."""
+        """The output of a framework that predicts the images exactly."""
         pixels = inputs["pixel_values"]
         mask = (inputs["noise"] > 0.25).astype("float32")
         return [Trace({}, {"float32/reconstruction": pixels, "mask": mask})]

@@ -35,7 +35,7 @@ def converted(case, run, tmp_path_factory):
 
 @pytest.fixture
 def send(hub, command, converted, monkeypatch):
-    """Publish the directory to the repository, which is there, as somebody who may."""
+    """Publish the directory to the existing repository with an account that may write."""
     hub.state.accounts[TOKEN] = Account("someone")
     hub.state.accounts["hf_other"] = Account("other")
     monkeypatch.setenv("HF_TOKEN", TOKEN)

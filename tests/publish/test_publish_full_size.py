@@ -1,4 +1,4 @@
-"""A model of ViT-B's size is published and got back with little memory: slow, scripts/test-slow."""
+"""A ViT-B is published and downloaded with little memory: slow, see scripts/test-slow."""
 
 import os
 import subprocess

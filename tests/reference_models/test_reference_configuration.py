@@ -1,4 +1,4 @@
-"""The configuration: what it derives, what it refuses, and that it travels as plain data."""
+"""The configuration: derived values, invalid fields, and serialization as plain data."""
 
 import dataclasses
 import json

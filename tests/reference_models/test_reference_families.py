@@ -1,4 +1,4 @@
-"""The PyTorch models of the video families compute what their authors' programs compute."""
+"""The PyTorch models of the video families equal the original programs."""
 
 import importlib
 

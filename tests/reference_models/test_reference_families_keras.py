@@ -1,4 +1,4 @@
-"""The Keras models of the video families compute what the authors' programs and PyTorch compute.
+"""The Keras models of the video families equal the original programs and the PyTorch models.
 
 Keras runs in a child process (``family_worker.py``), because TensorFlow and PyTorch cannot share
 one; what is asserted here are the arrays that it writes.

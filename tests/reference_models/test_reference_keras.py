@@ -1,4 +1,4 @@
-"""The Keras models compute what the original computes, under the names of the TF classes.
+"""The Keras models equal the original, with the variable names of the TF classes.
 
 Keras runs in a child process (``keras_worker.py``), because TensorFlow and PyTorch cannot share
 one; what is asserted here are the arrays that it writes.

@@ -1,4 +1,4 @@
-"""The PyTorch models compute what the original computes, and take its state dicts as they are."""
+"""The PyTorch models equal the original, and load its state dicts unchanged."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""What the HTML pages show, as text; how they look in a browser is seen in test_browser.py."""
+"""The text of the HTML pages; test_browser.py checks their appearance in a browser."""
 
 import re
 

@@ -142,7 +142,7 @@ def test_children_of_a_killed_run_end_and_the_next_run_removes_its_directories(
 
 
 def test_ignored_signals_stay_ignored(hanging, start, case, tmp_path):
-    """As after ``nohup``, which the program has not to undo."""
+    """As after ``nohup``, whose settings the program must not change."""
     (tmp_path / "program.py").write_text(PROGRAM.replace("signal.SIG_DFL", "signal.SIG_IGN"))
     program = start(signal.SIGHUP, *verification(case), env=hanging)
     assert waited_for(lambda: stages(hanging["TMPDIR"]) == ["importing torch"] * 2)
@@ -191,7 +191,7 @@ def test_child_that_serves_requests_is_ended(tmp_path):
 
 
 def test_standard_input_ends_a_child_where_the_system_does_not(tmp_path):
-    """The portable half: a child whose parent lives, but has let go of it."""
+    """The portable part: a child whose parent lives, but has closed its standard input."""
     code = "from mae_convert.runtime import worker as w; w._end_with_standard_input()"
     reading, writing = os.pipe()
     child = subprocess.Popen([sys.executable, "-c", code], stdin=reading)

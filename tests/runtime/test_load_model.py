@@ -114,7 +114,7 @@ def test_dtype_is_accepted_under_the_name_of_its_framework(tmp_path):
 
 
 def test_layers_created_concurrently_by_another_thread_are_initialized():
-    """A model is loaded without drawing random numbers for it, which concerns no other model."""
+    """Loading a model skips random initialization without an effect on other models."""
     loaded, wrong = threading.Event(), list[str]()
 
     def make_layers():

@@ -1,4 +1,4 @@
-"""Parameters that are views of a private mapping of a file: they differ in nothing from copies."""
+"""Parameters that are views of a private mapping of a file behave exactly like copies."""
 
 import copy
 import os

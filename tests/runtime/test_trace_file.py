@@ -1,4 +1,4 @@
-"""A trace file from elsewhere is held against what a trace must be before anything is compared."""
+"""An external trace file is validated before anything is compared."""
 
 import json
 
@@ -15,7 +15,7 @@ from mae_convert.verify.tracing import save_trace
 
 @pytest.fixture(scope="module")
 def trace(certified):
-    """The description and the arrays of a trace, of which a test may make what it likes."""
+    """The description and the arrays of a trace, which a test may change."""
     description = json.loads((certified / DOCUMENT).read_text())["source_trace"]
     stored = load_file(certified / ARRAYS)
     arrays = {name: array for name, array in stored.items() if not name.startswith("inputs/")}
@@ -32,7 +32,7 @@ def compared(command, trace, tmp_path):
     """Change a trace, compare it with another, and return the output of the command."""
 
     def compare(*changes, metadata=None, both=False):
-        """Change the second trace; by two functions the one and the other; or both alike."""
+        """Change the second trace; with two functions, one each; or both in the same way."""
         text, arrays = trace
         for number in (1, 2):
             own, described = dict(arrays), json.loads(text)

@@ -1,4 +1,4 @@
-"""Credentials in addresses of storage go nowhere: no results, page, record or message has them."""
+"""Credentials in storage addresses do not appear in results, pages, records or messages."""
 
 import sqlite3
 from dataclasses import replace

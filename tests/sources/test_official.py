@@ -1,4 +1,4 @@
-"""The catalog of official checkpoints, their download, and the results that others published."""
+"""The catalog of official checkpoints, their download, and published reference results."""
 
 import dataclasses
 import json
@@ -334,7 +334,7 @@ def test_checkpoint_is_compared_with_a_published_result(
 
 
 def result_with(reference, value):
-    """What a run would give whose first value is another."""
+    """The result of a run whose first value differs."""
     corner = np.array(reference.corner)
     corner[0, 0] = value
     share = {"float64": published.share_of_allowed(corner, reference)}

@@ -1,4 +1,4 @@
-"""Files elsewhere: whole under their names or not there, whatever fails on the way."""
+"""Files in remote storage: complete or absent, whichever operation fails."""
 
 import errno
 import hashlib

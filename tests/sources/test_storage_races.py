@@ -1,4 +1,4 @@
-"""Two runs at one target in remote storage: each interleaving leaves one model, whole."""
+"""Two runs with one target in remote storage: each interleaving leaves one complete model."""
 
 import random
 import threading

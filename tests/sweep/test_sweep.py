@@ -1,4 +1,4 @@
-"""A sweep as a user meets it: what is skipped, repeated, reported; processes that die."""
+"""Sweeps: skipped, repeated and reported jobs, and processes that die."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def test_corrupt_checkpoint_fails_only_its_own_job(sweep, runs):
 
 def test_second_run_repeats_only_new_changed_or_failed_jobs(sweep, runs):
     sweep()
-    (runs / "runs/c-40.pth").write_bytes((runs / "runs/c-0.pth").read_bytes())  # mended
+    (runs / "runs/c-40.pth").write_bytes((runs / "runs/c-0.pth").read_bytes())  # repaired
     (runs / "runs/c-0.pth").touch()  # its bytes are the same
     shutil.rmtree(runs / "out/c-20")
     (runs / "runs/c-60.pth").unlink()

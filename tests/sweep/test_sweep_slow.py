@@ -1,4 +1,4 @@
-"""Sweeps as they are meant: hundreds of jobs, a cluster, a store that fails; processes that die."""
+"""Large sweeps: hundreds of jobs, a cluster, storage that fails, and processes that die."""
 
 import importlib.util
 import json
@@ -91,7 +91,7 @@ def check_every_row(results):
 
 @pytest.fixture(scope="module")
 def local(runs, tmp_path_factory):
-    """What the engine of one machine makes of the 300."""
+    """The results of the 300 jobs on one machine."""
     folder = tmp_path_factory.mktemp("local")
     write_plan(folder, runs)
     began = time.monotonic()

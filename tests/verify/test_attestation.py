@@ -1,4 +1,4 @@
-"""``attest`` and ``verify --public-key``: what was signed, and what may be changed since."""
+"""``attest`` and ``verify --public-key``: signed content, and later changes."""
 
 import datetime
 import importlib.util

@@ -324,7 +324,7 @@ def pair(case, tmp_path):
 
 
 def meanwhile(monkeypatch, action):
-    """Do something when everything was read and before the children open their files."""
+    """Run a function after everything was read and before the children open their files."""
     start, actions = running._worker, [action]
 
     def later(*arguments):

@@ -116,7 +116,7 @@ def trace(dtypes, arrays):
 
 @pytest.fixture
 def results():
-    """A's exact results and rounded steps, and B's steps, all alike up to rounding."""
+    """A's exact results and rounded steps, and B's steps, all equal up to rounding."""
     rng = np.random.default_rng(0)
     names = ("encoder.embedding", "encoder.blocks.0.output", "encoder.blocks.1.output")
     exact = {name: rng.standard_normal((2, 5, 8)) for name in names}

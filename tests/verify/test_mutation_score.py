@@ -1,4 +1,4 @@
-"""A sample of the population of faults, and of good pairs; all of it is the script's and slow.
+"""A sample of the population of faults, and of good pairs; the script runs all of it, slowly.
 
 ``scripts/mutation_score.py`` prints the score of the whole.
 """

@@ -1,4 +1,4 @@
-"""A sample of the faults of the families of video models; all of them are the script's and slow."""
+"""A sample of the faults of the video families; the script runs all of them, slowly."""
 
 import importlib.util
 

@@ -91,7 +91,7 @@ def test_timm_model_is_a_runner(case, tmp_path, command, name):
 
 @pytest.fixture
 def bare_python(tmp_path):
-    """An interpreter that has no framework."""
+    """An interpreter without a framework."""
     path = tmp_path / "python"
     path.write_text('#!/bin/sh\necho \'["torch", "timm"]\'\n')
     path.chmod(0o755)

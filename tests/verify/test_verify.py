@@ -64,7 +64,7 @@ def test_trace_of_the_golden_inputs_equals_the_output_of_the_original(
 
 
 def test_compare_of_two_traces_gives_the_verdict_of_verify(command, run, case, work, tmp_path):
-    """What two processes forked by the tests' servers compute, and what two started ones do."""
+    """Processes forked by the tests' servers give the same results as started ones."""
     pretrain = case("pretrain_tiny")
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     assert command("trace", pretrain.checkpoint, a, "--taps", *pretrain.heads).status == 0

@@ -1,4 +1,4 @@
-"""Looking at what a model does: masks, sheets of reconstructions, films, features."""
+"""Visualization: masks, sheets of reconstructions, animations, features."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Models of any number of channels are looked at through --inputs, of preprocessed pixels."""
+"""Visualization of models with any number of channels through --inputs, of preprocessed pixels."""
 
 import json
 
@@ -28,7 +28,7 @@ SIZES = {
 
 @pytest.fixture
 def run():
-    """Run a command in this process; return its status, its output, and what it complains about."""
+    """Run a command in this process; return its status, output and errors."""
 
     def run(*arguments):
         result = CliRunner().invoke(cli, list(map(str, arguments)))

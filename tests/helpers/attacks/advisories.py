@@ -1,4 +1,4 @@
-"""Published ways past picklescan, fickling and modelscan, and into Keras and PyTorch, by advisory.
+"""Published exploits of picklescan, fickling, modelscan, Keras and PyTorch, by advisory.
 
 Each pickle is stored as the epoch beside valid weights, where its value is not needed. It is
 refused nevertheless, because the name by which it runs code is not one of a class of settings.
@@ -151,7 +151,7 @@ EVIL = b"\x80\x04" + SYSTEM + b"."
 
 
 def archived(path: Path, changed: dict[str, bytes]) -> bytearray:
-    """Write a good checkpoint with other members, and return its bytes."""
+    """Write a valid checkpoint with other members, and return its bytes."""
     members = {
         "x/data.pkl": checkpoint(),
         "x/data/0": struct.pack("<2f", 1, 2),

@@ -1,4 +1,4 @@
-"""A corpus of hostile files: each is made by a function, and is to be refused, or read unharmed."""
+"""A corpus of malicious files: each is created by a function and must be refused or read safely."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ TF_MODEL = GOLDEN / "transformers_tf_pretrain_tiny"
 
 @dataclass(frozen=True)
 class Attack:
-    """A hostile file.
+    """A malicious file.
 
     Attributes:
         container: what it pretends to be.
@@ -32,7 +32,7 @@ class Attack:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it takes seconds to make, or to refuse while memory is watched."""
+        """Whether it takes seconds to create, or to refuse while memory is measured."""
         return self.name in HEAVY
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def attacks(container: str, cases: dict[str, object], make: Callable[[Path, obje
 
 
 def benign(container: str, cases: dict[str, object], make: Callable[[Path, object], Path]) -> None:
-    """Add files in which something is passed over: their weights, `a` = [1, 2], are to be read."""
+    """Add files with skipped objects: their weights, `a` = [1, 2], must be read."""
     for name, case in cases.items():
         build = lambda folder, case=case: make(folder, case)  # noqa: E731
         ATTACKS.append(Attack(container, name, build, {"a": [1.0, 2.0]}))

@@ -1,4 +1,4 @@
-"""HDF5 files that reach out of themselves, never end, or claim to hold what they do not."""
+"""HDF5 files with external references, endless structures, or false sizes."""
 
 import struct
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from attacks.corpus import ATTACKS, Attack, attack
 
 
 def trick(name: str) -> Callable:
-    """Add a file with one good dataset that a function does something to."""
+    """Add a file with one valid dataset, changed by a function."""
 
     def add(damage: Callable[[h5py.File], None]) -> Callable:
         def build(folder: Path) -> Path:

@@ -197,7 +197,7 @@ ALIASED = {
     + mapping(x=get(STATE))
     + b"\x92",
 }
-"""What else is in a checkpoint whose state dict is handed to something."""
+"""Further entries of a checkpoint whose state dict is an argument of a call."""
 
 HANDED = {
     "a tensor": (IN_TENSOR, FUNCTION + get(TENSOR) + b"\x85R"),

@@ -1,4 +1,4 @@
-"""Pickles that call, that lie about where tensors are, and that never end."""
+"""Pickles with calls, with false tensor offsets, and with endless structures."""
 
 import argparse
 import collections

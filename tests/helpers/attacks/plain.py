@@ -1,4 +1,4 @@
-"""safetensors, index files, configurations and names of tensors that lie."""
+"""safetensors and index files, configurations and tensor names with false content."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Open each file of the corpus and watch what happens: python -m attacks.run, in tests/."""
+"""Open each file of the corpus and record the effects: python -m attacks.run, in tests/."""
 
 import contextlib
 import importlib
@@ -67,7 +67,7 @@ WATCH = _Watch()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attack.
+    """The outcome of an attack.
 
     Attributes:
         message: how it was refused, or None if it was not.
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
-    """Make a hostile file, open it, read everything in it and plan what can be made of it.
+    """Create a malicious file, open it, read all of it and plan its conversions.
 
     Either what is allocated is counted, or the time that it takes, which that makes ten times as
     long.

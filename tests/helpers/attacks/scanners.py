@@ -1,4 +1,4 @@
-"""Show the same files to scanners of pickles and to this package, and print the table.
+"""Compare pickle scanners and this package on the same files, and print the table.
 
     cd tests && python -m attacks.scanners --python /tmp/scanners/bin/python
 

@@ -1,4 +1,4 @@
-"""Zip archives that lie: bombs, overlaps, names that reach out, two truths about one record."""
+"""Malicious zip archives: bombs, overlaps, path traversal, contradictory headers of a record."""
 
 import io
 import json

@@ -1,11 +1,11 @@
-"""What faults in code are called, whatever the framework, and what names their cause."""
+"""Names of faults in code, independent of the framework, and of their causes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CodeFault:
-    """A program that computes something else.
+    """A fault in the code of a model.
 
     Attributes:
         name: as in ``code_pytorch`` and ``code_keras``.

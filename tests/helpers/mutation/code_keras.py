@@ -289,7 +289,7 @@ def reversed_blocks() -> list[Patch]:
 
 
 def dropout(chosen: Callable) -> list[Patch]:
-    """Dropout that does not know that it is not training."""
+    """Dropout that is active outside of training."""
 
     def change(model):
         for block in blocks_of(model):

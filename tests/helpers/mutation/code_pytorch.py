@@ -304,7 +304,7 @@ def blocks(order: Callable) -> list[Patch]:
 
 
 def dropout() -> list[Patch]:
-    """Dropout that does not know that the model is not in training."""
+    """Dropout that is active outside of training."""
 
     def forward(self, x):
         return F.dropout(x, 0.1, training=True)
@@ -386,7 +386,7 @@ def mean_square(errors):
 
 
 def flipped(axis: int) -> list[Patch]:
-    """Turn the images over wherever the model looks at them."""
+    """Flip the images in every function of the model that reads them."""
     original = mae.patchify
     turned = lambda pixels, config: original(pixels.flip(axis), config)  # noqa: E731
     return [(mae, "patchify", turned), (patches, "patchify", turned)]

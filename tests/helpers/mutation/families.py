@@ -33,7 +33,7 @@ from mutation.weights import (
 from reference_models.positions import spacetime_position_embedding
 
 FAMILIES = ("videomae", "mae_st", "prithvi")
-# Sizes differ wherever they may.
+# All sizes differ where possible.
 SMALL = {
     "hidden_size": 48,
     "num_hidden_layers": 3,

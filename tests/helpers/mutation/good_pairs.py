@@ -29,13 +29,13 @@ TARGETS = ("transformers", "transformers-tf", "keras")
 
 @dataclass(frozen=True)
 class Design:
-    """What a pair is made of.
+    """The specification of a pair.
 
     Attributes:
         config: the model's configuration.
         task: "pretrain", "encoder" or "classify".
         dtype: of the weights.
-        sharp: factor on q and k, which makes attention sure of itself.
+        sharp: factor on q and k, which makes the attention weights nearly one-hot.
         positions: factor on the position embeddings.
         images: "normal", "constant" (each patch of one colour), "large" or "zero".
         layout: what the source is converted to.
@@ -123,7 +123,7 @@ def tensors_of(design: Design) -> dict[str, np.ndarray]:
 
 
 def pixels_of(design: Design, pixels: np.ndarray) -> np.ndarray:
-    """Return images (N, C, H, W) as the design wants them."""
+    """Return images (N, C, H, W) of the kind specified in the design."""
     if design.pixels == "constant":
         height, width = design.config.patch_hw
         corner = pixels[:, :, ::height, ::width]

@@ -34,7 +34,7 @@ BY_TENSORFLOW = ("transformers", "transformers-tf", "keras")
 
 @dataclass(frozen=True)
 class Mutant:
-    """A source, and what a fault made of it.
+    """A source, and the result of a fault in it.
 
     Attributes:
         name: the fault.

@@ -1,4 +1,4 @@
-"""Of how many faults that make results differ a script reproduces the first difference."""
+"""The number of faults whose first difference is reproduced by a script."""
 
 import contextlib
 import io

@@ -127,7 +127,7 @@ def _has_suspects(outcome: Outcome) -> bool:
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Return the outcomes that are not as they should be, by what is wrong with them."""
+    """Return the unexpected outcomes, by kind of failure."""
     run = [o for o in outcomes if o.caught != {"refused"}]
     return {
         "not caught": [o for o in run if not o.caught],

@@ -15,7 +15,7 @@ from mutation.running import Run, run_all
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant.
+    """The outcome of a mutant.
 
     Attributes:
         mutant: the fault.
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def outcomes(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
-    """Run mutants and return what becomes of each."""
+    """Run mutants and return the outcome of each."""
     return judged(mutants, run_all(runs_of(mutants), folder))
 
 
@@ -52,7 +52,7 @@ def runs_of(mutants: Sequence[Mutant]) -> list[Run]:
 
 
 def judged(mutants: Sequence[Mutant], traces: Sequence[Trace | str]) -> list[Outcome]:
-    """Return what becomes of mutants whose ``runs_of`` gave these traces."""
+    """Return the outcomes of mutants whose ``runs_of`` gave these traces."""
     runnable = [mutant for mutant in mutants if mutant.refused is None]
     sources = dict.fromkeys(_key(mutant.a) for mutant in runnable)
     trace_of = dict(zip(sources, traces, strict=False))

@@ -1,4 +1,4 @@
-"""Faults in weights: what damaged, mixed up or half loaded tensors look like."""
+"""Faults in weights: damaged, exchanged or partly loaded tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
