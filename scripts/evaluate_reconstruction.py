@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pretrain import IMAGE_MEAN, IMAGE_STD, load_picture, read_checkpoint, to_pixels
+from pretrain import IMAGE_MEAN, IMAGE_STD, load_image, read_checkpoint, to_pixels
 from torch import Tensor
 
 from reference_models.configuration import ViTMAEConfig
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="a .pth that holds model and config")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--masks", type=int, default=16, metavar="N", help="masks of each square")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks")
     parser.add_argument(
@@ -153,8 +153,8 @@ def main() -> None:
     model = load_model(args.checkpoint)
     rows = []
     print("mean squared error, normalised (root mean squared error, 0 to 255), of removed pixels")
-    for path in map(Path, args.pictures):
-        cuts = torch.stack(list(squares(load_picture(path), model.config)))
+    for path in map(Path, args.images):
+        cuts = torch.stack(list(squares(load_image(path), model.config)))
         noise = make_noise(len(cuts) * args.masks, model.config, args.seed)
         errors = evaluate(model, cuts.repeat(args.masks, 1, 1, 1), noise, args.mean_colour)
         cells = "  ".join(f"{n} {mse:.3f} ({rmse:.1f})" for n, (mse, rmse) in errors.items())

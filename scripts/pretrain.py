@@ -198,7 +198,7 @@ def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
 # ------------------------------------------------------------------------------------ images
 
 
-def find_pictures(folder: str) -> list[Path]:
+def find_images(folder: str) -> list[Path]:
     """Return the images in a folder and its subfolders, in an order that is the same everywhere."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -206,7 +206,7 @@ def find_pictures(folder: str) -> list[Path]:
     return paths
 
 
-def load_picture(path: Path) -> Image.Image:
+def load_image(path: Path) -> Image.Image:
     """Decode an image to RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
@@ -243,19 +243,19 @@ def to_pixels(image: Image.Image) -> Tensor:
 class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
     """The crops of one epoch: index -> (pixels (3, H, W), noise (L,) of the mask)."""
 
-    pictures: list[Path] | list[Image.Image]
+    images: list[Path] | list[Image.Image]
     config: ViTMAEConfig
     args: argparse.Namespace
     epoch: int
 
     def __len__(self) -> int:
-        return len(self.pictures) * self.args.repeats
+        return len(self.images) * self.args.repeats
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         # 1 + index: NumPy takes [seed, epoch, 0] for [seed, epoch], which orders the epoch.
         rng = np.random.default_rng([self.args.seed, self.epoch, 1 + index])
-        source = self.pictures[index % len(self.pictures)]
-        image = source if isinstance(source, Image.Image) else load_picture(source)
+        source = self.images[index % len(self.images)]
+        image = source if isinstance(source, Image.Image) else load_image(source)
         box = random_crop_box(*image.size, self.args.crop_scale, rng)
         height, width = self.config.image_hw
         crop = image.resize((width, height), Image.Resampling.BICUBIC, box)
@@ -464,7 +464,7 @@ def mean_loss(losses: list[Tensor], process: Process) -> float:
 
 def train(args: argparse.Namespace, process: Process) -> None:
     """Train from the first remaining epoch to the last."""
-    paths = find_pictures(args.data_path)
+    paths = find_images(args.data_path)
     crops_per_step = args.batch_size * args.accum_iter * process.world_size
     steps = len(paths) * args.repeats // crops_per_step
     if not steps:
@@ -474,7 +474,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
         )
     training, config = prepare(args, process)
     args = complete_arguments(args, config, crops_per_step)
-    images = [load_picture(path) for path in paths] if args.in_memory else paths
+    images = [load_image(path) for path in paths] if args.in_memory else paths
     forward: nn.Module = training.model
     if process.world_size > 1:
         forward = nn.parallel.DistributedDataParallel(training.model)
@@ -517,7 +517,7 @@ def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> N
         f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} images/s",
         flush=True,
     )
-    line = {"epoch": epoch, "train_loss": loss, "train_lr": rate, "pictures_per_second": speed}
+    line = {"epoch": epoch, "train_loss": loss, "train_lr": rate, "images_per_second": speed}
     with Path(args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
 

@@ -353,7 +353,7 @@ def test_embedded_checkpoint_is_small_and_plain():
 @pytest.mark.parametrize("name", ["chelsea", "coffee", "aitzgorri"])
 def test_embedded_model_reconstructs_unseen_images(name):
     model = evaluate_reconstruction.load_model(str(DEMO / "checkpoint.pth"))
-    image = pretrain.load_picture(DEMO / f"{name}.jpg")
+    image = pretrain.load_image(DEMO / f"{name}.jpg")
     pixels = torch.stack(list(evaluate_reconstruction.squares(image, model.config)))
     noise = evaluate_reconstruction.make_noise(len(pixels), model.config, seed=1)
     errors = evaluate_reconstruction.evaluate(model, pixels, noise, (110, 100, 85))

@@ -147,14 +147,14 @@ def _table(timeline: Timeline) -> str:
 def _images(timeline: Timeline) -> str:
     columns = _columns(timeline)
     rows = (
-        [_picture(column[i], name) for name, column in columns.items()]
+        [_image(column[i], name) for name, column in columns.items()]
         for i in range(min(len(timeline.images), MOST_PICTURES))
     )
     note = f'<p class="grey">Visible patches are taken from the original. {_note(timeline)}</p>'
     return images(list(columns), rows) + note
 
 
-def _picture(colours: np.ndarray, name: str) -> str:
+def _image(colours: np.ndarray, name: str) -> str:
     return image(np.rint(colours * 255).astype(np.uint8), name)
 
 
