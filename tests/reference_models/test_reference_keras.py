@@ -305,15 +305,8 @@ def test_checks_in_the_worker(results, check):
     assert failure is None, failure
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def slow_checks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    (folder / "jobs.json").write_text("[]")
-    run_worker(WORKER, request.param, folder, "slow")
-    return json.loads((folder / "checks.json").read_text())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("check", checks_in(WORKER, "long_check_"))
+@pytest.mark.parametrize("slow_checks", [(WORKER, name) for name in BACKENDS], indirect=True)
 def test_slow_checks_in_the_worker(slow_checks, check):
     assert slow_checks[check] is None, slow_checks[check]
