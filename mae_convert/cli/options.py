@@ -51,7 +51,7 @@ class RunnerType(click.ParamType):
         )
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
-        """Return the frameworks that begin so."""
+        """Return the frameworks whose names begin with the incomplete text."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(name) for name in FRAMEWORKS if name.startswith(incomplete)]
