@@ -1,8 +1,9 @@
-"""Canonical tensors that differ from stored ones: zero key biases, and a folded batch norm.
+"""Canonical tensors that a file does not store as such: zero key biases, and a folded batch norm.
 
 Linear probes of the original have a ``BatchNorm1d(affine=False)`` before the linear layer (He et
-al. 2021, appendix A.1). In evaluation it is an affine map, so both can be replaced by one linear
-layer. They cannot be separated again; therefore this is a declared step.
+al. 2021, appendix A.1). In evaluation the batch norm is an affine map, so both layers can be
+replaced by one linear layer. The batch norm cannot be recovered from it; therefore the replacement
+is a declared step.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ REASON = "folded into the linear layer in float64, then rounded"
 
 
 def has_batch_norm(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Return whether canonical tensors are those of a linear probe."""
+    """Return whether canonical tensors contain the batch norm of a linear probe."""
     return any(name.startswith(BATCH_NORM) for name in tensors)
 
 
@@ -38,7 +39,8 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Return canonical tensors with the batch norm folded into ``head``.
 
     With mean m, variance v and the layer y = W x + b, the folded weight is W / sqrt(v + eps),
-    column by column, and the folded bias b - W m / sqrt(v + eps); both in float64, rounded once.
+    column by column, and the folded bias is b - W m / sqrt(v + eps). Both are computed in float64
+    and rounded once.
     """
     weight, bias = tensors["head.weight"], tensors["head.bias"]
 
@@ -66,20 +68,20 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def canonical_tensors(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the canonical tensors; the batch norm of a linear probe is folded and declared."""
+    """Return the canonical tensors, with the batch norm of a linear probe folded and declared."""
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)
     if not has_batch_norm(canonical):
         return container, reading, canonical
     canonical = fold_batch_norm(canonical)
-    gone = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
-    rules = tuple(rule for rule in reading.rules if rule not in gone)
-    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in gone), REASON)}
-    return after_step(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
+    removed = [rule for rule in reading.rules if not canonical.keys() & set(rule.canonicals)]
+    rules = tuple(rule for rule in reading.rules if rule not in removed)
+    dropped = {**reading.dropped, **dict.fromkeys((rule.external for rule in removed), REASON)}
+    return with_step(container, STEP), replace(reading, rules=rules, dropped=dropped), canonical
 
 
-def after_step(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return the container with a declared step in its conversion record."""
+def with_step(container: Container, step: Mapping[str, Any]) -> Container:
+    """Return a copy of the container with a declared step appended to its conversion record."""
     record = container.conversion or {}
     return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 

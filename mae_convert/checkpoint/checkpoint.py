@@ -29,10 +29,10 @@ class Origin:
     """The description for a conversion record: repository and commit, or URL, and the licence."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Known configuration fields, used if the file does not contain them."""
+    """Configuration fields of the downloaded model, used if the file does not contain them."""
 
     config_source: str = ""
-    """The source of these fields, for messages."""
+    """The source of the fields in `config`, for messages."""
 
     notes: tuple[str, ...] = ()
     """Messages for the user about the selection or the download."""
@@ -40,16 +40,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose layout was recognised.
+    """An open checkpoint whose layout was recognised.
 
-    Its configuration is complete, unless it was opened with ``incomplete``.
+    Its configuration is complete unless `open_checkpoint` was called with ``incomplete``.
     """
 
     container: Container
     layout: Layout
     table: Table
     synonyms: tuple[str, ...]
-    """Other layouts that are the same for these tensors."""
+    """Other layouts that have the same names and shapes for these tensors."""
 
     task: str
     configuration: Configuration
@@ -66,7 +66,7 @@ class Checkpoint:
     """The prefixes that were removed from the names of `container.tensors` and `rules`."""
 
     relative: Any = None
-    """The related model, among those with the same names and shapes, or None if unknown."""
+    """The related model, such as CrossMAE, that wrote the tensors, or None if unknown."""
 
     origin: Origin | None = None
     """The origin of a downloaded checkpoint, or None."""
@@ -78,7 +78,7 @@ class Checkpoint:
     """Whether the model has key biases; if not, they are created as zeros."""
 
     also: tuple[str, ...] = ()
-    """Other tasks that are also complete."""
+    """Other tasks for which the file contains every tensor."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Task → why the tensors cannot be read for it, for the tasks that were tried."""
@@ -117,24 +117,31 @@ class Checkpoint:
         return replace(self, configuration=self.configuration.specified(fields, source))
 
     def require_complete(self, task: str | None = None) -> None:
-        """Raise ConfigurationError if a field that a task (default: its own) needs is missing."""
+        """Require the configuration fields that a task needs.
+
+        Args:
+            task: the task; default: the task of the checkpoint.
+
+        Raises:
+            ConfigurationError: a field is missing.
+        """
         with naming(self.origin.name if self.origin else self.path):
             self.configuration.for_task(task or self.task).require_complete()
 
     @property
     def preprocessor(self) -> Mapping[str, Any]:
-        """Preprocessing settings other than mean and std; empty if there are none."""
-        config, own = self.container.config or {}, None
-        if self.layout.owns_config(config):  # then the library reads no other file
-            own = self.layout.read_config(config).get("preprocessor")
-        if own:
-            return own
-        beside = self.container.preprocessor or {}
-        if self.container.preprocessor_source or set(beside) - {"image_mean", "image_std"}:
-            return beside
-        inside = config.get("preprocessor")
-        if isinstance(inside, Mapping):
-            return inside
+        """The preprocessing settings other than mean and std; empty if no file contains any."""
+        config, of_library = self.container.config or {}, None
+        if self.layout.owns_config(config):  # the library then reads no other preprocessing file
+            of_library = self.layout.read_config(config).get("preprocessor")
+        if of_library:
+            return of_library
+        settings = self.container.preprocessor or {}
+        if self.container.preprocessor_source or set(settings) - {"image_mean", "image_std"}:
+            return settings
+        in_config = config.get("preprocessor")
+        if isinstance(in_config, Mapping):
+            return in_config
         is_named = self.relative is not None and self.relative.certain
         return self.relative.relative.preprocessing if self.relative and is_named else {}
 
@@ -149,10 +156,10 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
 
     Args:
         checkpoint: the checkpoint.
-        work: the operation that needs images, the subject of the message.
+        work: the operation that needs images, used as the subject of the message.
 
     Raises:
-        MaeConvertError: it is not known.
+        MaeConvertError: the preprocessing is not known.
     """
     if not checkpoint.family.takes_images and checkpoint.family.clips is None:
         raise MaeConvertError(
@@ -164,10 +171,10 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
 
 
 def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
-    """Return a checkpoint as a model for a task; tensors that the task does not need are dropped.
+    """Return a checkpoint as a model for a task, without the tensors that the task does not need.
 
     Raises:
-        ConfigurationError: there is no such model in the checkpoint.
+        ConfigurationError: the checkpoint does not contain a model for this task.
     """
     if task in (None, checkpoint.task):
         return checkpoint
@@ -179,7 +186,7 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
             hint=("choose ", Option("task", checkpoint.task)),
         )
     rules = tuple(rule for rule in checkpoint.rules if names.keys() & set(rule.canonicals))
-    gone = [rule.external for rule in checkpoint.rules if rule not in rules]
+    unused = [rule.external for rule in checkpoint.rules if rule not in rules]
     reason = f"not part of a model for the task {task}"
     return replace(
         checkpoint,
@@ -187,12 +194,14 @@ def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
         configuration=checkpoint.configuration.for_task(task),
         tensors={name: checkpoint.tensors[name] for name in names},
         rules=rules,
-        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in gone}},
+        dropped={**checkpoint.dropped, **{checkpoint.prefix.stored[n]: reason for n in unused}},
     )
 
 
 def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
-    """Check that all required fields of a comparison exist; different tasks compare the encoder.
+    """Check that two checkpoints have all fields that a comparison needs.
+
+    If their tasks differ, only the encoders are compared.
 
     Raises:
         ConfigurationError: a field is missing.
@@ -203,7 +212,7 @@ def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
-    """Return the specified options that apply only to a task that none of the checkpoints has."""
+    """Return the specified options that have no effect on the tasks of the checkpoints."""
     tasks = {checkpoint.task for checkpoint in checkpoints}
     return [
         Option(option.name)
@@ -213,7 +222,7 @@ def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option
 
 
 def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
-    """Check that every option applies to one of the checkpoints, opened with `fill_only`.
+    """Check that every option applies to at least one checkpoint that was opened with `fill_only`.
 
     Raises:
         ConfigurationError: an option contradicts all of the checkpoints.

@@ -1,4 +1,4 @@
-"""Videos and series of images as the inputs of a checkpoint's model."""
+"""Inputs of a checkpoint's model that are read from videos or series of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mae_convert.families.clips import ALL, Clips
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """N clips.
+    """A batch of N clips.
 
     Attributes:
         pixel_values: (N, C, T, H, W), float32, the inputs of the model.
@@ -31,10 +31,10 @@ class ClipBatch:
 
 
 def clips_of(checkpoint: Checkpoint) -> Clips:
-    """Return the settings for clips of a checkpoint's family.
+    """Return how the family of a checkpoint samples and preprocesses clips.
 
     Raises:
-        MaeConvertError: the family is not for videos.
+        MaeConvertError: models of the family do not take videos.
     """
     if checkpoint.family.clips is None:
         raise MaeConvertError(
@@ -58,21 +58,21 @@ def load_clips(
         paths: files, or folders of frames.
         checkpoint: the checkpoint of the model.
         stride: the distance between frames; default: that of the family's training.
-        stretch: resize whole frames to the model's shape instead of cropping them.
+        stretch: resize each frame to the model's height and width without cropping it.
 
     Raises:
         MaeConvertError: a clip cannot be read or does not fit the model.
-        MissingRequirementError: the package that reads it is not installed.
+        MissingRequirementError: the package that reads a clip is not installed.
     """
     clips = clips_of(checkpoint)
     if stride is not None and clips.frames == ALL:
         raise MaeConvertError(
-            *(Option("frame_stride", stride), " has no effect for this model, whose samples"),
-            " are series of images that are all used",
+            *(Option("frame_stride", stride), " has no effect for this model, which uses all"),
+            " images of a series",
             hint="leave it out",
         )
     stride, read = stride or clips.stride, []
-    for path in paths:  # one at a time, because videos are large
+    for path in paths:  # one video at a time, because videos are large
         frames = _sampled(path, checkpoint, stride)
         read.append((frames.indices, _prepared(frames, checkpoint, stretch=stretch)))
     pixels = np.stack([pixels for _, pixels in read])
@@ -82,7 +82,7 @@ def load_clips(
 def frames_of(paths: Sequence[Path], checkpoint: Checkpoint) -> list[np.ndarray]:
     """Return the sampled frames (T, H, W, C) of clips without preprocessing.
 
-    Colours are from 0 to 255; measured values (satellite bands) are numbers of any range.
+    Colours are from 0 to 255; measured values (satellite bands) have any range.
 
     Raises:
         MaeConvertError: a clip cannot be read or does not fit the model.
@@ -90,7 +90,7 @@ def frames_of(paths: Sequence[Path], checkpoint: Checkpoint) -> list[np.ndarray]
     stride, frames = clips_of(checkpoint).stride, []
     for path in paths:
         sampled = _sampled(path, checkpoint, stride)
-        _prepared(sampled, checkpoint, stretch=False)  # raises an error if it does not fit
+        _prepared(sampled, checkpoint, stretch=False)  # checks that the clip fits the model
         frames.append(_without_missing(sampled.pixels, clips_of(checkpoint)))
     return frames
 
@@ -159,7 +159,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32 with missing ones replaced; colours are unchanged."""
+    """Return measured values as float32 with missing values replaced; colours are unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)
@@ -170,7 +170,7 @@ def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
 
 
 def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path, str]:
-    """Return the files that cannot be read as clips for a model, with the reasons.
+    """Return the paths that cannot be read as clips for a model, with the reasons.
 
     Raises:
         MissingRequirementError: the package that reads a file is not installed.
@@ -187,15 +187,15 @@ def unreadable_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> dict[Path
 
 
 def paths_of_clips(paths: Sequence[Path], checkpoint: Checkpoint) -> list[Path]:
-    """Return the paths of clips; folders that are not clips are replaced by the clips in them.
+    """Return the paths of clips; a folder that is not a clip itself is replaced by the clips in it.
 
     Raises:
         MaeConvertError: a folder contains no clips.
     """
-    paths_of_all: list[Path] = []
+    clips: list[Path] = []
     for path in paths:
-        paths_of_all += clips_below(path, checkpoint) if path.is_dir() else [path]
-    return paths_of_all
+        clips += clips_below(path, checkpoint) if path.is_dir() else [path]
+    return clips
 
 
 def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
@@ -208,20 +208,22 @@ def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
         MaeConvertError: the folder does not exist or contains no clips.
     """
     if not folder.is_dir():
-        what = "is a file and not a folder" if folder.exists() else "does not exist"
-        raise MaeConvertError(folder, f" {what}", hint="specify a directory that contains videos")
+        problem = "is a file and not a folder" if folder.exists() else "does not exist"
+        raise MaeConvertError(
+            folder, f" {problem}", hint="specify a directory that contains videos"
+        )
     single = checkpoint.configuration.model.num_frames == 1
-    clips_found = set[Path]()
+    clips = set[Path]()
     for path in folder.rglob("*"):
         suffix = path.suffix.lower()
         if suffix in FILES and not path.is_dir():
-            clips_found.add(path)
+            clips.add(path)
         elif suffix in SUFFIXES and not path.is_dir():
-            clips_found.add(path if single else path.parent)
-    if not clips_found:
+            clips.add(path if single else path.parent)
+    if not clips:
         raise MaeConvertError(
             folder,
             f" contains no videos ({', '.join(FILES)}) and no folders of frames",
             hint="specify a folder of such files",
         )
-    return sorted(clips_found, key=lambda path: natural_order(str(path)))
+    return sorted(clips, key=lambda path: natural_order(str(path)))

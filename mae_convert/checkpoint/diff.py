@@ -13,7 +13,7 @@ from mae_convert.checkpoint.warnings import not_read
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """The difference of one canonical tensor; the shape is None for a side that lacks it."""
+    """The difference of one canonical tensor; its shape and dtype are None on a side without it."""
 
     name: str
     shape_a: tuple[int, ...] | None
@@ -39,10 +39,10 @@ class Difference:
     """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Unknown fields, with the checkpoints that lack them: "A", "B" or "A and B"."""
+    """Fields that were not compared because they are unknown in "A", "B" or "A and B"."""
 
     not_read: tuple[str, ...] = ()
-    """Descriptions of tensors that are not part of the models and were not compared."""
+    """Descriptions of the tensors in the files that are not part of the models; not compared."""
 
     @property
     def same(self) -> bool:
@@ -59,12 +59,12 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
         tensors=differences,
         configuration=dict(_configuration(a, b)),
         not_compared=_not_compared(a, b),
-        not_read=left_aside(a, b),
+        not_read=unread_tensors(a, b),
     )
 
 
-def left_aside(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    """Return descriptions of the tensors that were not read and not compared."""
+def unread_tensors(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    """Return descriptions of the tensors in both files that were not read."""
     return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
 
 
@@ -119,7 +119,7 @@ def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, tuple[An
     fields = [name for name in a.family.unspecified_fields(a.task) if name in others]
     for name in fields:
         left, right = a.configuration.value(name), b.configuration.value(name)
-        if left != right and None not in (left, right):  # None if it is missing
+        if left != right and None not in (left, right):  # a missing field is None
             yield name, (left, right)
     left, right = (checkpoint.configuration.model for checkpoint in (a, b))
     own = {left.decoder_layer_norm_eps, right.decoder_layer_norm_eps} != {None}

@@ -1,10 +1,10 @@
 """Find a complete model among the tensors of a larger checkpoint, under any name prefix.
 
-`recognition` reads names that all belong to one model. Here the model may have any prefix (its
-decoder another one), and there may be other tensors. If the names contain every tensor of a task,
-that task is read and the rest is dropped with a reason; tensors that change what the model computes
-(see `unused`) are never dropped. If there are two models, or two complete tasks, the user must
-choose.
+The module `recognition` requires that all names belong to one model. Here the names of the model
+may begin with any prefix (those of its decoder with another prefix), and there may be other
+tensors. If every tensor of a task is present, that task is read and the other tensors are dropped
+with a reason; tensors that change what the model computes (see the module `unused`) are never
+dropped. If there are several models, the user must choose one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from mae_convert.checkpoint.prefixes import (
     ANYWHERE,
     Stripped,
     as_stored,
-    strippings,
+    prefix_removals,
     without_wrappers,
 )
 from mae_convert.checkpoint.recognition import (
@@ -34,7 +34,7 @@ from mae_convert.layouts.table import Table, listed
 from mae_convert.layouts.transforms import Shape
 
 MOST_PREFIXES = 8
-"""Maximum number of prefixes that are tried for one layout; no file contains so many models."""
+"""Maximum number of prefixes that are tried for one layout; no real file contains more models."""
 
 TASKS = ("pretrain", "classify", "encoder")
 """The tasks in order of preference."""
@@ -48,44 +48,44 @@ PARTS = {
 
 @dataclass(frozen=True)
 class RecognisedModel:
-    """A model among other tensors."""
+    """A model that was found among the tensors of a file."""
 
     reading: Reading
-    """The mapping of its tensors, by their names without prefixes."""
+    """The mapping of the model's tensors, by their names without prefixes."""
 
     synonyms: tuple[str, ...]
-    """Other layouts that are equivalent for these tensors."""
+    """Other layouts that have the same names and shapes for these tensors."""
 
     stripped: Stripped
-    """The prefixes that were removed from the names of its tensors."""
+    """The prefixes that were removed from the names of the model's tensors."""
 
     dropped: Mapping[str, str]
     """All other tensors by stored name, with the reason why they are dropped."""
 
     also: tuple[str, ...] = ()
-    """Other complete tasks that are not contained in this one."""
+    """Other tasks for which every tensor is present and that need tensors outside this model."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """Task → the reason why the tensors are not a model for it."""
 
-    whole: str | None = None
+    default_task: str | None = None
     """The task that is read if none is requested."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subset of the tensors, read for one task with one table."""
+    """A possible model: a subset of the tensors that one table maps for one task."""
 
     reading: Reading
     task: str
     prefixes: tuple[str, str]
-    """The prefix of the names of encoder and head, and that of the decoder."""
+    """The prefix of the names of encoder and head, and the prefix of the names of the decoder."""
 
     stored: Mapping[str, str]
-    """Name without the prefix → stored name, for tensors in the table and in the task."""
+    """Name without the prefix → stored name, for tensors that the table maps and the task needs."""
 
-    left: Mapping[str, str]
-    """Stored name → component, for tensors in the table but not in the task."""
+    outside_task: Mapping[str, str]
+    """Stored name → component, for tensors that the table maps but the task does not need."""
 
     encoder: frozenset[str]
     """Stored names of the encoder's tensors."""
@@ -99,16 +99,16 @@ class Candidate:
 
     @property
     def readable(self) -> bool:
-        """Whether it is complete and can be read without dropping tensors that it needs."""
+        """Whether the model is complete, and no unmapped tensor changes its function."""
         return self.complete and not self.unused.needed
 
     @cached_property
     def used(self) -> frozenset[str]:
-        """The stored names of its tensors."""
+        """The stored names of the candidate's tensors."""
         return frozenset(self.stored[rule.external] for rule in self.reading.rules)
 
     def why_not(self) -> str:
-        """Return why it cannot be read."""
+        """Return the reason why the candidate cannot be read."""
         if not self.complete:
             return "; ".join(self.reading.problems[:2])
         name, what = next(iter(self.unused.needed.items()))
@@ -123,14 +123,14 @@ def recognise_model(
     under: str | None = None,
     family: str | None = None,
 ) -> RecognisedModel:
-    """Return the mapping of all tensors, or of those of a complete model among them.
+    """Return the mapping of all tensors or, if that fails, of a complete model among them.
 
     Args:
         shapes: stored names and shapes.
         preferred: the layout to choose if several fit equally well.
-        task: the task to read if several are complete.
+        task: the task to read if the tensors of several tasks are present.
         under: the prefix of the model to read, as for `find_model`.
-        family: the family of models in a configuration of the file.
+        family: the model family that a configuration in the file specifies, or None.
 
     Raises:
         LayoutError: no known layout fits, or it is ambiguous which model to read.
@@ -141,7 +141,7 @@ def recognise_model(
         except UndecidedError:
             raise
         except LayoutError:
-            pass  # explained below, if there is no model among the tensors either
+            pass  # the error is raised below if no model is found among the tensors either
     if part := find_model(shapes, preferred, task, under):
         return part
     if under is None:
@@ -156,10 +156,10 @@ class UndecidedError(LayoutError):
 def _recognise_all(
     shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
 ) -> RecognisedModel:
-    """Return the mapping of the tensors if they all belong to one model.
+    """Return the mapping of the tensors, all of which must belong to one model.
 
     Raises:
-        LayoutError: no known layout fits, or layouts fit with different prefixes removed.
+        LayoutError: no known layout fits, or several fit after removing different prefixes.
     """
     try:
         return RecognisedModel(
@@ -167,18 +167,18 @@ def _recognise_all(
         )
     except LayoutError as error:
         misfit: Text = error
-    for ways in strippings(shapes):
+    for removals in prefix_removals(shapes):
         fitting: list[RecognisedModel] = []
-        for way in ways:
-            stripped = {name: shapes[stored] for name, stored in way.stored.items()}
+        for removal in removals:
+            stripped = {name: shapes[stored] for name, stored in removal.stored.items()}
             try:
                 read = recognise(
-                    stripped, preferred, explain=explain and way.foreign, family=family
+                    stripped, preferred, explain=explain and removal.foreign, family=family
                 )
-                fitting.append(RecognisedModel(*read, way, {}))
+                fitting.append(RecognisedModel(*read, removal, {}))
             except LayoutError as error:
-                if way.foreign:
-                    misfit = (f"without the prefix {way.in_words()}: ", error)
+                if removal.foreign:
+                    misfit = (f"without the prefix {removal.in_words()}: ", error)
         if len(fitting) > 1:
             prefixes = " or ".join(str(candidate.stripped.in_words()) for candidate in fitting)
             raise UndecidedError(
@@ -197,18 +197,18 @@ def find_model(
     task: str | None = None,
     under: str | None = None,
 ) -> RecognisedModel | None:
-    """Return the one complete model among the tensors, or None if there is none.
+    """Return the complete model among the tensors, or None if there is no complete model.
 
     Args:
         shapes: stored names and shapes.
         preferred: the layout to choose if several fit equally well.
-        task: the task to read; by default the largest complete one.
+        task: the task to read; by default the largest task of which every tensor is present.
         under: the prefix of the model to read, without the dot at its end; "." for names without a
             prefix.
 
     Raises:
-        LayoutError: the function of the model depends on tensors that no layout has; or there are
-            several complete models, and it is not specified which one to read.
+        LayoutError: the function of the model depends on tensors that no layout contains, or there
+            are several complete models and it is not specified which one to read.
     """
     every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
     of_task = [c for c in every if task in (None, c.task)]
@@ -246,18 +246,18 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return the tensors that a candidate does not use, by stored name, with the reason.
+    """Return stored name → reason for all tensors that the chosen candidate does not use.
 
     Args:
-        chosen: the candidate.
-        same: all ways to read its encoder.
-        shapes: all tensors.
+        chosen: the candidate that is read.
+        same: all candidates with the same encoder.
+        shapes: stored name → shape of all tensors.
     """
     dropped = {
         **chosen.unused.dropped,
         **{
-            name: f"part of a {part} that does not belong to it"
-            for name, part in chosen.left.items()
+            name: f"part of a {part} that does not belong to the model that is read"
+            for name, part in chosen.outside_task.items()
         },
     }
     for task in TASKS:
@@ -279,7 +279,7 @@ def _dropped(
 
 
 def _wrappers(names: Iterable[str]) -> list[str]:
-    """Return the wrapper components that occur in the names."""
+    """Return the name components of wrapper modules that occur in the names."""
     pieces = {f"{piece}." for name in names for piece in name.split(".")}
     return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
 
@@ -287,14 +287,17 @@ def _wrappers(names: Iterable[str]) -> list[str]:
 def _without_decoder(
     candidate: Candidate, shapes: Mapping[str, Shape]
 ) -> tuple[tuple[Any, str] | None, Mapping[str, Shape], dict[str, str]]:
-    """Remove the decoder under a prefix, for models of which only the encoder is read."""
+    """Return the related model if only its encoder is read, and the shapes without its decoder.
+
+    The third result is name → reason for the decoder's tensors, which are dropped.
+    """
     prefix = candidate.prefixes[0]
     below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
     return family_of(candidate.reading.layout).without_decoder(below)
 
 
 def _candidates(shapes: Mapping[str, Shape]) -> Iterator[Candidate]:
-    """Yield every way to read a subset of the tensors for a task, complete or not."""
+    """Yield all candidates, complete or not, for every layout, prefix and task."""
     clean = without_wrappers(shapes)
     layouts = (la for family in families().values() for la in family.layouts.values())
     for layout in layouts:
@@ -322,16 +325,16 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Return the mapping of the tensors under the prefixes for a task."""
+    """Return the candidate for a task that consists of the tensors under the prefixes."""
     stored: dict[str, str] = {}
-    left: dict[str, str] = {}
+    outside_task: dict[str, str] = {}
     parts: dict[str, str] = {}
     unknown: dict[str, Shape] = {}
     for old, (below, part) in split.items():
         if part == "dropped" or part in PARTS[task]:
             stored[below], parts[old] = old, part
         elif part:
-            left[old] = part
+            outside_task[old] = part
         else:
             unknown[old] = shapes[old]
     reading = read_as(layout, table, {name: shapes[old] for name, old in stored.items()})
@@ -344,7 +347,7 @@ def _candidate(
     elif reading.task != task:
         problem = f"there is no {PARTS[task][-1]}"
         reading = replace(reading, problems=(*reading.problems, problem))
-    candidate = Candidate(reading, task, prefixes, stored, left, encoder, unused)
+    candidate = Candidate(reading, task, prefixes, stored, outside_task, encoder, unused)
     if task != "pretrain" or reading.problems:
         return candidate
     if relative := _without_decoder(candidate, shapes)[0]:
@@ -354,7 +357,7 @@ def _candidate(
 
 
 Parts = Mapping[str, tuple[str, str]]
-"""Stored name → the name without its prefix and the part of a model that it belongs to, or ''."""
+"""Stored name → the name without its prefix, and the component of the model or ''."""
 
 
 def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) -> Parts:
@@ -362,7 +365,7 @@ def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) ->
 
 
 def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:
-    """Return a name without its prefix and the component that it belongs to, or ''."""
+    """Return a name without its prefix, and the component of the model that contains it, or ''."""
     for prefix, parts in zip(prefixes, (("encoder", "head"), ("decoder",)), strict=True):
         if not name.startswith(prefix):
             continue
@@ -377,13 +380,13 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return the prefixes of the names of one tensor of a model, the shortest first."""
+    """Return the prefixes that occur before a tensor's name in the table, the shortest first."""
     candidates = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
     return sorted(candidates, key=len)[:MOST_PREFIXES]
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:
-    """Return the prefixes that have the longest common beginning with another one."""
+    """Return those of the other prefixes that share the longest beginning with `prefix`."""
 
     def common(other: str) -> int:
         pairs = list(zip(prefix.split("."), other.split("."), strict=False))
@@ -405,10 +408,10 @@ def _largest(candidates: list[Candidate]) -> list[Candidate]:
 def _one_model(
     candidates: list[Candidate], preferred: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
-    """Return the candidate to read, and the layouts that are equivalent for its tensors.
+    """Return the candidate to read, and the layouts with the same names and shapes for its tensors.
 
     Raises:
-        LayoutError: there are several models, or layouts that would read one differently.
+        LayoutError: there are several models, or layouts that map the tensors differently.
     """
     first: dict[frozenset[str], Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: len("".join(c.prefixes))):
@@ -448,7 +451,7 @@ def _canonical(candidate: Candidate) -> dict[str, tuple[str, ...]]:
 
 
 def _which(prefixes: list[str]) -> Text:
-    """Return a message that lists several models, to choose one of them."""
+    """Return a message that lists several models and the options that select one of them."""
     keys = [_shortest(prefix, prefixes) for prefix in prefixes]
     options = [Option("state_key", key) for key in keys]
     names = [f"{key}.*" if key != "." else "names without a prefix" for key in keys]
@@ -460,7 +463,7 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the part of a prefix that distinguishes it from the others."""
+    """Return the shortest beginning of a prefix that distinguishes it from the other prefixes."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])
@@ -478,13 +481,13 @@ def _dotted(key: str) -> str:
 
 
 def _why_not(candidates: Iterable[Candidate], task: str) -> str:
-    """Return why the tensors cannot be read for a task, or '' if none of them belongs to it."""
+    """Return why the tensors cannot be read for a task, or '' if the task is not present."""
     closest = _closest(candidates, task)
     return closest.why_not() if closest else ""
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the candidate for a task with the fewest problems, if the task is present."""
+    """Return the candidate for a task with the fewest problems, or None without such a task."""
     own = f"{PARTS[task][-1]}."
     tried = [
         c
@@ -497,33 +500,29 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Return whether a model is complete only in a variant that ignores tensors of another variant.
+    """Return whether all tensors that the models ignore belong to other variants of their family.
 
-    A model that lacks one of the query, key and value biases is not a model without biases.
+    For example, a model with query and key biases but without value biases is broken; it is not a
+    complete model of the variant without biases.
     """
-    families_of_name: dict[
-        str, set[str]
-    ] = {}  # only within a family: names of another one are not variants
+    names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:
-        families_of_name.setdefault(candidate.reading.layout.family, set()).update(
-            candidate.stored.values()
-        )
-    return all(
-        c.unused.needed.keys() <= families_of_name[c.reading.layout.family] for c in complete
-    )
+        names = names_of_family.setdefault(candidate.reading.layout.family, set())
+        names.update(candidate.stored.values())
+    return all(c.unused.needed.keys() <= names_of_family[c.reading.layout.family] for c in complete)
 
 
 def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
-    """Return why the smallest of the complete models cannot be read."""
+    """Return a message that states why no complete model can be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
     if explanation := explain(shapes):
         return explanation
     kinds = list(dict.fromkeys(least.unused.needed.values()))
-    where = f" below {least.prefixes[0]}" if least.prefixes[0] else ""
+    where = f" under the prefix {least.prefixes[0]}" if least.prefixes[0] else ""
     reading = least.reading
     names = list(least.unused.needed)
     unexpected = f"unexpected: {listed(names)}"
-    if kinds == [UNKNOWN]:  # possibly a misspelt name
+    if kinds == [UNKNOWN]:  # possibly a misspelled name
         canonicals_of = {name: () for rule in reading.rules for name in rule.canonicals}
         unexpected = next(unexpected_names(names, reading.table, canonicals_of))
     return (

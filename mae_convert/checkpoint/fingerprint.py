@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint: a digest that does not depend on layout, format and order.
+"""The fingerprint of a checkpoint: a digest that is the same in every layout, format and order.
 
 It is computed from the canonical tensors, by name, and from the configuration fields that affect
 the function and are not stored in tensors. ``docs/fingerprint.md`` specifies it exactly, with test
@@ -24,7 +24,7 @@ PARTS = ("encoder", "decoder", "head")
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """The data of a canonical tensor that the fingerprint depends on."""
+    """The shape, the dtype and the hash of a canonical tensor."""
 
     shape: tuple[int, ...]
     """The shape."""
@@ -37,26 +37,26 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
-        """Return the digest of a tensor, which is read unless the digest of its bytes is known."""
+        """Return the digest of a tensor, which is read unless the digest of its bytes is passed."""
         return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
 
     def line(self, name: str) -> str:
-        """Return the tensor's line in the text of its part."""
+        """Return the tensor's line in the text that is hashed for its part of the model."""
         return f"{name} {self.dtype} {'x'.join(map(str, self.shape))} {self.sha256}\n"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A digest of the tensors, and one of the configuration if it is complete."""
+    """A digest of the tensors, and a digest of the configuration if no field is missing."""
 
     parts: Mapping[str, str]
     """Part of the checkpoint ("encoder", "decoder", "head") → digest."""
 
     configuration: str | None
-    """Digest of the configuration fields, or None if one is missing."""
+    """Digest of the configuration fields, or None if a field is missing."""
 
     tensors: Mapping[str, TensorDigest]
-    """Canonical name → the data of the tensor; empty if only the digests are known."""
+    """Canonical name → digest of the tensor; empty if only the digests of the parts are known."""
 
     @property
     def weights(self) -> str:
@@ -81,7 +81,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
     """Return the fingerprint of canonical tensors.
 
     Args:
-        tensors: canonical name → the data of the tensor.
+        tensors: canonical name → digest of the tensor.
         configuration: the result of `configuration_digest`, or None.
     """
     parts = {}
@@ -107,7 +107,7 @@ def configuration_digest(family: "Family", model: Any, task: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a field's value as text for hashing; for a float, its bits."""
+    """Return a field's value as text for hashing; a float is represented by its bits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def missing_fields(checkpoint: "Checkpoint") -> list[str]:
-    """Return the fields that affect the function and are unknown for a checkpoint."""
+    """Return the fields of a checkpoint that affect its function and are unknown."""
     fields = function_fields(checkpoint)
     return [
         missing.field for missing in checkpoint.configuration.missing if missing.field in fields
@@ -159,7 +159,7 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 
 def described_family(description: Mapping[str, Any]) -> "Family":
-    """Return the family of a trace's checkpoint; traces of earlier versions do not contain it."""
+    """Return the family of a trace's checkpoint; the default is "mae", as in earlier versions."""
     known_families = families()
     return known_families.get(description.get("family", ""), next(iter(known_families.values())))
 

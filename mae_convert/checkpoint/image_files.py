@@ -21,7 +21,7 @@ from mae_convert.files.byte_ranges import open_input
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not MPO: its other images are previews
+SEVERAL_FRAMES = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # not MPO, whose other images are previews
 UNKNOWN_BRIGHTNESS = ("I", "F")  # Pillow's modes without a defined range of values
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LONGEST_COMPLAINT = 200
@@ -62,8 +62,8 @@ def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -
         advice: what to do about a file that is not an image.
 
     Raises:
-        MaeConvertError: a file cannot be read; the message has the first one and the number of
-            others.
+        MaeConvertError: a file cannot be read; the message names the first such file and the number
+            of others.
     """
     if wrong := list(unreadable_images(paths).values()):
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
@@ -72,17 +72,17 @@ def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -
 
 def unreadable_images(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the files that cannot be read as images, with the reasons."""
-    reasons = {path: _reason_against(path) for path in paths}
+    reasons = {path: _problem_with(path) for path in paths}
     return {path: reason for path, reason in reasons.items() if reason}
 
 
-def _reason_against(path: Path) -> str | None:
+def _problem_with(path: Path) -> str | None:
     """Return why a file cannot be used as an image, or None."""
     try:
         with _decoded(path, quiet=True) as image:
             if problem := brightness_problem(image):
                 return f"{path}: {problem}"
-            if image.format == "JPEG":  # which has no checksums
+            if image.format == "JPEG":  # the format has no checksums
                 image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
                 image.load()
             else:
@@ -103,7 +103,7 @@ def brightness_problem(image: Image.Image) -> str | None:
 
 
 def images_of(paths: Sequence[Path]) -> list[Path]:
-    """Return image files; each directory is replaced by its images.
+    """Return the paths of image files; each directory is replaced by the images in it.
 
     Raises:
         MaeConvertError: a directory contains no image.
@@ -149,7 +149,7 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
 
     Args:
         path: the file.
-        quiet: suppress the warning, for a file that is read again.
+        quiet: suppress the warning, because the file was read before.
 
     Raises:
         MaeConvertError: the file cannot be read as an image.
@@ -186,7 +186,7 @@ def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
 
 
 def _available() -> tuple[str, ...]:
-    """Return the formats that the installed version of Pillow supports."""
+    """Return the supported formats that the installed version of Pillow can decode."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -205,13 +205,13 @@ def _is_tiff(file: BinaryIO) -> bool:
 
 @contextmanager
 def _collected(complaints: list[str], *, prints: bool) -> Iterator[None]:
-    """Collect Pillow's warnings, and messages that its C decoder of TIFF prints.
+    """Collect Pillow's warnings, and the messages that its TIFF decoder (a C library) prints.
 
-    Both affect the whole process, so this is done in the main thread only, and other threads may
-    warn or print meanwhile: their warnings are passed on.
+    Collecting affects the whole process, so it is done in the main thread only. Warnings of other
+    threads are passed on.
 
     Args:
-        complaints: receives the messages.
+        complaints: the list to which the messages are appended.
         prints: whether the decoder prints messages.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -238,7 +238,7 @@ def _printed(complaints: list[str]) -> Iterator[None]:
     with tempfile.TemporaryFile() as file:
         try:
             saved_descriptor = os.dup(STANDARD_ERROR)
-        except OSError:  # standard error is closed
+        except OSError:  # an error is raised if standard error is closed
             yield
             return
         try:

@@ -9,7 +9,7 @@ import numpy as np
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash, identify
-from mae_convert.checkpoint.warnings import in_names, in_values
+from mae_convert.checkpoint.warnings import warnings_of_names, warnings_of_values
 from mae_convert.errors import OptionStyle, as_argument, render
 from mae_convert.families.configuration import Missing, options_for
 
@@ -26,7 +26,7 @@ def inspect(
     Args:
         checkpoint: an opened checkpoint.
         stats: read all tensors and compute statistics of their values.
-        with_hash: hash the file, to determine whether it is an official one, and its tensors.
+        with_hash: hash the tensors, and the file to determine whether it is an official checkpoint.
         style: how options are rendered in messages.
     """
     checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
@@ -61,8 +61,8 @@ def inspect(
         "reconstruction": reconstruction(checkpoint),
         "pooling": pooling(checkpoint),
         "differences": differences(checkpoint),
-        "becomes": becomes(checkpoint, style),
-        "odd": [render(text, style) for text in in_names(checkpoint)],
+        "becomes": convertible_layouts(checkpoint, style),
+        "odd": [render(text, style) for text in warnings_of_names(checkpoint)],
     }
     if with_hash:
         report |= checkpoint_fingerprint(checkpoint).to_dict()
@@ -70,7 +70,7 @@ def inspect(
         report["inferred"] = dict(checkpoint.configuration.inferred)
     if stats:
         values = {name: statistics(tensor.pieces()) for name, tensor in checkpoint.tensors.items()}
-        report |= {"stats": values, "odd": report["odd"] + in_values(checkpoint, values)}
+        report |= {"stats": values, "odd": report["odd"] + warnings_of_values(checkpoint, values)}
     return report
 
 
@@ -85,33 +85,33 @@ def _missing(missing: Missing, style: OptionStyle) -> dict[str, str]:
 
 
 def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the configuration, with None for the fields that are missing."""
+    """Return configuration field → value; None for missing fields."""
     missing = {missing.field: None for missing in checkpoint.configuration.missing}
     return {**checkpoint.configuration.model.to_dict(), **missing}
 
 
 def reconstruction(checkpoint: Checkpoint) -> str | None:
-    """Return how to convert a predicted patch to an image; None for other tasks."""
+    """Return how predictions are converted to pixels, in words; None without a decoder."""
     if checkpoint.task != "pretrain":
         return None
     return checkpoint.family.target_in_words(checkpoint.configuration.model)
 
 
 def pooling(checkpoint: Checkpoint) -> str | None:
-    """Return a description of what a classifier's head reads; None for other tasks."""
+    """Return the input of a classifier's head, in words; None for other tasks."""
     if checkpoint.task != "classify":
         return None
     return checkpoint.family.pooling_in_words(checkpoint.configuration.model)
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about differences of the programs of the checkpoint's layout."""
+    """Return sentences about programs of the layout that compute something different."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
 
-def becomes(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
-    """Return for each layout "yes", or the reason why the checkpoint cannot be converted to it."""
+def convertible_layouts(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
+    """Return layout → "yes", or the reason why the checkpoint cannot be converted to the layout."""
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:
@@ -128,7 +128,7 @@ def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
     """Return min, max, mean and std of the finite values, and the number of non-finite values.
 
     Args:
-        pieces: parts of the values, so that no large tensor is in memory.
+        pieces: the values in pieces, so that no large tensor must be in memory.
     """
     size = zeros = count = 0
     least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0

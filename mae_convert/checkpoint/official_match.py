@@ -15,9 +15,9 @@ from mae_convert.files.byte_ranges import ByteFile, hex_digest
 
 
 def probable(checkpoint: Checkpoint) -> list[Any]:
-    """Return the official files that a checkpoint of the original layout may be, likeliest first.
+    """Return the official files with the names and shapes of a checkpoint, the most likely first.
 
-    If several have the same names and shapes, the file's own name determines the first.
+    If there are several, the checkpoint's file name determines which is the most likely.
     """
     if checkpoint.layout.name != checkpoint.family.model_layouts.get("torch"):
         return []
@@ -28,10 +28,10 @@ def probable(checkpoint: Checkpoint) -> list[Any]:
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
-    """Return the official file that a checkpoint probably is, and whether its hash matches.
+    """Return a description of the official file that a checkpoint probably is, or None.
 
-    ``or`` lists others with the same names and shapes. ``confirmed`` is None if the publisher gives
-    no hash.
+    ``or`` lists other official files with the same names and shapes. ``confirmed`` is whether the
+    published hash matches, or None if no hash is published.
     """
     officials = probable(checkpoint)
     if not officials:
@@ -50,8 +50,8 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> A
 
     Args:
         checkpoint: the checkpoint.
-        md5: returns the MD5 of the file, and is called only if a hash is published; by default the
-            whole file is read.
+        md5: a function that returns the MD5 of the file, called only if a hash is published.
+            Default: the file is read and hashed.
     """
     hashed: Sequence[Any] = [official for official in probable(checkpoint) if official.md5]
     if not hashed or len(checkpoint.container.files) != 1:
@@ -61,13 +61,14 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> A
 
 
 def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
-    """Return the checkpoint with the fields of the official file that its hash identifies, if any.
+    """Return the checkpoint with the configuration of the official file that its hash identifies.
 
-    The file is hashed only if an official file has these names and shapes and a field is assumed.
+    The file is hashed only if an official file has the same names and shapes and a field is
+    assumed.
 
     Args:
         checkpoint: the checkpoint.
-        md5: returns the hash of its file; by default the file is read.
+        md5: a function that returns the MD5 of the file. Default: the file is read and hashed.
     """
     configuration = checkpoint.configuration
     assumed = [name for name in configuration.assumptions if name not in PREPROCESSING]
@@ -85,7 +86,7 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
 
 def open_md5(file: ByteFile, advance: Callable[[int], None] | None = None) -> str:
-    """Return the MD5 of an open file's bytes; the first digits are published for official files.
+    """Return the MD5 of an open file; for official files its first digits are published.
 
     Args:
         file: the file.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_convert.checkpoint.canonical_tensors import after_step, canonical_tensors
+from mae_convert.checkpoint.canonical_tensors import canonical_tensors, with_step
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, naming
 from mae_convert.checkpoint.extraction import RecognisedModel, UndecidedError, recognise_model
 from mae_convert.checkpoint.recognition import Reading, explain
@@ -28,7 +28,7 @@ NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 
 
 def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
-    """Return the layout that takes precedence if several fit the tensors equally well.
+    """Return the layout to choose if several fit the tensors equally well.
 
     It is determined by the configuration in the directory or the file, else by the file format: the
     original code writes ``.pth``, timm publishes ``.safetensors``.
@@ -39,16 +39,18 @@ def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
     return owner or config.get("layout") or by_container.get(kind)
 
 
-def _applicable(given: dict[str, Any], container: Container, *, fill_only: bool) -> dict[str, Any]:
-    """Return the options that apply to this file.
+def _applicable(
+    specified: dict[str, Any], container: Container, *, fill_only: bool
+) -> dict[str, Any]:
+    """Return the specified options that apply to this file.
 
-    If two files are compared and one specifies its own image size, the option ``source_image_size``
-    applies to the other only.
+    If two files are compared, the option ``source_image_size`` does not apply to a file that was
+    converted to another image size.
     """
     steps = (container.conversion or {}).get("steps", [])
     if fill_only and any(step.get("step") == "image_size" for step in steps):
-        return {name: value for name, value in given.items() if name != "image_size"}
-    return given
+        return {name: value for name, value in specified.items() if name != "image_size"}
+    return specified
 
 
 def _open(
@@ -56,8 +58,9 @@ def _open(
 ) -> tuple[Container, str | None]:
     """Open a file; return it and the name prefix that the state key specifies, or None.
 
-    A state key is the key of a mapping of tensors, a prefix of names, or both joined by a dot. If
-    two files are compared, it may apply to the other one only.
+    A state key is the key of a mapping of tensors, a prefix of names, or both joined by a dot. With
+    ``optional``, a state key that does not occur in the file is ignored: if two files are compared,
+    the key may belong to the other file.
     """
     try:
         container = open_container(path, state_key)
@@ -80,15 +83,15 @@ def _open(
     return open_container(path), None
 
 
-def _with_known(container: Container, origin: Origin | None) -> Container:
-    """Return the container with the metadata of its origin if it has no metadata itself."""
+def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
+    """Return the container with its origin's configuration if the file contains none."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
 
 
 def _recognise(container: Container, task: str | None, under: str | None) -> RecognisedModel:
-    """Recognise the layout; error messages use information from the configuration files."""
+    """Recognise the layout of a container; its configuration files help to explain an error."""
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     preferred = _layout_named_by(container.config or {}, container.kind)
     try:
@@ -102,7 +105,7 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Rec
 
 
 def _check_documents(container: Container) -> None:
-    """Validate the JSON files of a checkpoint, which anyone can edit, against their schemas.
+    """Validate the JSON files of a checkpoint, which may have been edited, against their schemas.
 
     Raises:
         CheckpointError: a field has the wrong type.
@@ -124,9 +127,9 @@ def _check_documents(container: Container) -> None:
 
 
 def _renamed(container: Container, recognised: RecognisedModel) -> Container:
-    """Return the container with the model's tensors under their names without prefixes.
+    """Return the container with the prefixes removed from the names of the model's tensors.
 
-    Other tensors keep their stored names, after a slash if they would collide with the model's.
+    Other tensors keep their stored names, preceded by a slash if the name is taken.
     """
     tensors = {
         name: container.tensors[old].renamed(name)
@@ -142,11 +145,12 @@ def _check_class_position(
 ) -> None:
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
-    In that case the number of rows is a square, and one less is not. With an explicit image size,
-    or a first row of zeros as in MAE's fixed table, there is a row for the class token.
+    Such embeddings have a square number of rows, n², and n² - 1 is not a square. If an image size
+    is specified, or the first row is zero as in MAE's fixed embedding, the first row is that of the
+    class token.
 
     Raises:
-        LayoutError: there is no such row.
+        LayoutError: there is no row for the class token.
     """
     patches, config = reading.geometry["num_patches"], container.config or {}
     arguments = config.get("model_args")
@@ -169,13 +173,13 @@ def _check_class_position(
             hint=(
                 "to get the same function with a row for the class token, use "
                 "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",
-                *(Option("source_image_size"), " if there is a row for it)"),
+                *(Option("source_image_size"), " if there is a row for the class token)"),
             ),
         )
 
 
 def _count(image_size: Any, reading: Reading) -> int | None:
-    """Return the number of patches of a specified size, or None if it is not a size."""
+    """Return the number of patches of an image of a size, or None if the value is not a size."""
     try:
         sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         patch = reading.geometry["patch_size"]
@@ -202,15 +206,15 @@ def open_checkpoint(
     Args:
         path: a checkpoint file or a model directory.
         flags: fields that the user specified because the file does not contain them.
-        fill_only: do not let a flag contradict the file; if two files are compared, it may apply to
-            the other one. See `check_flags`.
+        fill_only: ignore a flag that contradicts the file, because it may apply to the other of two
+            files that are compared; see `check_flags`.
         incomplete: open the checkpoint even if a field such as the number of heads is unknown;
-            ``configuration.missing`` then has the field, and `Checkpoint.specified` sets it.
-        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised, or
-            the prefix of the names of one of several models.
-        task: the task to read if models for several tasks are among other tensors. A file that
-            contains only one model is read completely: see `as_task`.
-        origin: where it was downloaded from, which may provide metadata.
+            ``configuration.missing`` then contains the field, and `Checkpoint.specified` sets it.
+        state_key: the key of the state dict in a PyTorch checkpoint, if it is not found without
+            this argument, or the prefix of the tensor names of one of several models.
+        task: the task to read if the file contains tensors besides those of one model. A file that
+            contains only one model is read completely; `as_task` then selects the task.
+        origin: where the checkpoint was downloaded from, which may provide configuration fields.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -220,13 +224,13 @@ def open_checkpoint(
     if task is not None and task not in TASKS:
         raise ConfigurationError(f"unknown task {task!r}", hint=f"the tasks are {', '.join(TASKS)}")
     container, under = _open(path, state_key, optional=fill_only)
-    container = _with_known(container, origin)
+    container = _with_origin_metadata(container, origin)
     _check_documents(container)
     recognised, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, recognised), recognised.reading
-    if recognised.whole not in (None, reading.task):  # reading a part is a declared step
-        container = after_step(
-            container, {"step": "task", "from": recognised.whole, "to": reading.task}
+    if recognised.default_task not in (None, reading.task):  # a declared step
+        container = with_step(
+            container, {"step": "task", "from": recognised.default_task, "to": reading.task}
         )
     specified = _applicable((flags or Flags()).given(), container, fill_only=fill_only)
     with naming(origin.name if origin else container.path):
@@ -248,7 +252,7 @@ def open_checkpoint(
 def _opened(
     container: Container, match: RecognisedModel, configuration: Configuration
 ) -> Checkpoint:
-    """Return the checkpoint of a container, as it was recognised and configured."""
+    """Return the checkpoint of a container whose layout and configuration are known."""
     container, reading, canonical = canonical_tensors(container, match.reading)
     order = family_of(reading.layout).schema(configuration.model, reading.task)
     stored = match.stripped.stored
@@ -295,8 +299,8 @@ def _evidence(
     return Evidence(
         geometry=geometry,
         flags=flags,
-        stated=reading.layout.read_config(container.config or {}),
-        stated_where=container.config_source or "the file",
+        config=reading.layout.read_config(container.config or {}),
+        config_source=container.config_source or "the file",
         preprocessor=container.preprocessor or {},
         preprocessor_where=container.preprocessor_source or "preprocessor_config.json",
         training_args=container.training_args or {},
@@ -313,16 +317,16 @@ def _evidence(
 
 
 def _pooling_unspecified(reading: Reading) -> bool:
-    """Return whether the names fit both a class-token classifier and a pooled one."""
+    """Return whether the names fit both a class-token classifier and a pooled classifier."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
-    # Only the original code writes a batch norm before the head, and fc_norm if it pools.
+    # Only the original code writes a batch norm before the head, and it writes fc_norm if it pools.
     return not any(
         name.startswith(BATCH_NORM) for rule in reading.rules for name in rule.canonicals
     )
 
 
 def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
-    """Return the position embeddings by canonical name."""
+    """Return canonical name → position embedding."""
     rules = [rule for rule in reading.rules if set(rule.canonicals) & POSITION_EMBEDDINGS]
     return read_tensors(container.tensors, rules)

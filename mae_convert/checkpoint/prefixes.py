@@ -1,7 +1,7 @@
-"""Prefixes that wrappers and larger models add to tensor names and that can be removed.
+"""Prefixes that wrapper modules and larger models add to tensor names, and their removal.
 
-These prefixes may occur in only some of the names. If a complete model is among other tensors, any
-prefix can be removed: see ``extraction``.
+These prefixes may occur in only some of the names. The module ``extraction`` removes any other
+prefix of a complete model.
 
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
 ``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from attributes of training
@@ -17,14 +17,14 @@ ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 name."""
 
 LEADING = ("module.", "model.", "backbone.", "encoder.", "vit.")
-"""Prefixes that are removed from each name that begins with them."""
+"""Prefixes that can be removed from the names that begin with them."""
 
 FOREIGN = ("module.", "model.", *ANYWHERE)
 """Prefixes that no layout uses: names with one of them cannot match any layout."""
 
 MOST_REMOVED = 4
-MOST_WAYS = 32
-"""Maximum number of combinations of prefixes: more than any model needs, few enough to try."""
+MOST_COMBINATIONS = 32
+"""Maximum number of combinations of prefixes that are tried."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Stripped:
     """Names without their prefixes."""
 
     removed: tuple[str, ...]
-    """The prefixes, in the order of their removal."""
+    """The removed prefixes, in the order of their removal."""
 
     stored: Mapping[str, str]
-    """Name → stored name."""
+    """Name without prefixes → stored name."""
 
     @property
     def foreign(self) -> bool:
@@ -44,62 +44,63 @@ class Stripped:
 
     @property
     def common(self) -> str | None:
-        """The prefix that restores the stored names, if a single common prefix does."""
+        """The prefix that every name had, or None if the names had different prefixes."""
         prefixes = {stored_name.removesuffix(name) for name, stored_name in self.stored.items()}
         uniform = len(prefixes) == 1 and all(k.endswith(n) for n, k in self.stored.items())
         return prefixes.pop() if uniform else None
 
     def in_words(self) -> str | None:
-        """Return the removed prefixes as text, or None."""
+        """Return the removed prefixes as text, or None if nothing was removed."""
         return self.common or ", ".join(self.removed) or None
 
 
 def as_stored(names: Iterable[str]) -> Stripped:
-    """Return unchanged names."""
+    """Return the names with no prefix removed."""
     return Stripped((), {name: name for name in names})
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return name → stored name, without the components of wrapper modules."""
+    """Return name without the components of wrapper modules → stored name."""
     stored: dict[str, str] = {}
     for name in names:
         short = name
         for wrapper in ANYWHERE:
             short = without(wrapper, short)
-        if not short or short in stored:  # the name would be empty, or the same as another
+        if not short or short in stored:  # the name would be empty or not unique
             return {name: name for name in names}
         stored[short] = name
     return stored
 
 
-def strippings(names: Iterable[str]) -> Iterator[list[Stripped]]:
+def prefix_removals(names: Iterable[str]) -> Iterator[list[Stripped]]:
     """Yield all ways to remove one prefix, then all ways to remove two, and so on.
 
     Removals that make two names equal or leave an empty name are skipped.
     """
-    ways = [as_stored(names)]
-    seen = {frozenset(ways[0].stored)}
+    removals = [as_stored(names)]
+    seen = {frozenset(removals[0].stored)}
     for _ in range(MOST_REMOVED):
-        longer = [way for shorter in ways for way in _without_one_more(shorter)]
-        ways = []
-        for way in longer:
-            if frozenset(way.stored) not in seen:
-                seen.add(frozenset(way.stored))
-                ways.append(way)
-        if not ways or len(seen) > MOST_WAYS:
+        longer = [removal for shorter in removals for removal in _remove_one_more(shorter)]
+        removals = []
+        for removal in longer:
+            if frozenset(removal.stored) not in seen:
+                seen.add(frozenset(removal.stored))
+                removals.append(removal)
+        if not removals or len(seen) > MOST_COMBINATIONS:
             return
-        yield ways
+        yield removals
 
 
-def _without_one_more(way: Stripped) -> Iterator[Stripped]:
+def _remove_one_more(removal: Stripped) -> Iterator[Stripped]:
     for prefix in (*ANYWHERE, *LEADING):
-        stored = {without(prefix, name): stored_name for name, stored_name in way.stored.items()}
-        if len(stored) == len(way.stored) and "" not in stored and stored.keys() != way.stored:
-            yield Stripped((*way.removed, prefix), stored)
+        stored = {without(prefix, name): key for name, key in removal.stored.items()}
+        is_bijective = len(stored) == len(removal.stored) and "" not in stored
+        if is_bijective and stored.keys() != removal.stored:
+            yield Stripped((*removal.removed, prefix), stored)
 
 
 def without(prefix: str, name: str) -> str:
-    """Return a name without one of the prefixes, if it has one."""
+    """Return a name without a prefix of `ANYWHERE` or `LEADING`, if it has the prefix."""
     if prefix not in ANYWHERE:
         return name.removeprefix(prefix)
     part = prefix.removesuffix(".")
@@ -107,6 +108,6 @@ def without(prefix: str, name: str) -> str:
 
 
 def is_readable(prefix: str) -> bool:
-    """Return whether names with this prefix can be read: its components end in a dot."""
+    """Return whether names with this prefix can be read: its components are separated by dots."""
     *pieces, last = prefix.split(".")
     return bool(pieces) and not last and all(piece and "/" not in piece for piece in pieces)

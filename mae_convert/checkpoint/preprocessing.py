@@ -1,7 +1,7 @@
 """Preprocess images like transformers' ViTImageProcessor.
 
 Pillow resizes 8-bit pixels, which are then rescaled and normalised in float32. The results are
-bit-identical to those of that class (with its Pillow backend).
+bit-identical to those of ViTImageProcessor with its Pillow backend.
 """
 
 import math
@@ -19,7 +19,7 @@ from mae_convert.errors import MaeConvertError, Option, as_field
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
 LARGEST_RESIZED = 1 << 28  # pixels
-BICUBIC, BILINEAR = 3, 2  # as numbered by Pillow and in preprocessor_config.json
+BICUBIC, BILINEAR = 3, 2  # Pillow's numbers, also used in preprocessor_config.json
 WHERE = "in preprocessor_config.json or in the call"
 Size = tuple[int, int]
 
@@ -38,7 +38,7 @@ class Preprocessing:
     """The length of the shorter side to resize to, or None."""
 
     resample: int
-    """Pillow's number for the filter."""
+    """Pillow's number of the resampling filter."""
 
     crop: Size | None
     """Height and width of the centre crop, or None."""
@@ -50,19 +50,19 @@ class Preprocessing:
     """The mean of each channel, which is subtracted."""
 
     std: tuple[float, ...]
-    """The standard deviation of each channel, by which it is then divided."""
+    """The standard deviation of each channel, by which the difference is divided."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Return an image as pixels (C, H, W), float32."""
+        """Return an image as an input of the model (C, H, W), float32."""
         image = _in_channels(image, self.channels)
         if size := self._size_for(image):
             image = image.resize(size[::-1], Image.Resampling(self.resample))
         if self.crop is not None:
-            image = _middle(image, self.crop)
+            image = _centre_crop(image, self.crop)
         return self.normalised(np.asarray(image))
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
-        """Return pixels (H, W) or (H, W, C) of the right size as model inputs."""
+        """Return resized pixels (H, W) or (H, W, C) as an input of the model (C, H, W)."""
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
         scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
@@ -85,14 +85,14 @@ class Preprocessing:
 
 
 def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
-    """Return a checkpoint's configured preprocessing, or else that of its family.
+    """Return the preprocessing that a checkpoint specifies, or else that of its family.
 
-    For images, the latter is bicubic resizing to the model's size; for frames see
+    For images, the family's preprocessing is bicubic resizing to the model's size; for frames see
     `mae_convert.families.clips`.
 
     Args:
         checkpoint: the checkpoint of the model.
-        stretch: resize whole frames to the model's shape instead of cropping them.
+        stretch: resize each image to the model's height and width without cropping it.
 
     Raises:
         MaeConvertError: the settings are invalid, or result in another image size.
@@ -111,14 +111,14 @@ def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Prepro
         height, width = model.image_hw
         settings = {**settings, "size": {"height": height, "width": width}, "do_center_crop": False}
     statistics = configuration.image_mean, configuration.image_std
-    return preprocessing_as_stated(settings, model.image_hw, statistics)
+    return preprocessing_from_settings(settings, model.image_hw, statistics)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a checkpoint's preprocessing as plain data; None if images cannot be its inputs.
 
-    ``stated`` is whether a file specifies how images are resized; ``problem`` is why these settings
-    cannot be applied.
+    ``stated`` is whether the checkpoint itself specifies its preprocessing; ``problem`` is why its
+    settings cannot be applied.
     """
     if checkpoint.configuration.model.num_channels not in MODES:
         return None
@@ -129,7 +129,7 @@ def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
         return {"problem": error.render(as_field), "stated": is_stored}
 
 
-def preprocessing_as_stated(
+def preprocessing_from_settings(
     settings: Mapping[str, Any],
     image_hw: Size,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
@@ -144,7 +144,7 @@ def preprocessing_as_stated(
     Raises:
         MaeConvertError: a setting is invalid.
     """
-    resize, edge = _stated_size(settings, image_hw)
+    resize, edge = _configured_size(settings, image_hw)
     crop = _pair(settings.get("crop_size")) if settings.get("do_center_crop") else None
     normalised = settings.get("do_normalize") is not False
     mean, std = statistics
@@ -160,8 +160,8 @@ def preprocessing_as_stated(
     )
 
 
-def _stated_size(settings: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
-    """Return the size to resize to, or the length of the shorter side."""
+def _configured_size(settings: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
+    """Return the size to resize to, or None and the length of the shorter side."""
     size = settings.get("size", {"height": default[0], "width": default[1]})
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
@@ -184,10 +184,10 @@ def _pair(size: Any) -> Size:
 
 
 def _resample(settings: Mapping[str, Any]) -> int:
-    """Return the filter; transformers' default is bilinear."""
+    """Return Pillow's number of the resampling filter; transformers' default is bilinear."""
     number = settings.get("resample", BILINEAR if settings else BICUBIC)
-    if type(number) is not int or number not in [int(filters) for filters in Image.Resampling]:
-        filters = ", ".join(f"{int(one)} ({one.name.lower()})" for one in Image.Resampling)
+    if type(number) is not int or number not in [int(kind) for kind in Image.Resampling]:
+        filters = ", ".join(f"{int(kind)} ({kind.name.lower()})" for kind in Image.Resampling)
         raise MaeConvertError(
             f"resample is {number!r}, which is not a Pillow filter",
             hint=f"specify one of {filters} {WHERE}",
@@ -216,9 +216,9 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
 
 
-def _middle(image: Image.Image, crop: Size) -> Image.Image:
+def _centre_crop(image: Image.Image, crop: Size) -> Image.Image:
     """Return the centre crop of an image, padded with black."""
-    top, left = ((have - want) // 2 for have, want in zip(image.size[::-1], crop, strict=True))
+    top, left = ((side - target) // 2 for side, target in zip(image.size[::-1], crop, strict=True))
     return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
@@ -242,7 +242,7 @@ def as_pixels(
 
     Args:
         image: the image.
-        name: the name of the image, for an error message.
+        name: the name of the image in error messages.
         checkpoint: the checkpoint of the model.
         prepare: the preprocessing; default: that of the checkpoint.
 
@@ -258,6 +258,6 @@ def as_pixels(
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing of "
             f"preprocessor_config.json, but the model takes {image_hw[0]}x{image_hw[1]}",
-            hint="correct the size there, or resize the image",
+            hint="correct the size in that file, or resize the image",
         )
     return pixels

@@ -1,8 +1,8 @@
 """Recognise the layout of a set of tensors by all their names and shapes.
 
 Every table of every layout is tried: it maps the names, the shapes determine the sizes of the
-model, and the result must be exactly the canonical schema of such a model. A table for which a
-tensor is unexpected or missing does not fit.
+model, and the result must be exactly the canonical schema of such a model. A table fits only if no
+tensor is missing or unexpected.
 """
 
 import difflib
@@ -20,12 +20,12 @@ from mae_convert.layouts.transforms import KEY_BIAS, Shape, SplitHeads
 
 @dataclass(frozen=True)
 class Reading:
-    """A set of external tensors, read by one table."""
+    """The mapping of a set of external tensors with one table."""
 
     layout: Layout
     table: Table
     rules: tuple[Rule, ...]
-    """The rules that apply, one for each external tensor of the table."""
+    """The mapping rules, one for each external tensor that is mapped."""
 
     task: str
     """The task of the canonical tensors."""
@@ -44,8 +44,7 @@ class Reading:
     zeros, which does not change the function."""
 
     relative: tuple[Any, str] | None = None
-    """A related model of which only the encoder is read, and the tensor by which it was
-    recognised."""
+    """The related model if only its encoder is read, and the tensor by which it was recognised."""
 
 
 def recognise(
@@ -55,18 +54,19 @@ def recognise(
     explain: bool = True,
     family: str | None = None,
 ) -> tuple[Reading, tuple[str, ...]]:
-    """Return the mapping of the tensors and the names of layouts that are equivalent for them.
+    """Return the mapping of the tensors, and the other layouts with the same names and shapes.
 
     Args:
         shapes: external names and shapes.
         preferred: the layout to choose if several fit equally well, from the configuration in the
             directory or the file.
-        family: the model family in that configuration; others are not tried.
-        explain: determine the nearest layout for an error message, which is slow.
+        family: the model family in that configuration; other families are not tried.
+        explain: if no layout fits, determine the nearest layout for the error message, which is
+            slow.
 
     Raises:
-        LayoutError: no layout fits (the message has the nearest one and its problems), or several
-            fit that would read the tensors differently.
+        LayoutError: no layout fits (the message describes the nearest layout), or several layouts
+            fit that map the tensors differently.
     """
     fitting = _first_of_each_layout(
         r for r in _readings(shapes, family, complete=True) if not r.problems
@@ -89,12 +89,12 @@ def recognise(
 def _readings(
     shapes: Mapping[str, Shape], only: str | None, *, complete: bool
 ) -> Iterator[Reading]:
-    """Yield the mappings of the names with the tables of all families.
+    """Yield the mapping of the tensors with each table of all families.
 
     Args:
         shapes: external names and shapes.
         only: the name of the only family whose tables are tried, or None.
-        complete: use only tables that have every name.
+        complete: use only tables that contain every name.
     """
     for family in families().values():
         if only in families() and family.name != only:
@@ -113,7 +113,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a sentence about an unsupported model, or None if no family recognises it.
+    """Return a message that explains why a known model is not supported, or None.
 
     Args:
         shapes: external names and shapes.
@@ -173,7 +173,7 @@ def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Readin
 
 
 def _key_biases(canonical: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the key biases that are missing although query and value have biases."""
+    """Return the shapes of key biases that are missing although query and value have biases."""
     if any(KEY_BIAS.search(name) for name in canonical):
         return {}
     values = (name for name in canonical if name.endswith(".attention.v.bias"))
@@ -206,7 +206,7 @@ def _canonical_shapes(
             continue
         for name, shape in zip(rule.canonicals, parts, strict=True):
             if name in canonical:
-                problems.append(f"two tensors are {name}, one of them {rule.external}")
+                problems.append(f"two tensors are mapped to {name}; one is {rule.external}")
             canonical[name] = shape
     return canonical, problems
 

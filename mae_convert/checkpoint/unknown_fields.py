@@ -35,7 +35,8 @@ PREPROCESSOR: Mapping[str, Treatment] = {
         ),
         READ,
     ),
-    # Class names and data format; images are always converted to the model's channels here.
+    # Class names, data format, and conversion to RGB: images are always converted to the model's
+    # channels.
     **dict.fromkeys(
         (
             "_processor_class",
@@ -59,7 +60,7 @@ PREPROCESSOR: Mapping[str, Treatment] = {
     "do_pad": Reported(NOTHING),
     "pad_size": Reported(NOTHING),
 }
-"""Fields of ``preprocessor_config.json``, and of ``image_processor`` in its successor."""
+"""Fields of preprocessor_config.json, and of ``image_processor`` in processor_config.json."""
 PROCESSORS = (
     "BitImageProcessor",
     "BitImageProcessorFast",
@@ -97,8 +98,8 @@ def _unread(
 ) -> Iterator[str]:
     if container.adapter is not None:
         raise ConfigurationError(
-            "adapter_config.json is beside the weights: transformers adds that adapter to the "
-            "model, so these weights alone compute another function",
+            "the directory contains adapter_config.json: transformers adds this adapter to the "
+            "model, so the weights alone compute another function",
             hint=f"{MERGE}, or remove adapter_config.json and the adapter's weights",
         )
     for name in family_of(layout).unread(container, layout.name, task, dtypes):

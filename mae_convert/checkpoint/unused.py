@@ -1,9 +1,9 @@
-"""Distinguish unused tensors that can be dropped from those that change the model's function.
+"""Distinguish unused tensors that can be dropped from unused tensors that change the function.
 
-A complete model may be among tensors of a larger program: heads, projectors, copies, another
-decoder. These are dropped, each with a reason. Tensors in the modules of the model itself (a layer
-scale in a block, a norm in the attention), and some others (register tokens), change the function:
-they are never dropped.
+A file may contain a complete model and tensors of a larger program: heads, projectors, copies,
+another decoder. Such tensors are dropped, each with a reason. Additional tensors in the modules of
+the model itself (a layer scale in a block, a norm in the attention), and some tensors elsewhere
+(register tokens), change the function of the model and are never dropped.
 """
 
 import re
@@ -19,7 +19,7 @@ Path = tuple[str, ...]
 HARMLESS = (
     (
         r"vis_mask_token$",
-        "the token that UM-MAE substitutes for some visible patches during pre-training; MAE "
+        "the token by which UM-MAE replaces some visible patches during pre-training; MAE "
         "encodes all visible patches, so its pre-training loss differs from that of UM-MAE",
     ),
     (r"(.*[._/])?mask_tokens?(:0)?$", "a mask token that MAE does not use"),
@@ -111,7 +111,7 @@ class Unused:
     """Tensor → why it can be dropped."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → description, for tensors without which the model would be another function."""
+    """Tensor → description, for tensors that change the function of the model."""
 
 
 def sort_unused(
@@ -121,12 +121,12 @@ def sort_unused(
     task: str,
     width: int,
 ) -> Unused:
-    """Sort tensors that a model does not use.
+    """Divide tensors that a model does not use into those to drop and those that it needs.
 
     Args:
-        unused: their names and shapes.
-        encoder: the names of the encoder's tensors, which determine its root.
-        others: the names of the other tensors that are used (decoder, head).
+        unused: the names and shapes of these tensors.
+        encoder: the names of the encoder's tensors, whose common prefix is the root of the model.
+        others: the names of the decoder's and the head's tensors.
         task: the task of the model.
         width: the encoder's width.
     """
@@ -138,19 +138,19 @@ def sort_unused(
     dropped: dict[str, str] = {}
     needed: dict[str, str] = {}
     for name, shape in unused.items():
-        why, needs = _judged(name, shape, root, modules, task, width)
+        why, needs = _classify(name, shape, root, modules, task, width)
         (needed if needs else dropped)[name] = why
     return Unused(dropped, needed)
 
 
-def _judged(
+def _classify(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
     """Return the description of a tensor and whether it changes the model's function."""
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))
-        return (harmless, False) if harmless else (what_it_is(name), True)
+        return (harmless, False) if harmless else (description_of(name), True)
     below = path[: len(root)] == root
     rest = ".".join(path[len(root) :] if below else path)
     if task == "pretrain" and re.match(r"(?i)dec(oder)?([._\d]|$)", rest):
@@ -159,7 +159,7 @@ def _judged(
         if pattern.match(rest):
             return why, False
     if below and _touches_encoder(rest, shape, width):
-        return what_it_is(rest), True
+        return description_of(rest), True
     if task == "classify" and width in shape:
         return "a tensor that may belong to a layer between the encoder and the head", True
     return f"not part of the {task} model that is read", False
@@ -168,7 +168,7 @@ def _judged(
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
     """Return whether a tensor outside the encoder's modules is probably used by them.
 
-    The names of the tensor and of its outermost module decide.
+    This is decided by the names of the tensor and of its outermost module.
     """
     outermost = re.split(r"[./]", rest)[0]
     if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):
@@ -178,9 +178,9 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
     return bool(EMBEDDING.search(outermost) or NORM.match(outermost))
 
 
-def what_it_is(name: str) -> str:
+def description_of(name: str) -> str:
     """Return a description of a tensor that changes what a model computes."""
-    descriptions = (what for pattern, what in FUNCTION if re.search(f"(?i){pattern}", name))
+    descriptions = (text for pattern, text in FUNCTION if re.search(f"(?i){pattern}", name))
     return next(descriptions, UNKNOWN)
 
 
@@ -189,7 +189,7 @@ def _path(name: str) -> Path:
 
 
 def _common(paths: list[Path]) -> Path:
-    """Return the common module path of all names."""
+    """Return the longest module path that all tensors have in common."""
     parents = [path[:-1] for path in paths]
     shortest = min(parents, key=len, default=())
     end = next(

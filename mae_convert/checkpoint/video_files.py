@@ -30,15 +30,15 @@ GIF, ARRAYS = ".gif", ".npz"
 TIFF = (".tif", ".tiff")
 FILES = (*CONTAINERS, GIF, ARRAYS)
 ARRAY = "frames"
-MOST_FRAMES = 1 << 20  # per file; a larger number indicates a corrupt file
-MOST_NUMBERS = 1 << 30  # per TIFF
+MOST_FRAMES = 1 << 20  # frames per file; a larger number indicates a corrupt file
+MOST_NUMBERS = 1 << 30  # values per TIFF
 
 Choose = Callable[[int, float | None], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Sampled frames of a video.
+    """Some frames of a video.
 
     Attributes:
         path: the file or folder.
@@ -60,12 +60,12 @@ def read_frames(path: Path, choose: Choose) -> Frames:
 
     Args:
         path: a file, or a folder of images that are ordered by the numbers in their names.
-        choose: returns the ascending indices of the frames to read, from the number of frames
-            and the frames per second.
+        choose: a function of the number of frames and the frames per second that returns the
+            ascending indices of the frames to read.
 
     Raises:
-        MaeConvertError: it cannot be read as a video.
-        MissingRequirementError: the package that reads it is not installed.
+        MaeConvertError: the path cannot be read as a video.
+        MissingRequirementError: the package that reads this format is not installed.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -116,11 +116,12 @@ def _of_images(path: Path, files: Sequence[Path], choose: Choose) -> Frames:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return an image (H, W, C): uint8 RGB, or all bands of a TIFF with more than four.
+    """Return an image (H, W, C): uint8 RGB, or all bands of a TIFF with more than four bands.
 
     Raises:
         MaeConvertError: the image cannot be read.
-        MissingRequirementError: it is such a TIFF, but tifffile is not installed.
+        MissingRequirementError: the image is a TIFF with more than four bands, and tifffile is not
+            installed.
     """
     if path.suffix.lower() in TIFF and (bands := _bands(path)) is not None:
         return bands
@@ -134,7 +135,7 @@ def _colours(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _bands(path: Path) -> np.ndarray | None:
-    """Return a TIFF with more than four bands as (H, W, C), or None if it has fewer."""
+    """Return a TIFF with more than four bands as (H, W, C), or None for other images."""
     with open_input(path) as file:
         try:
             from tifffile import TiffFile
@@ -154,7 +155,7 @@ def _bands(path: Path) -> np.ndarray | None:
                     raise MaeConvertError(
                         path,
                         f" has {series.shape} values, which is more than {MOST_NUMBERS}",
-                        hint="cut it to the part that is needed",
+                        hint="cut out the part that is needed",
                     )
                 pixels: np.ndarray = series.asarray()
         except (MaeConvertError, MemoryError):
@@ -164,13 +165,13 @@ def _bands(path: Path) -> np.ndarray | None:
             raise MaeConvertError(
                 path, f" cannot be read as a TIFF: {reason}", hint="copy or download it again"
             ) from error
-    # An image has fewer bands than pixels along a side, so the smallest axis is that of the bands.
+    # An image has fewer bands than rows or columns, so the smallest axis is that of the bands.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Prevent a library's logger from printing errors that it also raises."""
+    """Prevent a library's logger from printing errors that the library also raises."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -200,11 +201,12 @@ def _of_gif(path: Path, choose: Choose) -> Frames:
                 for index in dict.fromkeys(indices):
                     image.seek(index)
                     read[index] = np.asarray(image.convert("RGB"))
+                # Read the last frame, so that a truncated file is refused for any choice of frames.
                 image.seek(count - 1)
-                image.load()  # raises an error if the file is truncated, for any choice of frames
+                image.load()
         except (MaeConvertError, MemoryError):
             raise
-        except UnidentifiedImageError as error:  # its message contains only a file descriptor
+        except UnidentifiedImageError as error:  # Pillow's message contains only a file descriptor
             raise MaeConvertError(
                 path,
                 " cannot be read as a GIF: it is truncated or not a GIF",
@@ -271,7 +273,7 @@ def _counted(av: Any, path: Path) -> tuple[int, float | None]:
         raise MaeConvertError(
             path,
             f" has {count} frames, which is more than {MOST_FRAMES}",
-            hint="cut it to the part that is needed",
+            hint="cut out the part that is needed",
         )
     return count, rate
 

@@ -18,11 +18,11 @@ from reference_models.positions import sincos_position_embedding
 Statistics = Mapping[str, float]
 
 FLOAT32_NOISE = 1e-5
-"""Maximum difference between fixed embeddings (values up to 1) that were computed in float32."""
+"""Maximum difference of fixed embeddings, with values up to 1, that were computed in float32."""
 
 
-def in_names(checkpoint: Checkpoint) -> list[Text]:
-    """Return warnings about names, shapes and dtypes without reading tensors."""
+def warnings_of_names(checkpoint: Checkpoint) -> list[Text]:
+    """Return warnings about names, shapes and dtypes; no tensor is read."""
     return list(_in_names(checkpoint))
 
 
@@ -53,7 +53,7 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return reason → the names that it applies to."""
+    """Return reason → the names to which it applies."""
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)
@@ -61,7 +61,7 @@ def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def not_read(checkpoint: Checkpoint) -> list[str]:
-    """Return descriptions of the tensors in the file that were not read."""
+    """Return descriptions of the tensors in the file that are not part of the model."""
     return [
         f"{listed(names, 3)}, not read: {reason}"
         for reason, names in by_reason(checkpoint.dropped).items()
@@ -69,7 +69,7 @@ def not_read(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def in_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
+def warnings_of_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
     """Return warnings about the values of tensors; only position embeddings are read again.
 
     Args:
@@ -114,7 +114,7 @@ def _is_all(s: Statistics, value: float) -> bool:
 
 
 def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Compare a position embedding (1, 1 + L, D) with the fixed sine-cosine embedding.
+    """Return how a position embedding (1, 1 + L, D) differs from the fixed sine-cosine embedding.
 
     Args:
         tensor: the embedding.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.checkpoint.canonical_tensors import after_step
+from mae_convert.checkpoint.canonical_tensors import with_step
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.configuration import Configuration
@@ -352,7 +352,7 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     step = {"step": "new_head", "from": source.task, "to": num_labels}
     return replace(
         source,
-        container=after_step(source.container, step),
+        container=with_step(source.container, step),
         task="classify",
         configuration=replace(configuration, model=model),
         tensors=tensors,

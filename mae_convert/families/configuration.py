@@ -194,7 +194,7 @@ def resolve(
         name: _per_channel(name, values.pop(name), channels, sources[name])
         for name in PREPROCESSING
     }
-    values |= _values_along(values, evidence.stated, names)
+    values |= _values_along(values, evidence.config, names)
     values |= family.derived({**values, **preprocessing}, evidence)
     try:
         model = family.configuration_class(**values)
@@ -249,7 +249,7 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
 
 def _labels(evidence: Evidence) -> tuple[str, ...] | None:
     """Return the class names of a classifier, if the configuration has them."""
-    named = evidence.stated.get("id2label")
+    named = evidence.config.get("id2label")
     if named is None:
         return None
     count = evidence.geometry["num_labels"]
@@ -259,8 +259,8 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
         by_number = {}
     if sorted(by_number) != list(range(count)):
         raise ConfigurationError(
-            f"{evidence.stated_where} names {len(by_number)} classes in id2label, but the head has "
-            f"{count} outputs",
+            f"{evidence.config_source} names {len(by_number)} classes in id2label, but the head "
+            f"has {count} outputs",
             hint="this configuration belongs to other weights",
         )
     return tuple(by_number[number] for number in range(count))
@@ -331,14 +331,14 @@ def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configurati
             )
 
 
-def check_stated(task: str, evidence: Evidence) -> None:
+def check_config(task: str, evidence: Evidence) -> None:
     """Refuse a configuration that contradicts the tensors.
 
     Raises:
         ConfigurationError: it does.
     """
     for name, measured in evidence.geometry.items():
-        option_value = evidence.stated.get(name)
+        option_value = evidence.config.get(name)
         option_value = tuple(option_value) if isinstance(option_value, list) else option_value
         if (
             isinstance(option_value, tuple)
@@ -350,8 +350,8 @@ def check_stated(task: str, evidence: Evidence) -> None:
             continue
         if option_value is not None and option_value != measured:
             raise ConfigurationError(
-                f"{evidence.stated_where} specifies {name} as {option_value}, but the tensors have "
-                f"{measured}",
+                f"{evidence.config_source} specifies {name} as {option_value}, but the tensors "
+                f"have {measured}",
                 hint="this configuration belongs to other weights",
             )
 

@@ -46,10 +46,10 @@ class Evidence:
     flags: Mapping[str, Any]
     """Fields that the user specified, by name."""
 
-    stated: Mapping[str, Any]
-    """The configuration beside or inside the file, and its path."""
+    config: Mapping[str, Any]
+    """The configuration in the file or in the same directory."""
 
-    stated_where: str
+    config_source: str
     preprocessor: Mapping[str, Any]
     """``image_mean`` and ``image_std`` as in preprocessor_config.json."""
 
@@ -86,9 +86,9 @@ class Evidence:
     preprocessor_where: str = "preprocessor_config.json"
     """The file that they are in."""
 
-    def stated_value(self, name: str) -> Any:
+    def config_value(self, name: str) -> Any:
         """Return the value of a field in the configuration beside or inside the file, or None."""
-        value = self.stated.get(name)
+        value = self.config.get(name)
         if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
             return tuple(value)
         return value
@@ -129,10 +129,10 @@ def candidates(
 
 def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
     """Return the value in the configuration."""
-    value, where = evidence.stated_value(name), evidence.stated_where
+    value, where = evidence.config_value(name), evidence.config_source
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
         # A single epsilon in a configuration applies to the whole model.
-        value = evidence.stated_value("layer_norm_eps")
+        value = evidence.config_value("layer_norm_eps")
     return _recorded(name, value, where, evidence)
 
 

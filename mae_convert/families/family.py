@@ -17,7 +17,7 @@ from mae_convert.errors import ConfigurationError, LayoutError, Option
 from mae_convert.families import keras_layouts, layout_names, transformers_fields, unknown_layout
 from mae_convert.families.canonical import check_task
 from mae_convert.families.clips import BILINEAR, Clips
-from mae_convert.families.configuration import Configuration, Missing, check_stated, missing_heads
+from mae_convert.families.configuration import Configuration, Missing, check_config, missing_heads
 from mae_convert.families.evidence import OFFICIAL, PREPROCESSING, Evidence, FieldValue
 from mae_convert.families.official_models import Card
 from mae_convert.families.pixel_patches import VARIANCE_FLOOR, Statistics, statistics_of_patches
@@ -309,7 +309,7 @@ class Family(ABC):
         Raises:
             ConfigurationError: it is contradictory.
         """
-        check_stated(task, evidence)
+        check_config(task, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
         """Return fields that follow from others.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_as_stated
+from mae_convert.checkpoint.preprocessing import Preprocessing, preprocessing_from_settings
 from mae_convert.errors import ConfigurationError, ImageError
 from mae_convert.files.atomic import write_file
 from mae_convert.models.model_names import read_json, source_named
@@ -223,7 +223,7 @@ class MaeImageProcessor:
                 f"image_mean has {len(mean)} channels and image_std has {len(std)}",
                 hint="correct one",
             )
-        return preprocessing_as_stated(settings, (224, 224), (mean, std))
+        return preprocessing_from_settings(settings, (224, 224), (mean, std))
 
 
 def _stated_in(path: Path) -> dict[str, Any] | None:

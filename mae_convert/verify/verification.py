@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint, as_task, require_comparable
-from mae_convert.checkpoint.diff import left_aside
+from mae_convert.checkpoint.diff import unread_tensors
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash
 from mae_convert.layouts.transforms import Schema
@@ -177,7 +177,7 @@ def run_verification(
     verification = Verification(verdict, inputs, tuple(traces[:2]), tuple(runs[:2]), fingerprints)
     whole = replace(runs[0], checkpoint=after), replace(runs[1], checkpoint=b)
     verification = _with_requested_checks(verification, whole, options)
-    compared = (*verification.verdict.not_compared, *left_aside(a, b))
+    compared = (*verification.verdict.not_compared, *unread_tensors(a, b))
     return replace(verification, verdict=replace(verification.verdict, not_compared=compared))
 
 

@@ -44,8 +44,8 @@ def evidence(**changes):
     nothing = {
         "geometry": GEOMETRY,
         "flags": {},
-        "stated": {},
-        "stated_where": "config.json",
+        "config": {},
+        "config_source": "config.json",
         "preprocessor": {},
         "training_args": {},
         "conventions": CONVENTIONS,
@@ -57,7 +57,7 @@ def evidence(**changes):
 def test_configuration_sources_are_read_in_order_of_precedence():
     specified = {
         "flags": {"num_attention_heads": 2},
-        "stated": {"num_attention_heads": 4},
+        "config": {"num_attention_heads": 4},
         "training_args": {"model": "mae_vit_base_patch16"},
     }
     official = "official ViT-B/16 of the same shapes"
@@ -157,7 +157,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(heads):
 )
 def test_impossible_values_are_refused(field, value):
     with pytest.raises(ConfigurationError, match="invalid"):
-        resolve("pretrain", evidence(stated={field: value}))
+        resolve("pretrain", evidence(config={field: value}))
 
 
 def test_non_square_grid_requires_an_image_size():
@@ -173,7 +173,7 @@ def test_non_square_grid_requires_an_image_size():
 
 
 def test_in_a_comparison_a_flag_applies_to_the_file_that_lacks_the_field():
-    specified = {"flags": {"layer_norm_eps": 1e-5}, "stated": {"layer_norm_eps": 1e-6}}
+    specified = {"flags": {"layer_norm_eps": 1e-5}, "config": {"layer_norm_eps": 1e-6}}
     assert resolve("pretrain", evidence(**specified)).model.layer_norm_eps == 1e-5
     stating = resolve("pretrain", evidence(**specified, fill_only=True))
     lacking = resolve("pretrain", evidence(flags=specified["flags"], fill_only=True))

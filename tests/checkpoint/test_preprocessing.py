@@ -36,7 +36,7 @@ def model(case, tmp_path_factory):
     return folder
 
 
-def with_stated(model, folder, settings):
+def with_settings(model, folder, settings):
     """Return a copy of a model directory with changed fields in preprocessor_config.json."""
     copy = folder / "model"
     copy.mkdir()
@@ -62,7 +62,7 @@ def images_in(folder, size=None):
 @pytest.mark.parametrize("name", STATED)
 def test_pixels_equal_those_of_the_transformers_processor(model, tmp_path, name):
     settings = STATED[name]
-    folder = with_stated(model, tmp_path, settings)
+    folder = with_settings(model, tmp_path, settings)
     paths = images_in(tmp_path, (32, 32) if settings.get("do_resize") is False else None)
     ours = load_images(paths, open_checkpoint(folder))
     real = ViTImageProcessorPil.from_pretrained(folder)
@@ -101,7 +101,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_an_impossible_preprocessing_is_refused(model, tmp_path, name):
     settings, words = BAD[name]
-    directory = with_stated(model, tmp_path, settings)
+    directory = with_settings(model, tmp_path, settings)
     with pytest.raises(MaeConvertError, match=words):
         load_images(images_in(tmp_path), open_checkpoint(directory))
 

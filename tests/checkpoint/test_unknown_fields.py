@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import GenerationConfig, ViTConfig, ViTImageProcessorPil, ViTMAEConfig
 
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.preprocessing import as_pixels, described, preprocessing_as_stated
+from mae_convert.checkpoint.preprocessing import as_pixels, described, preprocessing_from_settings
 from mae_convert.checkpoint.unknown_fields import PREPROCESSOR
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
@@ -441,7 +441,7 @@ class TestPreprocessing:
                 settings = timm_fields.preprocessing(config, size)
                 again = timm_fields.data_config(settings, (size, size))
                 assert timm_fields.preprocessing(again, size) == settings, (size, share)
-                assert preprocessing_as_stated(settings, (size, size), ((0.5,), (0.5,))).crop
+                assert preprocessing_from_settings(settings, (size, size), ((0.5,), (0.5,))).crop
 
     def test_changed_image_size_replaces_the_stored_size(self, edited, tmp_path):
         path = edited("transformers", lambda s: s.update(resample=2), "preprocessor_config.json")

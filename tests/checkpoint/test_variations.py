@@ -15,7 +15,7 @@ import transformers
 
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.prefixes import LEADING, as_stored, is_readable, strippings
+from mae_convert.checkpoint.prefixes import LEADING, as_stored, is_readable, prefix_removals
 from mae_convert.convert.execute import execute
 from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
@@ -155,20 +155,20 @@ def test_file_that_is_not_a_mae_is_refused_with_or_without_prefix(tmp_path):
 
 def test_removing_a_prefix_never_creates_duplicate_names():
     names = ["encoder.norm.weight", "norm.weight", "module.x", "module."]
-    removed = {way.removed for ways in strippings(names) for way in ways}
+    removed = {removal.removed for removals in prefix_removals(names) for removal in removals}
     assert not any("encoder." in prefixes for prefixes in removed)
     assert not any("module." in prefixes for prefixes in removed)  # nothing of a name would be left
 
 
 def test_candidate_prefixes_are_tried_shortest_first_and_once_each():
-    levels = list(strippings(["module.encoder.a", "module.b"]))
+    levels = list(prefix_removals(["module.encoder.a", "module.b"]))
     assert [[way.removed for way in ways] for ways in levels] == [
         [("module.",)],
         [("module.", "encoder.")],
     ]
     assert levels[1][0].stored == {"a": "module.encoder.a", "b": "module.b"}
     assert as_stored(["a"]).in_words() is None
-    assert list(strippings(["a", "b"])) == []
+    assert list(prefix_removals(["a", "b"])) == []
 
 
 def test_two_possible_prefixes_are_ambiguous(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mae_convert.families.canonical import BATCH_NORM
-from mae_convert.families.configuration import Missing, check_stated
+from mae_convert.families.configuration import Missing, check_config
 from mae_convert.families.evidence import PREPROCESSING, Evidence, FieldValue
 from mae_convert.families.family import UNSPECIFIED, UNSPECIFIED_OF_TASK, Family, Fields, Shapes
 from mae_convert.families.mae import fields, relatives
@@ -168,9 +168,9 @@ class ImageMAE(Family):
 
     def check(self, task: str, evidence: Evidence) -> None:
         """Refuse a configuration that the tensors contradict."""
-        check_stated(task, evidence)
+        check_config(task, evidence)
         fields.check_pooling(task, evidence)
-        size = evidence.flags.get("image_size") or evidence.stated_value("image_size")
+        size = evidence.flags.get("image_size") or evidence.config_value("image_size")
         if size is not None:
             fields.check_image_size(size, evidence)
             fields.check_position_tables(size, evidence)

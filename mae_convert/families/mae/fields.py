@@ -132,11 +132,11 @@ def check_pooling(task: str, evidence: Evidence) -> None:
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
         return
-    pooling = evidence.stated.get("global_pool")
-    before = pooling == "avg" and evidence.stated.get("fc_norm") is False
+    pooling = evidence.config.get("global_pool")
+    before = pooling == "avg" and evidence.config.get("fc_norm") is False
     if pooling not in (None, "token") and not before:
         raise ConfigurationError(
-            f"{evidence.stated_where} specifies global_pool as {pooling}, but the tensors have no "
+            f"{evidence.config_source} specifies global_pool as {pooling}, but the tensors have no "
             "fc_norm, which means token",
             hint="this configuration belongs to other weights",
         )
@@ -145,7 +145,7 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 def check_image_size(size: Any, evidence: Evidence) -> None:
     """Refuse an image size that does not have as many patches as there are positions."""
     patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
-    where = named("image_size") if evidence.flags.get("image_size") else evidence.stated_where
+    where = named("image_size") if evidence.flags.get("image_size") else evidence.config_source
     try:
         height, width = (size, size) if isinstance(size, int) else size
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
@@ -176,7 +176,7 @@ def check_position_tables(size: Any, evidence: Evidence) -> None:
     grid = grid_of_size(size, evidence.geometry["patch_size"])
     if table is not None and table.grid != grid:
         raise ConfigurationError(
-            f"{evidence.stated_where} specifies an image size of {size}, which is {grid[0]} x "
+            f"{evidence.config_source} specifies an image size of {size}, which is {grid[0]} x "
             f"{grid[1]} patches, but {table.where} has the values for {table.words}",
             hint=(
                 "specify the image size that the model was trained for with ",

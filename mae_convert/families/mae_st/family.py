@@ -168,7 +168,7 @@ def _places(evidence: Evidence) -> int:
     geometry = evidence.geometry
     if "spatial_patches" in geometry:
         return int(geometry["spatial_patches"])
-    frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
+    frames = evidence.flags.get("num_frames") or evidence.config_value("num_frames")
     frames = frames or evidence.conventions["num_frames"]
     return int(geometry["num_patches"] // max(frames // geometry["tubelet_size"], 1))
 

@@ -187,7 +187,7 @@ class Prithvi(Family):
 
 def _size(evidence: Evidence) -> Any:
     """Return the image size that is specified, or None."""
-    return evidence.flags.get("image_size") or evidence.stated_value("image_size")
+    return evidence.flags.get("image_size") or evidence.config_value("image_size")
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
@@ -202,7 +202,7 @@ def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
         if rows and columns and patches % (rows * columns) == 0:
             yield (patches // (rows * columns), rows, columns)
         return
-    frames = evidence.flags.get("num_frames") or evidence.stated_value("num_frames")
+    frames = evidence.flags.get("num_frames") or evidence.config_value("num_frames")
     counts = (frames // tubelet,) if frames else range(1, MOST_FRAMES + 1)
     for time in counts:
         if time and patches % time == 0 and (grid := square_grid(patches // time)):

@@ -104,7 +104,7 @@ class VideoMAE(Family):
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
         """Return fields that follow from others."""
-        scale = evidence.stated.get("layer_scale_init_value") or 1e-5
+        scale = evidence.config.get("layer_scale_init_value") or 1e-5
         fields: dict[str, Any] = {
             "layer_scale_init_value": scale if evidence.geometry["layer_scale"] else 0.0,
             "image_mean": values["image_mean"],
