@@ -11,7 +11,7 @@ ROOT = Path(mae_convert.__file__).parents[1]
 # Bottom to top; a unit imports from units before it and from itself.
 UNITS = (
     "text", "errors", "process", "files", "formats", "layouts", "families", "checkpoint", "sources",
-    "convert", "runtime", "verify", "diagnose", "models", "visualize", "publish", "infer", "sweep",
+    "convert", "runtime", "verify", "diagnose", "models", "visualize", "publish", "sweep",
     "reports", "cli", "testing", "__main__",
 )  # fmt: skip
 # What the package itself defines, and does not import.

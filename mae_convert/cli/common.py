@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mae_convert.checkpoint.checkpoint import Checkpoint, Origin
+    from mae_convert.diagnose.infer import Inference, InferenceOptions
     from mae_convert.families.options import Flags
-    from mae_convert.infer import Inference, InferenceOptions
     from mae_convert.sources import Source
 
 
@@ -28,7 +28,7 @@ def open_and_infer(
     source: "Source", flags: "Flags", images: "Path | None", **options: Any
 ) -> "tuple[Checkpoint, Inference]":
     """Open a checkpoint and determine by experiment the fields that it does not specify."""
-    from mae_convert.infer import infer, with_inferred
+    from mae_convert.diagnose.infer import infer, with_inferred
 
     checkpoint = open_with_notes(source, flags, incomplete=True, **options)
     inference = infer(checkpoint, inference_options(images))
@@ -37,7 +37,7 @@ def open_and_infer(
 
 def inference_options(images: "Path | None") -> "InferenceOptions":
     """Return the options of the experiment of --infer: it uses the first installed framework."""
-    from mae_convert.infer import InferenceOptions
+    from mae_convert.diagnose.infer import InferenceOptions
     from mae_convert.runtime.sides import has_framework
 
     frameworks = (name for name in ("torch", "tensorflow", "jax") if has_framework(name, None))
@@ -62,7 +62,7 @@ def open_pair_and_infer(
 ) -> "list[Checkpoint]":
     """Open two checkpoints; fields determined by experiment for A are also used for B."""
     from mae_convert.checkpoint.checkpoint import require_comparable
-    from mae_convert.infer import infer, with_inferred, with_inferred_of
+    from mae_convert.diagnose.infer import infer, with_inferred, with_inferred_of
 
     a, b = open_pair_with_notes(sources, flags, incomplete=True, **options)
     inference = infer(a, inference_options(images))

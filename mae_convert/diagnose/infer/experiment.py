@@ -12,15 +12,15 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, require_images
 from mae_convert.checkpoint.clip_inputs import clips_below, frames_of
 from mae_convert.checkpoint.image_files import images_in, open_image
 from mae_convert.checkpoint.preprocessing import MODES
+from mae_convert.diagnose.infer.decision import Decision, Inference
+from mae_convert.diagnose.infer.field_search import HEADS, Search, heads_decision
+from mae_convert.diagnose.infer.grid import grid_decision, has_grid
+from mae_convert.diagnose.infer.head_structure import HeadStructure, head_structure
+from mae_convert.diagnose.infer.losses import Crops, make_clips, make_crops
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.evidence import PREPROCESSING
-from mae_convert.infer.decision import Decision, Inference
-from mae_convert.infer.field_search import HEADS, Search, heads_decision
-from mae_convert.infer.grid import grid_decision, has_grid
-from mae_convert.infer.head_structure import HeadStructure, head_structure
-from mae_convert.infer.losses import Crops, make_clips, make_crops
 
-EMBEDDED_IMAGES = Path(__file__).parents[1] / "data" / "demo"
+EMBEDDED_IMAGES = Path(__file__).parents[2] / "data" / "demo"
 FIELDS = (*HEADS, "image_size", "norm_pix_loss", *PREPROCESSING)
 MOST_CLIP_CROPS = 8
 FEWEST_IMAGES = 3

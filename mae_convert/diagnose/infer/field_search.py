@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.diagnose.infer.decision import SIGNIFICANT, Candidate, Decision, wins
+from mae_convert.diagnose.infer.head_structure import HeadStructure
+from mae_convert.diagnose.infer.losses import Crops, Losses, Runner
 from mae_convert.families.evidence import PREPROCESSING
-from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision, wins
-from mae_convert.infer.head_structure import HeadStructure
-from mae_convert.infer.losses import Crops, Losses, Runner
 
 HEADS = ("num_attention_heads", "decoder_num_attention_heads")
 STATISTICS = (

@@ -12,13 +12,13 @@ from paths import DEMO, GOLDEN
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
+from mae_convert.diagnose.infer import Candidate, Decision, Inference, InferenceOptions, infer
+from mae_convert.diagnose.infer.decision import wins
+from mae_convert.diagnose.infer.experiment import structure_of, with_inferred, with_inferred_of
+from mae_convert.diagnose.infer.field_search import heads_decision
+from mae_convert.diagnose.infer.grid import grid_decision
+from mae_convert.diagnose.infer.head_structure import HeadStructure, head_structure
 from mae_convert.errors import ConfigurationError
-from mae_convert.infer import Candidate, Decision, Inference, InferenceOptions, infer
-from mae_convert.infer.decision import wins
-from mae_convert.infer.experiment import structure_of, with_inferred, with_inferred_of
-from mae_convert.infer.field_search import heads_decision
-from mae_convert.infer.grid import grid_decision
-from mae_convert.infer.head_structure import HeadStructure, head_structure
 from reference_models.positions import sincos_position_embedding
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ Each is a statistical test with a stated confidence; if the tests are not signif
 stays undecided.
 """
 
-from mae_convert.infer.decision import Candidate, Decision, Inference
-from mae_convert.infer.experiment import (
+from mae_convert.diagnose.infer.decision import Candidate, Decision, Inference
+from mae_convert.diagnose.infer.experiment import (
     InferenceOptions,
     infer,
     with_inferred,

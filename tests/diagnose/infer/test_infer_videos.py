@@ -9,11 +9,11 @@ from paths import DEMO, GOLDEN
 from PIL import Image
 
 from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.diagnose.infer import InferenceOptions, infer
+from mae_convert.diagnose.infer.experiment import structure_of
+from mae_convert.diagnose.infer.losses import make_clips, make_crops
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.options import Flags
-from mae_convert.infer import InferenceOptions, infer
-from mae_convert.infer.experiment import structure_of
-from mae_convert.infer.losses import make_clips, make_crops
 
 torch = pytest.importorskip("torch")
 

@@ -8,7 +8,7 @@ rows.
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
-from mae_convert.infer.decision import SIGNIFICANT, Candidate, Decision
+from mae_convert.diagnose.infer.decision import SIGNIFICANT, Candidate, Decision
 
 MOST_ELONGATED = 32
 SAMPLES = 500
