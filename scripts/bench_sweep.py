@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mae_convert.sweep.memory import available_cores, needed_by
+from mae_convert.sweep.memory import available_cores, memory_needed_by
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.process_pool import limits, run_local
 from mae_convert.sweep.result import Row
@@ -44,7 +44,10 @@ def main() -> None:
             assert all(row.is_good for row in rows), [row.error or row.cause for row in rows]
             print(f"  {name}: {seconds:.1f} s", flush=True)
             best[name] = min(seconds, best.get(name, seconds))
-            peak, needed = max(peak, *(row.peak_memory or 0 for row in rows)), needed_by(jobs[0])
+            peak, needed = (
+                max(peak, *(row.peak_memory or 0 for row in rows)),
+                memory_needed_by(jobs[0]),
+            )
     loop = best["a loop"]
     for name, seconds in best.items():
         print(f"{name:<10}{seconds:8.1f} s for {args.jobs} jobs{seconds / loop - 1:+8.1%}")

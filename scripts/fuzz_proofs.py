@@ -17,7 +17,7 @@ from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace, describe
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
 from mae_convert.verify.judge import Verdict, judge
-from mae_convert.verify.replay import _not_kept
+from mae_convert.verify.replay import _not_stored
 from mae_convert.verify.tracing import save_trace
 from mae_convert.verify.verification import InputChoice, Verification
 
@@ -93,13 +93,13 @@ def examine_certificate(model: Path) -> None:
         MaeConvertError: it is refused.
     """
     certificate = read_certificate(model)
-    certificate.checks()
+    certificate.failed_checks()
     checkpoint = open_checkpoint(model)
-    certificate.checks_of(checkpoint)
+    certificate.failed_checks_of_files(checkpoint)
     part = Artifact(model, checkpoint, certificate)
     in_short(part), verification(part)
     source, _ = read_source(certificate)
-    _not_kept(certificate)
+    _not_stored(certificate)
     again, _ = made_up_trace(checkpoint)
     _report(judge(source, again), source, again)
 

@@ -11,7 +11,7 @@ from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.weight_hypotheses import self_edits
 from mae_convert.formats.dtypes import DTYPES, rounded
 from mae_convert.layouts.transforms import Shape
-from mae_convert.verify.array_patterns import runs
+from mae_convert.verify.array_patterns import index_ranges
 from mae_convert.verify.distance import relative_error
 
 MOST_TENSORS = 64  # maximum number of compared tensors
@@ -94,7 +94,7 @@ def grouped_names(names: Sequence[str]) -> str:
         numbers.setdefault((stack, part), []).extend([int(number)] if rest else [])
     merged = []
     for (stack, part), indices in numbers.items():
-        which = runs(np.array(sorted(indices)))
+        which = index_ranges(np.array(sorted(indices)))
         which = f"{{{which}}}" if len(indices) > 1 else which
         merged.append(f"{stack}.blocks.{which}.{part}" if indices else stack)
     return ", ".join(merged)
@@ -226,7 +226,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
         others = tuple(i for i in range(x.ndim) if i != axis)
         differ = np.flatnonzero((x != y).any(axis=others))
         if len(differ) < x.shape[axis] and x.ndim > 1 and x.shape[axis] > 1:
-            yield f"differs in {what} {runs(differ)} of {x.shape[axis]} only, {size}"
+            yield f"differs in {what} {index_ranges(differ)} of {x.shape[axis]} only, {size}"
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:

@@ -12,15 +12,15 @@ from mae_convert.diagnose import weight_edits
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.array_patterns import (
     differing,
-    dropped,
+    dropout_probability,
     factor,
+    index_ranges,
     near,
-    order_of,
-    runs,
+    permutation_between,
     same_by_position,
     same_vector,
 )
-from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
+from mae_convert.verify.judge import UNIT_ROUNDOFF, rounding_errors
 from mae_convert.verify.localise import (
     BLOCK_TAP,
     class_tokens,
@@ -132,7 +132,7 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
     dtypes = [set(trace.description["dtypes"]) for trace in (a, b)]
     if not all("float32" in names for names in dtypes):
         return
-    errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
+    errors = {side: rounding_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
     for side, other in (("A", "B"), ("B", "A")):
         names = sorted(errors[side], key=execution_order)
         name = next((n for n in names if errors[side][n] > RANDOM), None)
@@ -149,7 +149,7 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
         b.description["dtypes"]
     ):
         return
-    errors = {side: own_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
+    errors = {side: rounding_errors(trace, "float32") for side, trace in (("A", a), ("B", b))}
     for side, other in (("A", "B"), ("B", "A")):
         own, peer = errors[side], errors[other]
         large = [n for n in own if own[n] > 8 * max(peer.get(n, 0), 16 * UNIT_ROUNDOFF["float32"])]
@@ -188,7 +188,7 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
     if (ratio := factor(x, y)) is not None:
         yield f"{first} in B is {ratio:.6g} times that in A"
         return
-    if (share := dropped(x, y)) is not None:
+    if (share := dropout_probability(x, y)) is not None:
         yield (
             f"{first} in B is that of A with {(y == 0).mean():.0%} of the values set to zero and"
             f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is left on"
@@ -196,7 +196,7 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
         return
     axes = ORDERED_AXES.get((x.ndim, first == "reconstruction"), {})
     for axis, what in axes.items():
-        if (order := order_of(x, y, axis)) is not None:
+        if (order := permutation_between(x, y, axis)) is not None:
             text = _order_name(a, first, order) if what == "channels" else _beginning(order)
             yield f"{first} in B has the {what} of A in another order: {text}"
             return
@@ -251,7 +251,7 @@ def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iter
     for axis, what in enumerate(AXES.get(x.ndim, ())):
         where = differing(x, y, axis)
         if 0 < len(where) < x.shape[axis]:
-            part = f"{what} {runs(where)} of {x.shape[axis]}"
+            part = f"{what} {index_ranges(where)} of {x.shape[axis]}"
             if what == "tokens" and len(where) == 1 and where[0] == 0:
                 part = "the class token"
             yield f"{first} differs in {part} only"

@@ -16,7 +16,13 @@ from mae_convert.text import for_xml
 from mae_convert.verify.assumptions import in_words
 from mae_convert.verify.certificate import environment
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer, headline, runner_in_words, summary, suspects_title
+from mae_convert.verify.summary import (
+    headline,
+    runner_in_words,
+    summary,
+    suspects_title,
+    verdict_in_words,
+)
 
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
@@ -114,7 +120,7 @@ def _causes(verdict: Verdict) -> list[list[str]]:
         else:
             same[0].update(names)
             same[1].append(sentence)
-    return [sentences for _, sentences in groups] or [[answer(verdict)[1]]]
+    return [sentences for _, sentences in groups] or [[verdict_in_words(verdict)[1]]]
 
 
 def _explanation(verdict: Verdict) -> Iterator[str]:

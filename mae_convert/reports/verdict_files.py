@@ -17,13 +17,13 @@ from mae_convert.text import code_in_markdown, for_markdown, for_terminal
 from mae_convert.verify.certificate import environment
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import (
-    answer,
     effects_in_words,
     headline,
     runner_in_words,
     step_rows,
     summary,
     suspects_title,
+    verdict_in_words,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _as_json(verification: "Verification") -> str:
 def markdown(verification: "Verification") -> str:
     """Return the verdict as Markdown, for a pull request or a CI job's summary."""
     verdict = verification.verdict
-    meaning = answer(verdict)[1]
+    meaning = verdict_in_words(verdict)[1]
     lines = [
         f"## {'✅' if verdict.passed else '❌'} {for_markdown(headline(verdict))}",
         "",
@@ -136,7 +136,7 @@ def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
 
 def text(verdict: Verdict) -> str:
     """Return the verdict as plain text: result, failed checks, and causes."""
-    meaning = answer(verdict, as_argument)[1]
+    meaning = verdict_in_words(verdict, as_argument)[1]
     lines = [f"{headline(verdict)}: {meaning}"]
     lines += [
         f"  {line.title}: {line.measured}, limit {line.limit}"

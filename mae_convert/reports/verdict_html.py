@@ -26,7 +26,6 @@ from mae_convert.text import for_html, format_number
 from mae_convert.verify.distance import relative_error
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
 from mae_convert.verify.summary import (
-    answer,
     by_depth,
     effects_in_words,
     headline,
@@ -34,6 +33,7 @@ from mae_convert.verify.summary import (
     step_rows,
     summary,
     suspects_title,
+    verdict_in_words,
 )
 from mae_convert.visualize.display import display_of
 from mae_convert.visualize.pixels import amplified_difference, eight_bits, in_pixels, pasted
@@ -48,7 +48,7 @@ LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have at least 0.8
 def page(verification: "Verification", environment: Mapping[str, str]) -> str:
     """Return the page."""
     verdict = verification.verdict
-    word, meaning = headline(verdict), answer(verdict)[1]
+    word, meaning = headline(verdict), verdict_in_words(verdict)[1]
     parts = [
         f"{heading(word, passed=verdict.passed)}<p>{for_html(meaning)}</p>",
         *_explanation(verdict),

@@ -1,4 +1,4 @@
-"""Whether a file is unchanged: by size and modification time, else by its hash."""
+"""Detect whether a checkpoint has changed: by size and modification time, then by its hash."""
 
 import hashlib
 import os
@@ -17,12 +17,17 @@ Version = dict[str, Any]
 JSON = ".json"
 
 
-def version(text: str) -> Version:
+def checkpoint_version(text: str) -> Version:
     """Return values that change when a checkpoint changes, without reading its tensors.
 
-    For local tensor files these are size and modification time; for other local files
-    (configurations) size and SHA-256; for remote storage the metadata that it reports; on the Hub
-    the commit. Empty if nothing exists, and for official checkpoints, which do not change.
+    Args:
+        text: the path, URL, Hub reference or official name of the checkpoint.
+
+    Returns:
+        For local files with tensors, the size and the modification time of each; for other local
+        files (configurations), size and SHA-256; for remote storage, the metadata that the storage
+        reports; for the Hub, the commit. The result is empty if the checkpoint does not exist, and
+        for official checkpoints, which do not change.
     """
     from mae_convert.sources import HubReference, parse_source
 
@@ -54,23 +59,32 @@ def _commit(source: Any) -> str:
 
 def is_unchanged(row: "Row", job: "Job") -> bool:
     """Return whether source and target of a job are unchanged since its row was written."""
-    if not _is_same(job.source, dict(row.source_version), row.source_sha256):
+    if not _is_unchanged(job.source, dict(row.source_version), row.source_sha256):
         return False
     if job.target is None:
         return True
-    return _is_same(job.target, dict(row.target_version), row.target_sha256, may_hold_more=True)
+    return _is_unchanged(
+        job.target, dict(row.target_version), row.target_sha256, ignore_new_files=True
+    )
 
 
-def _is_same(
-    text: str, before: Version, sha256: str | None, *, may_hold_more: bool = False
+def _is_unchanged(
+    text: str, before: Version, sha256: str | None, *, ignore_new_files: bool = False
 ) -> bool:
-    """Return whether a checkpoint is unchanged; new files beside a target's weights are ignored."""
+    """Return whether a checkpoint is unchanged since its version and hash were recorded.
+
+    Args:
+        text: the path, URL, Hub reference or official name of the checkpoint.
+        before: the recorded version.
+        sha256: the recorded hash of the tensor files.
+        ignore_new_files: ignore files that have been added since.
+    """
     from mae_convert.checkpoint.open import open_checkpoint
     from mae_convert.files.byte_ranges import ByteFile
 
     try:
-        now = version(text)
-        if may_hold_more:
+        now = checkpoint_version(text)
+        if ignore_new_files:
             now = {name: stamp for name, stamp in now.items() if name in before}
         if now == before:
             return True

@@ -1,4 +1,4 @@
-"""Create jobs from a plan; errors and conflicts of jobs are reported before any work."""
+"""Create jobs from a plan; errors and conflicts of jobs are reported before any job is run."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from mae_convert.convert.plan import container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families import layouts_named
 from mae_convert.formats.registry import SUFFIX_FORMATS
+from mae_convert.layouts.layout import Layout
 from mae_convert.runtime.foreign import code_beside, names_code
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
@@ -26,9 +27,16 @@ from mae_convert.sweep.plan_fields import (
     Job,
     parse,
 )
-from mae_convert.sweep.plan_file import COMMAND_LINE, Entry, Given, PlanError, is_plan, read_entries
+from mae_convert.sweep.plan_file import (
+    COMMAND_LINE,
+    Entry,
+    FieldValue,
+    PlanError,
+    is_plan,
+    read_entries,
+)
 
-MOST_JOBS = 100_000  # of one plan, in which a list creates a job for each value
+MOST_JOBS = 100_000  # maximum for one plan, in which a list creates a job for each value
 Settings = dict[str, Any]
 
 
@@ -53,17 +61,17 @@ def read_plan(
     if plans and len(arguments) > 1:
         raise PlanError(f"{plans[0]} is a plan", hint="pass either one plan or checkpoints")
     folder = Path(plans[0]).parent if plans else Path()
-    given = {name: Given(tuple(v), COMMAND_LINE, len(v) > 1) for name, v in specified.items()}
-    sources = Given(tuple(arguments), COMMAND_LINE, is_list=True)
+    fields = {n: FieldValue(tuple(v), COMMAND_LINE, len(v) > 1) for n, v in specified.items()}
+    sources = FieldValue(tuple(arguments), COMMAND_LINE, is_list=True)
     entries = read_entries(Path(plans[0])) if plans else [Entry(COMMAND_LINE, {"source": sources})]
-    entries_read = (
+    all_jobs = (
         job
         for entry in entries
-        for job in _jobs(Entry(entry.where, {**entry.fields, **given}), folder)
+        for job in _jobs(Entry(entry.where, {**entry.fields, **fields}), folder)
     )
     if not allow_code:
         _refuse_code(entries)
-    jobs = list(itertools.islice(entries_read, MOST_JOBS + 1))
+    jobs = list(itertools.islice(all_jobs, MOST_JOBS + 1))
     if len(jobs) > MOST_JOBS:
         raise _too_many(jobs[-1].where)
     refuse_collisions(jobs)
@@ -76,11 +84,11 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
     Raises:
         PlanError: the plan specifies one.
     """
-    for name, given in (item for entry in entries for item in entry.fields.items()):
-        for value in given.values if given.where != COMMAND_LINE else ():
+    for name, field in (item for entry in entries for item in entry.fields.items()):
+        for value in field.values if field.where != COMMAND_LINE else ():
             if what := _program(name, str(value)):
                 raise PlanError(
-                    f"{given.where}, {name}: {value} is {what}, which a plan does not run without "
+                    f"{field.where}, {name}: {value} is {what}, which a plan does not run without "
                     "permission",
                     hint=("if you trust the code, pass ", Option("allow_code", True)),
                 )
@@ -108,7 +116,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
     patterns = varied.pop("source", None) or (fixed.pop("source", None),)
     if None in patterns:
         raise PlanError(
-            f"{entry.where}, source: every job needs one", hint="write a path or a pattern"
+            f"{entry.where}, source: every job needs a source", hint="write a path or a pattern"
         )
     where = entry.fields["source"].where
     sources = [s for pattern in patterns for s in _sources(str(pattern), where, folder)]
@@ -124,15 +132,15 @@ def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, 
     """Return the values that all jobs of an entry share, and the lists of different values."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
-    for name, given in entry.fields.items():
-        values = tuple(_parsed(name, value, given.where) for value in given.values)
+    for name, field in entry.fields.items():
+        values = tuple(_parsed(name, value, field.where) for value in field.values)
         if name in LOCAL:
-            values = tuple(_local_file(name, value, given.where, folder) for value in values)
+            values = tuple(_local_file(name, value, field.where, folder) for value in values)
         if name in RUNNERS:
             values = tuple(code_beside(value, folder) if value else value for value in values)
         if name in LISTS:
             fixed[name] = [value for value in values if value is not None] or None
-        elif given.is_list:
+        elif field.is_list:
             varied[name] = values
         else:
             fixed[name] = values[0]
@@ -174,26 +182,26 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
     def refuse(field: str, sentence: object) -> PlanError:
         if field == "publish" and field not in entry.fields:
             field = "target"  # hf://OWNER/NAME
-        given = entry.fields.get(field)
+        value = entry.fields.get(field)
         words = sentence.render(as_field) if isinstance(sentence, MaeConvertError) else sentence
-        return PlanError(f"{given.where if given else entry.where}, {field}: {words}", option=field)
+        return PlanError(f"{value.where if value else entry.where}, {field}: {words}", option=field)
 
-    words = {**settings, **_names_of(source)}
+    placeholders = {**settings, **_names_of(source)}
     target = settings.pop("target", None)
     try:
         field = "target"
-        target = None if target is None else _resolved(_filled(target, words), folder)
+        target = None if target is None else _resolved(_filled(target, placeholders), folder)
         field = "publish"
         if target and target.startswith(PROTOCOL):
             settings["publish"], target = target.removeprefix(PROTOCOL), None
         if "publish" in settings:
-            settings["publish"] = _filled(settings["publish"], words)
+            settings["publish"] = _filled(settings["publish"], placeholders)
             _check_repository(settings["publish"])
-        settings = _completed(_without_idle_defaults(settings, entry))
+        settings = _completed(_without_unused_defaults(settings, entry))
     except MaeConvertError as error:
         raise refuse(field, error) from error
-    if complaint := _complaint(target, settings):
-        raise refuse(*complaint)
+    if contradiction := _contradiction(target, settings):
+        raise refuse(*contradiction)
     return Job(source, target, settings, entry.where)
 
 
@@ -210,16 +218,16 @@ def _check_repository(name: str) -> None:
         )
 
 
-def _without_idle_defaults(settings: Settings, entry: Entry) -> Settings:
-    """Return the settings without `defaults` for steps that this job does not have."""
+def _without_unused_defaults(settings: Settings, entry: Entry) -> Settings:
+    """Return the settings without those `defaults` that have no effect on this job."""
     publishes = "publish" in settings
-    idle = set() if publishes else set(PUBLISH)
+    without_effect = set() if publishes else set(PUBLISH)
     if not settings.get("verify") and not (publishes and not settings.get("unverified")):
-        idle |= set(VERIFY)
+        without_effect |= set(VERIFY)
     return {
         name: value
         for name, value in settings.items()
-        if name not in idle or not entry.fields[name].is_default
+        if name not in without_effect or not entry.fields[name].is_default
     }
 
 
@@ -230,10 +238,10 @@ def _completed(settings: Settings) -> Settings:
     return settings
 
 
-def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | None:
+def _contradiction(target: str | None, settings: Settings) -> tuple[str, object] | None:
     """Return a field that contradicts others, and the reason; None if there is none."""
-    if stray := _stray(settings):
-        return stray
+    if problem := _field_without_effect(settings):
+        return problem
     to, verified = settings.get("to"), settings.get("verify")
     if to is None:
         if not verified or target is None:
@@ -244,22 +252,24 @@ def _complaint(target: str | None, settings: Settings) -> tuple[str, object] | N
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` the job only verifies it"
         return None
-    layout = replace(layouts_named(to)[0], name=to)  # messages have the name of the plan
+    layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
             "only model directories can be published; choose a layout for `to`, and a target, that "
             "is written as a directory"
         )
     if target is None:
-        keeps = verified or "publish" in settings
+        if verified or "publish" in settings:
+            return None
         return (
-            None
-            if keeps
-            else (
-                "target",
-                "specify target, or verify: true to verify the conversion without writing it",
-            )
+            "target",
+            "specify target, or verify: true to verify the conversion without writing it",
         )
+    return _target_error(layout, target)
+
+
+def _target_error(layout: Layout, target: str) -> tuple[str, object] | None:
+    """Return the field `target` and an error if a layout cannot be written there, else None."""
     try:
         container_kind(layout, Path(PurePosixPath(target).name))
         if storage.is_remote(target):
@@ -280,14 +290,14 @@ TOGETHER = (
 )
 
 
-def _stray(settings: Settings) -> tuple[str, object] | None:
-    """Return a field for a step that the job does not have, and the reason; else None."""
-    stray = next((name for name in settings if name in VERIFY and settings[name]), None)
-    if not settings.get("verify") and stray:
-        return stray, "this field applies to a verification only; add verify: true"
-    stray = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
-    if "publish" not in settings and stray:
-        return stray, "this field applies to publishing only; add publish: OWNER/NAME"
+def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
+    """Return a field that has no effect on the job, and the reason; None if there is none."""
+    name = next((name for name in settings if name in VERIFY and settings[name]), None)
+    if not settings.get("verify") and name:
+        return name, "this field applies to a verification only; add verify: true"
+    name = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
+    if "publish" not in settings and name:
+        return name, "this field applies to publishing only; add publish: OWNER/NAME"
     if settings.get("num_labels") and settings.get("task", "classify") != "classify":
         return "num_labels", "a new head changes the task to classify; leave task out"
     if settings.get("sincos_positions") and "image_size" not in settings:
@@ -302,15 +312,15 @@ def _stray(settings: Settings) -> tuple[str, object] | None:
 
 
 def _names_of(source: str) -> dict[str, str]:
-    """Return the placeholders of a target's name that are not fields: stem, name, parent."""
+    """Return the placeholders of a target's name that are not fields: stem, name and parent."""
     path = PurePosixPath(source.rstrip("/"))
     suffix = next((s for s in sorted(SUFFIX_FORMATS, key=len)[::-1] if path.name.endswith(s)), "")
     stem = path.name.removesuffix(suffix or ("" if Path(source).is_dir() else path.suffix))
     return {"stem": stem or path.name, "name": path.name, "parent": path.parent.name}
 
 
-def _filled(template: str, words: Mapping[str, Any]) -> str:
-    """Return a name with its placeholders replaced."""
+def _filled(template: str, placeholders: Mapping[str, Any]) -> str:
+    """Return a name with its placeholders replaced by their values."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -325,12 +335,12 @@ def _filled(template: str, words: Mapping[str, Any]) -> str:
                 f"{template}: a name in braces is replaced without format or conversion",
                 hint=f"write {{{name}}} without : or !",
             )
-        if name not in words:
+        if name not in placeholders:
             raise MaeConvertError(
                 f"{{{name}}} is not defined",
                 hint="write {stem}, {name}, {parent} or a field that the job has",
             )
-        value = words[name]
+        value = placeholders[name]
         filled += "x".join(map(str, value)) if isinstance(value, list) else str(value)
     return filled
 
@@ -349,14 +359,14 @@ def refuse_collisions(jobs: Sequence[Job]) -> None:
     """
     seen: dict[str, Job] = {}
     for job in jobs:
-        for path in _places(job):
+        for path in _unique_names(job):
             if (other := seen.setdefault(path, job)) is not job:
-                raise _same_place(path, job, other)
+                raise _collision(path, job, other)
     _refuse_nesting(jobs)
 
 
-def _places(job: Job) -> Iterator[str]:
-    """Yield the key of a job and its target."""
+def _unique_names(job: Job) -> Iterator[str]:
+    """Yield the strings that no two jobs may share: key, target and repository with branch."""
     yield job.key
     if job.converts and job.target:
         yield job.target
@@ -364,11 +374,11 @@ def _places(job: Job) -> Iterator[str]:
         yield f"{PROTOCOL}{name}@{job.settings.get('branch', 'main')}"
 
 
-def _same_place(path: str, job: Job, other: Job) -> PlanError:
+def _collision(path: str, job: Job, other: Job) -> PlanError:
     if path == job.key:
         return PlanError(f"{job.where}, source: this job is a duplicate of another ({other.where})")
-    apart = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
-    hint = "{parent}, {stem}" if job.source != other.source else f"{{{apart[0]}}}"
+    different = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
+    hint = "{parent}, {stem}" if job.source != other.source else f"{{{different[0]}}}"
     return PlanError(
         f"{job.where}, target: two jobs write {path}", hint=f"use {hint} in the target's name"
     )
@@ -380,13 +390,13 @@ def _refuse_nesting(jobs: Sequence[Job]) -> None:
     targets = {job.target: job for job in jobs if job.converts and job.target}
     for job in targets.values():
         assert job.target
-        for inner, outer in [(job.target, name) for name in (job.target, *_above(job.target))]:
+        for inner, outer in [(job.target, path) for path in (job.target, *_parents(job.target))]:
             if outer in sources:
                 raise _refused(job, f"{inner} is, or is inside, {outer}, which is a source")
             if outer != inner and outer in targets:
                 raise _refused(job, f"{inner} is inside {outer}, which is also a target")
     for job in jobs:
-        for outer in _above(job.source):
+        for outer in _parents(job.source):
             if outer in targets:
                 raise _refused(targets[outer], f"{outer} contains {job.source}, which is a source")
 
@@ -395,7 +405,7 @@ def _refused(job: Job, sentence: str) -> PlanError:
     return PlanError(f"{job.where}, target: {sentence}", hint="choose another name")
 
 
-def _above(path: str) -> Iterator[str]:
-    """Yield the parent directories of a path, from the inside out."""
+def _parents(path: str) -> Iterator[str]:
+    """Yield the parent directories of a path, the innermost first."""
     while (path := path.rpartition("/")[0].rstrip("/")) and not path.endswith(":"):
         yield path

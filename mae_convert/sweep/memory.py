@@ -1,4 +1,4 @@
-"""Memory of jobs: estimated before a job, measured during it; and available memory."""
+"""Estimate the memory that jobs need, measure it while they run, and find what is available."""
 
 import math
 import os
@@ -21,56 +21,58 @@ SHARE = 0.9  # of the available memory
 
 
 class PeakMemory:
-    """The peak memory of this process and its descendants together, in bytes.
+    """Context manager that measures the peak memory of this process and its descendants.
 
-    Attributes: peak: the peak memory; None if the system does not provide it.
+    Attributes:
+        peak: the peak memory of all these processes together, in bytes; None if the operating
+            system does not report it.
     """
 
     def __init__(self) -> None:
         self.peak: int | None = None
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._measure_until_end, daemon=True)
 
     def __enter__(self) -> "PeakMemory":
-        self._note()
+        self._measure()
         if self.peak is not None:
-            self._watch.start()
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._watch.is_alive():
-            self._watch.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
-    def _look(self) -> None:
+    def _measure_until_end(self) -> None:
         while not self._ended.wait(INTERVAL):
-            self._note()
+            self._measure()
 
-    def _note(self) -> None:
-        held = held_by(os.getpid())
-        if held:
-            self.peak = max(self.peak or 0, held)
+    def _measure(self) -> None:
+        used = memory_of(os.getpid())
+        if used:
+            self.peak = max(self.peak or 0, used)
 
 
-def held_by(process: int) -> int:
+def memory_of(process: int) -> int:
     """Return the bytes of memory of a process and its descendants; 0 if unknown."""
-    held = 0
+    used = 0
     try:
-        held = int(Path(f"/proc/{process}/statm").read_bytes().split()[1]) * PAGE
+        used = int(Path(f"/proc/{process}/statm").read_bytes().split()[1]) * PAGE
         for task in Path(f"/proc/{process}/task").iterdir():
             children = (task / "children").read_bytes().split()
-            held += sum(held_by(int(child)) for child in children)
+            used += sum(memory_of(int(child)) for child in children)
     except (OSError, ValueError, IndexError):
-        pass  # it has ended, or the system is not Linux
-    return held
+        pass  # the process has ended, or the operating system is not Linux
+    return used
 
 
-def needed_by(job: "Job") -> int:
+def memory_needed_by(job: "Job") -> int:
     """Return an estimate of the memory of a job in bytes.
 
-    A conversion streams the tensors; a verification has the model in memory in both frameworks,
-    also in float64. A source that cannot be opened needs little memory: its job only reports the
-    error.
+    A conversion holds only some tensors in memory at a time; a verification holds the whole model
+    in both frameworks, in float32 and in float64. A job whose source cannot be opened only reports
+    the error, which needs little memory.
     """
     if not job.verifies:
         return CONVERT_BYTES
@@ -96,7 +98,8 @@ def model_bytes(job: "Job") -> int:
     return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
-UNKNOWN_BYTES = 1300 * MB  # as for a ViT-L: the size is unknown before the download
+# Assumed for models whose size is unknown before their download: the size of a ViT-L.
+UNKNOWN_BYTES = 1300 * MB
 
 
 def available_memory() -> int:
@@ -108,13 +111,13 @@ def available_memory() -> int:
         return 8 << 30
     group = Path("/sys/fs/cgroup")
     try:
-        most, taken = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+        limit, used = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
         inactive = next(
             int(line.split()[1])
             for line in (group / "memory.stat").read_text().splitlines()
             if line.startswith("inactive_file ")
         )
-        return min(free, int(most) - int(taken) + inactive)
+        return min(free, int(limit) - int(used) + inactive)
     except (OSError, ValueError, StopIteration):
         return free
 

@@ -1,7 +1,8 @@
 """The fields of a plan (names, types, the corresponding options), and the job that they specify.
 
-They have the names of the options of `convert`, `verify` and `publish`. If two commands have an
-option of the same name, the field's name states to which one it belongs.
+A field has the name of the option of `convert`, `verify` or `publish` that it corresponds to. Where
+two commands have an option of the same name, the name of the field shows which one is meant, for
+example ``run_dtype``.
 """
 
 import hashlib
@@ -43,7 +44,11 @@ class Runner(Words):
     """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
-        """Return the runner of a text in a plan."""
+        """Return the text of a plan with the usual name of its framework.
+
+        Raises:
+            ValueError: the text is not a runner.
+        """
         name, equals, python = text.partition("=")
         framework = FRAMEWORK_SYNONYMS.get(name, name)
         if framework in FRAMEWORKS and (self.with_python or not equals):
@@ -136,7 +141,7 @@ def parse(name: str, value: Any) -> Any:
         return None
     kind = FIELDS[name]
     wrong = MaeConvertError(
-        f"{value!r} is not a value of it", hint=f"write {kind.expected}", option=name
+        f"{value!r} is not a valid value", hint=f"write {kind.expected}", option=name
     )
     if isinstance(value, dict | list):
         raise wrong
@@ -169,13 +174,13 @@ class Job:
     """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
 
     target: str | None
-    """The target; None if the job does not convert."""
+    """The path or URL of the target; None if a conversion is only verified or published."""
 
     settings: Settings = field(default_factory=dict)
-    """The other fields of the plan, as `fields.parse` returns them."""
+    """The other fields of the plan, with values as returned by `parse`."""
 
     where: str = ""
-    """The position in the plan."""
+    """The position of the job in the plan: file and line, or the command line."""
 
     @cached_property
     def key(self) -> str:
@@ -184,9 +189,10 @@ class Job:
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of a row that identify its job, without credentials.
+        """Return the fields of a results row that identify its job, without credentials.
 
-        A name that is not UTF-8 is shown with escape sequences, because SQLite stores Unicode.
+        A path that is not valid UTF-8 is written with escape sequences, because SQLite stores
+        Unicode text.
         """
         settings = {name: value for name, value in self.settings.items() if name != "to"}
         return {
@@ -209,5 +215,5 @@ class Job:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether a side is run on a GPU."""
+        """Whether a checkpoint is run on a GPU."""
         return "cuda" in (self.settings.get("device_a"), self.settings.get("device_b"))

@@ -1,4 +1,4 @@
-"""Read a plan, YAML or CSV, into entries; every value keeps its file and line."""
+"""Read a plan, a YAML or CSV file, into entries; each value is stored with its file and line."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ from mae_convert.files.byte_ranges import open_input
 from mae_convert.sweep.plan_fields import check_name
 
 YAML, CSV = (".yaml", ".yml"), (".csv",)
-LARGEST = 4_000_000  # characters of a plan, about 40,000 jobs
+LARGEST = 4_000_000  # maximum number of characters in a plan, enough for about 40,000 jobs
 LARGEST_NUMBER = 1 << 63
-DEEPEST = 20  # mappings that are merged by <<
+DEEPEST = 20  # maximum depth of mappings that are merged into each other by <<
 MERGE = "tag:yaml.org,2002:merge"
 SEPARATOR = ";"  # separates the values of a list in a cell
 COMMAND_LINE = "command line"
@@ -25,8 +25,8 @@ class PlanError(MaeConvertError):
 
 
 @dataclass(frozen=True)
-class Given:
-    """The value of a field in a plan."""
+class FieldValue:
+    """The value of a field, with its position in the plan."""
 
     values: tuple[Any, ...]
     """The value, or the values of a list."""
@@ -43,14 +43,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Entry:
-    """A plan's values for one job, or for several that differ in list values."""
+    """The fields of one job, or of several jobs that differ in the values of lists."""
 
     where: str
-    fields: Mapping[str, Given]
+    fields: Mapping[str, FieldValue]
 
 
 def is_plan(text: str) -> bool:
-    """Return whether a name is that of a plan rather than of a checkpoint."""
+    """Return whether an argument of the command line is a plan rather than a checkpoint."""
     return Path(text).suffix.lower() in (*YAML, *CSV) and "://" not in text
 
 
@@ -72,7 +72,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise PlanError(path, f" has more than {LARGEST} characters", hint="write several plans")
     entries = list(_read_csv(path, text) if path.suffix.lower() in CSV else _read_yaml(path, text))
     if not entries:
-        raise PlanError(path, " contains no jobs", hint="write at least one, with a source")
+        raise PlanError(path, " contains no jobs", hint="write at least one job, with a source")
     return entries
 
 
@@ -90,13 +90,13 @@ def _read_csv(path: Path, text: str) -> Iterator[Entry]:
                 raise PlanError(
                     f"{where}: {len(cells)} cells, but the header has {len(heads)} columns"
                 )
-            given = {
+            fields = {
                 head: _in_cell(head, cell.strip(), where)
                 for head, cell in zip(heads, cells, strict=False)
                 if cell.strip()
             }
-            if given:
-                yield Entry(where, given)
+            if fields:
+                yield Entry(where, fields)
     except csv.Error as error:
         raise PlanError(path, f", line {reader.line_num}: {error}") from error
 
@@ -108,14 +108,14 @@ def _check_name(name: str, where: str) -> None:
         raise PlanError(f"{where}, {name}: {error.render(as_field)}") from error
 
 
-def _in_cell(head: str, cell: str, where: str) -> Given:
+def _in_cell(head: str, cell: str, where: str) -> FieldValue:
     if not head:
         raise PlanError(f"{where}: {cell!r} is in a column without a name")
     cells = cell.split(SEPARATOR)
     values = tuple(value.strip() for value in cells if value.strip())
     if not values:
         raise PlanError(f"{where}, {head}: the list is empty", hint="leave it out")
-    return Given(values, where, len(cells) > 1)
+    return FieldValue(values, where, len(cells) > 1)
 
 
 def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
@@ -124,17 +124,17 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
     try:
         loader = yaml.SafeLoader(text)
     except yaml.YAMLError as error:  # a character that is not allowed in YAML
-        raise _no_yaml(path, error) from error
+        raise _not_yaml(path, error) from error
     try:
         root = loader.get_single_node()
         if root is None:
             return
-        defaults: Mapping[str, Given] = {}
+        defaults: Mapping[str, FieldValue] = {}
         if isinstance(root, yaml.MappingNode):
             parts = dict(_items(path, root, ("defaults", "jobs")))
             if "defaults" in parts:
                 fields = _fields(path, parts["defaults"], loader)
-                defaults = {n: replace(given, is_default=True) for n, given in fields.items()}
+                defaults = {n: replace(value, is_default=True) for n, value in fields.items()}
             if "jobs" not in parts:
                 raise PlanError(path, ": the list of jobs is missing", hint="write it under jobs:")
             root = parts["jobs"]
@@ -145,14 +145,14 @@ def _read_yaml(path: Path, text: str) -> Iterator[Entry]:
         for node in root.value:
             yield Entry(_at(path, node), {**defaults, **_fields(path, node, loader)})
     except yaml.YAMLError as error:
-        raise _no_yaml(path, error) from error
+        raise _not_yaml(path, error) from error
     except RecursionError as error:
         raise PlanError(path, ": lists or mappings are nested too deeply to be read") from error
     finally:
         loader.dispose()
 
 
-def _no_yaml(path: Path, error: Exception) -> PlanError:
+def _not_yaml(path: Path, error: Exception) -> PlanError:
     mark = getattr(error, "problem_mark", None)
     location = f"{path}, line {mark.line + 1}" if mark else str(path)
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
@@ -160,7 +160,11 @@ def _no_yaml(path: Path, error: Exception) -> PlanError:
 
 
 def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield key and node of a mapping, first the merged ones (``<<``); refuse duplicate keys."""
+    """Yield the keys and nodes of a mapping, beginning with those that are merged by ``<<``.
+
+    Raises:
+        PlanError: the node is not a mapping, or a key occurs twice or is not allowed.
+    """
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
@@ -185,7 +189,7 @@ def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple
 def _with_merged(
     path: Path, node: Any, merged: dict[int, dict[str, Any]], depth: int
 ) -> dict[str, Any]:
-    """Return keys and nodes of a mapping, its own before those that are merged by ``<<``.
+    """Return key → node of a mapping; its own keys replace those that are merged by ``<<``.
 
     Args:
         path: the plan.
@@ -199,7 +203,7 @@ def _with_merged(
     if id(node) in merged:
         return merged[id(node)]
     own: dict[str, Any] = {}
-    taken: dict[str, Any] = {}
+    inherited: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise PlanError(f"{_at(path, key)}: this is not a field name")
@@ -212,8 +216,8 @@ def _with_merged(
                     f"{_at(path, value)}: merge keys (<<) are nested more than {DEEPEST} levels "
                     "deep"
                 )  # fmt: skip
-            taken = {**_with_merged(path, part, merged, depth + 1), **taken}
-    merged[id(node)] = {**taken, **own}
+            inherited = {**_with_merged(path, part, merged, depth + 1), **inherited}
+    merged[id(node)] = {**inherited, **own}
     return merged[id(node)]
 
 
@@ -225,25 +229,26 @@ def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
     if not all(isinstance(part, yaml.ScalarNode) for part in parts):
         raise PlanError(f"{_at(path, node)}, {name}: write one value, or a list of values")
     try:
-        read = loader.construct_object(node, deep=True)
+        constructed = loader.construct_object(node, deep=True)
     except (ValueError, OverflowError) as error:
         raise PlanError(f"{_at(path, node)}, {name}: this cannot be read: {error}") from error
-    for value in read if isinstance(read, list) else [read]:
+    for value in constructed if isinstance(constructed, list) else [constructed]:
         if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
             raise PlanError(f"{_at(path, node)}, {name}: this number is too large")
         if isinstance(value, bytes):
             raise PlanError(f"{_at(path, node)}, {name}: write text, not binary data")
-    return read
+    return constructed
 
 
-def _fields(path: Path, node: Any, loader: Any) -> dict[str, Given]:
+def _fields(path: Path, node: Any, loader: Any) -> dict[str, FieldValue]:
     fields = {}
     for name, value in _items(path, node):
-        read = _constructed(path, value, name, loader)
-        many = isinstance(read, list)
-        if many and not read:
+        constructed = _constructed(path, value, name, loader)
+        is_list = isinstance(constructed, list)
+        if is_list and not constructed:
             raise PlanError(f"{_at(path, value)}, {name}: the list is empty", hint="leave it out")
-        fields[name] = Given(tuple(read) if many else (read,), _at(path, value), many)
+        values = tuple(constructed) if is_list else (constructed,)
+        fields[name] = FieldValue(values, _at(path, value), is_list)
     return fields
 
 

@@ -1,8 +1,11 @@
-"""Imports and tables that every job needs, made once in the process from which jobs are forked."""
+"""Import the modules and load the tables that jobs need, in the process from which they are forked.
+
+Each job then starts without importing them again.
+"""
 
 import gc
 
-import h5py  # noqa: F401  # a tenth of a second, for each job that writes it
+import h5py  # noqa: F401  # takes 0.1 s to import; jobs that write HDF5 need it
 
 import mae_convert.convert.execute
 import mae_convert.formats.hdf5
@@ -18,6 +21,6 @@ from mae_convert.files.strict_json import load_schemas
 
 families()
 load_schemas("config", "preprocessor", "conversion")
-# Otherwise the first garbage collection of each job copies all memory of this process.
+# Without this, the first garbage collection in each job would copy all memory of this process.
 gc.collect()
 gc.freeze()

@@ -26,7 +26,7 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.process.signals import ignore_signals, raise_signals
-from mae_convert.sweep.memory import SHARE, available_cores, available_memory, needed_by
+from mae_convert.sweep.memory import SHARE, available_cores, available_memory, memory_needed_by
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import Row, error_row
 from mae_convert.sweep.run_job import run_job
@@ -35,29 +35,36 @@ from mae_convert.text.redaction import redact_logs
 ATTEMPTS = 2
 START_ATTEMPTS = 5
 LONGEST_SOCKET_PATH = 103  # bytes; macOS allows 103, Linux 107
-STOP_SECONDS = 10.0  # that a process has to clean up
+STOP_SECONDS = 10.0  # time that a terminated process has to clean up before it is killed
 Work = Callable[[Job, int], Row]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on the jobs that run at the same time."""
+    """The limits for jobs that run at the same time."""
 
     workers: int
-    """The number of jobs."""
+    """The maximum number of jobs."""
 
     memory: int
-    """Bytes."""
+    """The memory for all jobs together, in bytes."""
 
     threads: int
-    """The number of threads of each framework."""
+    """The number of threads of the framework in each job."""
 
     gpus: tuple[str, ...] = ()
-    """Numbers of the GPUs, each for one job at a time."""
+    """The numbers of the GPUs; each is used by one job at a time."""
 
 
 def limits(workers: int | None = None, threads: int | None = None) -> Limits:
-    """Return the limits of this machine, by default with one worker per core."""
+    """Return the limits of this machine.
+
+    Args:
+        workers: the number of jobs at the same time; by default as many as there are cores for
+            `threads`.
+        threads: the number of threads of the framework in each job; by default the cores are shared
+            by the workers.
+    """
     cores = available_cores()
     workers = workers or max(1, cores // (threads or 1))
     threads = threads or max(1, cores // workers)
@@ -79,7 +86,7 @@ def _gpus() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingJob:
     """A pending job, and the number of earlier attempts."""
 
     job: Job
@@ -90,14 +97,14 @@ class Waiting:
 class Worker:
     """A process that runs a job, with the resources reserved for it."""
 
-    waiting: Waiting
+    pending: PendingJob
     process: Any
     connection: Connection
     memory: int
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait for a terminated process, and for the frameworks that it runs."""
+        """Wait until the terminated process has ended; kill it if that takes too long."""
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
@@ -106,7 +113,9 @@ class Worker:
 
 
 def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Iterator[Row]:
-    """Run jobs and yield their rows as they end; if it is closed early, running jobs are stopped.
+    """Run jobs in processes of their own and yield the row of each job when it ends.
+
+    If the iterator is closed early, running jobs are stopped.
 
     Args:
         jobs: the jobs.
@@ -114,30 +123,30 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
         work: the function that a process calls with its job and the number of threads.
     """
     context = _multiprocessing_context()
-    queue, working = deque(map(Waiting, jobs)), list[Worker]()
+    queue, workers = deque(map(PendingJob, jobs)), list[Worker]()
     try:
-        while queue or working:
-            while queue and (share := _share_for(queue[0], working, allowed)):
-                working.append(_start(context, queue.popleft(), share, (work, allowed.threads)))
-            for worker in _ended(working):
-                working.remove(worker)
-                ended = _row_of(worker)
-                if isinstance(ended, Waiting):
-                    queue.append(ended)
+        while queue or workers:
+            while queue and (resources := _resources_for(queue[0], workers, allowed)):
+                workers.append(_start(context, queue.popleft(), resources, (work, allowed.threads)))
+            for worker in _ended(workers):
+                workers.remove(worker)
+                result = _row_of(worker)
+                if isinstance(result, PendingJob):
+                    queue.append(result)
                 else:
-                    yield ended
+                    yield result
     finally:
-        for worker in working:
+        for worker in workers:
             worker.process.terminate()
-        for worker in working:
+        for worker in workers:
             worker.stop()
 
 
 def _multiprocessing_context() -> Any:
     """Return the start method of worker processes: a fork server if possible, else new processes.
 
-    A fork server has a Unix socket under the directory for temporary files. The system limits the
-    length of its path, and batch systems set long ones in ``TMPDIR``.
+    A fork server listens on a Unix socket in the directory for temporary files. The operating
+    system limits the length of the socket's path, and ``TMPDIR`` of batch systems may be too long.
     """
     socket = Path(tempfile.gettempdir()) / "pymp-12345678" / "listener-12345678"
     available = "forkserver" in multiprocessing.get_all_start_methods()
@@ -148,33 +157,33 @@ def _multiprocessing_context() -> Any:
     return context
 
 
-def _share_for(
-    waiting: Waiting, working: Sequence[Worker], allowed: Limits
+def _resources_for(
+    pending: PendingJob, workers: Sequence[Worker], allowed: Limits
 ) -> tuple[int, str | None] | None:
-    """Return the memory and the GPU for a job, or None while it must wait.
+    """Return the memory in bytes and the GPU for a job, or None while the job must wait.
 
     A job runs alone if there is no memory for another one, or if its process was killed before.
     """
     gpu = None
-    if waiting.job.needs_gpu and allowed.gpus:
-        gpu = next((g for g in allowed.gpus if g not in {w.gpu for w in working}), None)
+    if pending.job.needs_gpu and allowed.gpus:
+        gpu = next((g for g in allowed.gpus if g not in {w.gpu for w in workers}), None)
         if gpu is None:
             return None
-    if len(working) >= allowed.workers:
+    if len(workers) >= allowed.workers:
         return None
-    needed = allowed.memory if waiting.attempts else needed_by(waiting.job)
-    if working and sum(w.memory for w in working) + needed > allowed.memory:
+    needed = allowed.memory if pending.attempts else memory_needed_by(pending.job)
+    if workers and sum(w.memory for w in workers) + needed > allowed.memory:
         return None
     return needed, gpu
 
 
 def _start(
-    context: Any, waiting: Waiting, share: tuple[int, str | None], work: tuple[Work, int]
+    context: Any, pending: PendingJob, resources: tuple[int, str | None], work: tuple[Work, int]
 ) -> Worker:
-    memory, gpu = share
+    memory, gpu = resources
     for attempt in range(START_ATTEMPTS):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(waiting.job, work, gpu, theirs))
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=_work, args=(pending.job, work, gpu, child_end))
         try:
             process.start()
             break
@@ -183,59 +192,69 @@ def _start(
                 raise
             time.sleep(2**attempt / 4)
         finally:
-            theirs.close()
-    return Worker(replace(waiting, attempts=waiting.attempts + 1), process, ours, memory, gpu)
+            child_end.close()
+    attempt_counted = replace(pending, attempts=pending.attempts + 1)
+    return Worker(attempt_counted, process, parent_end, memory, gpu)
 
 
-def _ended(working: Sequence[Worker]) -> list[Worker]:
-    """Wait until a worker has sent its row or has ended."""
-    ready = wait([worker.connection for worker in working])
-    return [worker for worker in working if worker.connection in ready]
+def _ended(workers: Sequence[Worker]) -> list[Worker]:
+    """Wait until at least one worker has sent its row or has ended, and return these workers."""
+    ready = wait([worker.connection for worker in workers])
+    return [worker for worker in workers if worker.connection in ready]
 
 
-def _row_of(worker: Worker) -> Row | Waiting:
+def _row_of(worker: Worker) -> Row | PendingJob:
     """Return the row of a worker that has ended, or its job if it will be run again."""
-    waiting = worker.waiting
+    pending = worker.pending
     try:
         row: Row = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
-        if waiting.attempts < ATTEMPTS:
-            return waiting
-        return died(waiting.job, waiting.attempts, _how(worker.process.exitcode))
+        if pending.attempts < ATTEMPTS:
+            return pending
+        return row_of_killed(pending.job, pending.attempts, _exit_reason(worker.process.exitcode))
     worker.process.join()
     worker.connection.close()
-    return replace(row, attempts=waiting.attempts)
+    return replace(row, attempts=pending.attempts)
 
 
-def died(job: Job, attempts: int, how: str) -> Row:
-    """Return the row of a job whose process was killed each time."""
+def row_of_killed(job: Job, attempts: int, how: str) -> Row:
+    """Return the row of a job whose process ended without a result in every attempt.
+
+    Args:
+        job: the job.
+        attempts: the number of attempts.
+        how: how the process ended, such as "by signal 9 (SIGKILL)".
+    """
     sentence = f"its process died {attempts} times, {how}; is there enough memory?"
     return replace(error_row(job.identity(), {}, MaeConvertError(sentence)), attempts=attempts)
 
 
-def _how(status: int | None) -> str:
+def _exit_reason(status: int | None) -> str:
     if status is not None and status < 0:
         return f"by signal {-status} ({signal.Signals(-status).name})"
     return f"with status {status}"
 
 
 def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connection) -> None:
-    """Run one job in a separate process, and send its row."""
+    """Run one job in this process and send its row to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles the signal
     raise_signals()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     redact_logs()
-    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     function, threads = work
     row = function(job, threads)
     ignore_signals()
     connection.send(row)
 
 
-def _end_with(connection: Connection) -> None:
-    """End this process when its parent has ended; the pipe itself carries no data."""
+def _end_with_parent(connection: Connection) -> None:
+    """End this process when its parent has ended.
+
+    The parent never sends data through the pipe, so reading from it ends only when the parent ends.
+    """
     with suppress(EOFError, OSError):
         connection.recv()
     os.kill(os.getpid(), signal.SIGTERM)

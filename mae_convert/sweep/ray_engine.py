@@ -7,26 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
-from mae_convert.sweep.memory import needed_by
+from mae_convert.sweep.memory import memory_needed_by
 from mae_convert.sweep.plan_fields import Job
-from mae_convert.sweep.process_pool import died
+from mae_convert.sweep.process_pool import row_of_killed
 from mae_convert.sweep.result import Row, error_row
 from mae_convert.sweep.run_job import run_job
 
 RETRIES = 3  # of a job whose process or node was lost
-SLACK = 2  # tasks for each core that are submitted at a time
+SLACK = 2  # number of tasks for each core that are submitted to Ray at a time
 
 
 def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) -> Iterator[Row]:
-    """Run jobs on a Ray cluster and yield their rows as they end.
+    """Run jobs on a Ray cluster and yield the row of each job when it ends.
 
-    If the iterator is closed early, running jobs are stopped. The connection is established before
-    this returns.
+    The function connects to the cluster before it returns the iterator. If the iterator is closed
+    early, running jobs are stopped.
 
     Args:
         jobs: the jobs.
         address: the address of the cluster; None for RAY_ADDRESS, or a cluster on this machine.
-        threads: the threads of each framework, and cores that a job requests; None for 1.
+        threads: the number of threads of the framework in each job, which is also the number of
+            cores that the job requests; None for 1.
 
     Raises:
         MissingRequirementError: Ray is not installed, or there is no cluster.
@@ -41,7 +42,7 @@ def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
         waiting, running = iter(jobs), dict[Any, Job]()
         try:
             while True:
-                free = _room(ray, threads) - len(running)
+                free = _task_limit(ray, threads) - len(running)
                 for job in itertools.islice(waiting, max(free, 0)):
                     running[_submit(ray, task, job, threads)] = job
                 if not running:
@@ -49,8 +50,8 @@ def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
                 (ended,), _ = ray.wait(list(running), num_returns=1)
                 yield _row_of(ray, ended, running.pop(ended))
         finally:
-            for left in running:
-                ray.cancel(left, force=True)
+            for unfinished in running:
+                ray.cancel(unfinished, force=True)
     finally:
         ray.shutdown()
 
@@ -70,13 +71,13 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
-            f"no Ray cluster answers at {address or 'this machine'} ({message})",
-            hint=("start one with `ray start --head`, or give its ", Option("address")),
+            f"there is no Ray cluster at {address or 'this machine'} ({message})",
+            hint=("start one with `ray start --head`, or specify its ", Option("address")),
         ) from error
     return ray
 
 
-def _room(ray: Any, threads: int) -> int:
+def _task_limit(ray: Any, threads: int) -> int:
     """Return the number of tasks to submit to Ray at a time to keep every core busy."""
     cores = ray.cluster_resources().get("CPU", 1.0)
     return max(8, int(SLACK * cores / threads))
@@ -90,7 +91,7 @@ def _submit(ray: Any, task: Any, job: Job, threads: int) -> Any:
         num_cpus=threads,
         num_gpus=1 if job.needs_gpu else 0,
         # A job that fits on no node would wait forever; alone on the largest node it may succeed.
-        memory=int(min(needed_by(job), largest)) or None,
+        memory=int(min(memory_needed_by(job), largest)) or None,
     ).remote(job, threads)
 
 
@@ -103,7 +104,7 @@ def _row_of(ray: Any, ended: Any, job: Job) -> Row:
             error,
             exceptions.WorkerCrashedError | exceptions.NodeDiedError | exceptions.OutOfMemoryError,
         ):
-            return died(job, RETRIES + 1, "according to Ray")
-        sentence = f"Ray could not run it: {' '.join(str(error).split())[:400]}"
+            return row_of_killed(job, RETRIES + 1, "according to Ray")
+        sentence = f"Ray could not run this job: {' '.join(str(error).split())[:400]}"
         return replace(error_row(job.identity(), {}, MaeConvertError(sentence)), attempts=0)
     return row

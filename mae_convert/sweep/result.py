@@ -11,7 +11,7 @@ from mae_convert import __version__
 from mae_convert.errors import MaeConvertError, as_field
 from mae_convert.verify.assumptions import in_words, shared
 from mae_convert.verify.judge import FUNCTION_LIMIT, UNIT_ROUNDOFF, Check, Verdict
-from mae_convert.verify.summary import answer
+from mae_convert.verify.summary import verdict_in_words
 
 DONE, FAILED, ERROR = "done", "failed", "error"
 STATUS = {DONE: "done", FAILED: "failed", ERROR: "no result"}
@@ -31,7 +31,7 @@ class Row:
     """The target, or None."""
 
     layout: str | None = None
-    """The layout that was written, or None if the target was only verified."""
+    """The layout of the written target; None if an existing target was only verified."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The other fields of the plan."""
@@ -49,16 +49,16 @@ class Row:
     """Whether the verification passed."""
 
     proven: bool | None = None
-    """Whether neither side was read by mae-convert's own tables."""
+    """Whether neither side was loaded with mae-convert's own mapping tables."""
 
     function: float | None = None
     """The largest difference between the sides in float64, relative L2."""
 
     own_error: Mapping[str, float] = field(default_factory=dict)
-    """The larger rounding error of the two sides for each dtype, relative L2."""
+    """Dtype → the larger rounding error of the two sides, relative L2."""
 
     first_divergence: str | None = None
-    """The first intermediate activation that differs."""
+    """The first intermediate activation or output that differs, or None."""
 
     cause: str | None = None
     """The cause of a failed verification, if it was found."""
@@ -67,16 +67,16 @@ class Row:
     """The message of an error."""
 
     exit_status: int = 0
-    """The exit status that the single command would have."""
+    """The exit status that the corresponding single command would have."""
 
     source_sha256: str | None = None
-    """The SHA-256 of the files with the tensors."""
+    """The SHA-256 of the source files that contain tensors."""
 
     source_bytes: int | None = None
     """The size of these files in bytes."""
 
     target_sha256: str | None = None
-    """The SHA-256 of the files that were written."""
+    """The SHA-256 of the target files that contain tensors."""
 
     target_bytes: int | None = None
     """The size of these files in bytes."""
@@ -94,7 +94,7 @@ class Row:
     """The number of parameters of the target."""
 
     published: str | None = None
-    """The URL of the commit."""
+    """The URL of the commit on the Hub, if the job published the model."""
 
     convert_seconds: float | None = None
     """Seconds for reading, writing and comparing."""
@@ -109,7 +109,7 @@ class Row:
     """The peak memory of all processes of the job in bytes, or None if unknown."""
 
     started: float = 0.0
-    """The time of its end, in seconds since 1970."""
+    """The time at which the job was started, in seconds since 1970."""
 
     host: str = ""
     """The host name of the machine."""
@@ -118,13 +118,13 @@ class Row:
     """The number of attempts."""
 
     mae_convert: str = __version__
-    """The version."""
+    """The version of mae-convert."""
 
     source_version: Mapping[str, Any] = field(default_factory=dict)
-    """The version of the source when the job ended, see `freshness`."""
+    """The version of the source, as returned by `freshness.checkpoint_version`."""
 
     target_version: Mapping[str, Any] = field(default_factory=dict)
-    """The version of the target when the job ended."""
+    """The version of the target when the job ended, in the same form."""
 
     @property
     def is_good(self) -> bool:
@@ -133,11 +133,16 @@ class Row:
 
     @property
     def status(self) -> str:
-        """Return the outcome of the job in one or two words, the same in every report."""
+        """The outcome of the job in one or two words, as shown in reports."""
         return STATUS.get(self.outcome, "no result")
 
     def ended(self, started: float, peak_memory: int | None) -> "Row":
-        """Return the row of a job that has just ended."""
+        """Return this row with the start time, duration, peak memory and host name of its job.
+
+        Args:
+            started: the start time, in seconds since 1970.
+            peak_memory: the peak memory in bytes, or None.
+        """
         host, seconds = socket.gethostname(), time() - started
         return replace(self, started=started, seconds=seconds, peak_memory=peak_memory, host=host)
 
@@ -154,14 +159,20 @@ MAPPINGS = [name for name, kind in COLUMNS.items() if "Mapping" in kind]
 
 
 def error_row(identity: Mapping[str, Any], results: Mapping[str, Any], error: BaseException) -> Row:
-    """Return the row of a job that ended with an error."""
+    """Return the row of a job that ended with an error.
+
+    Args:
+        identity: the fields that identify the job, as returned by `Job.identity`.
+        results: the fields of the steps that were completed before the error.
+        error: the error.
+    """
     return Row(
-        **{**identity, **results, "outcome": ERROR, "error": sentence(error)},
+        **{**identity, **results, "outcome": ERROR, "error": error_message(error)},
         exit_status=error.exit_status if isinstance(error, MaeConvertError) else 2,
     )
 
 
-def sentence(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """Return the message of an error."""
     if isinstance(error, MaeConvertError):
         return error.render(as_field)
@@ -183,7 +194,7 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
     return {
         "outcome": DONE if verdict.passed else FAILED,
         "exit_status": 0 if verdict.passed else 1,
-        "verdict": answer(verdict)[0],
+        "verdict": verdict_in_words(verdict)[0],
         "assuming": in_words(shared(verdict.assumptions)) or None,
         "passed": verdict.passed,
         "proven": verdict.proven,

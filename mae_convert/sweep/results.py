@@ -41,14 +41,17 @@ TABLES = {
 
 
 class Results:
-    """The results of a sweep and the jobs that were started; opened by one sweep at a time."""
+    """The results file of a sweep: rows of ended jobs, and the targets of jobs that were started.
+
+    Only one sweep at a time can open it.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open a results file, or create it.
 
         Raises:
-            OutputError: another sweep uses it, or it cannot be written.
-            CheckpointError: it is not a results file.
+            OutputError: another sweep uses the file, or it cannot be written.
+            CheckpointError: the file is not a results file.
         """
         from filelock import FileLock, Timeout
 
@@ -56,7 +59,7 @@ class Results:
         if path.suffix == ".parquet":
             raise OutputError(
                 f"{path}: results are stored in an SQLite file",
-                hint=("for a Parquet table of them all, pass ", Option("report", str(path))),
+                hint=("for a Parquet table of all results, pass ", Option("report", str(path))),
                 path=path,
             )
         check_target(path, overwrite=True)
@@ -67,7 +70,7 @@ class Results:
         except Timeout:
             raise OutputError(
                 f"{path} is in use by another sweep",
-                hint=("wait for it, or name other ", Option("results")),
+                hint=("wait until it has ended, or specify another file with ", Option("results")),
                 path=path,
             ) from None
         except OSError as error:
@@ -80,7 +83,7 @@ class Results:
             self._file = _opened(path)
         except sqlite3.Error as error:
             self._lock.release()
-            raise _no_results(path, error) from error
+            raise _not_a_results_file(path, error) from error
 
     def __enter__(self) -> "Results":
         return self
@@ -112,18 +115,18 @@ class Results:
         """Write the row of a completed job, replacing an earlier one.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         values = [_stored(value) for value in row.to_dict().values()]
-        marks = ", ".join("?" * len(values))
+        placeholders = ", ".join("?" * len(values))
         with self._writing():
-            self._file.execute(f"INSERT OR REPLACE INTO jobs VALUES ({marks})", values)
+            self._file.execute(f"INSERT OR REPLACE INTO jobs VALUES ({placeholders})", values)
 
     def rows(self) -> dict[str, Row]:
         """Return all rows by the key of their job.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is corrupt.
         """
         with self._reading():
             return _rows(self._file)
@@ -133,11 +136,11 @@ class Results:
         try:
             yield
         except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise _no_results(self.path, error) from error
+            raise _not_a_results_file(self.path, error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Commit all statements of the block, or none."""
+        """Commit all SQL statements of the block, or none of them."""
         try:
             with self._file:
                 yield
@@ -145,10 +148,10 @@ class Results:
             raise OutputError(self.path, f" cannot be written: {error}") from error
 
 
-def _no_results(path: Path, error: Exception) -> CheckpointError:
+def _not_a_results_file(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is corrupt, or is not a results file of this version ({error})",
-        hint=("move it away, or name another with ", Option("results")),
+        hint=("move it away, or specify another file with ", Option("results")),
         path=path,
     )
 
@@ -157,14 +160,14 @@ def read_results(path: Path) -> list[Row]:
     """Return the rows of a results file, in the order in which the jobs ended.
 
     Raises:
-        CheckpointError: it is not a results file, or it is damaged.
+        CheckpointError: the file is not a results file, or it is corrupt.
     """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
             _check_tables(file)
             return list(_rows(file).values())
     except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise _no_results(path, error) from error
+        raise _not_a_results_file(path, error) from error
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -194,14 +197,14 @@ def _is_empty(file: sqlite3.Connection) -> bool:
 def _check_tables(file: sqlite3.Connection) -> None:
     """Refuse a file that contains anything but the tables of this version.
 
-    A view or a generated column of the same name could have values of any type, or endlessly many.
+    A view or a generated column of the same name could return values of any type, or never end.
 
     Raises:
         sqlite3.DatabaseError: it is such a file.
     """
-    made_by = file.execute("PRAGMA user_version").fetchone()[0]
-    if made_by != FORMAT:
-        raise sqlite3.DatabaseError(f"it has format {made_by}, and this version {FORMAT}")
+    stored = file.execute("PRAGMA user_version").fetchone()[0]
+    if stored != FORMAT:
+        raise sqlite3.DatabaseError(f"its format is {stored}, but this version reads {FORMAT}")
     definitions = file.execute(
         "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%' ORDER BY name"
     ).fetchall()
@@ -244,5 +247,5 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
     # Non-finite numbers are stored as text.
     values["own_error"] = {str(dtype): float(x) for dtype, x in values["own_error"].items()}
     if values["outcome"] not in (DONE, FAILED, ERROR):
-        raise ValueError("the outcome of a job is not one of this version")
+        raise ValueError("the outcome of a job is unknown to this version")
     return values

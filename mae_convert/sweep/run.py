@@ -24,13 +24,13 @@ class SelectedJobs:
     """All jobs."""
 
     done: tuple[Row, ...]
-    """Rows of the jobs that have succeeded, with source and target unchanged since."""
+    """Rows of the jobs that succeeded and whose source and target are unchanged since."""
 
     pending: tuple[Job, ...]
     """The jobs to run."""
 
     skipped: tuple[Job, ...] = ()
-    """The jobs that are not to be run now, although they have not succeeded."""
+    """The jobs that have not succeeded but are not run, because only failed jobs are requested."""
 
 
 def select_jobs(
@@ -82,7 +82,7 @@ def run_sweep(
         pending: the jobs to run.
         results: the file that the rows are written to.
         engine: runs the jobs and yields a row for each.
-        fail_fast: stop at the first job that fails; jobs that are running then are stopped.
+        fail_fast: after the first job that fails, stop the running jobs and start no others.
         on_row: called with each row after it is written.
     """
     rows = []

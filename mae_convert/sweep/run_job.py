@@ -1,4 +1,4 @@
-"""One job of a sweep, run with the functions of the single commands."""
+"""Run one job of a sweep with the functions of `convert`, `verify` and `publish`."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.families.options import flags_of
 from mae_convert.files.staging import scratch_directory
 from mae_convert.sources import locate, parse_source, storage
-from mae_convert.sweep.freshness import version
+from mae_convert.sweep.freshness import checkpoint_version
 from mae_convert.sweep.memory import PeakMemory
 from mae_convert.sweep.plan_fields import Job, Settings
 from mae_convert.sweep.result import Row, error_row, verdict_fields
@@ -37,11 +37,13 @@ THREAD_VARIABLES = (
 
 
 def run_job(job: Job, threads: int | None = None) -> Row:
-    """Convert, verify and publish as a job specifies, and return its row, also after an error.
+    """Convert, verify and publish as a job specifies, and return its row.
+
+    An error is not raised; its message is in the row.
 
     Args:
         job: the job. An existing target is replaced.
-        threads: the number of threads of each framework; None for its default.
+        threads: the number of threads of the framework; None for its default.
     """
     if threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -51,13 +53,13 @@ def run_job(job: Job, threads: int | None = None) -> Row:
             _work(job, folder, results)
             row = Row(**job.identity(), **results)
         except Exception as error:
-            # A programming error, too, must fail this job only, and not the others.
-            row = error_row(job.identity(), results, _named(error, job, folder))
+            # Even a programming error must not stop the other jobs.
+            row = error_row(job.identity(), results, _with_names_of_user(error, job, folder))
     return row.ended(started, memory.peak)
 
 
-def _named(error: Exception, job: Job, folder: Path) -> Exception:
-    """Return an error with the names that the user specified instead of temporary paths."""
+def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
+    """Return an error whose message has the URLs that the user specified, not temporary paths."""
     names = (("source", job.source), ("target", job.target), ("converted", job.target))
     for folder_name, name in names:
         if name and storage.is_remote(name) and isinstance(error, MaeConvertError):
@@ -67,16 +69,16 @@ def _named(error: Exception, job: Job, folder: Path) -> Exception:
 
 
 def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
-    """Run a job; results are kept if a later step fails."""
-    row_fields["source_version"] = version(job.source)
-    path, origin = _local(job.source, scratch / "source")
+    """Run a job and add its results to ``row_fields`` step by step, so that an error keeps them."""
+    row_fields["source_version"] = checkpoint_version(job.source)
+    path, origin = _local_path(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
     settings: dict[str, Any] = {
         "state_key": state_key,
         "task": None if job.settings.get("num_labels") else job.settings.get("task"),
         "origin": origin,
     }
-    output = _place(job, scratch)
+    output = _output_path(job, scratch)
     if job.converts:
         with _timed(row_fields, "convert_seconds"):
             plan = _plan(job, open_checkpoint(path, flags, incomplete=True, **settings), output)
@@ -86,7 +88,7 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
         row_fields["source_fingerprint"] = report["source"]["fingerprint"]
         row_fields["target_fingerprint"] = report["fingerprint"]
     elif job.target is not None:
-        output, _ = _local(job.target, scratch / "target")
+        output, _ = _local_path(job.target, scratch / "target")
     source = open_checkpoint(path, flags, fill_only=True, incomplete=True, **settings)
     target = open_checkpoint(output, flags, fill_only=True, incomplete=True, state_key=state_key)
     check_flags(flags, source, target)
@@ -103,22 +105,22 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
         if job.settings.get("certify") and verification.verdict.passed:
             _certify(verification, target)
     for name, checkpoint in (("source", source), ("target", target)):
-        _account(row_fields, name, checkpoint)
+        _add_hash_and_size(row_fields, name, checkpoint)
     if row_fields.get("verdict") is None or row_fields["passed"]:
-        _deliver(job, output, row_fields)
+        _upload_and_publish(job, output, row_fields)
         if job.target is not None and "target_version" not in row_fields:
-            row_fields["target_version"] = version(job.target)
+            row_fields["target_version"] = checkpoint_version(job.target)
 
 
-def _local(text: str, folder: Path) -> tuple[Path, Any]:
+def _local_path(text: str, folder: Path) -> tuple[Path, Any]:
     """Return the local path of a checkpoint, downloaded if needed, and its origin."""
     if storage.is_remote(text):
         return storage.download(text, folder), Origin(without_credentials(text))
     return locate(parse_source(text.removeprefix(storage.FILE)))
 
 
-def _place(job: Job, scratch: Path) -> Path:
-    """Return the path to convert to: the target itself, if it is on this machine."""
+def _output_path(job: Job, scratch: Path) -> Path:
+    """Return the path of the converted file or directory: a temporary one for remote targets."""
     if job.target is not None and not storage.is_remote(job.target):
         return Path(job.target)
     folder = scratch / "converted"
@@ -200,16 +202,16 @@ def _certify(verification: "Verification", target: Checkpoint) -> None:
     write_certificate(verification, target)
 
 
-def _account(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Record hash and size of the files with tensors."""
+def _add_hash_and_size(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
+    """Add the hash and the size of the files that contain tensors to the results."""
     files = checkpoint.container.opened
     if not results.get(f"{name}_sha256"):
         results[f"{name}_sha256"] = files_sha256(files).get("sha256")
     results[f"{name}_bytes"] = sum(file.size for file in files)
 
 
-def _deliver(job: Job, target: Path, results: dict[str, Any]) -> None:
-    """Upload a result to its target in remote storage, and to the Hub."""
+def _upload_and_publish(job: Job, target: Path, results: dict[str, Any]) -> None:
+    """Upload the target to remote storage and publish it on the Hub, if the job specifies this."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 
@@ -240,6 +242,7 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
 
 @contextmanager
 def _timed(results: dict[str, Any], name: str) -> Iterator[None]:
+    """Store the seconds that the block takes under ``name`` in the results."""
     start = time.perf_counter()
     try:
         yield

@@ -29,16 +29,23 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.ldexp(whole, last_place).astype(dtype)
 
 
-def settled(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return the exact values rounded to ``ours`` or, where it is equally close, to ``theirs``.
+def accept_either_rounding(
+    exact: np.ndarray, rounded: np.ndarray, target: np.ndarray
+) -> np.ndarray:
+    """Return the rounded values, replaced by those of the target where these are equally close.
 
-    Two algorithms may give results on either side of a rounding midpoint; both roundings are then
-    accepted.
+    Two algorithms can compute float64 values on opposite sides of the midpoint between two values
+    of the stored dtype, and then round differently; both roundings are accepted.
+
+    Args:
+        exact: the float64 values before rounding.
+        rounded: these values, rounded to the dtype in which they are stored.
+        target: the values that the target stores.
     """
-    if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
-        return ours
-    away, allowed = (np.abs(side.astype(np.float64) - exact) for side in (theirs, ours))
-    return np.where(away <= allowed + SLACK * np.abs(exact).max(), theirs, ours)
+    if (target.shape, target.dtype) != (rounded.shape, rounded.dtype):
+        return rounded
+    error, allowed = (np.abs(array.astype(np.float64) - exact) for array in (target, rounded))
+    return np.where(error <= allowed + SLACK * np.abs(exact).max(), target, rounded)
 
 
 def resampled_positions(
@@ -50,7 +57,7 @@ def resampled_positions(
         embedding: the position embedding.
         grid: h and w of the embedding.
         new_grid: h and w after resampling.
-        first: number of rows before those of the patches, which are copied.
+        first: number of rows before those of the patches; these first rows are copied.
         aligned: whether the corner patches of both grids have the same positions.
     """
     width = embedding.shape[-1]
@@ -72,10 +79,10 @@ def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
         position, unit = np.arange(size) * (len(samples) - 1), max(size - 1, 1)
     else:
         position, unit = (2 * np.arange(size) + 1) * len(samples) - size, 2 * size
-    index, rest = np.divmod(position, unit)
-    t = (rest / unit)[:, None, None]
-    edged = np.pad(samples, ((2, 2), (0, 0), (0, 0)), mode="edge")
-    before, left, right, after = (edged[index + offset] for offset in (1, 2, 3, 4))
+    index, remainder = np.divmod(position, unit)
+    t = (remainder / unit)[:, None, None]
+    padded = np.pad(samples, ((2, 2), (0, 0), (0, 0)), mode="edge")
+    before, left, right, after = (padded[index + offset] for offset in (1, 2, 3, 4))
     slope_left, slope_right = TANGENT * (right - before), TANGENT * (after - left)
     from_left = (1 + 2 * t) * left + t * slope_left
     from_right = (3 - 2 * t) * right - (1 - t) * slope_right
@@ -87,8 +94,9 @@ def fixed_positions(
 ) -> np.ndarray:
     """Return the fixed sine-cosine position embedding for another grid.
 
-    If the given embedding is not the fixed one, it is resampled, so that a target in which it was
-    replaced is detected; with another number of frames all values of the result are NaN.
+    An embedding that is not the fixed one, for example because it was trained, is resampled
+    instead, so that it differs from a target in which it was replaced by the fixed one. It cannot
+    be resampled to another number of frames; all values of the result are then NaN.
 
     Args:
         embedding: (1, 1 + L, width).
@@ -114,10 +122,10 @@ def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
     parts = []
     for coordinates, share in zip(indices[::-1], shares, strict=True):
         half = unit * share // 2
-        turn = np.exp(
+        rotations = np.exp(
             1j * np.outer(coordinates, np.exp(-math.log(10000) * np.arange(half) / max(half, 1)))
         )
-        parts += [turn.imag, turn.real]
+        parts += [rotations.imag, rotations.real]
     table = np.concatenate(parts, axis=1)
     return np.pad(table, ((1, 0), (0, width - table.shape[1])))[None]
 

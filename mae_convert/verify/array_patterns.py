@@ -19,8 +19,8 @@ def near(a: np.ndarray, b: np.ndarray) -> bool:
 def differing(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     """Return the indices along an axis at which two arrays differ by more than rounding."""
     others = tuple(i for i in range(a.ndim) if i != axis % a.ndim)
-    away = np.abs(a - b).max(axis=others)
-    return np.flatnonzero(~(away <= ROUNDING * max(float(np.abs(a).max()), 1e-300)))
+    largest = np.abs(a - b).max(axis=others)
+    return np.flatnonzero(~(largest <= ROUNDING * max(float(np.abs(a).max()), 1e-300)))
 
 
 def same_vector(difference: np.ndarray) -> bool:
@@ -31,7 +31,10 @@ def same_vector(difference: np.ndarray) -> bool:
 
 
 def same_by_position(difference: np.ndarray, positions: np.ndarray) -> bool:
-    """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are equal."""
+    """Return whether vectors (N, T, D) are equal wherever the position indices (N, T) are equal.
+
+    The result is False if no position occurs twice, because nothing can then be compared.
+    """
     vectors = difference.reshape(-1, difference.shape[-1])
     size = float(np.abs(vectors).max(initial=0.0))
     flat = positions.ravel()
@@ -54,7 +57,7 @@ def factor(a: np.ndarray, b: np.ndarray) -> float | None:
     return ratio if ratio != 0 and near(a * ratio, b) else None
 
 
-def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
+def permutation_between(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
     """Return the permutation along an axis that turns ``a`` into ``b``.
 
     Returns:
@@ -71,7 +74,7 @@ def order_of(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray | None:
     return order if fits and not np.array_equal(order, np.arange(count)) else None
 
 
-def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
+def dropout_probability(a: np.ndarray, b: np.ndarray) -> float | None:
     """Return the dropout probability if ``b`` is ``a`` after dropout, else None."""
     zero = (b == 0) & (a != 0)
     if not 0 < zero.mean() < 1:
@@ -82,14 +85,15 @@ def dropped(a: np.ndarray, b: np.ndarray) -> float | None:
     return 1 - 1 / ratio
 
 
-def runs(indices: np.ndarray) -> str:
+def index_ranges(indices: np.ndarray) -> str:
     """Return indices as text with ranges abbreviated: "0, 3-5"."""
     return ", ".join(
-        str(first) if first == last else f"{first}-{last}" for first, last in _runs(indices)
+        str(first) if first == last else f"{first}-{last}" for first, last in _ranges(indices)
     )
 
 
-def _runs(indices: np.ndarray) -> Iterator[tuple[int, int]]:
+def _ranges(indices: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last index of each range of consecutive indices."""
     pieces = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
     for piece in pieces:
         if len(piece):

@@ -23,8 +23,8 @@ FUNCTION_FIELDS = (
     "global_pool",
     "image_size",
 )
-# Assumptions for which other models of the same names and shapes have other values. Conventions
-# that the layout's own code fixes, or the family of the checkpoint, are not among them.
+# Kinds of assumptions about a field whose value differs between models with the same tensor names
+# and shapes. A convention that the code of a layout or of a model family fixes is not one of them.
 UNCERTAIN = (OFFICIAL, NAMES, LAYOUT, SQUARE)
 
 Assumption = Mapping[str, Any]
@@ -45,11 +45,12 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
         assumption
         for field in FUNCTION_FIELDS
         if tasks == {"pretrain"} or not field.startswith("decoder_")
-        for assumption in _about(field, a, b, resampled=resampled)
+        for assumption in _assumptions_about(field, a, b, resampled=resampled)
     )
 
 
-def _about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assumption]:
+def _assumptions_about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assumption]:
+    """Yield the assumptions about one field: one for both sides if they share it."""
     entries = {
         side: trace.description["assumptions"][field]
         for side, trace in (("A", a), ("B", b))

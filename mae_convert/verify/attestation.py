@@ -1,8 +1,8 @@
 """Sign a verified model directory and check such a signature.
 
 ``attestation.json`` is an in-toto statement: its subjects are the files, its predicate contains the
-result of the verification. ``model.sig`` is the signature of all files, including the statement. It
-is created by `mae_convert.verify.signing`.
+result of the verification. ``model.sig`` is the signature of all files, including the statement;
+`mae_convert.verify.signing` creates it.
 """
 
 import json
@@ -48,13 +48,13 @@ def attest(
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: the certificate does not hold, or the key cannot be used.
+        MaeConvertError: a file has changed since it was certified, or the key cannot be used.
     """
     signer.check()
     if not folder.is_dir():
         raise MaeConvertError(folder, " is not a model directory", hint="convert it to one")
     certificate = read_certificate(folder)
-    if failed := certificate.checks():
+    if failed := certificate.failed_checks():
         raise MaeConvertError(
             folder,
             f" is not the verified model: {failed[0].name.partition('/')[2]} {failed[0].measured}",
@@ -70,7 +70,7 @@ def attest(
     ignored = [folder / name for name in present if name not in chosen]
     try:
         signer.sign(folder, folder / SIGNATURE, ignored)
-    except BaseException:  # an earlier signature is that of the earlier statement
+    except BaseException:  # restore the earlier statement, to which an earlier signature belongs
         if old is None:
             path.unlink(missing_ok=True)
         else:
@@ -131,8 +131,8 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
         files, checks = signed_files(signature), list(_statement_checks(folder))
         names = {STATEMENT, *(subject["name"] for subject in _document(folder)["subject"])}
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        wrong = f"not readable: {type(error).__name__}"
-        return [Check("certificate/statement", False, wrong, PREDICATE_TYPE)]
+        reason = f"not readable: {type(error).__name__}"
+        return [Check("certificate/statement", False, reason, PREDICATE_TYPE)]
     unsigned = ", ".join(sorted(names - files)) or "none"
     return [
         Check("certificate/signature", True, "valid", "valid"),
@@ -142,6 +142,7 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
 
 
 def _document(folder: Path) -> Any:
+    """Return the statement in a directory, or a statement without subjects if there is none."""
     path = folder / STATEMENT
     return json_in(ByteFile(path), ADVICE) if path.is_file() else {"subject": []}
 
@@ -167,8 +168,8 @@ def _statement_checks(folder: Path) -> Iterator[Check]:
         if not (folder / Path(subject["name"]).name).is_file()
         or file_sha256(folder / Path(subject["name"]).name) != subject["digest"]["sha256"]
     ]
-    yield Check("certificate/subjects", not changed, ", ".join(changed) or "the files", "the files")
+    yield Check("certificate/subjects", not changed, ", ".join(changed) or "unchanged", "unchanged")
     predicate = values["predicate"]
-    other = [name for name in REPEATED if predicate.get(name) != certificate.get(name)]
-    changed_fields = ", ".join(other) or "as certified"
-    yield Check("certificate/predicate", not other, changed_fields, "as certified")
+    different = [name for name in REPEATED if predicate.get(name) != certificate.get(name)]
+    changed_fields = ", ".join(different) or "as certified"
+    yield Check("certificate/predicate", not different, changed_fields, "as certified")

@@ -37,7 +37,7 @@ from mae_convert.verify.judge import (
     LIMITS,
     Check,
     ceiling_units,
-    own_errors,
+    rounding_errors,
 )
 from mae_convert.verify.verification import Verification
 
@@ -58,7 +58,7 @@ class Certificate:
     """The contents of ``verification.json``."""
 
     def sha256_of(self, name: str) -> str | None:
-        """Return the SHA-256 of a file when it was verified; None if it was not verified."""
+        """Return the SHA-256 that a file had when it was verified; None if it was not verified."""
         return self._hashes().get(name)
 
     def is_document(self, data: bytes) -> bool:
@@ -80,8 +80,8 @@ class Certificate:
             if not (folder / name).is_file() or file_sha256(folder / name) != sha256
         ]
 
-    def checks(self) -> list[Check]:
-        """Return the failed checks of the certificate itself and of files that changed since."""
+    def failed_checks(self) -> list[Check]:
+        """Return failed checks of the certificate itself and of files that changed since then."""
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
             for name in self.changed_files()
@@ -99,17 +99,20 @@ class Certificate:
             checks.append(Check("certificate/limits", False, measured, LIMITS[wider[0]]))
         return checks
 
-    def checks_of(self, checkpoint: Checkpoint) -> list[Check]:
-        """Return failed checks for files that affect the model but are not in the certificate."""
+    def failed_checks_of_files(self, checkpoint: Checkpoint) -> list[Check]:
+        """Return failed checks of files that affect the model but are not in the certificate.
+
+        A step that the certificate declares but the checkpoint does not is also a failed check.
+        """
         files, declared = self.document["files"], declared_steps(checkpoint)
         new = [name for name in _files(checkpoint) if name not in files]
-        foreign = [step for step in self.document["steps"] if step not in declared]
+        undeclared = [step for step in self.document["steps"] if step not in declared]
         return [
-            *(Check(f"file/{n}", False, "not among those verified", "as verified") for n in new),
-            *(Check("certificate/steps", False, f"{s}", "declared by B") for s in foreign[:1]),
+            *(Check(f"file/{n}", False, "was not verified", "as verified") for n in new),
+            *(Check("certificate/steps", False, f"{s}", "declared by B") for s in undeclared[:1]),
         ]
 
-    def checks_of_run(self, trace: Trace) -> list[Check]:
+    def failed_checks_of_run(self, trace: Trace) -> list[Check]:
         """Return failed checks of the weights in a new run."""
         recorded, measured = self.document["target"].get("fingerprint"), trace.fingerprint
         if recorded is None or recorded.split(":")[:2] == str(measured).split(":")[:2]:
@@ -135,7 +138,9 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 of the bytes that were read from each of these files.
+    """Return file name → SHA-256 for each file that affects what the target computes.
+
+    The hashes are those of the bytes that were read for the verification.
 
     Raises:
         CheckpointError: a file was modified in the meantime.
@@ -176,14 +181,14 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
     }
     data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     document = _document(verification, target, hashlib.sha256(data).hexdigest())
-    _require_the_same(document["files"], folder)
+    _require_unchanged(document["files"], folder)
     write_file(folder / arrays_name, data, overwrite=True)
     text = json.dumps(plain(document), indent=2) + "\n"
     write_file(folder / document_name, text, overwrite=True)
     return folder / document_name
 
 
-def _require_the_same(files: Mapping[str, str], folder: Path) -> None:
+def _require_unchanged(files: Mapping[str, str], folder: Path) -> None:
     """Require that the files are unchanged since they were verified.
 
     Raises:
@@ -225,7 +230,7 @@ def _document(verification: Verification, target: Checkpoint, arrays: str) -> di
         "source_trace": {
             **_without_path(source.description),
             "own_errors": {
-                dtype: _results_only(own_errors(source, dtype))
+                dtype: _results_only(rounding_errors(source, dtype))
                 for dtype in source.description["dtypes"]
                 if dtype != "float64"
             },
@@ -279,8 +284,8 @@ def read_certificate(target: Path) -> Certificate:
         )
     document = json_in(ByteFile(path), ADVICE)
     check_document(document, "certificate", path, ADVICE)
-    if strange := next((n for n in document["files"] if not is_plain_name(n)), None):
-        raise _damaged(path, f"{strange!r} is not the name of a file in the same directory")
+    if invalid := next((n for n in document["files"] if not is_plain_name(n)), None):
+        raise _damaged(path, f"{invalid!r} is not the name of a file in the same directory")
     if has_control_characters(document):
         raise _damaged(path, "a string in it contains control characters")
     return Certificate(target, document)
@@ -332,7 +337,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Return the versions of Python, mae-convert and the platform."""
+    """Return the versions of Python, mae-convert and the installed libraries, and the platform."""
     versions = {"mae-convert": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

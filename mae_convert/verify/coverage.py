@@ -1,4 +1,4 @@
-"""Determine the comparable results of two traces and the limits of a verdict."""
+"""Determine which results of two traces can be compared, and what a verdict does not cover."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from mae_convert.runtime.sides import THIRD_PARTIES
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT
 from mae_convert.text import plural
-from mae_convert.verify.localise import LAST_STEPS
+from mae_convert.verify.localise import OUTPUT_NAMES
 
 
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
@@ -16,21 +16,24 @@ def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
 
     Models of other libraries do not expose all intermediate activations, so those are required only
     between reference models.
+
+    Yields:
+        The name of the result, and the side that lacks it: "A" or "B".
     """
     if a.description["task"] != b.description["task"]:
         return
-    with_steps = all(_has_steps(trace) for trace in (a, b))
+    with_activations = all(_has_activations(trace) for trace in (a, b))
     for name, side, other in (("B", a, b), ("A", b, a)):
         names = other.results("float64").keys() | other.description.get("settings", {}).get(
             "omits", ()
         )
         for result in side.results("float64"):
-            step = with_steps and not result.startswith(GRADIENT)
-            if (step or result in LAST_STEPS) and result not in names:
+            required = with_activations and not result.startswith(GRADIENT)
+            if (required or result in OUTPUT_NAMES) and result not in names:
                 yield result, name
 
 
-def _has_steps(trace: Trace) -> bool:
+def _has_activations(trace: Trace) -> bool:
     """Return whether a trace has all intermediate activations of a reference model."""
     ours = trace.description.get("framework") not in (*THIRD_PARTIES, FOREIGN)
     return ours and any(name.startswith("float64/tap/") for name in trace.arrays)
@@ -43,7 +46,13 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
         for name, task, count, declared in left_out(a, b)
     ]
-    return [*parts, *_not_given(a, b), *_alone(a, b), *_activations(a, b), *_precisions(a, b)]
+    return [
+        *parts,
+        *_unused_inputs(a, b),
+        *_results_of_one_side(a, b),
+        *_activations(a, b),
+        *_precisions(a, b),
+    ]
 
 
 def _activations(a: Trace, b: Trace) -> Iterator[str]:
@@ -52,18 +61,19 @@ def _activations(a: Trace, b: Trace) -> Iterator[str]:
         yield "intermediate activations, which neither run recorded"
 
 
-def _not_given(a: Trace, b: Trace) -> Iterator[str]:
+def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
     """Yield sentences about optional inputs of a model that the runs did not use."""
     for name, trace in (("A", a), ("B", b)):
         family = described_family(trace.description)
         config = family.configuration_class.from_dict(trace.description["config"])
-        given = trace.description.get("additional_inputs", ())
-        if absent := [n for n in family.additional_shapes(config) if n not in given]:
+        used = trace.description.get("additional_inputs", ())
+        if absent := [n for n in family.additional_shapes(config) if n not in used]:
             names = " and ".join(absent)
             yield f"the effect of {names} on {name}; the inputs do not contain them"
 
 
 def _precisions(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield sentences about dtypes that were not run on both sides."""
     left, right = a.description["dtypes"], b.description["dtypes"]
     for name, own, other in (("A", left, right), ("B", right, left)):
         if alone := [dtype for dtype in own if dtype not in other]:
@@ -73,10 +83,13 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield side, the other side's task, the number of tensors, and whether a record declares it.
+    """Yield the number of tensors of a side that the other side lacks because its task differs.
 
-    Tensors that a model for the other task does not have were dropped by the other side's
-    conversion or created by this side's conversion.
+    Such tensors were dropped by the other side's conversion or created by this side's conversion.
+
+    Yields:
+        The side, "A" or "B"; the task of the other side; the number of tensors; and whether a
+        conversion record declares them.
     """
     if a.description["task"] == b.description["task"]:
         return
@@ -92,14 +105,14 @@ def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
             yield name, task, count, declared
 
 
-def _alone(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield optional results (intermediate activations, gradients) that only one side has."""
+def _results_of_one_side(a: Trace, b: Trace) -> Iterator[str]:
+    """Yield sentences about optional results (activations, gradients) that only one side has."""
     other_task = a.description["task"] != b.description["task"]
-    wanting = {name for name, _ in missing_results(a, b)}
+    required = {name for name, _ in missing_results(a, b)}
     for name, one, other in (("A", a, b), ("B", b, a)):
         own = one.results("float64").keys()
-        alone = [n for n in own if n not in other.results("float64") and n not in wanting]
-        if other_task:  # `left_out` describes the other results of the part
+        alone = [n for n in own if n not in other.results("float64") and n not in required]
+        if other_task:  # the results of decoder and head are those of `left_out`
             alone = [n for n in alone if n.startswith("encoder.")]
         gradients = [n for n in alone if n.startswith(GRADIENT)]
         steps = [n for n in alone if "." in n and n not in gradients]

@@ -19,11 +19,11 @@ from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.table import write_tensors
 from mae_convert.verify.arithmetic import (
+    accept_either_rounding,
     fixed_positions,
     mixed_channels,
     resampled_positions,
     round_half_even,
-    settled,
 )
 
 Step = Mapping[str, Any]
@@ -44,7 +44,7 @@ class Change:
     """Dtypes to which the new values are rounded, in order; the last one is the stored dtype."""
 
     values: Callable[[np.ndarray], np.ndarray]
-    """Exact float64 values, and a mask of the elements that have them."""
+    """Computes the new values in float64, before rounding, from the old values in float64."""
 
 
 Changes = tuple[Mapping[str, Change], Configuration]
@@ -65,7 +65,7 @@ def declared_steps(checkpoint: Checkpoint) -> list[Step]:
                     f" declares a step {step['step']!r} that this version of mae-convert does not "
                     "support"
                 ),
-                hint="update it",
+                hint="update mae-convert",
             )
     return steps
 
@@ -75,9 +75,9 @@ def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
 
     A target that was converted several times declares the steps of all conversions.
     """
-    behind, declared = declared_steps(source), declared_steps(target)
+    applied, declared = declared_steps(source), declared_steps(target)
     common = 0
-    while common < min(len(behind), len(declared)) and behind[common] == declared[common]:
+    while common < min(len(applied), len(declared)) and applied[common] == declared[common]:
         common += 1
     return declared[common:]
 
@@ -101,11 +101,11 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
         if step["step"] not in CHANGES:
             continue
         changes, configuration = CHANGES[step["step"]](after, step)
-        if step["step"] != "dtype":  # rounding alone is unambiguous
+        if step["step"] != "dtype":  # rounding alone gives the same result in any implementation
             computed |= changes.keys()
-        arbiters = {name: target.tensors[name] for name in computed & target.tensors.keys()}
+        of_target = {name: target.tensors[name] for name in computed & target.tensors.keys()}
         if changes or configuration != after.configuration:
-            after = _changed(after, changes, configuration, arbiters)
+            after = _changed(after, changes, configuration, of_target)
     if after is source:
         return source
     record = after.container.conversion or {}
@@ -117,10 +117,11 @@ def _changed(
     checkpoint: Checkpoint,
     changes: Mapping[str, Change],
     configuration: Configuration,
-    arbiters: Mapping[str, LazyTensor],
+    of_target: Mapping[str, LazyTensor],
 ) -> Checkpoint:
+    """Return a checkpoint with changed tensors; those in ``of_target`` choose between roundings."""
     new = {
-        name: _tensor(checkpoint.tensors[name], change, arbiters.get(name))
+        name: _tensor(checkpoint.tensors[name], change, of_target.get(name))
         for name, change in changes.items()
     }
     tensors = {**checkpoint.tensors, **new}
@@ -130,13 +131,15 @@ def _changed(
     return replace(checkpoint, tensors=tensors, configuration=configuration, container=container)
 
 
-def _tensor(tensor: LazyTensor, change: Change, arbiter: LazyTensor | None) -> LazyTensor:
+def _tensor(tensor: LazyTensor, change: Change, of_target: LazyTensor | None) -> LazyTensor:
     def load() -> np.ndarray:
         exact = change.values(tensor.load().astype(np.float64))
-        ours = exact
+        rounded = exact
         for dtype in change.dtypes:
-            ours = round_half_even(ours.astype(np.float64), dtype)
-        return ours if arbiter is None else settled(exact, ours, arbiter.load())
+            rounded = round_half_even(rounded.astype(np.float64), dtype)
+        if of_target is None:
+            return rounded
+        return accept_either_rounding(exact, rounded, of_target.load())
 
     return LazyTensor(tensor.name, change.shape, change.dtypes[-1], load)
 
@@ -188,13 +191,13 @@ def _fixed(source: Checkpoint, after: Any) -> dict[str, Change]:
         if tensor := source.tensors.get(name):
             shape = (1, 1 + after.num_patches, tensor.shape[-1])
             # The original code rounds the fixed embedding to float32, whatever the stored dtype.
-            dtypes = (FLOAT32, tensor.dtype) if _holds_float32(tensor) else (tensor.dtype,)
+            dtypes = (FLOAT32, tensor.dtype) if _is_exact_in_float32(tensor) else (tensor.dtype,)
             grids = {"grid": model.grid_shape, "new_grid": after.grid_shape}
             changes[name] = Change(shape, dtypes, partial(fixed_positions, **grids))
     return changes
 
 
-def _holds_float32(tensor: LazyTensor) -> bool:
+def _is_exact_in_float32(tensor: LazyTensor) -> bool:
     array = tensor.load()
     return bool((array.astype(np.float32) == array).all())
 
@@ -225,7 +228,7 @@ def _in_channels(source: Checkpoint, step: Step) -> Changes:
 
 
 def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
-    """Return the mean or std of the new channels: that of the copied channel or the average."""
+    """Return the mean or std of the new channels: the old values repeated, or their average."""
     if new == 1:
         return (math.fsum(values) / len(values),)
     return (values * new)[:new]

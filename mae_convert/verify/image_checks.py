@@ -26,7 +26,7 @@ GEOMETRY = {"resize": "size", "shortest_edge": "size", "resample": "resample", "
 VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normalize"}
 
 
-class Compared(NamedTuple):
+class DifferingSetting(NamedTuple):
     """A field that differs, its value on each side, and the distance between the pixels."""
 
     name: str
@@ -35,7 +35,7 @@ class Compared(NamedTuple):
     error: float
 
 
-def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
+def compare_preprocessing(a: Trace, b: Trace) -> Iterator[DifferingSetting]:
     """Yield preprocessing settings that differ, with the distance between the resulting pixels.
 
     Resizing and cropping are compared if both sides specify them and have the same image size; mean
@@ -46,7 +46,7 @@ def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
         return
     if "problem" in left or "problem" in right:
         if left.get("problem") != right.get("problem"):
-            yield Compared("size", left.get("problem"), right.get("problem"), math.inf)
+            yield DifferingSetting("size", left.get("problem"), right.get("problem"), math.inf)
         return
     resized = [step for trace in (a, b) for step in trace.description["steps"]]
     same_size = not any(step["step"] == "image_size" for step in resized)
@@ -57,44 +57,45 @@ def compare_preprocessing(a: Trace, b: Trace) -> Iterator[Compared]:
     differing = [n for n in names if _plain(left[n]) != _plain(right[n])]
     if not differing:
         return
-    error = _distance({**right, **{name: left[name] for name in names}}, right)
+    error = _largest_pixel_distance({**right, **{name: left[name] for name in names}}, right)
     settings = {**GEOMETRY, **VALUES}
     for field in dict.fromkeys(settings[name] for name in differing):
         first = next(name for name in differing if settings[name] == field)
-        yield Compared(field, left[first], right[first], error)
+        yield DifferingSetting(field, left[first], right[first], error)
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Return the larger of the relative L2 distances of the pixels of two test images."""
-    prepare = [_of_plain(side) for side in (left, right)]
-    sides = [side for each in prepare for side in _sides(each)]
-    if max(sides, default=1) > LARGEST:
+def _largest_pixel_distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Preprocess two test images with both settings; return the larger relative L2 distance."""
+    pair = [_from_plain(settings) for settings in (left, right)]
+    if max((length for one in pair for length in _lengths(one)), default=1) > LARGEST:
         return math.inf
-    size = next((tuple(side) for each in prepare if (side := each.crop or each.resize)), (32, 32))
-    return max(_apart(prepare, shape) for shape in (size, (size[0] + 13, 2 * size[1] - 7)))
+    size = next((tuple(hw) for one in pair if (hw := one.crop or one.resize)), (32, 32))
+    return max(_pixel_distance(pair, shape) for shape in (size, (size[0] + 13, 2 * size[1] - 7)))
 
 
-def _sides(each: Preprocessing) -> list[int]:
-    return [*(each.resize or ()), *(each.crop or ()), each.shortest_edge or 1]
+def _lengths(one: Preprocessing) -> list[int]:
+    """Return the side lengths, in pixels, of the images during preprocessing."""
+    return [*(one.resize or ()), *(one.crop or ()), one.shortest_edge or 1]
 
 
-def _apart(prepare: list[Preprocessing], size: tuple[int, ...]) -> float:
-    channels = prepare[0].channels
+def _pixel_distance(pair: list[Preprocessing], size: tuple[int, ...]) -> float:
+    """Return the relative L2 distance between the pixels of a random image (H, W)."""
+    channels = pair[0].channels
     random = np.random.Generator(np.random.Philox(0))
     pixels = random.integers(0, 256, (*size, channels), dtype=np.uint8)
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels, MODES[channels])
     try:
-        first, second = (each(image) for each in prepare)
+        first, second = (one(image) for one in pair)
     except (MaeConvertError, ValueError):  # a trace file may contain invalid settings
         return math.inf
     return relative_error(first, second)
 
 
-def _of_plain(described: Mapping[str, Any]) -> Preprocessing:
+def _from_plain(described: Mapping[str, Any]) -> Preprocessing:
     names = [field.name for field in fields(Preprocessing)]
     values: dict[str, Any] = {name: described[name] for name in names}
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}

@@ -47,7 +47,7 @@ class Step:
     """The first differing result within the step, or None."""
 
     errors: Mapping[str, tuple[float, float, float]]
-    """Dtype → the rounding errors of A and B, and the limit of the larger one."""
+    """Dtype → the rounding errors of A and B, and the limit for both."""
 
     @property
     def differs(self) -> bool:
@@ -75,13 +75,16 @@ def run_isolated(
         traces: the traces of these runs.
         inputs: the inputs of both runs.
 
+    Returns:
+        The steps that both sides have, in execution order.
+
     Raises:
         MaeConvertError: a run failed, or its library cannot run single steps.
     """
     exact = traces[0].results("float64")
-    given = {name: array for name, array in exact.items() if STEP_END.fullmatch(name)}
+    step_outputs = {name: array for name, array in exact.items() if STEP_END.fullmatch(name)}
     a, b = (
-        replace(run, request=replace(run.request, gradients=False), step_outputs=given)
+        replace(run, request=replace(run.request, gradients=False), step_outputs=step_outputs)
         for run in runs
     )
     lower = tuple(dtype for dtype in a.request.dtypes if dtype != "float64")
@@ -138,7 +141,7 @@ def _largest(
 
 
 def _rounding(dtype: str, ceiling: float, a: float, b: float) -> tuple[float, float, float]:
-    """Return the rounding errors of both sides and the limit of the larger one."""
+    """Return the rounding errors of A and B, and the limit for both."""
     unit = UNIT_ROUNDOFF[dtype]
     smaller = min(a, b) if np.isfinite([a, b]).all() else 0.0
     limit = min(PEER_FACTOR * max(smaller, FLOOR_UNITS * unit), max(ceiling, CEILING_UNITS) * unit)
@@ -163,8 +166,8 @@ def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
         named = [f"{step.name} (first at {step.at})" for step in differing[:MOST_NAMED]]
         more = len(differing) - len(named)
         names = ", ".join(named) + (f" and {more} more" if more else "")
-        rest = len(steps_run) - len(differing)
-        same = "no other step was compared" if not rest else f"the other {rest} steps agree"
+        equal = len(steps_run) - len(differing)
+        same = "no other step was compared" if not equal else f"the other {equal} steps agree"
         yield f"with A's input, B computes a different result in {names}; {same}"
     for dtype in steps_run[0].errors if steps_run else ():
         names = ", ".join(s.name for s in steps_run if s.is_imprecise(dtype))

@@ -26,16 +26,18 @@ from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
 from mae_convert.verify.image_checks import LIMIT as SAME_PIXELS
 from mae_convert.verify.image_checks import compare_preprocessing
-from mae_convert.verify.localise import LAST_STEPS, execution_order, suspects_at
+from mae_convert.verify.localise import OUTPUT_NAMES, candidate_tensors, execution_order
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# One side's rounding error may be this many times the other's ...
+# The rounding error of one side may be at most this many times that of the other side.
 PEER_FACTOR = 8.0
-# ... where errors below the first number of units of roundoff are raised to it; no error may exceed
-# the second number. Random full-size models have rounding errors of 0.3 to 16 units.
+# For this comparison, the other side's error counts as at least this many units of roundoff. Random
+# full-size models have rounding errors of 0.3 to 16 units.
 FLOOR_UNITS = 16.0
+# No rounding error may be larger than this many units of roundoff.
 CEILING_UNITS = 64.0
-# ... which is raised for large attention logits, at most to half the rounding of TF32 (8192 units).
+# For large attention logits this limit is raised by these units times the largest logit, at most to
+# half the unit roundoff of TF32, which is 8192 units of roundoff of float32.
 UNITS_PER_LOGIT = 16.0
 LARGEST_CEILING_UNITS = 4096.0
 LIMITS = {
@@ -77,8 +79,8 @@ class Verdict:
     """Whether every check passed."""
 
     proven: bool
-    """Whether both sides were read by the libraries of their formats and loaded without
-    mae-convert's mapping tables, so that its readers and tables are proven too."""
+    """Whether both sides were read by the libraries of their file formats and loaded without the
+    mapping tables of mae-convert, so that the comparison proves its readers and tables too."""
 
     checks: tuple[Check, ...]
     """All comparisons."""
@@ -87,7 +89,7 @@ class Verdict:
     """The first intermediate activation or output that differs, or None."""
 
     suspects: tuple[str, ...]
-    """The suspects: canonical tensors that may cause the difference, most likely first."""
+    """Canonical tensors that may cause the difference, most likely first."""
 
     causes: tuple[str, ...]
     """Explanations of the difference that were tested and confirmed."""
@@ -152,14 +154,14 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
         checks.append(Check("weights/tensors that differ", not differing, len(differing), 0))
     diverging = [c.name.removeprefix("function/") for c in function if not c.passed]
     first = min(diverging, key=execution_order, default=None)
-    fed = suspects_at(first, set(diverging), a, b) if first else []
+    candidates = candidate_tensors(first, set(diverging), a, b) if first else []
     unread = {side: tuple(t.description.get("unread") or ()) for side, t in (("A", a), ("B", b))}
     return Verdict(
         passed=all(check.passed for check in checks),
         proven=_native(a, b) and not any(unread.values()),
         checks=tuple(checks),
         first_divergence=first,
-        suspects=tuple(dict.fromkeys([*rank(differing, fed), *fed])),
+        suspects=tuple(dict.fromkeys([*rank(differing, candidates), *candidates])),
         causes=tuple(_configuration_causes(a, b)),
         witnesses=tuple(runner_of(side, trace) for side, trace in (("A", a), ("B", b))),
         not_compared=tuple(not_compared(a, b)),
@@ -179,7 +181,7 @@ def unread_in_words(verdict: Verdict) -> str:
 
 
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
-    """Return the checks of a proof.
+    """Return the checks that a passed verdict must also pass to be a proof.
 
     No mapping table was used, no missing tensor is undeclared, every field that a library may use
     is read, and the two sides share no assumption about the function.
@@ -200,9 +202,14 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     )
 
 
-def rank(differing: Sequence[str], fed: Sequence[str]) -> list[str]:
-    """Return the differing tensors, those that affect the first divergence first."""
-    return sorted(differing, key=lambda name: name not in fed)
+def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """Return the differing tensors, beginning with those that affect the first divergence.
+
+    Args:
+        differing: the names of tensors that differ.
+        candidates: the names of tensors that affect the first divergence.
+    """
+    return sorted(differing, key=lambda name: name not in candidates)
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
@@ -211,7 +218,7 @@ def effects(before: Trace, after: Trace) -> dict[str, float]:
     return {
         name: relative_error(new[name], old[name])
         for name in _common_results(before, after)
-        if name in LAST_STEPS
+        if name in OUTPUT_NAMES
     }
 
 
@@ -285,16 +292,18 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
         if weight is not None and result[name].shape == exact[name].shape:
-            away = result[name].astype(np.float64) - exact[name].astype(np.float64)
+            difference = result[name].astype(np.float64) - exact[name].astype(np.float64)
             size = max(np.linalg.norm(exact[name]), np.linalg.norm(weight))
-            return float(np.linalg.norm(away) / size) if size else relative_error(away, away * 0)
+            if not size:
+                return relative_error(difference, difference * 0)
+            return float(np.linalg.norm(difference) / size)
     return error(result[name], exact[name])
 
 
-def own_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
-    """Return result name → rounding error: its distance from the same side's float64 run.
+def rounding_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
+    """Return result name → rounding error: the distance of a result from that of the float64 run.
 
-    A certificate stores these numbers instead of the results.
+    A trace from a certificate contains these numbers instead of the results.
     """
     stored = trace.description.get("own_errors")
     if stored is not None:
@@ -312,7 +321,7 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
     ceiling = ceiling_units(a)
     for dtype in dtypes:
         unit = UNIT_ROUNDOFF[dtype]
-        errors_a, errors_b = own_errors(a, dtype), own_errors(b, dtype)
+        errors_a, errors_b = rounding_errors(a, dtype), rounding_errors(b, dtype)
         for name in _common_results(a, b):
             error_a, error_b = errors_a.get(name, math.inf), errors_b.get(name, math.inf)
             for side, own, other in (("A", error_a, error_b), ("B", error_b, error_a)):
@@ -354,10 +363,16 @@ def _configuration(a: Trace, b: Trace) -> Iterator[Check]:
     # Class names are part of the result; they are compared only if both sides have them.
     left, right = (side.description.get("labels") for side in (a, b))
     if left and right:
-        yield Check("configuration/labels", left == right, _apart(right, left), "the same names")
+        yield Check(
+            "configuration/labels",
+            left == right,
+            _count_differing_names(right, left),
+            "the same names",
+        )
 
 
-def _apart(names: Sequence[str], others: Sequence[str]) -> str:
+def _count_differing_names(names: Sequence[str], others: Sequence[str]) -> str:
+    """Return the number of class names that differ, as text."""
     count = sum(name != other for name, other in zip(names, others, strict=False))
     return f"{count + abs(len(names) - len(others))} of {len(others)} names differ"
 
@@ -365,7 +380,7 @@ def _apart(names: Sequence[str], others: Sequence[str]) -> str:
 def _compared_fields(a: Trace, b: Trace) -> list[str]:
     tasks = {a.description["task"], b.description["task"]}
     fields = described_family(a.description).compared_fields(tasks)
-    compared = [name for name in fields if name not in OPTIONAL or _has(name, a, b)]
+    compared = [name for name in fields if name not in OPTIONAL or _has_component(name, a, b)]
     return compared + list(PREPROCESSING_FIELDS)
 
 
@@ -377,7 +392,8 @@ OPTIONAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _has(name: str, a: Trace, b: Trace) -> bool:
+def _has_component(name: str, a: Trace, b: Trace) -> bool:
+    """Return whether a side has the optional component that a field describes."""
     return any(_config(trace, name) not in OPTIONAL[name] for trace in (a, b))
 
 
@@ -410,8 +426,8 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
         if left != right:
             yield f"{name} is {left} in A and {right} in B"
     for name, side, other in (("A", a, b), ("B", b, a)):
-        behind = other.description["steps"]
-        lossy = [s for s in side.description["steps"] if s["step"] != "task" and s not in behind]
+        of_other = other.description["steps"]
+        lossy = [s for s in side.description["steps"] if s["step"] != "task" and s not in of_other]
         if lossy and differing_tensors(a, b):
             yield (
                 f"{name} declares that {lossy[-1]['step']} was changed to {lossy[-1].get('to')}; "

@@ -43,8 +43,8 @@ class Ancestor:
 
 
 @dataclass(frozen=True)
-class Known:
-    """The available information about one of two checkpoints."""
+class CheckpointInfo:
+    """What is known about one of two checkpoints: its tensors, or only a record of them."""
 
     name: str
     """Path of the checkpoint or of the record, as specified by the user."""
@@ -76,13 +76,13 @@ class Lineage:
     """`SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`."""
 
     sentence: str
-    """The relation, in words."""
+    """A sentence that states the relation."""
 
     rests_on: tuple[str, ...]
     """Sentences about the evidence for the result."""
 
     steps: tuple[Step, ...] = ()
-    """The declared steps between them."""
+    """The declared steps between A and B."""
 
     recomputed: bool | None = None
     """Whether applying the steps resulted in these weights; None without steps."""
@@ -114,7 +114,7 @@ class Lineage:
         return {**asdict(self), "configuration": configuration, "related": self.related}
 
 
-def lineage(a: Known, b: Known) -> Lineage:
+def lineage(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     """Return the relation of B to A.
 
     Raises:
@@ -125,16 +125,18 @@ def lineage(a: Known, b: Known) -> Lineage:
     return _of_records(a, b)
 
 
-def _of_tensors(a: Known, b: Known, first: Checkpoint, second: Checkpoint) -> Lineage:
+def _of_tensors(
+    a: CheckpointInfo, b: CheckpointInfo, first: Checkpoint, second: Checkpoint
+) -> Lineage:
     """Return the relation of two checkpoints whose tensors are available."""
     rests_on = ("all tensors of A and B, which were read",)
     left, right = a.fingerprint.tensors, b.fingerprint.tensors
     different = _differing(left, right)
-    configuration, lacking = _configuration(first, second)
+    configuration, not_compared = _configuration(first, second)
     common: dict[str, Any] = {
         "rests_on": rests_on,
         "configuration": configuration,
-        "not_compared": lacking,
+        "not_compared": not_compared,
     }
     if not different:
         return Lineage(SAME, "A and B have the same weights", equal=len(left), **common)
@@ -172,6 +174,7 @@ def _unrelated(
     return Lineage(UNRELATED, sentence, tensors=tuple(different), **common)
 
 
+# A checkpoint and the digests of its canonical tensors, by name.
 Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
 
 
@@ -191,7 +194,7 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
     new = [name for name in right if name not in expected]
     if _differing(expected, from_a) or not any(n.startswith("encoder.blocks.") for n in expected):
         return None
-    configuration, lacking = _configuration(after, second)
+    configuration, not_compared = _configuration(after, second)
     left_over = f"; {len(new)} tensors do not come from it: {new[0]} …" if new else ""
     return Lineage(
         DERIVED,
@@ -203,7 +206,7 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
         equal=len(expected),
         tensors=tuple(DifferingTensor(name, None, right[name]) for name in new),
         configuration=configuration,
-        not_compared=lacking,
+        not_compared=not_compared,
     )
 
 
@@ -251,7 +254,7 @@ def _configuration(
     return differing, tuple(sentences)
 
 
-def _of_records(a: Known, b: Known) -> Lineage:
+def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     """Return the relation of two checkpoints of which at least one has only a record."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
@@ -262,8 +265,10 @@ def _of_records(a: Known, b: Known) -> Lineage:
     left, right = a.fingerprint, b.fingerprint
     if left.weights == right.weights:
         sentence = "A and B have the same weights, according to the record"
-        configuration, lacking = _digests(left, right)
-        return Lineage(SAME, sentence, rests_on, configuration=configuration, not_compared=lacking)
+        configuration, not_compared = _digests(left, right)
+        return Lineage(
+            SAME, sentence, rests_on, configuration=configuration, not_compared=not_compared
+        )
     parts = tuple(
         part
         for part in {**left.parts, **right.parts}
@@ -276,10 +281,10 @@ def _of_records(a: Known, b: Known) -> Lineage:
                     f"{pair}, according to the record; its steps were not applied again, because "
                     "the files of both are required"
                 )
-                lacking = ("the configuration, which the steps may change",)
+                not_compared = ("the configuration, which the steps may change",)
                 return Lineage(
                     DERIVED, sentence, rests_on, ancestor.steps, recomputed=False,
-                    parts=parts, not_compared=lacking,
+                    parts=parts, not_compared=not_compared,
                 )  # fmt: skip
     if "encoder" in left.parts and "encoder" not in parts:
         sentence = "B's encoder is identical to A's, according to the record"
@@ -291,14 +296,14 @@ def _of_records(a: Known, b: Known) -> Lineage:
         )
     digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
     sentence = f"no relation found, according to the record: different {digests}"
-    lacking = ("single tensors, because a record contains no digests of them",)
-    return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=lacking)
+    not_compared = ("single tensors, because a record contains no digests of them",)
+    return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=not_compared)
 
 
 def _digests(
     left: Fingerprint, right: Fingerprint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Compare the digests of two configurations."""
+    """Return the digests of two configurations that differ, and sentences about missing ones."""
     pair = left.configuration, right.configuration
     if None in pair:
         return {}, ("the configuration, which is not known for both",)

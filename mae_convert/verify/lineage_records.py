@@ -19,7 +19,7 @@ from mae_convert.files.strict_json import check_document
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.registry import DIRECTORY_SUFFIXES
 from mae_convert.verify.certificate import ARRAYS, DOCUMENT
-from mae_convert.verify.lineage import Ancestor, Known
+from mae_convert.verify.lineage import Ancestor, CheckpointInfo
 
 RECORD = "conversion.json"
 ADVICE = "convert or verify again with this version, or pass the checkpoint itself"
@@ -27,8 +27,8 @@ DIGEST = re.compile("[0-9a-f]{64}")
 MOST_ANCESTORS = 100
 
 
-def known(checkpoint: Checkpoint, *, with_record: bool = False) -> Known:
-    """Return the information about a checkpoint; all tensors are read.
+def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) -> CheckpointInfo:
+    """Return the fingerprint of a checkpoint and its sources; all tensors are read.
 
     Args:
         checkpoint: the checkpoint.
@@ -42,14 +42,14 @@ def known(checkpoint: Checkpoint, *, with_record: bool = False) -> Known:
     ancestors = (
         _ancestors(checkpoint.path, record.get("source"), record.get("steps", ())) if record else ()
     )
-    return Known(checkpoint.name, fingerprint, checkpoint, tuple(ancestors))
+    return CheckpointInfo(checkpoint.name, fingerprint, checkpoint, tuple(ancestors))
 
 
 def record_of(path: Path) -> Path | None:
-    """Return the JSON record that describes a checkpoint without weights: a file or in a directory.
+    """Return the path of the JSON record that describes a checkpoint whose weights are absent.
 
     Args:
-        path: the path that the user specified.
+        path: the path that the user specified: the record, or a directory that contains it.
 
     Returns:
         The path of the record; None if the given path contains weights or does not exist.
@@ -57,17 +57,20 @@ def record_of(path: Path) -> Path | None:
     if path.is_file() and path.suffix == ".json":
         return path
     if not path.is_dir() or any(
-        name.name.endswith(DIRECTORY_SUFFIXES) and name.name != ARRAYS for name in path.iterdir()
+        file.name.endswith(DIRECTORY_SUFFIXES) and file.name != ARRAYS for file in path.iterdir()
     ):
         return None
-    return next((path / n for n in (DOCUMENT, RECORD) if (path / n).is_file()), None)
+    return next((path / name for name in (DOCUMENT, RECORD) if (path / name).is_file()), None)
 
 
-def read_record(path: Path) -> Known:
-    """Return the information about a checkpoint from its certificate or conversion record.
+def read_record(path: Path) -> CheckpointInfo:
+    """Return the fingerprint of a checkpoint and its sources, read from a record.
+
+    Args:
+        path: a certificate (``verification.json``) or a conversion record (``conversion.json``).
 
     Raises:
-        CheckpointError: the file is neither, has no fingerprint, or contradicts itself.
+        CheckpointError: the file is neither of them, has no fingerprint, or contradicts itself.
     """
     document = json_in(ByteFile(path), ADVICE)
     if not isinstance(document, Mapping):
@@ -78,10 +81,10 @@ def read_record(path: Path) -> Known:
         return _of_certificate(path, document)
     check_document(document, "conversion", path, ADVICE)
     ancestors = tuple(_ancestors(path, document.get("source"), document.get("steps", ())))
-    return Known(str(path), _stated(path, document), ancestors=ancestors)
+    return CheckpointInfo(str(path), _fingerprint_in(path, document), ancestors=ancestors)
 
 
-def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
+def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
     check_document(document, "certificate", path, ADVICE)
     check_document(document["source_trace"], "trace", path, ADVICE)
     if not document["passed"]:
@@ -90,22 +93,25 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> Known:
             (" is the record of a failed verification, so it does not establish a relation"),
             hint="specify the record of a verification that passed",
         )
-    target, source = _stated(path, document["target"]), _stated(path, document["source"])
+    target, source = (
+        _fingerprint_in(path, document["target"]),
+        _fingerprint_in(path, document["source"]),
+    )
     try:
         traced = described_fingerprint(document["source_trace"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(path, f": its source_trace is invalid ({error})") from error
     # The source's tensor digests were computed after the declared steps were applied.
     if traced.weights == target.weights:
-        target = traced_as(target, traced)
+        target = with_digests_of(target, traced)
     if traced.weights == source.weights:
-        source = traced_as(source, traced)
+        source = with_digests_of(source, traced)
     ancestor = Ancestor(document["source"]["name"], source, tuple(document["steps"]))
-    return Known(str(path), target, ancestors=(ancestor,))
+    return CheckpointInfo(str(path), target, ancestors=(ancestor,))
 
 
-def traced_as(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
-    """Return a fingerprint with tensor digests from a fingerprint of the same weights."""
+def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
+    """Return the declared fingerprint with the tensor digests of a trace of the same weights."""
     return Fingerprint(declared.parts, declared.configuration, traced.tensors)
 
 
@@ -116,11 +122,11 @@ def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
             return
         if "fingerprint" in source:
             name = str(source.get("official") or source.get("name") or "a model in memory")
-            yield Ancestor(name, _stated(path, source), tuple(steps))
+            yield Ancestor(name, _fingerprint_in(path, source), tuple(steps))
         source = source.get("made_from")
 
 
-def _stated(path: Path, document: Mapping[str, Any]) -> Fingerprint:
+def _fingerprint_in(path: Path, document: Mapping[str, Any]) -> Fingerprint:
     """Return the fingerprint of a document, built from the digests in it.
 
     Raises:

@@ -12,7 +12,7 @@ from mae_convert.verify.array_patterns import ROUNDING, differing, same_by_posit
 if TYPE_CHECKING:
     from mae_convert.runtime.trace import Trace
 
-LAST_STEPS = ("last_hidden_state", "logits", "reconstruction", "loss", "loss_norm_pix")
+OUTPUT_NAMES = ("last_hidden_state", "logits", "reconstruction", "loss", "loss_norm_pix")
 BLOCK_TAP = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(\w+)")
 
 
@@ -26,10 +26,10 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
     if match := BLOCK_TAP.fullmatch(name):
         part = 0 if match[1] == "encoder" else 1
         return (part, 1, int(match[2]), BLOCK_STEPS.index(match[3]))
-    if name in LAST_STEPS:
+    if name in OUTPUT_NAMES:
         # last_hidden_state is the result of the encoder's last norm; other outputs follow the
         # decoder.
-        return (0, 4, 0, 0) if name == "last_hidden_state" else (2, 0, 0, LAST_STEPS.index(name))
+        return (0, 4, 0, 0) if name == "last_hidden_state" else (2, 0, 0, OUTPUT_NAMES.index(name))
     order = {
         "encoder.embedding": (0, 0, 0, 0),
         "encoder.norm": (0, 2, 0, 0),
@@ -40,8 +40,15 @@ def execution_order(name: str) -> tuple[int, int, int, int]:
     return order.get(name, (3, 0, 0, 0))
 
 
-def suspects_at(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
-    """Return the canonical tensors that may cause the first differing result, likeliest first."""
+def candidate_tensors(first: str, diverging: set[str], a: "Trace", b: "Trace") -> list[str]:
+    """Return the canonical tensors that may cause the first differing result, most likely first.
+
+    Args:
+        first: the name of the first differing result.
+        diverging: the names of all differing results.
+        a: the trace of the source.
+        b: the trace of the target.
+    """
     tensor_names = {**a.description["tensors"], **b.description["tensors"]}
     names = _weights_and_biases(_modules(first, diverging, a, b), list(tensor_names))
     if _same_for_every_token(first, a, b):
@@ -108,7 +115,8 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
     """Return the modules of an MLP that can explain a difference.
 
-    An output row of the second layer affects one channel; earlier weights affect all channels.
+    A row of the second layer's weight affects one output channel only; the weights of the first
+    layer and of the norm affect all channels.
     """
     mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
     results = _results(first, a, b)
@@ -128,11 +136,11 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     if results is None:
         return [positions, patches, token]
     tokens = differing(*results, axis=1)
-    before = class_tokens(a, results[0])
-    if before and not (tokens > 0).any():
+    class_count = class_tokens(a, results[0])
+    if class_count and not (tokens > 0).any():
         return [token, positions]
-    difference = (results[1] - results[0])[:, before:]
-    if before and (tokens == 0).any():
+    difference = (results[1] - results[0])[:, class_count:]
+    if class_count and (tokens == 0).any():
         return [positions, patches, token]
     indices = patch_positions(a, name, difference.shape[1])
     if (
@@ -155,14 +163,14 @@ def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
         return [positions, embed, token]
     difference = results[1] - results[0]
     removed = removed_tokens(a, mask, difference.shape[1])
-    everywhere = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(results[0]).max()
+    differs = np.abs(difference).max(axis=-1) > ROUNDING * np.abs(results[0]).max()
     indices = np.broadcast_to(np.arange(removed.shape[1]), removed.shape)
-    if not everywhere[removed].any():
+    if not differs[removed].any():
         by_position = same_by_position(difference, indices) and not same_vector(
             difference[~removed]
         )
         return [positions, embed, token] if by_position else [embed, positions, token]
-    if not everywhere[~removed].any() and same_vector(difference[removed]):
+    if not differs[~removed].any() and same_vector(difference[removed]):
         return [token, positions, embed]
     return [positions, token, embed]
 
@@ -193,9 +201,12 @@ def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
-    """Return the grid position (N, count) of each token of an embedding, if known.
+    """Return the grid position (N, count) of each token of an embedding; None if it is unknown.
 
-    The class token is excluded in the encoder and included in the decoder.
+    Args:
+        trace: the trace.
+        name: the name of the embedding.
+        count: the number of tokens: without the class token in the encoder, with it in the decoder.
     """
     restore = trace.arrays.get("ids_restore")
     if restore is None:

@@ -15,7 +15,7 @@ from mae_convert.runtime.inputs import InputChoice, make_inputs
 from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
-from mae_convert.verify.judge import UNIT_ROUNDOFF, own_errors
+from mae_convert.verify.judge import UNIT_ROUNDOFF, rounding_errors
 
 MAIN_OUTPUT = {"pretrain": "logits", "encoder": "last_hidden_state", "classify": "logits"}
 ALIKE = 4.0  # distances that differ by less than this factor are called equally large
@@ -51,13 +51,13 @@ def meanings(a: Trace, b: Trace) -> Iterator[str]:
 
 def _as_rounding(a: Trace, name: str, distance: float) -> str:
     """Return the comparison of a distance with the measured rounding error in float32 as text."""
-    own = own_errors(a, "float32").get(name)
+    own = rounding_errors(a, "float32").get(name)
     if not own:
         return f"is {distance / UNIT_ROUNDOFF['float32']:.2g} units of roundoff of float32"
-    return in_precisions(distance, own)
+    return precision_in_words(distance, own)
 
 
-def in_precisions(distance: float, own: float) -> str:
+def precision_in_words(distance: float, own: float) -> str:
     """Return text that names the precision in which rounding errors are as large as a distance.
 
     Args:
@@ -93,11 +93,11 @@ def _pixels(
     a: Trace, exact: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
     """Yield sentences about the change of the predicted pixels and of the loss."""
-    away = np.abs(other["logits"] - exact["logits"])
+    change = np.abs(other["logits"] - exact["logits"])
     std = np.asarray(a.description["image_std"])
     image = exact.get("reconstruction")
     if a.description["config"]["norm_pix_loss"]:
-        yield f"predicted pixels change by {away.mean():.2g} of their patch's standard deviation"
+        yield f"predicted pixels change by {change.mean():.2g} of their patch's standard deviation"
     elif image is not None and "reconstruction" in other and (std <= 1).all():
         shape = (1, len(std), *[1] * (image.ndim - 2))
         levels = 255 * np.abs(other["reconstruction"] - image) * std.reshape(shape)
@@ -111,9 +111,12 @@ def _pixels(
 
 
 def changed_decisions(runs: Sequence[Run]) -> str:
-    """Return a sentence about the number of random images in different top-1 classes.
+    """Return a sentence about the number of random images whose top-1 class changes.
 
-    Both are run again in float32 on many images.
+    Both models are run again in float32 on many images.
+
+    Args:
+        runs: the runs of source and target.
 
     Raises:
         MaeConvertError: a run failed.
@@ -132,12 +135,12 @@ def _parameters(run: Run) -> int:
     return sum(math.prod(tensor.shape) for tensor in run.checkpoint.tensors.values())
 
 
-def explained(runs: Sequence[Run], traces: Sequence[Trace]) -> tuple[str, ...]:
+def explanations(runs: Sequence[Run], traces: Sequence[Trace]) -> tuple[str, ...]:
     """Return sentences that explain the differences of a failed verification.
 
     Args:
         runs: the runs of source and target; empty if they cannot be run again.
-        traces: the traces of both; empty if nothing was run.
+        traces: the traces of source and target; empty if nothing was run.
     """
     if not traces:
         return ()

@@ -28,10 +28,10 @@ from mae_convert.verify.judge import (
     Check,
     Verdict,
     ceiling_units,
-    own_errors,
+    rounding_errors,
     runner_of,
 )
-from mae_convert.verify.localise import LAST_STEPS, execution_order
+from mae_convert.verify.localise import OUTPUT_NAMES, execution_order
 
 INPUTS = ("pixel_values", "noise")
 ADVICE = (
@@ -69,18 +69,19 @@ def read_names(path: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(path, " is not a map of names", hint=ADVICE)
     for name in names.values():
-        if not BLOCK.fullmatch(name) and name not in KNOWN:
+        if not BLOCK.fullmatch(name) and name not in RESULT_NAMES:
             raise CheckpointError(
                 path,
-                f" names {name!r}, which is not a result{did_you_mean(name, KNOWN)}",
-                hint=f"the results are {', '.join(KNOWN)}, and encoder.blocks.N.output and so on",
+                f" names {name!r}, which is not a result{did_you_mean(name, RESULT_NAMES)}",
+                hint=f"the names are {', '.join(RESULT_NAMES)}, and those of blocks, such as "
+                "encoder.blocks.N.output",
             )
     if len(set(names.values())) < len(names):
         raise CheckpointError(path, " gives two arrays the same name", hint="leave one out")
     return names
 
 
-KNOWN = (*INPUTS, *MASKING, *LAST_STEPS, *STEPS, "head.norm")
+RESULT_NAMES = (*INPUTS, *MASKING, *OUTPUT_NAMES, *STEPS, "head.norm")
 
 
 def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Verdict:
@@ -139,8 +140,8 @@ def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:
         if name in MASKING:
             if name in a.arrays:
                 same = a.arrays[name].shape == array.shape
-                wrong = int((a.arrays[name] != array).sum()) if same else array.size
-                yield Check(f"function/{name}", wrong == 0, wrong, 0)
+                differing = int((a.arrays[name] != array).sum()) if same else array.size
+                yield Check(f"function/{name}", differing == 0, differing, 0)
         elif name in exact and array.dtype == np.float64:
             error = function_error(array, exact[name])
             yield Check(f"function/{name}", error <= FUNCTION_LIMIT, error, FUNCTION_LIMIT)
@@ -150,16 +151,19 @@ def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:
 
 def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check:
     """Return the check of an array in lower precision against the float64 result of A."""
-    kind = str(array.dtype)
-    if kind not in UNIT_ROUNDOFF:
-        raise MaeConvertError(f"{name} is of dtype {kind}", hint="store float64 or float32")
-    unit, error = UNIT_ROUNDOFF[kind], relative_error(array, exact)
-    own = own_errors(a, kind).get(name, 0.0)
+    dtype = str(array.dtype)
+    if dtype not in UNIT_ROUNDOFF:
+        raise MaeConvertError(
+            f"{name} has dtype {dtype}, which cannot be compared", hint="store float64 or float32"
+        )
+    unit, error = UNIT_ROUNDOFF[dtype], relative_error(array, exact)
+    own = rounding_errors(a, dtype).get(name, 0.0)
     limit = min(PEER_FACTOR * max(own, FLOOR_UNITS * unit), ceiling_units(a) * unit)
-    return Check(f"{kind}/B/{name}", error <= limit, error, limit)
+    return Check(f"{dtype}/B/{name}", error <= limit, error, limit)
 
 
 def _runner(a: Trace) -> dict[str, Any]:
+    """Return the description of side B: another program, of which only the arrays are known."""
     about = dict.fromkeys(("mode", "settings", "assumed", "assumptions"))
     description = {key: a.description.get(key) for key in ("layout", "task", "device")}
     return {

@@ -38,6 +38,7 @@ class ReferenceResult:
         layer_norm_eps: the epsilon of the computation if it is not that of the checkpoint.
         where: the publisher.
         image_size: side of the model's input image.
+        what: the elements of the logits that were published.
     """
 
     source: str
@@ -117,7 +118,7 @@ def reference_result_of(name: str) -> ReferenceResult:
 def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
     """Return noise (1, L) float32 that orders the patches like the noise of a reference result.
 
-    PyTorch's generator is MT19937 too; it takes 24 bits for a float32.
+    PyTorch's CPU generator is MT19937, as is NumPy's `RandomState`; it makes a float32 of 24 bits.
     """
     generator = np.random.RandomState(SEED)
     if reference.noise == "torch":
@@ -222,7 +223,7 @@ def compare_with_reference(
 
 
 def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> Preprocessing:
-    """Return the preprocessing of transformers at that time, which resized bilinearly."""
+    """Return the preprocessing of the publisher: transformers resized bilinearly at that time."""
     return Preprocessing(
         channels=3,
         resize=(reference.image_size, reference.image_size),
@@ -236,7 +237,7 @@ def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> 
 
 
 def share_of_allowed(corner: np.ndarray, reference: PublishedValues) -> float:
-    """Return the largest difference of the values divided by the tolerance."""
+    """Return the largest difference from the published values, divided by its tolerance."""
     distance = np.abs(corner.astype(np.float64) - np.array(reference.corner))
     return float(np.max(distance / reference.allowed()))
 

@@ -93,7 +93,8 @@ _CORNERS: Mapping[str, Corner] = {
 }
 
 
-def _truths() -> Iterator[VideoReferenceResult]:
+def _reference_results() -> Iterator[VideoReferenceResult]:
+    """Yield the reference results of the classifiers, then those of the pre-training models."""
     for name, logits in _LOGITS.items():
         yield VideoReferenceResult(f"hf://MCG-NJU/videomae-{name}", (logits,))
     for name, corner in _CORNERS.items():
@@ -101,7 +102,7 @@ def _truths() -> Iterator[VideoReferenceResult]:
 
 
 VIDEO_REFERENCE_RESULTS: Mapping[str, VideoReferenceResult] = {
-    reference.source.removeprefix("hf://"): reference for reference in _truths()
+    reference.source.removeprefix("hf://"): reference for reference in _reference_results()
 }
 
 
@@ -144,8 +145,8 @@ def compare_video_with_reference(
     )
     prepared = replace(checkpoint, configuration=replace(checkpoint.configuration, model=model))
     pixels = _pixels(frames, model.num_frames, reference.image_size)
-    hidden = np.zeros(model.num_patches) if mask is None else _mask(mask, model)
-    ranks = np.argsort(np.argsort(hidden, kind="stable"))[None]
+    removed = np.zeros(model.num_patches) if mask is None else _mask(mask, model)
+    ranks = np.argsort(np.argsort(removed, kind="stable"))[None]
     noise = ((ranks + 0.5) / model.num_patches).astype(np.float32)
     request = Request(taps=False, mask_ratio=0.0 if mask is None else None)
     inputs = {"pixel_values": pixels, "noise": noise}
@@ -177,10 +178,10 @@ def _mask(path: Path, model: Any) -> np.ndarray:
         or values.max() > 1
         or values.sum() != model.num_patches - model.num_kept
     ):
-        hidden = model.num_patches - model.num_kept
+        removed = model.num_patches - model.num_kept
         raise CheckpointError(
             path,
-            f" is not a mask of {model.num_patches} patches that removes {hidden}",
+            f" is not a mask of {model.num_patches} patches that removes {removed} of them",
             hint="download it again",
         )
     return values
@@ -197,7 +198,7 @@ def _pixels(path: Path, count: int, size: int) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (count, 3):
         raise CheckpointError(
             path,
-            f" holds {frames.dtype} of shape {frames.shape}, not {count} frames (H, W, 3)",
+            f" contains {frames.dtype} of shape {frames.shape}, not {count} frames (H, W, 3)",
             hint="download it again",
         )
     prepare = Preprocessing(

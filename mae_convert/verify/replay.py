@@ -35,7 +35,7 @@ def replay(
 
     Args:
         target: the model directory, or a file with the certificate beside it.
-        side: how to run it; by default in the framework that loads it natively.
+        side: how to run the checkpoint; by default in the framework that loads it natively.
         options: only ``dtypes`` and ``require_proof`` are used.
         flags: fields that the user specified.
         origin: where the checkpoint was downloaded from.
@@ -46,15 +46,15 @@ def replay(
         MaeConvertError: the run failed.
     """
     options, certificate = options or Options(), read_certificate(target)
-    checks = certificate.checks()
+    checks = certificate.failed_checks()
     inputs: Mapping[str, np.ndarray] = {}
     try:
         source, inputs = read_source(certificate)
         checkpoint = open_checkpoint(target, flags, fill_only=True, origin=origin)
         check_flags(flags, checkpoint)
-        checks += certificate.checks_of(checkpoint)
+        checks += certificate.failed_checks_of_files(checkpoint)
         trace = _run_again(checkpoint, side or Side(), source, inputs, options)
-        checks += certificate.checks_of_run(trace)
+        checks += certificate.failed_checks_of_run(trace)
     except MaeConvertError as error:
         if not checks or isinstance(error, MissingRequirementError):
             raise
@@ -74,12 +74,12 @@ def replay(
         replayed=True,
         passed=verdict.passed and all(check.passed for check in checks),
         checks=(*checks, *verdict.checks),
-        not_compared=(*verdict.not_compared, SOURCE_NOT_RUN, _not_kept(certificate)),
+        not_compared=(*verdict.not_compared, SOURCE_NOT_RUN, _not_stored(certificate)),
     )
     return Verification(verdict, inputs, (source, trace))
 
 
-def _not_kept(certificate: Certificate) -> str:
+def _not_stored(certificate: Certificate) -> str:
     """Return a sentence about comparisons that cannot be repeated from the certificate."""
     names = [str(check["name"]) for check in certificate.document["checks"]]
     gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)

@@ -32,13 +32,13 @@ class Signer:
     """PEM file of the certificate of the key."""
 
     chain: Sequence[Path] = ()
-    """PEM files of the certificates of the authorities that issued it, for whoever verifies."""
+    """PEM files of the certificates of the authorities that issued it; verification needs them."""
 
     keyless: bool = False
-    """Sign as an identity that an OpenID provider confirms."""
+    """Whether to sign without a key, as an identity that an OpenID provider confirms."""
 
     identity_token: str | None = None
-    """The provider's token; by default that of the environment (CI job) or of a login."""
+    """The provider's token; by default the token of the CI job, or that of a login in a browser."""
 
     trust_config: Path | None = None
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
@@ -129,13 +129,13 @@ class Trust:
     """PEM files of the authorities; the signer's certificate must be issued by one of them."""
 
     identity: str | None = None
-    """The identity that signed without a key, an e-mail or CI workflow address."""
+    """The identity that signed without a key: an e-mail address or the URL of a CI workflow."""
 
     identity_provider: str | None = None
     """The URL of the OpenID provider that confirmed the identity."""
 
     trust_config: Path | None = None
-    """As in `Signer`."""
+    """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
 
     def check(self) -> None:
         """Check the options.
@@ -145,8 +145,8 @@ class Trust:
             MaeConvertError: a file does not exist, or the options contradict each other.
         """
         require_package()
-        given = [self.public_key is not None, bool(self.chain), self.identity is not None]
-        if sum(given) != 1:
+        specified = [self.public_key is not None, bool(self.chain), self.identity is not None]
+        if sum(specified) != 1:
             raise MaeConvertError(
                 "a signature is verified by a key, by certificates or by an identity",
                 hint=(

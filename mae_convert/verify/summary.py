@@ -62,7 +62,7 @@ def summary(checks: Iterable[Check]) -> list[Line]:
 
 
 def _line(title: str, group: Sequence[Check]) -> Line:
-    worst = max(group, key=_badness)
+    worst = max(group, key=_severity)
     failed = sum(not check.passed for check in group)
     measured, limit = format_number(worst.measured), format_number(worst.limit)
     if worst.name.startswith("configuration/") or (
@@ -73,7 +73,7 @@ def _line(title: str, group: Sequence[Check]) -> Line:
     return Line(title + many, measured, limit, failed == 0)
 
 
-def _badness(check: Check) -> tuple[bool, float]:
+def _severity(check: Check) -> tuple[bool, float]:
     """Return a sort key: failed checks last, otherwise by measured value relative to limit."""
     measured, limit = check.measured, check.limit
     if not isinstance(measured, int | float) or not isinstance(limit, int | float):
@@ -138,18 +138,18 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
     return [(name, math.inf if math.isnan(error) else error) for name, error in ordered]
 
 
-def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
+def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
     """Return the verdict in one or two words, and a sentence that explains it."""
     failed = verdict.failed()
     if any(w.get("framework") == ARRAYS for w in verdict.witnesses):
-        return _answer_on_arrays(verdict)
+        return _verdict_on_arrays(verdict)
     if failed and all(_is_numeric(check) for check in failed):
         return "IMPRECISE", (
             "the same function in float64 and the same weights, but the rounding errors of one "
             "side are too large for its precision"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
-        return "NOT PROVEN", f"nothing differs, but {_unproven(failed, verdict, style)}"
+        return "NOT PROVEN", f"nothing differs, but {_reason_proof_failed(failed, verdict, style)}"
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
             "outputs are NaN, so it cannot be determined whether these are the same function"
@@ -166,10 +166,10 @@ def answer(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
     if verdict.proven:
         common = ", in everything that was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
-    return "PASSED", f"not proven: {_why_not(verdict)}"
+    return "PASSED", f"not proven: {_reason_not_proven(verdict)}"
 
 
-def _answer_on_arrays(verdict: Verdict) -> tuple[str, str]:
+def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:
     """Return the verdict on another program's arrays, and a sentence that explains it."""
     if not verdict.passed:
         return "DIFFERENT", "B's arrays differ from A's results by more than rounding errors"
@@ -192,7 +192,7 @@ def _same(verdict: Verdict) -> str:
 
 def headline(verdict: Verdict) -> str:
     """Return the verdict in a few words, including the assumptions that both sides share."""
-    word, assumed = answer(verdict)[0], in_words(shared(verdict.assumptions))
+    word, assumed = verdict_in_words(verdict)[0], in_words(shared(verdict.assumptions))
     return f"{word}, assuming {assumed}" if verdict.passed and assumed else word
 
 
@@ -202,7 +202,8 @@ def suspects_title(verdict: Verdict) -> str:
     return "computed from tensors that are equal" if same else "suspects"
 
 
-def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
+def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
+    """Return the reason why a required proof failed although nothing differs."""
     if any(check.name == SOURCE_AT_HAND for check in failed):
         return (
             "the source is not available, and a certificate alone is not a proof; verify B against "
@@ -220,10 +221,10 @@ def _unproven(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> 
             "dropped; convert the other side to the same task first, which records the drop, and "
             "verify the result"
         )
-    return _why_not(verdict)
+    return _reason_not_proven(verdict)
 
 
-def _why_not(verdict: Verdict) -> str:
+def _reason_not_proven(verdict: Verdict) -> str:
     """Return the reason why a passed verdict is not proven."""
     reasons = []
     if fields := unread_in_words(verdict):
@@ -232,25 +233,25 @@ def _why_not(verdict: Verdict) -> str:
             f"compare ({fields}); remove them if they have no effect"
         )
     if not all(w.get("native", True) for w in verdict.witnesses if w.get("side") in ("A", "B")):
-        reasons.append(_through_ours(verdict))
-    return "; and ".join(reasons) or _through_ours(verdict)
+        reasons.append(_how_it_was_loaded(verdict))
+    return "; and ".join(reasons) or _how_it_was_loaded(verdict)
 
 
-def _through_ours(verdict: Verdict) -> str:
-    """Return a phrase about the readers or mapping tables of mae-convert that loaded a side."""
-    ours = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
-    named = next(filter(None, ours), None) or "mae-convert's mapping tables"
+def _how_it_was_loaded(verdict: Verdict) -> str:
+    """Return a phrase that names the part of mae-convert with which a side was loaded."""
+    parts = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
+    named = next(filter(None, parts), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")
     reason = f" ({why})" if why else ""
     sides = [w for w in verdict.witnesses if w.get("side") in ("A", "B") and not w.get("native")]
-    advice = "".join(f"; {_natively(side)}" for side in sides)
+    advice = "".join(f"; {_how_to_load_natively(side)}" for side in sides)
     return (
         f"one side was loaded through {what}{reason}, so the comparison would not detect an error "
         f"there{advice}"
     )
 
 
-def _natively(runner: Mapping[str, Any]) -> str:
+def _how_to_load_natively(runner: Mapping[str, Any]) -> str:
     """Return advice on running a side without mae-convert's readers and mapping tables."""
     side, layout = runner["side"], str(runner.get("layout"))
     frameworks = native_frameworks(layout, runner.get("family"))

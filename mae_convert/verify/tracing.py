@@ -26,7 +26,7 @@ class TraceOptions:
     """What to run for a trace, and which results to store."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
-    """Images and noise, or None for random ones."""
+    """The images and the noise; random ones by default."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
     """The dtypes to run, in order."""
@@ -62,7 +62,7 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
     if options.as_converted is not None:
         target = open_checkpoint(options.as_converted)
         after = apply_steps(checkpoint, steps_between(checkpoint, target), target)
-    stored = after is checkpoint
+    as_stored = after is checkpoint
     if side.framework in UNMASKED and after.task == "pretrain":
         after = as_encoder(after)
     inputs = make_inputs(options.inputs, after)
@@ -70,7 +70,7 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
     if options.unmasked or side.framework in UNMASKED:
         inputs, ratio = in_order(inputs), 0.0
     request = Request(options.dtypes, options.taps, options.gradients, ratio)
-    (trace,) = run_together([Run(after, side, request, stored)], inputs)
+    (trace,) = run_together([Run(after, side, request, as_stored)], inputs)
     save_trace(trace, output, overwrite=options.overwrite)
 
 

@@ -37,7 +37,7 @@ class Options:
     """The images and noise for both sides."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """The dtypes to run; float64 is required, because it decides about the function."""
+    """The dtypes to run; float64 is always run, because the functions are compared in float64."""
 
     gradients: bool = False
     """Also compare the gradient of the loss for every parameter."""
@@ -153,7 +153,7 @@ def run_verification(
         return Verification(replace(mismatch, steps=steps), {})
     side_a, side_b = choose_side(a, side_a or Side()), choose_side(b, side_b or Side())
     for runner in options.against:
-        choose_side(b, runner)  # missing: say so first
+        choose_side(b, runner)  # raises an error before any run if a library is not installed
     check_foreign((side_a, side_b), gradients=options.gradients, isolate=options.isolate)
     frameworks = {side_a.framework, side_b.framework}
     unmasked = (
@@ -188,7 +188,7 @@ def _with_requested_checks(
 
     Args:
         verification: the runs of both sides and their verdict.
-        whole: the same runs with all tasks of the checkpoints.
+        whole: the same runs with the whole checkpoints, also if only their encoders were run.
         options: what to run and to compare.
     """
     for runner in options.against:
@@ -242,13 +242,14 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 
 
 def _further_run(runner: Side, source: Run, target: Run) -> Run:
-    """Return a further run: of the target unless the library natively loads only the source.
+    """Return the run of a further library, specified with ``against``.
 
-    The source is not run again with the same framework.
+    The library runs the target, or the source if it natively loads only that one; the source is not
+    run again with the framework that has already run it.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:
-        return replace(_for_foreign(side.foreign, source, target), side=side)
+        return replace(_run_of_foreign_code(side.foreign, source, target), side=side)
     assert side.framework is not None
     reads = [loader_for(run.checkpoint, side.framework) for run in (source, target)]
     source_only = reads[0] and not reads[1] and source.as_stored
@@ -256,8 +257,11 @@ def _further_run(runner: Side, source: Run, target: Run) -> Run:
     return replace(chosen, checkpoint=_runnable(chosen.checkpoint, side), side=side)
 
 
-def _for_foreign(code: ForeignCode, source: Run, target: Run) -> Run:
-    """Return whose checkpoint the code runs: the target's, unless only the source has its names."""
+def _run_of_foreign_code(code: ForeignCode, source: Run, target: Run) -> Run:
+    """Return the run whose checkpoint the external code loads.
+
+    That is the target's run, unless only the source has the layout that the code expects.
+    """
     family, layout = target.checkpoint.family, code.layout
     if code.kind == ORIGINAL:
         layout = family.model_layout("torch")
@@ -351,15 +355,17 @@ def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
         names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
     else:
         names = [name for name in left if name in right and left[name] != right[name]]
-    taken = [field for field in _input_fields(a, b) if field[1] != field[2]]
-    if not names and not taken:
+    different_inputs = [field for field in _input_fields(a, b) if field[1] != field[2]]
+    if not names and not different_inputs:
         return None
     checks = [Check(f"shape/{name}", False, right.get(name), left.get(name)) for name in names]
-    checks += [Check(f"configuration/{name}", False, right, left) for name, left, right in taken]
+    checks += [
+        Check(f"configuration/{name}", False, right, left) for name, left, right in different_inputs
+    ]
     causes = [
         f"{name} has shape {left.get(name)} in A and {right.get(name)} in B" for name in names[:4]
     ]
-    causes += [f"{name} is {left} in A and {right} in B" for name, left, right in taken]
+    causes += [f"{name} is {left} in A and {right} in B" for name, left, right in different_inputs]
     if a.family.name != b.family.name:
         causes = [f"A is {_of_family(a)} and B is {_of_family(b)}"]
     return Verdict(False, False, tuple(checks), None, tuple(names), tuple(causes), ())

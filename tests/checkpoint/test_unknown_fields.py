@@ -32,7 +32,7 @@ from mae_convert.reports.junit import verdict_junit
 from mae_convert.reports.verdict_files import markdown, verdict_json
 from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.judge import Verdict, proof
-from mae_convert.verify.summary import answer
+from mae_convert.verify.summary import verdict_in_words
 from mae_convert.verify.verification import Verification
 from reference_models.configuration import ViTMAEConfig as OurConfig
 
@@ -459,7 +459,7 @@ VERDICT = Verdict(True, False, (), None, (), (), (), unread={"B": ("config.json:
 class TestVerdict:
     def test_it_names_the_fields_in_every_form(self):
         verification = Verification(VERDICT, {})
-        assert "fusion_config" in answer(VERDICT)[1]
+        assert "fusion_config" in verdict_in_words(VERDICT)[1]
         assert "fusion\\_config" in markdown(verification) or "fusion_config" in markdown(
             verification
         )
@@ -472,7 +472,7 @@ class TestVerdict:
         trace = SimpleNamespace(description={"native": True, "task": "encoder", "tensors": {}})
         failed = [c for c in proof(VERDICT, trace, trace) if not c.passed]
         assert [c.measured for c in failed] == ["B: config.json: fusion_config"]
-        word, meaning = answer(replace(VERDICT, passed=False, checks=tuple(failed)))
+        word, meaning = verdict_in_words(replace(VERDICT, passed=False, checks=tuple(failed)))
         assert (word, "fusion_config" in meaning) == ("NOT PROVEN", True)
 
     def test_verify_passes_and_does_not_prove(self, command, models, edited, tmp_path):

@@ -10,7 +10,7 @@ from paths import DEMO
 from mae_convert.errors import MissingRequirementError
 from mae_convert.runtime import sides
 from mae_convert.verify.judge import Verdict
-from mae_convert.verify.summary import answer
+from mae_convert.verify.summary import verdict_in_words
 
 CHECKPOINT = DEMO / "checkpoint.pth"
 
@@ -139,6 +139,6 @@ def test_unproven_verdict_names_the_packages_to_install(layout, framework, messa
         {"side": "B", "native": False, "layout": layout, "framework": framework},
     )
     verdict = Verdict(True, False, (), None, (), (), witnesses)
-    word, meaning = answer(verdict)
+    word, meaning = verdict_in_words(verdict)
     assert word == "PASSED"
     assert message in meaning

@@ -13,7 +13,7 @@ from mae_convert.diagnose.trace_differences import describe_trace_differences
 from mae_convert.diagnose.weight_edits import to_bfloat16
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.judge import judge
-from mae_convert.verify.localise import suspects_at
+from mae_convert.verify.localise import candidate_tensors
 from reference_models.configuration import ViTMAEConfig
 
 CONFIG = ViTMAEConfig(**SMALL)
@@ -219,7 +219,7 @@ def test_pattern_of_the_first_difference_identifies_its_tensor(trace, name):
     b = with_results(trace, encoder__embedding=x + difference)
     names = {**trace.description["tensors"], **{n: [[1], "float32", "0"] for n in BLAMED}}
     a = replace(trace, description={**trace.description, "tensors": names})
-    assert suspects_at("encoder.embedding", {"encoder.embedding"}, a, b)[0] == name
+    assert candidate_tensors("encoder.embedding", {"encoder.embedding"}, a, b)[0] == name
 
 
 CHANGES = {

@@ -17,7 +17,7 @@ from mae_convert.reports.junit import sweep_junit, verdict_junit
 from mae_convert.reports.verdict_html import depth_plot
 from mae_convert.sweep.result import Row
 from mae_convert.verify.judge import Check, Verdict
-from mae_convert.verify.summary import answer, by_depth, summary
+from mae_convert.verify.summary import by_depth, summary, verdict_in_words
 from mae_convert.visualize.pixels import amplified_difference
 
 SUFFIXES = ("json", "xml", "html", "md")
@@ -166,7 +166,7 @@ def test_the_worst_is_the_one_furthest_beyond_its_own_limit():
 def test_verdict_names_the_declared_changes():
     steps = ({"step": "image_size"}, {"step": "image_size"}, {"step": "dtype"})
     check = Check("function/logits", True, 0.0, 1e-10)
-    assert answer(made_up(check, steps=steps))[1] == (
+    assert verdict_in_words(made_up(check, steps=steps))[1] == (
         "the same function and the same weights as the source after the declared changes"
         " (image size, dtype)"
     )
@@ -190,12 +190,12 @@ def test_verdict_corresponds_to_the_failed_check():
         "DIFFERENT": "function/logits",
     }
     nan = (Check(name, False, float("nan"), 1e-10) for name in failed.values())
-    assert answer(made_up(*nan))[0] == "NOT FINITE"
+    assert verdict_in_words(made_up(*nan))[0] == "NOT FINITE"
     for word, name in failed.items():
-        assert answer(made_up(Check(name, False, 1.0, 0.0)))[0] == word
-    assert answer(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[0] == (
-        "IMPRECISE"
-    )
+        assert verdict_in_words(made_up(Check(name, False, 1.0, 0.0)))[0] == word
+    assert verdict_in_words(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[
+        0
+    ] == ("IMPRECISE")
 
 
 def test_difference_is_amplified_and_nan_is_highlighted():

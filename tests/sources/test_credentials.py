@@ -14,7 +14,7 @@ from mae_convert.sources import storage
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.results import Results
 from mae_convert.sweep.run import refuse_targets
-from mae_convert.sweep.run_job import _local, run_job
+from mae_convert.sweep.run_job import _local_path, run_job
 
 DEMO = DEMO / "checkpoint.pth"
 SECRET = "pass/w0rd+of/mine"
@@ -63,7 +63,7 @@ def test_other_target_of_the_same_kind_is_not_mistaken_for_ours(stored, tmp_path
 
 
 def test_a_downloaded_checkpoint_has_a_name_without_a_password(stored, tmp_path):
-    _, origin = _local(stored, tmp_path)
+    _, origin = _local_path(stored, tmp_path)
     assert origin.name == "memory://<redacted>@bucket/model.pth"
 
 

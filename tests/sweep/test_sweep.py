@@ -21,9 +21,9 @@ from sweep_worker import dies, dies_once
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.strict_json import plain
-from mae_convert.sweep.freshness import is_unchanged, version
+from mae_convert.sweep.freshness import checkpoint_version, is_unchanged
 from mae_convert.sweep.plan_fields import Job
-from mae_convert.sweep.process_pool import Limits, Waiting, Worker, _share_for, run_local
+from mae_convert.sweep.process_pool import Limits, PendingJob, Worker, _resources_for, run_local
 from mae_convert.sweep.ray_engine import _submit
 from mae_convert.sweep.result import error_row
 from mae_convert.sweep.results import Results, read_results
@@ -308,7 +308,9 @@ def test_configuration_is_part_of_the_identity_of_a_checkpoint(runs):
     config.write_text(config.read_text().replace("1e-06", "1e-12"))
     assert not is_unchanged(row, job)
     back = Job(job.target, None, {"to": "facebook", "verify": True})
-    as_source = replace(row, source_version=version(job.target), source_sha256=row.target_sha256)
+    as_source = replace(
+        row, source_version=checkpoint_version(job.target), source_sha256=row.target_sha256
+    )
     assert is_unchanged(as_source, back)
     config.write_text(config.read_text().replace("1e-12", "1e-06"))
     assert not is_unchanged(as_source, back)
@@ -472,15 +474,15 @@ def test_ray_is_given_the_resources_of_a_job():
 
 def test_gpu_is_assigned_to_one_job_at_a_time(tmp_path):
     settings = {"to": "timm", "verify": True, "device_b": "cuda"}
-    waiting = [Waiting(Job(f"{tmp_path}/{n}", None, settings)) for n in range(3)]
+    pending = [PendingJob(Job(f"{tmp_path}/{n}", None, settings)) for n in range(3)]
     allowed = Limits(workers=8, memory=64 << 30, threads=1, gpus=("4", "7"))
-    working = []
-    for job in waiting[:2]:
-        memory, gpu = _share_for(job, working, allowed)
-        working.append(Worker(job, None, None, memory, gpu))
-    assert [worker.gpu for worker in working] == ["4", "7"]
-    assert _share_for(waiting[2], working, allowed) is None
-    assert _share_for(Waiting(jobs(tmp_path, 1)[0]), working, allowed)[1] is None
+    workers = []
+    for job in pending[:2]:
+        memory, gpu = _resources_for(job, workers, allowed)
+        workers.append(Worker(job, None, None, memory, gpu))
+    assert [worker.gpu for worker in workers] == ["4", "7"]
+    assert _resources_for(pending[2], workers, allowed) is None
+    assert _resources_for(PendingJob(jobs(tmp_path, 1)[0]), workers, allowed)[1] is None
 
 
 # Where pytest runs in the background, interrupts are ignored by all that it starts.

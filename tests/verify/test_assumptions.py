@@ -27,7 +27,7 @@ from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.assumptions import assumptions
 from mae_convert.verify.judge import SPECIFIED, Verdict, proof
-from mae_convert.verify.summary import answer, headline
+from mae_convert.verify.summary import headline, verdict_in_words
 from mae_convert.verify.verification import Options, run_verification
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -178,9 +178,12 @@ def test_pooling_inferred_from_names_alone_is_not_proven(case, tmp_path):
     (check,) = (check for check in verdict.checks if check.name == SPECIFIED)
     assert not check.passed
     assert not verdict.passed
-    assert answer(verdict)[0] == "NOT PROVEN"
-    assert "global_pool token (tensor names of a class-token classifier" in answer(verdict)[1]
-    assert "global_pool" in answer(verdict)[1]
+    assert verdict_in_words(verdict)[0] == "NOT PROVEN"
+    assert (
+        "global_pool token (tensor names of a class-token classifier"
+        in verdict_in_words(verdict)[1]
+    )
+    assert "global_pool" in verdict_in_words(verdict)[1]
 
 
 def test_names_that_only_one_pooling_has_are_evidence(case):
@@ -220,9 +223,9 @@ def test_every_form_of_a_verdict_lists_its_assumptions():
     unproven = proof(verdict, empty, empty)
     assert [check.passed for check in unproven if check.name == SPECIFIED] == [False]
     failed = dataclasses.replace(verdict, passed=False, checks=unproven)
-    assert answer(failed)[0] == "NOT PROVEN"
-    assert "num_heads" in answer(failed)[1]
-    assert "--hash" in answer(failed)[1]
+    assert verdict_in_words(failed)[0] == "NOT PROVEN"
+    assert "num_heads" in verdict_in_words(failed)[1]
+    assert "--hash" in verdict_in_words(failed)[1]
 
 
 def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):

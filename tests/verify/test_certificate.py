@@ -21,7 +21,7 @@ from mae_convert.verify.certificate import (
     ARRAYS,
     DOCUMENT,
     _hashes,
-    _require_the_same,
+    _require_unchanged,
     read_certificate,
     read_source,
     write_certificate,
@@ -379,16 +379,16 @@ def test_a_configuration_that_is_replaced_after_it_was_read_is_not_certified(cop
     (copy / "new").write_text(json.dumps(changed))
     (copy / "new").replace(copy / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json is not the file that was verified"):
-        _require_the_same(_hashes(verification, target), copy)
+        _require_unchanged(_hashes(verification, target), copy)
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "modeling.py"])
 def test_later_file_that_affects_a_library_is_detected(copy, name):
-    assert not read_certificate(copy).checks_of(open_checkpoint(copy))
+    assert not read_certificate(copy).failed_checks_of_files(open_checkpoint(copy))
     (copy / "README.md").write_text("a card")
-    assert not read_certificate(copy).checks_of(open_checkpoint(copy))
+    assert not read_certificate(copy).failed_checks_of_files(open_checkpoint(copy))
     (copy / name).write_text("{}")
-    failed = read_certificate(copy).checks_of(open_checkpoint(copy))
+    failed = read_certificate(copy).failed_checks_of_files(open_checkpoint(copy))
     assert [check.name for check in failed] == [f"file/{name}"]
 
 

@@ -5,7 +5,7 @@ import pytest
 from mutation.models import random_tensors, write_model, write_original
 
 from mae_convert.runtime.trace import Trace
-from mae_convert.verify.meaning import in_precisions, meanings
+from mae_convert.verify.meaning import meanings, precision_in_words
 
 OWN = 2.0**-24 * 3  # a rounding error in float32, three units
 
@@ -22,7 +22,7 @@ OWN = 2.0**-24 * 3  # a rounding error in float32, three units
     ],
 )
 def test_distance_is_described_by_the_precision_with_that_rounding_error(distance, words):
-    sentence = in_precisions(distance, OWN)
+    sentence = precision_in_words(distance, OWN)
     assert sentence.endswith(words)
     assert f"is {distance / OWN:.2g} times" in sentence
 

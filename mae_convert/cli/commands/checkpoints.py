@@ -293,17 +293,19 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     from mae_convert.cli.output.inspection import lineage as show
     from mae_convert.cli.streams import print_json
     from mae_convert.verify.lineage import lineage as compare
-    from mae_convert.verify.lineage_records import known, read_record, record_of
+    from mae_convert.verify.lineage_records import describe_checkpoint, read_record, record_of
 
     records = [record_of(source) if isinstance(source, Path) else None for source in (a, b)]
     options: dict[str, Any] = {"state_key": state_key, "incomplete": True}
     if records == [None, None]:
-        pair = [known(c) for c in open_pair_with_notes((a, b), flags, **options)]
+        pair = [describe_checkpoint(c) for c in open_pair_with_notes((a, b), flags, **options)]
     else:
         pair = [
             read_record(record)
             if record
-            else known(open_with_notes(source, flags, fill_only=True, **options), with_record=True)
+            else describe_checkpoint(
+                open_with_notes(source, flags, fill_only=True, **options), with_record=True
+            )
             for record, source in zip(records, (a, b), strict=True)
         ]
     result = compare(*pair)

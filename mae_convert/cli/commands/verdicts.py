@@ -162,7 +162,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     from mae_convert.runtime.trace import Trace
     from mae_convert.sources import locate_file
     from mae_convert.verify.judge import judge
-    from mae_convert.verify.meaning import explained
+    from mae_convert.verify.meaning import explanations
     from mae_convert.verify.other_arrays import compare_arrays, read_arrays, read_names
 
     if names is not None:
@@ -173,7 +173,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     traces = Trace.load(locate_file(a)), Trace.load(locate_file(b))
     verdict = diagnose_traces(judge(*traces), *traces)
     if not verdict.passed:
-        verdict = replace(verdict, meanings=explained((), traces))
+        verdict = replace(verdict, meanings=explanations((), traces))
     _print_verdict(verdict, as_json=as_json)
     return 0 if verdict.passed else 1
 
@@ -509,9 +509,9 @@ def _diagnosed(verification: "Verification") -> "Verification":
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose
-    from mae_convert.verify.meaning import explained
+    from mae_convert.verify.meaning import explanations
 
-    meanings = explained(verification.runs, verification.traces)
+    meanings = explanations(verification.runs, verification.traces)
     return diagnose(replace(verification, verdict=replace(verification.verdict, meanings=meanings)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mae_convert.cli.output.console import console, markup, printable, table
 from mae_convert.cli.streams import json_text, print_json
 from mae_convert.sources import storage
-from mae_convert.sweep.memory import model_bytes, needed_by
+from mae_convert.sweep.memory import memory_needed_by, model_bytes
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import DONE, ERROR, FAILED, STATUS, Row
 from mae_convert.sweep.run import OnRow, SelectedJobs
@@ -85,7 +85,7 @@ def _target(line: Mapping[str, Any]) -> str:
 
 
 def _sizes(job: Job) -> dict[str, int | None]:
-    return {"bytes": model_bytes(job) or None, "memory": needed_by(job)}
+    return {"bytes": model_bytes(job) or None, "memory": memory_needed_by(job)}
 
 
 def _short(value: Any) -> str:

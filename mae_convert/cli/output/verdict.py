@@ -15,7 +15,6 @@ from mae_convert.text import for_terminal, format_number
 from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.reference_results import ReferenceComparison
 from mae_convert.verify.summary import (
-    answer,
     by_depth,
     effects_in_words,
     headline,
@@ -23,6 +22,7 @@ from mae_convert.verify.summary import (
     step_rows,
     summary,
     suspects_title,
+    verdict_in_words,
 )
 
 MOST_ROWS = 8
@@ -74,7 +74,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
 
 def answer_line(result: Verdict) -> str:
     """Return the verdict in one line."""
-    word, meaning = answer(result, as_option)
+    word, meaning = verdict_in_words(result, as_option)
     colour = COLOURS.get(word, "red")
     return f"[bold {colour}]{markup(headline(result))}[/]: {markup(meaning)}"
 
