@@ -4,23 +4,11 @@ The shell runs the program with an environment variable: with ``bash_source``, t
 the shell function to install; with ``bash_complete``, it prints the possible values.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
-
-VARIABLE = "_MAE_CONVERT_COMPLETE"
-
-
-def run_completion(cli: click.Command) -> int | None:
-    """Answer a completion request of a shell; return the exit status, or None without a request."""
-    instruction = os.environ.get(VARIABLE)
-    if not instruction:
-        return None
-    # Click's status for an unknown shell is 1, which here means that two checkpoints differ.
-    return 2 if shell_complete(cli, {}, "mae-convert", VARIABLE, instruction) else 0
+from click.shell_completion import CompletionItem
 
 
 def _completing(

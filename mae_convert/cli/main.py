@@ -4,19 +4,21 @@ Every command parses its options, calls one function of the library, and prints 
 Expensive modules are imported inside the commands, so that ``--help`` is fast.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from mae_convert import __version__
 from mae_convert.cli.commands import checkpoints, hub, images, sweeps, verdicts
-from mae_convert.cli.completion import run_completion
 from mae_convert.cli.streams import prepare_streams, print_to_stderr, print_unexpected
 from mae_convert.errors import MaeConvertError, as_option, one_line
 from mae_convert.process.shortage import shortage
 from mae_convert.process.signals import Ended, ended_by, ignore_signals, raise_signals
 
+COMPLETION = "_MAE_CONVERT_COMPLETE"  # set by a shell that requests a completion
 NO_OUTPUT = (
     "standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null"
 )
@@ -72,8 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     has_output = prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        if (status := run_completion(cli)) is not None:
-            sys.exit(status)
+        if instruction := os.environ.get(COMPLETION):
+            # Click's status for an unknown shell is 1, which here means that two checkpoints differ
+            sys.exit(2 if shell_complete(cli, {}, "mae-convert", COMPLETION, instruction) else 0)
         status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
     except Ended as ended:
         status, sentence = int(ended.code or 0), None

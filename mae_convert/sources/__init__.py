@@ -16,7 +16,6 @@ from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_named
 from mae_convert.families.official_models import OfficialFile
 from mae_convert.families.options import Flags
-from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.reference import HubReference, Source, parse_source
 
 
@@ -36,9 +35,11 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
         from mae_convert.sources.hub_download import get_from_hub
 
         return get_from_hub(source, certificate=certificate)
-    if isinstance(source, Path) and source.parent == cache_directory():
-        # `download` prints such names.
-        source = official_named(source.stem) or source
+    if isinstance(source, Path) and (official := official_named(source.stem)):
+        from mae_convert.sources.fetch import cache_directory
+
+        if source.parent == cache_directory():  # `download` prints such names
+            source = official
     if isinstance(source, OfficialFile):
         from mae_convert.sources.official_download import get_official
 

@@ -9,6 +9,8 @@ refused.
 
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +19,9 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.atomic import write_file
 from mae_convert.files.strict_json import JsonError, check_document, parse_json
-from mae_convert.sources.cache import VARIABLE
 from mae_convert.sources.client import client, patiently, speaking
 
+VARIABLE = "MAE_CONVERT_CACHE"
 RECORDS = "downloads.json"
 ADVICE = (
     "it contains the hashes of earlier downloads: correct it, or remove it to accept the hashes of "
@@ -234,3 +236,30 @@ def _remember(cache: Path, name: str, record: Record) -> None:
         records = {**read_records(cache), name: record}
         text = json.dumps({n: asdict(r) for n, r in sorted(records.items())}, indent=2) + "\n"
         write_file(cache / RECORDS, text, overwrite=True)
+
+
+def cache_directory() -> Path:
+    """Return the download directory: ``$MAE_CONVERT_CACHE``, or one in the user's cache."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae-convert"
+
+
+def link_together(folder: Path, files: Mapping[str, Path]) -> None:
+    """Create a directory of links to files in other directories.
+
+    Raises:
+        OutputError: the cache cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in files.items():
+            temporary = folder / f".{name}.{secrets.token_hex(4)}"
+            temporary.symlink_to(target.absolute())
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise OutputError(
+            folder,
+            f" cannot be written ({error.strerror})",
+            hint=f"set {VARIABLE} to a writable directory",
+        ) from error

@@ -10,8 +10,8 @@ from mae_convert.errors import HubError
 from mae_convert.families import official_files
 from mae_convert.files.byte_ranges import is_plain_name
 from mae_convert.formats.registry import INDEX_SUFFIX
-from mae_convert.sources.cache import cache_directory, link_together
 from mae_convert.sources.client import client, speaking
+from mae_convert.sources.fetch import cache_directory, link_together
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.select_files import Chosen, choose, folder_of, joined, name_of
 from mae_convert.sources.snapshot import Snapshot, download, take_snapshot

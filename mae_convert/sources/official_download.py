@@ -12,9 +12,8 @@ from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_files, official_named
 from mae_convert.families.official_models import OfficialFile
 from mae_convert.files.atomic import check_target, replacing_file
-from mae_convert.sources.cache import cache_directory
 from mae_convert.sources.client import address_in
-from mae_convert.sources.fetch import Record, Wanted, fetch, read_records
+from mae_convert.sources.fetch import Record, Wanted, cache_directory, fetch, read_records
 from mae_convert.text import did_you_mean
 
 MIRROR = "MAE_CONVERT_MIRROR"

@@ -1,13 +1,11 @@
-"""The common parts of the configurations of all families."""
+"""The common parts of the configurations of all families, and checks of fields that they share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from typing import Any, Self
 
-from reference_models.configuration import checks
-from reference_models.configuration.checks import Size, as_size, pair
-
+Size = int | tuple[int, int]
 ACTIVATIONS = (
     "gelu",  # exact, by the error function: the original's
     "gelu_new",  # the tanh approximation, which has two names
@@ -91,16 +89,16 @@ class Configuration:
         self._check()
 
     def _check(self) -> None:
-        checks.check_counts(self, (field.name for field in fields(self) if field.type is int))
-        checks.check_choice(self, "hidden_act", ACTIVATIONS)
-        checks.check_flags(self, (field.name for field in fields(self) if field.type is bool))
+        check_counts(self, (field.name for field in fields(self) if field.type is int))
+        check_choice(self, "hidden_act", ACTIVATIONS)
+        check_flags(self, (field.name for field in fields(self) if field.type is bool))
         probabilities = ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio")
-        checks.check_fractions(self, probabilities)
-        checks.check_positive(self, ("layer_norm_eps", "initializer_range"))
+        check_fractions(self, probabilities)
+        check_positive(self, ("layer_norm_eps", "initializer_range"))
         if self.decoder_layer_norm_eps is not None:
-            checks.check_positive(self, ("decoder_layer_norm_eps",))
-        checks.check_heads(self)
-        checks.check_patches(self.image_hw, self.patch_hw)
+            check_positive(self, ("decoder_layer_norm_eps",))
+        check_heads(self)
+        check_patches(self.image_hw, self.patch_hw)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -253,3 +251,88 @@ class VideoConfiguration(Configuration):
     def grid_shape(self) -> tuple[int, ...]:
         """Number of patches along time, height and width."""
         return (self.num_frames // self.tubelet_size, *self.grid_hw)
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Return a size as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(name: str, value: int | Sequence[int]) -> Size:
+    """Return a size as an integer where it is square, else as (height, width)."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or not all(is_count(side) for side in sides):
+        raise ValueError(
+            f"{name} must be a positive integer or a pair (height, width) of them, not {value!r}"
+        )
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a positive integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_counts(config: Any, names: Iterable[str]) -> None:
+    """Check that fields are positive integers."""
+    for name in names:
+        if not is_count(getattr(config, name)):
+            raise ValueError(f"{name} must be a positive integer, not {getattr(config, name)!r}")
+
+
+def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """Check that a field is one of some words."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_flags(config: Any, names: Iterable[str]) -> None:
+    """Check that fields are true or false."""
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
+
+
+def check_fractions(config: Any, names: Iterable[str]) -> None:
+    """Check that fields are numbers of at least 0 and less than 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not (is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} must be at least 0 and less than 1, not {value!r}")
+
+
+def check_positive(config: Any, names: Iterable[str]) -> None:
+    """Check that fields are finite positive numbers."""
+    for name in names:
+        value = getattr(config, name)
+        if not (is_number(value) and 0 < value < float("inf")):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+
+def check_heads(config: Any, prefixes: Iterable[str] = ("", "decoder_")) -> None:
+    """Check that the heads of encoder and decoder divide the width."""
+    for prefix in prefixes:
+        width = getattr(config, f"{prefix}hidden_size")
+        heads = getattr(config, f"{prefix}num_attention_heads")
+        if width % heads:
+            raise ValueError(
+                f"{prefix}num_attention_heads must divide {prefix}hidden_size;"
+                f" {heads} does not divide {width}"
+            )
+
+
+def check_patches(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> None:
+    """Check that patches divide the image."""
+    for side, image, patch in zip(("height", "width"), image_hw, patch_hw, strict=True):
+        if image % patch:
+            raise ValueError(
+                f"patch_size must divide image_size; the {side} of a patch, {patch}, does not"
+                f" divide that of the image, {image}"
+            )

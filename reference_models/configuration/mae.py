@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from reference_models.configuration import checks
-from reference_models.configuration.base import Configuration
+from reference_models.configuration.base import Configuration, check_choice
 
 POOLINGS = ("token", "avg")
 
@@ -56,7 +55,7 @@ class ViTMAEConfig(Configuration):
 
     def _check(self) -> None:
         super()._check()
-        checks.check_choice(self, "global_pool", POOLINGS)
+        check_choice(self, "global_pool", POOLINGS)
         if not (self.fc_norm is None or isinstance(self.fc_norm, bool)):
             raise ValueError(f"fc_norm must be true, false or null, not {self.fc_norm!r}")
 

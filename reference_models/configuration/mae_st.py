@@ -3,8 +3,12 @@
 import struct
 from dataclasses import dataclass
 
-from reference_models.configuration import checks
-from reference_models.configuration.base import PatchGeometry, VideoConfiguration
+from reference_models.configuration.base import (
+    PatchGeometry,
+    VideoConfiguration,
+    check_counts,
+    check_fractions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,9 @@ class MAESTConfig(VideoConfiguration):
 
     def _check(self) -> None:
         super()._check()
-        checks.check_fractions(self, ("classifier_dropout",))
+        check_fractions(self, ("classifier_dropout",))
         if self.pred_t_dim is not None:
-            checks.check_counts(self, ("pred_t_dim",))
+            check_counts(self, ("pred_t_dim",))
         if self.tubelet_size * self.predicted_length % self.num_frames:
             raise ValueError(
                 "each patch must predict a whole number of frames: tubelet_size x pred_t_dim,"

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reference_models.configuration.base import BlockConfig, VideoConfiguration
-from reference_models.configuration.checks import check_positive, is_number
+from reference_models.configuration.base import (
+    BlockConfig,
+    VideoConfiguration,
+    check_positive,
+    is_number,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

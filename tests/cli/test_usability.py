@@ -10,8 +10,7 @@ import click
 import pytest
 from paths import DEMO
 
-from mae_convert.cli.completion import VARIABLE
-from mae_convert.cli.main import cli
+from mae_convert.cli.main import COMPLETION, cli
 from mae_convert.cli.options import RUNNER
 from mae_convert.cli.output.console import PatientConsole, pairs, table
 from mae_convert.errors import MaeConvertError
@@ -86,7 +85,7 @@ def completions(words: str, folder: Path, shell: str = "bash") -> list[str]:
     process = subprocess.run(
         [sys.executable, "-m", "mae_convert"], capture_output=True, text=True, check=False,
         cwd=folder,
-        env={**os.environ, VARIABLE: f"{shell}_complete", "COMP_WORDS": words,
+        env={**os.environ, COMPLETION: f"{shell}_complete", "COMP_WORDS": words,
              "COMP_CWORD": str(len(before)) if shell != "fish" else last},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
