@@ -17,14 +17,14 @@ from mae_convert.text import shown
 
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 LOCAL_MAGIC = b"PK\x03\x04"
-# Signature, disks and counts of entries on them, size and offset of the directory, and in the
-# shorter record the length of a comment.
+# The fields of the end record and of its ZIP64 variant: signature, numbers of disks, counts of
+# entries, size and offset of the central directory; the former ends with the length of a comment.
 END = struct.Struct("<4sHHHHIIH")
 END64 = struct.Struct("<4sQHHIIQQQQ")
 LOCATOR64 = struct.Struct("<4sIQI")
 END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
-"""Value in the end record for a number that is in the ZIP64 end record."""
+"""Values in the end record that mean that the number is in the ZIP64 end record."""
 ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
@@ -77,7 +77,7 @@ class Archive:
         }
 
     def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, Record]:
-        """Return the offset of a record's own header, and the record."""
+        """Return the offset of a record's local header, and the record."""
         begins = entry.header_offset
         header = self.file.raw(begins, LOCAL_HEADER.size)
         magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
@@ -86,7 +86,7 @@ class Archive:
             raise ValueError(f"record {shown(entry.filename)} is corrupt or encrypted")
         twice = entry.filename != entry.orig_filename or name != _stored_name(entry)
         if twice or method != entry.compress_type:
-            raise ValueError(f"record {shown(entry.filename)} is described in two ways")
+            raise ValueError(f"record {shown(entry.filename)} has two inconsistent headers")
         if not _is_inside(entry.filename):
             raise CheckpointError(
                 self.path,
@@ -114,7 +114,7 @@ class Archive:
         return self.records[name].size
 
     def raw(self, name: str, limit: int) -> bytes:
-        """Return the first bytes of a record, at most `limit`.
+        """Return the first bytes of the unpacked record, at most `limit`.
 
         Raises:
             CheckpointError: there is no such record, or it cannot be unpacked.
@@ -146,7 +146,7 @@ class Archive:
         """Return a function that reads an array from an offset of a record.
 
         Raises:
-            CheckpointError: it is not completely inside the record.
+            CheckpointError: the array is not completely inside the record.
         """
         end = offset + math.prod(shape) * dtype.itemsize
         if end > self.size(name):
@@ -163,7 +163,7 @@ class Archive:
 
 
 def _stored_name(entry: zipfile.ZipInfo) -> bytes:
-    """Return a record's name as its own header must contain it."""
+    """Return the bytes of a record's name as its local header must contain them."""
     utf8 = 0x800
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
 

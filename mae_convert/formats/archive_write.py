@@ -47,12 +47,12 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Number of bytes of the whole record."""
+        """The number of bytes of the whole record."""
         return len(self.head) + (self.tensor_bytes or 0)
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _PlacedRecord:
     """A record, the offset of its header, and the padding field that aligns its bytes to 64."""
 
     record: Record
@@ -89,7 +89,7 @@ def zip_layout(records: Iterable[Record]) -> FileLayout:
     )
 
 
-def _place(records: Iterable[Record]) -> Iterator[_Placed]:
+def _place(records: Iterable[Record]) -> Iterator[_PlacedRecord]:
     position = 0
     for record in records:
         sizes = struct.pack("<2H2Q", ZIP64_ID, 16, record.size, record.size)
@@ -99,12 +99,12 @@ def _place(records: Iterable[Record]) -> Iterator[_Placed]:
         if length < 4:  # the field's own head
             length += ALIGNMENT
         extra += struct.pack("<2H", PADDING_ID, length - 4) + bytes(length - 4)
-        placed = _Placed(record, position, extra)
+        placed = _PlacedRecord(record, position, extra)
         yield placed
         position = placed.data + record.size
 
 
-def _common(item: _Placed, checksum: int, version: int) -> tuple[int, ...]:
+def _common(item: _PlacedRecord, checksum: int, version: int) -> tuple[int, ...]:
     """Return the fields that both headers of a record share: from version to name length."""
     name = item.record.name
     size = min(item.record.size, LIMIT)
@@ -112,13 +112,13 @@ def _common(item: _Placed, checksum: int, version: int) -> tuple[int, ...]:
     return (version, flags, 0, 0, FIRST_OF_1980, checksum, size, size, len(name.encode()))
 
 
-def _local(item: _Placed, checksum: int) -> bytes:
+def _local(item: _PlacedRecord, checksum: int) -> bytes:
     version = VERSION_64 if item.record.size >= LIMIT else VERSION
     common = _common(item, checksum, version)
     return LOCAL.pack(b"PK\3\4", *common, len(item.extra)) + item.record.name.encode() + item.extra
 
 
-def _central(item: _Placed, checksum: int) -> bytes:
+def _central(item: _PlacedRecord, checksum: int) -> bytes:
     large = [item.record.size] * 2 if item.record.size >= LIMIT else []
     large += [item.begins] if item.begins >= LIMIT else []
     extra = struct.pack(f"<2H{len(large)}Q", ZIP64_ID, 8 * len(large), *large) if large else b""

@@ -13,7 +13,7 @@ from mae_convert.errors import CheckpointError, Option
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.contents import KERAS, Contents, check_plausible, json_in
-from mae_convert.formats.directory import find_weights, is_of_model_directory, left_aside
+from mae_convert.formats.directory import find_weights, is_of_model_directory, unread_files
 from mae_convert.formats.registry import FORMATS, INDEX_SUFFIX, METADATA, SPECIFY, ZIP, Signature
 from mae_convert.formats.shards import read_sharded
 from mae_convert.formats.tensor import LazyTensor
@@ -31,7 +31,8 @@ LOOKALIKES = (
     (re.compile(rb"(?s).{257}ustar"), "a tar archive",
      "unpack it and specify the checkpoint in it"),
 )  # fmt: skip
-"""The beginnings of files that are often taken for checkpoints: what they are, what to do."""
+"""For files that users often specify instead of a checkpoint: a pattern of the first bytes, a
+description of the file, and a hint."""
 
 
 def read_contents(path: Path, state_key: str | None = None) -> Contents:
@@ -55,7 +56,7 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
 
 
 def read_file(path: Path, state_key: str | None = None) -> Contents:
-    """Read a file that contains its tensors itself, which an index does not.
+    """Read a file that contains the tensors itself, not an index of other files.
 
     Args:
         path: the file.
@@ -80,7 +81,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
 
 
 def _is_archived(signature: Signature, archive: Archive | None) -> bool:
-    """Return whether a signature fits the members of an archive, or a file without an archive."""
+    """Return whether a signature applies: to an archive by its members, or to other files."""
     if archive is None or signature.members is None:
         return archive is None and signature.members is None
     return signature.members(archive.path.name, archive.records.keys())
@@ -206,9 +207,9 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     nested = _image_processor(files[PROCESSOR].path, processor) if processor else None
     named = PROCESSOR if nested is not None else PREPROCESSOR if preprocessor else None
     config = contents.config if beside is None else beside
-    if beside is not None and "registered_name" in beside:  # Keras's own, as in its archives
+    if beside is not None and "registered_name" in beside:  # of a Keras model
         config = {**(contents.config or {}), KERAS: beside}
-    inside = f"{contents.config_place} of {weights_file.name}"
+    inside = f"{contents.config_location} of {weights_file.name}"
     return Container(
         path=path,
         kind=contents.kind,
@@ -220,7 +221,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
         preprocessor=nested or preprocessor or _image_statistics(config),
         training_args=contents.training_args,
         conversion=conversion or contents.conversion,
-        ignored={**contents.ignored, **left_aside(weights_file)},
+        ignored={**contents.ignored, **unread_files(weights_file)},
         wrapper=contents.wrapper,
         state_key=state_key,
         is_directory=is_directory,

@@ -42,8 +42,8 @@ class Contents:
     config: Mapping | None = None
     """The model configuration in the file, or None."""
 
-    config_place: str = "config"
-    """The part of the file that contains it."""
+    config_location: str = "config"
+    """The part of the file that contains `config`, for messages."""
 
     conversion: Mapping | None = None
     """The record of the conversion that created the file, or None."""
@@ -88,7 +88,7 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
             hint="free some memory, or raise its limit",
         ) from error
     except damages as error:
-        if reason := shortage(error):  # which is not the file's fault
+        if reason := shortage(error):  # the file itself may be valid
             raise CheckpointError(path, f" cannot be read: {reason}") from error
         raise damaged(path, _in_short(error)) from error
 
@@ -96,13 +96,13 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 def loading(
     path: Path, load: Callable[[], np.ndarray], *damage: type[Exception]
 ) -> Callable[[], np.ndarray]:
-    """Return `load` with the same error handling when it is called."""
+    """Return a function that calls `load` and converts its errors as `reading` does."""
 
-    def careful() -> np.ndarray:
+    def load_with_errors() -> np.ndarray:
         with reading(path, *damage):
             return load()
 
-    return careful
+    return load_with_errors
 
 
 def json_in(file: ByteFile, advice: str) -> Any:
@@ -128,14 +128,15 @@ def json_in(file: ByteFile, advice: str) -> Any:
 
 
 def check_plausible(path: Path, contents: Contents) -> None:
-    """Require that a file does not claim to contain far more data than it can.
+    """Require that a file does not claim to contain far more data than is possible for its size.
 
     Compressed values, elements that are stored once and referenced many times, and space that was
     never written can describe a large tensor in a few bytes. Trained weights cannot be compressed
     to less than half.
 
     Raises:
-        CheckpointError: it claims to.
+        CheckpointError: it claims to contain more; or it contains no tensors, too many tensors, or
+            a tensor with a name that is too long.
     """
     if not contents.tensors:
         raise CheckpointError(
@@ -155,21 +156,21 @@ def check_plausible(path: Path, contents: Contents) -> None:
             "Masked Autoencoder has such a name",
             hint="specify a checkpoint of a Masked Autoencoder",
         )
-    there = sum(file.size for file in contents.files)
+    file_bytes = sum(file.size for file in contents.files)
     claimed = sum(tensor.nbytes for tensor in contents.tensors.values())
-    if claimed > PACKED_TO * there + UNASKED_BYTES:
+    if claimed > PACKED_TO * file_bytes + UNASKED_BYTES:
         raise CheckpointError(
             path,
-            f" has {there} bytes and claims to contain {claimed} bytes of tensors",
+            f" has {file_bytes} bytes and claims to contain {claimed} bytes of tensors",
             hint="write the weights again in the program that created them",
         )
 
 
 def embedded_json(text: object, path: Path) -> dict | None:
-    """Return the JSON object in a text of a file, or None if the text is not a JSON object.
+    """Return the JSON object in a string from a file, or None if the string is not a JSON object.
 
     Raises:
-        CheckpointError: it is JSON that programs may read differently.
+        CheckpointError: the string is JSON that two programs may parse differently.
     """
     if not isinstance(text, str):
         return None

@@ -56,7 +56,7 @@ _METADATA_TYPES = (
 _RECORDS = {
     **{f"torch.distributed.checkpoint.metadata.{name}": name for name in _METADATA_TYPES},
     "torch.distributed.checkpoint.filesystem._StorageInfo": "_StorageInfo",
-    # The modules of these two in earlier versions of PyTorch.
+    # Earlier versions of PyTorch have these two types in another module.
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": "TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": "_MEM_FORMAT_ENCODING",
 }
@@ -127,7 +127,7 @@ def _no_storage(_: object) -> object:
 
 
 def _fields(value: Any, kind: str) -> dict[str, Any]:
-    """Return the attributes of a record of one kind."""
+    """Return the attributes of a record, which must be of the specified kind."""
     if type(value) is not Record or value.kind != kind or not isinstance(value.state, dict):
         raise TypeError(f"not a {kind}")
     return value.state
@@ -181,7 +181,10 @@ def _sharded(
 
 
 def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
-    """Return the entries nested as before their names were flattened, if recorded."""
+    """Return the entries in nested dicts, as they were before their names were flattened.
+
+    `paths` has the keys of each entry; an entry without keys stays at the top level.
+    """
     whole: dict[str, Any] = {}
     for name, item in entries.items():
         *parents, last = map(str, (paths or {}).get(name) or (name,))
@@ -301,7 +304,7 @@ class _Files:
         return lazy(path, name, value, read).load()
 
     def settings(self, value: object) -> dict[str, Any] | None:
-        """Return settings as plain data; None if there are none or they would run code."""
+        """Return a mapping of settings as plain data; None if it is not one or would run code."""
         try:
             return plain_mapping(self._resolved(value))
         except CheckpointError:

@@ -1,4 +1,4 @@
-"""Determine the file to read for a directory, or for one file of several."""
+"""Determine which file to read for a path, which may be a directory or one file of several."""
 
 import re
 from pathlib import Path
@@ -148,7 +148,7 @@ def is_read_beside(name: str) -> bool:
     return bool(is_read) or name.endswith(".py")
 
 
-def left_aside(weights_file: Path) -> dict[str, str]:
+def unread_files(weights_file: Path) -> dict[str, str]:
     """Return files that are not read and may be relevant, each with a description."""
     if not DEEPSPEED.fullmatch(weights_file.name):
         return {}
@@ -164,7 +164,10 @@ def left_aside(weights_file: Path) -> dict[str, str]:
 
 
 def is_of_model_directory(path: Path) -> bool:
-    """Return whether a file belongs to weights beside it: by name, or as the only weights."""
+    """Return whether a file of weights belongs to the configuration files in its directory.
+
+    It does if it has a conventional name, or if no other file in the directory has weights.
+    """
     if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
         return True
     if path.name.endswith(KERAS_SUFFIX):

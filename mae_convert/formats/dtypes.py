@@ -63,7 +63,7 @@ class MeasuredRounding:
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        """Return some of the elements, rounded."""
+        """Return the next elements of the tensor, rounded."""
         made = rounded(array, self.dtype)
         if self._left > 0:
             error = rounding_error(array, made)

@@ -55,7 +55,7 @@ def read_hdf5(file: ByteFile) -> Contents:
             tensors={name: _lazy(file, tree, name) for name in names},
             files=(file,),
             config=settings["config"],
-            config_place="attribute config",
+            config_location="attribute config",
             conversion=settings["conversion"],
             ignored=dict.fromkeys(
                 (name for name in tree.datasets if name not in listed),
@@ -104,8 +104,8 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
     if stored is None or dtype not in READABLE:
         raise CheckpointError(
             file.path,
-            f" contains {shown(name)} as {dtype or 'something else than numbers'}, which is not a"
-            " tensor that is read",
+            f" contains {shown(name)} as {dtype or 'values that are not numbers'}, which cannot"
+            " be read as a tensor",
             hint="write it as float32 first",
         )
     tensor = LazyTensor(name, dataset.shape, dtype, _careful(file, dataset.load))
@@ -115,10 +115,10 @@ def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
 
 
 def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    """Return a function that reads an array and reports corrupt chunks as errors."""
+    """Return a function that reads an array, and raises CheckpointError for a corrupt chunk."""
     return load if isinstance(load, SequentialArray) else loading(file.path, load, *DAMAGE)
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return numbers in native byte order, which may have been read as bytes."""
+    """Return an array, which may have been read as bytes, as numbers in native byte order."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

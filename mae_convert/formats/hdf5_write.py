@@ -15,7 +15,7 @@ from mae_convert.formats.output_file import BytesAt, FileLayout
 from mae_convert.formats.tensor import LazyTensor
 
 LARGEST_ATTRIBUTE = 64512
-"""Keras's limit: HDF5 holds an attribute in an object header of at most 64 KiB."""
+"""Keras's limit on the bytes of an attribute: HDF5 stores it in a header of at most 64 KiB."""
 
 KERAS_VERSION = "2.15.0"
 PAGE = 1 << 12
@@ -84,7 +84,7 @@ class _Written(io.RawIOBase):
         return len(written)
 
     def readinto(self, buffer: Any) -> int:
-        """Return the bytes that were written, zeros elsewhere."""
+        """Copy the next bytes into a buffer, zeros where none were written; return their number."""
         for at, byte_range in self._pages_of(len(buffer)):
             page, inside = byte_range
             buffer[at : at + inside.stop - inside.start] = page[inside]

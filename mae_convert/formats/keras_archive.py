@@ -53,7 +53,7 @@ def read_keras_archive(archive: Archive) -> Contents:
         kind=KERAS_ARCHIVE,
         files=(archive.file,),
         config={**(weights.config or {}), KERAS: config},
-        config_place=CONFIG,
+        config_location=CONFIG,
         ignored={**weights.ignored, **dict.fromkeys(besides, "a file in the archive"), **training},
     )
 
@@ -94,7 +94,7 @@ def _read_config(archive: Archive) -> dict[str, Any]:
             raise whole_model(archive.path, json.dumps(config), None)
         raise CheckpointError(
             archive.path,
-            f" contains a Keras model of class {shown(of)}, and only .keras files of "
+            f" contains a Keras model of class {shown(of)}, but only .keras files of "
             "reference_models and KerasHub can be read",
             hint="write its weights with model.save_weights('model.weights.h5')",
         )
@@ -108,7 +108,9 @@ KERAS_VERSION = "3.15.1"
 def keras_archive_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of a `.keras` file; the configuration has Keras's own under "keras".
+    """Return the layout of a `.keras` file.
+
+    The item "keras" of `config` is the content of Keras's own `config.json`.
 
     Raises:
         OutputError: the configuration of the Keras model is missing.

@@ -54,7 +54,7 @@ def read_npz(archive: Archive) -> Contents:
         raise CheckpointError(
             archive.path,
             " is a zip archive with neither a PyTorch checkpoint nor NumPy arrays",
-            hint="name a .pth, .safetensors, .h5 or .npz file",
+            hint="specify a .pth, .safetensors, .h5 or .npz file",
         )
     if twice := next((name for name in names if name in archive.records), None):
         raise CheckpointError(
@@ -69,7 +69,7 @@ def read_npz(archive: Archive) -> Contents:
         tensors={name: _lazy(archive, name) for name in names if name not in SETTINGS.values()},
         files=(archive.file,),
         config=embedded_json(texts.get("config"), archive.path),
-        config_place=SETTINGS["config"],
+        config_location=SETTINGS["config"],
         conversion=embedded_json(texts.get("conversion"), archive.path),
         ignored={
             record: f"{archive.size(record)} bytes"

@@ -64,27 +64,32 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """The id of a list, mapping or other value → the name of such an object."""
+    """By the id of a value that is not a scalar: the name of an object that received it."""
 
     storages: Mapping[str, str]
-    """By its key, the name of an object that received a tensor of the storage."""
+    """By the key of a storage: the name of an object that received it or a tensor in it."""
 
     rebuilders: Iterable[str] = ()
     """Names of objects that received PyTorch's functions that create tensors."""
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
-    """Return the values passed to some objects; with `calls_only`, only arguments of calls.
+    """Return the values that the objects `opaques` received, directly or inside other values.
 
     Each value is visited once, so the time is linear in the size of the pickle.
+
+    Args:
+        opaques: the objects.
+        effects: the operations of the pickle on them.
+        calls_only: consider only the arguments of calls, not states and items.
     """
     containers: dict[int, str] = {}
     storages: dict[str, str] = {}
     rebuilders: list[str] = []
     waiting = [
-        (handed, opaque.name)
+        (received, opaque.name)
         for opaque in opaques
-        for handed in (opaque.arguments, *(() if calls_only else opaque.received))
+        for received in (opaque.arguments, *(() if calls_only else opaque.received))
     ]
     while waiting:
         item, name = waiting.pop()

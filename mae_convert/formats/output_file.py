@@ -98,7 +98,7 @@ class OutputFile:
     """Its temporary path."""
 
     target: Path
-    """The output that it belongs to, for messages."""
+    """The output that the file belongs to, for messages."""
 
     weights: Weights
     """The weights and settings to write."""
@@ -133,11 +133,14 @@ class OutputFile:
         return cls(path, target, weights, layout, descriptor, list(layout.checksums or ()))
 
     def writer(self, number: int) -> Callable[[Advance], None]:
-        """Return the function that writes a tensor."""
+        """Return the function that writes the tensor of this number."""
         return lambda advance: self._write(number, advance)
 
     def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
-        """Return the function that compares a tensor with the file; it returns the SHA-256."""
+        """Return the function that compares the tensor of this number with the re-read file `read`.
+
+        The function returns the SHA-256 of the tensor.
+        """
         return lambda advance: self._compare(read, number, advance)
 
     def _write(self, number: int, advance: Advance) -> None:
@@ -163,7 +166,7 @@ class OutputFile:
         """Write everything but the tensors.
 
         Args:
-            amend: returns the conversion record with the values known by now; as long as before.
+            amend: returns the conversion record, of the same length, with the values known so far.
 
         Raises:
             OutputError: the operating system refuses.

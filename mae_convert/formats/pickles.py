@@ -99,7 +99,7 @@ class PickleReader:
         self.begins = self.made = 0
 
     def load(self, stream: PickleStream) -> object:
-        """Return the next value; afterwards the stream is at the byte after it.
+        """Return the value of the pickle at the stream's position, which then is the pickle's end.
 
         Lists, dicts and scalars are returned as such, other types as `inert` defines, or as an
         `Opaque`.
@@ -162,7 +162,7 @@ class PickleReader:
         self.effects.mentioned.append(dotted)
         self.push(Opaque(dotted))
 
-    def push_made(self, maker: object, arguments: object, keywords: object = None) -> None:
+    def push_result(self, maker: object, arguments: object, keywords: object = None) -> None:
         """Push the result of a call: a plain value, or an `Opaque`."""
         if not isinstance(arguments, tuple):
             raise TypeError("a call without arguments")
@@ -175,17 +175,17 @@ class PickleReader:
         try:
             if keywords or (opaque and maker.name not in HOLDS_ANYTHING):
                 raise WouldRunCodeError
-            value = self._made(maker, arguments, holds_unread=opaque is not None)
+            value = self._result_of(maker, arguments, holds_unread=opaque is not None)
         except WouldRunCodeError:
-            if maker.name == SUBCLASS:  # which calls the function that creates the tensor itself
+            if maker.name == SUBCLASS:  # its first argument is the function that creates the tensor
                 arguments = arguments[1:]
             self._push_opaque(opaque.name if opaque else maker.name, (*arguments, keywords))
             return
-        self.charge(value)
+        self.count_elements(value)
         self.push(value)
 
-    def _made(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
-        """Return the result of calling a type.
+    def _result_of(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
+        """Return the result of calling a type or function.
 
         Raises:
             WouldRunCodeError: the result depends on an argument that is not read.
@@ -201,7 +201,7 @@ class PickleReader:
         """Push the value of a persistent id: a storage, or an `Opaque` if its type is unknown."""
         parts = identity if isinstance(identity, tuple) else ()
         if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
-            if parts[0] == "storage":  # and not the source code of a class, which old files contain
+            if parts[0] == "storage":  # old files also refer to the source code of a class
                 self.effects.storages.append(unknown.name)
             self._push_opaque(unknown.name, parts)
             return
@@ -215,7 +215,7 @@ class PickleReader:
         self.effects.calls.append(made)
         self.push(made)
 
-    def hand(self, target: Opaque, items: object) -> None:
+    def record_received(self, target: Opaque, items: object) -> None:
         """Record that state or items are passed to an object.
 
         Raises:
@@ -225,14 +225,14 @@ class PickleReader:
             raise would_run_code(self.path, target.name)
         target.received.append(items)
 
-    def charge(self, value: object) -> None:
-        """Count the elements that calls create, of which there may not be more than in the file.
+    def count_elements(self, value: object) -> None:
+        """Count the elements that calls create: at most as many as the file may contain.
 
         A reference to a memoised value takes a few bytes in the file, but memory for the whole
         value.
 
         Raises:
-            ValueError: there are more.
+            ValueError: the calls create more elements.
         """
         if isinstance(value, NumpyArray):
             self.made += value.array.nbytes
@@ -293,7 +293,7 @@ def _pop(reader: PickleReader, _: object) -> None:
 def _extend(reader: PickleReader, items: list) -> None:
     target = reader.stack[-1]
     if isinstance(target, Opaque):
-        reader.hand(target, items)
+        reader.record_received(target, items)
         return
     if type(target) is not list:
         raise TypeError("list items for an object that is not a list")
@@ -304,7 +304,7 @@ def _add_items(reader: PickleReader, _: object) -> None:
     items = reader.pop_to_mark()
     target = reader.stack[-1]
     if isinstance(target, Opaque):
-        reader.hand(target, items)
+        reader.record_received(target, items)
         return
     if type(target) is not set:
         raise TypeError("set items for an object that is not a set")
@@ -314,7 +314,7 @@ def _add_items(reader: PickleReader, _: object) -> None:
 def _set_items(reader: PickleReader, items: list) -> None:
     target = reader.stack[-1]
     if isinstance(target, Opaque):
-        reader.hand(target, items)
+        reader.record_received(target, items)
         return
     if not isinstance(target, dict):
         raise TypeError("dictionary items for an object that is not a mapping")
@@ -347,32 +347,32 @@ def _stack_global(reader: PickleReader, _: object) -> None:
 
 
 def _reduce(reader: PickleReader, _: object) -> None:
-    reader.push_made(*reader.pop_last(2))
+    reader.push_result(*reader.pop_last(2))
 
 
 def _new_with_keywords(reader: PickleReader, _: object) -> None:
-    reader.push_made(*reader.pop_last(3))
+    reader.push_result(*reader.pop_last(3))
 
 
 def _instance(reader: PickleReader, argument: Any) -> None:
     arguments = tuple(reader.pop_to_mark())
     _global(reader, argument)
-    reader.push_made(reader.stack.pop(), arguments)
+    reader.push_result(reader.stack.pop(), arguments)
 
 
 def _object(reader: PickleReader, _: object) -> None:
     maker, *arguments = reader.pop_to_mark()
-    reader.push_made(maker, tuple(arguments))
+    reader.push_result(maker, tuple(arguments))
 
 
 def _build(reader: PickleReader, _: object) -> None:
     target, state = reader.pop_last(2)
     if isinstance(target, Opaque):
-        reader.hand(target, state)
+        reader.record_received(target, state)
     elif isinstance(target, Stateful):
         reader.effects.replace(target, state)
         target.set_state(state)
-        reader.charge(target)
+        reader.count_elements(target)
     elif type(target) is not dict:
         raise TypeError("a state for an object that takes none")
     reader.push(target)

@@ -143,11 +143,11 @@ def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> Lazy
     if (count and last >= held) or count > held + LARGEST_OVERLAP:
         raise _outside(path, name)
 
-    return LazyTensor(name, tensor.shape, tensor.dtype, _way_to(tensor, last, read))
+    return LazyTensor(name, tensor.shape, tensor.dtype, _loader(tensor, last, read))
 
 
-def _way_to(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
-    """Return a function that reads a tensor whose last element is number `last` of its storage."""
+def _loader(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
+    """Return a function that reads a tensor; its last element is at index `last` of its storage."""
     shape, dtype, first = tensor.shape, tensor.dtype, tensor.offset
     if 0 in shape:
         return lambda: np.empty(shape, dtype)
@@ -262,7 +262,7 @@ def read_pth(archive: Archive, state_key: str | None = None) -> Contents:
             weights that are recognised.
     """
     folder = folder_of(archive)
-    assert folder is not None  # the format was recognised by it
+    assert folder is not None  # the format was recognised by its folder
     value, read, effects = read_value(archive, folder)
     return pth_contents(archive.file, value, read, state_key, effects)
 
@@ -391,7 +391,7 @@ def _element_bytes(storage: Storage) -> int:
 
 
 def _is_big_endian(archive: Archive, name: str) -> bool:
-    if name not in archive.records:  # as before PyTorch 2.1, which wrote little-endian files
+    if name not in archive.records:  # written by PyTorch before 2.1, always little-endian
         return False
     order = archive.raw(name, 16)
     if order not in (b"little", b"big"):

@@ -111,7 +111,7 @@ def _has_pickle(_name: str, members: Collection[str]) -> bool:
 
 
 def _is_of_keras(name: str, members: Collection[str]) -> bool:
-    """Return whether it is a Keras model, in which a member may be missing."""
+    """Return whether an archive is a Keras model, even if one of its members is missing."""
     named = {"metadata.json", "model.weights.h5", "model.weights.npz"}
     return not _has_pickle(name, members) and (
         name.endswith(".keras") or not named.isdisjoint(members)
@@ -173,7 +173,7 @@ FORMATS: Mapping[str, Format] = {
             signatures=(Signature(ZIP, "npz:read_npz", _is_other_archive),),
             writer="npz:npz_layout",
             reserved=("__config__", "__conversion__"),
-            in_directories=False,  # often not weights
+            in_directories=False,  # often contains other arrays than weights
         ),
         Format(
             TF_H5,  # the legacy format of Keras, which transformers 4 wrote
@@ -232,5 +232,5 @@ SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"
 
 
 def with_groups() -> tuple[str, ...]:
-    """Return the names of the formats that are HDF5."""
+    """Return the names of the formats that are based on HDF5."""
     return tuple(row.name for row in FORMATS.values() if row.has_groups)

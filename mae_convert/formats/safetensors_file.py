@@ -71,7 +71,7 @@ def read_safetensors(file: ByteFile) -> Contents:
         },
         files=(file,),
         config=settings["config"],
-        config_place="metadata",
+        config_location="metadata",
         conversion=settings["conversion"],
         ignored={
             f"metadata {shown(name)}": describe(text)
@@ -133,8 +133,8 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
     if code not in CODES:
         raise CheckpointError(
             path,
-            f" contains {shown(name)} as {shown(code)}, which is not read",
-            hint="cast it before",
+            f" contains {shown(name)} as {shown(code)}, which is not supported",
+            hint="cast it to float32 first",
         )
     dtype = CODES[code]
     if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:

@@ -65,7 +65,7 @@ def _omegaconf_state(item: Opaque, name: str) -> Any:
 
 
 def _resolved(value: Any) -> Any:
-    """Return a value, unless it is a reference to another value or missing."""
+    """Return a value, or `UNKNOWN` if it is a reference to another value or missing."""
     text = value if isinstance(value, str) else ""
     return UNKNOWN if "${" in text or text == "???" else value
 
@@ -129,7 +129,7 @@ def _is_read(key: object) -> bool:
 
 
 def _opened(value: object) -> object:
-    """Return the settings in a value, which may be an object of a configuration library."""
+    """Return a value; if it is an object of a configuration library, the settings in it."""
     for _ in range(DEEPEST):
         if isinstance(value, NumpyArray) and value.unread:
             return UNKNOWN
@@ -220,11 +220,11 @@ def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
             seen.add(id(item))
         elif isinstance(item, Mapping | list | tuple | set | frozenset | Record):
             seen.add(id(item))
-            waiting.extend(reversed(list(_placed(path, item))))
+            waiting.extend(reversed(list(_items_with_paths(path, item))))
 
 
-def _placed(path: str, item: Any) -> Iterator[tuple[str, object]]:
-    """Yield the values in a value, with their dotted paths."""
+def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
+    """Yield the items of a collection and the state of a record, with their dotted paths."""
     if isinstance(item, Record):
         yield path, item.state
         return
@@ -317,9 +317,9 @@ def _value(node: ast.expr, depth: int) -> Any:
             return [_value(item, depth + 1) for item in items]
         case ast.Dict(keys=keys, values=items):
             names = [_name(key) for key in keys]
-            return _known(dict(zip(names, items, strict=True)), depth)
+            return _literals(dict(zip(names, items, strict=True)), depth)
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
-            return _known({_name(keyword.arg): keyword.value for keyword in keywords}, depth)
+            return _literals({_name(keyword.arg): keyword.value for keyword in keywords}, depth)
         case _:
             raise ValueError("not a literal")
 
@@ -332,8 +332,8 @@ def _name(key: ast.expr | str | None) -> str:
     return key
 
 
-def _known(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
-    """Return the values of a mapping that are literals."""
+def _literals(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
+    """Return the items of a mapping whose values are literals."""
     values = {}
     for name, node in items.items():
         try:

@@ -68,7 +68,7 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
         tensors={name: t for shard in shards.values() for name, t in shard.tensors.items()},
         files=(file, *(part for shard in shards.values() for part in shard.files)),
         config=first.config,
-        config_place=first.config_place,
+        config_location=first.config_location,
         conversion=first.conversion,
         ignored={
             f"{name}: {what}": text

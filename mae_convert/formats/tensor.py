@@ -209,7 +209,7 @@ class PassingDigest:
     """The SHA-256 of a tensor's bytes, computed while the tensor is read for writing.
 
     Args:
-        tensor: the tensor; `watched` must be read in its place.
+        tensor: the tensor. To write it, read `watched` instead.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:
@@ -220,7 +220,7 @@ class PassingDigest:
 
     @property
     def watched(self) -> LazyTensor:
-        """The tensor; its elements are hashed when they are read in order."""
+        """The tensor, as a lazy tensor that hashes its elements when they are read in order."""
         load = self.tensor.load
         if isinstance(load, SequentialArray):
             return replace(
@@ -237,7 +237,7 @@ class PassingDigest:
         """
         with self._lock:
             if self._result is None and start in (0, self._next):
-                if start == 0:  # start, or start again, from the beginning
+                if start == 0:  # the tensor is read from the beginning, perhaps again
                     self._digest, self._next = hashlib.sha256(), 0
                 for piece in blocks(array):
                     self._digest.update(as_bytes(piece))
@@ -261,7 +261,7 @@ class _Watched(SequentialArray):
     take: Callable[[np.ndarray, int], np.ndarray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of the other array."""
+        """Return a range of elements of `of`, after passing them to `take`."""
         return self.take(self.of.elements(start, stop), start)
 
 

@@ -139,7 +139,7 @@ def _around(value: Mapping, keys: Keys) -> Iterator[Mapping]:
 
 
 def _hidden(value: Mapping) -> Iterator[tuple[Keys, Opaque]]:
-    """Yield objects of unsupported types where a model may be, with their paths."""
+    """Yield the objects of unsupported types in nested mappings, with their paths."""
     seen = {id(value)}
     level: list[tuple[Keys, Mapping]] = [((), value)]
     for _ in range(DEEPEST):
@@ -253,8 +253,8 @@ def _chosen(
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
         outermost = [holder for holder in holders if len(holder) == depth]
-        possible = [p for p in outermost if not p or p[-1] in WRAPPERS or _is_other(p, holders[p])]
-        possible += [p for p in holders if len(p) > depth > 0 and _is_other(p[:1], holders[p])]
+        possible = [p for p in outermost if not p or p[-1] in WRAPPERS or _is_copy(p, holders[p])]
+        possible += [p for p in holders if len(p) > depth > 0 and _is_copy(p[:1], holders[p])]
         unread = _unread(hidden, effects, max(depth, 1))
         if len(possible) == 1 and not unread and (not possible[0] or possible[0][-1] in WRAPPERS):
             return possible[0]
@@ -273,7 +273,7 @@ def _chosen(
 
 
 def _unread(hidden: Mapping[Keys, Opaque], effects: Effects, depth: int) -> list[Opaque]:
-    """Return objects of unsupported types with tensors where a model may be."""
+    """Return the objects of unsupported types under a key of a model that received tensors."""
     opaque = [item for keys, item in hidden.items() if _may_be_model(keys, depth)]
     return [item for item in opaque[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
@@ -282,8 +282,8 @@ def _may_be_model(keys: Keys, depth: int) -> bool:
     return len(keys) <= depth and keys[-1] in WRAPPERS
 
 
-def _is_other(keys: Keys, mapping: Mapping) -> bool:
-    """Return whether a mapping of tensors is another model, by its key and its matrices."""
+def _is_copy(keys: Keys, mapping: Mapping) -> bool:
+    """Return whether a mapping of tensors is a copy of the model, such as a moving average."""
     if keys[-1] in OTHER_WEIGHTS:
         return True
     return bool(COPY.fullmatch(keys[-1])) and any(
@@ -317,7 +317,7 @@ def _at_key(
 
     Raises:
         NoSuchKeyError: there are no tensors.
-        CheckpointError: there is an unsupported object.
+        CheckpointError: there is an object of an unsupported type.
     """
     for keys in holders:
         if ".".join(keys) == state_key:

@@ -57,7 +57,7 @@ class Output:
 
 
 def file_output(path: Path | str, weights: Weights) -> Output:
-    """Return the output for a single file."""
+    """Return a single file to be written."""
     return Output(Path(path), {"": weights})
 
 
@@ -146,7 +146,7 @@ def write_file(
 
     Args:
         path: the path of the file.
-        kind: see `Weights`, as for the following arguments except ``overwrite``.
+        kind: the format, a key of `registry.FORMATS`.
         tensors: the tensors.
         config: the model configuration.
         conversion: the conversion record.
@@ -243,7 +243,7 @@ def write_all(
 def _output_files(
     outputs: Sequence[Output], stagings: Sequence[Staged]
 ) -> Iterator[list[list[OutputFile]]]:
-    """Create the weight files of each output, and close them at the end."""
+    """Create the files of weights of each output, and close them at the end."""
     with ExitStack() as stack:
         files: list[list[OutputFile]] = []
         for output, staging in zip(outputs, stagings, strict=True):
@@ -310,7 +310,7 @@ def _fill(
 
 
 def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
-    """Return file and number of each tensor, ordered so that all files progress at the same rate.
+    """Return each tensor's file and number, in an order in which all files progress at one rate.
 
     Files that are converted from one source then read the same part of it at the same time, so that
     the disk reads it once.

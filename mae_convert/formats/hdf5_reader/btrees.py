@@ -18,13 +18,13 @@ Bounds = tuple[tuple[int, ...], tuple[int, ...]]
 def old_tree(
     structure: Structure, address: int, kind: int, key_width: int, order: Order | None = None
 ) -> Iterator[tuple[bytes, int]]:
-    """Yield key and address of everything in a tree of version 1, in order (section III.A.1).
+    """Yield the key and the address of each entry of a version 1 tree, in order (section III.A.1).
 
     Args:
         structure: the file.
         address: the address of the root.
         kind: the type of the tree.
-        key_width: bytes of a key.
+        key_width: the number of bytes of a key.
         order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find some of
             them and reads other data.
 
@@ -92,7 +92,7 @@ class _NewTree:
 
 
 def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
-    """Return the sizes in bytes of a child's two counts for each level.
+    """Return, for each level, the sizes in bytes of the two counts that a node stores for a child.
 
     They depend on how many records fit into a node.
     """

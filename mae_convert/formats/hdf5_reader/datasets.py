@@ -34,7 +34,7 @@ CHECKSUM_BYTES = 4
 ONCE = (DATASPACE, DATATYPE, LAYOUT, FILTERS, EXTERNAL)
 OF_GROUPS = frozenset((SYMBOL_TABLE, LINK, LINK_INFO))
 LEAST_ENTRY = 24
-"""Bytes of a chunk's entry in the B-tree of chunks."""
+"""The number of bytes of a chunk's entry in the B-tree of chunks."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
     if not OF_GROUPS.isdisjoint(kinds):
         raise ValueError(f"{name} is a dataset and a group")
     if EXTERNAL in by_kind:
-        raise _elsewhere(structure, name)
+        raise _in_another_file(structure, name)
     if any(
         by_kind[kind].shared for kind in (DATASPACE, DATATYPE, LAYOUT, FILTERS) if kind in by_kind
     ):
@@ -73,11 +73,11 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
         raise not_read(path, name, "without elements")
     dtype = kind.dtype or np.dtype(f"V{kind.size}")
     cursor = Cursor(by_kind[LAYOUT].data)
-    load = _way_to(structure, name, cursor, shape, dtype, by_kind.get(FILTERS))
+    load = _loader(structure, name, cursor, shape, dtype, by_kind.get(FILTERS))
     return Dataset(shape, kind, load)
 
 
-def _way_to(
+def _loader(
     structure: Structure,
     name: str,
     layout: Cursor,
@@ -90,13 +90,13 @@ def _way_to(
     kind = layout.number(1)
     layout.take(5 if version < 3 else 0)
     if kind == VIRTUAL:
-        raise _elsewhere(structure, name)
+        raise _in_another_file(structure, name)
     if kind == CHUNKED and version < 4:
         rank = rank or layout.number(1)
         address, chunk = layout.address(), tuple(layout.number(4) for _ in range(rank - 1))
         if layout.number(4) != dtype.itemsize:
             raise ValueError(f"{name} has chunks of elements of another size")
-        packing = _packing(structure, name, filters)
+        packing = _filters(structure, name, filters)
         return _Chunks(structure, name, address, chunk, shape, dtype, packing)
     size = math.prod(shape) * dtype.itemsize
     if kind == COMPACT:
@@ -106,22 +106,22 @@ def _way_to(
             raise ValueError(f"{name} is cut short")
         return lambda: np.frombuffer(data, dtype).reshape(shape)
     if kind != CONTIGUOUS:
-        raise not_read(structure.file.path, name, "with a chunk index of version 4")
+        raise not_read(structure.file.path, name, "with a version 4 chunk index")
     address = layout.address()
     if size and not defined(address):
         raise ValueError(f"{name} was never written")
     return structure.file.array(address if size else 0, shape, dtype)
 
 
-def _elsewhere(structure: Structure, name: str) -> CheckpointError:
+def _in_another_file(structure: Structure, name: str) -> CheckpointError:
     return CheckpointError(
         f"{structure.file.path} stores {shown(name)} in another file, which is not read",
         hint="write a file that contains the weights themselves",
     )
 
 
-def _packing(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
-    """Return the filters of each chunk: number and first parameter."""
+def _filters(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
+    """Return the filters that encode each chunk: for each, its number and its first parameter."""
     if message is None:
         return []
     cursor = Cursor(message.data)
@@ -196,7 +196,10 @@ class _Chunks:
         return array
 
     def _place(self, key: bytes) -> tuple[int, ...]:
-        """Return the chunk index of a key along each axis; the last axis counts bytes."""
+        """Return the position of a chunk, in chunks along each axis, from its key in the B-tree.
+
+        The last axis of a key is an offset in bytes inside an element, which is 0.
+        """
         cursor = Cursor(key, 8)
         return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))
 
@@ -230,7 +233,7 @@ def fletcher32(data: bytes) -> int:
     """Return HDF5's checksum of a chunk: two sums, modulo 65535, of big-endian 16-bit words.
 
     The second sum adds up the first one after each word. A sum other than zero is represented by 1
-    to 65535, as addition with end-around carry results in.
+    to 65535, because the format adds with end-around carry.
     """
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     if not words.any():
@@ -242,7 +245,7 @@ def fletcher32(data: bytes) -> int:
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:
-    """Undo the shuffle filter, which stores all first bytes, then all second bytes, ..."""
+    """Undo the shuffle filter, which stores the first byte of each element, then the second."""
     whole = len(data) // width * width
     planes = np.frombuffer(data[:whole], np.uint8).reshape(width, -1)
     return planes.T.tobytes() + data[whole:]

@@ -67,7 +67,7 @@ class FractalHeap:
 
     start: int
     limit: int
-    """Sizes of the smallest and the largest direct block."""
+    """The size of the smallest direct block (`start`) and of the largest (`limit`), in bytes."""
 
     columns: int
     """Blocks in a row of the doubling table."""
@@ -110,7 +110,7 @@ class FractalHeap:
         raise ValueError("a heap with a cycle")
 
     def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
-        """Return size and index of the block with an offset, and the offset in that block."""
+        """Return the size and index of the block that contains an offset, and the offset in it."""
         for row in range(rows):
             size = self.start << max(0, row - 1)
             if offset < size * self.columns:

@@ -32,8 +32,8 @@ class Message:
 class Structure:
     """An HDF5 file, accessed by addresses.
 
-    A short file can describe structures without end, by parts that contain each other or are
-    referenced many times. Therefore all bytes that are read are counted.
+    In a short file, parts that contain each other, or are referenced many times, can describe
+    structures of unlimited size. Therefore the bytes that are read are counted, with a limit.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -48,12 +48,12 @@ class Structure:
             raise ValueError("more structures than the file of any model has")
 
     def at(self, address: int, count: int) -> Cursor:
-        """Return `count` bytes from an address on; CheckpointError if the file is too short."""
+        """Return the `count` bytes at an address; CheckpointError if the file is too short."""
         self.spend(count + COST_OF_A_READ)
         return Cursor(self.file.raw(address, count))
 
     def upto(self, address: int, count: int) -> Cursor:
-        """Return at most `count` bytes from an address on: the file may end earlier."""
+        """Return the `count` bytes at an address, or fewer if the file ends earlier."""
         return self.at(address, max(0, min(count, self.file.size - address)))
 
     def remembered(self, address: int, read: "Callable[[Structure, int], T]") -> "T":
@@ -66,7 +66,7 @@ class Structure:
         """Return the messages of the object header at an address.
 
         Raises:
-            ValueError: it is not an object header, or it has no end.
+            ValueError: there is no object header at the address, or it contains a cycle.
         """
         return self.remembered(address, _messages)
 
@@ -98,7 +98,7 @@ def _messages(structure: Structure, address: int) -> tuple[Message, ...]:
 
 
 def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
-    """Yield the messages of a version 1 header: continuation blocks are given by messages."""
+    """Yield the messages of a version 1 header; some messages refer to its continuation blocks."""
     start.version(1)
     start.take(1)
     count = start.number(2)
@@ -138,7 +138,7 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
 
 
 def _ranges(structure: Structure, ranges: list[tuple[int, int]]) -> Iterator[Cursor]:
-    """Yield the bytes of each block; blocks may be appended meanwhile."""
+    """Yield the bytes of each range; the caller may append ranges while it iterates."""
     for address, size in ranges:  # a cycle ends at the limit on bytes that are read
         yield structure.at(address, size)
 

@@ -32,10 +32,10 @@ class Type:
     """The type of the elements of a dataset or an attribute."""
 
     kind: int
-    """The class of the type, as the format numbers them."""
+    """The number of the type's class in the HDF5 format."""
 
     size: int
-    """Bytes of an element."""
+    """The number of bytes of an element."""
 
     dtype: np.dtype | None = None
     """The NumPy dtype with its byte order, or None if the elements are not numbers."""
@@ -88,7 +88,7 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return bool for the enumeration of FALSE and TRUE that h5py stores it as."""
+    """Return the bool dtype for an enumeration of FALSE and TRUE, as which h5py stores it."""
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
