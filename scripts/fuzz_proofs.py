@@ -53,7 +53,7 @@ def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]
     arrays["ids_restore"] = np.argsort(order, axis=1)
     arrays["mask"] = (arrays["ids_restore"] >= model.num_kept).astype(np.float32)
     description = {
-        **describe(checkpoint, Side("torch"), inputs, ours=None),
+        **describe(checkpoint, Side("torch"), inputs, converted_by=None),
         "dtypes": list(DTYPES),
         "taps": True,
         "run_mask_ratio": model.mask_ratio,

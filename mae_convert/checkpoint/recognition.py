@@ -102,7 +102,7 @@ def _readings(
         relative, encoder_shapes, decoder = family.without_decoder(shapes)
         for layout in family.layouts.values():
             for table in layout.tables:
-                if not complete or all(map(table.knows, encoder_shapes)):
+                if not complete or all(map(table.has_external, encoder_shapes)):
                     reading = read_as(layout, table, encoder_shapes)
                     dropped = {**reading.dropped, **decoder}
                     yield replace(reading, relative=relative, dropped=dropped)

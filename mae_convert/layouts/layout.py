@@ -108,11 +108,11 @@ class Layout:
         holding = [table for table in possible if table.holds(names)] or possible
         if holding:
             return next((t for t in holding if t.has_key_bias == key_bias), holding[0])
-        held = dict.fromkeys(task for table in self.tables for task in table.tasks)
+        tasks = dict.fromkeys(task for table in self.tables for task in table.tasks)
         raise LayoutError(
             (
                 f"the {self.name} layout does not support models for the task {task}, only for "
-                f"{', '.join(held)}"
+                f"{', '.join(tasks)}"
             ),
-            hint=(Option("task", "encoder"), " leaves the rest out"),
+            hint=(Option("task", "encoder"), " converts only the encoder"),
         )

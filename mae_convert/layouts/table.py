@@ -1,9 +1,9 @@
 """The algebra of mapping tables: rows that are valid in both directions, expanded and checked.
 
 A table is a tuple of rows in the external layout's own order. ``#`` is a block's index, ``[_#]`` an
-index that the first block lacks (``block``, ``block_1``, ...), and ``{a,b}`` a list of names: in
-both columns it results in one row per name, in the canonical column alone in a row that fuses
-several canonical tensors into one external tensor.
+index that the first block lacks (``block``, ``block_1``, ...), and ``{a,b}`` a list of names. A
+list in both columns is expanded to one row per name; a list in the canonical column only means
+that these canonical tensors are fused into one external tensor.
 """
 
 import itertools
@@ -172,7 +172,7 @@ class Table:
         return any(KEY_BIAS.search(name) for rule in rules for name in rule.canonicals)
 
     def anchor(self, canonical: str) -> tuple[str, ...]:
-        """Return the external names of a canonical tensor without an index."""
+        """Return the external names of a canonical tensor that does not belong to a block."""
         rules = itertools.chain.from_iterable(self.groups)
         return tuple(rule.external for rule in rules if canonical in rule.canonicals)
 
@@ -185,7 +185,7 @@ class Table:
             elif "*" in anchor and _regex(anchor).fullmatch(name):
                 yield ""
 
-    def knows(self, external: str) -> bool:
+    def has_external(self, external: str) -> bool:
         """Return whether an external name is in a row or a Drop."""
         return self.rule_for(external) is not None or self.drop_for(external) is not None
 
@@ -260,7 +260,7 @@ def listed(names: Sequence[str], limit: int = 4) -> str:
 
 
 def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
-    """Return name and shape of every external tensor, in order, for canonical shapes."""
+    """Return the name and shape of each external tensor, in order, for canonical shapes."""
     return {
         rule.external: rule.transform.write_shape([schema[name] for name in rule.canonicals])
         for rule in rules

@@ -11,8 +11,8 @@ from mae_convert.errors import LayoutError
 
 Shape = tuple[int, ...]
 Schema = dict[str, Shape]
-# A key bias has no effect on the softmax, so some programs have none although query and value have
-# one.
+# A key bias does not change the softmax, so the blocks of some programs have biases of query and
+# value only.
 KEY_BIAS = re.compile(r"\.attention\.k\.bias$")
 
 
@@ -30,7 +30,7 @@ class Transform(Protocol):
         """Return the external array for canonical ones."""
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical arrays in an external one."""
+        """Return the canonical arrays for an external one."""
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
         """Return the external shape for canonical shapes."""
@@ -46,19 +46,19 @@ class Same:
     in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the one array."""
+        """Return the array unchanged."""
         return arrays[0]
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the one array."""
+        """Return the array unchanged."""
         return [array]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the one shape."""
+        """Return the shape unchanged."""
         return shapes[0]
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the one shape."""
+        """Return the shape unchanged."""
         return [shape]
 
     def __str__(self) -> str:
@@ -155,7 +155,7 @@ class SplitHeads:
         return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape with separate heads; LayoutError if they do not divide it."""
+        """Return the shape with separate heads; LayoutError if they do not divide the width."""
         joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
         if not self.heads or joined % self.heads:
             raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")

@@ -27,7 +27,7 @@ from mae_convert.models.model_names import source_named
 from mae_convert.models.save_pretrained import about_the_hub, push, save_into
 from mae_convert.models.transformers_config import ViTMAEConfig, check_problem_type
 from mae_convert.models.transformers_errors import raising_as_transformers
-from mae_convert.runtime.loading import Wanted, make_model
+from mae_convert.runtime.loading import ModelRequest, make_model
 from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.sources import open_source
 from reference_models.configuration import ViTMAEConfig as ReferenceConfig
@@ -203,7 +203,9 @@ class PretrainedModel:
             checkpoint = with_head(checkpoint, count, anew=anew)
         checkpoint = with_free_fields(checkpoint, changes)
         size = size_of(changes)
-        wanted = Wanted(cls.runs_on(), cls.task, dtype, device, size, model_class=cls, mmap=mapped)
+        wanted = ModelRequest(
+            cls.runs_on(), cls.task, dtype, device, size, model_class=cls, mmap=mapped
+        )
         model = make_model(checkpoint, wanted)
         model.config.update(habits_of(config, options))
         if getattr(config, "gradient_checkpointing", False):

@@ -11,7 +11,7 @@ from mae_convert.formats.write import require_ours
 from mae_convert.models.model_names import SET_ELSEWHERE
 from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.saving import save_model
-from mae_convert.sources.client import client, patiently, speaking
+from mae_convert.sources.client import client, hub_errors_explained, with_retries
 
 # Arguments of a push besides the repository.
 OF_A_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr")
@@ -115,11 +115,11 @@ def push(
         HubError: the Hub refuses.
         MissingRequirementError: the Hub cannot be reached.
     """
-    with speaking(repo_id):
+    with hub_errors_explained(repo_id):
         from huggingface_hub import CommitOperationAdd
 
         api = client()
-        made = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        made = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         files = [path for path in sorted(directory.iterdir()) if path.is_file()]
         commit = api.create_commit(
             made.repo_id,

@@ -21,12 +21,12 @@ from mae_convert.publish.repository import (
 )
 from mae_convert.publish.upload_files import Staged
 from mae_convert.sources.client import (
+    hub_errors_explained,
     is_transient,
-    patiently,
     report_wait,
-    speaking,
     status_of,
     wait_after,
+    with_retries,
 )
 from mae_convert.sources.snapshot import entries_of
 
@@ -95,7 +95,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
             if wait is not None:
                 report_wait(error, wait)
                 time.sleep(wait)  # the lost request may still be in progress
-            with speaking(
+            with hub_errors_explained(
                 f"{target.repo_id}: it is unknown whether the commit was created; run the same "
                 "command again, which does not create it twice"
             ):
@@ -165,14 +165,16 @@ def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> C
         if ours is None:
             return None
         url, revision = ours.url, f"refs/pr/{ours.num}"
-    history = patiently(lambda: api.list_repo_commits(repo_id, revision=revision))
+    history = with_retries(lambda: api.list_repo_commits(repo_id, revision=revision))
     for entry in history:
         if entry.commit_id == remote.head:
             return None
         if entry.title != change.title:
             continue
         at = entry.commit_id
-        state = patiently(lambda at=at: api.model_info(repo_id, revision=at, files_metadata=True))  # type: ignore[misc]
+        state = with_retries(
+            lambda at=at: api.model_info(repo_id, revision=at, files_metadata=True)  # type: ignore[misc]
+        )
         there = entries_of(state)
         if all(staged.is_at(there.get(staged.path)) for staged in change.add):
             return Committed(at, commit_url(api, repo_id, at), url)

@@ -13,7 +13,13 @@ from mae_convert.publish.example_image import CREDIT, image_of
 from mae_convert.publish.licence import Licence, decide_licence
 from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
 from mae_convert.publish.upload_files import Staged, stage, stage_artifacts, superseded
-from mae_convert.sources.client import account_of, address_in, client, is_unreachable, speaking
+from mae_convert.sources.client import (
+    account_of,
+    address_in,
+    client,
+    hub_errors_explained,
+    is_unreachable,
+)
 from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE, SIGNED
 from mae_convert.verify.attestation import attest
 from mae_convert.verify.signing import Signer
@@ -119,7 +125,7 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
     data = CardData(request.target.repo_id, artifacts, licence, staged, shown, credit)
     text, added = _card(request, data, remote.card)
     if account is not None:
-        with speaking(request.target.repo_id):
+        with hub_errors_explained(request.target.repo_id):
             check_card(text)
     staged[CARD] = stage(CARD, text.encode())
     if request.signer is not None and not dry_run:
@@ -191,7 +197,7 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
     address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
     from huggingface_hub import get_token
 
-    with speaking(target.repo_id):
+    with hub_errors_explained(target.repo_id):
         from huggingface_hub.utils import validate_repo_id
 
         validate_repo_id(target.repo_id)

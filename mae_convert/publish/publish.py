@@ -17,7 +17,7 @@ from mae_convert.publish.repository import (
     make_ready,
 )
 from mae_convert.publish.upload_files import Staged
-from mae_convert.sources.client import client, patiently, speaking
+from mae_convert.sources.client import client, hub_errors_explained, with_retries
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,11 +41,13 @@ def publish(publication: Publication) -> Published:
     """
     target, account = publication.request.target, publication.account
     assert account is not None
-    with speaking(target.repo_id):
+    with hub_errors_explained(target.repo_id):
         api = client()
         remote = make_ready(api, target, publication.remote)
         committed = _committed(api, publication, remote, account)
-    with speaking(f"published as {committed.url}, but the uploaded files could not be checked"):
+    with hub_errors_explained(
+        f"published as {committed.url}, but the uploaded files could not be checked"
+    ):
         wrong = differences(api, target.repo_id, committed.commit, publication.staged)
     return Published(publication, committed, wrong)
 
@@ -85,7 +87,7 @@ def _served_sha256(api: "HfApi", repo_id: str, commit: str, path: str) -> str | 
 
     with scratch_directory() as folder:
         try:
-            local = patiently(
+            local = with_retries(
                 lambda: api.hf_hub_download(repo_id, path, revision=commit, cache_dir=folder)
             )
         except LocalEntryNotFoundError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import HubError, Option
-from mae_convert.sources.client import patiently
+from mae_convert.sources.client import with_retries
 from mae_convert.sources.snapshot import Entry, entries_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
 
     repo_id = target.repo_id
     try:
-        info = patiently(lambda: api.model_info(repo_id))
+        info = with_retries(lambda: api.model_info(repo_id))
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -98,10 +98,10 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
     if target.pull_request and account and (ours := open_pull_request(api, repo_id, account)):
         revision, url = f"refs/pr/{ours.num}", ours.url
     elif target.branch != MAIN and not target.branch.startswith("refs/"):
-        references = patiently(lambda: api.list_repo_refs(repo_id))
+        references = with_retries(lambda: api.list_repo_refs(repo_id))
         is_new = target.branch not in {branch.name for branch in references.branches}
     looked_at = MAIN if is_new else revision
-    state = patiently(lambda: api.model_info(repo_id, revision=looked_at, files_metadata=True))
+    state = with_retries(lambda: api.model_info(repo_id, revision=looked_at, files_metadata=True))
     entries = entries_of(state)
     card = read_text(api, repo_id, str(state.sha), CARD) if CARD in entries else None
     return Remote(
@@ -119,12 +119,12 @@ def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
         ours = (pr for pr in discussions if pr.is_pull_request and pr.title in TITLES)
         return next((pr for pr in ours if pr.status in ("open", "draft")), None)
 
-    return patiently(find)
+    return with_retries(find)
 
 
 def read_text(api: "HfApi", repo_id: str, revision: str, path: str) -> str:
     """Return a text file of the repository with its original line endings."""
-    local = patiently(lambda: api.hf_hub_download(repo_id, path, revision=revision))
+    local = with_retries(lambda: api.hf_hub_download(repo_id, path, revision=revision))
     with open(local, encoding="utf-8", newline="") as stream:  # noqa: PTH123
         try:
             return stream.read().removeprefix("\ufeff")
@@ -143,7 +143,7 @@ def check_card(card: str) -> None:
     from huggingface_hub import ModelCard
 
     try:
-        patiently(ModelCard(card, ignore_metadata_errors=True).validate)
+        with_retries(ModelCard(card, ignore_metadata_errors=True).validate)
     except ValueError as error:
         raise HubError(
             f"the Hub refuses the card's metadata: {_complaints(error)}",
@@ -163,12 +163,12 @@ def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
     """Create the repository and the branch if they do not exist, and return the new state."""
     if not remote.exists:
         private = True if target.private else None  # None is the default of the account
-        patiently(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))
+        with_retries(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))
     elif not remote.is_new_branch:
         return remote
     if target.branch != MAIN:
-        patiently(lambda: api.create_branch(target.repo_id, branch=target.branch, exist_ok=True))
-    state = patiently(
+        with_retries(lambda: api.create_branch(target.repo_id, branch=target.branch, exist_ok=True))
+    state = with_retries(
         lambda: api.model_info(target.repo_id, revision=target.branch, files_metadata=True)
     )
     entries = entries_of(state)

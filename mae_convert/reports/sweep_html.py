@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.reports.html import Cell, document, heading, table
-from mae_convert.sources.patterns import natural
+from mae_convert.sources.patterns import natural_sort_key
 from mae_convert.sweep.result import ERROR, FAILED, FUNCTION_LIMIT, STATUS, Row
 from mae_convert.text import for_html, format_bytes, format_number, plural
 
@@ -70,7 +70,9 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
     bad = {row.source for row in rows if not row.is_good}
-    sources = sorted({row.source for row in rows}, key=lambda s: (s not in bad, natural(s)))
+    sources = sorted(
+        {row.source for row in rows}, key=lambda s: (s not in bad, natural_sort_key(s))
+    )
     if not 0 < len(columns) <= MOST_COLUMNS:
         return
     cells: dict[tuple[str, str], list[str]] = {}

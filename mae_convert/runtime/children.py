@@ -26,7 +26,7 @@ def environment_of_child(**more: str) -> dict[str, str]:
     Python before 3.11 ignores PYTHONSAFEPATH; there the script's directory comes first.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **more}
-    # An empty entry, as of PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.
+    # An empty entry, as in PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.
     entries = environment.pop("PYTHONPATH", "").split(os.pathsep)
     if absolute := [entry for entry in entries if os.path.isabs(entry)]:  # noqa: PTH117 (text)
         environment["PYTHONPATH"] = os.pathsep.join(absolute)
@@ -49,7 +49,7 @@ def python_process(
     Raises:
         MaeConvertError: the interpreter cannot be run.
     """
-    with _pipe_that_ends_with_us() as end:
+    with _pipe_to_parent() as end:
         try:
             process = subprocess.Popen(
                 [python or sys.executable, *map(str, arguments)],
@@ -72,12 +72,12 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
     """Return the error for an interpreter that cannot be run."""
     return MaeConvertError(
         f"cannot run the interpreter {python}: {error.strerror}",
-        hint="name the interpreter of an environment, such as .venv/bin/python",
+        hint="specify the interpreter of an environment, such as .venv/bin/python",
     )
 
 
 @contextmanager
-def _pipe_that_ends_with_us() -> Iterator[int]:
+def _pipe_to_parent() -> Iterator[int]:
     """Return the reading end of a pipe whose other end is open only in this process."""
     reading, writing = os.pipe()
     try:

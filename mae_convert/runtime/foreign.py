@@ -47,7 +47,7 @@ class ForeignCode:
         return f"{name}:{self.factory}"
 
     def plain(self) -> dict[str, Any]:
-        """Return it as plain data for a child process."""
+        """Return the description as plain data for a child process."""
         return {"kind": self.kind, "path": self.path, "factory": self.factory}
 
 
@@ -57,8 +57,8 @@ def names_code(text: str) -> bool:
     return ":" in text or bool(equals and name == ORIGINAL)
 
 
-def code_beside(text: str, folder: Path) -> str:
-    """Return the specification of code with a relative path made absolute."""
+def with_absolute_path(text: str, folder: Path) -> str:
+    """Return a specification of code in which a relative path is resolved against a folder."""
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
         target, equals, python = rest.partition("=")

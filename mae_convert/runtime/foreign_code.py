@@ -47,8 +47,8 @@ class Code:
         forward: runs the model; None for a call of the model.
         mask: one of `MASKS`.
         outputs: names of the items of a tuple that the model returns.
-        activations: canonical name → module, of which ``{}`` is the number of a block; a name with
-            ``{q,k,v}`` is split into equal parts along the last axis.
+        activations: canonical name → name of a module; ``{}`` in both is the number of a block. The
+            output for a name with ``{q,k,v}`` is split into equal parts along the last axis.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Code:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let errors of the code name the line of it that failed.
+        """Convert exceptions of the code to errors that state the line of the code that failed.
 
         Raises:
             LoadError: the code raised any exception.
@@ -74,9 +74,10 @@ class Code:
             raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
 
     def points(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield canonical name, module, which of equal parts it is, and how many there are.
+        """Yield each activation: canonical name, module, index of its part, and number of parts.
 
-        The number of a block is still ``{}`` in both names.
+        The output of the module is split into this number of equal parts. The number of a block is
+        still ``{}`` in both names.
         """
         for name, module in self.activations.items():
             match = BRACES.search(name)
@@ -177,11 +178,11 @@ def _check(code: Code) -> None:
             )
 
 
-def given_config(job: Job, dtype: str | None = None) -> dict[str, Any]:
+def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
     """Return the argument of a factory: the configuration and three more fields.
 
-    These are ``task``, ``num_kept``, the number of patches that the mask leaves, and ``dtype``,
-    which a Keras model is to be made in; a PyTorch model is converted to it afterwards.
+    These are ``task``; ``num_kept``, the number of patches that are not removed; and ``dtype``, the
+    dtype in which a Keras model is to be created. A PyTorch model is converted to it afterwards.
     """
     config = class_named(job.configuration).from_dict(job.config)
     more = {"task": job.task, "num_kept": config.num_kept, "dtype": dtype or job.dtypes[0]}
@@ -211,7 +212,7 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     if not outputs:
         raise LoadError(
             f"{code.label}: the model returns none of the results {', '.join(RESULTS)}",
-            hint="write a function forward(model, pixel_values, noise) that returns some by name",
+            hint="write a function forward(model, pixel_values, noise) that returns them by name",
         )
     if (final := FINAL[task]) not in outputs:
         encoder = (", or compare the encoder alone: ", Option("task", "encoder"))

@@ -10,7 +10,7 @@ from keras import ops
 
 from mae_convert.errors import Option
 from mae_convert.runtime import keras_backend as backend
-from mae_convert.runtime.foreign_code import Code, given_config, named_results
+from mae_convert.runtime.foreign_code import Code, factory_argument, named_results
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.loaders import LoadError, assign_keras, numpy_arrays
 from mae_convert.runtime.run_keras import Variable, as_numpy
@@ -41,7 +41,7 @@ def runs(
 
 def _results(code: Code, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
     with code.running():
-        model = code.factory(given_config(job, dtype))
+        model = code.factory(factory_argument(job, dtype))
     if not isinstance(model, keras.Model):
         raise LoadError(f"{code.label} returns {type(model).__name__} and not a keras.Model")
     pixels = ops.convert_to_tensor(inputs["pixel_values"], dtype=dtype)

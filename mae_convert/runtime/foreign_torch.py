@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mae_convert.errors import Option
-from mae_convert.runtime.foreign_code import Code, given_config, named_results
+from mae_convert.runtime.foreign_code import Code, factory_argument, named_results
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import LoadError, pytorch_state_dict
 from mae_convert.runtime.taps import Point, input_of, output_of, recording
@@ -45,7 +45,7 @@ def runs(
         if made:
             return loaded(code, job, made.pop())
         with code.running():
-            return loaded(code, job, code.factory(given_config(job)))
+            return loaded(code, job, code.factory(factory_argument(job)))
 
     del model
     return torch_runs(job, inputs, build, run.forward, run.points)

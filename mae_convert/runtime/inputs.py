@@ -98,7 +98,8 @@ def load_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray
     model is run without them.
 
     Raises:
-        MaeConvertError: the file is not such an npz, or shapes, dtypes or values do not fit.
+        MaeConvertError: the file is not an .npz file of inputs, or shapes, dtypes or values do not
+            fit the model.
     """
     arrays = read_inputs(path, family, config)
     if "noise" not in arrays:

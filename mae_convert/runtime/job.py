@@ -33,8 +33,8 @@ class StoredWeights:
     """
 
     files: tuple[str, ...]
-    """The files in the order in which they are read, which contain each tensor once. Or one
-    directory, which a library opens itself."""
+    """The files in the order in which they are read, which together contain each tensor once; or
+    one directory, which a library opens itself."""
 
     format: str
     """The format of the files, as in ``Container.kind``."""
@@ -124,12 +124,12 @@ class Job:
     """Metadata that is copied into the trace."""
 
     confirmed: ReadTensors | None = None
-    """The stored tensors from which the tensors were computed, if these are not stored themselves:
-    the library must read the same."""
+    """If the tensors in `weights` were computed from stored tensors: hashes of the stored tensors,
+    which the library must read too. Otherwise None."""
 
     step_outputs: str = ""
     """Safetensors file with activations by name, float64; each replaces the result of that step as
-    the input of the next one (see ``steps``). "" replaces nothing."""
+    the input of the next step. "" replaces nothing."""
 
     foreign: Mapping[str, Any] | None = None
     """The code that runs the model, in the form of `ForeignCode.plain`, or None."""
@@ -161,15 +161,15 @@ class Job:
 
 
 def class_named(path: str) -> Any:
-    """Return a class.
+    """Return the class at an import path.
 
     Args:
-        path: "module:Class", from the description of a family of models and never from a file.
+        path: "module:Class", from the description of a family of models, never from a file.
     """
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def place_of(kind: type) -> str:
+def import_path_of(kind: type) -> str:
     """Return the import path of a class for `class_named`."""
     return f"{kind.__module__}:{kind.__qualname__}"

@@ -78,8 +78,8 @@ class Unset(keras.initializers.Initializer):
 def backend_tensor(array: np.ndarray) -> Any:
     """Return an array as a tensor of the backend; nothing else may use the array afterwards.
 
-    TensorFlow uses its memory instead of copying it twice, if it is aligned. With memory that is
-    not, its operations would end the process.
+    TensorFlow uses the memory of an aligned array without a copy. An array that is not aligned is
+    copied first, because TensorFlow's operations on its memory would crash the process.
     """
     aligned = array.size and array.ctypes.data % ALIGNMENT == 0
     if _is_jax() or not aligned or array.dtype.kind not in "fiu":  # bfloat16 is of kind "V"
@@ -108,7 +108,7 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
 
 
 def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
-    """Return a function that computes the gradients of a scalar function for variables."""
+    """Return a function that computes the gradients of a scalar function by variables."""
     if _is_jax():
         import jax
 
@@ -121,7 +121,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
         with tensorflow.GradientTape() as tape:
             value = function(*inputs)
         values = tape.gradient(value, [variable.value for variable in variables])
-        # The gradient of a table of which some rows were read consists of these rows.
+        # The gradient of a table from which rows were selected has only these rows (IndexedSlices).
         return [g if g is None else tensorflow.convert_to_tensor(g) for g in values]
 
     if mode in ("compiled", "xla"):

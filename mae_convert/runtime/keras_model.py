@@ -68,7 +68,7 @@ def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: 
 
 
 def read_aligned(tensor: LazyTensor) -> np.ndarray:
-    """Return a tensor in new memory that is aligned as TensorFlow requires it to use it itself."""
+    """Return a tensor in new memory, aligned so that TensorFlow can use it without a copy."""
     memory = np.empty(tensor.nbytes + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     flat = memory[begin : begin + tensor.nbytes].view(tensor.dtype)
@@ -77,7 +77,7 @@ def read_aligned(tensor: LazyTensor) -> np.ndarray:
 
 
 def variable_at(model: Any, name: str) -> Any:
-    """Return the variable of a ``keras`` layout name, such as ``encoder/block_0/fc1/vars/0``.
+    """Return the variable with a ``keras`` layout name, such as ``encoder/block_0/fc1/vars/0``.
 
     Raises:
         LayoutError: the model has no such variable.

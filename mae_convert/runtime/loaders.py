@@ -69,12 +69,12 @@ def renamed(tensors: Mapping[str, T], prefixes: Iterable[str]) -> dict[str, T]:
     """Return tensors with prefixes removed from their names.
 
     Raises:
-        LoadError: two have the same name without a prefix.
+        LoadError: two tensors have the same name without a prefix.
     """
     for prefix in prefixes:
         shorter = {without(prefix, name): tensor for name, tensor in tensors.items()}
         if len(shorter) != len(tensors):
-            raise LoadError(f"two tensors have one name without the prefix {prefix}")
+            raise LoadError(f"two tensors have the same name without the prefix {prefix}")
         tensors = shorter
     return dict(tensors)
 
@@ -269,7 +269,7 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
             shards.
 
     Raises:
-        LoadError: a name has neither, or two are the same without them.
+        LoadError: a name has no layer or no name scope, or two names are the same without them.
     """
     arrays: dict[str, Stored] = {}
     for name, stored in numpy_arrays(weights).items():
@@ -286,7 +286,7 @@ def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dic
     arrays = {}
     for variable in variables:
         name, transposed = transformers_name(variable.path)
-        # A bare ViTMAEModel is saved without the name of its only part.
+        # ViTMAEModel, which has no decoder, is saved without the prefix "vit.".
         name = name if name in state else name.removeprefix("vit.")
         if name not in state:
             raise LoadError(weights.path, f" has no tensor {name}")

@@ -74,7 +74,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         num_frames: compute the fixed position embeddings for videos of this many frames.
         num_labels: add a new classifier head of zeros to the encoder, for fine-tuning.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
-        mmap: in PyTorch on the CPU, whether parameters that the file contains as they are become
+        mmap: in PyTorch on the CPU, whether parameters that are stored unchanged in the file become
             views of a private mapping of the file instead of copies; see below. Default: True for
             safetensors, False for other formats, as in these formats' own libraries.
         specified: fields that the checkpoint does not contain: ``num_heads``,
@@ -97,7 +97,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         MaeConvertError: the checkpoint cannot be read, or is not such a model.
         MissingRequirementError: the framework or the device is not available.
     """
-    dtype, size = _chosen(framework, dtype), size_of_image(image_size)
+    dtype, size = _dtype_name(framework, dtype), size_of_image(image_size)
     flags = flags_of_arguments(specified, "load_model")
     if isinstance(source, Checkpoint):
         if flags.given():
@@ -111,12 +111,15 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         warn_of_no_effect(flags, checkpoint)
     if num_labels is not None:
         checkpoint = with_new_head(checkpoint, num_labels, task)
-    request = Wanted(framework, task, dtype, device, size, num_frames, mmap=mmap)
+    request = ModelRequest(framework, task, dtype, device, size, num_frames, mmap=mmap)
     return make_model(checkpoint, request)
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
-    """Warn of options without an effect on models of these tasks, at the caller's caller."""
+    """Warn of options that have no effect on models of these tasks.
+
+    The warning refers to the line that called the function that calls this one.
+    """
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):
         words = f"{as_argument(option)} has no effect on a model for the task {tasks}"
@@ -124,7 +127,7 @@ def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelRequest:
     """The requested model: the arguments of `load_model`."""
 
     framework: str = "torch"
@@ -139,7 +142,7 @@ class Wanted:
     them without a message."""
 
 
-def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:
+def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:
     """Return a model with the weights of a checkpoint, as `load_model`.
 
     Args:
@@ -147,7 +150,7 @@ def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:
         request: the requested model; ``model_class`` is a subclass of the reference model, used
             instead.
     """
-    request = replace(request, dtype=_chosen(request.framework, request.dtype))
+    request = replace(request, dtype=_dtype_name(request.framework, request.dtype))
     target = NAMED_AS[request.framework]
     layout = checkpoint.family.model_layout(MODELS_OF[request.framework])
     in_keras = request.framework != "torch"
@@ -174,7 +177,7 @@ def make_model(checkpoint: Checkpoint, request: Wanted) -> Any:
     return model
 
 
-def _chosen(framework: str, dtype: Any) -> str | None:
+def _dtype_name(framework: str, dtype: Any) -> str | None:
     """Return the name of the requested dtype."""
     if framework not in NAMED_AS:
         raise ConfigurationError(
@@ -183,7 +186,7 @@ def _chosen(framework: str, dtype: Any) -> str | None:
     return name_of_dtype(dtype, (*DTYPES, *(MIXED if framework != "torch" else ())))
 
 
-def _make(plan: Plan, request: Wanted) -> Any:
+def _make(plan: Plan, request: ModelRequest) -> Any:
     config = plan.configuration.model
     class_path = plan.source.family.models[MODELS_OF[request.framework]][plan.task]
     chosen = request.model_class or class_named(class_path)
@@ -199,7 +202,7 @@ def _make(plan: Plan, request: Wanted) -> Any:
 
 
 def one_dtype(checkpoint: Checkpoint) -> str:
-    """Return a dtype for all values of a checkpoint, because a Keras model has a single one."""
+    """Return a dtype for all values of a checkpoint, because a Keras model has a single dtype."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1:
         return dtypes.pop()

@@ -95,7 +95,12 @@ def bridge_timm() -> None:
 
 
 def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str, str]:
-    """Return canonical names and modules of stacks of blocks, by the names of both."""
+    """Return canonical name → module of each activation in the blocks.
+
+    Args:
+        stacks: "encoder" or "decoder" → the name of its list of blocks in the authors' model.
+        qkv: canonical name → module of the activations of query, key and value in a block.
+    """
     return {
         name.format(stack=stack): module.format(blocks=blocks)
         for stack, blocks in stacks.items()
@@ -112,7 +117,7 @@ def _side(value: Any) -> int:
 
 
 def _common(config: Config) -> dict[str, Any]:
-    """Return arguments that the three have in common."""
+    """Return the arguments that the models of all three repositories have."""
     if config["hidden_act"] != "gelu":
         raise LoadError(f"the authors' code computes gelu, not {config['hidden_act']}")
     return {
@@ -127,14 +132,15 @@ def _decoder(config: Config) -> dict[str, Any]:
     """Return arguments of the decoder.
 
     Raises:
-        LoadError: they differ from the encoder's, where the authors' code has one for both.
+        LoadError: the decoder has another mlp_ratio or epsilon than the encoder, which the authors'
+            code does not support.
     """
     ratio = config["decoder_intermediate_size"] / config["decoder_hidden_size"]
     if ratio != config["intermediate_size"] / config["hidden_size"]:
-        raise LoadError("the authors' code has one mlp_ratio for encoder and decoder")
+        raise LoadError("the authors' code has the same mlp_ratio for encoder and decoder")
     eps = config.get("decoder_layer_norm_eps")
     if eps not in (None, config["layer_norm_eps"]):
-        raise LoadError("the authors' code has one epsilon for encoder and decoder")
+        raise LoadError("the authors' code has the same epsilon for encoder and decoder")
     return {
         "decoder_embed_dim": config["decoder_hidden_size"],
         "decoder_depth": config["decoder_num_hidden_layers"],
@@ -178,7 +184,7 @@ def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> d
 
 
 def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
-    """Return the reconstruction; mae_st needs to have cut an image before."""
+    """Return the reconstruction, except for mae_st, whose method needs a preceding call."""
     return {} if hasattr(model, "pred_t_dim") else {"reconstruction": model.unpatchify(logits)}
 
 
@@ -275,7 +281,7 @@ def _mae_st(folder: Path, task: str) -> Code:
 
 
 def _bridge_logging() -> None:
-    """Replacement for mae_st's logging module, which requires packages that no model needs."""
+    """Replace mae_st's logging module if it needs packages that are not installed."""
     try:
         importlib.import_module("mae_st.util.logging")
     except ImportError:

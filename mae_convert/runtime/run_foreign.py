@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_convert.runtime.foreign_code import given_config, import_code
+from mae_convert.runtime.foreign_code import factory_argument, import_code
 from mae_convert.runtime.job import Job
 
 
@@ -35,11 +35,11 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     assert job.foreign is not None
     code = import_code(job.foreign, job.task)
     with code.running():
-        model = code.factory(given_config(job))
+        model = code.factory(factory_argument(job))
     if "keras" in {kind.__module__.partition(".")[0] for kind in type(model).__mro__}:
         from mae_convert.runtime import foreign_keras
 
-        yield from foreign_keras.runs(code, job, inputs)  # which makes one in each dtype
+        yield from foreign_keras.runs(code, job, inputs)  # creates a model for each dtype
         return
     from mae_convert.runtime import foreign_torch
 

@@ -1,4 +1,4 @@
-"""Run TerraTorch's own Prithvi classes, PrithviMAE and PrithviViT, on a file in their names."""
+"""Run TerraTorch's PrithviMAE and PrithviViT classes on a file with their tensor names."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,7 +21,7 @@ from reference_models.positions import sincos_frequencies
 
 __all__ = ["runs", "settings", "versions"]
 
-SINES_AND_COSINES = "_get_1d_sincos_embed_from_grid_torch"  # of coordinates, in the library
+SINES_AND_COSINES = "_get_1d_sincos_embed_from_grid_torch"  # computes the embeddings of coordinates
 
 
 def versions() -> dict[str, str]:
@@ -73,7 +73,9 @@ def build(job: Job) -> nn.Module:
         model = prithvi_mae.PrithviViT(**fields)
     else:
         if config.decoder_intermediate_size / config.decoder_hidden_size != ratio:
-            raise LoadError("TerraTorch's PrithviMAE has one ratio of the MLPs of both parts")
+            raise LoadError(
+                "TerraTorch's PrithviMAE has the same mlp_ratio for encoder and decoder"
+            )
         model = prithvi_mae.PrithviMAE(
             **fields,
             decoder_embed_dim=config.decoder_hidden_size,
@@ -103,9 +105,9 @@ def forward(
 ) -> Results:
     """Return the outputs and the taps.
 
-    The class generates its noise itself, so its method that removes patches is called with this
-    noise. In float64 the sines and cosines of coordinates are computed in float64, which the
-    library does not take.
+    The class generates its noise itself, so its method that removes patches is replaced by one
+    with this noise. In a float64 run the sines and cosines of coordinates are computed in float64,
+    which the library's own function does not support.
     """
     encoder = getattr(model, "encoder", model)
     masking, coordinates = encoder.random_masking, (temporal_coords, location_coords)

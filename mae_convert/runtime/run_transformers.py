@@ -20,7 +20,8 @@ from mae_convert.runtime.torch_runs import versions as torch_versions
 
 __all__ = ["runs", "settings", "versions"]
 
-# Attributes of a block, by version 5's name of the first.
+# The first attribute of a block → the attributes that compute q, k, v, attention and mlp. The first
+# entry is for transformers 5, the second for transformers 4.
 PARTS = {
     "attention.q_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj",
                          "attention.o_proj", "mlp"),
@@ -45,7 +46,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         raise LoadError(
             "transformers' classes can only be run eagerly; ",
             Option("mode", job.mode),
-            " is not for them",
+            " is not supported",
         )
     if job.weights.format == "pth":
         require_safe_torch_load(torch.__version__)
@@ -53,7 +54,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 
 def build(job: Job) -> nn.Module:
-    """Return the library's model with the weights of a directory, all of them and no others."""
+    """Return the library's model with the weights of a directory; each tensor must be used."""
     transformers.logging.set_verbosity_error()
     kind = class_named(job.model)
     try:

@@ -42,7 +42,7 @@ def _build(job: Job) -> torch.nn.Module:
     """Return the library's model.
 
     Raises:
-        LoadError: it has lost the biases of queries and values, or as `build`.
+        LoadError: see `require_biases` and `build`.
     """
     model = build(job)
     require_biases(model, job.weights)
@@ -50,7 +50,7 @@ def _build(job: Job) -> torch.nn.Module:
 
 
 def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
-    """Require that biases of queries and values that are stored are in the model.
+    """Require that the model has the biases of queries and values that are stored.
 
     Versions of transformers from 5.0 until pull request 48675 loaded them as zeros.
 

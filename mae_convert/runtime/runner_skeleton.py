@@ -56,11 +56,14 @@ def build(config):
 
 
 # def forward(model, pixel_values, noise):
-#     """Run the model and return results by name; without this function it is called.
+#     """Run the model and return results by name.
+#
+#     Without this function, the model is called as MASK states, and OUTPUTS names the results.
 #
 #     Args:
-#         pixel_values: (N, C, H, W), of videos (N, C, T, H, W).
-#         noise: (N, L), or None for a classifier; the num_kept patches with the lowest values stay.
+#         pixel_values: (N, C, H, W), or (N, C, T, H, W) for videos.
+#         noise: (N, L), or None for a classifier; the num_kept patches with the lowest values are
+#             kept.
 #     """
 #     loss, logits, mask = model(pixel_values, noise)
 #     return {"logits": logits, "mask": mask}

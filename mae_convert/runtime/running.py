@@ -24,7 +24,7 @@ from mae_convert.runtime.children import Clock, environment_of_child, python_pro
 from mae_convert.runtime.foreign import FOREIGN, ORIGINAL, ForeignCode
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.sides import WORKER, Side, classes_of
-from mae_convert.runtime.staging import pinned, stage, stage_foreign
+from mae_convert.runtime.staging import linked_to_open_files, stage, stage_foreign
 from mae_convert.runtime.trace import Trace, describe, read_trace, with_canonical_gradients
 from mae_convert.runtime.worker import REPORT
 
@@ -37,7 +37,7 @@ class Request:
     """How to run a checkpoint, and which results to record."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """The dtypes of the runs; float64 decides about the function."""
+    """The dtypes of the runs; the float64 run shows whether both sides are the same function."""
 
     taps: bool = True
     """Whether to record intermediate activations."""
@@ -54,7 +54,7 @@ class Run:
     """A checkpoint to run, and how."""
 
     checkpoint: Checkpoint
-    """The settings of the run."""
+    """The checkpoint."""
 
     side: Side
     """The framework and its options; ``framework`` must be set."""
@@ -110,7 +110,7 @@ class Running:
     opened: ExitStack
     """Stops the child and removes its directory."""
 
-    held: Sequence[ByteFile] = ()
+    open_files: Sequence[ByteFile] = ()
     """Files of the checkpoint that must not change meanwhile."""
 
     def stop(self) -> None:
@@ -130,7 +130,7 @@ class Running:
         with self.opened:
             errors = self._wait()
             if self.process.returncode == 0 and self.output.exists():
-                for file in self.held:
+                for file in self.open_files:
                     file.require_unchanged()
                 metadata, arrays = read_trace(self.output)
                 own = json.loads(metadata)
@@ -189,18 +189,18 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
     """
     with ExitStack() as opened:
         work = opened.enter_context(scratch_directory())
-        job, ours, held = _prepare(run, inputs, work, unread)
+        job, converted_by, open_files = _prepare(run, inputs, work, unread)
         process = opened.enter_context(_worker(run.side, job))
-        describing = partial(describe, run.checkpoint, run.side, inputs, ours=ours)
+        describing = partial(describe, run.checkpoint, run.side, inputs, converted_by=converted_by)
         return Running(
             run,
-            _meanwhile(describing),
+            _in_background(describing),
             process,
             job,
             work / "trace.safetensors",
             Clock(run.side.time_limit),
             opened.pop_all(),
-            held,
+            open_files,
         )
 
 
@@ -216,8 +216,8 @@ def _prepare(
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
     assert side.framework is not None
-    given = inputs_of(run.checkpoint, inputs)
-    np.savez(work / "inputs.npz", allow_pickle=False, **given)
+    model_inputs = inputs_of(run.checkpoint, inputs)
+    np.savez(work / "inputs.npz", allow_pickle=False, **model_inputs)
     step_outputs = _save_arrays(run.step_outputs, work / "step_outputs.safetensors")
     if run.foreign is not None and run.foreign.kind != ORIGINAL:
         try:
@@ -228,7 +228,7 @@ def _prepare(
     else:
         framework = "torch" if run.foreign else side.framework
         staged = stage(run.checkpoint, framework, work, as_stored=run.as_stored, unread=unread)
-    staged, held = pinned(staged, run.checkpoint, work)
+    staged, open_files = linked_to_open_files(staged, run.checkpoint, work)
     config = run.checkpoint.configuration.model
     if request.mask_ratio is not None:
         config = replace(config, mask_ratio=request.mask_ratio)
@@ -251,14 +251,14 @@ def _prepare(
             "dtypes": list(request.dtypes),
             "taps": request.taps,
             "run_mask_ratio": config.mask_ratio,
-            "additional_inputs": list(additional_inputs(given)),
+            "additional_inputs": list(additional_inputs(model_inputs)),
         },
         confirmed=staged.confirmed,
         step_outputs=step_outputs,
         foreign=run.foreign.plain() if run.foreign else None,
     )
     job.save(work / "job.json")
-    return work / "job.json", staged.ours, held
+    return work / "job.json", staged.converted_by, open_files
 
 
 def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -276,16 +276,16 @@ def _save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> str:
     return str(path)
 
 
-def _meanwhile(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
-    """Hash in a separate thread with a low priority."""
-    executor = ThreadPoolExecutor(1, initializer=_give_way)
+def _in_background(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
+    """Call a function in a separate thread with a low priority, and return its future result."""
+    executor = ThreadPoolExecutor(1, initializer=_lower_priority)
     future = executor.submit(function)
     executor.shutdown(wait=False)
     return future
 
 
-def _give_way() -> None:
-    if sys.platform == "linux":  # where the priority can be set for each thread
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         thread = threading.get_native_id()
         lower = min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19)
         os.setpriority(os.PRIO_PROCESS, thread, lower)
@@ -295,7 +295,7 @@ def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[st
     environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
     if side.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    if side.framework == FOREIGN:  # Keras reads it when it is imported, PyTorch does not
+    if side.framework == FOREIGN:  # Keras reads the variable when it is imported
         environment.setdefault("KERAS_BACKEND", "tensorflow")
     if side.framework == "jax":
         environment["JAX_ENABLE_X64"] = "1"
@@ -337,7 +337,10 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
 
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
-    """Return the trace of a child; if its library cannot read the file, our reader is used."""
+    """Return the trace of a child process.
+
+    If its library cannot read the file, another child gets the tensors from mae-convert's reader.
+    """
     try:
         return running.result()
     except UnreadFileError as error:

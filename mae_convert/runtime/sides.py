@@ -21,7 +21,7 @@ from mae_convert.formats.registry import (
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
 from mae_convert.runtime.foreign import FOREIGN, FORMS, ForeignCode, parse_foreign
-from mae_convert.runtime.job import FRAMEWORKS, place_of
+from mae_convert.runtime.job import FRAMEWORKS, import_path_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
@@ -158,9 +158,11 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
-    """Return the side with its framework chosen: an installed one that loads the names natively.
+    """Return a side with its framework: the specified one, or an installed one.
 
-    It counts as installed if everything that the run imports is installed.
+    A framework that loads the tensor names of the checkpoint natively is preferred.
+
+    A framework counts as installed if everything that the run imports is installed.
 
     Raises:
         MissingRequirementError: the requested framework, or any framework, is missing.
@@ -176,7 +178,7 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     native = [
         f
         for f in FRAMEWORKS
-        if loader_for(checkpoint, f) is not None and not _computes_otherwise(checkpoint, f)
+        if loader_for(checkpoint, f) is not None and not _computes_another_function(checkpoint, f)
     ]
     references = [f for f in FRAMEWORKS if f not in THIRD_PARTIES]
     for framework in dict.fromkeys([*native, *references]):
@@ -185,7 +187,7 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     raise _missing(native[0] if native else "torch", side.python)
 
 
-def _computes_otherwise(checkpoint: Checkpoint, framework: str) -> bool:
+def _computes_another_function(checkpoint: Checkpoint, framework: str) -> bool:
     """Return whether a library's own classes compute another function than the model."""
     model = checkpoint.configuration.model
     own = framework in THIRD_PARTIES and framework == checkpoint.layout.name
@@ -203,8 +205,10 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that needs no mapping table, or None."""
-    # Other names are converted by the mapping tables, and the result is not proven.
+    """Return the loader for the tensor names of a checkpoint, or None.
+
+    Without a loader, names are converted by the mapping tables, and the result is not proven.
+    """
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in READ_DIRECTORIES and not _finds_its_files(checkpoint, framework):
         return None
@@ -230,7 +234,7 @@ def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
     models = checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
     return {
         "model": models.get(checkpoint.task, ""),
-        "configuration": place_of(type(checkpoint.configuration.model)),
+        "configuration": import_path_of(type(checkpoint.configuration.model)),
     }
 
 
@@ -266,7 +270,7 @@ def require_sides(*sides: Side) -> None:
     it.
 
     Raises:
-        MissingRequirementError: a framework is not installed; the message says how to install it.
+        MissingRequirementError: a framework is not installed; the message states how to install it.
     """
     for framework, python in dict.fromkeys((side.framework, side.python) for side in sides):
         if framework == FOREIGN:

@@ -62,7 +62,7 @@ class Staged:
     loader: str
     """The conversion of their names to those of the model."""
 
-    ours: str | None = None
+    converted_by: str | None = None
     """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
     which the library of the format reads the files of the checkpoint."""
 
@@ -84,8 +84,8 @@ def stage(
     Files with the framework's own tensor names are loaded unchanged, by the library of their
     format. After declared steps, mae-convert writes the new tensors to a file, and the library
     confirms the tensors from which they were computed. Files that no library reads in that process
-    are read by mae-convert and written again under the same names. Others are converted by the
-    tables.
+    are read by mae-convert and written again under the same names. Files with other names are
+    converted by the mapping tables.
 
     Args:
         checkpoint: the checkpoint.
@@ -231,7 +231,9 @@ def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, task="encoder", tensors=tensors, configuration=configuration)
 
 
-def pinned(staged: Staged, checkpoint: Checkpoint, work: Path) -> tuple[Staged, Sequence[ByteFile]]:
+def linked_to_open_files(
+    staged: Staged, checkpoint: Checkpoint, work: Path
+) -> tuple[Staged, Sequence[ByteFile]]:
     """Return the weights with links instead of paths, and the open files.
 
     Args:

@@ -50,13 +50,13 @@ def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def replacing(
-    points: Mapping[str, Point], given: Mapping[str, Tensor]
+    points: Mapping[str, Point], replacements: Mapping[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    """Replace activations while the model runs, so that each step has a given input.
+    """Replace activations while the model runs, so that each step has a specified input.
 
     Args:
         points: the position of each activation in the model, by name.
-        given: the replacement, (N, T, D), of any dtype and device.
+        replacements: the replacing activations by name, (N, T, D), of any dtype and device.
 
     Yields:
         A dictionary that is filled with the activations that the model itself has computed.
@@ -65,7 +65,7 @@ def replacing(
 
     def before(name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, arguments: Any) -> Any:
-            computed[name], tokens = exchanged(arguments[0], given[name])
+            computed[name], tokens = replaced(arguments[0], replacements[name])
             return (tokens, *arguments[1:])
 
         return hook
@@ -73,7 +73,7 @@ def replacing(
     def after(name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
             several = isinstance(output, tuple)
-            computed[name], tokens = exchanged(output[0] if several else output, given[name])
+            computed[name], tokens = replaced(output[0] if several else output, replacements[name])
             return (tokens, *output[1:]) if several else tokens
 
         return hook
@@ -83,7 +83,7 @@ def replacing(
         if point.of_input
         else point.module.register_forward_hook(after(name))
         for name, point in points.items()
-        if name in given
+        if name in replacements
     ]
     try:
         yield computed
@@ -92,18 +92,18 @@ def replacing(
             handle.remove()
 
 
-def exchanged(computed: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a computed activation (N, T, D), and what replaces it in the model.
+def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a computed activation (N, T, D), and the result that the module returns instead.
 
     Args:
         computed: the result of a module, (N, T, D), or (N, D) for pooled tokens. It may begin with
             tokens that the activation does not have, because they are dropped afterwards.
-        given: the activation that replaces it, (N, T, D).
+        replacement: the activation that replaces it, (N, T, D).
     """
-    given = given.to(computed)
+    replacement = replacement.to(computed)
     if computed.ndim == 2:
-        return computed[:, None], given[:, 0]
-    more = computed.shape[1] - given.shape[1]
-    if more <= 0:  # with other shapes the next step raises an error
-        return computed, given
-    return computed[:, more:], torch.cat([computed[:, :more], given], dim=1)
+        return computed[:, None], replacement[:, 0]
+    more = computed.shape[1] - replacement.shape[1]
+    if more <= 0:  # if the shapes differ, the next step raises an error
+        return computed, replacement
+    return computed[:, more:], torch.cat([computed[:, :more], replacement], dim=1)

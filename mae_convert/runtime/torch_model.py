@@ -62,7 +62,7 @@ def make(
 
 
 def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, int]]:
-    """Return by name, for each tensor that can be mapped, a file's private mapping and the offset.
+    """Return the private mapping of a file, and the offset in it, for tensors that can be mapped.
 
     Of tensors that share bytes of a file only the first is mapped: otherwise, training would change
     them together.
@@ -94,9 +94,9 @@ def mapped_or_read(
 ) -> torch.Tensor:
     """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
 
-    In both cases the elements are read through their checks. Of a mapped tensor they are not read
-    from the mapping: if the file becomes shorter meanwhile, this is an error, while reading the
-    mapping would end the process.
+    In both cases the elements are read through their checks. The elements of a mapped tensor
+    are read from the file: if the file becomes shorter meanwhile, this raises an error, while
+    reading them from the mapping would end the process.
     """
     if tensor.name not in views:
         return read_tensor(tensor, device)
@@ -118,11 +118,13 @@ def with_config(model: Any, config: Any) -> Any:
     return other.eval()
 
 
-def check_same(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     """Raise LayoutError if names or shapes of tensors differ from the expected ones."""
-    if given != expected:
+    if actual != expected:
         different = sorted(
-            name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name)
+            name
+            for name in actual.keys() | expected.keys()
+            if actual.get(name) != expected.get(name)
         )
         raise LayoutError(f"the model and the tensors differ in {listed(different)}")
 

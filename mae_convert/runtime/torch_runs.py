@@ -111,11 +111,11 @@ def torch_runs(
             model = build(job)
 
 
-def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> Forward:
-    """Return a forward pass in which each step has a given input."""
+def _isolated(forward: Forward, points: Points, replacements: Mapping[str, Tensor]) -> Forward:
+    """Return a forward pass in which the results of steps are replaced by activations."""
 
     def run(model: Any, *inputs: Any, **additional: Any) -> Results:
-        with replacing(points(model), given) as computed:
+        with replacing(points(model), replacements) as computed:
             results = forward(model, *inputs, **additional)
         return {**results, **{f"tap/{name}": value for name, value in computed.items()}}
 
@@ -125,7 +125,7 @@ def _isolated(forward: Forward, points: Points, given: Mapping[str, Tensor]) -> 
 def _be_deterministic(mode: str) -> None:
     if mode == "compiled":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    else:  # the same without the compiler, whose import takes longer than running a ViT-B
+    else:  # has the same effect without an import of the compiler, which takes seconds
         torch.set_deterministic_debug_mode("warn")
 
 

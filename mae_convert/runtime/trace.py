@@ -46,7 +46,9 @@ class Trace:
         if not path.exists():
             raise CheckpointError(path, " does not exist", hint="check the path")
         if kind := kind_of(path):  # the library would wait for a pipe, and block signals meanwhile
-            raise CheckpointError(path, f" is {kind} and not a regular file", hint="name a trace")
+            raise CheckpointError(
+                path, f" is {kind} and not a regular file", hint="specify a trace file"
+            )
         try:
             text, arrays = read_trace(path)
             description = parse_json(text)
@@ -85,7 +87,7 @@ class Trace:
 def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """Return a trace file's description, as JSON, and its arrays.
 
-    Raises the errors of the reader.
+    Errors of the safetensors library are not converted.
     """
     with safe_open(path, "numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -93,12 +95,16 @@ def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def describe(
-    checkpoint: Checkpoint, side: Side, inputs: Mapping[str, np.ndarray], *, ours: str | None
+    checkpoint: Checkpoint,
+    side: Side,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    converted_by: str | None,
 ) -> dict[str, Any]:
     """Return a trace's metadata: everything that a verdict needs besides the results.
 
     ``tensors`` has shape, dtype and SHA-256 of every canonical tensor. ``native`` means that no
-    code of mae-convert (``ours``) read or converted the stored tensors.
+    code of mae-convert (``converted_by``) read or converted the stored tensors.
     """
     hashes = files_sha256(checkpoint.container.opened)
     description = {
@@ -108,8 +114,8 @@ def describe(
         "family": checkpoint.family.name,
         "task": checkpoint.task,
         "framework": side.framework,
-        "native": ours is None,
-        "ours": ours,
+        "native": converted_by is None,
+        "ours": converted_by,
         "device": side.device,
         "mode": side.mode,
         "config": checkpoint.configuration.model.to_dict(),
@@ -159,7 +165,7 @@ def with_canonical_gradients(trace: Trace) -> Trace:
 
 
 def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
-    """Return the layout of the names of a framework's model, and its rules by these names."""
+    """Return the layout with the parameter names of a framework's model, and its rules by name."""
     family, framework = described_family(description), description["framework"]
     layout = family.layout(family.model_layout(MODELS_OF.get(framework, framework)))
     config = family.configuration_class.from_dict(description["config"])
@@ -169,7 +175,7 @@ def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
 
 
 def _in_memory(layout: Layout, name: str) -> Rule:
-    """Return the rule for a name that a library's model has in memory and not in files."""
+    """Return the rule for a parameter name that a library uses in memory but not in files."""
     for table in layout.tables:
         if rule := table.rule_for(name):
             return rule

@@ -97,7 +97,7 @@ def _array_problems(
             sizes = ", ".join("any" if n is None else str(n) for n in expected)
             yield f"the array {name} has shape {array.shape}, not ({sizes})"
         elif not _is_of_dtype(name, array.dtype):
-            yield f"the array {name} holds {array.dtype}"
+            yield f"the array {name} has the dtype {array.dtype}"
     batches = {a.shape[0] for name, a in arrays.items() if name in MASKING or _is_batched(name, a)}
     if len(batches) > 1:
         yield f"its arrays have different batch sizes, {' and '.join(map(str, sorted(batches)))}"

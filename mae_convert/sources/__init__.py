@@ -105,7 +105,9 @@ def open_pair(
     task: str | None = None,
     incomplete: bool = False,
 ) -> list[Checkpoint]:
-    """Open two checkpoints to be compared; a flag applies to the one that lacks its value.
+    """Open two checkpoints to be compared.
+
+    The value of an option is used for each checkpoint that does not specify one.
 
     Args:
         sources: the two sources.
@@ -116,7 +118,7 @@ def open_pair(
         incomplete: open them even if a field that the comparison needs is missing.
 
     Raises:
-        MaeConvertError: see `open_source`; or an option contradicts both.
+        MaeConvertError: see `open_source`; or an option contradicts both checkpoints.
     """
     options: dict[str, Any] = {"fill_only": True, "incomplete": True, "state_key": state_key}
     opened = [open_source(source, flags, task=task, **options) for source in sources]

@@ -72,8 +72,8 @@ def address_in(variable: str) -> str | None:
 def require_client() -> None:
     """Require a version of huggingface_hub that has the functions that are used here.
 
-    Versions before 2 are installed together with transformers 4, which allows no later one;
-    everything but the Hub works with them.
+    Versions before 2 are installed together with transformers 4, which does not allow
+    later versions; everything except access to the Hub works with them.
 
     Raises:
         MissingRequirementError: the version is older.
@@ -142,7 +142,7 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
         attempt: its number, from 0.
         waited: the total of seconds waited before earlier attempts, which is limited.
     """
-    waits = WAITS_FOR_A_CONNECTION if _never_began(error) else WAITS
+    waits = WAITS_FOR_A_CONNECTION if _not_connected(error) else WAITS
     if attempt >= len(waits):
         return None
     refused = error if status_of(error) else error.__cause__
@@ -152,14 +152,14 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
     return wait if waited + wait <= LONGEST_WAIT else None
 
 
-def _never_began(error: BaseException) -> bool:
+def _not_connected(error: BaseException) -> bool:
     """Return whether no connection was established: no network, rather than a busy server."""
     chain = (error, error.__cause__)
     return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Return the result of a call, which is repeated after a wait while the Hub is busy."""
+def with_retries(call: Callable[[], T]) -> T:
+    """Return the result of `call`; it is called again, after a wait, while the Hub is busy."""
     attempt, waited = 0, 0.0
     while True:
         try:
@@ -179,7 +179,7 @@ def report_wait(error: BaseException, seconds: float) -> None:
 
 
 @contextmanager
-def speaking(what: str, *, server: str = "the Hub") -> Iterator[None]:
+def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None]:
     """Convert errors of the client to errors with a message.
 
     Args:
@@ -231,7 +231,8 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
     elif is_unreachable(error):
         kind = MissingRequirementError
         sentence = (
-            f"{what}: {server} cannot be reached ({_in_short(error)}); {_way_out(error, server)}"
+            f"{what}: {server} cannot be reached ({_in_short(error)}); "
+            f"{_network_advice(error, server)}"
         )
     elif isinstance(error, OSError) and error.filename:
         kind = HubError
@@ -255,7 +256,7 @@ def unexpected_response(what: str, server: str = "the Hub") -> MissingRequiremen
 
 
 def _was_raised_by_client(error: BaseException) -> bool:
-    """Return whether an error comes from the client's code, which trusts the Hub's responses."""
+    """Return whether the client's own code raised an error, as it does for invalid responses."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -269,7 +270,7 @@ def account_of(api: "HfApi") -> str:
     Raises:
         MissingRequirementError: the Hub's response has no name.
     """
-    response: Any = patiently(api.whoami)
+    response: Any = with_retries(api.whoami)
     name = response.get("name") if isinstance(response, dict) else None
     if not isinstance(name, str) or not name:
         raise unexpected_response("the account of the token")
@@ -293,7 +294,7 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, unreachable)
 
 
-def _way_out(error: BaseException, server: str) -> str:
+def _network_advice(error: BaseException, server: str) -> str:
     """Return advice for a missing network connection."""
     from huggingface_hub import constants, errors
 
@@ -314,8 +315,8 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
     message = _in_short(error)
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{what} is gated: accept its terms on its page on the Hub, then {LOG_IN}, with a token"
-            " of the same account that may read it"
+            f"{what} is gated: accept its terms on its page on the Hub, then {LOG_IN}; the token "
+            "must belong to the same account and allow access to the repository"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{what} does not exist on the Hub, or it is private: check the name, and {LOG_IN}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError, MaeConvertError, OutputError
 from mae_convert.files.atomic import write_file
 from mae_convert.files.strict_json import JsonError, check_document, parse_json
-from mae_convert.sources.client import client, patiently, speaking
+from mae_convert.sources.client import client, hub_errors_explained, with_retries
 
 VARIABLE = "MAE_CONVERT_CACHE"
 RECORDS = "downloads.json"
@@ -62,7 +62,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DownloadRequest:
     """A file to download."""
 
     name: str
@@ -79,7 +79,7 @@ class Wanted:
     MaeConvertError for an unexpected content."""
 
 
-def fetch(request: Wanted, cache: Path) -> tuple[Path, Record]:
+def fetch(request: DownloadRequest, cache: Path) -> tuple[Path, Record]:
     """Return the local path of a file and its record; it is downloaded once.
 
     Raises:
@@ -102,7 +102,7 @@ def fetch(request: Wanted, cache: Path) -> tuple[Path, Record]:
         ) from error
 
 
-def _fetch(file: Wanted, cache: Path) -> tuple[Path, Record]:
+def _fetch(file: DownloadRequest, cache: Path) -> tuple[Path, Record]:
     path, previous = cache / file.name, read_records(cache).get(file.name)
     if previous and path.is_file() and _is_untouched(path, previous):
         return path, previous
@@ -126,7 +126,7 @@ def _is_untouched(path: Path, record: Record) -> bool:
     return (status.st_size, status.st_mtime_ns) == (record.bytes, record.mtime_ns)
 
 
-def _transfer(download: Wanted, partial: Path) -> None:
+def _transfer(download: DownloadRequest, partial: Path) -> None:
     """Download the missing part of a file; received data is kept if the connection breaks."""
     from huggingface_hub.file_download import http_get
 
@@ -145,9 +145,9 @@ def _transfer(download: Wanted, partial: Path) -> None:
             http_get(download.url, stream, resume_size=start, headers=headers, expected_size=size,
                      displayed_filename=download.name)  # fmt: skip
 
-    with speaking(download.url, server="its server"):
+    with hub_errors_explained(download.url, server="its server"):
         client()  # sets the time limit for servers that do not respond
-        patiently(attempt)
+        with_retries(attempt)
     version.unlink(missing_ok=True)
 
 
@@ -166,7 +166,7 @@ def _ask(url: str) -> tuple[str, int | None]:
     return "" if tag.startswith("W/") else tag, int(size) if size.isdigit() else None
 
 
-def _examined(path: Path, download: Wanted, record: Record | None) -> Record:
+def _examined(path: Path, download: DownloadRequest, record: Record | None) -> Record:
     """Return the record of a file.
 
     Raises:

@@ -10,10 +10,10 @@ from mae_convert.errors import HubError
 from mae_convert.families import official_files
 from mae_convert.files.byte_ranges import is_plain_name
 from mae_convert.formats.registry import INDEX_SUFFIX
-from mae_convert.sources.client import client, speaking
+from mae_convert.sources.client import client, hub_errors_explained
 from mae_convert.sources.fetch import cache_directory, link_together
 from mae_convert.sources.reference import HubReference
-from mae_convert.sources.select_files import Chosen, choose, folder_of, joined, name_of
+from mae_convert.sources.select_files import FileSelection, folder_of, joined, name_of, select_files
 from mae_convert.sources.snapshot import Snapshot, download, take_snapshot
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple
         CheckpointError: there are no weights, or several of which none has a conventional name; or
             a file is damaged.
     """
-    with speaking(str(reference)):
+    with hub_errors_explained(str(reference)):
         api = client()
         snapshot = take_snapshot(api, reference)
-        chosen = choose(snapshot, certificate=certificate)
+        chosen = select_files(snapshot, certificate=certificate)
         files = {
             name: download(api, snapshot, path)
             for name, path in {name_of(chosen.weights): chosen.weights, **chosen.beside}.items()
@@ -61,7 +61,7 @@ def get_file(reference: HubReference) -> Path:
         HubError: no file is specified, or it does not exist.
         MissingRequirementError: the Hub cannot be reached, and the cache does not contain it.
     """
-    with speaking(str(reference)):
+    with hub_errors_explained(str(reference)):
         api = client()
         snapshot = take_snapshot(api, reference)
         if reference.path not in snapshot.entries:
@@ -70,7 +70,7 @@ def get_file(reference: HubReference) -> Path:
 
 
 def _shards(
-    api: "HfApi", snapshot: Snapshot, chosen: Chosen, files: Mapping[str, Path]
+    api: "HfApi", snapshot: Snapshot, chosen: FileSelection, files: Mapping[str, Path]
 ) -> dict[str, Path]:
     """Download the shards that an index lists; errors in the index are reported when it is read."""
     if not chosen.weights.endswith(INDEX_SUFFIX):
@@ -88,7 +88,7 @@ def _shards(
     }
 
 
-def _origin(snapshot: Snapshot, chosen: Chosen) -> Origin:
+def _origin(snapshot: Snapshot, chosen: FileSelection) -> Origin:
     record: dict[str, Any] = {
         "repository": snapshot.reference.repo_id,
         "revision": snapshot.commit,
@@ -104,9 +104,9 @@ def _origin(snapshot: Snapshot, chosen: Chosen) -> Origin:
 def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, str]:
     """Return the licence of a repository for a conversion record.
 
-    Copies of the official weights have the licence of these, even if their model cards state
-    another one: those of facebook/vit-mae-* state Apache-2.0, under which the weights were not
-    published.
+    A copy of official weights has the licence of the official weights, even if its model card
+    states another licence: the cards of facebook/vit-mae-* state Apache-2.0, but the weights were
+    not published under it.
     """
     if same := [o for o in official_files() if o.on_the_hub == repo_id]:
         return {"license": same[0].license}

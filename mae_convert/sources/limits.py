@@ -20,8 +20,8 @@ from mae_convert.errors import MissingRequirementError
 LONGEST_WAIT = 300  # seconds; for a longer wait an error is raised
 LONGEST_RESPONSE = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
 LONGEST_TIME = 120.0  # seconds that a response of the API may take
-MOST_RESPONSES = 5000  # of the API, for the calls in one block; listings have several pages
-REDIRECT = 300  # responses with this status or a higher one, and of the API, are read completely
+MOST_RESPONSES = 5000  # responses of the API to the calls in one block; listings have several pages
+REDIRECT = 300  # the client reads responses with this status or a higher one completely
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
@@ -49,8 +49,8 @@ def check_response(response: Any) -> None:
     """Check a response whose headers were received.
 
     Raises:
-        MissingRequirementError: the server requests a too long wait, or the response or the pages
-            of a listing exceed the limits.
+        MissingRequirementError: the server requests a wait that is too long, or the response or
+            the number of pages of a listing exceeds a limit.
     """
     if (numbers := _RESPONSES.get()) is None:
         return

@@ -13,7 +13,13 @@ from mae_convert.families import official_files, official_named
 from mae_convert.families.official_models import OfficialFile
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.sources.client import address_in
-from mae_convert.sources.fetch import Record, Wanted, cache_directory, fetch, read_records
+from mae_convert.sources.fetch import (
+    DownloadRequest,
+    Record,
+    cache_directory,
+    fetch,
+    read_records,
+)
 from mae_convert.text import did_you_mean
 
 MIRROR = "MAE_CONVERT_MIRROR"
@@ -21,7 +27,9 @@ CATALOG = "the catalog of official checkpoints"
 
 
 def base_url(official: OfficialFile) -> str:
-    """Return the URL of an official file's folders: its publisher's, or ``$MAE_CONVERT_MIRROR``.
+    """Return the URL that an official file's path is relative to.
+
+    It is the publisher's URL, or ``$MAE_CONVERT_MIRROR`` if that variable is set.
 
     Raises:
         MaeConvertError: the variable is not a URL.
@@ -30,10 +38,10 @@ def base_url(official: OfficialFile) -> str:
 
 
 def named(text: str) -> OfficialFile:
-    """Return the official checkpoint of a name, with or without ``.pth``.
+    """Return the official checkpoint with this name, which may end with ``.pth``.
 
     Raises:
-        MaeConvertError: it does not exist.
+        MaeConvertError: there is no official checkpoint with this name.
     """
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
@@ -54,7 +62,9 @@ def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
         MissingRequirementError: the server cannot be reached.
     """
     url = f"{base_url(official)}/{official.path}"
-    request = Wanted(official.file, url, official.md5, lambda path: _examine(path, official))
+    request = DownloadRequest(
+        official.file, url, official.md5, lambda path: _examine(path, official)
+    )
     path, record = fetch(request, cache_directory())
     return path, origin_of(official, record), record
 
@@ -68,7 +78,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
         overwrite: replace an existing file.
 
     Raises:
-        MaeConvertError: the checkpoint does not exist, or as `get_official`.
+        MaeConvertError: the checkpoint does not exist, or see `get_official`.
         OutputError: the copy cannot be written.
     """
     official = named(name)
@@ -102,7 +112,7 @@ def get_image(url: str) -> Path:
             download.
         MissingRequirementError: the server cannot be reached.
     """
-    request = Wanted(url.rpartition("/")[2], url, None, _examine_image)
+    request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_image)
     return fetch(request, cache_directory() / "images")[0]
 
 
@@ -114,7 +124,7 @@ def get_array(url: str) -> Path:
             download.
         MissingRequirementError: the server cannot be reached.
     """
-    request = Wanted(url.rpartition("/")[2], url, None, _examine_array)
+    request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_array)
     return fetch(request, cache_directory() / "images")[0]
 
 
@@ -161,7 +171,7 @@ def _examine(path: Path, official: OfficialFile) -> str:
     """Return the fingerprint of an official checkpoint.
 
     Raises:
-        CheckpointError: the file does not have its names and shapes.
+        CheckpointError: the tensors in the file have other names or shapes than the official ones.
     """
     origin = Origin(official.name, config=official.config, config_source=CATALOG)
     checkpoint = open_checkpoint(path, origin=origin)

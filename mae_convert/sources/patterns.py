@@ -54,7 +54,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
             f"no file matches the pattern {text}",
             hint="check the pattern; quotes keep the shell from expanding it",
         )
-    return sorted(names, key=natural)
+    return sorted(names, key=natural_sort_key)
 
 
 def absolute(path: Path) -> str:
@@ -66,7 +66,7 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(path.anchor)) if path.anchor else str(path)
 
 
-def natural(text: str) -> list[Any]:
+def natural_sort_key(text: str) -> list[Any]:
     """Return a sort key that puts checkpoint-9 before checkpoint-10, with numbers of any length."""
     pieces = filter(None, re.split(r"(\d+)", text))
     digits = ((p.isdecimal(), p.lstrip("0")) for p in pieces)

@@ -41,11 +41,12 @@ Source = Path | OfficialFile | HubReference
 def parse_source(text: str) -> Source:
     """Return the source that a user's text refers to.
 
-    If it exists as a path, it is a path. Only for a reference to the Hub is the Hub's client
-    imported.
+    A text that exists as a path is a path. The Hub's client is imported only for a reference to
+    the Hub.
 
     Raises:
-        MaeConvertError: it is a URL that does not refer to a model on the Hub.
+        MaeConvertError: the text is a URL that does not refer to a model on the Hub, or a path that
+            does not exist.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):

@@ -19,7 +19,7 @@ from mae_convert.layouts.table import listed
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.snapshot import Entry, Snapshot
 
-# A repository often has the same weights for several frameworks: the first of these is used.
+# A repository often has the same weights in several formats: the first name in this list is used.
 PREFERENCE = tuple(
     preferred
     for name in WEIGHTS_NAMES
@@ -34,7 +34,7 @@ CERTIFICATES_FOLDER = "verification"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class FileSelection:
     """The files to download to open a checkpoint."""
 
     weights: str
@@ -50,7 +50,7 @@ class Chosen:
     """Messages for the user about the selection."""
 
 
-def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
+def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
     """Return the files to download.
 
     Raises:
@@ -84,7 +84,7 @@ def choose(snapshot: Snapshot, *, certificate: bool) -> Chosen:
             f"{where}: using {weights}; to use {' or '.join(further)}, specify the file, as in "
             f"{where}/{further[0]}",
         )
-    return Chosen(joined(folder, weights), beside, is_directory, notes)
+    return FileSelection(joined(folder, weights), beside, is_directory, notes)
 
 
 def _beside(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.layouts.table import listed
-from mae_convert.sources.client import is_unreachable, patiently, unexpected_response
+from mae_convert.sources.client import is_unreachable, unexpected_response, with_retries
 from mae_convert.sources.reference import HubReference
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class Snapshot:
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
     """Return the files of a repository; those in the cache if the Hub cannot be reached."""
     repo_id = reference.repo_id
-    resolved = patiently(lambda: api.resolve_revision(repo_id, revision=reference.revision))
+    resolved = with_retries(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
     try:
-        info = patiently(lambda: api.model_info(repo_id, revision=commit, files_metadata=True))
+        info = with_retries(lambda: api.model_info(repo_id, revision=commit, files_metadata=True))
     except Exception as error:
         entries = _cached_entries(repo_id, commit)
         if not entries or not is_unreachable(error):
@@ -121,7 +121,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     for attempt in range(2):
         again = attempt > 0
         local = Path(
-            patiently(
+            with_retries(
                 lambda again=again: api.hf_hub_download(  # type: ignore[misc]
                     snapshot.reference.repo_id,
                     path,

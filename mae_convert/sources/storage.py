@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.sources.storage_retry import patiently
+from mae_convert.sources.storage_retry import with_retries
 from mae_convert.text.redaction import cause_without_secrets
 
 CHUNK = 8 << 20
@@ -21,7 +21,7 @@ def is_remote(text: str) -> bool:
 
 
 def local_path(text: str) -> Path:
-    """Return a local path, which may be given as a file:// URL."""
+    """Return a local path, which may be written as a file:// URL."""
     return Path(text.removeprefix(FILE))
 
 
@@ -59,13 +59,13 @@ def exists(address: str) -> bool:
     if not is_remote(address):
         return local_path(address).exists()
     system, path = filesystem(address)
-    return bool(patiently(lambda: system.exists(path), address))
+    return bool(with_retries(lambda: system.exists(path), address))
 
 
 def glob(url: str) -> list[str]:
     """Return the URLs that match a pattern."""
     system, path = filesystem(url)
-    return [system.unstrip_protocol(p) for p in patiently(lambda: system.glob(path), url)]
+    return [system.unstrip_protocol(p) for p in with_retries(lambda: system.glob(path), url)]
 
 
 def files_below(url: str) -> dict[str, dict[str, Any]]:
@@ -75,7 +75,7 @@ def files_below(url: str) -> dict[str, dict[str, Any]]:
         MaeConvertError: it does not exist.
     """
     system, path = filesystem(url)
-    entries = patiently(lambda: system.find(path, detail=True), url)
+    entries = with_retries(lambda: system.find(path, detail=True), url)
     if not entries:
         raise MaeConvertError(f"{url} does not exist")
     return {str(name)[len(path) :].lstrip("/"): info for name, info in entries.items()}
@@ -116,7 +116,7 @@ def download(url: str, folder: Path) -> Path:
 def _fetch(system: Any, path: str, target: Path, size: int) -> None:
     """Download one file; after a broken connection, continue at the same offset."""
 
-    def go_on() -> None:
+    def resume() -> None:
         with system.open(path, "rb", block_size=CHUNK) as source, target.open("ab") as sink:
             source.seek(sink.tell())
             while piece := source.read(CHUNK):
@@ -124,4 +124,4 @@ def _fetch(system: Any, path: str, target: Path, size: int) -> None:
         if target.stat().st_size != size:
             raise OSError(f"{target.stat().st_size} of {size} bytes were received")
 
-    patiently(go_on, path)
+    with_retries(resume, path)

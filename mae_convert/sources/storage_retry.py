@@ -81,7 +81,7 @@ def http_status(error: BaseException | None) -> int | None:
     return http_status(error.__cause__)
 
 
-def patiently(work: Callable[[], T], what: str) -> T:
+def with_retries(work: Callable[[], T], what: str) -> T:
     """Return the result of a function, which is called again after temporary failures.
 
     Args:

@@ -28,7 +28,7 @@ from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.formats.shards import SHARD
 from mae_convert.formats.write import OUR_NAMES
 from mae_convert.sources.storage import CHUNK, filesystem, version_of
-from mae_convert.sources.storage_retry import patiently
+from mae_convert.sources.storage_retry import with_retries
 
 LAST = "config.json"
 OURS = OUR_NAMES - {"README.md"}
@@ -44,7 +44,7 @@ POLL, POLLS = 2.0, 150  # seconds between checks of other locks, and the number 
 
 
 @dataclass(frozen=True)
-class Sent:
+class UploadedFile:
     """An uploaded file: its current and final name, size and SHA-256."""
 
     temporary: str
@@ -78,7 +78,7 @@ class Target:
     def make_folder(self, path: str) -> None:
         """Create a directory if the storage has directories."""
         if path and self.url.partition("://")[0] not in BUCKETS:
-            patiently(lambda: self.system.makedirs(path, exist_ok=True), self.url)
+            with_retries(lambda: self.system.makedirs(path, exist_ok=True), self.url)
 
 
 def upload(local: Path, url: str) -> dict[str, str]:
@@ -113,10 +113,10 @@ def _inside(path: str, name: str) -> str:
     return f"{path}/{name}" if name else path
 
 
-def _sent(target: Target, source: Path, temporary: str, final: str) -> Sent:
+def _sent(target: Target, source: Path, temporary: str, final: str) -> UploadedFile:
     """Upload one file under its temporary name, read it back, and compare."""
 
-    def send() -> Sent:
+    def send() -> UploadedFile:
         digest, size = hashlib.sha256(), 0
         with (
             source.open("rb") as stream,
@@ -126,12 +126,12 @@ def _sent(target: Target, source: Path, temporary: str, final: str) -> Sent:
                 digest.update(piece)
                 size += len(piece)
                 sink.write(piece)
-        sent = Sent(temporary, final, size, digest.hexdigest())
+        sent = UploadedFile(temporary, final, size, digest.hexdigest())
         if _sha256(target.system, temporary) != sent.sha256:
             raise OSError(f"{temporary} does not contain what was sent")
         return sent
 
-    return patiently(send, target.url)
+    return with_retries(send, target.url)
 
 
 def _sha256(system: Any, path: str) -> str:
@@ -142,21 +142,21 @@ def _sha256(system: Any, path: str) -> str:
     return digest.hexdigest()
 
 
-def _publish(target: Target, sent: list[Sent], lock: str, *, is_directory: bool) -> None:
+def _publish(target: Target, sent: list[UploadedFile], lock: str, *, is_directory: bool) -> None:
     """Rename the uploaded files to their final names, ``config.json`` last, and compare."""
     if is_directory:
         _clear(target, {file.final for file in sent})
         target.make_folder(target.path)
-    moved: dict[Sent, Checksums] = {}
+    moved: dict[UploadedFile, Checksums] = {}
     for file in sent:
         _renew(target, lock)
         if _is_last(file.final):
-            _check_held(target, moved)
+            _check_contents(target, moved)
         moved[file] = _moved(target, file)
-    _check_held(target, moved)
+    _check_contents(target, moved)
 
 
-def _moved(target: Target, file: Sent) -> Checksums:
+def _moved(target: Target, file: UploadedFile) -> Checksums:
     """Move an uploaded file to its final name, and return its checksums.
 
     The storage may have moved it although its response was lost. Therefore, if there is no file to
@@ -169,18 +169,18 @@ def _moved(target: Target, file: Sent) -> Checksums:
             before.update(_checksums(system, file.temporary))
             system.mv(file.temporary, file.final)
 
-    patiently(move, target.url)
-    _check_held(target, {file: before})
-    return patiently(lambda: _checksums(system, file.final), target.url)
+    with_retries(move, target.url)
+    _check_contents(target, {file: before})
+    return with_retries(lambda: _checksums(system, file.final), target.url)
 
 
-def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
-    """Raise OutputError unless the files contain what was uploaded.
+def _check_contents(target: Target, files: Mapping[UploadedFile, Checksums]) -> None:
+    """Raise OutputError unless the files under their final names contain what was uploaded.
 
     A file whose checksums in the storage have not changed since it was compared is not read again.
     """
     for file, checksums in files.items():
-        held = patiently(lambda f=file, k=checksums: _holds(target.system, f, k), target.url)  # type: ignore[misc]
+        held = with_retries(lambda f=file, k=checksums: _contains(target.system, f, k), target.url)  # type: ignore[misc]
         if not held:
             raise OutputError(
                 f"{file.final} does not contain what was sent: another program wrote to "
@@ -189,7 +189,7 @@ def _check_held(target: Target, files: Mapping[Sent, Checksums]) -> None:
             )
 
 
-def _holds(system: Any, file: Sent, checksums: Checksums) -> bool:
+def _contains(system: Any, file: UploadedFile, checksums: Checksums) -> bool:
     if not system.exists(file.final) or int(system.info(file.final)["size"]) != file.size:
         return False
     if checksums and checksums == _checksums(system, file.final):
@@ -204,20 +204,20 @@ def _checksums(system: Any, path: str) -> Checksums:
 
 
 def _clear(target: Target, finals: set[str]) -> None:
-    """Remove ``config.json`` of a model that is replaced first, then files that the new one lacks.
+    """Remove files of the model that is replaced: ``config.json``, then those without a successor.
 
     Files that mae-convert does not write are kept.
     """
     system = target.system
-    if not patiently(lambda: system.exists(target.path), target.url):
+    if not with_retries(lambda: system.exists(target.path), target.url):
         return
-    existing = [str(path) for path in patiently(lambda: system.find(target.path), target.url)]
+    existing = [str(path) for path in with_retries(lambda: system.find(target.path), target.url)]
     current = {final.lstrip("/") for final in finals}
     for path in sorted(existing, key=lambda path: not _is_last(path)):
         name = path.rpartition("/")[2]
         ours = name in OURS or SHARD.fullmatch(name)
         if _is_last(path) or (ours and path.lstrip("/") not in current):
-            patiently(lambda p=path: _remove_file(system, p), target.url)  # type: ignore[misc]
+            with_retries(lambda p=path: _remove_file(system, p), target.url)  # type: ignore[misc]
 
 
 def _remove_file(system: Any, path: str) -> None:
@@ -264,7 +264,7 @@ def _write_lock(target: Target, lock: str) -> None:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     owner = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
     data = json.dumps(owner).encode()
-    patiently(lambda: target.system.pipe_file(lock, data), target.url)
+    with_retries(lambda: target.system.pipe_file(lock, data), target.url)
 
 
 def _renew(target: Target, lock: str) -> None:
@@ -273,7 +273,7 @@ def _renew(target: Target, lock: str) -> None:
     Raises:
         OutputError: another process took it for the lock of a killed process and removed it.
     """
-    if not patiently(lambda: target.system.exists(lock), target.url):
+    if not with_retries(lambda: target.system.exists(lock), target.url):
         raise OutputError(
             f"the lock file {lock} of this run was removed, because the run took longer than "
             f"{LEASE / 60:.0f} minutes for one file",
@@ -298,24 +298,26 @@ def _taken(target: Target, lock: str) -> OutputError:
     return OutputError(
         f"another run is writing to {target.url} ({whose}), so this run wrote nothing",
         hint=(
-            f"run again when the other has ended. If it was killed, remove {lock}, which "
+            f"run again when the other run has ended. If it was killed, remove {lock}, which "
             f"otherwise expires after {LEASE / 60:.0f} minutes"
         ),
     )
 
 
 def _listed(target: Target, pattern: re.Pattern[str]) -> list[str]:
-    """Return the paths beside the target whose name has a pattern of this module."""
+    """Return the paths in the parent directory of the target whose names match a pattern."""
 
     def listed() -> list[Any]:
         return list(target.system.ls(target.folder, detail=False))
 
-    names = {str(p).rstrip("/").rpartition("/")[2] for p in patiently(listed, target.url)}
+    names = {str(p).rstrip("/").rpartition("/")[2] for p in with_retries(listed, target.url)}
     return sorted(target.beside(name) for name in names if pattern.fullmatch(name))
 
 
 def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
-    """Return whether a file was written so many seconds before another, by the storage's clock.
+    """Return whether a file was written more than `seconds` before the file `than`.
+
+    The times are those of the storage's clock.
 
     A file without a time is not older.
     """
@@ -333,7 +335,7 @@ def _remove_abandoned(target: Target, lock: str) -> None:
     for path in _listed(target, ours):
         try:
             files = [str(file) for file in target.system.find(path)]
-        except Exception:  # as `_remove`
+        except Exception:  # failures are ignored, as in `_remove`
             continue
         if files and all(_is_older(target.system, file, lock, ABANDONED) for file in files):
             _remove(target.system, path)
@@ -347,4 +349,4 @@ def _remove(system: Any, path: str) -> None:
             system.rm(path, recursive=True)
 
     with suppress(Exception):
-        patiently(remove, path)
+        with_retries(remove, path)

@@ -50,10 +50,10 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _commit(source: Any) -> str:
-    from mae_convert.sources.client import client, speaking
+    from mae_convert.sources.client import client, hub_errors_explained
     from mae_convert.sources.snapshot import take_snapshot
 
-    with speaking(str(source)):
+    with hub_errors_explained(str(source)):
         return str(take_snapshot(client(), source).commit)
 
 

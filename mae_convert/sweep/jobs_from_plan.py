@@ -13,7 +13,7 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, Option,
 from mae_convert.families import layouts_named
 from mae_convert.formats.registry import SUFFIX_FORMATS
 from mae_convert.layouts.layout import Layout
-from mae_convert.runtime.foreign import code_beside, names_code
+from mae_convert.runtime.foreign import names_code, with_absolute_path
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
 from mae_convert.sources.reference import PROTOCOL, parse_source
@@ -137,7 +137,9 @@ def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, 
         if name in LOCAL:
             values = tuple(_local_file(name, value, field.where, folder) for value in values)
         if name in RUNNERS:
-            values = tuple(code_beside(value, folder) if value else value for value in values)
+            values = tuple(
+                with_absolute_path(value, folder) if value else value for value in values
+            )
         if name in LISTS:
             fixed[name] = [value for value in values if value is not None] or None
         elif field.is_list:

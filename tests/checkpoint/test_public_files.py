@@ -305,7 +305,7 @@ def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, 
     }[form]
     checkpoint = opened(state, state_key="." if form == "copy" else None)
     staged = stage(checkpoint, "torch", tmp_path)
-    assert staged.ours is None
+    assert staged.converted_by is None
     loaded = pytorch_state_dict(staged.weights)
     assert set(loaded) == set(mae)
     assert all(torch.equal(loaded[name], mae[name]) for name in mae)

@@ -297,7 +297,7 @@ def test_reference_model_receives_the_tensors_without_the_prefix(tmp_path, state
     assert set(loaded) == set(state)
     assert all(torch.equal(loaded[n], tensor) for n, tensor in state.items())
     # The library reads the file itself, unless it would run its pickle.
-    assert (staged.ours is None) == ("distributed" not in name)
+    assert (staged.converted_by is None) == ("distributed" not in name)
     assert (staged.weights.files == (str(path),)) == ("distributed" not in name)
 
 
@@ -309,7 +309,7 @@ def test_a_model_in_parts_is_staged_for_the_keras_reference(tmp_path, plain, pic
     staged = stage(source, "tensorflow", tmp_path)
     assert staged.loader == "transformers"
     # A process of TensorFlow cannot read PyTorch's files.
-    assert (staged.ours is not None) == pickled
+    assert (staged.converted_by is not None) == pickled
     loaded = numpy_arrays(staged.weights)
     assert loaded.keys() == source.container.tensors.keys()
     for name, tensor in source.container.tensors.items():

@@ -257,6 +257,6 @@ def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
     )
     (tmp_path / "work").mkdir()
     staged = stage(target, "tensorflow", tmp_path / "work")
-    assert staged.ours == BY_TABLES
+    assert staged.converted_by == BY_TABLES
     with pytest.raises(MaeConvertError, match="would have NaN"):
         execute(plan_conversion(target, tmp_path / "out", "transformers"))

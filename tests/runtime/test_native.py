@@ -60,7 +60,7 @@ def test_names_are_mapped_after_the_library_has_read_the_file(tmp_path, state):
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}}
     path = saved(tmp_path / "x.pth", {"state": {"model": model}, "optimizer": optimizer})
     chosen = staged(path, "torch", tmp_path)
-    assert (chosen.ours, chosen.weights.files) == (None, (str(path),))
+    assert (chosen.converted_by, chosen.weights.files) == (None, (str(path),))
     assert (chosen.weights.key, chosen.weights.prefixes) == ("state.model", ("module.",))
     loaded = pytorch_state_dict(chosen.weights)
     assert loaded.keys() == state.keys()
@@ -83,7 +83,7 @@ def test_source_of_a_declared_step_is_read_by_the_library(tmp_path, state):
     source = open_checkpoint(path, FLAGS)
     half = {"step": "dtype", "to": "float16"}
     chosen = stage(apply_steps(source, [half], source), "torch", tmp_path, as_stored=False)
-    assert chosen.ours is None
+    assert chosen.converted_by is None
     assert pytorch_state_dict(chosen.weights)["cls_token"].dtype == torch.float16
     confirm(chosen.confirmed, by_torch=True)
     saved(path, {"model": {**state, "cls_token": state["cls_token"] + 1}})
@@ -101,7 +101,7 @@ def test_keras_confirms_names_and_dtypes(tmp_path, plain, layout):
     source = open_checkpoint(target)
     half = {"step": "dtype", "to": "float16"}
     chosen = stage(apply_steps(source, [half], source), "tensorflow", tmp_path, as_stored=False)
-    assert chosen.ours is None
+    assert chosen.converted_by is None
     confirm(chosen.confirmed, by_torch=False)
     tensors = dict(chosen.confirmed.tensors)
     tensors[next(iter(tensors))] = ["float32", [1], ""]
@@ -113,7 +113,7 @@ def test_shards_are_merged_by_their_tensor_names(tmp_path, plain, state):
     packing = Packing(max_shard_size=100_000)
     execute(plan_conversion(plain, tmp_path / "m", "transformers", packing=packing))
     chosen = staged(tmp_path / "m", "tensorflow", tmp_path)
-    assert chosen.ours is None
+    assert chosen.converted_by is None
     assert len(chosen.weights.files) > 2
     with pytest.raises(LoadError, match="is in two files"):
         numpy_arrays(replace(chosen.weights, files=chosen.weights.files * 2))
@@ -123,7 +123,7 @@ def test_shards_are_merged_by_their_tensor_names(tmp_path, plain, state):
 def test_shards_of_the_tensorflow_classes_are_read_by_h5py(tmp_path, case_of):
     source = open_checkpoint(DATA / "cases" / case_of)
     chosen = stage(source, "tensorflow", tmp_path)
-    assert (chosen.ours, chosen.loader) == (None, "transformers-tf, shards")
+    assert (chosen.converted_by, chosen.loader) == (None, "transformers-tf, shards")
     loaded = tensorflow_arrays(chosen.weights, scoped=False)
     for name, tensor in source.container.tensors.items():
         assert loaded[name.removesuffix(":0")].load().tobytes() == tensor.load().tobytes()
@@ -132,7 +132,7 @@ def test_shards_of_the_tensorflow_classes_are_read_by_h5py(tmp_path, case_of):
 def test_arrays_of_numpy_are_read_by_numpy(tmp_path, state):
     np.savez(tmp_path / "x.npz", **{name: tensor.numpy() for name, tensor in state.items()})
     chosen = staged(tmp_path / "x.npz", "torch", tmp_path)
-    assert (chosen.ours, chosen.weights.format) == (None, "npz")
+    assert (chosen.converted_by, chosen.weights.format) == (None, "npz")
     loaded = pytorch_state_dict(chosen.weights)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
@@ -140,7 +140,7 @@ def test_arrays_of_numpy_are_read_by_numpy(tmp_path, state):
 def test_bfloat16_is_read_by_the_library(tmp_path, plain):
     execute(plan_conversion(plain, tmp_path / "m", "transformers", dtype="bfloat16"))
     chosen = staged(tmp_path / "m", "tensorflow", tmp_path)
-    assert chosen.ours is None
+    assert chosen.converted_by is None
     source = open_checkpoint(tmp_path / "m")
     loaded = numpy_arrays(chosen.weights)
     for name, tensor in source.container.tensors.items():
@@ -167,7 +167,7 @@ def test_pytorch_files_are_not_read_by_pytorch_in_a_process_of_tensorflow(tmp_pa
     chosen = stage(source, "tensorflow", tmp_path)
     assert chosen.loader == "transformers"
     assert (
-        chosen.ours
+        chosen.converted_by
         == "mae-convert's own reader, because no library reads pth files in a process of tensorflow"
     )
 

@@ -12,7 +12,13 @@ import pytest
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.sources import client as our_hub
 from mae_convert.sources import limits as hub_limits
-from mae_convert.sources.client import account_of, client, patiently, speaking, wait_after
+from mae_convert.sources.client import (
+    account_of,
+    client,
+    hub_errors_explained,
+    wait_after,
+    with_retries,
+)
 from mae_convert.sources.limits import LONGEST_WAIT, seconds_of
 
 TOKEN = "tokenThatIsEchoed"
@@ -104,7 +110,7 @@ def server(monkeypatch, tmp_path):
 
 
 def ask_who():
-    with speaking("someone/my-mae"):
+    with hub_errors_explained("someone/my-mae"):
         return account_of(client())
 
 
@@ -126,13 +132,13 @@ def test_a_repository_of_another_form_is_an_error_in_one_sentence(server, respon
     server["body"] = json.dumps(response).encode()
     with (
         pytest.raises(MissingRequirementError, match="sent an unexpected response"),
-        speaking("someone/my-mae"),
+        hub_errors_explained("someone/my-mae"),
     ):
         entries_of(client().model_info("someone/my-mae"))
 
 
 def test_our_own_errors_are_not_reported_as_server_errors():
-    with pytest.raises(TypeError), speaking("someone/my-mae"):
+    with pytest.raises(TypeError), hub_errors_explained("someone/my-mae"):
         len(7)  # type: ignore[arg-type]
 
 
@@ -162,7 +168,10 @@ def test_the_client_too_waits_no_longer_than_the_limit(server, headers):
 
     server.update(status=429, headers=headers)
     address = f"{client().endpoint}/x"
-    with pytest.raises(MissingRequirementError, match="asks to wait"), speaking("someone/my-mae"):
+    with (
+        pytest.raises(MissingRequirementError, match="asks to wait"),
+        hub_errors_explained("someone/my-mae"),
+    ):
         http_backoff("GET", address)
 
 
@@ -191,9 +200,9 @@ def test_token_echoed_by_a_server_is_not_printed(server, caplog, status, where):
     with (
         caplog.at_level(logging.DEBUG, "mae_convert"),
         pytest.raises(MaeConvertError) as raised,
-        speaking("someone/my-mae"),
+        hub_errors_explained("someone/my-mae"),
     ):
-        patiently(api.whoami)
+        with_retries(api.whoami)
     assert TOKEN[:9] not in str(raised.value)
     assert TOKEN not in caplog.text
 
@@ -230,7 +239,7 @@ def test_a_traceback_shows_no_cause_with_the_token(server):
     import traceback
 
     server.update(status=400, headers={"X-Error-Message": f"you sent {TOKEN}"})
-    with pytest.raises(MaeConvertError) as raised, speaking("someone/my-mae"):
+    with pytest.raises(MaeConvertError) as raised, hub_errors_explained("someone/my-mae"):
         client().whoami()
     shown = "".join(traceback.format_exception(raised.value))
     assert "you sent" in shown
@@ -240,7 +249,7 @@ def test_a_traceback_shows_no_cause_with_the_token(server):
 
 def test_an_error_without_secrets_keeps_its_cause(server):
     server.update(status=400, headers={"X-Error-Message": "no"})
-    with pytest.raises(MaeConvertError) as raised, speaking("someone/my-mae"):
+    with pytest.raises(MaeConvertError) as raised, hub_errors_explained("someone/my-mae"):
         client().whoami()
     assert our_hub.status_of(raised.value.__cause__) == 400
 
@@ -252,7 +261,7 @@ def test_endless_paginated_listing_is_aborted(server, monkeypatch):
     server.update(headers={"Link": f'<{address}>; rel="next"'}, body=b"[]")
     with (
         pytest.raises(MissingRequirementError, match="still announces further pages"),
-        speaking("someone/my-mae"),
+        hub_errors_explained("someone/my-mae"),
     ):
         api.list_repo_commits("someone/my-mae")
 

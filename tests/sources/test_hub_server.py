@@ -5,7 +5,7 @@ from hub_state import Account
 
 from mae_convert.errors import MissingRequirementError
 from mae_convert.sources import parse_source
-from mae_convert.sources.client import client, speaking
+from mae_convert.sources.client import client, hub_errors_explained
 
 REPO = "someone/a-model"
 
@@ -76,6 +76,6 @@ def test_an_older_client_is_refused_in_one_sentence_and_only_where_the_hub_is_as
         parse_source("hf://someone/some-model")
     with pytest.raises(MissingRequirementError, match="needs version 2"):
         client()
-    with pytest.raises(MissingRequirementError), speaking("some-model"):
+    with pytest.raises(MissingRequirementError), hub_errors_explained("some-model"):
         pass
     assert parse_source("a-folder")

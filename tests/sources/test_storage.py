@@ -201,7 +201,7 @@ def test_only_temporary_errors_are_retried(waits, error):
         raise error
 
     with pytest.raises(MaeConvertError, match=r"^s3://bucket/x: ."):
-        storage_retry.patiently(work, "s3://bucket/x")
+        storage_retry.with_retries(work, "s3://bucket/x")
     assert len(waits) == (storage_retry.ATTEMPTS - 1 if error in TRANSIENT else 0)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mae_convert.errors import OutputError
-from mae_convert.sources.patterns import natural
+from mae_convert.sources.patterns import natural_sort_key
 from mae_convert.sweep.jobs_from_plan import read_plan
 from mae_convert.sweep.plan_file import PlanError
 from mae_convert.sweep.results import Results
@@ -107,7 +107,7 @@ def test_hub_target_is_published_with_its_certificate(runs):
 
 
 def test_numbers_sort_as_numbers():
-    assert sorted(["c-10", "c-9", "c"], key=natural) == ["c", "c-9", "c-10"]
+    assert sorted(["c-10", "c-9", "c"], key=natural_sort_key) == ["c", "c-9", "c-10"]
 
 
 JOB = "- source: runs/checkpoint-0.pth\n  verify: true\n"
@@ -302,7 +302,7 @@ def test_fields_merged_twice_are_applied_once(runs):
 
 def test_numbers_of_any_length_sort():
     names = ["a9" * 3, "a" + "9" * 5000, "a1" + "0" * 5000, "a007", "a10", "b"]
-    assert sorted(names, key=natural) == ["a007", "a9a9a9", "a10", names[1], names[2], "b"]
+    assert sorted(names, key=natural_sort_key) == ["a007", "a9a9a9", "a10", names[1], names[2], "b"]
 
 
 def test_directory_as_results_file_is_refused(tmp_path):

@@ -224,7 +224,7 @@ ARRAY_DAMAGE = {
         {"float64/logits": a["float64/logits"][:0]}
     ),
     "float64/logits has shape": lambda a: a.update({"float64/logits": a["float64/logits"][0]}),
-    "float64/logits holds float32": lambda a: a.update(
+    "float64/logits has the dtype float32": lambda a: a.update(
         {"float64/logits": a["float64/logits"].astype(np.float32)}
     ),
     "float64/odd is not an output": lambda a: a.update({"float64/odd": a["float64/logits"]}),

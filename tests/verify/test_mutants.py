@@ -267,7 +267,7 @@ class Bench:
                     checkpoint,
                     side,
                     self.inputs,
-                    ours=None
+                    converted_by=None
                     if loader_for(checkpoint, side.framework)
                     else "mae-convert's mapping tables",
                 ),

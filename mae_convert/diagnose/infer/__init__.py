@@ -1,4 +1,4 @@
-"""Determine by experiment what no tensor specifies: heads, loss target, pixel statistics.
+"""Determine by experiment the fields that no tensor specifies, such as numbers of heads.
 
 There are two kinds of evidence, which require only the trained weights and some images:
 

@@ -104,24 +104,24 @@ class Search:
         screened = self._screen()
         target = self._target(screened)
         best = min(screened, key=lambda pair: _mean(screened[pair], target))
-        unfit = _why_unfit(screened[best], target)
-        if unfit:
+        why_unfit = _why_unfit(screened[best], target)
+        if why_unfit:
             losses = screened
         else:
-            best, losses = self._around(best, target)
+            best, losses = self._best_pair(best, target)
         decisions = {
-            name: self._heads(name, index, best, losses, target, unfit)
+            name: self._heads(name, index, best, losses, target, why_unfit)
             for index, name in enumerate(HEADS)
             if name in self.fields
         }
         if "norm_pix_loss" in self.fields:
-            decisions["norm_pix_loss"] = _norm_pix_loss(losses[best], unfit)
+            decisions["norm_pix_loss"] = _norm_pix_loss(losses[best], why_unfit)
         if set(PREPROCESSING) & set(self.fields):
-            decisions |= self._statistics(best, target, unfit)
+            decisions |= self._statistics(best, target, why_unfit)
         return decisions
 
     def _screen(self) -> dict[Pair, Losses]:
-        """Return losses on few crops, for every pair of head counts or an alternating search."""
+        """Return the losses on few crops of all pairs of head counts, or of those of a search."""
         few = self.crops.first(SCREENING_CROPS)
         encoder, decoder = (self._heads_to_try(name) for name in HEADS)
         pairs = list(product(encoder, decoder))
@@ -156,8 +156,8 @@ class Search:
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
         return lowest[True] < lowest[False]
 
-    def _around(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
-        """Return the best pair on all crops, and the losses of pairs that differ in one number."""
+    def _best_pair(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
+        """Return the pair that is best on all crops, and the losses of the tested pairs."""
         losses: dict[Pair, Losses] = {}
         before = None
         while best != before:
@@ -196,31 +196,34 @@ class Search:
         best: Pair,
         losses: Mapping[Pair, Losses],
         target: bool,
-        unfit: str,
+        why_unfit: str,
     ) -> Decision:
-        """Return the decision on one number of heads, with the other at its best value."""
+        """Return the decision on the number of heads `name`, which is at `index` of a pair.
+
+        The other number of heads has its best value.
+        """
         relative = {
             pair[index]: values.relative(norm_pix_loss=target)
             for pair, values in losses.items()
             if pair[1 - index] == best[1 - index]
         }
-        confidence = None if unfit else _confidence(relative)
-        return heads_decision(name, self.structures[name], relative, confidence, unfit)
+        confidence = None if why_unfit else _confidence(relative)
+        return heads_decision(name, self.structures[name], relative, confidence, why_unfit)
 
-    def _statistics(self, pair: Pair, target: bool, unfit: str) -> dict[str, Decision]:
+    def _statistics(self, pair: Pair, target: bool, why_unfit: str) -> dict[str, Decision]:
         """Return the decisions on image mean and standard deviation, among common values."""
-        tried = self._with_heads(pair)
-        configuration = tried.configuration
-        now = configuration.image_mean, configuration.image_std
+        checkpoint = self._with_heads(pair)
+        configuration = checkpoint.configuration
+        current = configuration.image_mean, configuration.image_std
         conventions = [one for one in STATISTICS if len(one[0]) == configuration.model.num_channels]
-        crops = self.crops.first(SCREENING_CROPS) if unfit else self.crops
+        crops = self.crops.first(SCREENING_CROPS) if why_unfit else self.crops
         losses = {}
-        for mean, std in dict.fromkeys((now, *conventions)):
+        for mean, std in dict.fromkeys((current, *conventions)):
             changed = replace(configuration, image_mean=mean, image_std=std)
-            with_statistics = self.runner.losses(replace(tried, configuration=changed), crops)
+            with_statistics = self.runner.losses(replace(checkpoint, configuration=changed), crops)
             losses[mean, std] = with_statistics.relative(norm_pix_loss=target)
         ordered = sorted(losses, key=lambda one: losses[one].mean())
-        confidence = None if unfit or len(losses) == 1 else _confidence(losses)
+        confidence = None if why_unfit or len(losses) == 1 else _confidence(losses)
         decided = confidence is not None and confidence >= SIGNIFICANT
         return {
             name: Decision(
@@ -228,7 +231,7 @@ class Search:
                 ordered[0][index] if decided else None,
                 confidence,
                 "reconstruction" if decided else "",
-                BEST if decided else unfit or NONE,
+                BEST if decided else why_unfit or NONE,
                 tuple(Candidate(one[index], float(losses[one].mean())) for one in ordered),
             )
             for index, name in enumerate(PREPROCESSING)
@@ -236,18 +239,18 @@ class Search:
         }
 
 
-def _norm_pix_loss(losses: Losses, unfit: str) -> Decision:
+def _norm_pix_loss(losses: Losses, why_unfit: str) -> Decision:
     """Return the decision on the target of the loss: pixels or normalised patches."""
     relative = {value: losses.relative(norm_pix_loss=value) for value in (False, True)}
     best = min(relative, key=lambda value: relative[value].mean())
-    confidence = None if unfit else _confidence(relative)
+    confidence = None if why_unfit else _confidence(relative)
     decided = confidence is not None and confidence >= SIGNIFICANT
     return Decision(
         "norm_pix_loss",
         best if decided else None,
         confidence,
         "reconstruction" if decided else "",
-        BEST if decided else unfit or NONE,
+        BEST if decided else why_unfit or NONE,
         tuple(Candidate(v, float(relative[v].mean())) for v in (best, not best)),
     )
 

@@ -32,7 +32,7 @@ def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     similarity = (centred / np.maximum(norms, 1e-12)) @ (centred / np.maximum(norms, 1e-12)).T
     shapes = _shapes(model.num_patches)
-    per_patch = np.stack([_alike(similarity, *shape) for shape in shapes])
+    per_patch = np.stack([_neighbour_similarity(similarity, *shape) for shape in shapes])
     best = int(per_patch.mean(1).argmax())
     generator = np.random.Generator(np.random.Philox(seed))
     chosen = generator.integers(model.num_patches, size=(SAMPLES, model.num_patches))
@@ -70,7 +70,7 @@ def _shapes(patches: int) -> list[tuple[int, int]]:
     return [pair for pair in pairs if max(pair) <= MOST_ELONGATED * min(pair)]
 
 
-def _alike(similarity: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _neighbour_similarity(similarity: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Return each patch's mean similarity with its neighbours in a grid, (patches,)."""
     number = np.arange(rows * columns).reshape(rows, columns)
     total, count = np.zeros(rows * columns), np.zeros(rows * columns)

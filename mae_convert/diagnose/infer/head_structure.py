@@ -39,8 +39,8 @@ class HeadStructure:
     """The result of the test for a stack of attention layers."""
 
     scores: dict[int, float]
-    """Number of heads → log-likelihood ratio, summed over layers, of larger entries within heads;
-    the number with the largest ratio fits best."""
+    """Number of heads → log-likelihood ratio, summed over layers, for the hypothesis that entries
+    within these heads are larger than others; the number with the largest ratio fits best."""
 
     deviations: dict[int, float]
     """Number of heads → number of standard deviations by which the weights differ from weights that

@@ -11,7 +11,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.preprocessing import MODES
 from mae_convert.families.family import Family
 from mae_convert.families.pixel_patches import cut, over_patches
-from mae_convert.runtime.loading import Wanted, make_model
+from mae_convert.runtime.loading import ModelRequest, make_model
 
 BATCH = 16
 SMALLEST_CROP = 0.2
@@ -190,14 +190,14 @@ class Runner:
 
             self._model = with_config(self._model, checkpoint.configuration.model)
         else:
-            request = Wanted(self._framework, "pretrain", "float32", self._device)
+            request = ModelRequest(self._framework, "pretrain", "float32", self._device)
             self._model = make_model(checkpoint, request)
         return self._model
 
     def _run(
         self, model: Any, pixels: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predictions (N, C, [T,] H, W), in the model's scale, and the mask (N, L)."""
+        """Return the model's predictions (N, C, [T,] H, W), not rescaled, and the mask (N, L)."""
         if self._framework == "torch":
             import torch
 

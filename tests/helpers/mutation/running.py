@@ -51,7 +51,9 @@ def prepare(run: Run, folder: Path) -> Path:
     np.savez(folder / "inputs.npz", **given)
     staged = stage(run.checkpoint, run.framework, folder)
     model = replace(run.checkpoint.configuration.model, mask_ratio=run.mask_ratio)
-    description = describe(run.checkpoint, Side(run.framework), run.inputs, ours=staged.ours)
+    description = describe(
+        run.checkpoint, Side(run.framework), run.inputs, converted_by=staged.converted_by
+    )
     job = Job(
         framework=run.framework,
         device="cpu",
