@@ -5,7 +5,6 @@ model, and the result must be exactly the canonical schema of such a model. A ta
 tensor is missing or unexpected.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -228,9 +227,8 @@ def _misfit(
     extra = [name for name in given if name not in expected]
     if extra:
         yield f"tensors that do not belong to such a model: {listed(extra)}"
-    actual = external_shapes(
-        [rule for rule in rules if set(rule.canonicals) <= set(given)], dict(given)
-    )
+    stored = [rule for rule in rules if all(name in given for name in rule.canonicals)]
+    actual = external_shapes(stored, dict(given))
     for name, shape in required.items():
         if name in actual and actual[name] != shape:
             yield f"{name} has shape {actual[name]} but the other tensors require {shape}"
@@ -242,11 +240,13 @@ def unexpected_names(
     """Yield a sentence about names that a table does not contain, if there are any."""
     if not unknown:
         return
+    from difflib import get_close_matches
+
     try:
         expected = [rule.external for rule in table.expand(schema)]
     except LayoutError:
         expected = []
-    nearest = difflib.get_close_matches(unknown[0], expected, n=1, cutoff=0.5)
+    nearest = get_close_matches(unknown[0], expected, n=1, cutoff=0.5)
     hint = f" (nearest known name: {nearest[0]})" if nearest else ""
     yield f"unexpected: {listed(unknown)}{hint}"
 

@@ -17,7 +17,6 @@ from mae_convert.families.options import (
     Switch,
     flags_of,
 )
-from mae_convert.runtime.foreign import FORMS, names_code
 from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
 
 Command = Callable[..., Any]
@@ -42,6 +41,8 @@ class RunnerType(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the framework's name without alias, or how the code is named."""
+        from mae_convert.runtime.foreign import FORMS, names_code
+
         name = FRAMEWORK_SYNONYMS.get(value, value)
         if name in FRAMEWORKS or names_code(name):
             return str(name)

@@ -1,5 +1,6 @@
 """The bytes of a pickle, read from a file on demand and never beyond its end."""
 
+import io
 from collections.abc import Callable
 
 from mae_convert.files.byte_ranges import ByteFile
@@ -7,6 +8,9 @@ from mae_convert.files.byte_ranges import ByteFile
 LARGEST_PICKLE = 1 << 28
 LONGEST_LINE = 1 << 20
 STEP = 1 << 16
+READ_AT_ONCE = LONGEST_LINE
+"""Bytes of a pickle that is read into memory at once: `io.BytesIO` is faster, and `pickletools`
+calls it for every opcode."""
 
 
 class PickleStream:
@@ -25,13 +29,17 @@ class PickleStream:
         self._at = 0  # the number of bytes of the buffer that were read
 
     @classmethod
-    def of_file(cls, file: ByteFile) -> "PickleStream":
+    def of_file(cls, file: ByteFile) -> "PickleStream | io.BytesIO":
         """Return a stream of a file."""
+        if file.size <= READ_AT_ONCE:
+            return io.BytesIO(file.raw(0, file.size))
         return cls(file.raw, file.size)
 
     @classmethod
-    def of_bytes(cls, data: bytes) -> "PickleStream":
+    def of_bytes(cls, data: bytes) -> "PickleStream | io.BytesIO":
         """Return a stream of bytes in memory."""
+        if len(data) <= READ_AT_ONCE:
+            return io.BytesIO(data)
         return cls(lambda offset, count: data[offset : offset + count], len(data))
 
     def tell(self) -> int:

@@ -10,6 +10,7 @@ for the largest index), and nothing limits the number of opcodes or the digits o
 whatever `find_class` returns is called.
 """
 
+import io
 import itertools
 import pickletools
 from collections.abc import Callable, Mapping
@@ -95,10 +96,10 @@ class PickleReader:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
-        self.stream = PickleStream.of_bytes(b"")
+        self.stream: PickleStream | io.BytesIO = io.BytesIO()
         self.begins = self.made = 0
 
-    def load(self, stream: PickleStream) -> object:
+    def load(self, stream: PickleStream | io.BytesIO) -> object:
         """Return the value of the pickle at the stream's position, which then is the pickle's end.
 
         Lists, dicts and scalars are returned as such, other types as `inert` defines, or as an
@@ -113,14 +114,16 @@ class PickleReader:
         try:
             opcodes = pickletools.genops(cast(IO[bytes], stream))
             for opcode, argument, position in itertools.islice(opcodes, MOST_STEPS):
-                frame_ends = _checked_frame(opcode.name, argument, position or 0, frame_ends)
-                if opcode.name == "STOP":
+                name = opcode.name
+                if frame_ends is not None or name == "FRAME":
+                    frame_ends = _checked_frame(name, argument, position or 0, frame_ends)
+                if name == "STOP":
                     if len(self.stack) != 1 or self.marks:
                         raise ValueError("more than one value")
                     return self.stack.pop()
-                if opcode.name not in STEPS:
-                    raise damaged(self.path, f"its pickle has the opcode {opcode.name}")
-                STEPS[opcode.name](self, argument)
+                if name not in STEPS:
+                    raise damaged(self.path, f"its pickle has the opcode {name}")
+                STEPS[name](self, argument)
             raise ValueError("more objects than any checkpoint has")
         except MaeConvertError:
             raise

@@ -58,10 +58,10 @@ class Rule:
         """Return the rule for one block."""
         number = str(index)
         suffix = f"_{index}" if index else ""
-        return replace(
-            self,
-            canonicals=tuple(name.replace("#", number) for name in self.canonicals),
-            external=self.external.replace("[_#]", suffix).replace("#", number),
+        return Rule(
+            tuple(name.replace("#", number) for name in self.canonicals),
+            self.external.replace("[_#]", suffix).replace("#", number),
+            self.transform,
         )
 
     @property
@@ -153,17 +153,27 @@ class Table:
 
     def rule_for(self, external: str) -> Rule | None:
         """Return the rule for an external name, with block index and name inserted."""
+        rule, index = self._matching(external)
+        if rule is None:
+            return None
+        rule = rule if index is None else rule.at(index)
+        return rule if rule.external == external else replace(rule, external=external)
+
+    def _matching(self, external: str) -> tuple[Rule | None, int | None]:
+        """Return the rule whose template matches an external name, and the index of the block.
+
+        The rule is None if none matches, the index if the template has none.
+        """
         for template, index in _templates(external):
             if rule := self._by_template.get(template):
-                return replace(rule if index is None else rule.at(index), external=external)
+                return rule, index
         depth = external.count("/")
         for rule in self._by_pattern:
             if rule.external.count("/") != depth:
                 continue
             if match := _regex(rule.external).fullmatch(external):
-                matching = rule.at(int(match[1] or 0)) if match.groups() else rule
-                return replace(matching, external=external)
-        return None
+                return rule, int(match[1] or 0) if match.groups() else None
+        return None, None
 
     @property
     def has_key_bias(self) -> bool:
@@ -187,7 +197,7 @@ class Table:
 
     def has_external(self, external: str) -> bool:
         """Return whether an external name is in a row or a Drop."""
-        return self.rule_for(external) is not None or self.drop_for(external) is not None
+        return self._matching(external)[0] is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
         """Return the Drop that names an external tensor as unused."""

@@ -46,6 +46,8 @@ except SystemExit as end:
 heavy = {"torch", "tensorflow", "keras", "jax", "transformers", "huggingface_hub"}
 if sys.argv[1:] == ["--help"]:
     heavy |= {"numpy", "rich"}
+if "inspect" in sys.argv:
+    heavy |= {"subprocess", "secrets", "mae_convert.formats.write", "mae_convert.verify.lineage"}
 loaded = heavy & set(sys.modules)
 assert not loaded, loaded
 """

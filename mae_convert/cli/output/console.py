@@ -66,7 +66,9 @@ class WordGrid(Grid):
         """Add a row; its cells are markup."""
         super().add_row(*cells, **options)
         for column, cell in zip(self.columns, cells, strict=False):
-            words = Text.from_markup(cell).plain.split() if isinstance(cell, str) else []
+            words = (
+                Text.from_markup(cell, emoji=False).plain.split() if isinstance(cell, str) else []
+            )
             column.min_width = max(column.min_width or 0, *map(cell_len, words), 0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

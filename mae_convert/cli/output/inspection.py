@@ -1,19 +1,20 @@
 """Print the results of ``inspect``, ``fingerprint`` and ``lineage``."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mae_convert.checkpoint.fingerprint import TensorDigest
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
-from mae_convert.convert.changes import step_in_words
 from mae_convert.families.evidence import OFFICIAL
 from mae_convert.files.strict_json import plain
 from mae_convert.text import format_bytes, format_size, plural
-from mae_convert.verify.lineage import Lineage
+
+if TYPE_CHECKING:
+    from mae_convert.checkpoint.fingerprint import TensorDigest
+    from mae_convert.verify.lineage import Lineage
 
 MOST_CANDIDATES = 5
 GAP = 4  # spaces between the columns of a table
@@ -201,7 +202,7 @@ def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | 
     lines = ["[bold]tensor[/bold]", f"[bold]{_aligned(numbers, widths)}[/bold]"]
     for name, values in rows.items():
         lines += [markup(name), _aligned(values, widths)]
-    return Group(*(Text.from_markup(line) for line in lines))
+    return Group(*(Text.from_markup(line, emoji=False) for line in lines))
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -236,8 +237,10 @@ def _value(name: str, report: Mapping[str, Any]) -> str:
     return f"{text}, assumed: {assumed['source']}" if assumed else text
 
 
-def lineage(result: Lineage) -> None:
+def lineage(result: "Lineage") -> None:
     """Print how two checkpoints are related, the evidence, and the differences."""
+    from mae_convert.convert.changes import step_in_words
+
     out = console()
     out.print(f"[bold]{markup(result.sentence)}[/bold]", soft_wrap=True)
     rows = [
@@ -265,7 +268,7 @@ def lineage(result: Lineage) -> None:
     out.print(grid)
 
 
-def _digest(tensor: TensorDigest | None) -> str:
+def _digest(tensor: "TensorDigest | None") -> str:
     """Return dtype, shape and the first digits of the digest of a tensor."""
     if tensor is None:
         return "not there"
