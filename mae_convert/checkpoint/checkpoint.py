@@ -9,7 +9,7 @@ from typing import Any
 from mae_convert.checkpoint.prefixes import Stripped
 from mae_convert.errors import ConfigurationError, MaeConvertError, Option
 from mae_convert.families import family_of
-from mae_convert.families.configuration import Configuration, check_flags_taken
+from mae_convert.families.configuration import Configuration, check_flags_apply
 from mae_convert.families.family import Family
 from mae_convert.families.options import OF_FIELDS, Flags
 from mae_convert.formats import Container
@@ -228,7 +228,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
         ConfigurationError: an option contradicts all of the checkpoints.
     """
     opened = {checkpoint.name: checkpoint.configuration for checkpoint in checkpoints}
-    check_flags_taken((flags or Flags()).given(), opened)
+    check_flags_apply((flags or Flags()).given(), opened)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mae_convert.families.official_models import OfficialFile
     from mae_convert.layouts.layout import Layout
 
-FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layouts
+FRAMEWORK_NAMES = {  # frameworks and libraries that have several layouts
     **dict.fromkeys(("pytorch", "torch"), "facebook, transformers, timm or torchvision (PyTorch)"),
     **dict.fromkeys(
         ("tf", "tensorflow"), "transformers-tf (TFViTMAE classes) or keras (Keras 3 models)"
@@ -33,7 +33,7 @@ FRAMEWORK_NAMES = {  # frameworks and libraries for which there are several layo
 
 
 GROUPS = ("mae_convert.families", "mae_convert.layouts")
-"""The groups of entry points that packages register families and layouts in."""
+"""The groups of entry points in which packages register families and layouts."""
 
 
 @cache
@@ -64,12 +64,12 @@ def families() -> Mapping[str, "Family"]:
 def _is_anything_registered() -> bool:
     """Return whether an installed package may register a family.
 
-    Usually no package does. Then `importlib.metadata` is not imported, which takes as long as
-    reading a small checkpoint.
+    Usually no package does, and `importlib.metadata` need not be imported; its import takes as long
+    as reading a small checkpoint.
     """
     sections = [f"[{group}]".encode() for group in GROUPS]
     for folder in map(Path, sys.path):
-        if folder.is_file():  # an archive, which `importlib.metadata` can look into
+        if folder.is_file():  # a zip archive, which `importlib.metadata` can read
             return True
         for kind in ("dist-info", "egg-info"):
             for path in folder.glob(f"*.{kind}/entry_points.txt"):
@@ -87,7 +87,7 @@ def _registered(*groups: str) -> list[list[Any]]:
     """
     from importlib.metadata import entry_points
 
-    installed = entry_points()  # once: it reads the metadata of every installed package
+    installed = entry_points()  # called once: it reads the metadata of all packages
     return [[_loaded(point) for point in installed.select(group=group)] for group in groups]
 
 
@@ -106,7 +106,7 @@ def _loaded(point: "EntryPoint") -> Any:
 
 
 def official_files() -> list["OfficialFile"]:
-    """Return the published files of all families that are downloaded by their names."""
+    """Return the official files, of all families, that are downloaded by name."""
     from mae_convert.families.official_models import OfficialFile
 
     every_family = families().values()
@@ -119,16 +119,16 @@ def official_named(text: str) -> "OfficialFile | None":
 
 
 def layout_names() -> list[str]:
-    """Return the names of the layouts of all families, and their synonyms, each once."""
+    """Return the distinct names and synonyms of the layouts of all families."""
     every_family = families().values()
     return list(dict.fromkeys(n for f in every_family for n in (*f.layouts, *f.layout_synonyms)))
 
 
 def layouts_named(name: str) -> list["Layout"]:
-    """Return the layouts of all families that have a name on the command line.
+    """Return the layouts of all families with a name, as on the command line.
 
     Raises:
-        LayoutError: no family has a layout of that name.
+        LayoutError: no family has a layout with this name.
     """
     every_family = families().values()
     names = [(family.layout_synonyms.get(name, name), family) for family in every_family]
@@ -143,16 +143,18 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
     from mae_convert.errors import LayoutError
     from mae_convert.text import did_you_mean
 
-    if meant := FRAMEWORK_NAMES.get(name.lower()):
-        return LayoutError(f"{name!r} is not the name of one layout", hint=f"choose {meant}")
+    if alternatives := FRAMEWORK_NAMES.get(name.lower()):
+        return LayoutError(
+            f"{name!r} is not the name of a single layout", hint=f"choose {alternatives}"
+        )
     near = did_you_mean(name, layouts) or f"; the layouts are {', '.join(layouts)}"
     return LayoutError(f"unknown layout {name!r}{near}")
 
 
 def native_frameworks(layout: str, family: str | None = None) -> list[str]:
-    """Return the frameworks that can load the names of a layout without a mapping table.
+    """Return the frameworks that can load the tensors of a layout without a mapping table.
 
-    Some can do so only for one naming variant of the layout.
+    Some frameworks can do so for only one naming variant of the layout.
 
     Args:
         layout: a layout's name.

@@ -1,4 +1,4 @@
-"""The canonical naming, as far as all families share it.
+"""The canonical tensor names that all families have in common.
 
 Query, key and value are separate, matrices have PyTorch's orientation ``(out, in)``, convolution
 kernels are ``(out, channels, [frames,] height, width)``, and dtypes are never changed. A schema is
@@ -14,7 +14,7 @@ from mae_convert.errors import ConfigurationError, LayoutError, Option
 from mae_convert.layouts.transforms import Shape
 
 TASKS = ("pretrain", "encoder", "classify")
-# A linear probe's batch norm before its head: read, and folded into the head.
+# The batch norm before the head of a linear probe; it is folded into the head when it is read.
 BATCH_NORM = "head.batch_norm."
 
 Rows = Iterator[tuple[str, Shape]]
@@ -30,7 +30,7 @@ def block_shapes(
         width: the width of the tokens.
         hidden: the width of the hidden layer of the MLP.
         biases: which of query, key and value have a bias, as "qkv" or "qv".
-        gammas: whether attention and MLP have a layer scale.
+        gammas: whether attention and MLP have a layer scale (``gamma_1``, ``gamma_2``).
     """
     yield from norm_shapes(f"{name}.norm1", width)
     for part in ("q", "k", "v"):
@@ -65,10 +65,10 @@ def task_of(names: Mapping[str, Any]) -> str:
 
 
 def dimension(shapes: Mapping[str, Shape], name: str, rank: int, *, axis: int) -> int:
-    """Return a size of a canonical tensor.
+    """Return the size of one axis of a canonical tensor.
 
     Raises:
-        LayoutError: it is missing, or has another number of dimensions, or no elements.
+        LayoutError: the tensor is missing, does not have `rank` dimensions, or has no elements.
     """
     shape = shapes.get(name)
     if shape is None:
@@ -102,16 +102,16 @@ def square_grid(count: int) -> tuple[int, int] | None:
 
 
 def check_task(task: str, available: str, *, whole: str = "", heads: bool = True) -> None:
-    """Require that a model of one task can serve another.
+    """Require that a model for a requested task can be made from a checkpoint.
 
     Args:
         task: the requested task.
         available: the task of the checkpoint.
-        whole: a clause about checkpoints of the family with a decoder; "" if unknown.
+        whole: a clause that names checkpoints of the family with a decoder; "" if unknown.
         heads: whether the family has classifiers.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: the checkpoint has no decoder or head, or the task is unknown.
     """
     if task not in TASKS:
         raise ConfigurationError(f"unknown task {task!r}", hint=f"the tasks are {', '.join(TASKS)}")
@@ -143,10 +143,10 @@ def common_geometry(shapes: Mapping[str, Shape], rank: int) -> dict[str, Any]:
 
     Args:
         shapes: the shapes of canonical tensors.
-        rank: the rank of the patch embedding's weight: 4 for images, 5 with ``tubelet_size``.
+        rank: the number of dimensions of the patch embedding's weight: 4 for images, 5 for videos.
 
     Raises:
-        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+        LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
     """
     kernel = "encoder.patch_embedding.weight"
     width = dimension(shapes, kernel, rank, axis=0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-BILINEAR = 2  # Pillow's number, as in preprocessor_config.json
+BILINEAR = 2  # Pillow's number of the filter, as in preprocessor_config.json
 EVEN, SPREAD, ALL = "even", "spread", "all"
 
 
@@ -14,19 +14,22 @@ class Clips:
     """The sampling and preprocessing of frames in the authors' programs."""
 
     frames: str
-    """The sampling of frames: "even" uses every ``stride``-th frame and repeats the last one if the
-    video is too short; "spread" uses evenly spaced frames from the duration of ``stride`` times the
-    number of frames at ``frame_rate`` frames per second; "all" uses all frames, whose number must
-    be that of the model. Clips are taken from the middle of a video."""
+    """The sampling of frames, from the middle of a video:
+
+    - "even": every ``stride``-th frame; the last frame is repeated if the video is too short.
+    - "spread": evenly spaced frames from a span of ``stride`` times the duration of the clip at
+      ``frame_rate`` frames per second.
+    - "all": all frames, whose number must be that of the model.
+    """
 
     like: str
-    """The origin of this sampling, for messages."""
+    """A phrase that names the origin of this sampling, for messages."""
 
     stride: int = 1
     """The distance between the frames of a clip."""
 
     frame_rate: float | None = None
-    """The frame rate that ``stride`` refers to; None for that of the file."""
+    """The frame rate to which ``stride`` refers; None for the frame rate of the file."""
 
     measured: bool = False
     """Whether pixels are measured values, which are normalized but neither rescaled nor resized;
@@ -51,19 +54,20 @@ class Clips:
             return list(range(count))
         if self.frames == SPREAD:
             scale = rate / self.frame_rate if rate and self.frame_rate else 1.0
-            size = stride * length * scale  # frames of the file that a clip lasts
+            size = stride * length * scale  # the duration of a clip in frames of the file
             start = max(count - size, 0) / 2
             positions = np.linspace(start, start + size - 1, length)
             return [int(index) for index in np.clip(positions, 0, count - 1)]
         start = max(count - 1 - (length - 1) * stride, 0) // 2
-        last = (count - 1 - start) // stride  # steps that stay within the file
+        last = (count - 1 - start) // stride  # steps from the first frame to the last possible one
         return [start + min(step, last) * stride for step in range(length)]
 
     def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
         """Return the preprocessing of frames with the fields of ``preprocessor_config.json``.
 
-        Colours are prepared as by transformers' VideoMAEImageProcessor: the shorter side is
-        resized, and the centre is cropped. Frames of models that are not square are resized.
+        Colours are preprocessed like by transformers' VideoMAEImageProcessor: the shorter side is
+        resized, and the centre is cropped. For models with rectangular inputs, frames are only
+        resized.
         """
         if self.measured:
             return {"do_normalize": True, "do_rescale": False, "do_resize": False}
@@ -87,9 +91,9 @@ class Clips:
         """Return a description of the sampling of frames."""
         if self.frames == ALL:
             return f"all frames of each sample are used, {self.like}"
-        every = "every frame" if stride == 1 else f"one frame in {stride}"
+        frames = "every frame" if stride == 1 else f"one frame in {stride}"
         rate = ""
         if self.frame_rate:
             rate = f" at {self.frame_rate:g} frames per second (if the file has a frame rate)"
-        same = f", {self.like}" if stride == self.stride else ""
-        return f"clips are {every}{rate} from the middle of each video{same}"
+        origin = f", {self.like}" if stride == self.stride else ""
+        return f"clips are {frames}{rate} from the middle of each video{origin}"

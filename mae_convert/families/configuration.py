@@ -1,4 +1,4 @@
-"""Resolve fields that are not stored in tensors; each value has a source and none is guessed.
+"""Resolve configuration fields that are not stored in tensors; each value has a named source.
 
 `mae_convert.families.evidence` defines the sources and their order; the model family defines the
 fields.
@@ -26,16 +26,16 @@ class Missing:
     """The field."""
 
     what: str
-    """The description of the field for a sentence."""
+    """The description of the field, as a part of a sentence."""
 
     option: Option
     """The option that specifies it."""
 
     reason: str
-    """Why the tensors do not determine the field, and evidence that could not be used."""
+    """Why the tensors do not determine the field, and which evidence could not be used."""
 
     hint: str = ""
-    """Additional advice, such as the image size of a family; or ""."""
+    """Additional advice, such as the image size of a family, or ""."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ class Configuration:
     """A configuration, and the source of each field that is not stored in tensors."""
 
     model: Any
-    """The fields of the model, as its family's configuration class has them. Those that are
-    `missing` hold placeholders."""
+    """The model's fields, an instance of its family's configuration class.
+
+    The fields in `missing` have placeholder values.
+    """
 
     image_mean: tuple[float, ...]
     """The mean that is subtracted from each channel."""
 
     image_std: tuple[float, ...]
-    """The standard deviation by which each channel is then divided."""
+    """The standard deviation by which each channel is divided after the subtraction."""
 
     sources: Mapping[str, str]
     """Field → its source as text, for fields that are not stored in tensors."""
@@ -59,7 +61,7 @@ class Configuration:
     """The names of a classifier's classes, or None if unknown."""
 
     assumptions: Mapping[str, str] = field(default_factory=dict)
-    """Why a field is an assumption ("official", "layout" ...), for those that are."""
+    """Field → kind of assumption ("official", "layout" ...), for fields that are assumptions."""
 
     missing: tuple[Missing, ...] = ()
     """Fields without a value; empty for every checkpoint that can be run or converted."""
@@ -70,10 +72,10 @@ class Configuration:
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """Task → the fields that it needs and that do not follow from tensors."""
+    """Task → the fields that the task needs and that do not follow from tensors."""
 
     def value(self, name: str) -> Any:
-        """Return a field of the model or of the preprocessing; None if it is missing."""
+        """Return the value of a field of the model or the preprocessing; None if it is missing."""
         if name in {missing.field for missing in self.missing}:
             return None
         return getattr(self, name) if name in PREPROCESSING else getattr(self.model, name)
@@ -86,7 +88,7 @@ class Configuration:
         }
 
     def only_assumed(self) -> dict[str, dict[str, Any]]:
-        """Return the fields of `assumed` that are assumptions; ``assumption`` is the kind."""
+        """Return the fields of `assumed` that are assumptions, with the kind as ``assumption``."""
         return {
             name: {**entry, "assumption": self.assumptions[name]}
             for name, entry in self.assumed().items()
@@ -94,9 +96,9 @@ class Configuration:
         }
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
-        """Return the configuration with some fields set, and their source.
+        """Return a copy of the configuration with some fields set.
 
-        They are then neither missing nor assumptions.
+        These fields are then neither missing nor assumptions.
 
         Raises:
             ConfigurationError: a value is invalid.
@@ -117,14 +119,14 @@ class Configuration:
         )
 
     def for_task(self, task: str) -> "Configuration":
-        """Return the configuration of a part of the model, with only the fields of a task.
+        """Return the configuration for a task, with only the fields that the task needs.
 
-        An encoder does not need the fields of the decoder. A missing number of decoder heads gets
-        the default of an encoder's configuration, so that no placeholder is
-        written.
+        An encoder does not need the fields of the decoder. If the number of decoder heads is
+        missing, it is set to the default of the configuration class, so that no placeholder is
+        written to a file.
         """
-        own = self.unspecified.get(task, ())
-        if all(missing.field in own for missing in self.missing):
+        required = self.unspecified.get(task, ())
+        if all(missing.field in required for missing in self.missing):
             return self
         defaults = type(self.model)()
         decoder = {
@@ -135,20 +137,22 @@ class Configuration:
         return replace(
             self,
             model=replace(self.model, **decoder),
-            missing=tuple(missing for missing in self.missing if missing.field in own),
+            missing=tuple(missing for missing in self.missing if missing.field in required),
         )
 
     def require_complete(self) -> None:
-        """Raise ConfigurationError if fields are missing; one message names all of them."""
+        """Raise ConfigurationError if fields are missing; its message names all of them."""
         if self.missing:
             what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
             it = "it" if len(self.missing) == 1 else "them"
-            infer = (
-                "" if self.inferred else f", or find {it} with `mae-convert inspect FILE --infer`"
-            )
+            infer = f", or determine {it} with `mae-convert inspect FILE --infer`"
             raise ConfigurationError(
                 f"{what}: not stored in the checkpoint",
-                hint=(f"specify {it} with ", options_for(self.missing), infer),
+                hint=(
+                    f"specify {it} with ",
+                    options_for(self.missing),
+                    "" if self.inferred else infer,
+                ),
             )
 
 
@@ -169,10 +173,10 @@ def resolve(
         incomplete: return a configuration even if fields are missing.
 
     Raises:
-        ConfigurationError: a field is impossible or contradicted; or is missing, unless
-            ``incomplete``.
+        ConfigurationError: a value is impossible or contradicts other evidence, or, unless
+            ``incomplete``, a field is missing.
     """
-    _check_flags_known(evidence, family)
+    _refuse_unknown_flags(evidence, family)
     family.check(task, evidence)
     names = [field.name for field in fields(family.configuration_class)]
     values: dict[str, Any] = {k: v for k, v in evidence.geometry.items() if k in names}
@@ -219,7 +223,7 @@ def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> Field
     """Return the value of a field with the highest priority, or None.
 
     Raises:
-        ConfigurationError: an option contradicts it, or it is impossible.
+        ConfigurationError: an option contradicts the tensors, or the value is impossible.
     """
     found = candidates(name, evidence, family.values_of(name, task, evidence))
     chosen = next((one for one in found if one.value is not None), None)
@@ -230,7 +234,7 @@ def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> Field
 
 
 def missing_heads(name: str, evidence: Evidence, contradiction: str | None = None) -> Missing:
-    """Return the description of a missing number of attention heads.
+    """Return the `Missing` field for a number of attention heads.
 
     Args:
         name: "num_attention_heads" or "decoder_num_attention_heads".
@@ -248,7 +252,7 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
 
 
 def _labels(evidence: Evidence) -> tuple[str, ...] | None:
-    """Return the class names of a classifier, if the configuration has them."""
+    """Return the class names of a classifier, or None if the configuration has none."""
     named = evidence.config.get("id2label")
     if named is None:
         return None
@@ -267,7 +271,7 @@ def _labels(evidence: Evidence) -> tuple[str, ...] | None:
 
 
 def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[float, ...]:
-    """Return a number for each channel; a single number, as image processors allow, is for all."""
+    """Return a number for each channel; a single number, as image processors allow, is repeated."""
     numbers = value if isinstance(value, (list, tuple)) else (value,) * channels
     if len(numbers) != channels or not all(
         type(number) in (int, float) and math.isfinite(number) for number in numbers
@@ -291,10 +295,10 @@ def _check_flag(name: str, evidence: Evidence) -> None:
         )
 
 
-def _check_flags_known(evidence: Evidence, family: "Family") -> None:
-    """Refuse an option about a field that models of the family do not have.
+def _refuse_unknown_flags(evidence: Evidence, family: "Family") -> None:
+    """Refuse an option for a field that models of the family do not have.
 
-    Where two files are compared, it may be about the other one.
+    If two files are compared, the option may apply to the other file and is not refused.
     """
     names = {field.name for field in fields(family.configuration_class)}
     for name in evidence.flags:
@@ -306,15 +310,15 @@ def _check_flags_known(evidence: Evidence, family: "Family") -> None:
             )
 
 
-def check_flags_taken(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:
+def check_flags_apply(flags: Mapping[str, Any], opened: Mapping[str, Configuration]) -> None:
     """Check that each option applies to at least one of the files.
 
     Args:
         flags: field → value, as the user gave them.
-        opened: the configurations by the names of their files, each opened to be filled only.
+        opened: file name → configuration of the file, which was opened with ``fill_only``.
 
     Raises:
-        ConfigurationError: all of them state something else.
+        ConfigurationError: all files contradict an option.
     """
     for name, flag in flags.items():
         others = {
@@ -335,7 +339,7 @@ def check_config(task: str, evidence: Evidence) -> None:
     """Refuse a configuration that contradicts the tensors.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: a field of the configuration contradicts the tensors.
     """
     for name, measured in evidence.geometry.items():
         option_value = evidence.config.get(name)
@@ -359,7 +363,7 @@ def check_config(task: str, evidence: Evidence) -> None:
 def _values_along(
     values: Mapping[str, Any], config: Mapping[str, Any], taken: Sequence[str]
 ) -> dict[str, Any]:
-    """Return configured fields that come from nowhere else (dropout and the like)."""
+    """Return fields, such as dropout, for which the configuration is the only source."""
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.items()
@@ -380,5 +384,5 @@ def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None
 
 
 def _written(value: Any) -> Any:
-    """Return the value of an option in the form that users write: an image size as HxW."""
+    """Return the value of an option as users write it; an image size is written as HxW."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,9 +1,10 @@
 """Evidence about configuration fields that are not stored in tensors, in order of priority.
 
-The order is: an option; a configuration beside or inside the file; evidence that the model family
-evaluates (training arguments in the checkpoint, fixed position tables, official models of exactly
-these names and shapes ...); the convention of the layout. Values after the training arguments and
-the position table are assumptions. There is no convention for the number of heads.
+The order is: an option; a configuration in the file or in its directory; evidence that the model
+family evaluates (training arguments in the checkpoint, fixed position tables, official models with
+exactly these names and shapes ...); the convention of the layout. Values from sources after the
+training arguments and the position tables are assumptions. There is no convention for the number of
+heads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,18 +19,18 @@ PREPROCESSING = ("image_mean", "image_std")
 # Fields that follow from the names of tensors instead of their shapes.
 BY_NAMES = ("global_pool", "use_mean_pooling")
 
-# Why a value is an assumption.
-OFFICIAL = "official"  # the official model of the same names and shapes has it
-FAMILY = "family"  # all models of the checkpoint's known family have it
+# The kinds of assumptions: why a value is assumed.
+OFFICIAL = "official"  # the official model with the same names and shapes has this value
+FAMILY = "family"  # all models of the checkpoint's family have this value
 SQUARE = "square"  # the grid is assumed to be square
-NAMES = "names"  # models of these names usually have it
-LAYOUT = "layout"  # the default of the layout's programs
-LAYOUT_CODE = "layout code"  # the layout's programs support no other value
+NAMES = "names"  # models with these tensor names usually have this value
+LAYOUT = "layout"  # it is the default of the layout's programs
+LAYOUT_CODE = "layout code"  # the layout's programs support only this value
 
 
 @dataclass(frozen=True)
 class FieldValue:
-    """A value of a field, its source, and the kind of assumption (None if it is not one)."""
+    """The value of a field, its source, and the kind of assumption (None if it is not assumed)."""
 
     value: Any
     source: str
@@ -61,33 +62,35 @@ class Evidence:
 
     layout: str
     fixed: tuple[str, ...] = ()
-    """The conventions among them for which the layout's own code has no other value."""
+    """Fields in `conventions` for which the layout's own code supports only this value."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
-    """Conventions of the related model that the checkpoint belongs to, and its name."""
+    """The values that the related model of the checkpoint uses, and the name of that model."""
 
     relative_name: str = ""
     size_hint: str = ""
-    """The image size of a family that the shapes suggest, for a message."""
+    """A phrase for messages: the image size of a related model that has these shapes."""
 
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
-    """Position embeddings by canonical name, which are read to recognise the grid."""
+    """Canonical name → position embedding, which is read to recognise the grid."""
 
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Assumptions in the record of the conversion that wrote the configuration, by field, each with
-    ``value``, ``source`` and ``assumption``."""
+    """Assumptions of the conversion that wrote the configuration, from its record.
+
+    Field → ``value``, ``source`` and ``assumption``.
+    """
 
     by_names: Mapping[str, Any] = field(default_factory=dict)
-    """Values that a program uses for all models whose tensors have these names."""
+    """Field → value that a program uses for all models with such tensor names."""
 
     fill_only: bool = False
-    """Whether an option only fills in fields that the file does not specify."""
+    """Whether options only fill in fields that the file does not specify."""
 
     preprocessor_where: str = "preprocessor_config.json"
-    """The file that they are in."""
+    """The file that contains `preprocessor`."""
 
     def config_value(self, name: str) -> Any:
-        """Return the value of a field in the configuration beside or inside the file, or None."""
+        """Return the value of a field in `config`, or None."""
         value = self.config.get(name)
         if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
             return tuple(value)
@@ -121,14 +124,14 @@ def candidates(
         if convention is not None and len(convention) != channels:
             # The conventions of RGB images do not apply to other sensors; use the identity.
             identity = (0.0 if name == "image_mean" else 1.0,) * channels
-            yield FieldValue(identity, f"{channels} channels: none", LAYOUT)
+            yield FieldValue(identity, f"no convention for {channels} channels", LAYOUT)
     kind = LAYOUT_CODE if name in evidence.fixed else LAYOUT
     source = f"convention of the {evidence.layout} layout"
     yield FieldValue(evidence.conventions.get(name), source, kind)
 
 
 def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
-    """Return the value in the configuration."""
+    """Return the value of a field in the configuration of the file."""
     value, where = evidence.config_value(name), evidence.config_source
     if name == "decoder_layer_norm_eps" and value is None and name in evidence.flags:
         # A single epsilon in a configuration applies to the whole model.
@@ -137,7 +140,7 @@ def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
 
 
 def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldValue:
-    """Return a value as an assumption if the conversion that wrote it had assumed it."""
+    """Return a value as an assumption if the conversion that wrote the file assumed the value."""
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
         source = f"{where} (assumed by the conversion: {recorded.get('source')})"

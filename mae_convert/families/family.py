@@ -2,7 +2,7 @@
 
 Generic code (recognition, configuration, conversion, runs, verdicts) uses this interface and refers
 to no family by name. A family is a subclass of `Family` with one instance, which
-`mae_convert.families` lists; other packages register their families with the entry point
+`mae_convert.families.families` returns; other packages register their families with the entry point
 ``mae_convert.families``.
 """
 
@@ -54,8 +54,8 @@ DECODER_FIELDS = (
     "norm_pix_loss",
     "decoder_layer_norm_eps",
 )
-BICUBIC_FILTER = 3  # Pillow's number, as in preprocessor_config.json
-# One function under two names.
+BICUBIC_FILTER = 3  # Pillow's number of the filter, as in preprocessor_config.json
+# Two names of one function.
 ACTIVATION_SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
 
@@ -63,41 +63,46 @@ class Family(ABC):
     """A family of models.
 
     Attributes:
-        name: in reports and records, and the name of its package.
-        title: one line of description.
+        name: the name in reports and records, and of the family's package.
+        title: a description in one line.
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
-        layouts: by name on the command line.
-        layout_synonyms: other names of layouts.
+        layouts: name on the command line → layout.
+        layout_synonyms: other name → name of a layout.
         models: for "torch" and "keras", task → "module:Class" of the reference model; for
-            "transformers", that of the library. They are text so that no framework is imported.
+            "transformers", that of the library's class. They are strings so that no framework is
+            imported.
         model_layouts: framework → the layout of its reference model; "keras" for both backends.
-        native_loaders: name of a table and framework → the loader that reads such names into the
-            framework's model without a table (see `mae_convert.runtime.sides`).
-        transformers_classes: task → the classes of transformers that compute its model; for a
-            family with layouts of that library.
-        encoder_prefixes: name of a table of pre-training models → what begins the names of their
-            encoder there and not in the encoder's own model.
+        native_loaders: (name of a table, framework) → the loader that loads tensors with the names
+            of the table into the framework's model without using the table (see
+            `mae_convert.runtime.sides`).
+        transformers_classes: task → the classes of transformers for the task; empty if the family
+            has no layout of transformers.
+        encoder_prefixes: name of a table of pre-training models → the prefix that the names of the
+            encoder's tensors have in these models and not in an encoder alone.
         official: published models, as `mae_convert.families.official_models` describes them.
-        catalog_advice: purposes and names of official files, and notes about them, for the catalog.
+        catalog_advice: purposes, names and notes of the official files, which ``mae-convert
+            catalog`` prints.
         whole_checkpoints: a clause for messages about official checkpoints with a decoder.
         has_key_bias: whether attention with query and value biases also has a key bias.
-        predicts_removed_only: whether the decoder's output has removed patches only.
-        positions: the treatment of position embeddings for another image size: "stored" ones of a
-            grid of patches (`position_tables`) are resampled, "computed" ones are not stored; None
-            if the size cannot be changed.
-        resampling: how stored ones are resampled, ``BICUBIC`` or ``CORNERS_ALIGNED`` of
+        predicts_removed_only: whether the decoder predicts removed patches only.
+        positions: how position embeddings are adapted to another image size: "stored" embeddings
+            (`position_tables`) are resampled, "computed" embeddings are computed by the model and
+            not stored; None if the size cannot be changed.
+        resampling: how stored embeddings are resampled: ``BICUBIC`` or ``CORNERS_ALIGNED`` of
             `mae_convert.families.position_embeddings`.
-        fixed_positions: the axes of the fixed embedding that is the initial value of stored ones, a
-            key of ``FIXED`` there; None if they are learned.
+        fixed_positions: the axes of the fixed embedding with which stored embeddings are
+            initialised, a key of ``FIXED`` in that module; None if they are initialised at random.
         may_lack_class_position: whether some programs use the same names for position embeddings
             without a row for the class token.
-        additional_inputs: names of what models take besides pixels and noise, where their
-            configurations ask for it.
-        takes_images: whether an input is one image, as what draws and measures images needs it.
+        additional_inputs: names of the inputs besides pixels and noise; a model takes them if its
+            configuration specifies it.
+        takes_images: whether an input is one image, as the commands for images require.
         card: the description for model cards; None for only the `title`.
         clips: the preprocessing of videos or series of images; None for images.
-        has_hypotheses: whether `mae_convert.diagnose` can run its models with hypotheses applied.
-        image_processors: transformers' classes with the same preprocessing, besides those of ViT.
+        has_hypotheses: whether `mae_convert.diagnose` can test hypotheses by running changed
+            models.
+        image_processors: the classes of transformers with the same preprocessing, besides those of
+            ViT.
     """
 
     name: ClassVar[str]
@@ -127,7 +132,7 @@ class Family(ABC):
     image_processors: ClassVar[tuple[str, ...]] = ()
 
     def with_layouts(self, layouts: Iterable[Layout]) -> Self:
-        """Return the family with further layouts, except those whose names it already has."""
+        """Return a copy of the family with further layouts, except those with names that exist."""
         family = copy(self)
         further = {row.name: row for row in layouts if row.name not in self.layouts}
         family.layouts = {**self.layouts, **further}
@@ -143,15 +148,15 @@ class Family(ABC):
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
         """Return the configuration fields that follow from the shapes of canonical tensors.
 
-        ``num_patches`` is among them where position embeddings are stored.
+        ``num_patches`` is added if position embeddings are stored.
 
         Raises:
-            LayoutError: a tensor that determines a field is missing or has an invalid rank.
+            LayoutError: a tensor that determines a field is missing or has a wrong number of axes.
         """
 
     @abstractmethod
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with such a geometry.
+        """Return the schema of all models with a geometry.
 
         Args:
             geometry: the result of `geometry`.
@@ -163,7 +168,7 @@ class Family(ABC):
         """
 
     def position_tables(self, config: Any) -> Mapping[str, PositionTable]:
-        """Return the position embeddings with a row for each patch of an image, by name."""
+        """Return canonical name → structure, for position embeddings with a row for each patch."""
         return {}
 
     def layout(self, name: str) -> Layout:
@@ -195,7 +200,7 @@ class Family(ABC):
         return self.model_layouts[framework]
 
     def check_task(self, task: str, available: str) -> None:
-        """Raise ConfigurationError unless a model for the task ``available`` can serve ``task``."""
+        """Raise ConfigurationError if a checkpoint for `available` cannot be used for `task`."""
         whole, heads = self.whole_checkpoints, self.has_classifiers
         check_task(task, available, whole=whole, heads=heads)
 
@@ -209,16 +214,16 @@ class Family(ABC):
     def without_decoder(
         self, shapes: Shapes
     ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
-        """Remove the tensors of an unsupported decoder, so that only the encoder is read.
+        """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
         Returns:
-            The model and the tensor that identifies it, or None; the remaining tensors; and the
-            dropped ones, with the reason.
+            The related model and the tensor that identifies it, or None; the shapes of the
+            remaining tensors; and the names of the dropped tensors with the reason.
         """
         return None, shapes, {}
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return a sentence that identifies an unsupported model, or None."""
+        """Return a message that identifies an unsupported model, or None."""
         return None
 
     def relative(
@@ -228,7 +233,7 @@ class Family(ABC):
         return None
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return fields that programs with such tensor names always use."""
+        """Return field → value, for fields that a program fixes for all models with these names."""
         return {}
 
     def unread(
@@ -243,7 +248,7 @@ class Family(ABC):
         if KERAS in config:
             return keras_layouts.unknown_in_config(config[KERAS], self.configuration_class)
         if container.config_source != "config.json":
-            return ()  # inside a file, where only this project looks for one
+            return ()  # a configuration inside a file, which only this project reads
         if self.transformers_classes and layout.startswith("transformers"):
             transformers_fields.check_config(config, container.weights_file, dtypes)
             return transformers_fields.unknown_in_config(config, self.transformers_classes[task])
@@ -252,30 +257,30 @@ class Family(ABC):
     # Configuration
 
     def unspecified_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and are not stored in tensors."""
+        """Return the fields that a task needs and that are not stored in tensors."""
         frames = () if self.clips is None else ("num_frames",)
         return (*UNSPECIFIED, *frames, *UNSPECIFIED_OF_TASK[task], *PREPROCESSING)
 
     def optional_fields(self, task: str) -> tuple[str, ...]:
-        """Return fields that a model need not have."""
+        """Return the fields whose values may be None."""
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field that rank between a configuration and a convention."""
+        """Yield values of a field with a priority between a configuration and a convention."""
         yield FieldValue(self.argument(name, evidence), "training arguments")
         if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
             yield from self.of_official(name, task, evidence)
 
     def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield the values of a field in the official models of exactly this geometry."""
+        """Yield the values of a field in the official models with exactly the same geometry."""
         for official in self.official:
             model = official.model
             if official.task == task and self._has_geometry(model, task, evidence.geometry):
-                source = f"official {official.model_name} of the same shapes"
+                source = f"official {official.model_name} with the same shapes"
                 yield FieldValue(getattr(model, name), source, OFFICIAL)
 
     def _has_geometry(self, model: Any, task: str, geometry: Fields) -> bool:
-        """Return whether a model has such a geometry, regardless of its number of classes."""
+        """Return whether a model has a geometry, regardless of its number of classes."""
         if any(getattr(model, n) != geometry[n] for n in ("hidden_size", "num_hidden_layers")):
             return False
         own = self.geometry(self.schema(model, task))
@@ -286,7 +291,7 @@ class Family(ABC):
         )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
-        """Return the official files whose tensors have the names and shapes of such a model."""
+        """Return the official files whose tensors have the same names and shapes as a model."""
         files = [o for o in self.official if o.task == task and o.file]
         shapes = self.schema(model, task) if files else {}
         return [o for o in files if self.schema(o.model, task) == shapes]
@@ -307,21 +312,21 @@ class Family(ABC):
         """Refuse contradictory evidence.
 
         Raises:
-            ConfigurationError: it is contradictory.
+            ConfigurationError: the evidence is contradictory.
         """
         check_config(task, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return fields that follow from others.
+        """Return fields that follow from other fields.
 
         Args:
-            values: all resolved fields, and ``image_mean``, ``image_std``.
+            values: field → value for all resolved fields, with ``image_mean`` and ``image_std``.
             evidence: the evidence.
         """
         return {}
 
     def function_fields(self, model: Any, task: str) -> dict[str, Any]:
-        """Return the fields that change the function but are not stored in tensors.
+        """Return the fields that change the function and are not stored in tensors.
 
         Dropout (inactive in evaluation), the mask ratio (an argument of a run), and mean and
         standard deviation of pixels (part of the preprocessing) are not among them.
@@ -341,7 +346,7 @@ class Family(ABC):
         return fields
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that are compared in a verdict, in order.
+        """Return the configuration fields that a verification compares, in order.
 
         Args:
             tasks: the tasks of the two sides.
@@ -352,7 +357,7 @@ class Family(ABC):
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the changed fields of an encoder to which a classifier head is added.
+        """Return the fields that change when a classifier head is added to an encoder.
 
         Args:
             model: the configuration of the encoder.
@@ -373,21 +378,21 @@ class Family(ABC):
         return "the mean of all patches"
 
     def target_in_words(self, model: Any) -> str:
-        """Return instructions to convert a predicted patch to an image."""
+        """Return instructions for converting a predicted patch to pixels, as a sentence."""
         pixels = "image_std and image_mean convert them to pixel values"
         if not model.norm_pix_loss:
             return f"predicts pixels that are not normalised per patch; {pixels}"
         return (
-            "predicts patches normalised by their own mean and standard deviation: to display "
-            "one, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
-            f"+ 1e-6), and add its mean, neither of which the model predicts; then {pixels}"
+            "predicts patches normalised by their own mean and standard deviation: to display a "
+            "patch, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
+            f"+ 1e-6), and add the mean, neither of which the model predicts; then {pixels}"
         )
 
     def warnings(self, configuration: Configuration, layout: str) -> Iterable[str]:
         """Return warnings about a configuration.
 
         Args:
-            configuration: the configuration and where its fields come from.
+            configuration: the configuration with the sources of its fields.
             layout: the layout of the file.
         """
         return ()
@@ -409,17 +414,17 @@ class Family(ABC):
         return ((ranks + 0.5) / patches).astype(np.float32)
 
     def additional_shapes(self, config: Any) -> Mapping[str, Shape]:
-        """Return name → shape for one sample of each additional input of a model."""
+        """Return name → shape of one sample, for each additional input of a model."""
         return {}
 
     def draw_additional(
         self, config: Any, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
-        """Return additional inputs (batch, ...) of a model, float32, drawn at random."""
+        """Return name → random values (batch, ...), float32, for each additional input."""
         return {}
 
     def prediction_shapes(self, config: Any) -> tuple[int, tuple[int, ...]]:
-        """Return the numbers in a predicted patch, and the shape of a reconstruction."""
+        """Return the number of values of a predicted patch, and the shape of a reconstruction."""
         return int(config.patch_dim), tuple(config.pixel_shape)
 
     def decoder_tokens(self, config: Any) -> int | None:
@@ -433,7 +438,7 @@ class Family(ABC):
         return self.card or Card(self.title[:1].upper() + self.title[1:], "", (self.name,))
 
     def inputs_in_words(self, model: Any) -> str:
-        """Return the beginning of a sentence about the inputs of a model."""
+        """Return a phrase that describes the inputs of a model, the beginning of a sentence."""
         (height, width), patch = model.image_hw, " x ".join(map(str, model.patch_shape))
         frames = "" if self.clips is None else f"{model.num_frames} frames of "
         return (
@@ -442,7 +447,7 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return the possible official source of a model and its licence, or None."""
+        """Return the possible official source of a model, as text, and its licence; or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 
@@ -465,7 +470,9 @@ class Family(ABC):
             "do_rescale": True,
             "do_resize": True,
             "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
-            "resample": BILINEAR if settings else BICUBIC_FILTER,  # the default of the readers
+            "resample": BILINEAR
+            if settings
+            else BICUBIC_FILTER,  # the default of readers of the file
             "rescale_factor": 1 / 255,
             "size": {"height": height, "width": width},
         }
@@ -476,7 +483,7 @@ class Family(ABC):
         return self.clips.colours if self.clips is not None else (0, 1, 2)
 
     def prediction(self, config: Any) -> Any:
-        """Return an object with the patch geometry of the images or videos that a decoder predicts.
+        """Return an object with the geometry of the images or videos that a decoder predicts.
 
         Its attributes are those of `reference_models.configuration.base.PatchGeometry`.
         """
@@ -491,15 +498,16 @@ class Family(ABC):
         return tuple(range(config.num_frames))
 
     def target_statistics(self, pixels: np.ndarray, config: Any) -> Statistics:
-        """Return the factors and the summands that convert a prediction to pixels.
+        """Return the mean and the deviation that convert a prediction to pixels.
 
         Args:
             pixels: (N, C, [T,] H, W), as `predicted_pixels` returns them.
             config: the configuration of the model.
 
         Returns:
-            Mean and deviation, float64, for patches of `mae_convert.families.pixel_patches.cut`:
-            pixels that are normalized like inputs are prediction x deviation + mean.
+            Mean and deviation, float64, that broadcast to the result of
+            `mae_convert.families.pixel_patches.cut`: prediction x deviation + mean are pixels that
+            are normalized like the inputs.
         """
         if not config.norm_pix_loss:
             return np.float64(0), np.float64(1)  # type: ignore[return-value]
@@ -508,15 +516,15 @@ class Family(ABC):
         return mean, np.sqrt(variance + VARIANCE_FLOOR)
 
     def ratio_that_keeps(self, visible: int, config: Any) -> float:
-        """Return a mask ratio for which a model has this number of visible patches."""
+        """Return a mask ratio with which a model has a number of visible patches."""
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-        """Return the parts of the output (N, tokens, D) of an encoder that no patch is hidden from.
+        """Divide the output (N, tokens, D) of an encoder, without masking, into features.
 
         Returns:
-            ``tokens`` (N, L, D) of the patches, and ``cls`` (N, D) where the output has one more
-            token, the class token.
+            ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), that of the class
+            token if the encoder has one.
         """
         first = hidden.shape[1] - config.num_patches
         tokens = {"tokens": hidden[:, first:]}

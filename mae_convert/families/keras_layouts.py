@@ -1,8 +1,8 @@
 """The common parts of all families' ``keras`` layouts: configurations and mapping rows.
 
-Keras's ``config.json`` is in a ``.keras`` archive or in a preset of KerasHub. Keras names a dataset
-by the attributes that lead to its layer and numbers the layer's variables in the order of their
-creation: a dense layer has its kernel at 0 and its bias at 1, a norm gamma and beta.
+Keras's ``config.json`` is in a ``.keras`` archive or in a preset of KerasHub. The name of a dataset
+consists of the attributes that lead to its layer and the number of the variable in the order of
+creation: 0 is the kernel of a dense layer and 1 its bias; for a norm, 0 is gamma and 1 is beta.
 """
 
 import re
@@ -52,7 +52,7 @@ BACKBONE: Mapping[str, Treatment] = {
         READ,
     ),
     "use_class_token": Only((None, True), NOT_HERE),
-    "use_mha_bias": READ,  # this field and the next one follow from the tensors
+    "use_mha_bias": READ,  # this field and the next field follow from the tensors
     "use_mlp_bias": READ,
     "use_patch_bias": READ,
     "data_format": Only((None, "channels_last"), "only channels_last is supported"),
@@ -66,12 +66,12 @@ TASK: Mapping[str, Treatment] = {
     ),
     "dropout": HARMLESS,
     "intermediate_dim": Only((None,), NOT_HERE),
-    "preprocessor": HARMLESS,  # images are prepared outside the model
+    "preprocessor": HARMLESS,  # images are preprocessed outside the model
 }
 
 
 def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...]:
-    """Return the fields of Keras's ``config.json`` whose effect is unknown.
+    """Return the fields of Keras's ``config.json`` that may change the function in an unknown way.
 
     Args:
         settings: ``config.json``.
@@ -97,7 +97,7 @@ def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...
 
 
 def _table(settings: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
-    """Return the table of the class's own fields."""
+    """Return field → treatment, for the fields of the models' configuration class."""
     if not str(settings.get("registered_name")).startswith("keras_hub>"):
         return {**OURS, "config": Fields({f.name: READ for f in fields(configuration)})}
     config = settings.get("config")
@@ -135,12 +135,12 @@ def _policy(policy: Any) -> str | None:
 
 
 PACKAGE = "reference_models"
-KERNEL_2D = Permute((2, 3, 1, 0))  # of a convolution
+KERNEL_2D = Permute((2, 3, 1, 0))  # the axes of a convolution kernel
 KERNEL_3D = Permute((2, 3, 4, 1, 0))
 STATE = "the optimizer's state"
 OPTIMIZER = (
     Drop("optimizer/vars/*", STATE),
-    # Around another one, as for training in mixed float16.
+    # An optimizer that contains another optimizer, as for training in mixed float16.
     Drop("optimizer/inner_optimizer/vars/*", STATE),
 )
 
@@ -171,9 +171,9 @@ BLOCK = (
 
 
 def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return ``config.json`` of a ``.keras`` file, of which Keras makes the model.
+    """Return the ``config.json`` of a ``.keras`` file, from which Keras creates the model.
 
-    It is what Keras 3 writes for a model that was not compiled.
+    The content is the same as Keras 3 writes for a model that was not compiled.
 
     Args:
         class_path: "module:Class" of the model.
@@ -201,18 +201,19 @@ def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> di
 
 
 def _snake_case(name: str) -> str:
-    """Return the default name of a Keras layer of a class."""
+    """Return the name that Keras gives to a layer of a class by default."""
     words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a configuration; for a ``.keras`` file, those that Keras reads.
+    """Return the fields of a configuration; for a ``.keras`` file, the fields that Keras reads.
 
-    The fields of mae-convert in the file (image mean and std, class names) are added.
+    Fields that only mae-convert reads (image mean and std, class names) are added.
 
     Raises:
-        ConfigurationError: ``config.json`` is not of our models' form, or the two disagree.
+        ConfigurationError: ``config.json`` is not that of a model of this project, or it
+            contradicts mae-convert's fields.
     """
     if "keras" not in config:
         return dict(config)
@@ -229,10 +230,10 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def archived(config: Any, *keys: str) -> Mapping[str, Any]:
-    """Return the mapping at some keys of what Keras wrote as ``config.json``.
+    """Return the mapping at nested keys of Keras's ``config.json``.
 
     Raises:
-        ConfigurationError: there is no such dtype.
+        ConfigurationError: there is no mapping at these keys.
     """
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None

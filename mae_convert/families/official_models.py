@@ -1,4 +1,4 @@
-"""The official models of a family for the catalog, and the text for model cards."""
+"""Classes for the official models of a family, for official files, and for texts of model cards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,39 +24,39 @@ class OfficialModel:
     """Its licence, as an identifier of the Hugging Face Hub."""
 
     where: str = ""
-    """Address of the file, or the repository on the Hub as ``hf://owner/name``."""
+    """The URL of the file, or the repository on the Hub as ``hf://owner/name``."""
 
     file: str = ""
-    """The file name that its publisher uses, if it is published."""
+    """The publisher's file name; "" if no file is published."""
 
     md5: str | None = None
-    """The published digits of the hash, if any."""
+    """The published digits of the file's MD5, if any."""
 
     data: str = ""
-    """The name of the data set that it was trained on."""
+    """The name of the training data set."""
 
 
 @dataclass(frozen=True)
 class OfficialFile:
     """A published file that is downloaded by its name in the catalog.
 
-    A family has a subclass for its publisher, with the attributes of the class.
+    A family defines a subclass that sets the class attributes for its publisher.
     """
 
     base_url: ClassVar[str]
-    """The address of the publisher's folders."""
+    """The URL of the publisher's folders."""
 
     license: ClassVar[str]
     """The licence of the files, as an identifier of the Hugging Face Hub."""
 
     data: ClassVar[str]
-    """The data set that they were trained on, on the Hub."""
+    """The training data set, as an identifier of the Hugging Face Hub."""
 
     name: str
     """The name in mae-convert: the file name without ``.pth``."""
 
     folder: str
-    """The path under `base_url`."""
+    """The folder under `base_url`."""
 
     task: str
     """The task: pretrain, encoder or classify."""
@@ -65,14 +65,13 @@ class OfficialFile:
     """The configuration."""
 
     normalised: bool | None
-    """Whether the decoder predicts pixels that are normalised in each patch; None without a
-    decoder."""
+    """Whether the decoder predicts pixels that are normalised per patch; None without a decoder."""
 
     purpose: str
     """The purpose of the file in one line."""
 
     md5: str | None = None
-    """The six published digits of the hash, if any."""
+    """The six published digits of the file's MD5, if any."""
 
     on_the_hub: str | None = None
     """A repository on the Hugging Face Hub with the same weights, if known."""
@@ -97,7 +96,7 @@ class OfficialFile:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The origin of such a file for conversion records."""
+        """The origin of the file, as plain data for conversion records."""
         return {
             "official": self.name,
             "url": f"{self.base_url}/{self.path}",
@@ -112,7 +111,7 @@ class Card:
     """The parts of a model card that are the same for all models of a family."""
 
     introduction: str
-    """A description of the models in Markdown, the beginning of a sentence."""
+    """A description of the models in Markdown, used as the beginning of a sentence."""
 
     citation: str
     """BibTeX entries."""
@@ -121,11 +120,13 @@ class Card:
     """Tags for the Hub's search."""
 
     pipeline_tags: Mapping[str, str] = field(default_factory=dict)
-    """Task → the Hub's ``pipeline_tag``, if any; the Hub shows a widget for it, which must accept
-    such inputs."""
+    """Task → the Hub's ``pipeline_tag``, if any.
+
+    The Hub shows a widget for the tag, which must accept the inputs of the model.
+    """
 
     licences: Mapping[str, str] = field(default_factory=dict)
-    """Publisher of weights → their licence, for a question to the user."""
+    """Description of published weights → their licence, for the message that asks for a licence."""
 
     addresses: Sequence[str] = ()
-    """Beginnings of addresses at which the authors publish weights, with a slash."""
+    """Beginnings of the URLs, with a slash at the end, at which the authors publish weights."""

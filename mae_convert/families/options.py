@@ -1,8 +1,8 @@
 """The table of options for configuration fields that a checkpoint does not store.
 
 The options of the command line, the fields of a sweep's plan and the arguments in Python are
-generated from it. An option sets a field of the model's configuration, which has the same name as
-in transformers; the name of the option is shorter.
+generated from this table. An option sets a field of the model's configuration. Fields have the same
+names as in transformers; some options have shorter names.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mae_convert.errors import ConfigurationError, Option
 
-LARGEST_COUNT = 1_000_000  # a larger number is a typing error, and would exhaust the memory
+LARGEST_COUNT = 1_000_000  # a larger number is a typing error and would exhaust the memory
 SIDE = re.compile("0*[1-9][0-9]{0,5}")
 BYTES = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)(i?)B", re.IGNORECASE)
 TRUE = ("true", "t", "yes", "y", "on", "1")
@@ -21,7 +21,7 @@ FALSE = ("false", "f", "no", "n", "off", "0")
 
 
 class Kind(Protocol):
-    """A kind of value."""
+    """The type of the values of an option."""
 
     @property
     def metavar(self) -> str:
@@ -32,10 +32,10 @@ class Kind(Protocol):
         """A description of valid values for messages."""
 
     def read(self, text: str) -> Any:
-        """Return the value of a text.
+        """Return the value that a text represents.
 
         Raises:
-            ValueError: the text is not a value of this type; the message states why.
+            ValueError: the text does not represent a value of this type; the message states why.
         """
 
 
@@ -68,23 +68,23 @@ class Switch:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names, or a synonym of one."""
+    """One of several names, or a synonym of a name."""
 
     choices: tuple[str, ...]
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metavar(self) -> str:
-        """The names between brackets."""
+        """The names in brackets, separated by "|"."""
         return f"[{'|'.join(self.choices)}]"
 
     @property
     def expected(self) -> str:
-        """The names."""
+        """The names, separated by commas."""
         return ", ".join(self.choices)
 
     def read(self, text: str) -> str:
-        """Return the name."""
+        """Return the name for a name or a synonym."""
         name = self.synonyms.get(text, text)
         if name not in self.choices:
             raise ValueError(f"{text!r} is not one of {self.expected}")
@@ -115,7 +115,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number, at least as large as a limit and smaller than another."""
+    """A finite number in a half-open interval: at least `least`, and less than `below`."""
 
     least: float = -math.inf
     below: float = math.inf
@@ -169,14 +169,14 @@ class ByteSize:
 
 
 def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None:
-    """Return height and width of a size: a number for a square, a pair, or a text such as 224x192.
+    """Return (height, width) of a size, which is a number, a pair or a text such as 224x192.
 
     Args:
         size: the size, or None, which is returned unchanged.
-        name: the name of the argument for a message.
+        name: the name of the argument in the error message.
 
     Raises:
-        ConfigurationError: it is not a size.
+        ConfigurationError: the value is not a size.
     """
     if size is None:
         return None
@@ -193,7 +193,7 @@ def size_of_image(size: Any, name: str = "image_size") -> tuple[int, int] | None
 
 
 def _pixels(side: Any) -> int:
-    """Return a number of pixels, or 0 if the value is not one."""
+    """Return a number of pixels, or 0 if the value is not a number of pixels."""
     if isinstance(side, str):
         return int(side) if SIDE.fullmatch(side.strip()) else 0
     try:
@@ -204,7 +204,7 @@ def _pixels(side: Any) -> int:
 
 
 def name_of_dtype(dtype: Any, names: tuple[str, ...]) -> str | None:
-    """Return the name of a dtype: of its name, or of a dtype of PyTorch, NumPy or TensorFlow.
+    """Return the name of a dtype of PyTorch, NumPy or TensorFlow; a name is returned unchanged.
 
     Raises:
         ConfigurationError: the dtype is unknown.
@@ -224,22 +224,22 @@ POOLING = ("token", "avg")
 
 @dataclass(frozen=True)
 class CheckpointOption:
-    """An option about a checkpoint."""
+    """An option for a field that a checkpoint does not store."""
 
     name: str
-    """The neutral name; the field's name is accepted in Python too."""
+    """The neutral name of the option; in Python, the name of the field is accepted too."""
 
     kind: Kind
-    """The kind of its values."""
+    """The type of the option's values."""
 
     help: str
-    """Its description in help texts."""
+    """The description of the option in help texts."""
 
     metavar: str = ""
-    """The placeholder of a value in help texts, if it is not that of the kind."""
+    """The placeholder for a value in help texts, if it differs from that of `kind`."""
 
     tasks: tuple[str, ...] = ("pretrain", "encoder", "classify")
-    """The tasks for which it has an effect."""
+    """The tasks for which the option has an effect."""
 
 
 def _option(name: str, kind: Kind, help: str, **more: Any) -> Any:
@@ -298,7 +298,7 @@ class Flags:
     )
 
     def given(self) -> dict[str, Any]:
-        """Return the fields that are specified."""
+        """Return field → value, for the fields that are not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -311,8 +311,8 @@ STATE_KEY = CheckpointOption(
 )
 # Field of `Flags` → option.
 OF_FIELDS: Mapping[str, CheckpointOption] = {f.name: f.metadata["option"] for f in fields(Flags)}
-# The names of arguments in Python: those of the options and those of the fields, except image_size
-# and num_frames, which are the size and the frames of the requested model there.
+# The names of arguments in Python: those of options and of fields, except image_size and
+# num_frames, which are the size and the frames of the requested model.
 ARGUMENTS: Mapping[str, str] = {
     name: option.name
     for field_name, option in OF_FIELDS.items()
@@ -323,7 +323,7 @@ CHECKPOINT_OPTIONS: tuple[CheckpointOption, ...] = (STATE_KEY, *OF_FIELDS.values
 
 
 def named(name: str, value: Any = None, placeholder: str = "") -> Option:
-    """Return the option for a field of the configuration, as a part of a message."""
+    """Return the option that sets a field of the configuration, as a part of a message."""
     return Option(OF_FIELDS[name].name, value, placeholder)
 
 
@@ -334,7 +334,7 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
         values: option name → value; values that are None and other options are ignored.
 
     Raises:
-        ConfigurationError: an image size is not a size.
+        ConfigurationError: the value of an image size is not a size.
     """
     given = {
         field_name: values[option.name]
@@ -351,7 +351,7 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
     """Return the flags for arguments in Python, with the names of options or of fields.
 
     Raises:
-        TypeError: there is no option with such a name, or it is specified with both of its names.
+        TypeError: an argument is not the name of an option, or an option is passed with both names.
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         names = ", ".join(option.name for option in OF_FIELDS.values())
@@ -360,6 +360,6 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
     for accepted, value in arguments.items():
         name = ARGUMENTS[accepted]
         if values.get(name) is not None and value is not None:
-            raise TypeError(f"{function} got {name} twice, the second time as {accepted}")
+            raise TypeError(f"{function} got {name} twice: also as {accepted}")
         values[name] = value
     return flags_of(values)

@@ -1,8 +1,8 @@
 """Position embeddings for another image size: resampled on the grid of patches, or recomputed.
 
-Every embedding is canonical, (1, first + times x rows x columns, width): that of the class token,
-if there is one, then those of the patches in the order time, row, column. The class token has no
-position on the grid, so its embedding is unchanged.
+All embeddings have the canonical shape (1, first + times x rows x columns, width): the rows of
+tokens that are not patches (a class token), then the rows of the patches in the order time, row,
+column. A class token has no position on the grid, so its row is unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,8 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 POSITION_EMBEDDINGS = ("encoder.position_embedding", "decoder.position_embedding")
-# Axes of the grid, as in `Family.fixed_positions` → fixed embedding.
+# Axes of the grid (a value of `Family.fixed_positions`) → function that returns the fixed
+# embedding.
 FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
     "rows and columns": sincos_position_embedding,
     "times, rows and columns": spacetime_position_embedding,
@@ -29,7 +30,7 @@ FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
 RECOMPUTE = Option("sincos_positions", True)
 BICUBIC, CORNERS_ALIGNED = "bicubic", "bicubic, align_corners=True"
 SHARPNESS = -0.75
-"""The free parameter of cubic convolution (Keys 1981, doi:10.1109/TASSP.1981.1163711, there a)."""
+"""The parameter a of cubic convolution (Keys 1981, doi:10.1109/TASSP.1981.1163711)."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class PositionTable:
     """The structure of a position embedding (1, first + times x rows x columns, width)."""
 
     first: int = 1
-    """Embeddings of tokens that are not patches, which come first."""
+    """The number of rows before those of the patches: 1 for a class token, else 0."""
 
     times: int = 1
-    """Grids of rows and columns that follow."""
+    """The number of grids of rows and columns, one for each time."""
 
 
 def resampled(
@@ -50,11 +51,11 @@ def resampled(
     table: PositionTable | None = None,
     kind: str = BICUBIC,
 ) -> LazyTensor:
-    """Return a position embedding for another grid: bicubic, as fine-tuning the original does it.
+    """Return a position embedding that is resampled for another grid of patches.
 
-    He et al. 2021 fine-tune at other sizes by resampling in two dimensions (as Dosovitskiy et al.
-    2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. Grids of
-    several times are resampled one by one.
+    Like in the original's fine-tuning, the interpolation is bicubic in two dimensions (Dosovitskiy
+    et al. 2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. The grid
+    of each time is resampled separately.
 
     Args:
         tensor: the embedding.
@@ -80,7 +81,8 @@ def resampled(
 def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarray:
     """Resample (rows, columns, width) to (*size, width), without antialiasing.
 
-    This is ``torch.nn.functional.interpolate(mode="bicubic", align_corners=aligned)``.
+    The result is that of ``torch.nn.functional.interpolate(mode="bicubic",
+    align_corners=aligned)``.
     """
     vertical, horizontal = (
         resampling_matrix(old, new, aligned=aligned)
@@ -90,10 +92,10 @@ def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarr
 
 
 def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarray:
-    """Return the matrix (new, old) that resamples one axis; the border is repeated outwards.
+    """Return the matrix (new, old) that resamples one axis; the border values are repeated.
 
-    Sample positions are the centres of cells or, if aligned, the first and the last samples of both
-    have the same positions.
+    Samples are at the centres of cells or, if `aligned`, the first and the last samples of the old
+    and the new axis have the same positions.
     """
     if aligned:
         centres = np.arange(new) * ((old - 1) / max(new - 1, 1))
@@ -108,7 +110,7 @@ def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarra
 
 
 def _kernel(distance: np.ndarray) -> np.ndarray:
-    """Return the weight of a sample at a distance of 0 to 2 (Keys 1981, equation 4)."""
+    """Return the weights of samples at distances of 0 to 2 cells (Keys 1981, equation 4)."""
     a, x = SHARPNESS, distance
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
@@ -122,16 +124,14 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Return the fixed sine-cosine embedding for another grid.
-
-    Reads the tensor.
+    """Return the fixed sine-cosine embedding for another grid; the tensor is read.
 
     Args:
         tensor: the embedding.
-        grid: patches along each axis.
+        grid: the number of patches along each axis.
         new_grid: the new grid, in the same form.
         axes: the axes of the grid, a key of ``FIXED``.
-        option: the option that requests it, for the message.
+        option: the option that requests the computation, for the error message.
 
     Raises:
         ConfigurationError: the tensor is not the fixed embedding, so trained values would be lost.
@@ -160,7 +160,7 @@ def fixed_precision(
     """Return the dtype to which a fixed embedding was rounded before it was stored.
 
     The original computes in float64 and rounds to float32; the stored dtype may differ. The result
-    is None if the tensor, which is read, is not exactly the fixed embedding of the grid.
+    is None if the tensor, which is read, is not exactly the rounded fixed embedding of the grid.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

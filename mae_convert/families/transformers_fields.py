@@ -48,13 +48,13 @@ FUNCTION = (
     "num_hidden_layers",
     "patch_size",
     "qkv_bias",
-    # Of this project, which transformers has no use for.
+    # Fields of this project, which transformers ignores.
     "image_mean",
     "image_std",
     "key_bias",
 )
 CHECKED = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_weights")
-"""Fields that `check_config` compares with the weights."""
+"""The fields that `check_config` compares with the weights."""
 TRAINING = (
     "attention_probs_dropout_prob",
     "gradient_checkpointing",
@@ -62,9 +62,8 @@ TRAINING = (
     "initializer_range",
     "problem_type",
 )
-# Fields that affect only the form of outputs. Some belong to ViT's pooler and its head for masked
-# images, which are not part of the supported models; the tensors of a pooler are reported as not
-# used.
+# Fields that affect only the form of outputs, or ViT's pooler and its head for masked images, which
+# the supported models do not have; the tensors of a pooler are reported as not used.
 FORM = (
     "chunk_size_feed_forward",
     "encoder_stride",
@@ -86,7 +85,7 @@ ABOUT_THE_FILE = (
     "name_or_path",
     "transformers_version",
 )
-# Options of text models, which these classes do not read.
+# Fields for text models, which the classes of ViT ignore.
 OF_TEXT = (
     "add_cross_attention",
     "assistant_confidence_threshold",
@@ -138,7 +137,7 @@ OF_TEXT = (
     "typical_p",
     "use_cache",
 )
-# Of these, the library's own ways to compute one attention; another name is code from the Hub.
+# The library's own implementations of attention; any other value names code on the Hub.
 ATTENTION = Reported((None, "eager", "sdpa", "flash_attention_2", "flash_attention_3",
                       "flex_attention"))  # fmt: skip
 QUANTIZED = Only(
@@ -152,11 +151,11 @@ FIELDS: Mapping[str, Treatment] = {
     "attn_implementation": ATTENTION,
     "_attn_implementation": ATTENTION,
     "_attn_implementation_autoset": HARMLESS,
-    "_attn_implementation_internal": HARMLESS,  # version 5 does not read it from a file
-    "auto_map": Reported((None, {})),  # code in the repository, for trust_remote_code=True
+    "_attn_implementation_internal": HARMLESS,  # version 5 does not read this field from a file
+    "auto_map": Reported((None, {})),  # code, which trust_remote_code=True allows
     "compression_config": QUANTIZED,
     "per_layer_config": Only(
-        NOTHING, "it then sets fields of single layers, which no supported layout can represent"
+        NOTHING, "the field then changes single layers, which no supported layout can represent"
     ),
     "pruned_heads": Only(
         NOTHING,
@@ -170,27 +169,28 @@ FIELDS: Mapping[str, Treatment] = {
 
 @dataclass(frozen=True)
 class Classes:
-    """The names in transformers' ``config.json`` of the class for a task."""
+    """The names in transformers' ``config.json`` that identify the class for a task."""
 
     model_types: tuple[str, ...]
-    """Values of ``model_type`` with which it is computed."""
+    """The values of ``model_type`` for the class."""
 
     architectures: tuple[str, ...]
-    """Names in ``architectures``; those of TensorFlow begin with TF."""
+    """The class names in ``architectures``; with the prefix TF, they are TensorFlow classes."""
 
     fields: Mapping[str, Treatment] = field(default_factory=dict)
     """The treatment of fields that are not in `FIELDS`."""
 
 
 def unknown_in_config(config: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
-    """Return the fields whose effect in the library is unknown.
+    """Return the fields that may change the function in transformers in an unknown way.
 
     Args:
         config: ``config.json``.
         classes: the classes for the task of the checkpoint.
 
     Raises:
-        ConfigurationError: a field makes the model another one than the tensors are.
+        ConfigurationError: with a field, transformers would compute another function from the
+            tensors.
     """
     unknown = list(unknown_fields(config, {**FIELDS, **classes.fields}, "config.json"))
     if config.get("model_type") not in (None, *classes.model_types):
@@ -207,17 +207,17 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
 
     Args:
         config: ``config.json``.
-        weights_file: the file that is read, or the index of several.
+        weights_file: the file that is read, or the index of several files.
         dtypes: the dtypes of the tensors in the file.
 
     Raises:
-        ConfigurationError: transformers would load other weights, or round them.
+        ConfigurationError: transformers would load other weights, or round the weights.
     """
     others = (path.name for path in weights_file.parent.iterdir())
     if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
         raise ConfigurationError(
-            f"{other} is beside {weights_file.name}: transformers 5 loads such shards of a "
-            "distributed checkpoint and no other weights",
+            f"{other} is in the directory of {weights_file.name}: transformers 5 loads such shards "
+            "of a distributed checkpoint and no other weights",
             hint="move one of the two away",
         )
     named = config.get("transformers_weights")
@@ -254,7 +254,7 @@ def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
 
 
 def without_default_labels(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``config.json``; default labels (``LABEL_0``) are not class names."""
+    """Return the fields of ``config.json`` without class names that are defaults (``LABEL_0``)."""
     named = stored.get("id2label")
     unnamed = isinstance(named, Mapping) and all(
         name == f"LABEL_{number}" for number, name in named.items()
@@ -263,7 +263,7 @@ def without_default_labels(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_as_written(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``config.json`` for the class names, by default ``LABEL_0`` and so on.
+    """Return ``id2label`` and ``label2id``; default class names are ``LABEL_0`` and so on.
 
     Args:
         complete: the configuration of a classifier.

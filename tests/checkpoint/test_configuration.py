@@ -11,7 +11,7 @@ import torch
 
 from mae_convert.checkpoint.open import Flags, open_checkpoint
 from mae_convert.errors import ConfigurationError, Option
-from mae_convert.families.configuration import check_flags_taken
+from mae_convert.families.configuration import check_flags_apply
 from mae_convert.families.configuration import resolve as resolve_of
 from mae_convert.families.evidence import Evidence
 from mae_convert.families.mae.family import MAE
@@ -60,7 +60,7 @@ def test_configuration_sources_are_read_in_order_of_precedence():
         "config": {"num_attention_heads": 4},
         "training_args": {"model": "mae_vit_base_patch16"},
     }
-    official = "official ViT-B/16 of the same shapes"
+    official = "official ViT-B/16 with the same shapes"
     expected = [(2, "option"), (4, "config.json"), (12, "training arguments"), (12, official)]
     for value, source in expected:
         resolved = resolve("pretrain", evidence(**specified))
@@ -178,9 +178,9 @@ def test_in_a_comparison_a_flag_applies_to_the_file_that_lacks_the_field():
     stating = resolve("pretrain", evidence(**specified, fill_only=True))
     lacking = resolve("pretrain", evidence(flags=specified["flags"], fill_only=True))
     assert [c.model.layer_norm_eps for c in (stating, lacking)] == [1e-6, 1e-5]
-    check_flags_taken(specified["flags"], {"a": stating, "b": lacking})
+    check_flags_apply(specified["flags"], {"a": stating, "b": lacking})
     with pytest.raises(ConfigurationError, match=r"1e-05 contradicts a, which specifies 1e-06"):
-        check_flags_taken(specified["flags"], {"a": stating})
+        check_flags_apply(specified["flags"], {"a": stating})
 
 
 def test_other_sensors_have_no_default_mean_color():

@@ -93,7 +93,7 @@ def test_size_and_frames_of_another_table_are_not_guessed(command, tmp_path):
     path, arrays = tmp_path / "trained.safetensors", arrays_of(CASES[2])
     save_file({**arrays, "encoder.pos_embed": arrays["encoder.pos_embed"] * 1.5}, path)
     report = command("inspect", path).out  # 64 patches: 4 x 4 of 4 times, or 8 x 8 of one
-    assert "specify it with --source-num-frames (64 patches in all)" in report
+    assert "specify it with --source-num-frames (64 patches in total)" in report
     for options in (("--source-num-frames", 4), ("--source-image-size", 32)):
         report = command("inspect", path, *options).out
         assert "4 frames of 32 x 32" in report

@@ -72,7 +72,7 @@ WRONG = {
     "no heads": (
         {},
         MaeConvertError,
-        r"specify them with num_heads= and decoder_num_heads=, or find them",
+        r"specify them with num_heads= and decoder_num_heads=, or determine them",
     ),
     "framework": ({"framework": "mxnet", **HEADS}, MaeConvertError, "torch, tensorflow, jax"),
     "dtype": ({"dtype": "int8", **HEADS}, MaeConvertError, "float64, float32"),

@@ -78,7 +78,7 @@ def test_the_heads_of_an_official_model_are_an_assumption_that_blocks_a_proof(
     source = open_checkpoint(case("pretrain_tiny").checkpoint)
     heads = ("num_attention_heads", "decoder_num_attention_heads")
     assert {source.configuration.assumptions[name] for name in heads} == {"official"}
-    assert source.configuration.sources[heads[0]] == "official ViT-T/8 of the same shapes"
+    assert source.configuration.sources[heads[0]] == "official ViT-T/8 with the same shapes"
     for layout, name in (("facebook", "a.pth"), ("transformers", "b")):
         target = converted(source, tmp_path / name, layout)
         # What was assumed is written into the target's configuration, and stays assumed there.
@@ -124,7 +124,7 @@ def test_a_model_in_memory_does_not_turn_an_assumption_into_knowledge(case, tmp_
 def test_inspect_reports_an_assumption_confirmed_by_the_hash(case, command, stand_in):
     shown = " ".join(command("inspect", case("pretrain_tiny").checkpoint).out.split())
     assert "num_attention_heads and decoder_num_attention_heads are assumed; --hash" in shown
-    assert "official ViT-T/8 of the same shapes" in shown
+    assert "official ViT-T/8 with the same shapes" in shown
 
 
 def test_the_hash_of_the_official_file_confirms_it(case, tmp_path, monkeypatch, stand_in):
@@ -202,12 +202,12 @@ def test_every_form_of_a_verdict_lists_its_assumptions():
     assumed = {
         "field": "num_attention_heads",
         "value": 12,
-        "source": "official ViT-B/16 of the same shapes",
+        "source": "official ViT-B/16 with the same shapes",
         "sides": ["A", "B"],
         "blocks_proof": True,
     }
     verdict = Verdict(True, True, (), None, (), (), (), assumptions=(assumed,))
-    words = "assuming num_attention_heads 12 (official ViT-B/16 of the same shapes)"
+    words = "assuming num_attention_heads 12 (official ViT-B/16 with the same shapes)"
     assert headline(verdict) == f"PASSED and proven, {words}"
     assert words in text(verdict)
     result = SimpleNamespace(verdict=verdict, traces=(), inputs={})

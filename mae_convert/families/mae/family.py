@@ -32,7 +32,7 @@ MODELS = {
         ("transformers", "transformers", PYTORCH_CLASSES),
     )
 }
-# An encoder may be read from a model of another task.
+# An encoder may be read from a file of a model for another task.
 TRANSFORMERS_CLASSES = {
     "pretrain": Classes(("vit_mae",), (PYTORCH_CLASSES["pretrain"],)),
     "encoder": Classes(
@@ -48,7 +48,7 @@ MODEL_LAYOUTS = {
 }
 NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
     ("facebook", "torch"): "facebook",
-    ("timm", "torch"): "facebook",  # the original's names
+    ("timm", "torch"): "facebook",  # the tables with the names of the original code
     **{("transformers-tf", f): "transformers-tf" for f in KERAS_BACKENDS},
     **{
         ("transformers-tf, names without the class", f): "transformers-tf, shards"
@@ -89,7 +89,7 @@ class ImageMAE(Family):
     has_hypotheses = True
 
     def position_tables(self, config: ViTMAEConfig) -> Mapping[str, PositionTable]:
-        """Return the position embeddings with a row for each patch of an image, by name."""
+        """Return canonical name → structure, for position embeddings with a row for each patch."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable())
 
     def schema(self, config: ViTMAEConfig, task: str) -> Schema:
@@ -97,11 +97,11 @@ class ImageMAE(Family):
         return schema(config, task)
 
     def geometry(self, shapes: Shapes) -> dict[str, Any]:
-        """Return the fields that follow from shapes, with the number of patches as image size."""
+        """Return the configuration fields that follow from the shapes of canonical tensors."""
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of a geometry; only the number of patches of the grid is relevant."""
+        """Return the schema of all models with a geometry, whatever the grid of the patches."""
         left_out = ("num_patches", "num_attention_heads")
         fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
@@ -116,17 +116,17 @@ class ImageMAE(Family):
         return schema(config, task) | (batch_norm_schema(config.hidden_size) if probe else {})
 
     def candidates(self, model: ViTMAEConfig, task: str) -> list[Official]:
-        """Return the official files whose tensors have the names and shapes of such a model."""
+        """Return the official files whose tensors have the same names and shapes as a model."""
         return candidates(model, task)
 
     def without_decoder(
         self, shapes: Shapes
     ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
-        """Remove the tensors of an unsupported decoder, so that only the encoder is read."""
+        """Separate the tensors of an unsupported decoder, so that only the encoder is read."""
         return relatives.without_decoder(shapes)
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return a sentence that identifies an unsupported model, or None."""
+        """Return a message that identifies an unsupported model, or None."""
         return relatives.explain(shapes, config, adapter)
 
     def relative(
@@ -136,7 +136,7 @@ class ImageMAE(Family):
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return fields that programs with such tensor names always use."""
+        """Return field → value, for fields that a program fixes for all models with these names."""
         return conventions_by_names(list(names))
 
     def unread(
@@ -155,7 +155,7 @@ class ImageMAE(Family):
         return (*UNSPECIFIED, *UNSPECIFIED_OF_TASK[task], *pooling, *PREPROCESSING)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field that rank between a configuration and a convention."""
+        """Yield values of a field with a priority between a configuration and a convention."""
         return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
@@ -163,11 +163,11 @@ class ImageMAE(Family):
         return fields.missing(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
-        """Return a possible value for a field that is missing."""
+        """Return a valid value for a missing field; it must not be used for computations."""
         return fields.placeholder(name, evidence)
 
     def check(self, task: str, evidence: Evidence) -> None:
-        """Refuse a configuration that the tensors contradict."""
+        """Refuse a configuration that contradicts the tensors."""
         check_config(task, evidence)
         fields.check_pooling(task, evidence)
         size = evidence.flags.get("image_size") or evidence.config_value("image_size")
@@ -176,23 +176,23 @@ class ImageMAE(Family):
             fields.check_position_tables(size, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return whether the mean of the patches is normalized, according to the names."""
+        """Return ``fc_norm``, whether the mean of the patches is normalized, from the names."""
         if values.get("global_pool") != "avg":
             return {}
         return {"fc_norm": None if "global_pool" in evidence.geometry else False}
 
     def function_fields(self, model: ViTMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that change the function but are not stored in tensors."""
+        """Return the fields that change the function and are not stored in tensors."""
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return the possible official source of a model and its licence, or None."""
+        """Return the possible official source of a model, as text, and its licence; or None."""
         names = " or ".join(official.file for official in candidates(model, task))
         return (f"{names}, which has the same names and shapes", LICENSE) if names else None
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the changed fields of an encoder to which a classifier head is added."""
+        """Return the fields that change when a classifier head is added to an encoder."""
         fields = super().new_head_fields(model, num_labels)
         return {**fields, "global_pool": "token", "fc_norm": None}
 
@@ -201,7 +201,7 @@ class ImageMAE(Family):
         return "the class token" if model.global_pool == "token" else "the mean of all patches"
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that are compared in a verdict, in order."""
+        """Return the configuration fields that a verification compares, in order."""
         classifier = ("global_pool", "num_labels", "fc_norm") if tasks == {"classify"} else ()
         return (*super().compared_fields(tasks), *classifier)
 

@@ -18,20 +18,20 @@ from mae_convert.families.mae.position_tables import Grid, grid_of_tables
 from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
 from mae_convert.families.options import named
 
-# The published weights exist under the names of these layouts.
+# The layouts in which the official weights are published.
 PUBLISHED_AS = ("facebook", "timm", "transformers", "transformers-tf")
 FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_size")
 
 
 def arguments(evidence: Evidence) -> TrainingArguments:
-    """Return the evidence of the training arguments, together with the shapes."""
+    """Return the training arguments of a checkpoint, for comparison with the geometry."""
     return TrainingArguments.of(evidence.training_args, evidence.geometry)
 
 
 def values_of(
     name: str, evidence: Evidence, official: Iterator[FieldValue]
 ) -> Iterator[FieldValue]:
-    """Yield values of a field, in the order in which they count.
+    """Yield the values of a field in order of priority.
 
     Args:
         name: the field.
@@ -50,7 +50,8 @@ def values_of(
         yield FieldValue(argument(name), "training arguments")
         return
     if name == "image_size":
-        # If positions do not follow the grid, neither the table nor the arguments determine it.
+        # If positions do not follow the grid, neither their table nor the arguments determine the
+        # size.
         yield relative
         yield _image_size(evidence)
     else:
@@ -63,8 +64,8 @@ def values_of(
         yield FieldValue(_square_size(evidence), "square grid", SQUARE)
     if name == "global_pool":
         source = (
-            "tensor names of a class-token classifier, which a pooled classifier without fc_norm "
-            "has too"
+            "tensor names of a class-token classifier, which are also those of a pooled classifier "
+            "without fc_norm"
         )
         yield FieldValue("token", source, NAMES)
     source = "convention of solo-learn, because of the tensor names"
@@ -75,7 +76,7 @@ def _image_size(evidence: Evidence) -> FieldValue:
     """Return the image size of the training arguments or of the fixed position table.
 
     Raises:
-        ConfigurationError: they contradict each other, or the shapes.
+        ConfigurationError: arguments and table contradict each other, or the arguments the shapes.
     """
     table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
     size = arguments(evidence).image_size(table)
@@ -100,7 +101,7 @@ def _size_of(grid: Grid, evidence: Evidence) -> int | tuple[int, int]:
 
 
 def grid_of_size(size: Any, patch: Any) -> Grid:
-    """Return rows and columns of patches in an image; each size is a number or (height, width)."""
+    """Return rows and columns of patches; ``size`` and ``patch`` are numbers or (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     return height // rows, width // columns
@@ -126,9 +127,9 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 
 
 def check_pooling(task: str, evidence: Evidence) -> None:
-    """Refuse a configuration of a pooled classifier whose tensors are missing.
+    """Refuse a configuration with pooling if the tensors are those of a class-token classifier.
 
-    Without ``fc_norm``, the names are the same as for a model that normalises before pooling.
+    A pooled classifier without ``fc_norm`` has the same names if it normalises before pooling.
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
         return
@@ -143,7 +144,7 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 
 
 def check_image_size(size: Any, evidence: Evidence) -> None:
-    """Refuse an image size that does not have as many patches as there are positions."""
+    """Refuse an image size for which the number of patches is not that of the stored positions."""
     patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
     where = named("image_size") if evidence.flags.get("image_size") else evidence.config_source
     try:
@@ -166,9 +167,10 @@ def check_image_size(size: Any, evidence: Evidence) -> None:
 
 
 def check_position_tables(size: Any, evidence: Evidence) -> None:
-    """Refuse a configuration whose grid is not that of the fixed position tables.
+    """Refuse a configuration whose image size contradicts the grid of the fixed position tables.
 
-    It is ignored with an option, and for a family whose positions do not follow the grid.
+    The check is skipped if an option specifies the size, and for models whose positions do not
+    follow the grid.
     """
     if evidence.flags.get("image_size") or "image_size" in evidence.relative:
         return

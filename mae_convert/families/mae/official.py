@@ -1,6 +1,6 @@
-"""The official facebookresearch/mae checkpoints and their purposes, and the text of a model card.
+"""The official facebookresearch/mae checkpoints with their purposes, and the text for model cards.
 
-`mae_convert.checkpoint.official_match` identifies which of them a checkpoint may be.
+The module `mae_convert.checkpoint.official_match` identifies official checkpoints.
 """
 
 import math
@@ -13,7 +13,8 @@ from mae_convert.families.official_models import Card, OfficialFile
 from reference_models.configuration import ViTMAEConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/mae"
-# The LICENSE of facebookresearch/mae; copies of the weights with Apache-2.0 are wrong.
+# From the file LICENSE of facebookresearch/mae; copies of the weights that specify Apache-2.0 are
+# wrong.
 LICENSE = "cc-by-nc-4.0"
 LICENSE_URL = "https://github.com/facebookresearch/mae/blob/main/LICENSE"
 DATASET = "imagenet-1k"
@@ -85,8 +86,10 @@ def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
     )
 
 
-def _known(model: ViTMAEConfig, task: str, normalised: bool | None) -> dict[str, Any]:
-    """Return the known configuration of an official file that is not stored in its tensors."""
+def _fields_not_in_tensors(
+    model: ViTMAEConfig, task: str, normalised: bool | None
+) -> dict[str, Any]:
+    """Return the configuration fields of an official file that its tensors do not determine."""
     values: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
     if task == "pretrain":
         values["decoder_num_attention_heads"] = model.decoder_num_attention_heads
@@ -109,7 +112,7 @@ def _catalog() -> Iterator[Official]:
                 purpose.format(accuracy=_ACCURACY[size]),
                 _MD5.get(name),
                 _HUB.get(name),
-                _known(model, task, normalised),
+                _fields_not_in_tensors(model, task, normalised),
             )
 
 
@@ -117,7 +120,7 @@ OFFICIAL = tuple(_catalog())
 
 
 def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
-    """Return the official files whose tensors have the names and shapes of such a model."""
+    """Return the official files whose tensors have the same names and shapes as a model."""
     expected = schema(model, task)
     return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == expected]
 
@@ -143,10 +146,10 @@ WHICH = (
 ADVICE = (
     WHICH,
     "The encoders of visualize and pretrain are not the same: combining the encoder of one with the"
-    " decoder of the other gives wrong reconstructions.\nThat _full was trained on normalised"
-    " pixels is reported, not documented.\nfacebook/vit-mae-* on the Hub are the visualize weights,"
-    f" timm's *.mae the pretrain ones.\n\nLicence of the files of the image MAE: {LICENSE},"
-    f" {LICENSE_URL}",
+    " decoder of the other gives wrong reconstructions.\nUsers report, but the publisher does not"
+    " document, that *_full was trained on normalised pixels.\nfacebook/vit-mae-* on the Hub have"
+    f" the visualize weights, and timm's *.mae the pretrain weights.\n\nLicence of the files of"
+    f" the image MAE: {LICENSE}, {LICENSE_URL}",
 )
 
 

@@ -1,7 +1,8 @@
-"""The grid of patches that a fixed position table was made for, recognised by its values.
+"""Recognise the grid of patches of a fixed position table by the values of the table.
 
-A table of sines and cosines encodes each patch's row and column. It is one of a finite number of
-tables: one for each grid of rows x columns and for each order of its halves.
+A fixed table encodes each patch's row and column in sines and cosines. For a number of patches
+there is a finite number of fixed tables: one for each grid of rows x columns and each order of the
+two halves of a row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,9 @@ from reference_models.positions import sincos_position_embedding
 Grid = tuple[int, int]
 
 TABLES = ("encoder.position_embedding", "decoder.position_embedding")
-# The largest distance of a value from the exact one: tables are computed in float64 or float32,
-# with angles up to the number of patches, and stored in these dtypes. Tables of two grids are
-# about 1 apart.
+# The largest difference from the exact value, for tables that are stored in these dtypes; they are
+# computed in float64 or float32, with angles up to the number of patches. The tables of two grids
+# differ by about 1.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-3}
 LARGEST_TOLERANCE = 1e-2  # bfloat16
 LARGEST_COUNT = 1 << 16  # maximum number of patches; larger tables have too many possible grids
@@ -27,22 +28,22 @@ LARGEST_COUNT = 1 << 16  # maximum number of patches; larger tables have too man
 
 @dataclass(frozen=True)
 class TableGrid:
-    """The grid that a fixed position table was made for."""
+    """The grid of patches for which a fixed position table was computed."""
 
     grid: Grid
     """Rows and columns."""
 
     where: str
-    """The table, for a message."""
+    """A phrase that names the table, for messages."""
 
     @property
     def words(self) -> str:
-        """The grid, for a message."""
+        """The grid as text, for messages."""
         return f"{self.grid[0]} x {self.grid[1]} patches"
 
 
 def grids(count: int) -> Iterator[Grid]:
-    """Yield all grids of rows x columns for a number of patches, the squarest first."""
+    """Yield all grids of rows x columns for a number of patches, the most square grid first."""
     ways = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     yield from sorted(ways, key=lambda grid: abs(grid[0] - grid[1]))
 
@@ -50,14 +51,14 @@ def grids(count: int) -> Iterator[Grid]:
 def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | None:
     """Return the grid of the fixed position tables of encoder and decoder, or None.
 
-    The tables are read. A trained table has no grid.
+    The tables are read. No grid follows from trained tables.
 
     Args:
         tables: canonical name → table (1, 1 + count, width).
         count: the number of patches.
 
     Raises:
-        ConfigurationError: the tables of encoder and decoder are of two grids.
+        ConfigurationError: the tables of encoder and decoder have different grids.
     """
     candidates = [
         TableGrid(grid, f"the fixed position table of the {name.partition('.')[0]}")
@@ -74,7 +75,7 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
-    """Return the grid of one table, or None if it is not fixed. Reads the table."""
+    """Return the grid of a table, which is read; None if the table is not fixed."""
     if (
         not 2 <= count <= LARGEST_COUNT
         or table.shape != (1, 1 + count, table.shape[-1])
@@ -96,9 +97,9 @@ def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
 
 
 def _begins_fixed(stored: np.ndarray, tolerance: float) -> bool:
-    """Return whether the first patch has row 0 and column 0, as in every fixed table.
+    """Return whether the first patch encodes row 0 and column 0, as in every fixed table.
 
-    This alone excludes nearly every trained table.
+    This quick check excludes nearly every trained table.
     """
     first = sincos_position_embedding(stored.shape[-1], (1, 1))[0, 1:]
     return _equal(stored[:1], first, tolerance)
@@ -113,11 +114,11 @@ def _last_patch(width: int, grid: Grid) -> np.ndarray:
 
 
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
-    """Return a table whose first half encodes the row, as mmpretrain and MoCo v3 create it."""
+    """Return a table with its halves exchanged: mmpretrain and MoCo v3 encode the row first."""
     half = 2 * (table.shape[-1] // 4)
     parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)
 
 
 def _equal(stored: Any, exact: np.ndarray, tolerance: float) -> bool:
-    return bool(np.abs(stored - exact).max() <= tolerance)  # False for NaN
+    return bool(np.abs(stored - exact).max() <= tolerance)  # the comparison is False for NaN

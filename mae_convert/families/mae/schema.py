@@ -33,7 +33,7 @@ def schema(config: ViTMAEConfig, task: str) -> Schema:
 
 
 def batch_norm_schema(width: int) -> Schema:
-    """Return the additional tensors of a linear probe compared with a classifier."""
+    """Return the tensors that a linear probe has in addition to those of a classifier."""
     return {
         f"{BATCH_NORM}mean": (width,),
         f"{BATCH_NORM}variance": (width,),
@@ -84,11 +84,10 @@ def _head(config: ViTMAEConfig, *, with_norm: bool) -> Iterator[tuple[str, Shape
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    ``image_size`` is not among them, because only the number of patches, ``num_patches``, follows
-    from shapes.
+    Shapes determine the number of patches, ``num_patches``, but not ``image_size``.
 
     Raises:
-        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+        LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
     """
     width = dimension(shapes, "encoder.cls_token", 3, axis=2)
     positions = dimension(shapes, "encoder.position_embedding", 3, axis=1)

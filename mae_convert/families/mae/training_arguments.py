@@ -1,8 +1,8 @@
 """Configuration fields from the arguments of a training run that are stored in a checkpoint.
 
-They are plain data: ``args`` in the original's programs and those based on them, ``meta.cfg`` or
-``meta.config`` in OpenMMLab's programs and EasyCV, and Lightning's hyper-parameters in solo-learn.
-Missing fields and fields with an unexpected type are ignored.
+The arguments are plain data: ``args`` in the original's programs and programs based on them,
+``meta.cfg`` or ``meta.config`` in OpenMMLab's programs and EasyCV, and Lightning's hyper-parameters
+in solo-learn. Missing arguments and arguments with an unexpected type are ignored.
 """
 
 import re
@@ -13,15 +13,15 @@ from typing import Any
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.position_tables import Grid, TableGrid
 
-# The names of the original's factory functions, which its programs store → width, blocks and heads.
-# Those for pre-training have a decoder of this width, depth and number of heads.
+# Names of the original's factory functions, which its programs store → width, blocks and heads. The
+# functions for pre-training create a decoder with the following width, depth and number of heads.
 FACTORY = re.compile(
     r"(?P<pretrain>mae_)?vit_(?P<size>base|large|huge)_patch\d+(?P<decoder>_dec512d8b)?"
 )
 SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 DECODER = (512, 8, 16)
 HEADS = {"num_attention_heads": "", "decoder_num_attention_heads": "decoder_"}
-# Field → its type and its possible names in the arguments.
+# Field → type and possible names of the argument.
 PLAIN: Mapping[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "mask_ratio": ((float, int), ("mask_ratio",)),
     "norm_pix_loss": ((bool,), ("norm_pix_loss",)),
@@ -47,11 +47,11 @@ class TrainingArguments:
     """The stored arguments."""
 
     geometry: Mapping[str, Any]
-    """Fields that the tensors' shapes give, and ``num_patches``."""
+    """Fields that follow from the tensors' shapes, and ``num_patches``."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
-        """Return the arguments of any program that is known, in the form of the original's."""
+        """Return the arguments of any supported program, converted to those of the original."""
         return cls({**stored, **fields_of(stored, geometry)}, geometry)
 
     def value(self, name: str) -> Any:
@@ -64,7 +64,7 @@ class TrainingArguments:
         return self._heads(name) if matching is None and name in HEADS else matching
 
     def _pooling(self) -> str | None:
-        """Return the pooling if it does not follow from the names (without ``fc_norm``).
+        """Return the pooling in the arguments, used if the tensors do not include ``fc_norm``.
 
         Raises:
             ConfigurationError: the original's program was run with pooling, which requires
@@ -87,10 +87,7 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return why the model name in the arguments does not determine the heads, or None.
-
-        The result is a sentence if the name is that of a model with other shapes.
-        """
+        """Return a sentence if the arguments name a model with other shapes, or None."""
         match, prefix = self._factory(), HEADS[name]
         if match is None or (prefix and not match["pretrain"]):
             return None
@@ -187,12 +184,12 @@ def _sides(value: Any) -> Iterator[int]:
 
 Fields = Iterator[tuple[str, Any]]
 
-# mmpretrain's VisionTransformer by the names of its sizes: the number of heads.
+# Name of a size of mmpretrain's VisionTransformer → number of heads.
 ARCHITECTURES = {
     "s": 8, "small": 8, "b": 12, "base": 12, "l": 16, "large": 16, "h": 16, "huge": 16,
     "deit-t": 3, "deit-tiny": 3, "deit-s": 6, "deit-small": 6, "deit-b": 12, "deit-base": 12,
 }  # fmt: skip
-# solo-learn's own factories of MAE: width, blocks and heads.
+# Name of a model of solo-learn → width, blocks and heads.
 SOLO = {
     "vit_tiny": (192, 12, 12),
     "vit_small": (384, 12, 12),
@@ -200,35 +197,35 @@ SOLO = {
     "vit_large": (1024, 24, 16),
     "vit_huge": (1280, 32, 16),
 }
-# Its decoder has PyTorch's default epsilon, and its encoder 1e-6.
+# In solo-learn, the decoder has PyTorch's default epsilon, and the encoder 1e-6.
 SOLO_DECODER_EPS = 1e-5
 LARGEST_PIXEL = 255.0
 
 
 def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration fields that follow from the settings of these programs.
+    """Return the configuration fields in the training arguments of OpenMMLab and solo-learn.
 
     Args:
         arguments: the training arguments of a checkpoint.
         geometry: fields that follow from the tensors' shapes.
 
     Returns:
-        Fields, and ``input_size`` and ``patch_size`` as in the original's arguments.
+        Field → value, and ``input_size`` and ``patch_size`` as in the original's arguments.
     """
-    meta = _part(arguments, "meta")
-    settings = _part(meta, "cfg") or _part(meta, "config")
-    if _part(settings, "model"):
+    meta = _mapping_at(arguments, "meta")
+    settings = _mapping_at(meta, "cfg") or _mapping_at(meta, "config")
+    if _mapping_at(settings, "model"):
         return dict(_openmmlab(settings))
-    if arguments.get("method") == "mae" and _part(arguments, "method_kwargs"):
+    if arguments.get("method") == "mae" and _mapping_at(arguments, "method_kwargs"):
         return dict(_solo(arguments, geometry))
     return {}
 
 
 def conventions_by_names(names: Collection[str]) -> dict[str, Any]:
-    """Return the fields that are fixed in a program, recognised by its tensor names.
+    """Return the fields that solo-learn fixes, if the tensor names are those of solo-learn.
 
-    solo-learn writes its settings beside the file (``args.json``), so the file alone may not
-    contain them.
+    solo-learn writes its settings to ``args.json`` in the same directory, so the checkpoint may
+    not contain them.
 
     Args:
         names: the stored names of all tensors in the file.
@@ -240,8 +237,8 @@ def conventions_by_names(names: Collection[str]) -> dict[str, Any]:
 
 
 def _openmmlab(settings: Mapping[str, Any]) -> Fields:
-    model = _part(settings, "model")
-    backbone, neck, head = (_part(model, name) for name in ("backbone", "neck", "head"))
+    model = _mapping_at(settings, "model")
+    backbone, neck, head = (_mapping_at(model, name) for name in ("backbone", "neck", "head"))
     size = backbone.get("arch")
     heads = size.get("num_heads") if isinstance(size, Mapping) else backbone.get("num_heads")
     if isinstance(size, str):
@@ -257,14 +254,14 @@ def _openmmlab(settings: Mapping[str, Any]) -> Fields:
     for holder in (backbone, model):
         if isinstance(holder.get("mask_ratio"), float):
             yield "mask_ratio", holder["mask_ratio"]
-    pixels = _part(model, "data_preprocessor") or _part(settings, "data_preprocessor")
+    pixels = _mapping_at(model, "data_preprocessor") or _mapping_at(settings, "data_preprocessor")
     for name, field in (("mean", "image_mean"), ("std", "image_std")):
         if values := _numbers(pixels.get(name)):
             yield field, tuple(round(value / LARGEST_PIXEL, 6) for value in values)
 
 
 def _solo(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> Fields:
-    backbone, method = _part(arguments, "backbone"), _part(arguments, "method_kwargs")
+    backbone, method = _mapping_at(arguments, "backbone"), _mapping_at(arguments, "method_kwargs")
     width, depth, heads = SOLO.get(str(backbone.get("name")), (0, 0, 0))
     if (geometry.get("hidden_size"), geometry.get("num_hidden_layers")) == (width, depth):
         yield "num_attention_heads", heads
@@ -273,7 +270,7 @@ def _solo(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> Fields:
     for name, kind in (("norm_pix_loss", bool), ("mask_ratio", float)):
         if isinstance(method.get(name), kind):
             yield name, method[name]
-    kwargs = _part(backbone, "kwargs")
+    kwargs = _mapping_at(backbone, "kwargs")
     for name, argument in (("img_size", "input_size"), ("patch_size", "patch_size")):
         if name in kwargs:
             yield argument, kwargs[name]
@@ -290,6 +287,6 @@ def _numbers(values: Any) -> list[float]:
     return [float(value) for value in values]
 
 
-def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = settings.get(name)
-    return part if isinstance(part, Mapping) else {}
+def _mapping_at(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    mapping = settings.get(name)
+    return mapping if isinstance(mapping, Mapping) else {}

@@ -33,7 +33,7 @@ NATIVE_LOADERS = {
     **{(table.name, "torch"): "facebook" for table in LAYOUTS["original"].tables},
     **{(t.name, f): "keras" for t in LAYOUTS["keras"].tables for f in ("tensorflow", "jax")},
 }
-# Arguments that the authors' training programs and the official files store.
+# Field → argument in the authors' training programs and in the official files.
 ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "mask_ratio": ("mask_ratio", float),
     "norm_pix_loss": ("norm_pix_loss", bool),
@@ -56,13 +56,14 @@ class MAEST(Family):
     positions = "stored"
     card = CARD
     clips = Clips(SPREAD, LIKE, stride=4, frame_rate=30)
-    has_key_bias = False  # either all three have biases or none
+    has_key_bias = False  # query, key and value all have biases, or none of them
 
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
-        """Return the position embeddings with a row for each patch, of a time step or of a video.
+        """Return name → structure, for embeddings with a row for each patch of a time or a video.
 
-        The authors' program does not resample separate positions; here, they are resampled like
-        those of an image, and joint ones for each time step.
+        The authors' program does not resample separate positions (those of patches and those of
+        times). Here, positions of patches are resampled like those of an image, and joint positions
+        for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)
@@ -79,13 +80,13 @@ class MAEST(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of a geometry."""
+        """Return the schema of all models with a geometry."""
         return canonical.expected(geometry, task)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field that rank between a configuration and a convention."""
+        """Yield values of a field with a priority between a configuration and a convention."""
         yield from super().values_of(name, task, evidence)
-        if name == "image_size" and (grid := square_grid(_places(evidence))):
+        if name == "image_size" and (grid := square_grid(_patches_per_time(evidence))):
             patch = evidence.geometry["patch_size"]
             height, width = (patch, patch) if isinstance(patch, int) else patch
             size = (grid[0] * height, grid[1] * width)
@@ -101,22 +102,23 @@ class MAEST(Family):
         """Return the description of a missing field."""
         if name != "image_size":
             return missing_heads(name, evidence)
-        reason = f"{_places(evidence)} positions are not a square grid"
+        reason = f"{_patches_per_time(evidence)} positions are not a square grid"
         return Missing(name, "the image size", named(name), reason)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
-        """Return a possible value for a field that is missing."""
+        """Return a valid value for a missing field; it must not be used for computations."""
         if name != "image_size":
             return 1
         patch = evidence.geometry["patch_size"]
         height, width = (patch, patch) if isinstance(patch, int) else patch
-        return _places(evidence) * height, width
+        return _patches_per_time(evidence) * height, width
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return the number of predicted frames, and check that the size fits the positions.
+        """Return the number of predicted frames; check size and frames against the positions.
 
         Raises:
-            ConfigurationError: size and frames do not have as many patches as there are positions.
+            ConfigurationError: size and frames result in another number of patches than of
+                positions.
         """
         measured, frames = evidence.geometry, values["num_frames"]
         size, patch = values["image_size"], measured["patch_size"]
@@ -136,18 +138,18 @@ class MAEST(Family):
         return {"pred_t_dim": None if predicted == frames else predicted}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that are compared in a verdict, in order."""
+        """Return the configuration fields that a verification compares, in order."""
         own = ("num_frames", "tubelet_size", "sep_pos_embed", "cls_embed")
         more = {"pretrain": ("pred_t_dim",), "classify": ("num_labels",)}
         task = next(iter(tasks)) if len(tasks) == 1 else ""
         return (*super().compared_fields(tasks), *own, *more.get(task, ()))
 
     def prediction_shapes(self, config: MAESTConfig) -> tuple[int, tuple[int, ...]]:
-        """Return the numbers in a predicted patch, and the shape of a reconstruction."""
+        """Return the number of values of a predicted patch, and the shape of a reconstruction."""
         return config.prediction.patch_dim, config.prediction.pixel_shape
 
     def prediction(self, config: MAESTConfig) -> Any:
-        """Return the shapes of the videos that are predicted, which may have fewer frames."""
+        """Return the geometry of the predicted videos, which may have fewer frames."""
         return config.prediction
 
     def predicted_frames(self, config: MAESTConfig) -> tuple[int, ...]:
@@ -163,7 +165,7 @@ class MAEST(Family):
         return config.class_tokens + int(config.num_patches)
 
 
-def _places(evidence: Evidence) -> int:
+def _patches_per_time(evidence: Evidence) -> int:
     """Return the number of patches of a time step."""
     geometry = evidence.geometry
     if "spatial_patches" in geometry:

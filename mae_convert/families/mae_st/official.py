@@ -6,8 +6,9 @@ from mae_convert.families.official_models import Card, OfficialModel
 from reference_models.configuration import MAESTConfig
 
 BASE_URL = "https://dl.fbaipublicfiles.com/video-mae/pretrain"
-LICENSE = "cc-by-nc-4.0"  # of facebookresearch/mae_st
-# Width, depth, heads and patch size; then the digits of the MD5 for Kinetics-400, 600 and 700.
+LICENSE = "cc-by-nc-4.0"  # the licence of facebookresearch/mae_st
+# Width, depth, heads and patch size; then the first digits of the MD5 of the files trained on
+# Kinetics-400, 600 and 700.
 _SIZES = {
     "large": ((1024, 24, 16, 16), ("edf3a5", "9a9645", "cdbada")),
     "huge": ((1280, 32, 16, 14), ("3d7f64", "27495e", "4c4e3c")),

@@ -27,7 +27,7 @@ def schema(config: MAESTConfig, task: str) -> Schema:
     shapes |= dict(
         _blocks("encoder", width, config.intermediate_size, config.num_hidden_layers, config)
     )
-    # A classifier has its norm behind the mean of the tokens.
+    # A classifier has its norm after the mean of the tokens.
     shapes |= dict(norm_shapes("head.norm" if task == "classify" else "encoder.norm", width))
     if task == "pretrain":
         shapes |= dict(_decoder(config))
@@ -71,12 +71,12 @@ def _blocks(
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    In addition, ``spatial_patches`` is the number of patches of a time step for separate positions,
-    ``num_patches`` is the number of all patches for joint ones, and ``predicted_length`` is the
-    number of predicted frames of a patch.
+    In addition, the result contains ``spatial_patches``, the number of patches of a time step (for
+    separate positions), or ``num_patches``, the number of all patches (for joint positions), and
+    ``predicted_length``, the number of predicted frames of a patch.
 
     Raises:
-        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+        LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
     """
     fields = common_geometry(shapes, 5)
     with_class = "encoder.cls_token" in shapes
@@ -87,7 +87,8 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             shapes, "encoder.spatial_position_embedding", 3, axis=1
         )
         if fields["spatial_patches"] == 1 and not with_class:
-            # In Keras files without names, a class token with joint positions has the same shapes.
+            # The shapes are those of a class token with joint positions, from which Keras files
+            # without names cannot be distinguished.
             raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
         fields["num_frames"] = steps * fields["tubelet_size"]
@@ -102,7 +103,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the schema of a geometry; it depends only on the number of positions and times."""
+    """Return the schema of all models with a geometry, whatever the grid of the patches."""
     left_out = ("spatial_patches", "num_patches", "predicted_length", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch, tubelet = measured["patch_size"], measured["tubelet_size"]

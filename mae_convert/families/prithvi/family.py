@@ -45,12 +45,12 @@ NATIVE_LOADERS = {
 MOST_FRAMES = 16
 BANDS = 6
 TABLE = "encoder.position_embedding"
-TOLERANCE = 1e-2  # for a fixed table rounded to bfloat16; tables of other grids differ by about 1
-LIKE = "in order, as in the authors' inference script"
+TOLERANCE = 1e-2  # for tables rounded to bfloat16; tables of other grids differ by about 1
+LIKE = "in their order, as in the authors' inference script"
 
 
 class Prithvi(Family):
-    """Masked autoencoders of satellite images of several times and six bands."""
+    """Masked autoencoders of series of satellite images with six bands."""
 
     name = "prithvi"
     title = "Prithvi-EO, masked autoencoders of satellite images (Szwarcman et al. 2024)"
@@ -77,20 +77,20 @@ class Prithvi(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of a geometry."""
+        """Return the schema of all models with a geometry."""
         return canonical.expected(geometry, task)
 
     def position_tables(self, config: PrithviConfig) -> Mapping[str, PositionTable]:
-        """Return the position embeddings with a row for each patch of an image, by name."""
+        """Return canonical name → structure, for position embeddings with a row for each patch."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the statistics of version 1 where names are flat, as in its file."""
+        """Return the image statistics of version 1, if the names are the flat ones of its file."""
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field that come after a configuration and before a convention."""
+        """Yield values of a field with a priority between a configuration and a convention."""
         yield from super().values_of(name, task, evidence)
         source = "convention of version 1, because of the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
@@ -99,28 +99,29 @@ class Prithvi(Family):
         if grid := _grid_of_table(evidence):
             words = f"the fixed position table ({' x '.join(map(str, grid))} patches)"
             yield FieldValue(_fields_of(grid, evidence)[name], words)
-        elif len(grids := list(_grids(evidence))) == 1:  # a choice among several would be a guess
+        elif len(grids := list(_grids(evidence))) == 1:  # with several, a choice would be a guess
             words = "the number of patches" if _size(evidence) else "square grid"
             yield FieldValue(_fields_of(grids[0], evidence)[name], words, SQUARE)
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return the message about a missing field."""
+        """Return the description of a missing field."""
         if name not in ("image_size", "num_frames"):
             return missing_heads(name, evidence)
         what = "the image size" if name == "image_size" else "the number of frames"
-        reason = f"{evidence.geometry['num_patches']} patches in all"
+        reason = f"{evidence.geometry['num_patches']} patches in total"
         return Missing(name, what, named(name), reason)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
-        """Return a possible value for a field that is missing."""
+        """Return a valid value for a missing field; it must not be used for computations."""
         grid = (1, evidence.geometry["num_patches"], 1)
         return _fields_of(grid, evidence).get(name, 1)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Check size and frames against the number of positions; no field follows from others.
+        """Check size and frames against the number of positions, and return no fields.
 
         Raises:
-            ConfigurationError: they do not have as many patches as there are positions.
+            ConfigurationError: size and frames result in another number of patches than of
+                positions.
         """
         measured, size = evidence.geometry, values["image_size"]
         sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, measured["patch_size"])),
@@ -136,7 +137,7 @@ class Prithvi(Family):
         return {}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that are compared in a verdict, in order."""
+        """Return the configuration fields that a verification compares, in order."""
         own = ("num_frames", "tubelet_size", "coords_encoding")
         return (*super().compared_fields(tasks), *own)
 
@@ -146,21 +147,22 @@ class Prithvi(Family):
         if "layer_norm_eps" in configuration.assumptions:
             yield (
                 f"layer_norm_eps {model.layer_norm_eps:g} is assumed, with which the published"
-                " models were trained; TerraTorch has 1e-5 since December 2024 and computes"
+                " models were trained; TerraTorch uses 1e-5 since December 2024 and computes"
                 " another function from the same file"
             )
         if model.num_channels != BANDS:
             yield (
-                f"it has {model.num_channels} bands instead of the {BANDS} of the official models;"
+                f"the model has {model.num_channels} bands instead of the {BANDS} of the official"
+                " models;"
                 " TerraTorch initializes the weights of missing bands at random, which mae-convert"
                 " never does"
             )
 
     def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:
-        """Return the shapes for each sample of the coordinates that a model embeds.
+        """Return name → shape of one sample, for each kind of coordinates that a model embeds.
 
-        They are ``temporal_coords``, year and day of the year of each frame, and
-        ``location_coords``, latitude and longitude in degrees.
+        ``temporal_coords`` are year and day of the year of each frame, and ``location_coords`` are
+        latitude and longitude in degrees.
         """
         shapes: dict[str, Shape] = {}
         if config.encodes_time:
@@ -172,7 +174,7 @@ class Prithvi(Family):
     def draw_additional(
         self, config: PrithviConfig, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
-        """Return dates of the years 2015 to 2024, and locations anywhere on Earth."""
+        """Return random dates from the years 2015 to 2024, and random locations on Earth."""
         shapes = self.additional_shapes(config)
         low_high = {
             "temporal_coords": ((2015, 0), (2025, 366)),
@@ -186,14 +188,14 @@ class Prithvi(Family):
 
 
 def _size(evidence: Evidence) -> Any:
-    """Return the image size that is specified, or None."""
+    """Return the image size that an option or the configuration specifies, or None."""
     return evidence.flags.get("image_size") or evidence.config_value("image_size")
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids that have as many patches, with fewest frames first.
+    """Yield the grids (times, rows, columns) with as many patches as positions, by ascending times.
 
-    Images are square unless their size is specified.
+    Images are assumed to be square unless their size is specified.
     """
     patches, tubelet = evidence.geometry["num_patches"], evidence.geometry["tubelet_size"]
     if size := _size(evidence):
@@ -210,7 +212,7 @@ def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
 
 
 def _grid_of_table(evidence: Evidence) -> tuple[int, int, int] | None:
-    """Return the grid of the stored fixed table, if it is one of a square image. Reads it."""
+    """Return the grid of the stored position table, or None if the table is not fixed. Reads it."""
     table = evidence.positions.get(TABLE)
     if table is None:
         return None

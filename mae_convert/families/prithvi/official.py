@@ -7,8 +7,8 @@ from reference_models.configuration import PrithviConfig
 
 LICENSE = "apache-2.0"
 BOTH = ("time", "location")
-# Name: width, depth, heads, patch size, frames and coordinates. The tiny model of version 2 and its
-# base model have no version without coordinates.
+# Name → width, depth, heads, patch size, frames, and whether the model embeds coordinates. The tiny
+# and the base model of version 2 exist only with coordinates.
 _MODELS: dict[str, tuple[int, int, int, int, int, tuple[str, ...]]] = {
     "Prithvi-EO-1.0-100M": (768, 12, 12, 16, 3, ()),
     "Prithvi-EO-2.0-tiny-TL": (192, 12, 3, 16, 1, BOTH),

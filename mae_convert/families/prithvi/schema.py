@@ -52,10 +52,10 @@ def _decoder(config: PrithviConfig) -> Iterator[tuple[str, Shape]]:
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    Of image size and number of frames only ``num_patches`` is known.
+    Image size and number of frames do not follow from shapes, only ``num_patches``.
 
     Raises:
-        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+        LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
     """
     fields = common_geometry(shapes, 5)
     dimension(shapes, "encoder.cls_token", 3, axis=2)
@@ -65,7 +65,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the schema of a geometry; only the number of patches of the grid is relevant."""
+    """Return the schema of all models with a geometry, whatever the grid of the patches."""
     left_out = ("num_patches", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch = measured["patch_size"]

@@ -45,7 +45,7 @@ TRANSFORMERS_CLASSES = {
     "encoder": Classes(("videomae",), tuple(ARCHITECTURES.values()), READ_FIELDS),
     "classify": Classes(("videomae",), (ARCHITECTURES["classify"],), READ_FIELDS),
 }
-# The names of the authors' factory functions, which their programs store.
+# Names of the authors' factory functions, which their programs store in checkpoints.
 FACTORY = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge|giant)_patch\d+_\d+")
 HEADS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
 HEADS["giant"] = (1408, 16)
@@ -55,7 +55,7 @@ ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "mask_ratio": ("mask_ratio", float),
     "norm_pix_loss": ("normlize_target", bool),
 }
-LIKE = "as in the authors' pre-training on Kinetics-400 (one in 2 on Something-Something V2)"
+LIKE = "as in the authors' pre-training on Kinetics-400 (on Something-Something V2, one frame in 2)"
 DEVIATION_FLOOR = 1e-6
 
 
@@ -88,7 +88,7 @@ class VideoMAE(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of a geometry."""
+        """Return the schema of all models with a geometry."""
         return canonical.expected(geometry, task, names)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
@@ -111,11 +111,11 @@ class VideoMAE(Family):
             "image_std": values["image_std"],
         }
         if "use_mean_pooling" not in evidence.geometry:
-            fields["use_mean_pooling"] = False  # a pre-training model has the encoder's norm
+            fields["use_mean_pooling"] = False  # pre-training models have the encoder's norm
         return fields
 
     def function_fields(self, model: VideoMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that change the function but are not stored in tensors."""
+        """Return the fields that change the function and are not stored in tensors."""
         fields = super().function_fields(model, task)
         if task == "pretrain":
             fields["decoder_norm_eps"] = float(model.decoder_norm_eps)
@@ -124,7 +124,7 @@ class VideoMAE(Family):
         return fields
 
     def new_head_fields(self, model: VideoMAEConfig, num_labels: int) -> dict[str, Any]:
-        """Return the changed fields of an encoder to which a classifier head is added.
+        """Return the fields that change when a classifier head is added to an encoder.
 
         The input of the head is the mean of all tokens, as in the authors' fine-tuning, because
         there is no class token.
@@ -132,7 +132,7 @@ class VideoMAE(Family):
         return {**super().new_head_fields(model, num_labels), "use_mean_pooling": True}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that are compared in a verdict, in order."""
+        """Return the configuration fields that a verification compares, in order."""
         fields = (*super().compared_fields(tasks), "num_frames", "tubelet_size")
         if tasks == {"classify"}:
             fields += ("num_labels", "use_mean_pooling")
@@ -143,8 +143,8 @@ class VideoMAE(Family):
         model = configuration.model
         if (model.hidden_size, model.num_attention_heads) == (384, 16):
             yield (
-                "16 attention heads is the value of small models from transformers' conversion"
-                " script; the authors' small model has 6, so the two are not the same"
+                "16 attention heads is the value of small models that transformers' conversion"
+                " script wrote; the authors' small model has 6, so the two are not the same"
                 f" function{'' if layout == 'transformers' else ': use 6 for the authors files'}"
             )
 
@@ -154,14 +154,14 @@ class VideoMAE(Family):
         if biases and all(s["min"] == s["max"] == 0 for s in biases):
             yield (
                 "the biases of queries and values are zero in every block: transformers 5.0 and"
-                " later, until its pull request 48675, loaded them as zeros, and a model that it"
-                " saved has lost them; use the file that it was loaded from"
+                " later, until its pull request 48675, loaded these biases as zeros, so files that"
+                " it saved have lost them; use the file from which such a model was loaded"
             )
 
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
-        """Return distinct noise (batch, L) that removes the same patches of all time steps.
+        """Return distinct noise (batch, L) that removes the same patches at every time step.
 
-        The patches with the lowest ranks are visible, the same ones at every time step.
+        The patches with the lowest noise remain visible.
         """
         time, rows, columns = config.grid_shape
         patches, total = rows * columns, config.num_patches
@@ -170,7 +170,7 @@ class VideoMAE(Family):
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
 
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
-        """Return mean and deviation that make normalized pixels of a prediction.
+        """Return the mean and the deviation that convert a prediction to normalized pixels.
 
         The prediction consists of pixels from 0 to 1 or, with ``norm_pix_loss``, of pixels
         normalized for each channel of a patch.
@@ -179,11 +179,11 @@ class VideoMAE(Family):
         if not config.norm_pix_loss:
             return -center / scale, 1 / scale
         mean, variance = statistics_of_patches(pixels, config, per_channel=True)
-        # The variance of pixels from 0 to 1; mean x scale + center is their mean.
+        # Statistics of pixels from 0 to 1: mean x scale + center is their mean.
         return mean, np.sqrt(variance) + DEVIATION_FLOOR / scale
 
     def ratio_that_keeps(self, visible: int, config: VideoMAEConfig) -> float:
-        """Return a mask ratio with which a model keeps this many patches."""
+        """Return a mask ratio with which a model has a number of visible patches."""
         time, rows, columns = config.grid_shape
         patches, of_time = rows * columns, visible // time
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
@@ -197,13 +197,14 @@ class VideoMAE(Family):
         return "the mean of all patches" if model.use_mean_pooling else "the first patch"
 
     def target_in_words(self, model: VideoMAEConfig) -> str:
-        """Return instructions to convert a predicted patch to an image."""
+        """Return instructions for converting a predicted patch to pixels, as a sentence."""
         if not model.norm_pix_loss:
             return "removed patches are predicted as pixels from 0 to 1"
         return (
-            "removed patches are predicted normalized for each channel: to show one, multiply it by"
-            " the deviation of that channel of the original patch, sqrt(unbiased variance) + 1e-6,"
-            " and add its mean, which the model does not predict; this gives pixels from 0 to 1"
+            "removed patches are predicted normalized per channel: to display a patch, multiply"
+            " each channel by its standard deviation in the original patch, sqrt(unbiased variance)"
+            " + 1e-6, and add its mean, neither of which the model predicts; the results are pixels"
+            " from 0 to 1"
         )
 
 

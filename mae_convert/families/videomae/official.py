@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from mae_convert.families.official_models import Card, OfficialModel
 from reference_models.configuration import VideoMAEConfig
 
-LICENSE = "cc-by-nc-4.0"  # of MCG-NJU/VideoMAE
-# Width, depth, heads and hidden width of the MLP, then of the decoder width, depth and heads.
+LICENSE = "cc-by-nc-4.0"  # the licence of MCG-NJU/VideoMAE
+# Width, depth, heads and hidden width of the MLP; then width, depth and heads of the decoder.
 _SIZES = {
     "S": ((384, 12, 6, 1536), (192, 4, 3)),
     "B": ((768, 12, 12, 3072), (384, 4, 6)),
@@ -18,7 +18,7 @@ _SIZES = {
     "H": ((1280, 32, 16, 5120), (640, 12, 8)),
     "g": ((1408, 40, 16, 6144), (512, 4, 8)),  # version 2
 }
-# The models that transformers' conversion script knows: name on the Hub after "videomae-", data.
+# The models of transformers' conversion script: name on the Hub after "videomae-" → data set.
 _ON_THE_HUB = {
     "small-finetuned-kinetics": "Kinetics-400",
     "small-finetuned-ssv2": "Something-Something v2",

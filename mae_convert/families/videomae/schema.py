@@ -63,11 +63,11 @@ def _blocks(
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    Positions are not stored, so that neither the size nor the number of frames is among them.
-    ``layer_scale`` is whether there is one; its initial value is unknown.
+    Positions are not stored, so image size and number of frames do not follow from shapes.
+    ``layer_scale`` is whether the model has a layer scale; its initial value is unknown.
 
     Raises:
-        LayoutError: a tensor that determines a size is missing or has an invalid rank.
+        LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
     """
     fields = common_geometry(shapes, 5) | {"layer_scale": SCALED in shapes}
     task = task_of(shapes)
@@ -79,7 +79,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str, names: Iterable[str]) -> Schema:  # noqa: ARG001
-    """Return the schema of a geometry; its size and number of frames do not matter."""
+    """Return the schema of all models with a geometry; the sizes of images do not matter."""
     left_out = ("layer_scale", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     config = VideoMAEConfig(

@@ -1,4 +1,4 @@
-"""The layouts by name; a new layout is a module that is registered here."""
+"""The layouts of the image MAE by name; a new layout is a module that is registered here."""
 
 from mae_convert.families import unknown_layout
 from mae_convert.families.mae.layouts.facebook import FACEBOOK

@@ -1,4 +1,4 @@
-"""The layout of the original code, facebookresearch/mae (timm's names, query, key, value fused)."""
+"""The layout of the original code: timm's names, with query, key and value in one tensor."""
 
 from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
 from mae_convert.layouts.layout import IMAGENET, Layout
@@ -43,7 +43,7 @@ PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
 
 
 def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
-    """Return the rows of a linear probe for the names of its batch norm and linear layer."""
+    """Return the rows of a linear probe with the given names of batch norm and linear layer."""
     return (
         *TOKENS,
         *_patches_and_blocks(block),
@@ -58,7 +58,7 @@ def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the tables of one variant of a block: with decoder, without, and of linear probes."""
+    """Return the tables for one variant of a block: pre-training, encoder, linear probes."""
     patches_and_blocks = _patches_and_blocks(block)
     return (
         Table(
@@ -89,7 +89,7 @@ def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
         ),
         # main_linprobe.py, with or without --global_pool.
         Table(f"{name}, linear probe", ("classify",), _probe("head.0", "head.1", block)),
-        # test_time_training_mae stores the probe outside the MAE.
+        # test_time_training_mae stores the probe beside the MAE and not in it.
         Table(f"{name}, linear probe beside", ("classify",), _probe("bn", "head", block)),
     )
 

@@ -1,8 +1,9 @@
 """This project's Keras 3 models: ``.weights.h5``, and the archives ``.keras`` of ``model.save``.
 
-Keras names a dataset by the attributes that lead to its layer and numbers the layer's variables in
-the order of their creation: a dense layer has its kernel at 0 and its bias at 1, a norm gamma and
-beta, the embeddings class token and positions, the decoder mask token and positions.
+The name of a dataset consists of the attributes that lead to its layer and the number of the
+variable in the order of creation. Numbers 0 and 1 are kernel and bias of a dense layer, gamma and
+beta of a norm, class token and positions of the embeddings, mask token and positions of the
+decoder.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ MODULE = f"{PACKAGE}.keras.mae"
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
+    """Return the ``config.json`` of a ``.keras`` file for a model."""
     class_path = f"{MODULE}:{TENSORFLOW_CLASSES[complete['task']]}"
     return archived_model(class_path, ViTMAEConfig.from_dict(complete).to_dict(), complete["dtype"])
 

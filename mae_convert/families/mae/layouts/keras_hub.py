@@ -1,7 +1,7 @@
 """KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, as ``save_weights`` writes them.
 
-Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration. The number
-of heads is part of the shapes. The first block's name has no number.
+Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration. The shapes
+contain the number of heads. The name of the first block has no number.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a configuration, a KerasHub preset or a ``.keras`` file.
 
     Raises:
-        ConfigurationError: it is not a configuration of these classes, or the model is pooled.
+        ConfigurationError: the configuration is not one of these classes, or the classifier is
+            pooled.
     """
     if "keras" not in config:
         return dict(config)

@@ -1,7 +1,7 @@
 """lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two naming variants.
 
-The variant up to version 1.5 (``MAEDecoderTIMM``, deprecated in 1.6) is written. The backbone has a
-mask token of the encoder's width that MAE does not use.
+The names up to version 1.5 (``MAEDecoderTIMM``, deprecated in 1.6) are written. The backbone also
+has a mask token of the encoder's width, which MAE does not use.
 """
 
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS
@@ -67,7 +67,7 @@ SINCE_1_6 = Table(
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
     """Return why lightly's classes do not support a model, or None.
 
-    Rectangular models are supported if the classes do not initialize the positions
+    Models with rectangular images can be loaded if the classes do not initialize the positions
     (``pos_embed_initialization="skip"``, ``initialize_weights=False``).
     """
     square = config.patch_hw[0] == config.patch_hw[1]

@@ -23,19 +23,19 @@ ENCODER = (
     Repeat("encoder.blocks.#", "backbone.layers.#", BLOCK),
     Row("encoder.norm.{weight,bias}", "backbone.ln1.{weight,bias}"),
 )
-# Fine-tuned: `out_type="avg_featmap", final_norm=False` has a separate norm, `ln2`, after the mean
-# of the patches; `out_type="cls_token"` has `ln1`. LinearClsHead follows.
+# Fine-tuned classifiers: with `out_type="avg_featmap", final_norm=False`, a norm `ln2` follows the
+# mean of the patches; with `out_type="cls_token"`, the norm is `ln1`. The head is a LinearClsHead.
 CLASSIFIER = (
     *ENCODER,
     Row("head.norm.{weight,bias}", "backbone.ln2.{weight,bias}"),
     Row("head.{weight,bias}", "head.fc.{weight,bias}"),
 )
-# VisionTransformerClsHead without a hidden layer.
+# Classifiers with a VisionTransformerClsHead that has no hidden layer.
 TOKEN_CLASSIFIER = (*ENCODER, Row("head.{weight,bias}", "head.layers.head.{weight,bias}"))
 
 
 def _probe(head: str) -> tuple[Row | Repeat, ...]:
-    """Return the rows of a linear probe: ClsBatchNormNeck before the head."""
+    """Return the rows of a linear probe, which has a ClsBatchNormNeck before the head."""
     return (
         *ENCODER,
         Row(
@@ -59,8 +59,9 @@ DECODER = (
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why mmpretrain's classes do not support a model, or None.
 
-    The encoder supports any image. The decoder's class has square patches, biases and GELU; its
-    head, which cuts images into patches, supports only square images with three channels.
+    The class of the encoder supports images of any shape. The class of the decoder has square
+    patches, biases and GELU; the class of the pre-training head supports only square images with
+    three channels.
     """
     if task != "pretrain":
         return None
@@ -90,7 +91,7 @@ MMPRETRAIN = Layout(
     ),
     containers=(PTH, SAFETENSORS),
     state_key="state_dict",
-    # All configurations of its MAE predict normalised patches.
+    # All configurations of MAE in mmpretrain predict normalised patches.
     conventions={**FACEBOOK.conventions, "norm_pix_loss": True},
     refusal=refusal,
 )

@@ -22,7 +22,7 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
     "gelu_pytorch_tanh": "gelu_tanh",
     "swish": "silu",
 }
-EPSILON = 1e-6  # timm's ViT has no argument for it
+EPSILON = 1e-6  # the epsilon of timm's layer norm, for which its ViT has no argument
 
 
 ARGUMENTS = {
@@ -33,7 +33,7 @@ ARGUMENTS = {
     "num_channels": "in_chans",
     "qkv_bias": "qkv_bias",
 }
-"""timm's model arguments that correspond to configuration fields."""
+"""Argument of timm's models → configuration field."""
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     if "architecture" not in stored:
         return dict(stored)
     arguments = stored.get("model_args") or {}
-    # The older form has no nested mapping.
+    # timm before version 0.9 wrote all fields in one flat mapping.
     pretrained = (stored.get("pretrained_cfg") or {}) if "pretrained_cfg" in stored else stored
     inputs = pretrained.get("input_size")
     inputs = list(inputs) if isinstance(inputs, list | tuple) else []
     values = {
-        # An architecture of another width would have another number of heads.
+        # The number of heads of an architecture applies only to its width.
         **sizes_named(stored["architecture"]),
         **{ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments},
         "image_size": arguments.get("img_size") or inputs[1:],
@@ -85,7 +85,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,
-        # timm does not mask and passes over these; a conversion back needs them.
+        # timm does not mask and ignores these fields; a conversion back needs them.
         **({"key_bias": complete["key_bias"]} if "key_bias" in complete else {}),
         "mask_ratio": config.mask_ratio,
         "global_pool": config.global_pool if classifies else "token",
@@ -99,7 +99,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
             "mlp_ratio": config.intermediate_size / config.hidden_size,
             "qkv_bias": config.qkv_bias,
             "act_layer": ACTIVATION_NAMES[config.hidden_act],
-            # timm passes over the field of this name above when it makes the model.
+            # timm ignores the field of this name above when it creates the model.
             "global_pool": config.global_pool if classifies else "token",
             **({"fc_norm": False} if classifies and config.fc_norm is False else {}),
         },
@@ -123,7 +123,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         return "timm has no decoder; convert the encoder with ", Option("task", "encoder")
     if config.layer_norm_eps != EPSILON:
         return (
-            f"timm's ViT has a layer norm epsilon of {EPSILON}, but this model one of"
+            f"timm's ViT has a layer norm epsilon of {EPSILON}, but this model has"
             f" {config.layer_norm_eps}; facebook, transformers and keras support it"
         )
     return None

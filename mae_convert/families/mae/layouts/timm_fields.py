@@ -1,7 +1,7 @@
-"""The fields of timm's ``config.json``, its models' arguments, and what their names imply.
+"""The fields of timm's ``config.json``: architecture names, model arguments and preprocessing.
 
-timm creates a model with the arguments of its ``architecture``, overridden by ``model_args``: an
-architecture's name implies everything that its function in timm sets.
+timm creates a model with the arguments that the function named by ``architecture`` sets;
+``model_args`` override them.
 """
 
 import math
@@ -21,20 +21,23 @@ from mae_convert.layouts.config_fields import (
 )
 from mae_convert.text import shown
 
-# Architectures by width, depth and heads; every other size is the base one with arguments.
+# Architectures by width, depth and heads; for other sizes, the base architecture is written with
+# arguments.
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
          "large": (1024, 24, 16), "huge": (1280, 32, 16)}  # fmt: skip
 PLAIN = re.compile(
     r"vit_(?P<size>tiny|small|base|large|huge)_patch(?P<patch>\d+)_\d+(_(in21k|sam|dino))?(\.\w+)?"
 )
-"""Architectures for which timm sets only width, depth, heads and patch size; a tag identifies the
-weights."""
+"""Architectures for which timm sets only width, depth, heads and patch size.
+
+A tag after a dot identifies the weights.
+"""
 
 # timm's name of an activation → the name in transformers.
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
                "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-"""timm's name of a filter, and Pillow's number."""
+"""timm's name of a resampling filter → Pillow's number."""
 
 NO_PLACE = "no supported layout can represent such a model; run it with timm"
 OFF = Only(NOTHING, NO_PLACE)
@@ -59,7 +62,7 @@ ARGUMENTS: Mapping[str, Treatment] = {
         ),
         READ,
     ),
-    # Options of training, and of the initialization before the weights are loaded.
+    # Options that affect only training or the initialization before the weights are loaded.
     **dict.fromkeys(
         (
             "attn_drop_rate",
@@ -142,13 +145,13 @@ DATA: Mapping[str, Treatment] = {
     ),
     "label_offset": Only(
         NOTHING,
-        "timm then drops the first classes of the head; write the model with timm's save_for_hf, "
+        "timm then drops the first classes of the head; save the model with timm's save_for_hf "
         "and use that directory",
     ),
 }
 FIELDS: Mapping[str, Treatment] = {
     **dict.fromkeys(("architecture", "global_pool", "label_names", "num_classes"), READ),
-    **dict.fromkeys(("key_bias", "mask_ratio"), READ),  # of this project
+    **dict.fromkeys(("key_bias", "mask_ratio"), READ),  # fields of this project, which timm ignores
     **dict.fromkeys(
         ("label_descriptions", "num_features", "timm_version", "library_name"), HARMLESS
     ),
@@ -156,14 +159,15 @@ FIELDS: Mapping[str, Treatment] = {
     "pretrained_cfg": Fields(DATA),
 }
 LEGACY = {**DATA, **FIELDS, "labels": READ}
-"""Fields in one flat mapping, as timm wrote them before version 0.9."""
+"""The fields of the flat mapping that timm wrote before version 0.9."""
 
 
 def unknown_in_config(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of ``config.json`` whose effect in timm is unknown.
+    """Return the fields of ``config.json`` that may change the function in timm in an unknown way.
 
     Raises:
-        ConfigurationError: a field changes the model in a way that no supported layout can hold.
+        ConfigurationError: a field changes the model in a way that no supported layout can
+            represent.
     """
     table = FIELDS if "pretrained_cfg" in config else LEGACY
     return unknown_fields(config, table, "config.json")
@@ -173,7 +177,8 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     """Return the configuration fields that an architecture's name implies.
 
     Raises:
-        ConfigurationError: the name implies more than sizes: other layers, epsilon or activation.
+        ConfigurationError: the architecture has more than other sizes: other layers, epsilon or
+            activation.
     """
     plain = PLAIN.fullmatch(str(architecture))
     if plain is None:
@@ -196,7 +201,7 @@ def activation(name: Any) -> str:
     """Return the canonical name of a timm activation.
 
     Raises:
-        ConfigurationError: it is not supported.
+        ConfigurationError: the activation is not supported.
     """
     known_activation = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
     if known_activation is None:
@@ -262,7 +267,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
         image_hw: height and width of the model's input.
 
     Raises:
-        LayoutError: timm has no fields for it.
+        LayoutError: timm's fields cannot represent the preprocessing.
     """
     height, width = image_hw
     rescale = config.get("rescale_factor")
@@ -287,7 +292,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     if edge is not None:
         settings["crop_mode"], sides = "center", [edge, edge]
     if config.get("do_resize") is False:
-        return {**settings, "crop_mode": "squash"}  # the images have the model's size already
+        return {**settings, "crop_mode": "squash"}  # no resizing
     settings["crop_pct"] = _share(height, sides[0]) if sides else None
     stored = (
         preprocessing(settings, image_hw)
@@ -311,7 +316,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
 
 
 def _share(inner: int, outer: Any) -> float | None:
-    """Return a crop_pct for which timm computes exactly this size before cropping."""
+    """Return the crop_pct for which timm resizes images to exactly this size, or None."""
     if type(outer) is not int or outer < 1:
         return None
     exact = inner / outer

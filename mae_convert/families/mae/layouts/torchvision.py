@@ -50,7 +50,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         return "torchvision's ViT has biases, three channels and GELU; convert to timm"
     if config.layer_norm_eps != EPSILON:
         return (
-            f"torchvision's ViT has a layer norm epsilon of {EPSILON}, but this model one of"
+            f"torchvision's ViT has a layer norm epsilon of {EPSILON}, but this model has"
             f" {config.layer_norm_eps}; transformers and keras support it"
         )
     return None

@@ -1,8 +1,9 @@
 """Hugging Face transformers, PyTorch: ViTMAEModel, ViTMAEForPreTraining, ViTForImageClassification.
 
-Three variants of the names are read. Names of version 4 are written, because every version loads
-them. Version 5 saves the decoder's blocks as ``decoder.decoder_encoder.layer``, which version 4
-initializes at random instead of loading them; and its ``state_dict()`` has other names.
+Three naming variants are read: that of version 4, which is also written because every version loads
+it; that of files saved by version 5, in which the decoder's blocks are
+``decoder.decoder_encoder.layer`` (version 4 does not load these and initializes the blocks at
+random); and that of ``state_dict()`` in version 5.
 """
 
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def _decoder(blocks: str, block: tuple[Row, ...]) -> Rows:
 def _naming_variant(
     version: str, encoder_blocks: str, decoder_blocks: str, block: tuple[Row, ...]
 ) -> tuple[Table, ...]:
-    """Return the tables of one version's names: with decoder, bare encoder, with head."""
+    """Return the tables of one naming variant: pre-training model, encoder and classifier."""
     encoder = _encoder("vit.", encoder_blocks, block)
     head = Row("head.{weight,bias}", "classifier.{weight,bias}")
     name = f"transformers, {version}"
@@ -117,7 +118,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     task = complete["task"]
     names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
     written = {name: complete[name] for name in names}
-    if "key_bias" in complete:  # no class of transformers reads it; a conversion back does
+    if "key_bias" in complete:  # transformers ignores this field; a conversion back reads it
         written["key_bias"] = complete["key_bias"]
     written["architectures"] = [PYTORCH_CLASSES[task]]
     written["model_type"] = "vit" if task == "classify" else "vit_mae"

@@ -1,11 +1,12 @@
 """transformers' TensorFlow classes (removed in version 5): ``tf_model.h5``.
 
 A dataset's path is the layer's name, then the weight's name, which begins with the name scope of
-the class. Loading throws the scope away, so any scope is read, and the class's own is written.
-Fixed position embeddings come last in their layer, because Keras lists frozen weights last.
+the class. transformers ignores the scope when it loads a file, so any scope is read, and the scope
+of the class is written. Fixed position embeddings come last in their layer, because Keras lists
+frozen weights last.
 
 In shards (``tf_model-00001-of-00002.h5``) and in safetensors files with the metadata ``format: tf``
-the name of a tensor is the weight's without the scope, and without the layer before it.
+the name of a tensor is the weight's name without the scope and the layer.
 """
 
 from mae_convert.errors import Text
@@ -74,9 +75,9 @@ def _decoder(decoder: str) -> Rows:
 
 
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
-    """Return the three tables for the name scope of each class.
+    """Return the tables of the three classes, whose name scopes are given.
 
-    With "" as the scope, the names have no layer either.
+    With "" as the scope, the names contain no layer either.
     """
 
     def at(layer: str, scope: str) -> str:
@@ -110,7 +111,7 @@ WITHOUT_SCOPE = _tables("transformers-tf, names without the class", "", "", "")
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why the TensorFlow classes do not support a model, or None.
 
-    Those of 4.57.6 require ``image_size`` as one number, assign the fixed positions of a square
+    The classes of 4.57.6 require ``image_size`` as one number, create fixed positions for a square
     grid, and always have query, key and value biases.
     """
     if reason := refusal_in_pytorch(config, task):

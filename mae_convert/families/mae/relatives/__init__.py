@@ -1,8 +1,9 @@
-"""Families of models: which are refused, which are read as encoders, and how each is named.
+"""Models that are related to MAE: which are refused, which are read, and how each is recognised.
 
-``refused`` has models that look like MAE but are not, ``known`` has models with the same shapes,
-and ``naming`` determines the known model to which a checkpoint belongs. No other code refers to
-such a model by name; a new one is added to a table here.
+The module ``refused`` lists models that are similar to MAE and cannot be converted, ``known`` lists
+related models that can be converted, wholly or in part, and ``naming`` determines which of these a
+checkpoint is. No other code refers to a related model by name; a new model is added to one of these
+tables.
 """
 
 from mae_convert.families.mae.relatives.known import KNOWN, Relative

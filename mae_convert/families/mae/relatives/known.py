@@ -1,8 +1,8 @@
-"""Model families with MAE's tensor shapes, as data: how each is recognised, and its caveats.
+"""Related models with MAE's tensor shapes, as data: how each is recognised, and its caveats.
 
-A family is recognised by a tensor that only it has, by training arguments in the checkpoint or,
-without these, by shapes: then the result is only probable, because other families
-have the same shapes.
+A related model is recognised by the name of a tensor that no other model has, by training arguments
+in the checkpoint or, without these, by shapes. By shapes, the result is only probable, because
+other models have the same shapes.
 """
 
 from collections.abc import Mapping
@@ -14,47 +14,50 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Relative:
-    """A family of models that this project converts, wholly or in part."""
+    """A model that is related to MAE and that this project converts, wholly or in part."""
 
     name: str
     """Its common name."""
 
     key: str | None = None
-    """Pattern of a tensor's name that only this family has."""
+    """Pattern of the name of a tensor that only this model has."""
 
     decoder: str | None = None
-    """Pattern of the names that are dropped if ``key`` matches, because the decoder is not an MAE
-    decoder; the encoder is read."""
+    """Pattern of the names of a decoder other than MAE's, which are dropped if ``key`` matches."""
 
     why_dropped: str = ""
-    """The reason, for the list of dropped tensors."""
+    """Why the decoder is dropped, for the list of dropped tensors."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Training arguments that only this family's programs store, each with a pattern of its value
-    as text; one of them is sufficient."""
+    """Training argument → pattern of its value as text, for arguments that only this model has.
+
+    One matching argument is sufficient.
+    """
 
     shapes: tuple[Fields, ...] = ()
-    """Alternative sets of fields (geometry and ``task``) that identify this family; all fields of a
-    set must match. Decoder fields are compared for pre-training models only."""
+    """Alternative sets of fields (geometry and ``task``) that suggest this model.
+
+    All fields of one set must match. Decoder fields are compared for pre-training models only.
+    """
 
     by_patches: Mapping[int, Fields] = field(default_factory=dict)
-    """Number of patches → the family's conventions for this size, by configuration field."""
+    """Number of patches → configuration field → the value that this model uses for this size."""
 
     preprocessing: Fields = field(default_factory=dict)
-    """The values that ``preprocessor_config.json`` must have for this family."""
+    """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
     """Training argument → why a model that was trained with it cannot be read."""
 
     unresampled: str | None = None
-    """Why its position embeddings cannot be resampled for another size, or None."""
+    """Why the position embeddings cannot be resampled for another image size, or None."""
 
     caveat: str | None = None
     """A caveat for users of the converted model."""
 
 
 def _size(width: int, depth: int, patch: int, **more: Any) -> Fields:
-    """Return the fields of a ViT with three channels and an MLP ratio of 4."""
+    """Return the configuration fields of a ViT with three channels and an MLP ratio of 4."""
     return {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -69,7 +72,8 @@ def _decoder(width: int, depth: int) -> Fields:
     return {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth}
 
 
-# He et al. 2021, table 1: the default decoder, which was published, is 512 wide and 8 blocks deep.
+# He et al. 2021, table 1: the default decoder, also that of the official files, has width 512 and 8
+# blocks.
 PUBLISHED_DECODER = _decoder(512, 8)
 SMALL, BASE = _size(384, 12, 16), _size(768, 12, 16)
 LARGE, HUGE = _size(1024, 24, 16), _size(1280, 32, 14)
@@ -81,9 +85,9 @@ MAE = tuple(
 
 
 def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
-    """Return the conventions of AudioMAE's pre-training (``main_pretrain.py``) for a data set.
+    """Return the fields of AudioMAE's pre-training (``main_pretrain.py``) for a data set.
 
-    Pixels are log mel energies, less the mean, divided by twice the deviation.
+    Pixels are log mel energies from which the mean is subtracted, divided by twice the deviation.
     """
     return {
         "image_size": (frames, 128),
@@ -112,7 +116,7 @@ AUDIO_MAE = Relative(
     impossible={"use_custom_patch": "its patches overlap, unlike those of a ViT"},
     unresampled=(
         "AudioMAE uses the position table of 8 x 64 patches for its grid of 64 x 8, in row-major "
-        "order, so rows that are adjacent in the table do not belong to adjacent patches"
+        "order, so adjacent rows of the table do not belong to adjacent patches"
     ),
     caveat=(
         "its images are one-channel spectrograms (time x 128 log mel energies), normalised by "
@@ -192,4 +196,4 @@ FG_MAE = Relative(
 )
 
 KNOWN = (*MAE, AUDIO_MAE, SCALE_MAE, CROSS_MAE, RETFOUND, MEDICAL_MAE, MAWS, SSL4EO, FG_MAE)
-"""Families in order of preference, if several have the same names and shapes."""
+"""The related models, in order of preference if several have the same names and shapes."""

@@ -1,4 +1,4 @@
-"""Identify the related model family of a checkpoint, as far as possible."""
+"""Identify the related model that a checkpoint belongs to, as far as possible."""
 
 import re
 from collections.abc import Mapping
@@ -14,18 +14,20 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Membership:
-    """The family of a checkpoint, and the evidence."""
+    """The related model of a checkpoint, and the evidence for it."""
 
     relative: Relative
     certain: bool
-    """Whether a tensor's name, the training arguments or the conversion record proves it; otherwise
-    only the shapes suggest it, which other families have too."""
+    """Whether a tensor's name, training arguments or the conversion record identifies the model.
+
+    If not, the shapes suggest the model, but other models have the same shapes.
+    """
 
     because: str
     """The evidence as text."""
 
     also: tuple[str, ...] = ()
-    """Other families that have the same shapes."""
+    """Other related models that have the same shapes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the membership as plain data, for reports and records."""
@@ -38,11 +40,11 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return the family's conventions for this number of patches; shapes alone imply none."""
+        """Return the model's fields for a number of patches; empty if only shapes suggest it."""
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
-        """Return the family's image size for this number of patches, for a message."""
+        """Return a phrase about the model's image size for a number of patches, for a message."""
         height, width = self.relative.by_patches.get(patches, {}).get("image_size", (0, 0))
         return f" ({self.relative.name}, which has these shapes, has {height}x{width})" * bool(
             height
@@ -50,11 +52,11 @@ class Membership:
 
 
 def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes, dict[str, str]]:
-    """Remove the tensors of an unsupported decoder, so that only the encoder is read.
+    """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
     Returns:
-        The family and the tensor that identifies it, or None; the remaining tensors; and the
-        dropped ones, with the reason.
+        The related model and the tensor that identifies it, or None; the shapes of the remaining
+        tensors; and the names of the dropped tensors with the reason.
     """
     for family in KNOWN:
         if family.key is None or family.decoder is None:
@@ -76,16 +78,16 @@ def name_relative(
     recorded: Any,
     fields: Fields,
 ) -> Membership | None:
-    """Return the family of a checkpoint, or None.
+    """Return the related model of a checkpoint, or None.
 
     Args:
-        by_key: the family that a tensor's name identifies, and that name.
+        by_key: the related model that a tensor's name identifies, and that name.
         arguments: the training arguments in the checkpoint.
-        recorded: the family in the conversion record of the file.
+        recorded: the related model in the conversion record of the file.
         fields: the geometry that follows from the shapes, and ``task``.
 
     Raises:
-        CheckpointError: the training arguments are those of an unsupported model of this family.
+        CheckpointError: the training arguments are those of a variant that is not supported.
     """
     membership = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
     membership = membership or _by_shapes(fields)
@@ -113,7 +115,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the family that an earlier conversion recorded; anyone can edit a record."""
+    """Return the related model in a conversion record, if it is known and was certain."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)

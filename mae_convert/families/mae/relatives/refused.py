@@ -1,8 +1,8 @@
-"""Models that are similar to MAE or often mistaken for it, and the libraries that read them.
+"""Models that are similar to MAE or mistaken for it, and the libraries that can read them.
 
 The error message names the model and the tensor that identifies it, which is more helpful than a
-list of a hundred names that do not fit. If other models have the same tensor name, several tensors
-or a specific rank are required. Other models are identified by ``config.json`` or
+list of unexpected names. If the name of one tensor does not identify a model, several names or a
+number of dimensions are required. Some models are identified by ``config.json`` or
 ``adapter_config.json``.
 """
 
@@ -19,7 +19,7 @@ Key = str | tuple[str, int]
 
 @dataclass(frozen=True)
 class Refused:
-    """A kind of models that this project does not convert."""
+    """A model that this project does not convert."""
 
     name: str
     """Its common name."""
@@ -36,7 +36,7 @@ def _refused(name: str, *keys: Key, instead: str) -> Refused:
     return Refused(name, keys, instead)
 
 
-# If two models match, the more specific one must come first.
+# If several models match, the first is reported, so the more specific model must come first.
 REFUSED = (
     _refused(
         "a LoRA adapter, or a model with a LoRA adapter that is not merged",
@@ -48,8 +48,8 @@ REFUSED = (
         "AdaptFormer, a ViT with adapters in its blocks",
         r"(.*\.)?adaptmlp\..*",
         instead=(
-            "the authors' code, ShoufaChen/AdaptFormer; the MAE that it was trained from is the "
-            "file that was passed to its training program as --finetune"
+            "the authors' code, ShoufaChen/AdaptFormer, or the MAE from which it was trained (the "
+            "file that was passed to the training program as --finetune)"
         ),
     ),
     _refused(
@@ -249,15 +249,15 @@ shown unchanged."""
 
 
 def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
-    """Return the model that tensor names identify, and the first of these names, or None."""
+    """Return the model that the tensor names identify, and the first identifying name, or None."""
     for family in REFUSED:
-        matches = [_found(key, shapes) for key in family.keys]
+        matches = [_first_match(key, shapes) for key in family.keys]
         if None not in matches:
             return family, str(matches[0])
     return None
 
 
-def _found(key: Key, shapes: Mapping[str, Shape]) -> str | None:
+def _first_match(key: Key, shapes: Mapping[str, Shape]) -> str | None:
     """Return the first name that matches a key, or None."""
     pattern, rank = (key, None) if isinstance(key, str) else key
     names = (n for n, shape in shapes.items() if rank in (None, len(shape)))
@@ -269,12 +269,12 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a sentence that names the model and what to use instead, or None.
+    """Return a message that names a model that is not converted and what to use instead, or None.
 
     Args:
-        shapes: its tensors' names and shapes.
-        config: its ``config.json``, if there is one.
-        adapter: its ``adapter_config.json``, if there is one.
+        shapes: the names and shapes of the checkpoint's tensors.
+        config: the checkpoint's ``config.json``, or None.
+        adapter: the checkpoint's ``adapter_config.json``, or None.
     """
     if adapter is not None:
         kind, base = (
@@ -283,8 +283,8 @@ def explain(
         )
         of = f" of {base}" if base else ""
         return (
-            f"this is an adapter{of} (adapter_config.json: peft_type {kind}) and not a whole model;"
-            f" use instead: {MERGE}"
+            f"this is an adapter{of} (adapter_config.json: peft_type {kind}) and not a complete"
+            f" model; use instead: {MERGE}"
         )
     reason = _reason_in_config(config or {})
     relative = recognise_family(shapes)

@@ -1,4 +1,4 @@
-"""This project's Keras 3 models of MAE-ST; the tables follow which tokens and positions exist."""
+"""This project's Keras 3 models of MAE-ST; a table for each combination of tokens and positions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ CLASSES = {
 
 
 def _tokens(part: str, *, separate: bool, with_class: bool) -> Iterator[Row]:
-    """Yield the rows of a part's own variables, which Keras numbers in the order of creation."""
+    """Yield the rows for tokens and positions of a part, numbered in the order of creation."""
     names = ["mask_token"] * (part == "decoder")
     names += ["cls_token"] * with_class
     if separate:
@@ -62,7 +62,7 @@ def _table(*, separate: bool, with_class: bool) -> Table:
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
+    """Return the ``config.json`` of a ``.keras`` file for a model."""
     config = MAESTConfig.from_dict(complete).to_dict()
     return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 

@@ -1,4 +1,4 @@
-"""This project's Keras 3 models of Prithvi-EO: ``.weights.h5``, and archives ``.keras``."""
+"""This project's Keras 3 models of Prithvi-EO, in ``.weights.h5`` files and ``.keras`` archives."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ CLASSES = {
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
+    """Return the ``config.json`` of a ``.keras`` file for a model."""
     config = PrithviConfig.from_dict(complete).to_dict()
     return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 

@@ -1,4 +1,4 @@
-"""The layout of the authors' files: names of version 2, which are written, and flat ones of 1."""
+"""The layout of the authors' files; names of version 2 are written, flat names of version 1 read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,10 +47,11 @@ TABLES = (
     Table("prithvi, flat names", ("pretrain",), (*_encoder(""), *_decoder(""))),
     Table("prithvi, encoder", ("encoder",), _encoder("")),
 )
-# Bands blue, green, red, narrow near infrared and two of short-wave infrared, of version 2.
+# Mean and deviation of the bands blue, green, red, narrow near infrared, and two of short-wave
+# infrared in version 2.
 MEAN = (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0)
 STD = (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)
-MEAN_1 = (775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0)  # of version 1
+MEAN_1 = (775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0)  # mean and deviation in version 1
 STD_1 = (1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0)
 CONVENTIONS = {
     "layer_norm_eps": 1e-6,
@@ -60,7 +61,7 @@ CONVENTIONS = {
     "image_mean": MEAN,
     "image_std": STD,
 }
-# The names of the fields below ``pretrained_cfg`` in a config.json on the Hub.
+# Field of ``pretrained_cfg`` in a config.json on the Hub → configuration field.
 NAMES = {
     "img_size": "image_size",
     "num_frames": "num_frames",
@@ -79,7 +80,7 @@ NAMES = {
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of this project's configuration, or of ``pretrained_cfg`` on the Hub."""
+    """Return the configuration fields of a ``config.json`` of this project or of the Hub."""
     theirs = config.get("pretrained_cfg")
     if not isinstance(theirs, Mapping):
         return dict(config)

@@ -1,4 +1,4 @@
-"""This project's Keras 3 models of VideoMAE: ``.weights.h5``, and archives ``.keras``."""
+"""This project's Keras 3 models of VideoMAE, in ``.weights.h5`` files and ``.keras`` archives."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ SCALED_BLOCK = (Row(".{attention,mlp}.scale", "/vars/{0,1}"), *BLOCK)
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for weights of this dtype."""
+    """Return the ``config.json`` of a ``.keras`` file for a model."""
     config = VideoMAEConfig.from_dict(complete).to_dict()
     return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 

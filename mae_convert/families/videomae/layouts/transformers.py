@@ -1,7 +1,7 @@
 """Hugging Face transformers: VideoMAEModel, VideoMAEForPreTraining, VideoMAEForVideoClassification.
 
-Files of all versions have the same names, which are written. In memory, version 5 names the biases
-of queries and values otherwise; that is read.
+Files of all versions have the same names, which are written. The ``state_dict()`` of version 5 has
+other names of query and value biases, which are read too.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import VideoMAEConfig
 
 FINAL_EPS = 1e-5
-"""Epsilon of the decoder's norm and of fc_norm in every version, regardless of config.json."""
+"""Epsilon of the decoder's final norm and of fc_norm, regardless of config.json."""
 
 REST_OF_BLOCK = (
     Row(".attention.{q,k,v}.weight", ".attention.attention.{query,key,value}.weight"),
@@ -45,7 +45,7 @@ def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the tables of one naming variant: with decoder, bare encoder, with head."""
+    """Return the tables of one naming variant: pre-training model, encoder and classifier."""
     encoder = _encoder("videomae.", block)
     decoder = (
         Row("decoder.embed.weight", "encoder_to_decoder.weight"),
@@ -92,7 +92,7 @@ FIELDS = (
     "qkv_bias",
     "tubelet_size",
     "use_mean_pooling",
-    # Of this project: the library has no use for them.
+    # Fields of this project, which transformers ignores.
     "final_layer_norm_eps",
     "mask_ratio",
 )
@@ -101,7 +101,7 @@ FIELDS = (
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` as transformers writes it for the task's class.
 
-    Versions 4 read ``qkv_bias``, versions 5 ``qv_bias``: both are written.
+    Version 4 reads ``qkv_bias``, and version 5 reads ``qv_bias``; both are written.
     """
     task = complete["task"]
     written = {name: complete[name] for name in FIELDS}
@@ -111,7 +111,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
         "qv_bias": complete["qkv_bias"],
     }
     if task == "pretrain":
-        written["use_mean_pooling"] = False  # with it, the class leaves out the encoder's norm
+        written["use_mean_pooling"] = False  # if True, the encoder has no final norm
     if task == "classify":
         written |= labels_as_written(complete)
     return dict(sorted(written.items()))
@@ -120,7 +120,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ``config.json``, without transformers' default labels ``LABEL_0``."""
     fields = without_default_labels(stored)
-    if "qv_bias" in fields:  # the name of version 5
+    if "qv_bias" in fields:  # the name of qkv_bias in version 5
         fields["qkv_bias"] = fields["qv_bias"]
     return fields
 
@@ -148,7 +148,7 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return sentences about deviations of the library's classes."""
+    """Return the norms in which transformers' classes have another epsilon than the model."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
@@ -156,7 +156,7 @@ def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
     if eps == FINAL_EPS or (task == "classify" and not config.use_mean_pooling):
         return ()
     sentence = (
-        f"transformers' class has the epsilon {FINAL_EPS:g} in {norm}, regardless of config.json,"
+        f"transformers uses the epsilon {FINAL_EPS:g} in {norm}, regardless of config.json,"
         f" but this model has {eps:g}, so the outputs of the library differ slightly from those of"
         " the original"
     )
