@@ -1,4 +1,4 @@
-"""The layout of the authors' files; names of version 2 are written, flat names of version 1 read."""
+"""The layout of the authors' files; version 2 names are written, flat version 1 names are read."""
 
 from collections.abc import Mapping
 from typing import Any
