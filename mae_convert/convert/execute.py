@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mae_convert.convert.output_options import BIN_NAME
-from mae_convert.convert.plan import Plan, container_kind
+from mae_convert.convert.plan import Plan
 from mae_convert.convert.record import (
     Fingerprints,
     SourceHashes,
@@ -15,6 +14,7 @@ from mae_convert.convert.record import (
     preprocessor_config,
     record_in_file,
 )
+from mae_convert.convert.target import BIN_NAME, container_kind
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
 from mae_convert.formats.dtypes import DTYPES

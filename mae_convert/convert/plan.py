@@ -11,19 +11,17 @@ import numpy as np
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import NO_KEY_BIAS
 from mae_convert.convert.changes import Geometry, Step, with_geometry
-from mae_convert.convert.output_options import Packing
+from mae_convert.convert.target import Packing, container_kind, is_directory
 from mae_convert.errors import (
     ConfigurationError,
     LayoutError,
     MaeConvertError,
     Option,
-    OutputError,
     join,
 )
 from mae_convert.families.canonical import TASKS
 from mae_convert.families.configuration import Configuration
 from mae_convert.formats.dtypes import DTYPES, MeasuredRounding
-from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from mae_convert.formats.tensor import LazyTensor, PassingDigest, watched
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Rule, Table, write_tensors
@@ -258,35 +256,6 @@ def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> di
     }
 
 
-def is_directory(layout: Layout, target: Path) -> bool:
-    """Return whether a layout is written to this target as a model directory."""
-    return layout.weights_name is not None and not (layout.also_file and _suffix(target))
-
-
-def _suffix(target: Path) -> str | None:
-    """Return the suffix of a file format, or None."""
-    return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
-
-
-def container_kind(layout: Layout, target: Path) -> str:
-    """Return the file format for the target's name."""
-    suffixes = [s for s, k in SUFFIX_FORMATS.items() if k in layout.containers]
-    as_file = f"a file whose name ends in {' or '.join(suffixes)}"
-    if is_directory(layout, target):
-        if target.name.lower().endswith(FILE_SUFFIXES):
-            forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
-            raise OutputError(
-                f"{layout.name} is written as {forms}, and {target.name} has the suffix of another "
-                "file format",
-                hint="choose another name",
-            )
-        return layout.containers[0]
-    kind = SUFFIX_FORMATS.get(_suffix(target) or "")
-    if kind not in layout.containers:
-        raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
-    return kind
-
-
 def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
     """Return canonical name → rounding for tensors whose dtype is not the requested one."""
     if dtype is None:
@@ -346,32 +315,3 @@ def _dropped(source: Checkpoint, names: set[str], task: str) -> dict[str, str]:
         if not names & set(rule.canonicals)
     }
     return {**source.dropped, **unused, **source.container.ignored}
-
-
-def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return layout and path for each ``to``: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
-
-    Raises:
-        OutputError: not exactly one layout has no path, or two paths are equal.
-    """
-    parsed = []
-    for text in texts:
-        layout, equals, path = text.partition("=")
-        parsed.append((layout, Path(path) if equals else target))
-    plain = sum("=" not in text for text in texts)
-    if plain != 1:
-        raise OutputError(
-            *(f"{plain} of the ", Option("to"), " options have no path"),
-            hint=(
-                *("write one as ", Option("to", placeholder="LAYOUT"), f", for {target}, and"),
-                *(" every other as ", Option("to", placeholder="LAYOUT=PATH")),
-            ),
-        )
-    if len({path.resolve() for _, path in parsed}) < len(parsed):
-        raise OutputError(
-            "two ",
-            Option("to"),
-            " options specify the same path",
-            hint="specify a different path for each",
-        )
-    return parsed

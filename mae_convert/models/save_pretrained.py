@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_convert.convert.output_options import Packing, byte_count
+from mae_convert.convert.target import Packing, byte_count
 from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.files.staging import staging_beside
 from mae_convert.formats.write import require_ours

@@ -6,8 +6,8 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin
 from mae_convert.checkpoint.prefixes import as_stored
 from mae_convert.convert.execute import execute
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import Packing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import families
 from mae_convert.families.configuration import Configuration

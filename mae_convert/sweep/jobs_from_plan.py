@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mae_convert.convert.plan import container_kind, is_directory
+from mae_convert.convert.target import container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families import layouts_named
 from mae_convert.formats.registry import SUFFIX_FORMATS

@@ -12,9 +12,9 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, check_flags, r
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.convert.record import files_sha256
+from mae_convert.convert.target import Packing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.options import flags_of
 from mae_convert.files.staging import scratch_directory

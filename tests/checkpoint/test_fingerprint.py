@@ -18,8 +18,8 @@ from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint, configura
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute, execute_all
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import Packing
 from mae_convert.families.mae.family import MAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK

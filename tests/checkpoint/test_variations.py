@@ -17,8 +17,8 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.prefixes import LEADING, as_stored, is_readable, prefix_removals
 from mae_convert.convert.execute import execute
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import Packing
 from mae_convert.errors import CheckpointError, LayoutError, OutputError
 from mae_convert.families.options import Flags
 from mae_convert.runtime.loaders import numpy_arrays, pytorch_state_dict

@@ -24,7 +24,8 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.cli.main import cli
 from mae_convert.convert.execute import execute
-from mae_convert.convert.plan import container_kind, plan_conversion
+from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import container_kind
 from mae_convert.errors import (
     CheckpointError,
     ConfigurationError,

@@ -16,8 +16,8 @@ from mae_convert.checkpoint.inspect import statistics
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert import record
 from mae_convert.convert.execute import execute, execute_all
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import Packing
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.families.options import Flags
 from mae_convert.files.byte_ranges import ByteFile

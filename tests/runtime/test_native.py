@@ -10,8 +10,8 @@ from paths import DATA
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
-from mae_convert.convert.output_options import Packing
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.convert.target import Packing
 from mae_convert.families.options import Flags
 from mae_convert.runtime.inputs import InputChoice, make_inputs
 from mae_convert.runtime.job import Job, StoredWeights

@@ -180,8 +180,8 @@ def convert(
     from mae_convert.cli.streams import print_json, progress
     from mae_convert.convert.changes import Geometry, with_new_head
     from mae_convert.convert.execute import execute_all
-    from mae_convert.convert.output_options import Packing
-    from mae_convert.convert.plan import parse_targets, plan_conversion
+    from mae_convert.convert.plan import plan_conversion
+    from mae_convert.convert.target import Packing, parse_targets
 
     requested: dict[str, Any] = {
         "task": task,

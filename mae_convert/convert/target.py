@@ -1,11 +1,13 @@
-"""Options for how the tensors of a conversion are stored in files; none changes a tensor."""
+"""The targets of a conversion: their names, file formats, and how tensors are stored in files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import Option, OutputError
 from mae_convert.families.options import ByteSize
-from mae_convert.formats.registry import PTH
+from mae_convert.formats.registry import FILE_SUFFIXES, PTH, SUFFIX_FORMATS
 from mae_convert.layouts.layout import Layout
 
 BIN_NAME = "pytorch_model.bin"
@@ -71,3 +73,65 @@ class Packing:
                 f"{layout.name} has no form as {BIN_NAME}",
                 hint=("leave ", Option("bin", True), " out"),
             )
+
+
+def is_directory(layout: Layout, target: Path) -> bool:
+    """Return whether a layout is written to this target as a model directory."""
+    return layout.weights_name is not None and not (layout.also_file and _suffix(target))
+
+
+def _suffix(target: Path) -> str | None:
+    """Return the suffix of a file format, or None."""
+    return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
+
+
+def container_kind(layout: Layout, target: Path) -> str:
+    """Return the file format for the target's name.
+
+    Raises:
+        OutputError: the layout is not written under such a name.
+    """
+    suffixes = [s for s, k in SUFFIX_FORMATS.items() if k in layout.containers]
+    as_file = f"a file whose name ends in {' or '.join(suffixes)}"
+    if is_directory(layout, target):
+        if target.name.lower().endswith(FILE_SUFFIXES):
+            forms = f"a directory or as {as_file}" if layout.also_file else "a directory"
+            raise OutputError(
+                f"{layout.name} is written as {forms}, and {target.name} has the suffix of another "
+                "file format",
+                hint="choose another name",
+            )
+        return layout.containers[0]
+    kind = SUFFIX_FORMATS.get(_suffix(target) or "")
+    if kind not in layout.containers:
+        raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
+    return kind
+
+
+def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return layout and path for each ``to``: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
+
+    Raises:
+        OutputError: not exactly one layout has no path, or two paths are equal.
+    """
+    parsed = []
+    for text in texts:
+        layout, equals, path = text.partition("=")
+        parsed.append((layout, Path(path) if equals else target))
+    plain = sum("=" not in text for text in texts)
+    if plain != 1:
+        raise OutputError(
+            *(f"{plain} of the ", Option("to"), " options have no path"),
+            hint=(
+                *("write one as ", Option("to", placeholder="LAYOUT"), f", for {target}, and"),
+                *(" every other as ", Option("to", placeholder="LAYOUT=PATH")),
+            ),
+        )
+    if len({path.resolve() for _, path in parsed}) < len(parsed):
+        raise OutputError(
+            "two ",
+            Option("to"),
+            " options specify the same path",
+            hint="specify a different path for each",
+        )
+    return parsed
