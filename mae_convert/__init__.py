@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # without importing typing, which must not be imported before
 __version__ = "0.1.0"
 __all__ = ["load_model", "save_model"]
 UNSUPPORTED = (
-    "this program runs on Linux and macOS, not on Windows, whose file locks and renames differ; use"
-    " the Windows Subsystem for Linux (WSL)"
+    "mae-convert runs on Linux and macOS, but not on Windows, where file locks and renames differ; "
+    "use the Windows Subsystem for Linux (WSL)"
 )
 
 

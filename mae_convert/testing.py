@@ -1,4 +1,4 @@
-"""For pytest: ``assert_parity`` fails a test unless two checkpoints are the same function."""
+"""Functions for tests: ``assert_parity`` fails unless two checkpoints are the same function."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -49,61 +49,69 @@ def assert_parity(
         side_b: how to run the target.
         require_proof: also fail if a side was loaded with mae-convert's mapping tables.
         options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
-            ``against``, as ("transformers",) or ("timm=PYTHON",), ``mask_ratio`` of the run ...
+            ``against``, such as ("transformers",) or ("timm=PYTHON",), ``mask_ratio``, and others.
 
     Returns:
         The verification that passed, with its traces.
 
     Raises:
-        AssertionError: they differ; the message has the first difference, its size and its cause.
+        AssertionError: they differ; the message contains the first difference, its size and, if it
+            was found, its cause.
         MaeConvertError: a checkpoint cannot be read or run, or an option is invalid.
         TypeError: an option is unknown.
     """
     # pytest shows the message, without the source code of this function.
     __tracebackhide__ = True
-    _check_kinds(flags=(flags, Flags), side_a=(side_a, Side), side_b=(side_b, Side))
+    _check_types(flags=(flags, Flags), side_a=(side_a, Side), side_b=(side_b, Side))
     of_checkpoints = {name: options.pop(name) for name in OF_CHECKPOINTS & options.keys()}
-    asked = _options({**options, "require_proof": require_proof})
+    parsed = _options({**options, "require_proof": require_proof})
     if of_checkpoints and flags is not None:
         raise TypeError(f"assert_parity takes flags or {min(of_checkpoints)}, not both")
     flags = flags or flags_of_arguments(of_checkpoints, "assert_parity")
     pair = [parse_source(str(path)) for path in (a, b)]
     first, second = open_pair(pair, flags, state_key=state_key, task=task)
     warn_of_no_effect(flags, first, second)
-    verification = diagnose(run_verification(first, second, side_a, side_b, asked))
+    verification = diagnose(run_verification(first, second, side_a, side_b, parsed))
     if not verification.verdict.passed:
         raise AssertionError(f"{a} and {b}:\n{text(verification.verdict)}")
     return verification
 
 
-def _check_kinds(**given: tuple[Any, type]) -> None:
+def _check_types(**arguments: tuple[Any, type]) -> None:
     """Raise TypeError if an argument has the wrong type."""
-    for name, (value, kind) in given.items():
+    for name, (value, kind) in arguments.items():
         if value is not None and not isinstance(value, kind):
             where = f"{kind.__module__}.{kind.__name__}"
             raise TypeError(f"{name} must be a {where}, not {value!r}")
 
 
-def _options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a verification; dtypes and libraries can be specified by name."""
-    if unknown := sorted(given.keys() - set(OPTIONS)):
+def _options(arguments: Mapping[str, Any]) -> Options:
+    """Return the options of a verification.
+
+    Raises:
+        TypeError: an argument is unknown.
+        MaeConvertError: a dtype or a library is unknown.
+    """
+    if unknown := sorted(arguments.keys() - set(OPTIONS)):
         raise TypeError(
             f"assert_parity has no argument {unknown[0]!r}; it takes {', '.join(OPTIONS)}"
         )
-    asked = dict(given)
+    parsed = dict(arguments)
     for name in ("dtypes", "against"):
-        if name in asked:
-            value = asked[name]
-            asked[name] = value if isinstance(value, list | tuple) else (value,)
-    if "dtypes" in asked:
-        asked["dtypes"] = tuple(name_of_dtype(dtype, DTYPES) for dtype in asked["dtypes"])
-    asked["against"] = tuple(map(_runner, asked.get("against", ())))
-    return Options(**asked)
+        if name in parsed:
+            value = parsed[name]
+            parsed[name] = value if isinstance(value, list | tuple) else (value,)
+    if "dtypes" in parsed:
+        parsed["dtypes"] = tuple(name_of_dtype(dtype, DTYPES) for dtype in parsed["dtypes"])
+    parsed["against"] = tuple(map(_runner, parsed.get("against", ())))
+    return Options(**parsed)
 
 
-def _runner(named: Any) -> Side:
-    if isinstance(named, Side):
-        return named
-    if not isinstance(named, str):
-        raise ConfigurationError(f"against names libraries, as 'transformers', not {named!r}")
-    return parse_options(against=(named,)).against[0]
+def _runner(library: Any) -> Side:
+    if isinstance(library, Side):
+        return library
+    if not isinstance(library, str):
+        raise ConfigurationError(
+            f"against must contain names of libraries, such as 'transformers', not {library!r}"
+        )
+    return parse_options(against=(library,)).against[0]

@@ -47,7 +47,7 @@ def timeline_json(result: Timeline) -> dict[str, Any]:
         "mask_ratio": result.mask_ratio,
         "images": list(result.images),
         "best_epoch": result.best.epoch,
-        "paid_until_epoch": result.paid_until.epoch,
+        "paid_until_epoch": result.near_best.epoch,
         "points": [vars(point) for point in result.points],
     }
 
@@ -98,7 +98,7 @@ def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
 
 def page(result: Timeline) -> str:
     """Return a self-contained HTML page."""
-    best, paid = result.best, result.paid_until
+    best, paid = result.best, result.near_best
     gained = "" if paid is best else (
         f" By epoch {paid.epoch}, the loss had made 99 % of the improvement from its first to its "
         "lowest value."
@@ -136,7 +136,7 @@ def _table(timeline: Timeline) -> str:
         before = before if point.loss is None else point.loss
     marks = [
         " ".join(
-            n for n, p in (("best", timeline.best), ("paid", timeline.paid_until)) if p is point
+            n for n, p in (("best", timeline.best), ("paid", timeline.near_best)) if p is point
         )
         for point in timeline.points
     ]
@@ -212,7 +212,7 @@ def plot(timeline: Timeline) -> str:
         chart_point(x(p.epoch), y(p.loss or 0.0), f"epoch {p.epoch}: {p.loss:.4f}", "accent")
         for p in points
     ]
-    at = x(timeline.paid_until.epoch)
+    at = x(timeline.near_best.epoch)
     is_right = at > CHART.width / 2
     mark = line([(at, CHART.top), (at, bottom)], "ok-mark") + label(
         at - 6 if is_right else at + 6, CHART.top + 12, "99 % of the improvement",

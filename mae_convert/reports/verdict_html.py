@@ -206,7 +206,7 @@ def _images(verification: "Verification") -> Iterator[str]:
         caption += ", which is rounding."
     else:
         apart_in_colours, factor = amplified_difference(*both)
-        columns["B minus A"] = display.chosen(apart_in_colours)
+        columns["B minus A"] = display.selected_channels(apart_in_colours)
         caption += f"; their difference is shown {factor:.1e} times as large, grey where it is 0."
     if display.note:
         caption += f" {display.note[0].upper()}{display.note[1:]}."

@@ -25,11 +25,11 @@ class Display:
     """Indices of the channels for red, green and blue, or of one channel for grey."""
 
     low: np.ndarray | None = None
-    """(N, B, [1,] 1, 1), the values displayed as 0; None for photographs, for which the
-    normalisation with image mean and std is undone instead."""
+    """(N, B, [1,] 1, 1) for B displayed channels, the values displayed as 0; None for photographs,
+    whose normalisation with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
-    """The values displayed as 1."""
+    """The values displayed as 1, with the same shape."""
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return colours (N, [T,] H, W, 3) in [0, 1]."""
@@ -41,8 +41,8 @@ class Display:
             colours = np.clip(np.moveaxis(shown, 1, -1), 0, 1)
         return np.broadcast_to(colours, (*colours.shape[:-1], 3))
 
-    def chosen(self, difference: np.ndarray) -> np.ndarray:
-        """Return the selected channels of (N, [T,] H, W, C) as (N, [T,] H, W, 3)."""
+    def selected_channels(self, difference: np.ndarray) -> np.ndarray:
+        """Return the displayed channels of colours (N, [T,] H, W, C) as (N, [T,] H, W, 3)."""
         shown = difference[..., list(self.channels)]
         return np.broadcast_to(shown, (*shown.shape[:-1], 3))
 
@@ -89,7 +89,7 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return the display of images: photographs unchanged, other channels scaled separately.
+    """Return how to display images: photographs unchanged, other channels scaled separately.
 
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed
@@ -97,7 +97,8 @@ def display_of(
         configuration: the configuration of the model.
         bands: numbers, from 1, of the channels for red, green and blue, or of one channel for grey;
             default: `colours`, or the first channel if there are fewer than three.
-        preprocessed: the images come from arrays, so a single channel need not be a grey level.
+        preprocessed: whether the images come from a file of arrays, where a single channel need not
+            be a grey level.
         colours: indices of the channels for red, green and blue if there are three or more.
 
     Raises:

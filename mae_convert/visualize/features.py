@@ -42,7 +42,7 @@ class Features:
     """(N, L, D), float32, the patches after the final norm; None if they were not requested."""
 
     sampling: str = ""
-    """How the frames of videos were sampled; "" for images."""
+    """A sentence about how the frames of videos were sampled; "" for images."""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write an ``.npz`` file with these arrays."""
@@ -54,7 +54,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Options of the computation of features."""
+    """The options for computing features."""
 
     framework: str = "torch"
     """The framework: torch, tensorflow or jax."""
@@ -69,7 +69,7 @@ class Extraction:
     """The distance between the frames of a clip; None for that of the family's training."""
 
     tokens: bool = False
-    """Also return the features of each patch."""
+    """Whether to return the features of each patch too."""
 
 
 def features_of(
@@ -111,12 +111,12 @@ def features_of(
     sampling = ""
 
     def encode(batch: tuple[dict[str, np.ndarray], str]) -> tuple[np.ndarray, str]:
-        given, sampling = batch
+        arrays, sampling = batch
         in_order = np.arange(model.config.num_patches, dtype=np.float32)
-        noise = np.tile(in_order, (len(given["pixel_values"]), 1))
-        return run(model, {**given, "noise": noise}, device), sampling
+        noise = np.tile(in_order, (len(arrays["pixel_values"]), 1))
+        return run(model, {**arrays, "noise": noise}, device), sampling
 
-    # Images are decoded in this thread, because the messages of decoders are collected here only.
+    # Images are decoded in this thread, because only its messages of image decoders are captured.
     for hidden, sampling in overlapped(encode, _batches(checkpoint, paths, inputs, options)):  # noqa: B007
         parts = checkpoint.family.features(hidden, model.config)
         parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)
@@ -142,12 +142,12 @@ def _batches(
     inputs: ImageBatch | None,
     options: Extraction,
 ) -> Iterator[tuple[dict[str, np.ndarray], str]]:
-    """Yield batches of inputs without noise, and how their frames were sampled."""
+    """Yield batches of inputs without noise, each with a sentence about the sampling of frames."""
     for start in range(0, len(inputs.names if inputs else paths), options.batch):
         part = slice(start, start + options.batch)
         if inputs is not None:
-            given = {"pixel_values": inputs.pixel_values, **inputs.additional}
-            yield {name: array[part] for name, array in given.items()}, ""
+            arrays = {"pixel_values": inputs.pixel_values, **inputs.additional}
+            yield {name: array[part] for name, array in arrays.items()}, ""
         elif checkpoint.family.clips is not None:
             clips = load_clips(paths[part], checkpoint, stride=options.stride)
             yield {"pixel_values": clips.pixel_values}, clips.sampling
@@ -158,10 +158,10 @@ def _batches(
 def _run_torch(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:
     import torch
 
-    given = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
+    tensors = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
     with torch.inference_mode():
         hidden: np.ndarray = (
-            model(given.pop("pixel_values"), given.pop("noise"), **given)
+            model(tensors.pop("pixel_values"), tensors.pop("noise"), **tensors)
             .last_hidden_state.cpu()
             .numpy()
         )
@@ -174,7 +174,7 @@ def _run_keras(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:
     from mae_convert.runtime.keras_backend import device as on_device
 
     with on_device(device) if device else nullcontext():
-        given = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
-        outputs = model(given.pop("pixel_values"), **given)
+        tensors = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
+        outputs = model(tensors.pop("pixel_values"), **tensors)
         hidden: np.ndarray = ops.convert_to_numpy(outputs.last_hidden_state)
     return hidden

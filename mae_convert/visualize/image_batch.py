@@ -11,12 +11,12 @@ from mae_convert.checkpoint.clip_inputs import load_clips, paths_of_clips
 from mae_convert.checkpoint.image_files import images_of, open_image
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.inputs import read_inputs
-from mae_convert.visualize.reconstruction import load_cut
+from mae_convert.visualize.reconstruction import load_cropped
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """N images or clips."""
+    """N images or clips, ready as inputs of a model."""
 
     names: tuple[str, ...]
     """The names of the images in a report."""
@@ -38,13 +38,13 @@ class ImageBatch:
     clips."""
 
     sampling: str = ""
-    """How these frames were sampled; "" for images."""
+    """A sentence about how these frames were sampled; "" for images."""
 
     additional: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Additional inputs of the model besides pixels and noise, from a file of inputs."""
 
     def with_noise(self, noise: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the inputs of the model."""
+        """Return the inputs of the model by name, with noise (N, L)."""
         return {"pixel_values": self.pixel_values, "noise": noise, **self.additional}
 
 
@@ -56,10 +56,10 @@ def batch_from_files(
     stride: int | None = None,
     most: int | None = None,
 ) -> ImageBatch:
-    """Return the batch for files, or for the files in folders, cropped or resized to the model.
+    """Read images or videos and return them as a batch, cropped or resized for the model.
 
     Args:
-        paths: images, or for a video model videos or series of images.
+        paths: images, or, for a video model, videos or series of images; or folders of them.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
         stride: the distance between the frames of a clip; None for that of the family's training.
@@ -85,7 +85,7 @@ def batch_from_files(
     return ImageBatch(
         tuple(map(str, paths)),
         tuple(path.name for path in paths),
-        load_cut(paths, checkpoint, stretch=stretch),
+        load_cropped(paths, checkpoint, stretch=stretch),
         tuple(shapes),
     )
 
@@ -109,7 +109,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
     """Return the images of an .npz file with ``pixel_values`` and optionally ``noise``.
 
     Args:
-        path: the file; its images are already preprocessed and not changed.
+        path: the file; its images must be preprocessed already.
         checkpoint: the checkpoint of the model.
         most: the maximum number of images.
 
@@ -132,7 +132,12 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
 
 
 def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
-    """Return the noise of a batch, or None; with noise, no other kind of mask may be specified.
+    """Return the noise of a batch, or None if the batch has none.
+
+    Args:
+        batch: the batch.
+        mask: the kind of mask that the user specified.
+        default: the default kind of mask, the only one that is allowed with noise.
 
     Raises:
         MaeConvertError: both the batch and ``mask`` specify a mask.

@@ -1,8 +1,8 @@
-"""Masks: which patches are visible to a model.
+"""Create masks that determine which patches are visible to a model.
 
-A mask is specified by the order in which patches are removed, so a mask with a lower ratio is
-contained in the mask with a higher ratio. It is passed to the model as noise: the model keeps the
-patches with the lowest values.
+A mask is specified by the order in which patches are removed: a higher mask ratio removes the same
+patches and more. The order is passed to the model as noise: the model keeps the patches with the
+lowest values.
 """
 
 import math
@@ -17,7 +17,7 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.families.family import Family
 
 KINDS = ("random", "block", "grid")
-SMALLEST_BLOCK = 16 / 196  # relative to the image, as in BEiT (Bao et al. 2021, algorithm 1)
+SMALLEST_BLOCK = 16 / 196  # fraction of the image, as in BEiT (Bao et al. 2021, algorithm 1)
 LARGEST_BLOCK = 0.25
 MOST_ELONGATED = 1 / 0.3  # ratio of the longer to the shorter side of a block
 REMOVED_FROM = 128  # patches with at least this grey level in a drawn mask are removed
@@ -50,7 +50,8 @@ def noise_of(kind: str, family: Family, config: Any, *, count: int, seed: int = 
 def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[np.ndarray, float]:
     """Return the noise (count, L) and the mask ratio of a mask drawn as an image.
 
-    The image is scaled to the model's patches. White patches are removed, in all frames of a video.
+    The image is scaled to one pixel for each patch. Patches that are then white are removed, in all
+    frames of a video.
 
     Raises:
         MaeConvertError: the file is not an image, or it removes all patches.
@@ -80,30 +81,33 @@ def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return each patch's rank in an ordered dither (Bayer 1973), evenly spread at any ratio."""
+    """Return each patch's rank in Bayer's dither matrix: any first ranks are evenly spread."""
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
-    chosen = order[:rows, :columns].reshape(-1)
-    return np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
+    thresholds = order[:rows, :columns].reshape(-1)
+    return np.argsort(np.argsort(thresholds, kind="stable"), kind="stable")
 
 
 def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Return the ranks of patches that are removed in rectangular blocks one after the other."""
+    """Return each patch's rank if rectangular blocks are removed one after the other.
+
+    The patches that are removed first have the highest ranks.
+    """
     removed: list[int] = []
-    left = np.ones((rows, columns), bool)
+    visible = np.ones((rows, columns), bool)
     positions = np.arange(rows * columns).reshape(rows, columns)
-    while left.any():
+    while visible.any():
         area = rows * columns * generator.uniform(SMALLEST_BLOCK, LARGEST_BLOCK)
         shape = math.exp(generator.uniform(-1, 1) * math.log(MOST_ELONGATED))
         height = min(rows, max(1, round(math.sqrt(area * shape))))
         width = min(columns, max(1, round(math.sqrt(area / shape))))
         # The block contains a visible corner patch, so that every block removes a patch.
-        row, column = divmod(int(generator.choice(positions[left])), columns)
+        row, column = divmod(int(generator.choice(positions[visible])), columns)
         top, start = min(row, rows - height), min(column, columns - width)
         block = (slice(top, top + height), slice(start, start + width))
-        removed += positions[block][left[block]].tolist()
-        left[block] = False
+        removed += positions[block][visible[block]].tolist()
+        visible[block] = False
     ranks = np.empty(rows * columns, np.int64)
     ranks[removed] = np.arange(rows * columns)[::-1]
     return ranks

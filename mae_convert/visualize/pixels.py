@@ -42,7 +42,7 @@ def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
 
     Args:
         mask: the mask.
-        shapes: an object with the ``grid_shape`` and ``patch_shape`` of the patches.
+        shapes: an object with the attributes ``grid_shape`` and ``patch_shape``.
     """
     pixels = mask.reshape(len(mask), *shapes.grid_shape)
     for axis, length in enumerate(shapes.patch_shape, 1):
@@ -50,23 +50,28 @@ def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
     return pixels[..., None]
 
 
-def pasted(original: np.ndarray, painted: np.ndarray, mask: np.ndarray, shapes: Any) -> np.ndarray:
+def pasted(
+    original: np.ndarray, predicted: np.ndarray, mask: np.ndarray, shapes: Any
+) -> np.ndarray:
     """Return colours (N, [T,] H, W, 3): the original with predicted pixels in removed patches."""
-    return np.where(mask_of_pixels(mask, shapes) > 0, painted, original)
+    return np.where(mask_of_pixels(mask, shapes) > 0, predicted, original)
 
 
 def amplified_difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return b - a as colours (N, [T,] H, W, C) around grey, and the amplification factor.
+    """Return b - a as colours (N, [T,] H, W, C), grey where it is 0, and the amplification factor.
 
     The factor is infinite if there is no difference; NaN is shown as the largest difference.
     """
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        away = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
-    finite = np.abs(away[np.isfinite(away)])
+        difference = np.nan_to_num(b.astype(np.float64) - a, nan=math.inf, posinf=math.inf)
+    finite = np.abs(difference[np.isfinite(difference)])
     largest = float(finite.max(initial=0.0))
     factor = GREY / largest if largest else math.inf
     with np.errstate(invalid="ignore"):
-        shown = GREY + (away * factor if largest else np.where(np.isfinite(away), 0.0, away))
+        if largest:
+            shown = GREY + difference * factor
+        else:  # only zeros and infinities
+            shown = GREY + np.where(np.isfinite(difference), 0.0, difference)
     return np.clip(np.moveaxis(shown, 1, -1), 0, 1), factor
 
 

@@ -20,7 +20,7 @@ from mae_convert.visualize.image_batch import (
 from mae_convert.visualize.patch_masks import KINDS, drawn_mask, noise_of
 from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 from mae_convert.visualize.sheet import (
-    FILMS,
+    ANIMATION_FORMATS,
     check_name,
     columns_of,
     draw,
@@ -29,8 +29,8 @@ from mae_convert.visualize.sheet import (
     sheet_of_clips,
 )
 
-FILM_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-BORROWED = (
+ANIMATION_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+STATISTICS_OF_ORIGINAL = (
     "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
     "each patch are taken from the original"
 )
@@ -38,11 +38,11 @@ ONLY_REMOVED = "the model predicts removed patches only; visible patches are tho
 
 
 @dataclass(frozen=True)
-class Look:
+class ReconstructionOptions:
     """The options of a reconstruction."""
 
     mask: str = "random"
-    """One of ``masks.KINDS``, or the path of an image that is white where patches are removed."""
+    """One of `patch_masks.KINDS`, or the path of an image whose white patches are removed."""
 
     seed: int = 0
     """The seed of the mask."""
@@ -66,33 +66,35 @@ class Look:
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     bands: tuple[int, ...] | None = None
-    """Numbers, from 1, of the one or three displayed channels of ``inputs``."""
+    """The numbers, from 1, of the one or three channels that are displayed."""
 
 
-def look_at(
+def write_reconstructions(
     images: Sequence[Path],
     checkpoint: Checkpoint,
     outputs: Sequence[Path],
-    look: Look,
+    options: ReconstructionOptions,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write contact sheets, and animations for names that end in ``.gif``, and return a report.
+    """Reconstruct images or videos and write contact sheets and animations.
 
-    Animations of images show increasing mask ratios; animations of videos show their frames.
+    Outputs with the suffix ``.gif`` are animations: those of images show increasing mask ratios,
+    those of videos show the frames.
 
     Args:
-        images: files, or folders of files.
+        images: image files, or videos for a video model; or folders of them.
         checkpoint: a checkpoint with a decoder.
         outputs: the files to write.
-        look: the options.
+        options: the options.
         overwrite: replace existing files.
 
     Returns:
-        ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and ``frames`` for
-        videos), ``note``, ``outputs``; ``sampling`` for videos; ``largest_difference`` in
-        normalised pixels for two frameworks. If only animations over mask ratios are written,
-        ``film_ratios``; the other values are then those of the first ratio.
+        A report with ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and
+        ``frames`` for videos), ``note`` and ``outputs``; for videos also ``sampling``; for two
+        frameworks also ``largest_difference``, in normalised pixels. If only animations over mask
+        ratios are written, the report also has ``film_ratios``, and the other values are those of
+        the first ratio.
 
     Raises:
         MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
@@ -100,51 +102,62 @@ def look_at(
     """
     require_images(checkpoint, "reconstruct")
     is_clip = checkpoint.family.clips is not None
-    check_bands(look.bands, look.inputs, checkpoint)
+    check_bands(options.bands, options.inputs, checkpoint)
     _check_outputs(outputs, overwrite=overwrite)
-    films = [path for path in outputs if path.suffix.lower() in FILMS]
-    if films and not is_clip:
-        given = str(checkpoint.configuration.sources.get("mask_ratio", "")).startswith("option")
-        _check_mask_of_film(look, given=given and len(films) == len(outputs))
-    if look.inputs is not None:
-        batch = batch_from_inputs(look.inputs, checkpoint)
+    animations = [path for path in outputs if path.suffix.lower() in ANIMATION_FORMATS]
+    if animations and not is_clip:
+        source = str(checkpoint.configuration.sources.get("mask_ratio", ""))
+        fixed = source.startswith("option") and len(animations) == len(outputs)
+        _check_mask_of_animation(options, fixed_ratio=fixed)
+    if options.inputs is not None:
+        batch = batch_from_inputs(options.inputs, checkpoint)
     else:
-        batch = batch_from_files(images, checkpoint, stretch=look.stretch, stride=look.frame_stride)
-    noise, ratio = _masked(checkpoint, batch, look)
+        batch = batch_from_files(
+            images, checkpoint, stretch=options.stretch, stride=options.frame_stride
+        )
+    noise, ratio = _masked(checkpoint, batch, options)
     display = display_of(
-        batch.pixel_values, checkpoint.configuration, look.bands,
-        preprocessed=look.inputs is not None, colours=checkpoint.family.colours,
+        batch.pixel_values, checkpoint.configuration, options.bands,
+        preprocessed=options.inputs is not None, colours=checkpoint.family.colours,
     )  # fmt: skip
-    run = Reconstructor(checkpoint, look.framework, look.device)
+    run = Reconstructor(checkpoint, options.framework, options.device)
     notes = "; ".join(filter(None, (note_on(checkpoint), display.note)))
-    drawing = _Drawing(batch, checkpoint, display, notes, look.across)
+    drawing = _Drawing(batch, checkpoint, display, notes, options.across)
     if is_clip:
         result = run(batch.with_noise(noise), ratio)
         for path in outputs:
-            frames = drawing.frames(result) if path in films else [drawing.sheet(result)]
+            frames = drawing.frames(result) if path in animations else [drawing.sheet(result)]
             save(frames, path, overwrite=overwrite, clip=True)
-        report = _measured(result, batch)
+        report = _report(result, batch)
     else:
-        report = _images(run, drawing, films, outputs_but(films, outputs), noise, ratio, overwrite)
+        report = _images(
+            run,
+            drawing,
+            animations,
+            without_animations(animations, outputs),
+            noise,
+            ratio,
+            overwrite,
+        )
     return {**report, "note": notes or None, "outputs": [str(path) for path in outputs]}
 
 
-def _check_mask_of_film(look: Look, *, given: bool) -> None:
+def _check_mask_of_animation(options: ReconstructionOptions, *, fixed_ratio: bool) -> None:
     """Refuse options that fix the mask ratio, because an animation shows several.
 
     Args:
-        look: the options.
-        given: whether the mask ratio is specified although only animations are written.
+        options: the options.
+        fixed_ratio: whether a mask ratio is specified although only animations are written.
 
     Raises:
         MaeConvertError: an option fixes it.
     """
-    if look.mask not in KINDS:
+    if options.mask not in KINDS:
         raise MaeConvertError(
-            f"{look.mask} has a fixed mask ratio, but an animation shows several",
+            f"{options.mask} has a fixed mask ratio, but an animation shows several",
             hint=("for an animation, use ", Option("mask", "random"), ", block or grid"),
         )
-    if given:
+    if fixed_ratio:
         raise MaeConvertError(
             "a .gif animation shows mask ratios from 0.5 to 0.95",
             hint=("leave ", Option("mask_ratio"), " out"),
@@ -154,7 +167,7 @@ def _check_mask_of_film(look: Look, *, given: bool) -> None:
 def _images(
     run: Reconstructor,
     drawing: "_Drawing",
-    films: Sequence[Path],
+    animations: Sequence[Path],
     sheets: Sequence[Path],
     noise: np.ndarray,
     ratio: float,
@@ -162,19 +175,23 @@ def _images(
 ) -> dict[str, Any]:
     """Write contact sheets of images and animations over mask ratios, and return a report."""
     report: dict[str, Any] = {}
-    for paths, ratios in ((sheets, (ratio,)), (films, FILM_RATIOS)):
+    for paths, ratios in ((sheets, (ratio,)), (animations, ANIMATION_RATIOS)):
         if not paths:
             continue
-        results = [run(drawing.batch.with_noise(noise), each) for each in ratios]
+        results = [run(drawing.batch.with_noise(noise), mask_ratio) for mask_ratio in ratios]
         frames = [drawing.sheet(result) for result in results]
         for path in paths:
             save(frames, path, overwrite=overwrite)
-        report = report or _measured(results[0], drawing.batch)
-    return report if sheets else {**report, "film_ratios": list(FILM_RATIOS)}
+        report = report or _report(results[0], drawing.batch)
+    return report if sheets else {**report, "film_ratios": list(ANIMATION_RATIOS)}
 
 
 def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise MaeConvertError if an output cannot be written or is specified twice."""
+    """Check that every output can be written and is specified once.
+
+    Raises:
+        MaeConvertError: an output cannot be written, or is specified twice.
+    """
     seen: set[Path] = set()
     for path in outputs:
         check_name(path, overwrite=overwrite)
@@ -185,30 +202,35 @@ def _check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
         seen.add(path.resolve())
 
 
-def outputs_but(films: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
+def without_animations(animations: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
     """Return the outputs that are not animations."""
-    return [path for path in outputs if path not in films]
+    return [path for path in outputs if path not in animations]
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note about how reconstructions are displayed, or None."""
-    borrowed = checkpoint.configuration.model.norm_pix_loss
-    notes = (ONLY_REMOVED * checkpoint.family.predicts_removed_only, BORROWED * borrowed)
-    return "; ".join(filter(None, notes)) or None
+    """Return a note about reconstructed pixels that are taken from the original, or None."""
+    notes = []
+    if checkpoint.family.predicts_removed_only:
+        notes.append(ONLY_REMOVED)
+    if checkpoint.configuration.model.norm_pix_loss:
+        notes.append(STATISTICS_OF_ORIGINAL)
+    return "; ".join(notes) or None
 
 
-def _masked(checkpoint: Checkpoint, batch: ImageBatch, look: Look) -> tuple[np.ndarray, float]:
+def _masked(
+    checkpoint: Checkpoint, batch: ImageBatch, options: ReconstructionOptions
+) -> tuple[np.ndarray, float]:
     """Return the noise (N, L) of the mask, and the mask ratio."""
     family, model, count = checkpoint.family, checkpoint.configuration.model, len(batch.names)
     ratio = family.ratio_that_keeps(model.num_kept, model)
-    if (given := noise_in(batch, look.mask, KINDS[0])) is not None:
-        return given, ratio
-    if look.mask in KINDS:
-        return noise_of(look.mask, family, model, count=count, seed=look.seed), ratio
-    path = Path(look.mask)
+    if (noise := noise_in(batch, options.mask, KINDS[0])) is not None:
+        return noise, ratio
+    if options.mask in KINDS:
+        return noise_of(options.mask, family, model, count=count, seed=options.seed), ratio
+    path = Path(options.mask)
     if not path.exists():
         raise MaeConvertError(
-            *(Option("mask", look.mask), " does not exist"),
+            *(Option("mask", options.mask), " does not exist"),
             hint=f"use {', '.join(KINDS)}, or an image that is white where patches are removed",
         )
     return drawn_mask(path, family, model, count=count)
@@ -252,7 +274,8 @@ class _Drawing:
         ]
 
 
-def _measured(result: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
+def _report(result: Reconstruction, batch: ImageBatch) -> dict[str, Any]:
+    """Return the report on one reconstruction of a batch, as plain data."""
     rows: list[Mapping[str, Any]] = [
         {
             "image": name,

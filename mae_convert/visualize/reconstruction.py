@@ -20,7 +20,7 @@ from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side
 from mae_convert.visualize.pixels import in_pixels
 
-AT_ONCE = 8  # batch size
+BATCH_SIZE = 8
 BOTH = ("torch", "tensorflow")
 
 
@@ -29,7 +29,7 @@ class Reconstruction:
     """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), the original images; of clips, only the predicted frames."""
+    """(N, C, [T,] H, W), the original images, or the predicted frames of the original clips."""
 
     mask: np.ndarray
     """(N, L), 1 where a patch was removed."""
@@ -38,16 +38,16 @@ class Reconstruction:
     """Framework → all predicted patches as images (N, C, [T,] H, W), in the scale of the pixels."""
 
     loss: dict[str, np.ndarray]
-    """Framework → mean squared error (N,) over removed patches in that scale."""
+    """Framework → mean squared error (N,) over removed patches, in normalised pixel units."""
 
     shapes: Any
-    """An object with the ``grid_shape`` and ``patch_shape`` of the patches."""
+    """An object with the attributes ``grid_shape`` and ``patch_shape``."""
 
     only_removed: bool = False
-    """Whether the model predicts removed patches only; the other predictions have no meaning."""
+    """Whether the model predicts removed patches only; values of other patches are meaningless."""
 
 
-def cut_to_shape(image: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
+def crop_to_shape(image: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
     """Return the largest centre crop of an image with the aspect ratio of the model's images."""
     height, width = image_hw
     scale = min(image.height / height, image.width / width)
@@ -56,8 +56,13 @@ def cut_to_shape(image: Image.Image, image_hw: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
-def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
-    """Return images as model inputs, (N, C, H, W), cropped or resized.
+def load_cropped(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
+    """Return images as model inputs (N, C, H, W).
+
+    Args:
+        paths: the images.
+        checkpoint: the checkpoint of the model.
+        stretch: resize whole images instead of cropping them to the model's aspect ratio.
 
     Raises:
         MaeConvertError: a file is not an image or does not fit the model.
@@ -66,7 +71,7 @@ def load_cut(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool) ->
     pixels = []
     for path in paths:  # one at a time, because photographs are large
         image = open_image(path)
-        image = image if stretch else cut_to_shape(image, image_hw)
+        image = image if stretch else crop_to_shape(image, image_hw)
         pixels.append(as_pixels(image, str(path), checkpoint))
     return np.stack(pixels)
 
@@ -75,9 +80,13 @@ class Reconstructor:
     """A checkpoint's model, loaded once and run with any mask ratio, in float32."""
 
     def __init__(self, checkpoint: Checkpoint, framework: str, device: str | None = None) -> None:
-        """Load the model; `framework` is "torch", "tensorflow", "jax" or "both".
+        """Load the model.
 
-        "both" runs PyTorch and TensorFlow in separate processes.
+        Args:
+            checkpoint: a checkpoint with a decoder.
+            framework: "torch", "tensorflow", "jax" or "both"; "both" runs PyTorch and TensorFlow in
+                separate processes.
+            device: "cpu" or "cuda"; None for the default of the framework.
 
         Raises:
             MaeConvertError: the checkpoint has no decoder.
@@ -105,8 +114,8 @@ class Reconstructor:
         """
         pixels = inputs["pixel_values"]
         parts = [
-            self._some({n: a[start : start + AT_ONCE] for n, a in inputs.items()}, ratio)
-            for start in range(0, len(pixels), AT_ONCE)
+            self._run_batch({n: a[start : start + BATCH_SIZE] for n, a in inputs.items()}, ratio)
+            for start in range(0, len(pixels), BATCH_SIZE)
         ]
         family, model = self._checkpoint.family, self._checkpoint.configuration.model
         mask, shapes = np.concatenate([mask for mask, _ in parts]), family.prediction(model)
@@ -120,7 +129,7 @@ class Reconstructor:
             target, mask, predicted, loss, shapes, only_removed=family.predicts_removed_only
         )
 
-    def _some(self, inputs: Arrays, ratio: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _run_batch(self, inputs: Arrays, ratio: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the mask and the predictions of each framework for a batch."""
         if self._framework == "both":
             return self._both(inputs, ratio)
@@ -143,7 +152,7 @@ class Reconstructor:
 def removed_error(
     predicted: np.ndarray, pixels: np.ndarray, mask: np.ndarray, shapes: Any
 ) -> np.ndarray:
-    """Return the mean squared error (N,) over removed patches."""
+    """Return the mean squared error (N,) over removed patches; NaN if no patch was removed."""
     errors = over_patches(np.square(cut(predicted - pixels, shapes)), shapes)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = (errors * mask).sum(1) / mask.sum(1)
@@ -163,9 +172,9 @@ def _run_torch(model: Any, inputs: Arrays, device: str | None) -> tuple[np.ndarr
 
     from mae_convert.runtime.run_pytorch import all_patches
 
-    given = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
+    tensors = {name: torch.from_numpy(array).to(device or "cpu") for name, array in inputs.items()}
     with torch.inference_mode():
-        outputs = model(given.pop("pixel_values"), given.pop("noise"), **given)
+        outputs = model(tensors.pop("pixel_values"), tensors.pop("noise"), **tensors)
         images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
         return outputs.mask.cpu().numpy(), images.cpu().numpy()
 
@@ -177,7 +186,7 @@ def _run_keras(model: Any, inputs: Arrays, device: str | None) -> tuple[np.ndarr
     from mae_convert.runtime.run_keras import all_patches
 
     with on_device(device) if device else nullcontext():
-        given = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
-        outputs = model(given.pop("pixel_values"), **given)
+        tensors = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
+        outputs = model(tensors.pop("pixel_values"), **tensors)
         images = model.unpatchify(all_patches(outputs.logits, outputs.mask))
         return ops.convert_to_numpy(outputs.mask), ops.convert_to_numpy(images)

@@ -20,7 +20,7 @@ TILE = 224  # minimum length, in pixels on the sheet, of an image's longer side
 MARGIN, GAP, LINE, FONT_SIZE = 16, 6, 20, 13
 INK, FAINT, PAPER = (32, 32, 36), (110, 110, 118), (255, 255, 255)
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-FILMS = (".gif",)
+ANIMATION_FORMATS = (".gif",)
 FRAME_MS, LAST_FRAME_MS = 900, 1800
 CLIP_MS, SHORTEST_MS = 3200, 150  # duration of a clip, and minimum duration of a frame
 MOST_FRAMES = 8  # maximum number of frames on a sheet
@@ -51,14 +51,14 @@ class Sheet:
     shapes: tuple[float, ...]
     """Displayed ratio of width to height of the images in each row."""
 
-    together: int = 1
-    """The number of rows in one group."""
+    rows_per_group: int = 1
+    """The number of rows in one group; the rows of a group are never separated."""
 
     @property
-    def fitting(self) -> int:
-        """The suitable number of groups side by side."""
-        count = len(self.rows) // self.together
-        if self.together > 1:  # groups of rows that show the frames of a clip
+    def default_across(self) -> int:
+        """The default number of groups side by side."""
+        count = len(self.rows) // self.rows_per_group
+        if self.rows_per_group > 1:  # groups of rows that show the frames of a clip
             return max(1, min(count, MOST_FRAMES // len(self.heads)))
         return 1 if count <= 4 else 2 if count <= 12 else 3
 
@@ -66,9 +66,11 @@ class Sheet:
 def columns_of(result: Reconstruction, display: Display) -> dict[str, np.ndarray]:
     """Return the columns of a sheet of reconstructions: heading → colours (N, [T,] H, W, 3).
 
-    For one framework these are the original, the masked image, the reconstruction, and the
-    reconstruction with the original visible patches (without the third one if the model predicts
-    removed patches only); for two frameworks the last of each, and their amplified difference.
+    For one framework the columns are the original, the masked image, the reconstruction, and the
+    reconstruction with the visible patches of the original; a model that predicts removed patches
+    only has no separate third column. For two frameworks the columns are the original, the masked
+    image, the reconstruction of each framework with the visible patches of the original, and the
+    amplified difference between the two.
 
     Args:
         result: the reconstructions.
@@ -76,19 +78,22 @@ def columns_of(result: Reconstruction, display: Display) -> dict[str, np.ndarray
     """
     original = display(result.pixel_values)
     masked = pasted(original, np.full_like(original, GREY), result.mask, result.shapes)
-    painted = {name: display(image) for name, image in result.predicted.items()}
-    whole = {n: pasted(original, image, result.mask, result.shapes) for n, image in painted.items()}
+    predicted = {name: display(image) for name, image in result.predicted.items()}
+    with_visible = {
+        name: pasted(original, image, result.mask, result.shapes)
+        for name, image in predicted.items()
+    }
     columns = {"original": original, "masked": masked}
-    if len(painted) == 1 and result.only_removed:
-        return columns | {"reconstruction": next(iter(whole.values()))}
-    if len(painted) == 1:
-        columns |= {"reconstruction": next(iter(painted.values()))}
-        return columns | {"with visible patches": next(iter(whole.values()))}
-    columns |= {NAMES[name]: image for name, image in whole.items()}
+    if len(predicted) == 1 and result.only_removed:
+        return columns | {"reconstruction": next(iter(with_visible.values()))}
+    if len(predicted) == 1:
+        columns |= {"reconstruction": next(iter(predicted.values()))}
+        return columns | {"with visible patches": next(iter(with_visible.values()))}
+    columns |= {NAMES[name]: image for name, image in with_visible.items()}
     difference, factor = amplified_difference(*result.predicted.values())
     scale = f"difference (white: +{GREY / factor:.0e})"
     head = scale if math.isfinite(factor) else "no difference"
-    return columns | {head: display.chosen(difference)}
+    return columns | {head: display.selected_channels(difference)}
 
 
 def sheet_of(
@@ -147,7 +152,7 @@ def panel(
     names: Sequence[str],
     checkpoint: Checkpoint,
 ) -> Image.Image:
-    """Return an image with a contact sheet of one model's reconstructions.
+    """Draw a contact sheet of one model's reconstructions.
 
     Args:
         pixel_values: (N, C, [T,] H, W), normalised.
@@ -159,9 +164,9 @@ def panel(
     family, configuration = checkpoint.family, checkpoint.configuration
     model = configuration.model
     target = family.predicted_pixels(pixel_values, model)
-    painted = in_pixels(reconstruction, target, family, model)
+    predicted = in_pixels(reconstruction, target, family, model)
     result = Reconstruction(
-        target, mask, {"": painted}, {}, family.prediction(model),
+        target, mask, {"": predicted}, {}, family.prediction(model),
         only_removed=family.predicts_removed_only,
     )  # fmt: skip
     display = display_of(pixel_values, configuration, colours=family.colours)
@@ -174,12 +179,17 @@ def panel(
 
 
 def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
-    """Return the sheet as an image, with `across` groups side by side, or a suitable number."""
-    across = min(across or sheet.fitting, len(sheet.rows) // sheet.together)
+    """Draw a sheet.
+
+    Args:
+        sheet: the contents.
+        across: the number of groups side by side; None to choose it from the shape of the sheet.
+    """
+    across = min(across or sheet.default_across, len(sheet.rows) // sheet.rows_per_group)
     sizes = [_size(row, shape) for row, shape in zip(sheet.rows, sheet.shapes, strict=True)]
     cell = max(width for width, _ in sizes)
     group = len(sheet.heads) * (cell + GAP) - GAP
-    per_group = math.ceil(len(sheet.rows) / sheet.together / across) * sheet.together
+    per_group = math.ceil(len(sheet.rows) / sheet.rows_per_group / across) * sheet.rows_per_group
     groups = [range(i, min(i + per_group, len(sizes))) for i in range(0, len(sizes), per_group)]
     tallest = max(sum(sizes[i][1] + LINE + GAP for i in rows) for rows in groups)
     width = len(groups) * (group + 2 * MARGIN)
@@ -216,7 +226,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _size(row: Row, shape: float) -> tuple[int, int]:
-    """Return width and height on the sheet: integer multiples of the pixels where possible."""
+    """Return width and height of an image on the sheet.
+
+    They are integer multiples of the image's pixels, unless it is displayed with another shape.
+    """
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))
     if math.isclose(shape, width / height, rel_tol=0.01):
@@ -259,7 +272,7 @@ def check_name(path: Path, *, overwrite: bool) -> None:
     Raises:
         MaeConvertError: the suffix is unknown or the file already exists.
     """
-    check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *FILMS))
+    check_target(path, overwrite=overwrite, suffixes=(*FORMATS, *ANIMATION_FORMATS))
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bool = False) -> None:
@@ -269,15 +282,15 @@ def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bo
         frames: the images.
         path: the file.
         overwrite: replace an existing file.
-        clip: the images are the frames of a video, displayed for equal times.
+        clip: whether the images are the frames of a video, which are displayed for equal times.
     """
     with replacing_file(path, overwrite=overwrite) as temporary:
-        if path.suffix.lower() not in FILMS:
+        if path.suffix.lower() not in ANIMATION_FORMATS:
             frames[0].save(
                 temporary, Image.registered_extensions()[path.suffix.lower()], quality=95
             )
             return
-        # All frames use one palette, because otherwise colours flicker.
+        # All frames use the same palette; with different palettes the colours would flicker.
         palette = _side_by_side(frames).quantize(256)
         first, *rest = (
             frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames
@@ -292,7 +305,7 @@ def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
     """Return an image with the first, middle and last frame side by side."""
     few = [frames[0], frames[len(frames) // 2], frames[-1]]
     width, height = few[0].size
-    together = Image.new("RGB", (width * len(few), height))
+    rows_per_group = Image.new("RGB", (width * len(few), height))
     for index, frame in enumerate(few):
-        together.paste(frame, (index * width, 0))
-    return together
+        rows_per_group.paste(frame, (index * width, 0))
+    return rows_per_group

@@ -26,7 +26,7 @@ from mae_convert.visualize.reconstruction import Reconstruction, Reconstructor
 
 LONGEST_NUMBER = 9  # digits; a longer number in a name is a hash or a timestamp
 COMPARED = ("num_channels", "norm_pix_loss", "num_frames", "tubelet_size", "predicted_length")
-ENOUGH = 0.01  # fraction of the total decrease of the loss that is negligible
+NEGLIGIBLE = 0.01  # a smaller fraction of the total decrease of the loss is ignored
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Point:
     """The name of the checkpoint."""
 
     epoch: int
-    """The epoch in the file; otherwise the last number in its name, or its index."""
+    """The epoch stored in the checkpoint; otherwise the last number in its name, or its index."""
 
     loss: float | None = None
     """Mean training loss over the images; None if the checkpoint could not be run."""
@@ -54,13 +54,13 @@ class Timeline:
     """The losses and reconstructions of a training run on some images."""
 
     points: tuple[Point, ...]
-    """The points in order of epochs."""
+    """The points, sorted by epoch."""
 
     images: tuple[str, ...]
     """Names of the images."""
 
     shown: dict[int, Reconstruction]
-    """Epoch → the reconstructions, for some of the points."""
+    """Epoch → the reconstructions, for the checkpoints that are displayed."""
 
     configuration: Configuration
     """The configuration of the models."""
@@ -82,15 +82,15 @@ class Timeline:
         return min((p for p in self.points if p.loss is not None), key=lambda p: p.loss or 0.0)
 
     @property
-    def paid_until(self) -> Point:
-        """The first point that has reached 99 % of the improvement from first to lowest loss."""
+    def near_best(self) -> Point:
+        """The first point whose loss is at most 1 % of the total decrease above the lowest."""
         points = [p for p in self.points if p.loss is not None]
         first, lowest = points[0].loss or 0.0, self.best.loss or 0.0
-        return next(p for p in points if (p.loss or 0.0) <= lowest + ENOUGH * (first - lowest))
+        return next(p for p in points if (p.loss or 0.0) <= lowest + NEGLIGIBLE * (first - lowest))
 
 
 @dataclass(frozen=True)
-class View:
+class TimelineOptions:
     """The options of a timeline."""
 
     framework: str = "torch"
@@ -109,7 +109,7 @@ class View:
     """Fields that the user specified."""
 
     state_key: str | None = None
-    """The key of the weights."""
+    """The key of the weights in a PyTorch checkpoint, if they cannot be recognised."""
 
     inputs: Path | None = None
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
@@ -118,13 +118,13 @@ class View:
     """The maximum number of images."""
 
     bands: tuple[int, ...] | None = None
-    """Numbers, from 1, of the one or three displayed channels of ``inputs``."""
+    """The numbers, from 1, of the one or three channels that are displayed."""
 
 
 def timeline(
     sources: Sequence[str],
     images: Sequence[Path],
-    view: View,
+    options: TimelineOptions,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Timeline:
     """Run the checkpoints of one training run on images and return their losses.
@@ -134,46 +134,49 @@ def timeline(
     Args:
         sources: the checkpoints; the order matters only if their epochs are unknown.
         images: images, which are cropped at the centre, or clips; or folders of them.
-        view: the options.
+        options: the options.
         advance: called with 1 after each checkpoint.
 
     Raises:
         MaeConvertError: an image cannot be used, or no checkpoint can be run.
         MissingRequirementError: the framework or the device is not available.
     """
-    run = _Run(images, view)
-    chosen = {sources[i] for i in spread(len(sources), view.shown)}
-    points, shown, owed = list[Point](), dict[str, Reconstruction](), False
+    run = _Evaluator(images, options)
+    to_display = {sources[i] for i in spread_indices(len(sources), options.shown)}
+    points, shown, display_next = list[Point](), dict[str, Reconstruction](), False
     latest: tuple[str, Reconstruction] | None = None
     for index, source in enumerate(sources):
         point, result = run(source, index)
         points.append(point)
-        owed |= source in chosen
+        display_next |= source in to_display
         if result is not None:
             latest = source, result
-            if owed:  # this one is to be displayed, or an earlier one could not be run
-                shown[source], owed = result, False
+            if display_next:  # also if an earlier checkpoint to be displayed could not be run
+                shown[source], display_next = result, False
         advance(1)
-    if latest and owed:
+    if latest and display_next:
         shown[latest[0]] = latest[1]
     if run.configuration is None or all(point.loss is None for point in points):
-        raise MaeConvertError(f"none of the checkpoints can be run: {points[0].error}")
+        raise MaeConvertError(f"no checkpoint can be run; the first error is: {points[0].error}")
     points = _in_order(points)
     drawn = {p.epoch: shown[p.source] for p in points if p.source in shown}
     points = [replace(p, source=without_credentials(p.source)) for p in points]
     assert run.batch is not None
     assert run.family is not None
     display = display_of(
-        run.batch.pixel_values, run.configuration, view.bands,
-        preprocessed=view.inputs is not None, colours=run.family.colours,
+        run.batch.pixel_values, run.configuration, options.bands,
+        preprocessed=options.inputs is not None, colours=run.family.colours,
     )  # fmt: skip
     return Timeline(
         tuple(points), run.batch.labels, drawn, run.configuration, run.mask_ratio, display
     )
 
 
-def spread(count: int, number: int) -> list[int]:
-    """Return ``number`` of ``count`` indices: the first, the last, and more at the beginning."""
+def spread_indices(count: int, number: int) -> list[int]:
+    """Return up to ``number`` indices below ``count``, closer together at the beginning.
+
+    The first and the last index are included; if only one index is requested, it is the last.
+    """
     if count <= number:
         return list(range(count))
     if number < 2:
@@ -185,22 +188,26 @@ def spread(count: int, number: int) -> list[int]:
 
 
 def _number_in(source: str) -> int | None:
+    """Return the last number in the name of a checkpoint, or None."""
     numbers = re.findall(r"[0-9]+", PurePosixPath(source.rstrip("/")).stem)
     return int(numbers[-1]) if numbers and len(numbers[-1]) <= LONGEST_NUMBER else None
 
 
 def _in_order(points: Sequence[Point]) -> list[Point]:
-    """Return points sorted by epoch; points with the same epoch keep their order."""
+    """Return the points sorted by epoch.
+
+    If two points have the same epoch, the epochs are replaced by the indices of the points.
+    """
     if len({point.epoch for point in points}) < len(points):
         return [replace(point, epoch=index) for index, point in enumerate(points)]
     return sorted(points, key=lambda point: point.epoch)
 
 
-class _Run:
-    """Evaluates checkpoints of one geometry on the pixels and the noise of the first one."""
+class _Evaluator:
+    """Evaluates checkpoints on the same images and noise, which the first checkpoint determines."""
 
-    def __init__(self, images: Sequence[Path], view: View) -> None:
-        self._images, self._view = images, view
+    def __init__(self, images: Sequence[Path], options: TimelineOptions) -> None:
+        self._images, self._options = images, options
         self.batch: ImageBatch | None = None
         self._noise: Any = None
         self.configuration: Configuration | None = None
@@ -217,7 +224,7 @@ class _Run:
                 epoch = index if epoch is None else epoch
                 require_images(checkpoint, "timeline")
                 self._prepare(checkpoint)
-                run = Reconstructor(checkpoint, self._view.framework, self._view.device)
+                run = Reconstructor(checkpoint, self._options.framework, self._options.device)
                 assert self.batch is not None
                 result = run(self.batch.with_noise(self._noise), self.mask_ratio)
         except (MaeConvertError, OSError) as error:
@@ -231,19 +238,23 @@ class _Run:
         return Point(source, epoch, mean, tuple(map(float, losses))), result
 
     def _open(self, source: str, folder: Path) -> Checkpoint:
-        view = self._view
+        options = self._options
         origin: Origin | None
         if storage.is_remote(source):
             path, origin = storage.download(source, folder), Origin(without_credentials(source))
         else:
             path, origin = locate(parse_source(source))
         try:
-            return open_checkpoint(path, view.flags, state_key=view.state_key, origin=origin)
+            return open_checkpoint(path, options.flags, state_key=options.state_key, origin=origin)
         except MaeConvertError as error:
             raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Load the images for the first checkpoint; check that later ones take the same inputs."""
+        """Load the images for the first checkpoint; check that later ones take the same inputs.
+
+        Raises:
+            MaeConvertError: the checkpoint has another family or other inputs than the first one.
+        """
         model = checkpoint.configuration.model
         if self.configuration is not None:
             first = self.configuration.model
@@ -260,24 +271,24 @@ class _Run:
                         hint="leave this checkpoint out",
                     )
             return
-        inputs, view = self._view.inputs, self._view
-        check_bands(view.bands, inputs, checkpoint)
+        inputs, options = self._options.inputs, self._options
+        check_bands(options.bands, inputs, checkpoint)
         if inputs is not None:
-            self.batch = batch_from_inputs(inputs, checkpoint, view.most)
+            self.batch = batch_from_inputs(inputs, checkpoint, options.most)
         else:
-            self.batch = batch_from_files(self._images, checkpoint, most=view.most)
+            self.batch = batch_from_files(self._images, checkpoint, most=options.most)
         family = checkpoint.family
         self._noise = self.batch.noise
         if self._noise is None:
             self._noise = noise_of(
-                "random", family, model, count=len(self.batch.names), seed=view.seed
+                "random", family, model, count=len(self.batch.names), seed=options.seed
             )
         self.mask_ratio = family.ratio_that_keeps(model.num_kept, model)
         self.configuration, self.family = checkpoint.configuration, family
 
 
 def objective(result: Reconstruction, family: Family, config: Any) -> np.ndarray:
-    """Return the training loss (N,) of the model, for pixels or normalised patches."""
+    """Return the loss (N,) of each image, computed as in the training of the model."""
     (predicted,) = result.predicted.values()
     pixels = result.pixel_values.astype(np.float64)
     _, deviation = family.target_statistics(pixels, config)

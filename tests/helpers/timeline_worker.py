@@ -11,17 +11,17 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.visualize.patch_masks import noise_of
-from mae_convert.visualize.reconstruction import load_cut
-from mae_convert.visualize.timeline import View, timeline
+from mae_convert.visualize.reconstruction import load_cropped
+from mae_convert.visualize.timeline import TimelineOptions, timeline
 
 source, images = sys.argv[1], images_in(Path(sys.argv[2]))
 for norm in (False, True):
     flags = Flags(norm_pix_loss=norm)
-    (point,) = timeline([source], images, View(flags=flags, seed=3)).points
+    (point,) = timeline([source], images, TimelineOptions(flags=flags, seed=3)).points
     checkpoint = open_checkpoint(source, flags)
     model = load_model(checkpoint, "torch", dtype="float32")
     assert model.config.norm_pix_loss == norm
-    pixels = load_cut(images, checkpoint, stretch=False)
+    pixels = load_cropped(images, checkpoint, stretch=False)
     noise = noise_of(
         "random", checkpoint.family, checkpoint.configuration.model, count=len(images), seed=3
     )

@@ -77,7 +77,7 @@ def test_an_error_of_storage_names_no_password(work):
 def test_a_timeline_names_no_password(stored, monkeypatch):
     from mae_convert.reports.timeline_files import timeline_json
     from mae_convert.visualize.reconstruction import Reconstruction
-    from mae_convert.visualize.timeline import View, timeline
+    from mae_convert.visualize.timeline import TimelineOptions, timeline
 
     model = open_checkpoint(DEMO).configuration.model
 
@@ -87,6 +87,6 @@ def test_a_timeline_names_no_password(stored, monkeypatch):
 
     monkeypatch.setattr("mae_convert.visualize.timeline.Reconstructor", lambda *_: paint)
     images = sorted(DEMO.parent.glob("*.jpg"))[:1]
-    result = timeline([stored, f"{ADDRESS}-none.pth"], images, View("torch"))
+    result = timeline([stored, f"{ADDRESS}-none.pth"], images, TimelineOptions("torch"))
     assert [point.error is None for point in result.points] == [True, False]
     assert SECRET not in str(timeline_json(result))

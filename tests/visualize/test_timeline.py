@@ -11,7 +11,7 @@ from paths import DEMO, HELPERS
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.formats import LazyTensor, write_file
 from mae_convert.formats.container import open_container
-from mae_convert.visualize.timeline import spread
+from mae_convert.visualize.timeline import spread_indices
 
 
 def write_blurred(path, amount):
@@ -67,7 +67,7 @@ def test_without_any_loss_there_is_no_timeline(command, tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert result.status == 2
-    assert "none of the checkpoints can be run: its loss is" in result.err
+    assert "no checkpoint can be run; the first error is: its loss is" in result.err
     assert not (tmp_path / "t.csv").exists()
 
 
@@ -108,7 +108,7 @@ def test_the_epoch_is_the_number_that_the_checkpoint_stores(tmp_path, case, stor
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])
 def test_the_first_and_the_last_are_always_shown(count, expected):
-    places = spread(count, expected)
+    places = spread_indices(count, expected)
     assert len(set(places)) == min(count, expected)
     assert (places[0], places[-1]) == (0, count - 1)
     assert places == sorted(places)

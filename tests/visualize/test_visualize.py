@@ -12,8 +12,8 @@ from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.family import MAE
 from mae_convert.visualize.patch_masks import drawn_mask, noise_of
 from mae_convert.visualize.pixels import amplified_difference, eight_bits
-from mae_convert.visualize.reconstruct import Look, look_at
-from mae_convert.visualize.reconstruction import cut_to_shape
+from mae_convert.visualize.reconstruct import ReconstructionOptions, write_reconstructions
+from mae_convert.visualize.reconstruction import crop_to_shape
 from mae_convert.visualize.sheet import Row, Sheet, draw, panel
 from reference_models.configuration import ViTMAEConfig
 
@@ -71,8 +71,8 @@ def test_mask_ratio_determines_the_number_of_kept_patches(count):
 
 
 def test_center_of_an_image_is_cropped():
-    assert cut_to_shape(Image.new("RGB", (300, 100)), (224, 224)).size == (100, 100)
-    assert cut_to_shape(Image.new("RGB", (100, 300)), (96, 192)).size == (100, 50)
+    assert crop_to_shape(Image.new("RGB", (300, 100)), (224, 224)).size == (100, 100)
+    assert crop_to_shape(Image.new("RGB", (100, 300)), (96, 192)).size == (100, 50)
 
 
 def test_groups_of_rows_are_placed_side_by_side():
@@ -110,7 +110,9 @@ def test_sheet_shows_the_model_input(command, tmp_path):
 
 def test_output_describes_the_frames_of_an_animation(tmp_path, capsys):
     checkpoint = open_checkpoint(MODEL)
-    report = look_at([DATA / "coffee.jpg"], checkpoint, [tmp_path / "film.gif"], Look())
+    report = write_reconstructions(
+        [DATA / "coffee.jpg"], checkpoint, [tmp_path / "film.gif"], ReconstructionOptions()
+    )
     assert report["mask_ratio"] == 0.5
     assert report["film_ratios"][0] == 0.5
     reconstructions(report)

@@ -116,16 +116,16 @@ def reconstruct(
     """
     from mae_convert.cli.output.visualization import reconstructions as show
     from mae_convert.cli.streams import print_json
-    from mae_convert.visualize.reconstruct import Look, look_at
+    from mae_convert.visualize.reconstruct import ReconstructionOptions, write_reconstructions
 
     if not images and options["inputs"] is None:
         raise click.UsageError(
             "no image is specified; pass image files, videos, directories, or --inputs FILE.npz"
         )
     stretch, framework = options.pop("fit") == "stretch", options.pop("framework")
-    look = Look(**options, framework=installed(framework), stretch=stretch)
+    settings = ReconstructionOptions(**options, framework=installed(framework), stretch=stretch)
     checkpoint = open_with_notes(src, flags, state_key=state_key)
-    report = look_at(images, checkpoint, outputs, look, overwrite=overwrite)
+    report = write_reconstructions(images, checkpoint, outputs, settings, overwrite=overwrite)
     print_json(report) if as_json else show(report)
 
 

@@ -257,7 +257,7 @@ def timeline(
     from mae_convert.layouts.table import listed
     from mae_convert.reports.timeline_files import check_names, timeline_json, write
     from mae_convert.sources.patterns import sources_named
-    from mae_convert.visualize.timeline import View
+    from mae_convert.visualize.timeline import TimelineOptions
     from mae_convert.visualize.timeline import timeline as follow
 
     check_names(outputs, overwrite=overwrite)
@@ -269,7 +269,7 @@ def timeline(
     paths = [name for text in sources for name in sources_named(text)]
     folders = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}
-    view = View(chosen, **options)
+    view = TimelineOptions(chosen, **options)
     with click.progressbar(
         length=len(paths),
         label="checkpoints",

@@ -85,7 +85,7 @@ def timeline(result: "Timeline", outputs: Sequence[Path]) -> None:
     out.print(grid)
     out.print(
         f"lowest loss at epoch {result.best.epoch}; 99 % of the improvement reached at epoch "
-        f"{result.paid_until.epoch}"
+        f"{result.near_best.epoch}"
     )
     for path in outputs:
         out.print(markup(path), soft_wrap=True)
