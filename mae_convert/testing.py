@@ -8,10 +8,10 @@ from typing import Any
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.options import ARGUMENTS, Flags, flags_of_arguments, name_of_dtype
-from mae_convert.reports.verdict_files import text
 from mae_convert.runtime.loading import warn_of_no_effect
 from mae_convert.runtime.sides import Side
 from mae_convert.sources import open_pair, parse_source
+from mae_convert.verify.summary import verdict_text
 from mae_convert.verify.verification import (
     Options,
     Verification,
@@ -73,7 +73,7 @@ def assert_parity(
     warn_of_no_effect(flags, first, second)
     verification = diagnose(run_verification(first, second, side_a, side_b, parsed))
     if not verification.verdict.passed:
-        raise AssertionError(f"{a} and {b}:\n{text(verification.verdict)}")
+        raise AssertionError(f"{a} and {b}:\n{verdict_text(verification.verdict)}")
     return verification
 
 

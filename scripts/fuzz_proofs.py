@@ -11,13 +11,14 @@ from mae_convert.diagnose.diagnosis import diagnose_traces
 from mae_convert.publish.artifacts import Artifact
 from mae_convert.publish.card_parity import in_short, verification
 from mae_convert.reports.junit import verdict_junit
-from mae_convert.reports.verdict_files import markdown, text
+from mae_convert.reports.verdict_files import markdown
 from mae_convert.runtime.inputs import make_inputs
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace, describe
 from mae_convert.verify.certificate import read_certificate, read_source, write_certificate
 from mae_convert.verify.judge import Verdict, judge
 from mae_convert.verify.replay import _not_stored
+from mae_convert.verify.summary import verdict_text
 from mae_convert.verify.tracing import save_trace
 from mae_convert.verify.verification import InputChoice, Verification
 
@@ -106,4 +107,4 @@ def examine_certificate(model: Path) -> None:
 
 def _report(verdict: Verdict, a: Trace, b: Trace) -> None:
     explained = Verification(diagnose_traces(verdict, a, b), {}, (a, b))
-    text(explained.verdict), verdict_junit(explained), markdown(explained)
+    verdict_text(explained.verdict), verdict_junit(explained), markdown(explained)

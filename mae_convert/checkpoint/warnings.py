@@ -2,23 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 
-import ml_dtypes
 import numpy as np
 
 from mae_convert.checkpoint.canonical_tensors import REASON
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import Option, Text
-from mae_convert.families.position_embeddings import POSITION_EMBEDDINGS, Grid, fixed_precision
-from mae_convert.formats.dtypes import DTYPES
-from mae_convert.formats.tensor import LazyTensor
+from mae_convert.families.position_embeddings import POSITION_EMBEDDINGS, position_in_words
 from mae_convert.layouts.table import listed
 from mae_convert.text import plural
-from reference_models.positions import sincos_position_embedding
 
 Statistics = Mapping[str, float]
-
-FLOAT32_NOISE = 1e-5
-"""Maximum difference of fixed embeddings, with values up to 1, that were computed in float32."""
 
 
 def warnings_of_names(checkpoint: Checkpoint) -> list[Text]:
@@ -111,32 +104,3 @@ def _in_statistics(statistics: Mapping[str, Statistics]) -> Iterator[str]:
 
 def _is_all(s: Statistics, value: float) -> bool:
     return not s["not_finite"] and s["min"] == s["max"] == value
-
-
-def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Return how a position embedding (1, 1 + L, D) differs from the fixed sine-cosine embedding.
-
-    Args:
-        tensor: the embedding.
-        grid: rows and columns of patches, L in total.
-    """
-    fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"
-    if fixed_precision(tensor, grid) is not None:
-        return f"is exactly {fixed}"
-    stored = tensor.load().astype(np.float64)
-    if not np.isfinite(stored).all():
-        return f"is not {fixed}: it is not finite"
-    width = tensor.shape[-1]
-    table = sincos_position_embedding(width, grid)
-    halves = np.split(table, [width // 2], axis=-1)
-    alike = {
-        f"is {fixed} up to rounding": table,
-        f"is {fixed} with rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
-        f"is the embedding of {grid[1]} x {grid[0]} patches, reshaped in row-major order to "
-        f"{grid[0]} x {grid[1]}": sincos_position_embedding(width, grid[::-1]),
-    }
-    noise = max(FLOAT32_NOISE, float(ml_dtypes.finfo(DTYPES[str(tensor.dtype)]).eps))
-    for words, other in alike.items():
-        if np.abs(stored - other).max() <= noise:
-            return words
-    return f"is not {fixed}; the largest difference is {np.abs(stored - table).max():.1g}"

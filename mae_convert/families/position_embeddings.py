@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mae_convert.errors import ConfigurationError, Option
-from mae_convert.formats.dtypes import rounded
+from mae_convert.formats.dtypes import DTYPES, rounded
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding, spacetime_position_embedding
 
@@ -29,6 +30,9 @@ FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
 }
 RECOMPUTE = Option("sincos_positions", True)
 BICUBIC, CORNERS_ALIGNED = "bicubic", "bicubic, align_corners=True"
+FLOAT32_NOISE = 1e-5
+"""Maximum difference of fixed embeddings, with values up to 1, that were computed in float32."""
+
 SHARPNESS = -0.75
 """The parameter a of cubic convolution (Keys 1981, doi:10.1109/TASSP.1981.1163711)."""
 
@@ -167,6 +171,35 @@ def fixed_precision(
         if np.array_equal(_fixed(tensor, grid, axes, precision), stored):
             return precision
     return None
+
+
+def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
+    """Return how a position embedding (1, 1 + L, D) differs from the fixed sine-cosine embedding.
+
+    Args:
+        tensor: the embedding.
+        grid: rows and columns of patches, L in total.
+    """
+    fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"
+    if fixed_precision(tensor, grid) is not None:
+        return f"is exactly {fixed}"
+    stored = tensor.load().astype(np.float64)
+    if not np.isfinite(stored).all():
+        return f"is not {fixed}: it is not finite"
+    width = tensor.shape[-1]
+    table = sincos_position_embedding(width, grid)
+    halves = np.split(table, [width // 2], axis=-1)
+    alike = {
+        f"is {fixed} up to rounding": table,
+        f"is {fixed} with rows and columns exchanged": np.concatenate(halves[::-1], axis=-1),
+        f"is the embedding of {grid[1]} x {grid[0]} patches, reshaped in row-major order to "
+        f"{grid[0]} x {grid[1]}": sincos_position_embedding(width, grid[::-1]),
+    }
+    noise = max(FLOAT32_NOISE, float(ml_dtypes.finfo(DTYPES[str(tensor.dtype)]).eps))
+    for words, other in alike.items():
+        if np.abs(stored - other).max() <= noise:
+            return words
+    return f"is not {fixed}; the largest difference is {np.abs(stored - table).max():.1g}"
 
 
 def _fixed(tensor: LazyTensor, grid: Shape, axes: str, precision: np.dtype) -> np.ndarray:

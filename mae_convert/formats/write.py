@@ -13,7 +13,7 @@ from mae_convert.files.atomic import Destination, Staged, flush, os_errors_expla
 from mae_convert.files.byte_ranges import ByteFile, open_input
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance, Progress, WorkerThreads
-from mae_convert.formats.container import JSON_NAMES, read_contents
+from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES, read_contents
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.output_file import OutputFile, Weights
 from mae_convert.formats.registry import BIN, FORMATS, INDEX_NAMES, INDEX_SUFFIX, WEIGHTS_NAMES
@@ -29,7 +29,6 @@ from mae_convert.text import format_bytes
 Hashes = Mapping[str, str]
 JsonFile = Mapping | Callable[[Hashes], Mapping]
 
-CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
 OUR_NAMES = frozenset((*JSON_NAMES, *WEIGHTS_NAMES, *INDEX_NAMES, *CERTIFICATE_NAMES, "README.md"))
 RECORD = "conversion.json"
 

@@ -9,9 +9,9 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
-from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES
 from mae_convert.formats.registry import FORMATS, NPZ
-from mae_convert.sources.select_files import CERTIFICATE, KERAS_SUFFIXES, PREFERENCE
+from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
 from mae_convert.text import shown
 from mae_convert.verify.certificate import Certificate, read_certificate
 
@@ -161,13 +161,12 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
 def beside(artifact: Artifact) -> list[str]:
     """Return the names of the files that are published beside an artifact's weights."""
     if artifact.target.is_dir():
-        names = [*JSON_NAMES, *(CERTIFICATE if artifact.certificate else ())]
+        names = [*JSON_NAMES, *(CERTIFICATE_NAMES if artifact.certificate else ())]
         if artifact.certificate:  # what else was verified, as a processor_config.json
             weights = [path.name for path in artifact.weights]
             names += [
                 n for n in artifact.certificate.document["files"] if n not in (*names, *weights)
             ]
         return [name for name in names if (artifact.target / name).is_file()]
-    return (
-        [f"{artifact.target.name}.{name}" for name in CERTIFICATE] if artifact.certificate else []
-    )
+    names = list(CERTIFICATE_NAMES) if artifact.certificate else []
+    return [f"{artifact.target.name}.{name}" for name in names]

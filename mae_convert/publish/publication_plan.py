@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
+from mae_convert.formats.container import SIGNATURE_NAMES
 from mae_convert.publish.artifacts import Artifact, beside, check_together, read_artifact
 from mae_convert.publish.card import card_metadata, marked, merged_card, metadata_of, new_card
 from mae_convert.publish.card_body import WARNING, CardData, section
@@ -20,7 +21,7 @@ from mae_convert.sources.client import (
     hub_errors_explained,
     is_unreachable,
 )
-from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE, SIGNED
+from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
 from mae_convert.verify.attestation import attest
 from mae_convert.verify.signing import Signer
 
@@ -185,7 +186,7 @@ def _signed(
             hint=("publish it to a separate repository, or leave out ", Option("sign")),
         )
     attest(directory, signer, files=names, licence=licence.name)
-    return {name: stage(name, directory / name) for name in SIGNED}
+    return {name: stage(name, directory / name) for name in SIGNATURE_NAMES}
 
 
 def _is_weights(path: str) -> bool:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.byte_ranges import ByteFile, open_sha256
+from mae_convert.formats.container import CERTIFICATE_NAMES, SIGNATURE_NAMES
 from mae_convert.formats.registry import INDEX_SUFFIX
 from mae_convert.formats.shards import SHARD
 from mae_convert.publish.artifacts import Artifact, beside
-from mae_convert.sources.select_files import CERTIFICATE, CERTIFICATES_FOLDER, PREFERENCE, SIGNED
+from mae_convert.sources.select_files import CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid
 
 # Files that describe a single file of weights.
-OWN_FILES = ("conversion.json", *CERTIFICATE)
+OWN_FILES = ("conversion.json", *CERTIFICATE_NAMES)
 LARGEST_IN_GIT = 10_000_000  # bytes; the Hub identifies larger files by their SHA-256
 
 
@@ -154,12 +155,12 @@ def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list
 
 def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> bool:
     """Return whether a file of the repository belongs to a certificate that is replaced."""
-    if path in (*OWN_FILES, *SIGNED):
+    if path in (*OWN_FILES, *SIGNATURE_NAMES):
         first = next((name for name in PREFERENCE if name in there), None)
         return "conversion.json" in staged or first in staged
     if path.startswith(f"{CERTIFICATES_FOLDER}/"):
         return path.split("/")[1] in staged
-    return any(path.removesuffix(f".{name}") in staged for name in CERTIFICATE)
+    return any(path.removesuffix(f".{name}") in staged for name in CERTIFICATE_NAMES)
 
 
 def _is_safetensors(path: str) -> bool:

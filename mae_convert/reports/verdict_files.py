@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_convert.errors import OutputError, as_argument
+from mae_convert.errors import OutputError
 from mae_convert.files.atomic import check_target, write_file
 from mae_convert.files.strict_json import plain
 from mae_convert.reports.junit import verdict_junit
-from mae_convert.text import code_in_markdown, for_markdown, for_terminal
+from mae_convert.text import code_in_markdown, for_markdown
 from mae_convert.verify.certificate import environment
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.summary import (
@@ -132,23 +132,6 @@ def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
         mark = word if word == "ok" else f"**{word}**"
         yield f"| {' | '.join(map(for_markdown, cells))} | {mark} |"
     yield ""
-
-
-def text(verdict: Verdict) -> str:
-    """Return the verdict as plain text: result, failed checks, and causes."""
-    meaning = verdict_in_words(verdict, as_argument)[1]
-    lines = [f"{headline(verdict)}: {meaning}"]
-    lines += [
-        f"  {line.title}: {line.measured}, limit {line.limit}"
-        for line in summary(verdict.checks)
-        if not line.passed
-    ]
-    if verdict.first_divergence:
-        lines.append(f"first divergence: {verdict.first_divergence}")
-    if verdict.suspects and not verdict.passed:
-        lines.append(f"{suspects_title(verdict)}: " + ", ".join(verdict.suspects[:6]))
-    lines += [f"cause: {cause}" for cause in verdict.causes]
-    return "\n".join(map(for_terminal, lines))
 
 
 def _runner(entry: Mapping[str, Any]) -> str:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mae_convert.families import families
-from mae_convert.families.configuration import Configuration
 from mae_convert.files.strict_json import plain
 from mae_convert.reports.html import (
     Cell,
@@ -21,7 +19,6 @@ from mae_convert.reports.html import (
     table,
     text,
 )
-from mae_convert.runtime.trace import Trace
 from mae_convert.text import for_html, format_number
 from mae_convert.verify.distance import relative_error
 from mae_convert.verify.judge import FUNCTION_LIMIT, Verdict
@@ -176,7 +173,7 @@ def _images(verification: "Verification") -> Iterator[str]:
     name_of_result = "float64/reconstruction"
     if name_of_result not in source.arrays or name_of_result not in target.arrays:
         return
-    family, configuration = families()[source.description["family"]], _configuration(source)
+    family, configuration = source.family, source.configuration
     model = configuration.model
     pixels = family.predicted_pixels(verification.inputs["pixel_values"][:MOST_PICTURES], model)
     both = [side.arrays[name_of_result][:MOST_PICTURES] for side in (source, target)]
@@ -231,14 +228,3 @@ def is_noise(pixel_values: np.ndarray) -> bool:
     if left.std() == 0 or right.std() == 0:
         return False
     return bool(np.corrcoef(left, right)[0, 1] < LEAST_CORRELATION)
-
-
-def _configuration(trace: Trace) -> Configuration:
-    description = trace.description
-    family = families()[description["family"]]
-    return Configuration(
-        model=family.configuration_class.from_dict(description["config"]),
-        image_mean=tuple(description["image_mean"]),
-        image_std=tuple(description["image_std"]),
-        sources={},
-    )

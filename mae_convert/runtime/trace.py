@@ -13,6 +13,8 @@ from mae_convert.checkpoint.fingerprint import Fingerprint, described_family, de
 from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.record import files_sha256
 from mae_convert.errors import CheckpointError, LayoutError
+from mae_convert.families.configuration import Configuration
+from mae_convert.families.family import Family
 from mae_convert.files.byte_ranges import kind_of
 from mae_convert.files.strict_json import parse_json
 from mae_convert.formats.tensor import LazyTensor, sha256
@@ -68,6 +70,21 @@ class Trace:
             )
         check_trace(description, arrays, str(path))
         return cls(description, arrays)
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return described_family(self.description)
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration of the model, without the sources of its fields."""
+        return Configuration(
+            model=self.family.configuration_class.from_dict(self.description["config"]),
+            image_mean=tuple(self.description["image_mean"]),
+            image_std=tuple(self.description["image_std"]),
+            sources={},
+        )
 
     @property
     def fingerprint(self) -> Fingerprint:

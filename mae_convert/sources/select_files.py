@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mae_convert.errors import CheckpointError, HubError
-from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES, SIGNATURE_NAMES
 from mae_convert.formats.directory import KERAS_SUFFIX, is_read_beside
 from mae_convert.formats.registry import (
     DIRECTORY_SUFFIXES,
@@ -26,8 +26,7 @@ PREFERENCE = tuple(
     for preferred in (name, f"{name}{INDEX_SUFFIX}")
     if preferred in (*WEIGHTS_NAMES, *INDEX_NAMES)
 )
-CERTIFICATE = ("verification.json", "verification.safetensors")
-SIGNED = ("attestation.json", "model.sig")
+PROOFS = (*CERTIFICATE_NAMES, *SIGNATURE_NAMES)
 KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)
 # In a repository with several layouts, certificates of further files are in this folder.
 CERTIFICATES_FOLDER = "verification"
@@ -68,14 +67,14 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
     alone = [name for name in names if _is_weights(name)] == [weights]
     beside = _beside(weights, folder, entries, belongs=is_folder or _conventional(weights) or alone)
     if not certificate:
-        beside = {k: v for k, v in beside.items() if not k.endswith((*CERTIFICATE, *SIGNED))}
-    elif not any(name.endswith(CERTIFICATE[0]) for name in beside):
+        beside = {k: v for k, v in beside.items() if not k.endswith(PROOFS)}
+    elif not any(name.endswith(CERTIFICATE_NAMES[0]) for name in beside):
         raise CheckpointError(
-            f"{snapshot.reference} has no certificate ({CERTIFICATE[0]}): it was published without "
-            "verification",
+            f"{snapshot.reference} has no certificate ({CERTIFICATE_NAMES[0]}): it was published"
+            " without verification",
             hint=f"compare it with its source by `mae-convert verify SOURCE {snapshot.reference}`",
         )
-    own = f"{weights}.{CERTIFICATE[0]}" in names
+    own = f"{weights}.{CERTIFICATE_NAMES[0]}" in names
     is_directory = not own and (is_folder or _conventional(weights))
     notes: tuple[str, ...] = ()
     if further := weight_files[1:]:
@@ -96,16 +95,16 @@ def _beside(
     the folder of certificates), the record and certificate of the repository belong to other
     weights.
     """
-    own = [f"{weights}.{name}" for name in CERTIFICATE]
+    own = [f"{weights}.{name}" for name in CERTIFICATE_NAMES]
     if joined(folder, own[0]) in entries:
         return {name: joined(folder, name) for name in own if joined(folder, name) in entries}
     if not belongs:
         return {}
-    names = (*JSON_NAMES, *CERTIFICATE, *SIGNED)
+    names = (*JSON_NAMES, *PROOFS)
     paths = {name: joined(folder, name) for name in (*names, *_further(folder, entries))}
     further = joined(folder, f"{CERTIFICATES_FOLDER}/{weights}")
     if any(path.startswith(f"{further}/") for path in entries):
-        for name in ("conversion.json", *CERTIFICATE, *SIGNED):
+        for name in ("conversion.json", *PROOFS):
             del paths[name]
         theirs = (*names, *_further(further, entries))
         paths |= {name: f"{further}/{name}" for name in theirs if f"{further}/{name}" in entries}
@@ -140,7 +139,7 @@ def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[s
 
 def _is_weights(name: str) -> bool:
     return name.endswith((*DIRECTORY_SUFFIXES, *FORMATS[NPZ].suffixes)) and not name.endswith(
-        CERTIFICATE
+        CERTIFICATE_NAMES
     )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile, file_sha256
+from mae_convert.formats.container import SIGNATURE_NAMES
 from mae_convert.formats.contents import json_in
-from mae_convert.sources.select_files import SIGNED
 from mae_convert.verify.certificate import Certificate, read_certificate
 from mae_convert.verify.judge import Check
 from mae_convert.verify.signing import Signer, Trust, signed_files
 
-STATEMENT, SIGNATURE = SIGNED
+STATEMENT, SIGNATURE = SIGNATURE_NAMES
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:mae-convert:verification:v1"
 # Fields of the certificate that the statement repeats.
@@ -60,7 +60,7 @@ def attest(
             f" is not the verified model: {failed[0].name.partition('/')[2]} {failed[0].measured}",
             hint="verify it again: `mae-convert verify SOURCE TARGET --certify`",
         )
-    present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNED)
+    present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNATURE_NAMES)
     chosen = [name for name in present if files is None or name in files]
     document = statement(folder, certificate, chosen, licence or _licence(folder))
     text = json.dumps(document, indent=2) + "\n"

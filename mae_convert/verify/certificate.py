@@ -27,6 +27,7 @@ from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile, file_sha256, is_plain_name, kind_of, open_sha256
 from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
+from mae_convert.formats.container import CERTIFICATE_NAMES
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.directory import is_read_beside
 from mae_convert.runtime.inputs import check_inputs, inputs_sha256
@@ -42,7 +43,7 @@ from mae_convert.verify.judge import (
 from mae_convert.verify.verification import Verification
 
 FORMAT = 1
-DOCUMENT, ARRAYS = "verification.json", "verification.safetensors"
+DOCUMENT, ARRAYS = CERTIFICATE_NAMES
 INPUTS = "inputs/"
 ADVICE = "make it again with `mae-convert verify SOURCE TARGET --certify`"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.sides import THIRD_PARTIES
 from mae_convert.runtime.trace import Trace
@@ -64,10 +63,9 @@ def _activations(a: Trace, b: Trace) -> Iterator[str]:
 def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
     """Yield sentences about optional inputs of a model that the runs did not use."""
     for name, trace in (("A", a), ("B", b)):
-        family = described_family(trace.description)
-        config = family.configuration_class.from_dict(trace.description["config"])
         used = trace.description.get("additional_inputs", ())
-        if absent := [n for n in family.additional_shapes(config) if n not in used]:
+        inputs = trace.family.additional_shapes(trace.configuration.model)
+        if absent := [n for n in inputs if n not in used]:
             names = " and ".join(absent)
             yield f"the effect of {names} on {name}; the inputs do not contain them"
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mae_convert.errors import OptionStyle, as_field, render
+from mae_convert.errors import OptionStyle, as_argument, as_field, render
 from mae_convert.families import native_frameworks
 from mae_convert.runtime.sides import INSTALL
-from mae_convert.text import format_number
+from mae_convert.text import for_terminal, format_number
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
     ARRAYS,
@@ -316,3 +316,20 @@ def effects_in_words(effects: Mapping[str, float]) -> list[str]:
         " not a check)"
         for name, effect in effects.items()
     ]
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return the verdict as plain text: result, failed checks, and causes."""
+    meaning = verdict_in_words(verdict, as_argument)[1]
+    lines = [f"{headline(verdict)}: {meaning}"]
+    lines += [
+        f"  {line.title}: {line.measured}, limit {line.limit}"
+        for line in summary(verdict.checks)
+        if not line.passed
+    ]
+    if verdict.first_divergence:
+        lines.append(f"first divergence: {verdict.first_divergence}")
+    if verdict.suspects and not verdict.passed:
+        lines.append(f"{suspects_title(verdict)}: " + ", ".join(verdict.suspects[:6]))
+    lines += [f"cause: {cause}" for cause in verdict.causes]
+    return "\n".join(map(for_terminal, lines))

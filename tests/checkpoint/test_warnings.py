@@ -6,8 +6,8 @@ import torch
 
 from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.checkpoint.warnings import position_in_words
 from mae_convert.families.options import Flags
+from mae_convert.families.position_embeddings import position_in_words
 from mae_convert.formats import LazyTensor
 from reference_models.positions import sincos_position_embedding
 

@@ -275,8 +275,8 @@ def test_a_verdict(verdict, printed, hostile, passed):
     from mae_convert.cli.output.verdict import verdict as show
     from mae_convert.reports.junit import verdict_junit
     from mae_convert.reports.verdict_files import markdown, verdict_json
-    from mae_convert.reports.verdict_files import text as as_text
     from mae_convert.reports.verdict_html import page
+    from mae_convert.verify.summary import verdict_text as as_text
 
     def done(text):
         checks = tuple(replace(check, passed=passed) for check in verdict.checks)

@@ -20,14 +20,14 @@ from mae_convert.families.mae.official import Official
 from mae_convert.families.options import Flags
 from mae_convert.publish.card_parity import in_short
 from mae_convert.reports.junit import verdict_junit
-from mae_convert.reports.verdict_files import markdown, text, verdict_json
+from mae_convert.reports.verdict_files import markdown, verdict_json
 from mae_convert.reports.verdict_html import page
 from mae_convert.runtime import load_model, save_model
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.assumptions import assumptions
 from mae_convert.verify.judge import SPECIFIED, Verdict, proof
-from mae_convert.verify.summary import headline, verdict_in_words
+from mae_convert.verify.summary import headline, verdict_in_words, verdict_text
 from mae_convert.verify.verification import Options, run_verification
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -209,7 +209,7 @@ def test_every_form_of_a_verdict_lists_its_assumptions():
     verdict = Verdict(True, True, (), None, (), (), (), assumptions=(assumed,))
     words = "assuming num_attention_heads 12 (official ViT-B/16 with the same shapes)"
     assert headline(verdict) == f"PASSED and proven, {words}"
-    assert words in text(verdict)
+    assert words in verdict_text(verdict)
     result = SimpleNamespace(verdict=verdict, traces=(), inputs={})
     assert f"✅ PASSED and proven, {words}" in markdown(result)
     assert f'<h1 class="ok">PASSED and proven, {words}</h1>' in page(result, {})
