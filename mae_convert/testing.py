@@ -7,7 +7,12 @@ from typing import Any
 
 from mae_convert.diagnose.diagnosis import diagnose
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import ARGUMENTS, Flags, flags_of_arguments, name_of_dtype
+from mae_convert.families.checkpoint_options import (
+    ARGUMENTS,
+    Flags,
+    flags_of_arguments,
+    name_of_dtype,
+)
 from mae_convert.runtime.loading import warn_of_no_effect
 from mae_convert.runtime.sides import Side
 from mae_convert.sources import open_pair, parse_source

@@ -22,7 +22,7 @@ PHASES = """
 import json, sys, time
 from pathlib import Path
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.convert.execute import execute_all
 from mae_convert.convert.plan import plan_conversion
 source, target, layout = sys.argv[1:]

@@ -18,7 +18,7 @@ from terratorch.models.backbones.prithvi_mae import _interpolate_pos_encoding
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry, with_geometry
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 
 TABLES = ("encoder.position_embedding", "decoder.position_embedding")
 LIMIT = 1e-6  # the values are at most 1, in float32

@@ -34,8 +34,8 @@ from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
 
 LONGEST = 10

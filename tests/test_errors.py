@@ -24,7 +24,7 @@ from mae_convert.errors import (
     render,
     to_json,
 )
-from mae_convert.families.options import CHECKPOINT_OPTIONS, Flags, flags_of_arguments
+from mae_convert.families.checkpoint_options import CHECKPOINT_OPTIONS, Flags, flags_of_arguments
 from mae_convert.models.transformers_errors import raising_as_transformers
 from mae_convert.sweep.result import error_row
 

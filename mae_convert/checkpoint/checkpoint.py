@@ -9,9 +9,9 @@ from typing import Any
 from mae_convert.checkpoint.prefixes import Stripped
 from mae_convert.errors import ConfigurationError, MaeConvertError, Option
 from mae_convert.families import family_of
+from mae_convert.families.checkpoint_options import OF_FIELDS, Flags
 from mae_convert.families.configuration import Configuration, check_flags_apply
 from mae_convert.families.family import Family
-from mae_convert.families.options import OF_FIELDS, Flags
 from mae_convert.formats import Container
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.layout import Layout

@@ -13,9 +13,9 @@ from mae_convert.checkpoint.unknown_fields import unread
 from mae_convert.errors import ConfigurationError, LayoutError, Option
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import BATCH_NORM, TASKS, square_grid
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.configuration import Configuration, resolve
 from mae_convert.families.evidence import Evidence
-from mae_convert.families.options import Flags
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats import Container, open_container
 from mae_convert.formats.registry import PTH, SAFETENSORS

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from mae_convert.checkpoint.checkpoint import Checkpoint, Origin
     from mae_convert.diagnose.infer import Inference, InferenceOptions
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
     from mae_convert.sources import Source
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mae_convert.families.options import (
+from mae_convert.families.checkpoint_options import (
     CHECKPOINT_OPTIONS,
     LARGEST_COUNT,
     OF_FIELDS,
@@ -69,7 +69,7 @@ SECONDS = click.FloatRange(min=0)
 
 
 class ValueType(click.ParamType):
-    """A value of one of the types in `mae_convert.families.options`."""
+    """A value of one of the types in `mae_convert.families.checkpoint_options`."""
 
     def __init__(self, kind: Kind, metavar: str = "") -> None:
         self.kind = kind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mae_convert.checkpoint.prefixes import is_readable
 from mae_convert.errors import Option, OutputError
-from mae_convert.families.options import ByteSize
+from mae_convert.families.checkpoint_options import ByteSize
 from mae_convert.formats.registry import FILE_SUFFIXES, PTH, SUFFIX_FORMATS
 from mae_convert.layouts.layout import Layout
 

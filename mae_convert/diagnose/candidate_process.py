@@ -20,10 +20,10 @@ from mae_convert.files.staging import scratch_directory
 from mae_convert.formats import write_file
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.layouts.transforms import Fuse
+from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.children import Clock, environment_of_child, python_process
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.sides import Side, choose_side, classes_of
-from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace
 
 CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")

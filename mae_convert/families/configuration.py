@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import ConfigurationError, Option, Text, join
 from mae_convert.families.canonical import TASKS
+from mae_convert.families.checkpoint_options import named
 from mae_convert.families.evidence import PREPROCESSING, Evidence, FieldValue, candidates, same_size
-from mae_convert.families.options import named
 
 if TYPE_CHECKING:
     from mae_convert.families.family import Family

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mae_convert.families.options import OF_FIELDS
+from mae_convert.families.checkpoint_options import OF_FIELDS
 from mae_convert.formats.tensor import LazyTensor
 
 PREPROCESSING = ("image_mean", "image_std")

@@ -7,7 +7,7 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.convert.changes import with_new_head
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags, size_of_image
+from mae_convert.families.checkpoint_options import Flags, size_of_image
 from mae_convert.models.transformers_config import FIELDS, plain
 
 # Fields that an argument may override even if the checkpoint specifies them.

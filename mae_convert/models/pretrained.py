@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.files.staging import scratch_directory
 from mae_convert.models.loading_arguments import (
     SAYABLE,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor, nn
 
-from mae_convert.families.options import name_of_dtype
+from mae_convert.families.checkpoint_options import name_of_dtype
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import listed
 from mae_convert.models.checkpointing import (

@@ -12,7 +12,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, without_effect
 from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.errors import ConfigurationError, MissingRequirementError, as_argument
-from mae_convert.families.options import (
+from mae_convert.families.checkpoint_options import (
     OF_FIELDS,
     Flags,
     flags_of_arguments,

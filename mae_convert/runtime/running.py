@@ -20,11 +20,11 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, Text, from_json
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory
+from mae_convert.runtime.child_files import linked_to_open_files, stage, stage_foreign
 from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
 from mae_convert.runtime.foreign import FOREIGN, ORIGINAL, ForeignCode
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.sides import WORKER, Side, classes_of
-from mae_convert.runtime.staging import linked_to_open_files, stage, stage_foreign
 from mae_convert.runtime.trace import Trace, describe, read_trace, with_canonical_gradients
 from mae_convert.runtime.worker import REPORT
 

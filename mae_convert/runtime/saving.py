@@ -10,10 +10,10 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.target import Packing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import families
+from mae_convert.families.checkpoint_options import name_of_dtype
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.evidence import PREPROCESSING, same_size
 from mae_convert.families.family import Family
-from mae_convert.families.options import name_of_dtype
 from mae_convert.formats import Container, LazyTensor
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.layouts.table import external_shapes, read_tensors

@@ -14,8 +14,8 @@ from mae_convert.checkpoint.checkpoint import (
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import official_named
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.official_models import OfficialFile
-from mae_convert.families.options import Flags
 from mae_convert.sources.reference import HubReference, Source, parse_source
 
 

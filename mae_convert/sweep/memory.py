@@ -81,8 +81,8 @@ def memory_needed_by(job: "Job") -> int:
 
 def model_bytes(job: "Job") -> int:
     """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
+    from mae_convert.families.checkpoint_options import flags_of
     from mae_convert.families.official_models import OfficialFile
-    from mae_convert.families.options import flags_of
     from mae_convert.sources import HubReference, open_source, parse_source, storage
 
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from mae_convert.errors import MaeConvertError
 from mae_convert.families import layout_names
 from mae_convert.families.canonical import TASKS
-from mae_convert.families.options import (
+from mae_convert.families.checkpoint_options import (
     CHECKPOINT_OPTIONS,
     ByteSize,
     Choice,

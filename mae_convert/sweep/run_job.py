@@ -16,7 +16,7 @@ from mae_convert.convert.plan import Plan, plan_conversion
 from mae_convert.convert.record import files_sha256
 from mae_convert.convert.target import Packing
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.options import flags_of
+from mae_convert.families.checkpoint_options import flags_of
 from mae_convert.files.staging import scratch_directory
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import checkpoint_version

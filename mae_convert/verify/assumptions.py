@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mae_convert.errors import Text, join
+from mae_convert.families.checkpoint_options import OF_FIELDS, named
 from mae_convert.families.evidence import LAYOUT, NAMES, OFFICIAL, SQUARE, same_size
-from mae_convert.families.options import OF_FIELDS, named
 from mae_convert.files.strict_json import plain
 from mae_convert.runtime.trace import Trace
 

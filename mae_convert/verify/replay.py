@@ -9,7 +9,7 @@ import numpy as np
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, check_flags
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.runtime.trace import Trace

@@ -13,10 +13,10 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.files.atomic import check_target, replacing_file
 from mae_convert.formats.registry import SUFFIX_FORMATS
+from mae_convert.runtime.child_files import as_encoder
 from mae_convert.runtime.inputs import InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
 from mae_convert.runtime.sides import UNMASKED, Side, check_foreign, choose_side
-from mae_convert.runtime.staging import as_encoder
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify.declared_changes import apply_steps, steps_between
 

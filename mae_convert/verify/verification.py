@@ -11,6 +11,7 @@ from mae_convert.checkpoint.diff import unread_tensors
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash
 from mae_convert.layouts.transforms import Schema
+from mae_convert.runtime.child_files import as_encoder
 from mae_convert.runtime.foreign import ORIGINAL, ForeignCode
 from mae_convert.runtime.inputs import Arrays, InputChoice, in_order, make_inputs
 from mae_convert.runtime.running import DEFAULT_DTYPES, Request, Run, run_together
@@ -22,7 +23,6 @@ from mae_convert.runtime.sides import (
     loader_for,
     with_foreign,
 )
-from mae_convert.runtime.staging import as_encoder
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify import isolation
 from mae_convert.verify.declared_changes import apply_steps, steps_between

@@ -12,9 +12,9 @@ import numpy as np
 from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, require_images
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.family import Family
-from mae_convert.families.options import Flags
 from mae_convert.families.pixel_patches import cut, over_patches
 from mae_convert.files.staging import scratch_directory
 from mae_convert.sources import locate, parse_source, storage

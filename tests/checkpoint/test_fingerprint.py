@@ -20,11 +20,11 @@ from mae_convert.convert.changes import Geometry, with_new_head
 from mae_convert.convert.execute import execute, execute_all
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.target import Packing
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.family import MAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.layouts.facebook import FACEBOOK
 from mae_convert.families.mae.schema import schema
-from mae_convert.families.options import Flags
 from mae_convert.files.sequential import SequentialArray
 from mae_convert.formats import write_file
 from mae_convert.formats.tensor import LazyTensor, PassingDigest, sha256

@@ -13,7 +13,7 @@ from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import MaeConvertError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 
 STATED = {
     "as written": {},

@@ -18,11 +18,11 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
+from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.loaders import pytorch_state_dict
 from mae_convert.runtime.loading import load_model
 from mae_convert.runtime.saving import save_model
-from mae_convert.runtime.staging import stage
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 

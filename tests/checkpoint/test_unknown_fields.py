@@ -20,10 +20,10 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError
 from mae_convert.families import transformers_fields
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.keras_layouts import unknown_in_config
 from mae_convert.families.mae.family import TRANSFORMERS_CLASSES as CLASSES
 from mae_convert.families.mae.layouts import LAYOUTS, timm_fields
-from mae_convert.families.options import Flags
 from mae_convert.families.transformers_fields import FIELDS
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats.directory import is_read_beside

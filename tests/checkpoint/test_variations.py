@@ -20,9 +20,9 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.target import Packing
 from mae_convert.errors import CheckpointError, LayoutError, OutputError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
+from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.loaders import numpy_arrays, pytorch_state_dict
-from mae_convert.runtime.staging import stage
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 FSDP = "_fsdp_wrapped_module."

@@ -6,7 +6,7 @@ import torch
 
 from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.position_embeddings import position_in_words
 from mae_convert.formats import LazyTensor
 from reference_models.positions import sincos_position_embedding

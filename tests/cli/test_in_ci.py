@@ -12,7 +12,7 @@ from paths import ROOT
 from safetensors.numpy import load_file, save_file
 
 from mae_convert.errors import ConfigurationError, MaeConvertError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.sides import Side
 from mae_convert.testing import assert_parity
 
@@ -79,7 +79,7 @@ INVALID_ARGUMENTS = {
     "flags": (
         {"flags": {"num_heads": 4}},
         TypeError,
-        "flags must be a mae_convert.families.options.Flags",
+        "flags must be a mae_convert.families.checkpoint_options.Flags",
     ),
     "no heads": (
         {"flags": None},

@@ -17,7 +17,7 @@ from mae_convert.convert.changes import PATCH_EMBEDDING, Geometry, channel_stati
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats import write_file
 from mae_convert.formats.dtypes import DTYPES, rounded, rounding_error
 from mae_convert.formats.tensor import LazyTensor

@@ -33,8 +33,8 @@ from mae_convert.errors import (
     MaeConvertError,
     OutputError,
 )
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
 from mae_convert.formats.registry import FILE_SUFFIXES, SUFFIX_FORMATS
 from reference_models.configuration import ViTMAEConfig

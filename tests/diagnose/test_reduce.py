@@ -12,8 +12,8 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.diagnose.reduce import reduced, write_reproducer
 from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.runtime.child_files import BY_TABLES, stage
 from mae_convert.runtime.sides import Side
-from mae_convert.runtime.staging import BY_TABLES, stage
 from mae_convert.verify.distance import relative_error
 from mae_convert.verify.verification import Options, parse_options, run_verification
 

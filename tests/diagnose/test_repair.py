@@ -17,7 +17,7 @@ from mae_convert.diagnose import repair as repairing
 from mae_convert.diagnose.repair import NotRepairedError, plan_repair, repair, write_repaired
 from mae_convert.diagnose.tensor_cures import FROM_A, UNDONE
 from mae_convert.errors import OutputError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.files.byte_ranges import file_sha256
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side

@@ -6,7 +6,7 @@ from paths import GOLDEN
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 
 FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 OPTIONS = ("--num-heads", 4, "--decoder-num-heads", 3)

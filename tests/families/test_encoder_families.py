@@ -13,8 +13,8 @@ import torch
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.relatives import KNOWN, name_relative
-from mae_convert.families.options import Flags
 from mae_convert.formats import open_container
 
 pytestmark = pytest.mark.usefixtures("forked_children")

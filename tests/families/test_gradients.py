@@ -7,7 +7,7 @@ from mae_convert.checkpoint.checkpoint import as_task
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.verification import Options, verify
 

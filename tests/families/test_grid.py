@@ -9,8 +9,8 @@ import torch
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import ConfigurationError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.position_tables import grid_of_table, grids
-from mae_convert.families.options import Flags
 from mae_convert.formats.tensor import LazyTensor
 from reference_models.positions import sincos_position_embedding
 

@@ -15,7 +15,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from reference_models.pytorch import ViTMAEModel
 
 WORKER = HELPERS / "keras_hub_worker.py"

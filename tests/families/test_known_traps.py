@@ -12,8 +12,8 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.relatives import name_relative
-from mae_convert.families.options import Flags
 from mae_convert.families.videomae.family import VIDEOMAE
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.verification import verify

@@ -17,8 +17,8 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, as_option, render
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.options import Flags
 from mae_convert.formats import LazyTensor, open_container, write_file
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTForImageClassification, ViTMAEForPreTraining, ViTMAEModel

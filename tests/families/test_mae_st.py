@@ -12,8 +12,8 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae_st.family import MAE_ST
-from mae_convert.families.options import Flags
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.write import write_file
 from mae_convert.layouts.table import external_shapes

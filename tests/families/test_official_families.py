@@ -11,8 +11,8 @@ from PIL import Image
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.families import families
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.evidence import Evidence
-from mae_convert.families.options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.reference_results_videos import (

@@ -12,8 +12,8 @@ from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, Option
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.options import Flags
 from mae_convert.families.position_embeddings import (
     CORNERS_ALIGNED,
     POSITION_EMBEDDINGS,

@@ -13,7 +13,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime import load_model, save_model
 from mae_convert.runtime.inputs import random_inputs

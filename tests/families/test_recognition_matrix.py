@@ -11,7 +11,7 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
 from mae_convert.families import families
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats import open_container
 
 FILES = ("checkpoint.pth", "model.safetensors", "tf_model.h5")

@@ -9,7 +9,7 @@ from arrays import FLOAT64_LIMIT, distance
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 
 CLASSES = {
     "pretrain_tiny": transformers.ViTMAEForPreTraining,

@@ -9,7 +9,7 @@ from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.write import write_file
 from mae_convert.layouts.table import external_shapes

@@ -19,7 +19,7 @@ from mae_convert.convert.execute import execute, execute_all
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.target import Packing
 from mae_convert.errors import CheckpointError, OutputError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.workers import Progress
 from mae_convert.formats import open_container, write_file

@@ -17,7 +17,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError, OutputError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("forked_children")

@@ -16,7 +16,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats import open_container, write_file
 from mae_convert.formats.tensor import LazyTensor
 

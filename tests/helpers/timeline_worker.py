@@ -8,7 +8,7 @@ import torch
 
 from mae_convert.checkpoint.image_files import images_in
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.visualize.patch_masks import noise_of
 from mae_convert.visualize.reconstruction import load_cropped

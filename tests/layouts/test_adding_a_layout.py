@@ -15,9 +15,9 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import LayoutError
 from mae_convert.families import families, layouts_named
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.layouts import LAYOUTS
-from mae_convert.families.options import Flags
 from mae_convert.verify.verification import verify
 
 PAGE = ROOT / "docs" / "adding_a_layout.md"

@@ -335,7 +335,7 @@ def installed(monkeypatch):
 
 
 def opened(name):
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
 
     heads = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
     return open_checkpoint(GOLDEN / name, None if "transformers" in name else heads)

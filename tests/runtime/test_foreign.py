@@ -394,7 +394,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def test_original_code_runs_as_cloned(clone, case):
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
 
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
     source = open_checkpoint(case("pretrain_tiny").checkpoint, flags)

@@ -15,7 +15,7 @@ from mae_convert import load_model, save_model
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from reference_models import pytorch
 
 HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 3}

@@ -12,7 +12,8 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.target import Packing
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
+from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.inputs import InputChoice, make_inputs
 from mae_convert.runtime.job import Job, StoredWeights
 from mae_convert.runtime.loaders import (
@@ -27,7 +28,6 @@ from mae_convert.runtime.loaders import (
 )
 from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side, loader_for
-from mae_convert.runtime.staging import stage
 from mae_convert.verify.declared_changes import apply_steps
 
 pytestmark = pytest.mark.usefixtures("forked_children")

@@ -29,7 +29,7 @@ def stand_in(hub, case, monkeypatch):
     data = pretrain.checkpoint.read_bytes()
     hub.static["mae/visualize/mae_stand_in.pth"] = data
     facts = pretrain.facts
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
 
     flags = Flags(num_attention_heads=facts["num_heads"],
                   decoder_num_attention_heads=facts["decoder_num_heads"])  # fmt: skip

@@ -13,11 +13,11 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae import official as official_catalog
 from mae_convert.families.mae.family import ImageMAE
 from mae_convert.families.mae.layouts import LAYOUTS
 from mae_convert.families.mae.official import Official
-from mae_convert.families.options import Flags
 from mae_convert.publish.card_parity import in_short
 from mae_convert.reports.junit import verdict_junit
 from mae_convert.reports.verdict_files import markdown, verdict_json

@@ -13,7 +13,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime import running
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import Plan, plan_conversion
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.families.mae.layouts import transformers, transformers_tf
 from mae_convert.families.mae.layouts.transformers import TRANSFORMERS
-from mae_convert.families.options import Flags
 from mae_convert.layouts.table import Repeat, Table, write_tensors
 from mae_convert.layouts.transforms import SAME, Permute
 from mae_convert.runtime import run_pytorch

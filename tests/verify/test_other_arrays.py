@@ -8,7 +8,7 @@ from golden_cases import Case
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.inputs import InputChoice
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import MaeConvertError, MissingRequirementError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.inputs import InputChoice
 from mae_convert.runtime.sides import Side, choose_side
 from mae_convert.verify.verification import Options, run_verification, verify

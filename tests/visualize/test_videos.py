@@ -16,7 +16,7 @@ from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.video_files import read_frames
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.families import families
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime import load_model
 from mae_convert.visualize.patch_masks import drawn_mask, noise_of
 from mae_convert.visualize.pixels import in_pixels, mask_of_pixels

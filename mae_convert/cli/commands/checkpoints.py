@@ -23,7 +23,7 @@ from mae_convert.cli.options import (
 from mae_convert.errors import as_option
 
 if TYPE_CHECKING:
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
     from mae_convert.sources import Source
 
 

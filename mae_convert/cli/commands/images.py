@@ -23,7 +23,7 @@ from mae_convert.cli.streams import print_to_stderr
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.checkpoint import Checkpoint
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
     from mae_convert.sources import Source
 
 PICTURES = click.Path(path_type=Path)

@@ -22,7 +22,7 @@ from mae_convert.cli.streams import print_to_stderr
 from mae_convert.text import plural
 
 if TYPE_CHECKING:
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
     from mae_convert.sweep.result import Row
     from mae_convert.sweep.results import Results
     from mae_convert.sweep.run import Engine, SelectedJobs

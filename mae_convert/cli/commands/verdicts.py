@@ -36,7 +36,7 @@ from mae_convert.text import for_terminal
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.checkpoint import Checkpoint
-    from mae_convert.families.options import Flags
+    from mae_convert.families.checkpoint_options import Flags
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import Source
     from mae_convert.verify.judge import Verdict

@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.canonical import square_grid
+from mae_convert.families.checkpoint_options import named
 from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import (
     FAMILY,
@@ -16,7 +17,6 @@ from mae_convert.families.evidence import (
 )
 from mae_convert.families.mae.position_tables import Grid, grid_of_tables
 from mae_convert.families.mae.training_arguments import HEADS, TrainingArguments
-from mae_convert.families.options import named
 
 # The layouts in which the official weights are published.
 PUBLISHED_AS = ("facebook", "timm", "transformers", "transformers-tf")

@@ -7,6 +7,7 @@ import numpy as np
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.canonical import square_grid
+from mae_convert.families.checkpoint_options import named
 from mae_convert.families.clips import SPREAD, Clips
 from mae_convert.families.configuration import Missing, missing_heads
 from mae_convert.families.evidence import SQUARE, Evidence, FieldValue
@@ -15,7 +16,6 @@ from mae_convert.families.mae_st import schema as canonical
 from mae_convert.families.mae_st.layouts import LAYOUTS
 from mae_convert.families.mae_st.layouts.keras import CLASSES
 from mae_convert.families.mae_st.official import CARD, OFFICIAL
-from mae_convert.families.options import named
 from mae_convert.families.position_embeddings import PositionTable
 from mae_convert.layouts.transforms import Schema
 from reference_models.configuration import MAESTConfig

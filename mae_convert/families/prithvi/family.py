@@ -7,11 +7,11 @@ import numpy as np
 
 from mae_convert.errors import ConfigurationError
 from mae_convert.families.canonical import square_grid
+from mae_convert.families.checkpoint_options import named
 from mae_convert.families.clips import ALL, Clips
 from mae_convert.families.configuration import Configuration, Missing, missing_heads
 from mae_convert.families.evidence import NAMES, SQUARE, Evidence, FieldValue
 from mae_convert.families.family import Family, Fields, Shapes
-from mae_convert.families.options import named
 from mae_convert.families.position_embeddings import (
     CORNERS_ALIGNED,
     POSITION_EMBEDDINGS,

@@ -13,7 +13,7 @@ from mae_convert.diagnose.infer import InferenceOptions, infer
 from mae_convert.diagnose.infer.experiment import structure_of
 from mae_convert.diagnose.infer.losses import make_clips, make_crops
 from mae_convert.errors import ConfigurationError
-from mae_convert.families.options import Flags
+from mae_convert.families.checkpoint_options import Flags
 
 torch = pytest.importorskip("torch")
 

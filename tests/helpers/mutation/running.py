@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.running import inputs_of
 from mae_convert.runtime.sides import Side, classes_of
-from mae_convert.runtime.staging import stage
 from mae_convert.runtime.trace import Trace, describe
 
 WORKER = Path(__file__).with_name("worker.py")
