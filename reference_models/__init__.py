@@ -1,5 +1,6 @@
-"""Reference masked autoencoders, the same function written in PyTorch and in Keras 3.
+"""Reference implementations of masked autoencoders in PyTorch and in Keras 3.
 
-The models live in ``reference_models.pytorch`` and ``reference_models.keras``; import the one whose
-framework is wanted. This package itself imports neither, nor any mapping table or file format.
+The models in ``reference_models.pytorch`` and in ``reference_models.keras`` compute the same
+functions; import the package for your framework. This package itself imports no framework, no
+mapping table and no file format.
 """

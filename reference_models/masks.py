@@ -1,13 +1,20 @@
-"""Masks of videos that are drawn or laid out by other rules than uniform noise; no framework."""
+"""Masks for videos that follow other rules than sorting uniform noise; they use NumPy only."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def tube_noise(noise: npt.NDArray[np.floating], time_steps: int) -> npt.NDArray[np.floating]:
-    """Return noise (N, time steps x positions) that removes the same positions at all times.
+    """Repeat noise, so that a video model removes the same positions at all time steps.
 
-    A video model that sorts it keeps "tubes" (Tong et al. 2022, arXiv:2203.12602, section 3.2).
+    This is the tube masking of Tong et al. 2022 (arXiv:2203.12602, section 3.2).
+
+    Args:
+        noise: (N, positions), the noise of one time step.
+        time_steps: the number of time steps.
+
+    Returns:
+        Noise (N, time steps x positions).
     """
     return np.tile(noise, (1, time_steps))
 
@@ -17,15 +24,15 @@ def running_cells(
 ) -> npt.NDArray[np.int64]:
     """Return the patches (M,), ascending, that a dual-masked VideoMAE decodes.
 
-    They run through each cell of 2 x 2 positions over time (Wang et al. 2023, arXiv:2303.16727,
-    section 3.2).
+    This is the running cell masking of Wang et al. 2023 (arXiv:2303.16727, section 3.2): in each
+    cell of 2 x 2 positions, the decoded positions move on by one at every time step.
 
     Args:
         grid_shape: patches along time, height and width; height and width are even.
         phase: the offset of the cells, 0 to 3.
-        decoded: positions of each cell that are decoded, 1 to 3.
+        decoded: number of positions in each cell that are decoded, 1 to 3.
     """
     time, row, column = np.indices(grid_shape)
-    place_in_cell = 2 * (row % 2) + column % 2
-    turn = (place_in_cell + time + phase + 1) % 4
-    return np.flatnonzero(turn >= 4 - decoded)
+    index_in_cell = 2 * (row % 2) + column % 2
+    order = (index_in_cell + time + phase + 1) % 4
+    return np.flatnonzero(order >= 4 - decoded)

@@ -13,7 +13,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class OutputOptions(TypedDict, total=False):
-    """Keyword arguments of every model: what to return besides its results, by default nothing."""
+    """Keyword arguments of every model: additional outputs, which are off by default."""
 
     output_hidden_states: bool
     """Return the embedding output and each block's output in the encoder."""
@@ -28,8 +28,8 @@ class OutputOptions(TypedDict, total=False):
 class Taps(dict[str, Tensor]):
     """Intermediate activations by name ("taps"), which layers write into while a model runs.
 
-    A layer that is given None instead writes nothing. `run_blocks` passes each block a dictionary
-    of its own and records what the block wrote under names like "encoder.blocks.0.q".
+    A layer that gets None instead of a dictionary writes nothing. `run_blocks` passes each block a
+    dictionary of its own and records what the block wrote under names like "encoder.blocks.0.q".
 
     Args:
         hidden_states: record the input of the first block and each block's output.
@@ -68,15 +68,15 @@ class Taps(dict[str, Tensor]):
 
     @classmethod
     def of_decoder(cls, **options: Unpack[OutputOptions]) -> "Taps | None":
-        """Return a dictionary for what is requested of a decoder: its activations, or nothing."""
+        """Return a dictionary for a decoder's activations, or None if they are not requested."""
         return cls.requested(output_taps=options.get("output_taps", False))
 
     def of_block(self) -> "Taps | None":
-        """Return a dictionary for the activations inside a block, or None if none is requested."""
+        """Return a dictionary for a block's activations, or None if they are not requested."""
         return Taps.requested(False, self.attentions, self.activations)
 
     def record(self, prefix: str, activations: Mapping[str, Tensor]) -> None:
-        """Record a layer's activations under their names, as far as requested."""
+        """Record those activations of a layer that were requested, by name."""
         for name, value in activations.items():
             if self._is_requested(name):
                 self[f"{prefix}.{name}"] = value
@@ -91,7 +91,7 @@ HIDDEN_STATES = ("embedding", "output")
 
 
 def record(taps: Taps | None, prefix: str, **activations: Tensor) -> None:
-    """Record a layer's activations, as `Taps.record` does; without a dictionary, do nothing."""
+    """Record a layer's activations as `Taps.record` does; if ``taps`` is None, do nothing."""
     if taps is not None:
         taps.record(prefix, activations)
 
@@ -99,7 +99,10 @@ def record(taps: Taps | None, prefix: str, **activations: Tensor) -> None:
 def recorded(
     taps: Taps | None, of_decoder: Taps | None = None
 ) -> tuple[Tensors | None, Tensors | None, dict[str, Tensor] | None]:
-    """Return hidden states and attentions of the encoder, and all activations, if requested."""
+    """Return the encoder's hidden states and attentions, and all recorded activations.
+
+    Each of the three is None if it was not requested.
+    """
     if taps is None:
         return None, None, None
     by_kind: dict[str, list[Tensor]] = {"states": [], "probabilities": []}

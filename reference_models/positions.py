@@ -9,11 +9,11 @@ _LONGEST_PERIOD = 10000.0
 def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Return the embedding (1, 1 + rows x columns, width) of a class token and a grid of patches.
 
-    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) along both axes, as
-    He et al. 2021 use it (appendix A.1). A quarter of the channels each is taken by the sine and
-    the cosine of the column, then the sine and the cosine of the row. The class token has no
-    position: its embedding is zero, and so are the remaining channels if the width is not divisible
-        by 4.
+    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) along both axes, as He
+    et al. 2021 use it (appendix A.1). The first quarter of the channels contains the sines of the
+    column, the second its cosines, the third the sines of the row and the fourth its cosines. The
+    class token has no position: its embedding is zero, and so are the remaining channels if the
+    width is not divisible by 4.
     """
     rows, columns = np.indices(grid_hw, dtype=np.float64).reshape(2, -1)  # each (L,)
     quarter = width // 4
@@ -28,13 +28,13 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
 
 
 def interleaved_position_embedding(width: int, positions: int) -> npt.NDArray[np.float64]:
-    """Return the embedding (1, positions, width) of positions in a row.
+    """Return the embedding (1, positions, width) of consecutive positions.
 
-    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels are
-    sines and odd ones cosines, of frequencies that fall with the channel.
+    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels
+    are sines and odd channels are cosines; the frequency decreases with the channel.
     """
-    # Powers one by one, as the original computes them: those of a whole array can be rounded
-    # otherwise, and a table that is stored in float32 would differ from the original's.
+    # The powers are computed one by one, as in the original: NumPy can round the powers of an array
+    # differently, and a table that is stored in float32 would then differ from the original's.
     periods = np.array([_LONGEST_PERIOD ** (2 * (j // 2) / width) for j in range(width)])
     angles = np.arange(positions)[:, None] / periods
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))[None]
@@ -45,8 +45,9 @@ def spacetime_position_embedding(
 ) -> npt.NDArray[np.float64]:
     """Return the embedding (1, 1 + L, width) of a class token and a grid of time, row and column.
 
-    Of sixteen channels six are taken by the column, six by the row and four by the time, each the
-    sines and then the cosines of frequencies that fall (Szwarcman et al. 2024, arXiv:2412.02732).
+    Of every sixteen channels, six encode the column, six the row and four the time (Szwarcman et
+    al. 2024, arXiv:2412.02732). Each of the three parts contains first sines and then cosines; the
+    frequency decreases with the channel.
     The class token has no position: its embedding is zero, and so are the remaining channels.
     """
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
@@ -61,5 +62,5 @@ def spacetime_position_embedding(
 
 
 def sincos_frequencies(channels: int) -> npt.NDArray[np.float64]:
-    """Return the frequencies (channels / 2,) of an embedding of one coordinate."""
+    """Return the frequencies (channels / 2,) of the embedding of one coordinate."""
     return _LONGEST_PERIOD ** -(np.arange(channels // 2) / max(channels / 2, 1))

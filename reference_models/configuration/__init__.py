@@ -1,4 +1,4 @@
-"""Configurations of the model families, one module each; frozen, validated, no framework needed."""
+"""Configurations of the model families: frozen, validated dataclasses that need no framework."""
 
 from reference_models.configuration.base import ACTIVATIONS, BlockConfig, Configuration
 from reference_models.configuration.mae import POOLINGS, ViTMAEConfig

@@ -1,4 +1,4 @@
-"""The common parts of the configurations of all families, and checks of fields that they share."""
+"""Fields that the configurations of all model families share, and checks of their values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 Size = int | tuple[int, int]
 ACTIVATIONS = (
-    "gelu",  # exact, by the error function: the original's
+    "gelu",  # exact, with the error function; the original uses it
     "gelu_new",  # the tanh approximation, which has two names
     "gelu_pytorch_tanh",
     "quick_gelu",  # x * sigmoid(1.702 x)
@@ -19,13 +19,13 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes of a transformer block; the families' configurations derive and validate them."""
+    """The configuration of a transformer block, derived from the configuration of a model."""
 
     width: int
     """Width of the tokens, D."""
 
     heads: int
-    """Attention heads; divides ``width``."""
+    """Number of attention heads; divides ``width``."""
 
     hidden: int
     """Hidden width of the MLP."""
@@ -40,22 +40,22 @@ class BlockConfig:
     """Whether the query, key and value projections have biases."""
 
     key_bias: bool = True
-    """Whether the key projection has one if the others have."""
+    """Whether the key projection has a bias too if ``qkv_bias`` is true."""
 
     layer_scale: float = 0.0
-    """Initial value of a factor for each channel of the outputs of attention and MLP; 0 if there
-    is none."""
+    """Initial value of the trainable factors that scale each channel of the outputs of attention
+    and MLP; 0 if there are no such factors."""
 
     dropout: float = 0.0
-    """Dropout after attention and MLP."""
+    """Dropout probability after attention and MLP."""
 
     attention_dropout: float = 0.0
-    """Dropout on attention probabilities."""
+    """Dropout probability for the attention probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Fields that all families have, described in `ViTMAEConfig`, and what follows from them.
+    """The configuration fields that all families have; `ViTMAEConfig` describes them.
 
     Raises:
         ValueError: a field is invalid, alone or in combination with others.
@@ -118,12 +118,12 @@ class Configuration:
 
     @property
     def encoder_block(self) -> BlockConfig:
-        """Sizes of a block of the encoder."""
+        """The configuration of a block of the encoder."""
         return self._block("", self.layer_norm_eps)
 
     @property
     def decoder_block(self) -> BlockConfig:
-        """Sizes of a block of the decoder."""
+        """The configuration of a block of the decoder."""
         return self._block("decoder_", self.decoder_eps)
 
     def _block(self, prefix: str, eps: float) -> BlockConfig:
@@ -140,7 +140,7 @@ class Configuration:
 
     @property
     def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of patches in an image."""
+        """Number of rows and of columns of patches in an image."""
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
         return height // patch_height, width // patch_width
 
@@ -161,7 +161,7 @@ class Configuration:
 
     @property
     def num_patches(self) -> int:
-        """Patches in an image, L."""
+        """Number of patches in an image, L."""
         return prod(self.grid_shape)
 
     @property
@@ -171,11 +171,11 @@ class Configuration:
 
     @property
     def num_kept(self) -> int:
-        """Patches that the encoder sees: L (1 - mask_ratio), rounded down as the original does."""
+        """Number of visible patches: L (1 - mask_ratio), rounded down as in the original."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data that JSON can hold."""
+        """Return the fields as plain data that can be written as JSON."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -183,10 +183,10 @@ class Configuration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a configuration from a mapping; names that are not fields are ignored.
+        """Create a configuration from a mapping; names that are not fields are ignored.
 
         Raises:
-            ValueError: a field is impossible.
+            ValueError: a field is invalid.
         """
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
@@ -194,7 +194,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """Images or videos and their patches, where they are not the ones that a model is given."""
+    """Shapes of predicted images or videos and their patches, if they differ from the input's."""
 
     pixel_shape: tuple[int, ...]
     """Channels, [frames,] height and width."""
@@ -210,7 +210,7 @@ class PatchGeometry:
 
     @property
     def num_patches(self) -> int:
-        """Patches in an image or video, L."""
+        """Number of patches in an image or video, L."""
         return prod(self.grid_shape)
 
     @property
@@ -221,13 +221,13 @@ class PatchGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfiguration(Configuration):
-    """Fields of the families that take videos (N, C, T, H, W), in addition to `Configuration`'s."""
+    """The additional fields of families whose input is a video (N, C, T, H, W)."""
 
     num_frames: int = 16
-    """Frames of a video, T."""
+    """Number of frames in a video, T."""
 
     tubelet_size: int = 2
-    """Frames of a patch; divides ``num_frames``."""
+    """Number of frames in a patch; divides ``num_frames``."""
 
     def _check(self) -> None:
         super()._check()
@@ -259,7 +259,11 @@ def pair(size: Size) -> tuple[int, int]:
 
 
 def as_size(name: str, value: int | Sequence[int]) -> Size:
-    """Return a size as an integer where it is square, else as (height, width)."""
+    """Return a size as an integer if height and width are equal, else as (height, width).
+
+    Raises:
+        ValueError: the value is not a size.
+    """
     sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
     if len(sides) != 2 or not all(is_count(side) for side in sides):
         raise ValueError(
@@ -280,28 +284,28 @@ def is_number(value: object) -> bool:
 
 
 def check_counts(config: Any, names: Iterable[str]) -> None:
-    """Check that fields are positive integers."""
+    """Check that fields are positive integers; raise ValueError otherwise."""
     for name in names:
         if not is_count(getattr(config, name)):
             raise ValueError(f"{name} must be a positive integer, not {getattr(config, name)!r}")
 
 
 def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    """Check that a field is one of some words."""
+    """Check that a field has one of the allowed values; raise ValueError otherwise."""
     value = getattr(config, name)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def check_flags(config: Any, names: Iterable[str]) -> None:
-    """Check that fields are true or false."""
+    """Check that fields are true or false; raise ValueError otherwise."""
     for name in names:
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
 
 
 def check_fractions(config: Any, names: Iterable[str]) -> None:
-    """Check that fields are numbers of at least 0 and less than 1."""
+    """Check that fields are at least 0 and less than 1; raise ValueError otherwise."""
     for name in names:
         value = getattr(config, name)
         if not (is_number(value) and 0 <= value < 1):
@@ -309,7 +313,7 @@ def check_fractions(config: Any, names: Iterable[str]) -> None:
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:
-    """Check that fields are finite positive numbers."""
+    """Check that fields are finite positive numbers; raise ValueError otherwise."""
     for name in names:
         value = getattr(config, name)
         if not (is_number(value) and 0 < value < float("inf")):
@@ -317,7 +321,7 @@ def check_positive(config: Any, names: Iterable[str]) -> None:
 
 
 def check_heads(config: Any, prefixes: Iterable[str] = ("", "decoder_")) -> None:
-    """Check that the heads of encoder and decoder divide the width."""
+    """Check that the numbers of heads divide the widths; raise ValueError otherwise."""
     for prefix in prefixes:
         width = getattr(config, f"{prefix}hidden_size")
         heads = getattr(config, f"{prefix}num_attention_heads")
@@ -329,7 +333,7 @@ def check_heads(config: Any, prefixes: Iterable[str] = ("", "decoder_")) -> None
 
 
 def check_patches(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> None:
-    """Check that patches divide the image."""
+    """Check that the patch size divides the image size; raise ValueError otherwise."""
     for side, image, patch in zip(("height", "width"), image_hw, patch_hw, strict=True):
         if image % patch:
             raise ValueError(

@@ -11,39 +11,39 @@ POOLINGS = ("token", "avg")
 class ViTMAEConfig(Configuration):
     """Configuration of a masked autoencoder or of a classifier fine-tuned from one.
 
-    Names and meaning are the same as in ``transformers.ViTMAEConfig``, and the defaults are the
-    ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one difference to
-    transformers: ``layer_norm_eps`` is 1e-6, which is what the original trains with; the class in
-        transformers
-    defaults to 1e-12.
+    Names and meaning of the fields are the same as in ``transformers.ViTMAEConfig``. The defaults
+    are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one
+    difference from transformers: ``layer_norm_eps`` is 1e-6, as in the training of the original,
+    while the class in transformers has 1e-12.
 
     Attributes:
         hidden_size: width of the encoder.
-        num_hidden_layers: blocks in the encoder.
-        num_attention_heads: heads of the encoder; divides ``hidden_size``.
+        num_hidden_layers: number of blocks in the encoder.
+        num_attention_heads: number of heads in the encoder; divides ``hidden_size``.
         intermediate_size: hidden width of the encoder's MLPs.
         hidden_act: activation of the MLPs, one of ``ACTIVATIONS``.
-        hidden_dropout_prob: dropout after attention and MLP (and, in a classifier, the embedding).
-        attention_probs_dropout_prob: dropout on attention probabilities.
-        initializer_range: standard deviation of freshly initialised tokens.
+        hidden_dropout_prob: dropout probability after attention and MLP, and in a classifier also
+            after the embedding.
+        attention_probs_dropout_prob: dropout probability for the attention probabilities.
+        initializer_range: standard deviation with which class token and mask token are initialised.
         layer_norm_eps: added to the variance in every layer normalisation.
-        decoder_layer_norm_eps: the same in the decoder; None if it is ``layer_norm_eps`` there
-            too.
+        decoder_layer_norm_eps: the epsilon in the decoder; None if it is ``layer_norm_eps``.
         image_size: side of a square image or (height, width), in pixels.
         patch_size: side of a square patch or (height, width); divides ``image_size``.
-        num_channels: channels of an image.
+        num_channels: number of channels of an image.
         qkv_bias: whether the query, key and value projections have biases.
-        decoder_num_attention_heads: heads of the decoder; divides ``decoder_hidden_size``.
+        decoder_num_attention_heads: number of heads in the decoder; divides
+            ``decoder_hidden_size``.
         decoder_hidden_size: width of the decoder.
-        decoder_num_hidden_layers: blocks in the decoder.
+        decoder_num_hidden_layers: number of blocks in the decoder.
         decoder_intermediate_size: hidden width of the decoder's MLPs.
-        mask_ratio: share of patches that the encoder does not see, in [0, 1).
-        norm_pix_loss: whether the decoder predicts pixels normalised patch by patch.
+        mask_ratio: fraction of the patches that are removed, in [0, 1).
+        norm_pix_loss: whether the decoder predicts pixels that are normalised per patch.
         global_pool: the input of a classifier's head: the class "token" after the final norm, or
             the "avg" of the patch tokens.
-        fc_norm: whether that average is normalised (None or True, as the original fine-tunes), or
-            the tokens before it (False), as in timm. Nothing for the class token.
-        num_labels: classes of a classifier.
+        fc_norm: for ``global_pool="avg"``, whether the average is normalised (None or True, as in
+            the original) or the tokens before averaging (False, as in timm); otherwise no effect.
+        num_labels: number of classes of a classifier.
 
     Raises:
         ValueError: a field is invalid, alone or in combination with others.
@@ -61,5 +61,5 @@ class ViTMAEConfig(Configuration):
 
     @property
     def normalises_mean(self) -> bool:
-        """Whether a classifier normalises the mean of its patches, and not its tokens."""
+        """Whether a classifier normalises the mean of the patch tokens, and not the tokens."""
         return self.global_pool == "avg" and self.fc_norm is not False

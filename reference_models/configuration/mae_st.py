@@ -13,20 +13,20 @@ from reference_models.configuration.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class MAESTConfig(VideoConfiguration):
-    """Configuration of a MAE-ST or of a classifier fine-tuned from one.
+    """Configuration of an MAE-ST or of a classifier fine-tuned from one.
 
-    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Names
-    are those of transformers if it has them, else the authors'. Defaults are the ViT-L of
-    Feichtenhofer et al. 2022 (arXiv:2205.09113) with the published options.
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. A field has
+    its name in transformers or, if transformers does not have it, the authors' name. The defaults
+    are those of the published ViT-L of Feichtenhofer et al. 2022 (arXiv:2205.09113).
 
     Attributes:
-        pred_t_dim: frames that the decoder predicts, spread evenly over the video's; None for all.
-            The published models predict 8 of 16.
-        sep_pos_embed: whether positions are the sum of one table for space and one for time, or
-            one table for both.
+        pred_t_dim: number of frames that the decoder predicts, evenly spaced in the video; None for
+            all. The published models predict 8 of 16 frames.
+        sep_pos_embed: whether the position embedding is the sum of a table for space and a table
+            for time; otherwise it is one table.
         cls_embed: whether encoder and decoder have a class token.
         qkv_bias: whether the query, key and value projections have biases.
-        classifier_dropout: dropout before a classifier's head.
+        classifier_dropout: dropout probability before a classifier's head.
     """
 
     hidden_size: int = 1024
@@ -66,7 +66,7 @@ class MAESTConfig(VideoConfiguration):
 
     @property
     def prediction(self) -> PatchGeometry:
-        """Shapes of the video that is predicted and of its patches, which are fewer frames each."""
+        """The shapes of the predicted video and of its patches, which may have fewer frames."""
         frames = self.tubelet_size * self.predicted_length // self.num_frames
         return PatchGeometry(
             (self.num_channels, self.predicted_length, *self.image_hw), (frames, *self.patch_hw)
@@ -74,12 +74,12 @@ class MAESTConfig(VideoConfiguration):
 
     @property
     def predicted_frames(self) -> tuple[int, ...]:
-        """The frames that are predicted: evenly spaced in float32, rounded down."""
+        """Indices of the predicted frames: evenly spaced numbers in float32, rounded down."""
         steps, last = self.predicted_length, self.num_frames - 1
         if steps == 1:
             return (0,)
         step = _float32(last / (steps - 1))
-        # From both ends towards the middle, as PyTorch counts.
+        # As torch.linspace: the first half is computed from the start, the second from the end.
         ascending = [_float32(step * i) for i in range(steps // 2)]
         descending = [
             _float32(last - _float32(step * (steps - 1 - i))) for i in range(steps // 2, steps)

@@ -1,4 +1,4 @@
-"""The configuration of Prithvi-EO, the masked autoencoder of satellite images of several times."""
+"""The configuration of Prithvi-EO, a masked autoencoder for time series of satellite images."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ COORDINATES = ("time", "location")
 class PrithviConfig(VideoConfiguration):
     """Configuration of a Prithvi-EO, version 1 or 2, with or without time and location ("TL").
 
-    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Names
-    are those of transformers if it has them, else the authors'. Defaults are Prithvi-EO-2.0-300M
-    (Szwarcman et al. 2024, arXiv:2412.02732).
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. A field has
+    its name in transformers or, if transformers does not have it, the authors' name. The defaults
+    are those of Prithvi-EO-2.0-300M (Szwarcman et al. 2024, arXiv:2412.02732).
 
     Attributes:
-        layer_norm_eps: 1e-6, with which the published models were trained; the authors' library has
-            1e-5 since December 2024.
-        coords_encoding: the embedded coordinates: "time", "location", both or neither.
+        layer_norm_eps: added to the variance in every layer normalisation; the published models
+            were trained with 1e-6, but the authors' library has used 1e-5 since December 2024.
+        coords_encoding: the coordinates that are embedded: "time", "location", both or neither.
         coords_scale_learn: whether the factors of these embeddings are trained.
     """
 
@@ -43,7 +43,7 @@ class PrithviConfig(VideoConfiguration):
         for name in ("hidden_size", "decoder_hidden_size"):
             if value and getattr(self, name) % 4:
                 raise ValueError(
-                    f"coordinates are embedded in widths that 4 divides, and {name} is"
+                    f"with coords_encoding, {name} must be a multiple of 4, not"
                     f" {getattr(self, name)}"
                 )
 

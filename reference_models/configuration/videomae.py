@@ -18,24 +18,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VideoMAEConfig(VideoConfiguration):
     """Configuration of a VideoMAE or of a classifier fine-tuned from one.
 
-    Names and meaning are the same as in ``transformers.VideoMAEConfig`` if it has them; for other
-    fields see `ViTMAEConfig` and `VideoConfiguration`. Defaults are the
-    ViT-B of Tong et al. 2022 (arXiv:2203.12602), its decoder as it was trained; ``layer_norm_eps``
-    is 1e-6 as there, not transformers' 1e-12.
+    Fields that ``transformers.VideoMAEConfig`` has too have the same names and meaning as there.
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. The
+    defaults are those of the ViT-B of Tong et al. 2022 (arXiv:2203.12602) and of the decoder that
+    it was trained with; ``layer_norm_eps`` is 1e-6 as in the original, not 1e-12 as in
+    transformers.
 
     Attributes:
         qkv_bias: whether queries and values have biases; keys have none.
         use_mean_pooling: whether a classifier reads the mean of all tokens after ``fc_norm``, and
-            not the first token after the encoder's final norm. An encoder alone has that norm
-            if this is false. Without effect on a pre-training model, which has it always.
+            not the first token after the encoder's final norm. An encoder has a final norm only if
+            this is false; the encoder of a pre-training model always has one.
         layer_scale_init_value: initial value of ``gamma_1`` and ``gamma_2``, which scale the output
-            of attention and MLP for each channel; 0 if a model has none.
+            of attention and MLP for each channel; 0 if the model has no such parameters.
         final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
-            transformers sets to 1e-5 regardless of its configuration; None if it is that of the
-            decoder's and encoder's other norms.
-        image_mean: mean of each channel that was subtracted from the pixels; None for ImageNet's,
-            or for 0 if there are not three channels. The loss compares pixels before this.
-        image_std: deviation of each channel by which they were divided; None as above, or for 1.
+            transformers sets to 1e-5 regardless of its configuration; None if it is the same as in
+            the other norms.
+        image_mean: mean of each channel that was subtracted from the pixels; None for that of
+            ImageNet or, if there are not three channels, 0. For the loss this is undone.
+        image_std: standard deviation of each channel by which the pixels were divided; None for
+            that of ImageNet or, if there are not three channels, 1.
     """
 
     num_channels: int = 3
@@ -85,14 +87,14 @@ class VideoMAEConfig(VideoConfiguration):
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Deviation of each channel by which the pixels were divided."""
+        """Standard deviation of each channel by which the pixels were divided."""
         if self.image_std is not None:
             return self.image_std
         return IMAGENET_STD if self.num_channels == 3 else (1.0,) * self.num_channels
 
     @property
     def num_kept(self) -> int:
-        """Number of visible patches: all but ``int(ratio x patches)`` of each time step."""
+        """Number of visible patches: at each time step all but ``int(mask_ratio x patches)``."""
         time, rows, columns = self.grid_shape
         return time * (rows * columns - int(self.mask_ratio * rows * columns))
 

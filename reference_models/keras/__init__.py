@@ -1,10 +1,9 @@
 """The models in Keras 3, on the TensorFlow and JAX backends.
 
 Variables of the image MAE have the paths of the TF classes in transformers 4: a variable's path in
-``model.weights``, without its first component, is its name in ``tf_model.h5``. The video families'
-models are built of the same blocks. A model is saved and loaded by Keras as a whole, with its
-configuration; its layers have no ``get_config`` and cannot be put
-into other models' archives.
+``model.weights``, without its first component, is its name in ``tf_model.h5``. The models of the
+video families consist of the same blocks. A model is saved and loaded by Keras as a whole, with its
+configuration; its layers have no ``get_config`` and cannot be saved as parts of other models.
 """
 
 from reference_models.configuration import (

@@ -1,10 +1,11 @@
 """The transformer block of a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1).
 
-Layers are named, and scopes opened where they are built, so that variable paths are those of the
-transformers TF classes. Attributes are what a ``.weights.h5`` file has as paths. Attention and
-normalization are written out, because Keras's own are not exact in float64 on every backend.
+The names of layers and name scopes give variables the paths that they have in the TF classes of
+transformers. The names of attributes are the paths in a ``.weights.h5`` file. Attention and
+normalization are written with basic operations, because the layers of Keras are not exact in
+float64 on every backend.
 
-In shape comments N is images, T tokens, H heads, D the width.
+In shape comments N is the number of images, T of tokens, H of heads; D is the width.
 """
 
 from typing import Any
@@ -21,16 +22,16 @@ Initializer = Any
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
-    """Return a dense layer; its kernel is Xavier uniform if no initializer is given."""
+    """Return a dense layer; by default its kernel is initialized as Xavier uniform."""
     return keras.layers.Dense(
         units, kernel_initializer=initializer or "glorot_uniform", name=name, dtype=dtype
     )
 
 
 def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
-    """Return the result of a dense layer for tokens (..., D), called from within another layer.
+    """Apply a dense layer to tokens (..., D) without calling it as a Keras layer.
 
-    This avoids Keras's overhead of a call, which in eager mode takes longer than a small product.
+    In eager mode, the overhead of the call would be larger than the time of a small matrix product.
     """
     if layer.quantization_mode is not None:
         return layer(tokens)
@@ -39,7 +40,7 @@ def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
 
 
 class LayerNorm(keras.layers.Layer):
-    """Normalization over the last axis (arXiv:1607.06450), in float32 or better."""
+    """Layer normalization over the last axis (arXiv:1607.06450), computed in at least float32."""
 
     def __init__(self, epsilon: float, *, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -67,7 +68,7 @@ class Attention(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.width, self.heads = config.width, config.heads
-        # Xavier's range for the three matrices seen as one, as the original initializes them.
+        # The Xavier range of the three matrices joined to one, as in the original.
         joint_xavier = initializer or keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
         self.query, self.key, self.value = (
             keras.layers.Dense(
@@ -84,7 +85,7 @@ class Attention(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create the four matrices."""
+        """Create the variables of the projections of queries, keys, values and output."""
         with keras.name_scope("attention"):
             for layer in (self.query, self.key, self.value):
                 layer.build(input_shape)
@@ -92,7 +93,7 @@ class Attention(keras.layers.Layer):
             self.projection.build(input_shape)
 
     def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Mix tokens (N, T, D)."""
+        """Apply self-attention to tokens (N, T, D)."""
         query, key, value = (affine(tokens, dense) for dense in (self.query, self.key, self.value))
         scale = (self.width // self.heads) ** -0.5
         q, k, v = (self._split_heads(part) for part in (query * scale, key, value))

@@ -1,4 +1,4 @@
-"""The module in which `.keras` files of earlier versions name the classifier's class."""
+"""The module name under which `.keras` files of earlier versions store the classifier's class."""
 
 from reference_models.keras.mae import TFViTForImageClassification
 

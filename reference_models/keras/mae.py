@@ -1,10 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
 The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
-smaller decoder gets its output, and mask tokens for removed patches, and predicts the pixels ("MAE
+smaller decoder gets this output and mask tokens for the removed patches, and predicts pixels ("MAE
 decoder", "Reconstruction target"). Variables have the paths of the TF classes in transformers 4. In
-shape comments N is images, L patches, T tokens (class token first), D the width, P numbers in a
-patch.
+shape comments N is the number of images, L of patches, T of tokens (class token first), P of values
+in a patch; D is the width.
 """
 
 from typing import Any, Unpack
@@ -40,7 +40,7 @@ from reference_models.positions import sincos_position_embedding
 
 
 class Embeddings(keras.layers.Layer):
-    """Patch tokens and a class token, with their positions: sin-cos and fixed, or learned."""
+    """Patch tokens and a class token, with fixed sine-cosine or learned position embeddings."""
 
     def __init__(
         self, config: ViTMAEConfig, *, learned_positions: bool, initializer: Initializer, dtype: Any
@@ -148,7 +148,7 @@ class Decoder(DecoderTrunk):
 
 
 class MaskedViT(MaskedModel):
-    """An encoder that sees only some patches, with or without the decoder."""
+    """An encoder of the visible patches, with or without a decoder."""
 
     encoder_class = Encoder
 
@@ -161,7 +161,7 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        ``training`` defaults to that of the surrounding call.
+        ``training`` is by default that of the surrounding call.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -170,8 +170,8 @@ class MaskedViT(MaskedModel):
             pixel_values, noise, self.config, self.seed_generator
         )
         # Keras treats training=None as False instead of the value of the surrounding call.
-        given = {} if training is None else {"training": training}
-        tokens = self.encoder(pixel_values, ids_keep, taps=taps, **given)
+        keywords = {} if training is None else {"training": training}
+        tokens = self.encoder(pixel_values, ids_keep, taps=taps, **keywords)
         return tokens, mask, ids_restore
 
 
@@ -183,7 +183,7 @@ class TFViTMAEModel(MaskedViT):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Mask patches and encode the visible ones.
@@ -214,10 +214,10 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `TFViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -239,9 +239,10 @@ class TFViTForImageClassification(ClassifierModel):
     """A ViT with a head; variables have the paths of ``transformers.TFViTForImageClassification``.
 
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
-    ``"avg"``, which transformers has not, it reads the mean of the patch tokens after ``fc_norm``,
-    and the encoder has no final norm; with ``fc_norm=False`` besides, as in timm, it reads the mean
-    of the patch tokens after the encoder's final norm. For arguments see ``TFViTMAEModel``.
+    ``"avg"``, which transformers does not have, it reads the mean of the patch tokens after
+    ``fc_norm``, and the encoder has no final norm; with ``"avg"`` and ``fc_norm=False``, as in
+    timm, it reads the mean of the patch tokens after the encoder's final norm. For arguments see
+    ``TFViTMAEModel``.
     """
 
     encoder_class = Encoder
@@ -255,7 +256,7 @@ class TFViTForImageClassification(ClassifierModel):
         }
 
     def add_pooling(self) -> None:
-        """Add the norm of the mean of the patch tokens, if it is normalized."""
+        """Add the norm of the mean of the patch tokens, if the configuration specifies it."""
         if self.config.normalises_mean:
             eps, dtype = self.config.layer_norm_eps, self.dtype_policy
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)

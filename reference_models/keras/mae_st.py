@@ -1,11 +1,12 @@
 """MAE-ST: masked autoencoders as spatiotemporal learners (Feichtenhofer et al. 2022).
 
-The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: the encoder sees
-the few patches that are visible after random masking, independent of time ("agnostic" masking,
-section 3); the decoder gets its output and mask tokens in the order of the video and predicts the
-pixels of some of the frames. Positions are learned. In shape comments N is videos, L patches (time
-step by time step, row by row), D the width, P numbers in a predicted patch (frame, row, column,
-channel); "[1 +]" is the class token, which a model may lack.
+The paper is arXiv:2205.09113. The model is the image MAE applied to patches in space and time: the
+encoder sees the few patches that are visible after random masking over space and time ("agnostic"
+masking, section 3); the decoder gets the encoder's output and mask tokens, in the order of the
+video, and predicts the pixels of some of the frames. Position embeddings are learned. In shape
+comments N is the number of videos, L of patches (time step by time step, row by row), P of values
+in a predicted patch (frame, row, column, channel); D is the width; "[1 +]" is the class token,
+which a model may lack.
 """
 
 from typing import Any, Unpack
@@ -40,9 +41,9 @@ from reference_models.outputs import (
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with learned positions and, if the model has one, a class token before them."""
+    """Blocks with learned position embeddings and, if the model has one, a class token."""
 
-    prefix = ""  # of the variables' names
+    prefix = ""  # the prefix of the variables' names
 
     def build_positions(self) -> None:
         """Create the class token and the position embeddings: separate tables or one for all."""
@@ -121,7 +122,7 @@ class Decoder(PositionedTrunk, DecoderTrunk):
 
 
 class MaskedMAEST(MaskedModel):
-    """An encoder that sees only some patches, with or without the decoder."""
+    """An encoder of the visible patches, with or without a decoder."""
 
     configuration_class = MAESTConfig
     encoder_class = Encoder
@@ -149,7 +150,7 @@ class MAESTModel(MaskedMAEST):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Mask patches and encode the visible ones.
@@ -183,10 +184,10 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `MAESTModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -204,7 +205,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
 
     @property
     def predicted(self) -> Patches:
-        """Shapes of the video that is predicted and of its patches."""
+        """The shapes of the predicted video and of its patches."""
         return self.config.prediction
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
@@ -218,8 +219,8 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
 class MAESTForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens but the first after ``norm``: the class token is excluded
-    and, as in the original, the first patch of a model that has no class token.
+    The head reads the mean of all tokens except the first, after ``norm``. The first token is the
+    class token; in a model without one it is the first patch, which the original excludes too.
     """
 
     configuration_class = MAESTConfig

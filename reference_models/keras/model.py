@@ -1,4 +1,4 @@
-"""Common base classes of the models: created from a configuration, and trained by ``fit``."""
+"""Base classes of the models, which are created from a configuration and trained with ``fit``."""
 
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -20,11 +20,11 @@ from reference_models.outputs import (
 
 
 class ConfiguredModel(keras.Model):
-    """A model that is a function of its configuration; all its weights exist once it is made.
+    """Base class of models that are created, with all weights, from a configuration.
 
-    A family other than the image MAE sets ``configuration_class``.
+    Subclasses for other families than the image MAE set ``configuration_class``.
 
-    Inputs are not cast when they come in: noise must keep the precision that it is sorted by.
+    Inputs are not cast to the compute dtype, because noise must keep the precision for sorting.
     """
 
     configuration_class: type[Configuration] = ViTMAEConfig
@@ -59,10 +59,10 @@ class ConfiguredModel(keras.Model):
         return own / _replicas()
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
-        """Return the model's own loss, or None if the loss given to ``compile`` is to be used.
+        """Return the model's own loss, or None if the loss set by ``compile`` is to be used.
 
         Raises:
-            ValueError: there is neither.
+            ValueError: there are no targets, and the model computes no loss.
         """
         del sample_weight
         if targets is not None:
@@ -85,7 +85,7 @@ class ConfiguredModel(keras.Model):
     def predict_step(self, *arguments: Any) -> Any:
         """Return the model's outputs for a batch, by name and without the loss."""
         result = super().predict_step(*arguments)
-        if keras.backend.backend() == "jax":  # there the state comes back too
+        if keras.backend.backend() == "jax":  # on JAX the state is returned too
             return self._without_loss(result[0]), result[1]
         return self._without_loss(result)
 
@@ -95,14 +95,14 @@ class ConfiguredModel(keras.Model):
 
 
 class EncoderModel(ConfiguredModel):
-    """A model with an encoder, to which a subclass adds layers.
+    """Base class of models with an encoder, to which a subclass adds layers.
 
-    A family sets ``encoder_class``.
+    Subclasses set ``encoder_class``.
 
     Args:
-        config: its configuration, or the fields of one.
-        initializer: the initializer of all weights, instead of the random ones of the paper.
-        kwargs: ``name`` and ``dtype``, as of any Keras model.
+        config: the configuration, or its fields.
+        initializer: the initializer of all weights, instead of those of the paper.
+        kwargs: ``name`` and ``dtype``, as for any Keras model.
     """
 
     encoder_class: Any
@@ -130,9 +130,9 @@ class EncoderModel(ConfiguredModel):
 
 
 class MaskedModel(EncoderModel):
-    """A model whose encoder sees only some patches; for pre-training it has a decoder.
+    """Base class of models whose encoder sees only the visible patches.
 
-    For pre-training a family sets ``decoder_class``. For arguments see `EncoderModel`.
+    Subclasses for pre-training set ``decoder_class``. For arguments see `EncoderModel`.
     """
 
     decoder_class: Any = None
@@ -151,13 +151,13 @@ class MaskedModel(EncoderModel):
 
 
 class ClassifierModel(EncoderModel):
-    """An encoder of all patches, and a linear head.
+    """Base class of classifiers: an encoder of all patches, and a linear head.
 
-    A family defines `add_pooling` and `pool`. For arguments see `EncoderModel`.
+    Subclasses define `add_pooling` and `pool`. For arguments see `EncoderModel`.
     """
 
     def add_layers(self, **options: Any) -> None:
-        """Add the layers of pooling, and the head."""
+        """Add the layers between encoder and head, and the head."""
         self.fc_norm: Any = None
         self.add_pooling()
         self.classifier = dense(self.config.num_labels, name="classifier", **options)
@@ -176,14 +176,15 @@ class ClassifierModel(EncoderModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
         """Classify images (N, C, H, W) or videos (N, C, T, H, W).
 
         Args:
             pixel_values: images of the configured size.
-            labels: (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
+            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+                mixup.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
@@ -203,7 +204,7 @@ class ClassifierModel(EncoderModel):
 
 
 def _replicas() -> int:
-    """Return over how many replicas TensorFlow will sum the gradients of a mean."""
+    """Return the number of replicas over which TensorFlow sums gradients; 1 on other backends."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

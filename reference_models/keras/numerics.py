@@ -1,8 +1,8 @@
 """Arithmetic that is exact in float64 on every backend.
 
-Keras's own GELU and attention take constants in float32, and on JAX ``ops.mean``, ``ops.tanh``,
-``ops.sin`` and ``result_type`` convert float64 to float32. This module uses only operations that do
-not.
+GELU and attention of Keras use float32 constants, and on JAX ``ops.mean``, ``ops.tanh``,
+``ops.sin`` and ``result_type`` convert float64 to float32. This module uses only operations that
+keep float64.
 """
 
 import math
@@ -15,7 +15,7 @@ from reference_models.outputs import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
-    """Return a floating-point tensor in float32, or as it is if it is float64."""
+    """Cast a floating-point tensor to float32, unless it is float32 or float64 already."""
     return x if x.dtype in ("float32", "float64") else ops.cast(x, "float32")
 
 
@@ -25,7 +25,7 @@ def mean(x: Tensor, axis: int, *, keepdims: bool = False) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return x times the normal distribution function of x."""
+    """Return x times the cumulative standard normal distribution function at x."""
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
@@ -79,7 +79,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of logits (N, K) against labels (N,) or (N, K), a scalar.
 
-    It is NaN if a label is not one of the K.
+    The result is NaN if a label is not in [0, K).
 
     Raises:
         ValueError: there is not one label for each image.

@@ -1,9 +1,9 @@
 """Images and videos as sequences of patches, and masking.
 
-In shape comments N is images, C channels, L patches (row by row of the grid; in a video, frame by
-frame), P numbers in a patch. Within a patch the order is [frame,] row, column, channel. Functions
-take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w),
-``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
+In shape comments N is the number of images, C of channels, L of patches (row by row of the grid; in
+a video, frame by frame), P of values in a patch. Within a patch the order is [frame,] row, column,
+channel. Functions take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,]
+h, w), ``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from reference_models.keras.blocks import Initializer
 from reference_models.keras.numerics import mean
 from reference_models.outputs import Tensor
 
-Patches = Any  # a configuration of a family
+Patches = Any  # the configuration of a model family
 
 # Avoids a standard deviation of 0 for a patch of one color; the constant of the original.
 _VARIANCE_FLOOR = 1e-6
 
 
 class PatchProjection(keras.layers.Layer):
-    """The linear projection of patches (ViT, equation 1), its kernel stored as a convolution's."""
+    """The linear projection of patches (ViT, equation 1), with the kernel of a convolution."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class PatchProjection(keras.layers.Layer):
         self.initializer = initializer
 
     def build(self) -> None:
-        """Make kernel ([t,] h, w, C, D) and bias (D,); the kernel is Xavier uniform as a matrix."""
+        """Create kernel ([t,] h, w, C, D), Xavier uniform as a matrix (P, D), and bias (D,)."""
         config, width = self.config, self.width
         limit = (6 / (config.patch_dim + width)) ** 0.5
         self.kernel = self.add_weight(
@@ -52,8 +52,8 @@ class PatchProjection(keras.layers.Layer):
     def call(self, patches: Tensor) -> Tensor:
         """Project patches (N, L, P) to tokens (N, L, D).
 
-        The convolution does not overlap, so it is one matrix product over patches; written like
-        this it can be given only those patches that are kept.
+        The patches do not overlap, so the convolution is a matrix product, which can be applied to
+        the visible patches only.
         """
         matrix = ops.reshape(self.kernel, (-1, self.width))  # (P, D)
         return ops.matmul(patches, matrix) + self.bias
@@ -72,7 +72,7 @@ def add_positions(
 
 
 def check_pixels(pixel_values: Tensor, config: Patches) -> None:
-    """Raise ValueError unless the pixels are (N, C, [T,] H, W) of the configured size."""
+    """Raise ValueError unless the pixels have the configured shape (N, C, [T,] H, W)."""
     expected, shape = config.pixel_shape, tuple(pixel_values.shape)
     if len(shape) != 1 + len(expected) or shape[1:] != expected:
         raise ValueError(
@@ -114,7 +114,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
-    """Raise ValueError unless the noise is (N, L); an unknown N fits any."""
+    """Raise ValueError unless the noise has shape (N, L); N may be unknown while tracing."""
     shape = tuple(noise.shape)
     fits = len(shape) == 2 and shape[1] == config.num_patches
     if not fits or (None not in (images, shape[0]) and shape[0] != images):
@@ -124,12 +124,12 @@ def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose patches at random by sorting noise (N, L): the lowest stay (MAE, section 3).
+    """Select the visible patches: those with the lowest noise (N, L) (MAE, section 3).
 
     Returns:
         ids_keep: (N, kept), the visible patches, in the order of their noise.
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
-        ids_restore: (N, L), the place of each patch in the shuffled order.
+        ids_restore: (N, L), the index of each patch in the shuffled order.
     """
     ids_shuffle = ops.argsort(noise, axis=1)  # stable on TensorFlow and on JAX
     ids_restore = ops.argsort(ids_shuffle, axis=1)
@@ -137,12 +137,12 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose patches as `mask_by_noise` does, and keep the order of the image.
+    """Select the visible patches as `mask_by_noise` does, but keep them in the order of the image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
-        ids: (N, L), first the visible patches, then those removed, each ascending.
-        ids_restore: (N, L), the place of each patch in ``ids``.
+        ids: (N, L), first the visible and then the removed patches, both in ascending order.
+        ids_restore: (N, L), the index of each patch in ``ids``.
     """
     _, mask, _ = mask_by_noise(noise, visible)
     ids = ops.argsort(mask, axis=1)  # stable on TensorFlow and on JAX
@@ -155,13 +155,13 @@ def random_masking(
     config: Patches,
     seed: keras.random.SeedGenerator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the patches of images (N, C, [T,] H, W) that stay, as `mask_by_noise` does.
+    """Select the visible patches of images (N, C, [T,] H, W), as `mask_by_noise` does.
 
     Args:
         pixel_values: (N, C, [T,] H, W).
         noise: (N, L). By default uniform, or ascending if all patches are kept.
-        config: a configuration with the number of patches that are kept, ``num_kept``.
-        seed: for noise that is not given.
+        config: a configuration with the number of visible patches, ``num_kept``.
+        seed: the generator of noise, if no noise is passed.
 
     Raises:
         ValueError: pixels or noise have the wrong shape.
@@ -174,7 +174,7 @@ def random_masking(
 
 
 def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
-    """Return noise (N, L): uniform, or ascending if all patches are kept, in order."""
+    """Return noise (N, L): uniform or, to keep all patches in order, ascending."""
     patches = config.num_patches
     if config.num_kept == patches:
         return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
@@ -188,29 +188,31 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (N, T, D), or (1, T, D) for all images, by their positions (N, K): (N, K, D).
+    """Return the tokens (N, K, D) at the indices (N, K) of tokens (N, T, D) or (1, T, D).
 
-    The images are laid end to end and whole tokens are picked; ``ops.take_along_axis`` would need
-    an index for every number.
+    The tokens of all images are joined to one sequence, from which whole tokens are taken;
+    ``ops.take_along_axis`` would need an index for every value.
     """
     images, count, width = tokens.shape
     if images == 1:
         return ops.take(tokens[0], ids, axis=0)
-    first = ops.arange(ops.shape(tokens)[0], dtype=ids.dtype) * count  # (N,), of each image
+    first = (
+        ops.arange(ops.shape(tokens)[0], dtype=ids.dtype) * count
+    )  # (N,), the index of each image's first token
     return ops.take(ops.reshape(tokens, (-1, width)), ids + ops.expand_dims(first, -1), axis=0)
 
 
 def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor:
-    """Put mask tokens (1, 1, D) where patches were removed, in the order of the image: (N, L, D).
+    """Return tokens (N, L, D) in the order of the image, with mask tokens for removed patches.
 
     Args:
-        visible: (N, kept, D), the tokens that the encoder saw, in its order.
+        visible: (N, kept, D), the tokens of the visible patches, in the shuffled order.
         mask_token: (1, 1, D).
-        ids_restore: (N, L), the place of each patch in the shuffled order.
+        ids_restore: (N, L), the index of each patch in the shuffled order.
     """
     removed = ids_restore.shape[1] - visible.shape[1]
     mask_tokens = ops.tile(mask_token, (ops.shape(visible)[0], removed, 1))
-    return take_tokens(ops.concatenate([visible, mask_tokens], axis=1), ids_restore)  # of shuffled
+    return take_tokens(ops.concatenate([visible, mask_tokens], axis=1), ids_restore)
 
 
 class PixelPrediction:
@@ -221,7 +223,7 @@ class PixelPrediction:
 
     @property
     def predicted(self) -> Patches:
-        """Shapes of the images and patches that are predicted."""
+        """The shapes of the predicted images and of their patches."""
         return self.config
 
     def forward_loss(
@@ -236,9 +238,9 @@ class PixelPrediction:
         Args:
             pixel_values: (N, C, [T,] H, W).
             logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; by default as configured.
+            mask: (N, L), 1 where a patch is removed; at least one patch must be removed.
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased variance
+                of each patch; by default as configured.
         """
         target = self.patchify(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
@@ -261,9 +263,9 @@ class PixelPrediction:
     ) -> Tensor:
         """Return predicted patches as images (N, C, [T,] H, W).
 
-        A model that predicts normalized pixels needs the mean and deviation of each patch; they are
-        taken from ``pixel_values``. With ``mask`` (N, L) only the removed patches are predicted
-        ones; the others show the image itself.
+        If the model predicts normalized pixels, the mean and the standard deviation of each patch
+        are taken from ``pixel_values``. With ``mask`` (N, L), only removed patches are predicted
+        ones; the others are taken from ``pixel_values``.
         """
         patches, logits = self.patchify(pixel_values), self._cast(logits)
         if self.config.norm_pix_loss:

@@ -1,10 +1,11 @@
-"""Prithvi-EO, a masked autoencoder of satellite images of several times.
+"""Prithvi-EO, a masked autoencoder for time series of satellite images.
 
 Version 1: Jakubik et al. 2023, arXiv:2310.18660; version 2: Szwarcman et al. 2024,
-arXiv:2412.02732. It is the image MAE on patches of one time each, with fixed positions in time and
-space; "TL" models embed the date of each frame and the location too (section 3 of the second
-paper). In shape comments N is samples, L patches (time by time, row by row), D the width, P numbers
-in a patch (frame, row, column, channel).
+arXiv:2412.02732. The model is the image MAE applied to patches of one time step each, with fixed
+position embeddings in time and space; "TL" models also embed the date of each frame and the
+location (section 3 of the second paper). In shape comments N is the number of samples, L of patches
+(time step by time step, row by row), P of values in a patch (frame, row, column, channel); D is the
+width.
 """
 
 from typing import Any, Unpack
@@ -38,10 +39,10 @@ from reference_models.positions import sincos_frequencies, spacetime_position_em
 
 
 class CoordinateEmbedding(keras.layers.Layer):
-    """Sines and cosines of two coordinates, half of the channels each, times a factor."""
+    """The sines and cosines of two coordinates, each in half of the channels, times a factor."""
 
     def __init__(self, config: PrithviConfig, width: int, *, name: str, dtype: Any) -> None:
-        # Not cast when they come in: a year has more digits than bfloat16.
+        # Inputs are not cast to the compute dtype: bfloat16 has too few digits for a year.
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.widths = (width // 2, width - width // 2)
         self.learned = config.coords_scale_learn
@@ -56,8 +57,8 @@ class CoordinateEmbedding(keras.layers.Layer):
     def call(self, coordinates: Tensor) -> Tensor:
         """Embed coordinates (..., 2) as (..., D).
 
-        Angles are computed in float64 if the backend has it: a year times a frequency loses four
-        digits in float32, as which the authors compute it.
+        Angles are computed in float64 if the backend supports it. The authors use float32, in which
+        the product of a year and a frequency loses four digits.
         """
         coordinates = ops.cast(coordinates, widest_float())
         parts = []
@@ -71,7 +72,7 @@ class CoordinateEmbedding(keras.layers.Layer):
 class PositionedTrunk(Trunk):
     """Blocks with fixed positions, and embeddings of times and locations if configured."""
 
-    suffix: str  # of the embeddings' names
+    suffix: str  # the suffix of the embeddings' names
 
     def add_position_layers(self) -> None:
         """Add the embeddings that the configuration specifies."""
@@ -85,7 +86,7 @@ class PositionedTrunk(Trunk):
             self.embeds_location = CoordinateEmbedding(name=name, **options)
 
     def build_table(self, name: str) -> None:
-        """Make the positions (1, 1 + L, D) and the coordinates' factors."""
+        """Create the positions (1, 1 + L, D), and the factors of the coordinate embeddings."""
         time, rows, columns = self.config.grid_shape
         table = spacetime_position_embedding(self.width, (time, rows, columns))
         self.position_embeddings = add_positions(self, name, table)
@@ -96,7 +97,7 @@ class PositionedTrunk(Trunk):
     def patch_positions(
         self, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Return the positions of patches with their coordinates' embeddings, (1 or N, L, D).
+        """Return the positions of patches plus the embeddings of coordinates, (1 or N, L, D).
 
         Args:
             temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
@@ -141,7 +142,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
 
 
 class Decoder(PositionedTrunk, DecoderTrunk):
-    """Mask tokens for the removed patches, blocks, norm and prediction."""
+    """The decoder: mask tokens for the removed patches, blocks, norm and prediction."""
 
     suffix = "dec"
 
@@ -170,7 +171,7 @@ class Decoder(PositionedTrunk, DecoderTrunk):
 
 
 class MaskedPrithvi(MaskedModel):
-    """An encoder that sees only some patches, with or without the decoder."""
+    """An encoder of the visible patches, with or without a decoder."""
 
     configuration_class = PrithviConfig
     encoder_class = Encoder
@@ -234,13 +235,14 @@ class PrithviModel(MaskedPrithvi):
         noise: Tensor | None = None,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Mask patches and encode the visible ones.
 
         Args:
-            pixel_values: (N, C, T, H, W), of the configured size; of one time also (N, C, H, W).
+            pixel_values: (N, C, T, H, W), of the configured size; also (N, C, H, W) if the model
+                takes one time step.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. By
                 default uniform, or ascending if all patches are kept.
             temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
@@ -250,8 +252,8 @@ class PrithviModel(MaskedPrithvi):
             options: additional outputs, see `OutputOptions`.
 
         Raises:
-            ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
-                such coordinates.
+            ValueError: pixels, noise or coordinates have the wrong shape, or the model does not
+                embed these coordinates.
         """
         taps = Taps.requested(**options)
         pixel_values = self._with_time(pixel_values)
@@ -271,10 +273,10 @@ class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
         noise: Tensor | None = None,
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -292,5 +294,5 @@ class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
         )
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""
+        """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time step, into patches (N, L, P)."""
         return super().patchify(self._with_time(pixel_values))

@@ -1,7 +1,8 @@
 """Stacks of blocks, and base classes of the encoders and decoders of several families.
 
-Layers are created, and their variables built, in the order that saved files and optimizers number
-them by. In shape comments N is images, L patches, T tokens, D the width.
+The order in which layers and variables are created must not change, because saved files and
+optimizers number them in this order. In shape comments N is the number of images, L of patches, T
+of tokens; D is the width.
 """
 
 from typing import Any
@@ -17,14 +18,14 @@ from reference_models.outputs import Taps, Tensor, record
 class Trunk(keras.layers.Layer):
     """A layer with a stack of blocks; base class of encoder and decoder.
 
-    The blocks are numbered attributes and not a list, so that their paths in files are ``block_0``,
-    ``block_1``.
+    The blocks are stored as numbered attributes, not as a list, so that their paths in files are
+    ``block_0``, ``block_1`` and so on.
 
     Args:
         config: the configuration of the model.
-        initializer: the initializer of all weights, instead of the random ones of the paper.
+        initializer: the initializer of all weights, instead of those of the paper.
         name: the layer's name.
-        dtype: its dtype policy.
+        dtype: the dtype policy of the layer.
     """
 
     block_class: type[Block] = Block
@@ -48,13 +49,13 @@ class Trunk(keras.layers.Layer):
             setattr(self, f"block_{index}", block)
 
     def add_position_layers(self) -> None:
-        """Add the layers that compute positions; most families have none."""
+        """Add the layers that compute positions; most families have no such layers."""
 
     def build_positions(self) -> None:
-        """Create the variables of tokens and positions; a family may have none."""
+        """Create the variables of tokens and positions; some families have no such variables."""
 
     def add_table(self, name: str, length: int = 1) -> Any:
-        """Add a variable (1, length, D), drawn with ``initializer_range`` at first."""
+        """Add a variable (1, length, D), by default normal with ``initializer_range`` as std."""
         random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
         return self.add_weight(
             name=name, shape=(1, length, self.width), initializer=self.initializer or random
@@ -66,16 +67,19 @@ class Trunk(keras.layers.Layer):
             block.build((None, None, self.width))
 
     def run_blocks(self, tokens: Tensor, name: str, taps: Taps | None = None) -> Tensor:
-        """Apply the blocks to tokens (N, T, D); activations are named ``name.blocks.0.q``."""
+        """Apply the blocks to tokens (N, T, D).
+
+        Activations are recorded as ``name.blocks.0.q`` and so on.
+        """
         if taps is None:
             for block in self._blocks():
                 tokens = block(tokens)
             return tokens
         taps.record(name, {"embedding": tokens})
         for index, block in enumerate(self._blocks()):
-            inside = taps.of_block()
-            tokens = block(tokens, taps=inside)
-            taps.record(f"{name}.blocks.{index}", {**(inside or {}), "output": tokens})
+            block_taps = taps.of_block()
+            tokens = block(tokens, taps=block_taps)
+            taps.record(f"{name}.blocks.{index}", {**(block_taps or {}), "output": tokens})
         return tokens
 
     def _blocks(self) -> list[Block]:
@@ -83,10 +87,10 @@ class Trunk(keras.layers.Layer):
 
 
 class VideoEncoder(Trunk):
-    """Patch projection, blocks and, if requested, the final norm of a family of videos.
+    """Base class of encoders for videos: patch projection, blocks and, if requested, a final norm.
 
-    A subclass adds positions and defines ``call``. Arguments are those of `Trunk`, and whether
-    there is a final norm.
+    A subclass adds positions and defines ``call``. Arguments are those of `Trunk`, and
+    ``final_norm``, whether there is a final norm.
     """
 
     def __init__(
@@ -119,8 +123,8 @@ class VideoEncoder(Trunk):
 class DecoderTrunk(Trunk):
     """Base class of decoders: mask token, linear layer, blocks, norm, prediction.
 
-    A subclass defines ``call``. Arguments are those of `Trunk`, and ``outputs``, the numbers of a
-    predicted patch, P.
+    A subclass defines ``call``. Arguments are those of `Trunk`, and ``outputs``, the number of
+    values in a predicted patch, P.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
 
-A masked autoencoder of videos. Patches are tubelets of some frames; an encoder without class token
-sees few of them, in the order of the video (section 3.3); the decoder gets them first and then mask
-tokens, each with its position, and predicts the pixels of the mask tokens' patches. In shape
-comments N is videos, L patches (time step by time step, row by row), D the width, P numbers in a
-patch (frame, row, column, channel).
+A masked autoencoder for videos. Patches are tubelets of a few frames; an encoder without class
+token sees the visible ones, in the order of the video (section 3.3). The decoder gets the encoder's
+output followed by mask tokens, all with their positions, and predicts the pixels of the patches
+that the mask tokens represent. In shape comments N is the number of videos, L of patches (time step
+by time step, row by row), P of values in a patch (frame, row, column, channel); D is the width.
 """
 
 from typing import Any, Unpack
@@ -42,7 +42,7 @@ _DEVIATION_FLOOR = 1e-6
 
 
 class VideoBlock(Block):
-    """A block without or with factors ``gamma_1`` and ``gamma_2`` of what is added to its input."""
+    """A block that, if configured, scales the outputs of attention and MLP by trained factors."""
 
     def __init__(self, config: BlockConfig, **options: Any) -> None:
         super().__init__(config, **options)
@@ -127,7 +127,14 @@ class Decoder(Trunk):
     def call(
         self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
     ) -> Tensor:
-        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all positions."""
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D).
+
+        Args:
+            latent: (N, kept, D), the encoder's output.
+            ids_keep: (N, kept), the visible patches.
+            ids_decode: (N, M), the patches to predict.
+            taps: a dictionary for intermediate activations, or None.
+        """
         positions = fixed_positions(self, self.config)[0]
         visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
         mask_tokens = self.mask_token + ops.take(positions, ids_decode, axis=0)  # (N, M, D)
@@ -139,7 +146,7 @@ class Decoder(Trunk):
 
 
 class MaskedVideoMAE(MaskedModel):
-    """An encoder that sees only some patches, with or without the decoder."""
+    """An encoder of the visible patches, with or without a decoder."""
 
     configuration_class = VideoMAEConfig
     encoder_class = Encoder
@@ -147,7 +154,7 @@ class MaskedVideoMAE(MaskedModel):
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order`; all are (N, L).
 
-        Without noise, tubes are drawn: the same patches at all time steps (section 3.2).
+        Without noise, random tubes are removed: the same positions at all time steps (section 3.2).
         """
         check_pixels(pixel_values, self.config)
         if noise is None:
@@ -171,7 +178,7 @@ class VideoMAEModel(MaskedVideoMAE):
         self,
         pixel_values: Tensor,
         noise: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
         """Mask patches and encode the visible ones.
@@ -179,14 +186,15 @@ class VideoMAEModel(MaskedVideoMAE):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
-                A boolean mask that is true where a patch is hidden gives itself as a float. Where
-                it is not given, it is uniform over one time step and the same at all times.
+                A boolean mask, true where a patch is removed, can be passed as float. By default
+                uniform for the positions of a time step, and the same at all time steps.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are positions among the kept patches
-            and then the hidden ones, each in the order of the video.
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` (N, L), the index of each patch in
+            the sequence of first the visible and then the removed patches, each in the order of the
+            video.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -209,18 +217,25 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         pixel_values: Tensor,
         noise: Tensor | None = None,
         ids_decode: Tensor | None = None,
-        training: bool = False,  # noqa: ARG002 (Keras hands it to the dropout layers)
+        training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict the hidden patches from the others, and the loss on them.
+        """Predict removed patches from the visible ones and compute the loss over them.
 
-        For arguments and errors see `VideoMAEModel`, and for ``ids_decode`` (N, M): the patches to
-        predict, ascending, as version 2's decoder masking chooses them (section 3.2 there); where
-        it is not given, all hidden ones. Hidden states and attentions are the encoder's,
-        intermediate activations those of encoder and decoder.
+        Hidden states and attentions are the encoder's, intermediate activations those of encoder
+        and decoder. For errors see `VideoMAEModel`.
+
+        Args:
+            pixel_values: (N, C, T, H, W), as for `VideoMAEModel`.
+            noise: (N, L), as for `VideoMAEModel`.
+            ids_decode: (N, M), the patches to predict, in ascending order, as selected by the
+                decoder masking of version 2 (section 3.2 of its paper); by default all removed
+                ones.
+            training: whether dropout is active.
+            options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``logits`` (N, M, P) of the patches to predict.
+            ``logits`` (N, M, P), the predicted patches.
         """
         pixel_values = self._cast(pixel_values)
         taps = Taps.requested(**options)
@@ -246,15 +261,16 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         norm_pix_loss: bool | None = None,
         ids_decode: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the predicted patches that were hidden, a scalar.
+        """Return the mean squared error over the predicted patches that were removed, a scalar.
 
         Args:
             pixel_values: (N, C, T, H, W).
             logits: (N, M, P), the predicted patches.
-            mask: (N, L), 1 where a patch is hidden.
-            norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; by default as configured.
-            ids_decode: (N, M), the patches' positions; if not given, all hidden ones in order.
+            mask: (N, L), 1 where a patch is removed.
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased standard
+                deviation of each channel of a patch; by default as configured.
+            ids_decode: (N, M), the indices of the predicted patches; by default those of all
+                removed patches, in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:
@@ -273,12 +289,12 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         return ops.reshape(patches, (-1, self.config.num_patches, self.config.patch_dim))
 
     def pixel_patches(self, pixel_values: Tensor) -> Tensor:
-        """Cut videos into patches (N, L, P / C, C) of pixels as they were before normalization."""
+        """Undo the normalization of pixels and cut the videos into patches (N, L, P / C, C)."""
         center, deviation = self.pixel_statistics()
         return self._channels_apart(self.patchify(pixel_values)) * deviation + center
 
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation (C,) by which pixels were normalized."""
+        """Return the mean and the standard deviation (C,) with which pixels were normalized."""
         dtype = "float64" if self.variable_dtype == "float64" else "float32"
         return (
             ops.convert_to_tensor(self.config.pixel_mean, dtype=dtype),
@@ -286,7 +302,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         )
 
     def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of the channels of each patch, (N, L, 1, C)."""
+        """Return mean and standard deviation of the channels of each patch, (N, L, 1, C)."""
         center = mean(patches, axis=-2, keepdims=True)
         squares = ops.sum(ops.square(patches - center), axis=-2, keepdims=True)
         return center, ops.sqrt(squares / (patches.shape[-2] - 1)) + _DEVIATION_FLOOR
@@ -302,19 +318,20 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     ) -> Tensor:
         """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
-        They are normalized like ``pixel_values``. A model that predicts normalized patches needs
-        the mean and deviation of each; they are taken from ``pixel_values``.
+        The videos are normalized like ``pixel_values``. If the model predicts normalized patches,
+        the mean and the standard deviation of each patch are taken from ``pixel_values``.
 
         Args:
             pixel_values: (N, C, T, H, W).
-            logits: (N, M, P), of all hidden patches.
-            mask: (N, L), 1 where a patch is hidden; needed where not all are.
+            logits: (N, M, P), the predictions of all removed patches.
+            mask: (N, L), 1 where a patch is removed; required unless all patches are removed.
         """
         patches = self.pixel_patches(pixel_values)  # (N, L, P / C, C)
         if mask is None:
             mask = ops.ones(ops.shape(patches)[:2])
         visible = mask.shape[1] - logits.shape[1]
-        padded = ops.pad(self._cast(logits), ((0, 0), (visible, 0), (0, 0)))  # without predictions
+        # Visible patches have no prediction.
+        padded = ops.pad(self._cast(logits), ((0, 0), (visible, 0), (0, 0)))
         ids_restore = ops.argsort(ops.argsort(mask, axis=1), axis=1)
         predicted = self._channels_apart(take_tokens(padded, ids_restore))
         if self.config.norm_pix_loss:

@@ -1,8 +1,8 @@
 """The transformer block of a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1).
 
-Attributes are named as facebookresearch/mae names its parameters. In shape comments N is images,
-T tokens, H heads, D the width. Layers take an optional dictionary ``taps`` and write their
-intermediate activations into it.
+Attributes are named as facebookresearch/mae names its parameters. In shape comments N is the number
+of images, T of tokens, H of heads; D is the width. Layers take an optional dictionary ``taps`` and
+write their intermediate activations into it.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +33,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (ViT, appendix A), query, key and value from one matrix."""
+    """Multi-head self-attention (ViT, appendix A), with one matrix for queries, keys and values."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         return self.qkv(tokens).chunk(3, dim=-1)
 
     def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Mix tokens (N, T, D)."""
+        """Apply self-attention to tokens (N, T, D)."""
         query, key, value = self.project(tokens)
         q, k, v = (self._split_heads(part) for part in (query, key, value))
         dropout = self.probability_dropout if self.training else 0.0
@@ -68,7 +68,7 @@ class Attention(nn.Module):
 def _explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Do what scaled_dot_product_attention does, and return the probabilities too."""
+    """Compute scaled dot-product attention explicitly; return its output and the probabilities."""
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)  # (N, H, T, T)
     probabilities = scores.softmax(dim=-1)
     return F.dropout(probabilities, dropout, training=dropout > 0) @ value, probabilities
@@ -110,7 +110,7 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def initialize_linear_layers(model: nn.Module) -> None:
-    """Make the weights of linear layers and patch projections Xavier uniform, the biases zero.
+    """Initialize linear layers and patch projections: weights Xavier uniform, biases zero.
 
     A patch projection is treated as a linear layer (He et al. 2021, appendix A.1).
     """
@@ -124,21 +124,24 @@ def initialize_linear_layers(model: nn.Module) -> None:
 def stack_blocks(
     config: BlockConfig, depth: int, attention: type[Attention] = Attention
 ) -> nn.ModuleList:
-    """Return blocks of one configuration, to be applied one after the other."""
+    """Return ``depth`` blocks of the same configuration."""
     return nn.ModuleList(Block(config, attention) for _ in range(depth))
 
 
 def run_blocks(
     blocks: Iterable[nn.Module], tokens: Tensor, name: str, taps: Taps | None = None
 ) -> Tensor:
-    """Send tokens (N, T, D) through blocks; activations are named ``name.blocks.0.q`` and so on."""
+    """Apply blocks to tokens (N, T, D).
+
+    Activations are recorded as ``name.blocks.0.q`` and so on.
+    """
     if taps is None:
         for block in blocks:
             tokens = block(tokens)
         return tokens
     taps.record(name, {"embedding": tokens})
     for index, block in enumerate(blocks):
-        inside = taps.of_block()
-        tokens = block(tokens, inside)
-        taps.record(f"{name}.blocks.{index}", {**(inside or {}), "output": tokens})
+        block_taps = taps.of_block()
+        tokens = block(tokens, block_taps)
+        taps.record(f"{name}.blocks.{index}", {**(block_taps or {}), "output": tokens})
     return tokens

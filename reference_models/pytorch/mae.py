@@ -1,10 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
 The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
-smaller decoder gets its output, and mask tokens for removed patches, and predicts the pixels ("MAE
+smaller decoder gets this output and mask tokens for the removed patches, and predicts pixels ("MAE
 decoder", "Reconstruction target"). Parameters are named and ordered as in facebookresearch/mae, so
-that ``load_state_dict(strict=True)`` takes its state dicts. In shape comments N is images, L
-patches, T tokens (class token first), D the width, P numbers in a patch.
+that ``load_state_dict(strict=True)`` accepts its state dicts. In shape comments N is the number of
+images, L of patches, T of tokens (class token first), P of values in a patch; D is the width.
 """
 
 from typing import Unpack
@@ -37,9 +37,9 @@ from reference_models.pytorch.patches import (
 
 
 class Encoder(nn.Module):
-    """A ViT without its end: embedding and blocks, for the models to inherit from.
+    """Base class of the models: embedding and blocks of a ViT, without final norm and head.
 
-    Position embeddings are sin-cos and fixed unless ``learned_positions``.
+    Position embeddings are fixed sines and cosines unless ``learned_positions`` is true.
     """
 
     def __init__(self, config: ViTMAEConfig, *, learned_positions: bool = False) -> None:
@@ -74,10 +74,10 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set every parameter as the original does before training.
+        """Initialize every parameter as the original does.
 
-        Linear layers are Xavier uniform (He et al. 2021, appendix A.1), the patch projection as the
-        linear layer it is; biases are zero; tokens are normal with ``initializer_range``.
+        The weights of linear layers and of the patch projection are Xavier uniform (He et al. 2021,
+        appendix A.1), biases are zero, and tokens are normal with ``initializer_range``.
         """
         initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
 
 class MaskedEncoder(Encoder):
-    """An encoder that sees only some patches, and its final norm."""
+    """An encoder of the visible patches, with its final norm."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -154,7 +154,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         self.initialize()
 
     def initialize(self) -> None:
-        """Set every parameter as the original does before training."""
+        """Initialize every parameter as the original does."""
         super().initialize()
         nn.init.normal_(self.mask_token, std=self.config.initializer_range)
         set_sincos_positions(self.decoder_pos_embed, self.config)
@@ -165,7 +165,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `ViTMAEModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -189,7 +189,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         return self.decoder_pred(tokens[:, 1:])
 
     def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Return the decoder's input (N, 1 + L, D): mask tokens represent the removed patches."""
+        """Return the decoder's input (N, 1 + L, D), with mask tokens for removed patches."""
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
@@ -199,8 +199,8 @@ class ViTForImageClassification(Encoder):
     """A ViT with a head: what facebookresearch/mae publishes as ``mae_finetuned_vit_*``.
 
     With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
-    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with
-    ``fc_norm=False`` besides, as in timm, it reads the mean of the patch tokens after ``norm``.
+    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with ``"avg"``
+    and ``fc_norm=False``, as in timm, it reads the mean of the patch tokens after ``norm``.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
@@ -224,7 +224,8 @@ class ViTForImageClassification(Encoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            labels: (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
+            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+                mixup.
             options: additional outputs, see `OutputOptions`.
 
         Raises:
@@ -249,6 +250,6 @@ class ViTForImageClassification(Encoder):
 
 @torch.no_grad()
 def set_sincos_positions(positions: Tensor, config: ViTMAEConfig) -> None:
-    """Fill position embeddings (1, 1 + L, D) with their sines and cosines."""
+    """Fill position embeddings (1, 1 + L, D) with the fixed sines and cosines of the positions."""
     table = sincos_position_embedding(positions.shape[-1], config.grid_hw)
     positions.copy_(torch.from_numpy(table))

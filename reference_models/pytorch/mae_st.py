@@ -1,12 +1,12 @@
 """MAE-ST: masked autoencoders as spatiotemporal learners (Feichtenhofer et al. 2022).
 
-The paper is arXiv:2205.09113. It is the image MAE on patches of space and time: the encoder sees
-the few patches that are visible after random masking, independent of time ("agnostic" masking,
-section 3); the decoder gets its output and mask tokens in the order of the video and predicts the
-pixels of some of the frames. Positions are learned. Parameters are named as in
-facebookresearch/mae_st. In shape comments N is videos, L patches (time step by time step, row by
-row), D the width, P numbers in a predicted patch (frame, row, column, channel); "[1 +]" is the
-class token, which a model may lack.
+The paper is arXiv:2205.09113. The model is the image MAE applied to patches in space and time: the
+encoder sees the few patches that are visible after random masking over space and time ("agnostic"
+masking, section 3); the decoder gets the encoder's output and mask tokens, in the order of the
+video, and predicts the pixels of some of the frames. Position embeddings are learned. Parameters
+are named as in facebookresearch/mae_st. In shape comments N is the number of videos, L of patches
+(time step by time step, row by row), P of values in a predicted patch (frame, row, column,
+channel); D is the width; "[1 +]" is the class token, which a model may lack.
 """
 
 from typing import Unpack
@@ -45,7 +45,7 @@ from reference_models.pytorch.patches import (
 
 
 class SeparateAttention(Attention):
-    """Attention whose queries, keys and values come from three matrices."""
+    """Attention with separate matrices for queries, keys and values."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
@@ -60,12 +60,17 @@ class SeparateAttention(Attention):
 
 
 class Positions(nn.Module):
-    """Learned positions, for a model to inherit from; their parameters are the model's own."""
+    """Base class with learned position embeddings, whose parameters belong to the model itself."""
 
     config: MAESTConfig
 
     def add_positions(self, prefix: str, width: int) -> None:
-        """Add tables of space, time and class token, or one table of everything."""
+        """Add position tables for space, time and class token, or one table for all of them.
+
+        Args:
+            prefix: the prefix of the parameters' names: "" or "decoder_".
+            width: the width of the embeddings, D.
+        """
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.sep_pos_embed:
             lengths = {"_spatial": rows * columns, "_temporal": time}
@@ -77,7 +82,7 @@ class Positions(nn.Module):
             self.register_parameter(f"{prefix}pos_embed{kind}", table)
 
     def positions(self, prefix: str) -> Tensor:
-        """Return the positions ([1, 1 +] L, D) of class token and patches."""
+        """Return the position embeddings (1, [1 +] L, D) of class token and patches."""
         if not self.config.sep_pos_embed:
             return self.get_parameter(f"{prefix}pos_embed")
         spatial = self.get_parameter(f"{prefix}pos_embed_spatial")  # (1, rows x columns, D)
@@ -89,7 +94,7 @@ class Positions(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set every parameter as before training: linear layers Xavier uniform, tables normal."""
+        """Initialize every parameter: linear layers Xavier uniform, tokens and positions normal."""
         initialize_linear_layers(self)
         for name, parameter in self.named_parameters(recurse=False):
             if "pos_embed" in name or name.endswith(("cls_token", "mask_token")):
@@ -97,7 +102,7 @@ class Positions(nn.Module):
 
 
 class Encoder(Positions):
-    """Embedding and blocks, for the models to inherit from."""
+    """Base class of the models: embedding and blocks."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__()
@@ -124,7 +129,7 @@ class Encoder(Positions):
 
 
 class MaskedEncoder(Encoder):
-    """An encoder that sees only some patches, and its final norm."""
+    """An encoder of the visible patches, with its final norm."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)
@@ -179,7 +184,7 @@ class MAESTModel(MaskedEncoder):
 
 
 class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` takes the original's state dict."""
+    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the original's state dict."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)
@@ -202,7 +207,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `MAESTModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -220,7 +225,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
     def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
         """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
         tokens = restore_order(self.decoder_embed(latent), self.mask_token, ids_restore)
-        if self.config.cls_embed:  # the decoder's own, not the encoder's
+        if self.config.cls_embed:  # the decoder has a class token of its own
             tokens = prepend_class_token(self.decoder_cls_token, tokens)
         tokens = tokens + self.positions("decoder_")
         tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
@@ -230,7 +235,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 
     @property
     def predicted(self) -> Patches:
-        """Shapes of the video that is predicted and of its patches."""
+        """The shapes of the predicted video and of its patches."""
         return self.config.prediction
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
@@ -243,9 +248,9 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 class MAESTForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens but the first after ``norm``: the class token is excluded
-    and, as in the original, the first patch of a model that has no class token.
-    ``load_state_dict(strict=True)`` takes the original's state dict.
+    The head reads the mean of all tokens except the first, after ``norm``. The first token is the
+    class token; in a model without one it is the first patch, which the original excludes too.
+    ``load_state_dict(strict=True)`` accepts the original's state dict.
     """
 
     def __init__(self, config: MAESTConfig) -> None:
@@ -263,7 +268,8 @@ class MAESTForVideoClassification(Encoder):
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
 
-        Labels are (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
+        Labels are (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+        mixup.
 
         Raises:
             ValueError: pixels have the wrong shape.

@@ -1,9 +1,9 @@
 """Images and videos as sequences of patches, and masking.
 
-In shape comments N is images, C channels, L patches (row by row of the grid; in a video, frame by
-frame), P numbers in a patch. Within a patch the order is [frame,] row, column, channel. Functions
-take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w),
-``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
+In shape comments N is the number of images, C of channels, L of patches (row by row of the grid; in
+a video, frame by frame), P of values in a patch. Within a patch the order is [frame,] row, column,
+channel. Functions take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,]
+h, w), ``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
 
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ _VARIANCE_FLOOR = 1e-6
 
 
 class Patches(Protocol):
-    """The fields of a configuration about images and patches."""
+    """Protocol of a configuration: the shapes of images and patches."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ class Patches(Protocol):
 
     @property
     def num_patches(self) -> int:
-        """Patches in an image, L."""
+        """Number of patches in an image, L."""
 
     @property
     def patch_dim(self) -> int:
@@ -41,7 +41,7 @@ class Patches(Protocol):
 
 
 class PatchEmbedding(nn.Module):
-    """The linear projection of patches (ViT, equation 1), its weight stored as a convolution's."""
+    """The linear projection of patches (ViT, equation 1), with the weight of a convolution."""
 
     def __init__(self, config: Patches, width: int) -> None:
         super().__init__()
@@ -53,15 +53,17 @@ class PatchEmbedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Project patches (N, L, P) to tokens (N, L, D).
 
-        The convolution does not overlap, so it is one matrix product over patches; written like
-        this it can be given only those patches that are kept.
+        The patches do not overlap, so the convolution is a matrix product, which can be applied to
+        the visible patches only.
         """
-        weight = self.proj.weight.movedim(1, -1).flatten(1)  # (D, P), in the patches' order
+        weight = self.proj.weight.movedim(1, -1).flatten(
+            1
+        )  # (D, P), with values in the order of a patch
         return F.linear(patches, weight, self.proj.bias)
 
 
 def check_pixels(pixel_values: Tensor, config: Patches) -> None:
-    """Raise ValueError unless the pixels are (N, C, [T,] H, W) of the configured size."""
+    """Raise ValueError unless the pixels have the configured shape (N, C, [T,] H, W)."""
     expected = config.pixel_shape
     if pixel_values.ndim != 1 + len(expected) or tuple(pixel_values.shape[1:]) != expected:
         raise ValueError(
@@ -104,7 +106,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_noise(noise: Tensor, images: int, config: Patches) -> None:
-    """Raise ValueError unless the noise is (N, L)."""
+    """Raise ValueError unless the noise has shape (N, L)."""
     if tuple(noise.shape) != (images, config.num_patches):
         raise ValueError(
             f"noise must have shape ({images}, {config.num_patches}), not {tuple(noise.shape)}"
@@ -112,12 +114,12 @@ def check_noise(noise: Tensor, images: int, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose patches at random by sorting noise (N, L): the lowest stay (MAE, section 3).
+    """Select the visible patches: those with the lowest noise (N, L) (MAE, section 3).
 
     Returns:
         ids_keep: (N, kept), the visible patches, in the order of their noise.
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
-        ids_restore: (N, L), the place of each patch in the shuffled order.
+        ids_restore: (N, L), the index of each patch in the shuffled order.
     """
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = ids_shuffle.argsort(dim=1)
@@ -125,12 +127,12 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose patches as `mask_by_noise` does, and keep the order of the image.
+    """Select the visible patches as `mask_by_noise` does, but keep them in the order of the image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
-        ids: (N, L), first the visible patches, then those removed, each ascending.
-        ids_restore: (N, L), the place of each patch in ``ids``.
+        ids: (N, L), first the visible and then the removed patches, both in ascending order.
+        ids_restore: (N, L), the index of each patch in ``ids``.
     """
     _, mask, _ = mask_by_noise(noise, visible)
     ids = mask.argsort(dim=1, stable=True)
@@ -140,12 +142,12 @@ def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 def random_masking(
     pixel_values: Tensor, noise: Tensor | None, config: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the patches of images (N, C, [T,] H, W) that stay, as `mask_by_noise` does.
+    """Select the visible patches of images (N, C, [T,] H, W), as `mask_by_noise` does.
 
     Args:
         pixel_values: (N, C, [T,] H, W).
         noise: (N, L). By default uniform, or ascending if all patches are kept.
-        config: a configuration with the number of patches that are kept, ``num_kept``.
+        config: a configuration with the number of visible patches, ``num_kept``.
 
     Raises:
         ValueError: the noise has the wrong shape.
@@ -158,7 +160,7 @@ def random_masking(
 
 
 def default_noise(images: int, config: Any, device: torch.device) -> Tensor:
-    """Return noise (N, L): uniform, or ascending if all patches are kept, in order."""
+    """Return noise (N, L): uniform or, to keep all patches in order, ascending."""
     patches = config.num_patches
     if config.num_kept == patches:
         return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
@@ -171,23 +173,23 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (N, T, D), or (1, T, D) for all images, by their positions (N, K): (N, K, D)."""
+    """Return the tokens (N, K, D) at the indices (N, K) of tokens (N, T, D) or (1, T, D)."""
     images, width = ids.shape[0], tokens.shape[-1]
-    # Not take_along_dim, of which torch.export makes a program for one number of images only.
+    # torch.export would make take_along_dim a program for one number of images only.
     return tokens.expand(images, -1, -1).gather(1, ids.unsqueeze(-1).expand(-1, -1, width))
 
 
 def restore_order(visible: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor:
-    """Put mask tokens (1, 1, D) where patches were removed, in the order of the image: (N, L, D).
+    """Return tokens (N, L, D) in the order of the image, with mask tokens for removed patches.
 
     Args:
-        visible: (N, kept, D), the tokens that the encoder saw, in its order.
+        visible: (N, kept, D), the tokens of the visible patches, in the shuffled order.
         mask_token: (1, 1, D).
-        ids_restore: (N, L), the place of each patch in the shuffled order.
+        ids_restore: (N, L), the index of each patch in the shuffled order.
     """
     images, count, width = visible.shape
     mask_tokens = mask_token.to(visible.dtype).expand(images, ids_restore.shape[1] - count, width)
-    return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)  # of the shuffled
+    return take_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore)
 
 
 class PixelPrediction:
@@ -197,7 +199,7 @@ class PixelPrediction:
 
     @property
     def predicted(self) -> Patches:
-        """Shapes of the images and patches that are predicted."""
+        """The shapes of the predicted images and of their patches."""
         config: Patches = self.config
         return config
 
@@ -213,9 +215,9 @@ class PixelPrediction:
         Args:
             pixel_values: (N, C, [T,] H, W).
             logits: (N, L, P), the predicted patches.
-            mask: (N, L), 1 where a patch is removed; at least one must be.
-            norm_pix_loss: whether each patch is normalized by its own mean and unbiased variance
-                before it is compared; by default as configured.
+            mask: (N, L), 1 where a patch is removed; at least one patch must be removed.
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased variance
+                of each patch; by default as configured.
         """
         target = self.patchify(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
@@ -237,9 +239,9 @@ class PixelPrediction:
     ) -> Tensor:
         """Return predicted patches as images (N, C, [T,] H, W).
 
-        A model that predicts normalized pixels needs the mean and deviation of each patch; they are
-        taken from ``pixel_values``. With ``mask`` (N, L) only the removed patches are predicted
-        ones; the others show the image itself.
+        If the model predicts normalized pixels, the mean and the standard deviation of each patch
+        are taken from ``pixel_values``. With ``mask`` (N, L), only removed patches are predicted
+        ones; the others are taken from ``pixel_values``.
         """
         patches = self.patchify(pixel_values)
         if self.config.norm_pix_loss:

@@ -1,11 +1,12 @@
-"""Prithvi-EO, a masked autoencoder of satellite images of several times.
+"""Prithvi-EO, a masked autoencoder for time series of satellite images.
 
 Version 1: Jakubik et al. 2023, arXiv:2310.18660; version 2: Szwarcman et al. 2024,
-arXiv:2412.02732. It is the image MAE on patches of one time each, with fixed positions in time and
-space; "TL" models embed the date of each frame and the location too (section 3 of the second
-paper). Parameters are named as version 2 names them; version 1's files have no "encoder." and
-"decoder.". In shape comments N is samples, L patches (time by time, row by row), D the width, P
-numbers in a patch (frame, row, column, channel).
+arXiv:2412.02732. The model is the image MAE applied to patches of one time step each, with fixed
+position embeddings in time and space; "TL" models also embed the date of each frame and the
+location (section 3 of the second paper). Parameters are named as in version 2; in files of version
+1, the names have no prefix "encoder." or "decoder.". In shape comments N is the number of samples,
+L of patches (time step by time step, row by row), P of values in a patch (frame, row, column,
+channel); D is the width.
 """
 
 from typing import Unpack
@@ -36,7 +37,7 @@ from reference_models.pytorch.patches import (
 
 
 class CoordinateEmbedding(nn.Module):
-    """Sines and cosines of two coordinates, half of the channels each, times a factor."""
+    """The sines and cosines of two coordinates, each in half of the channels, times a factor."""
 
     def __init__(self, config: PrithviConfig, width: int) -> None:
         super().__init__()
@@ -47,8 +48,8 @@ class CoordinateEmbedding(nn.Module):
     def forward(self, coordinates: Tensor) -> Tensor:
         """Embed coordinates (..., 2) as (..., D).
 
-        Angles are computed in float64 if the device supports it: in float32, which the authors
-        use, a year times a frequency loses four digits.
+        Angles are computed in float64 if the device supports it. The authors use float32, in which
+        the product of a year and a frequency loses four digits.
         """
         exact = torch.float32 if coordinates.device.type == "mps" else torch.float64
         parts = []
@@ -75,10 +76,10 @@ class Coordinates(nn.Module):
     def add_to(
         self, positions: Tensor, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Add the coordinates' embeddings to the positions (1, L, D): (1 or N, L, D).
+        """Return positions plus the embeddings of the coordinates, (1 or N, L, D).
 
         Args:
-            positions: (1, L, D), of patches.
+            positions: (1, L, D), the position embeddings of the patches.
             temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
             location_coords: (N, 2), latitude and longitude in degrees; or None.
         """
@@ -160,7 +161,7 @@ class Encoder(Coordinates):
         return latent, mask, ids_restore
 
     def initialize(self) -> None:
-        """Set every parameter as before training: Xavier uniform, the class token normal."""
+        """Initialize the parameters: linear layers Xavier uniform, the class token normal."""
         initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)
 
@@ -197,8 +198,8 @@ class PrithviModel(Encoder):
         """Mask patches and encode the visible ones.
 
         Args:
-            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; of one
-                time also (N, C, H, W).
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; also
+                (N, C, H, W) if the model takes one time step.
             noise: (N, L); the patches with the lowest values are kept, in ascending order. By
                 default uniform, or ascending if all patches are kept.
             temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
@@ -207,8 +208,8 @@ class PrithviModel(Encoder):
             options: additional outputs, see `OutputOptions`.
 
         Raises:
-            ValueError: pixels, noise or coordinates have the wrong shape, or the model embeds no
-                such coordinates.
+            ValueError: pixels, noise or coordinates have the wrong shape, or the model does not
+                embed these coordinates.
         """
         taps = Taps.requested(**options)
         pixel_values = with_time(pixel_values, self.config)
@@ -219,7 +220,7 @@ class PrithviModel(Encoder):
 
 
 class Decoder(Coordinates):
-    """Mask tokens for the removed patches, blocks, norm and prediction."""
+    """The decoder: mask tokens for the removed patches, blocks, norm and prediction."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__()
@@ -253,7 +254,7 @@ class Decoder(Coordinates):
 
 
 class PrithviForPreTraining(PixelPrediction, nn.Module):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` takes version 2's state dict."""
+    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the state dict of version 2."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__()
@@ -273,7 +274,7 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
         location_coords: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones, and the loss on the removed ones.
+        """Predict all patches from the visible ones and compute the loss over the removed ones.
 
         For arguments and errors see `PrithviModel`. Hidden states and attentions are the
         encoder's, intermediate activations those of encoder and decoder.
@@ -292,5 +293,5 @@ class PrithviForPreTraining(PixelPrediction, nn.Module):
         )
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time, into patches (N, L, P)."""
+        """Cut samples (N, C, T, H, W), or (N, C, H, W) of one time step, into patches (N, L, P)."""
         return super().patchify(with_time(pixel_values, self.config))

@@ -1,10 +1,11 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
 
-A masked autoencoder of videos. Patches are tubelets of some frames; an encoder without class token
-sees few of them, in the order of the video (section 3.3); the decoder gets them first and then mask
-tokens, each with its position, and predicts the pixels of the mask tokens' patches. Parameters are
-named as the authors name them. In shape comments N is videos, L patches (time step by time step,
-row by row), D the width, P numbers in a patch (frame, row, column, channel).
+A masked autoencoder for videos. Patches are tubelets of a few frames; an encoder without class
+token sees the visible ones, in the order of the video (section 3.3). The decoder gets the encoder's
+output followed by mask tokens, all with their positions, and predicts the pixels of the patches
+that the mask tokens represent. Parameters are named as in the authors' code. In shape comments N is
+the number of videos, L of patches (time step by time step, row by row), P of values in a patch
+(frame, row, column, channel); D is the width.
 """
 
 from typing import Unpack
@@ -44,7 +45,7 @@ _DEVIATION_FLOOR = 1e-6
 
 
 class VideoAttention(Attention):
-    """Attention with biases of queries and values only: that of keys cancels in the softmax."""
+    """Attention with biases for queries and values only: softmax would cancel a bias of keys."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
@@ -61,7 +62,7 @@ class VideoAttention(Attention):
 
 
 class VideoBlock(Block):
-    """A block without or with factors ``gamma_1`` and ``gamma_2`` of what is added to its input."""
+    """A block that, if configured, scales the outputs of attention and MLP by trained factors."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config, VideoAttention)
@@ -125,7 +126,7 @@ def masked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order` for videos; all are (N, L).
 
-    Without noise, tubes are drawn: the same patches at all time steps (section 3.2).
+    Without noise, random tubes are removed: the same positions at all time steps (section 3.2).
     """
     videos, (time, rows, columns) = pixel_values.shape[0], config.grid_shape
     if noise is None:
@@ -153,13 +154,14 @@ class VideoMAEModel(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
-                A boolean mask that is true where a patch is hidden gives itself as a float. Where
-                it is not given, it is uniform over one time step and the same at all times.
+                A boolean mask, true where a patch is removed, can be passed as float. By default
+                uniform for the positions of a time step, and the same at all time steps.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``last_hidden_state`` (N, kept, D); ``ids_restore`` are positions among the kept patches
-            and then the hidden ones, each in the order of the video.
+            ``last_hidden_state`` (N, kept, D); ``ids_restore`` (N, L), the index of each patch in
+            the sequence of first the visible and then the removed patches, each in the order of the
+            video.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -182,7 +184,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.decoder_hidden_size, config.patch_dim)
 
     def forward(self, tokens: Tensor, predicted: int, taps: Taps | None = None) -> Tensor:
-        """Predict the patches (N, predicted, P) of the last of the tokens (N, T, D)."""
+        """Predict patches (N, predicted, P) from the last ``predicted`` of the tokens (N, T, D)."""
         tokens = run_blocks(self.blocks, tokens, "decoder", taps)
         tokens = self.norm(tokens[:, tokens.shape[1] - predicted :])
         record(taps, "decoder", norm=tokens)
@@ -190,7 +192,7 @@ class Decoder(nn.Module):
 
 
 class VideoMAEForPreTraining(PixelPrediction, nn.Module):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` takes the original's state dict."""
+    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the original's state dict."""
 
     decoder_positions: Tensor
 
@@ -214,20 +216,21 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         ids_decode: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict the hidden patches from the others, and the loss on them.
+        """Predict removed patches from the visible ones and compute the loss over them.
 
-        For arguments and errors see `VideoMAEModel`, and for one more. Hidden states and
-        attentions are the encoder's, intermediate activations those of encoder and decoder.
+        Hidden states and attentions are the encoder's, intermediate activations those of encoder
+        and decoder. For errors see `VideoMAEModel`.
 
         Args:
-            pixel_values: (N, C, T, H, W).
-            noise: (N, L).
-            ids_decode: (N, M), the patches to predict, ascending, as version 2's decoder masking
-                chooses them (section 3.2 there); if not given, all hidden patches.
+            pixel_values: (N, C, T, H, W), as for `VideoMAEModel`.
+            noise: (N, L), as for `VideoMAEModel`.
+            ids_decode: (N, M), the patches to predict, in ascending order, as selected by the
+                decoder masking of version 2 (section 3.2 of its paper); by default all removed
+                ones.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``logits`` (N, M, P) of the patches to predict.
+            ``logits`` (N, M, P), the predicted patches.
         """
         taps = Taps.requested(**options)
         mask, ids, ids_restore = masked(pixel_values, noise, self.config)
@@ -247,7 +250,14 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     def decode(
         self, latent: Tensor, ids_keep: Tensor, ids_decode: Tensor, taps: Taps | None = None
     ) -> Tensor:
-        """Predict patches (N, M, P) from the encoder's output (N, kept, D) and all positions."""
+        """Predict patches (N, M, P) from the encoder's output (N, kept, D).
+
+        Args:
+            latent: (N, kept, D), the encoder's output.
+            ids_keep: (N, kept), the visible patches.
+            ids_decode: (N, M), the patches to predict.
+            taps: a dictionary for intermediate activations, or None.
+        """
         positions = self.decoder_positions
         visible = self.encoder_to_decoder(latent) + take_tokens(positions, ids_keep)
         mask_tokens = self.mask_token.to(visible.dtype) + take_tokens(positions, ids_decode)
@@ -262,20 +272,21 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         norm_pix_loss: bool | None = None,
         ids_decode: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the predicted patches that were hidden, a scalar.
+        """Return the mean squared error over the predicted patches that were removed, a scalar.
 
         Args:
             pixel_values: (N, C, T, H, W).
             logits: (N, M, P), the predicted patches.
-            mask: (N, L), 1 where a patch is hidden.
-            norm_pix_loss: whether each channel of a patch is normalized by its own mean and
-                unbiased deviation before it is compared; by default as configured.
-            ids_decode: (N, M), the patches' positions; if not given, all hidden ones in order.
+            mask: (N, L), 1 where a patch is removed.
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased standard
+                deviation of each channel of a patch; by default as configured.
+            ids_decode: (N, M), the indices of the predicted patches; by default those of all
+                removed patches, in order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:
-            hidden = logits.shape[1]
-            ids_decode = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - hidden :]
+            removed = logits.shape[1]
+            ids_decode = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - removed :]
         errors = (logits - take_tokens(target, ids_decode)).square().mean(dim=-1)  # (N, M)
         counted = mask.gather(1, ids_decode)
         return (errors * counted).sum() / counted.sum()
@@ -289,20 +300,24 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         return patches.flatten(2)
 
     def pixel_patches(self, pixel_values: Tensor) -> Tensor:
-        """Cut videos into patches (N, L, P / C, C) of pixels as they were before normalization."""
+        """Undo the normalization of pixels and cut the videos into patches (N, L, P / C, C)."""
         mean, deviation = self.pixel_statistics(pixel_values)
         patches = self.patchify(pixel_values).unflatten(2, (-1, self.config.num_channels))
         return patches * deviation + mean
 
     def pixel_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation (C,) by which pixels were normalized, as tensors like one."""
+        """Return the mean and the standard deviation (C,) with which pixels were normalized.
+
+        Args:
+            like: a tensor with the dtype and the device of the result.
+        """
         return (
             torch.tensor(self.config.pixel_mean, dtype=like.dtype, device=like.device),
             torch.tensor(self.config.pixel_std, dtype=like.dtype, device=like.device),
         )
 
     def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of the channels of each patch, (N, L, 1, C)."""
+        """Return mean and standard deviation of the channels of each patch, (N, L, 1, C)."""
         variance, mean = torch.var_mean(patches, dim=-2, keepdim=True)
         return mean, variance.sqrt() + _DEVIATION_FLOOR
 
@@ -311,19 +326,19 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
     ) -> Tensor:
         """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
 
-        They are normalized like ``pixel_values``. A model that predicts normalized patches needs
-        the mean and deviation of each; they are taken from ``pixel_values``.
+        The videos are normalized like ``pixel_values``. If the model predicts normalized patches,
+        the mean and the standard deviation of each patch are taken from ``pixel_values``.
 
         Args:
             pixel_values: (N, C, T, H, W).
-            logits: (N, M, P), of all hidden patches.
-            mask: (N, L), 1 where a patch is hidden; needed where not all are.
+            logits: (N, M, P), the predictions of all removed patches.
+            mask: (N, L), 1 where a patch is removed; required unless all patches are removed.
         """
         patches = self.pixel_patches(pixel_values)  # (N, L, P / C, C)
         if mask is None:
             mask = torch.ones(patches.shape[:2], device=patches.device)
         visible = mask.shape[1] - logits.shape[1]
-        padded = F.pad(logits, (0, 0, visible, 0))  # what is visible has no prediction
+        padded = F.pad(logits, (0, 0, visible, 0))  # visible patches have no prediction
         ids_restore = mask.argsort(dim=1, stable=True).argsort(dim=1)
         predicted = take_tokens(padded, ids_restore).unflatten(2, (-1, self.config.num_channels))
         if self.config.norm_pix_loss:
@@ -338,7 +353,7 @@ class VideoMAEForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
     The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
-    first token after ``norm``. ``load_state_dict(strict=True)`` takes the original's state dict.
+    first token after ``norm``. ``load_state_dict(strict=True)`` accepts the original's state dict.
     """
 
     def __init__(self, config: VideoMAEConfig) -> None:
@@ -356,7 +371,8 @@ class VideoMAEForVideoClassification(Encoder):
     ) -> ImageClassifierOutput:
         """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
 
-        Labels are (N,) integers, or (N, K) probabilities, as from label smoothing and mixup.
+        Labels are (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+        mixup.
 
         Raises:
             ValueError: pixels have the wrong shape.

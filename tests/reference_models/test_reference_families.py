@@ -388,7 +388,7 @@ def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded(
         model(pixels, noise, location_coords=given["location_coords"][:1])
     with pytest.raises(ValueError, match="must be a list of time and location"):
         configurations.PrithviConfig(coords_encoding=["weather"])
-    with pytest.raises(ValueError, match="widths that 4 divides"):
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
         configurations.PrithviConfig(
             coords_encoding=["time"], hidden_size=50, num_attention_heads=5
         )
