@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (sys.executable, "-m", "mae_convert")
 PEER = Path(__file__).with_name("bench_peer.py")
 HEADS = {"base": 12, "large": 16, "huge": 16}
+TINY = ROOT / "mae_convert/data/demo/checkpoint.pth"
 
 # A conversion whose progress is timed: reading, hashing and writing, then flushing and comparing.
 PHASES = """
@@ -87,7 +88,9 @@ def remove(path: Path) -> None:
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Create a random checkpoint of an official size, unless it exists."""
+    """Create a random checkpoint of an official size, unless it exists; "tiny" is the demo's."""
+    if size == "tiny":
+        return TINY
     path = folder / f"{size}.pth"
     if not path.exists():
         command = [sys.executable, "full_size.py", f"visualize_vit_{size}", str(path)]
@@ -96,6 +99,22 @@ def checkpoint(size: str, folder: Path) -> Path:
         while file.read(1 << 24):
             pass
     return path
+
+
+def heads(size: str) -> list[str]:
+    """Return the options with the heads of `checkpoint`, which only the demo's contains."""
+    if size == "tiny":
+        return []
+    return ["--num-heads", str(HEADS[size]), "--decoder-num-heads", "16"]
+
+
+def converted(size: str, folder: Path, layout: str, *options: str) -> Path:
+    """Return a directory with `checkpoint` in another layout, and create it if needed."""
+    directory = folder / f"{size}_{layout}"
+    if not directory.exists():
+        convert = [*PROGRAM, "convert", checkpoint(size, folder), directory, "--to", layout]
+        subprocess.run([*convert, *heads(size), *options], check=True, capture_output=True)
+    return directory
 
 
 def rows(sizes: list[str], folder: Path, pairs: int, peer: Path | None) -> Iterator[dict]:

@@ -1,17 +1,16 @@
-"""Features of a folder of images, against a loop over a DataLoader with transformers' class."""
+"""Features of a folder of images, against loops over a DataLoader: transformers and timm."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from bench_conversions import checkpoint
-from bench_measure import Run, median, ratio, run
+from bench_conversions import PROGRAM, converted
+from bench_measure import Run, by_turns, median, ratio, require, run
 
 SIZE = (500, 375)
 """Width and height of the images, which are those of many photographs in ImageNet."""
 
-LOOP = """
+TRANSFORMERS = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -27,57 +26,95 @@ class Images(Dataset):
         return len(self.paths)
     def __getitem__(self, index):
         image = Image.open(self.paths[index]).convert("RGB")
-        image = image.resize((224, 224), Image.Resampling.BICUBIC)
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
         pixels = np.asarray(image, np.float32) / 255
         pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
 
-checkpoint, folder, workers = sys.argv[1:]
+checkpoint, folder, workers, output = sys.argv[1:]
 model = ViTMAEModel.from_pretrained(checkpoint, mask_ratio=0.0).eval()
-noise = torch.arange(196.0)[None]
+side = model.config.image_size
+noise = torch.arange((side / model.config.patch_size) ** 2)[None]
 tokens, means = [], []
 with torch.inference_mode():
     for pixels in DataLoader(Images(folder), batch_size=32, num_workers=int(workers)):
         hidden = model(pixels, noise=noise.expand(len(pixels), -1)).last_hidden_state
         tokens.append(hidden[:, 0].numpy())
         means.append(hidden[:, 1:].double().mean(1).float().numpy())
-np.savez("features.npz", cls=np.concatenate(tokens), mean=np.concatenate(means))
+np.savez(output, cls=np.concatenate(tokens), mean=np.concatenate(means))
 """
+TIMM = """
+import sys
+import numpy as np
+import timm
+import torch
+from timm.data import ImageDataset, create_transform, resolve_model_data_config
+from torch.utils.data import DataLoader
+
+checkpoint, folder, workers, output = sys.argv[1:]
+model = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+transform = create_transform(**resolve_model_data_config(model), is_training=False)
+images = ImageDataset(folder, transform=transform)
+tokens, means = [], []
+with torch.inference_mode():
+    for pixels, _ in DataLoader(images, batch_size=32, num_workers=int(workers)):
+        hidden = model.forward_features(pixels)
+        tokens.append(hidden[:, 0].numpy())
+        means.append(hidden[:, 1:].double().mean(1).float().numpy())
+np.savez(output, cls=np.concatenate(tokens), mean=np.concatenate(means))
+"""
+MOST = 1e-3
+"""The largest difference of features between two programs that did the same work."""
 
 
-def rows(folder: Path, count: int, pairs: int) -> Iterator[dict[str, object]]:
-    """Yield the row of the table: a random ViT-B and `count` images, in changing order."""
-    directory, images = model_directory(folder), _images(folder / "images", count)
-    ours = [sys.executable, "-m", "mae_convert", "features", directory, images]
-    ours += ["-o", folder / "ours.npz", "--overwrite"]
-    theirs = [sys.executable, "-c", LOOP, directory, images, "2"]
-    runs: tuple[list[Run], list[Run]] = ([], [])
-    for number in range(pairs):
-        for which in (0, 1) if number % 2 else (1, 0):
-            runs[which].append(run((ours, theirs)[which]))
-    a, b = ([each.seconds for each in these] for these in runs)
-    cpu_a, cpu_b = ([each.processor for each in these] for these in runs)
-    yield {
+def rows(
+    size: str, folder: Path, count: int, pairs: int, pythons: dict[str, Path]
+) -> Iterator[dict[str, object]]:
+    """Yield a row for each library of `pythons`: a random ViT and `count` images, alternating."""
+    images = made_images(folder / "images", count)
+    directory = converted(size, folder, "transformers")
+    ours = [*PROGRAM, "features", directory, images, "-o", folder / "ours.npz", "--overwrite"]
+    commands: dict[str, list[str | Path]] = {"ours": ours}
+    if python := pythons.get("transformers"):
+        require(python, "torch", "transformers")
+        commands["transformers"] = [python, "-c", TRANSFORMERS, directory]
+    if python := pythons.get("timm"):
+        require(python, "torch", "torchvision", "timm")
+        directory = converted(size, folder, "timm", "--task", "encoder")
+        commands["timm"] = [python, "-c", TIMM, directory]
+    for library in commands.keys() - {"ours"}:
+        commands[library] += [images, "2", folder / f"{library}.npz"]
+    runs = by_turns({name: partial(run, command) for name, command in commands.items()}, pairs)
+    for library in list(commands)[1:]:
+        _check_equal(folder / "ours.npz", folder / f"{library}.npz")
+        yield _row(count, library, runs["ours"], runs[library])
+
+
+def _check_equal(ours: Path, theirs: Path) -> None:
+    """End the program if features of the class token or their means differ."""
+    import numpy as np
+
+    with np.load(ours) as a, np.load(theirs) as b:
+        if any(not np.abs(a[name] - b[name]).max() < MOST for name in ("cls", "mean")):
+            raise SystemExit(f"the features in {ours} and {theirs} differ by more than {MOST}")
+
+
+def _row(count: int, library: str, ours: list[Run], theirs: list[Run]) -> dict[str, object]:
+    a, b = ([each.seconds for each in runs] for runs in (ours, theirs))
+    cpu_a, cpu_b = ([each.processor for each in runs] for runs in (ours, theirs))
+    return {
         "images": count,
+        "DataLoader and": library,
         "features, s": f"{median(a):.1f}",
         "DataLoader, s": f"{median(b):.1f}",
         "theirs / ours": f"{ratio(b, a):.2f}",
         "of processor time": f"{ratio(cpu_b, cpu_a):.2f}",
+        "memory, GB": f"{median(each.anonymous for each in ours) / 1e9:.1f}",
+        "theirs, GB": f"{median(each.anonymous for each in theirs) / 1e9:.1f}",
     }
 
 
-def model_directory(folder: Path) -> Path:
-    """Return a directory with a random ViT-B, as transformers loads it, and create it if needed."""
-    directory = folder / "base_transformers"
-    if not directory.exists():
-        source = checkpoint("base", folder)
-        convert = [sys.executable, "-m", "mae_convert", "convert", source, directory]
-        convert += ["--to", "transformers", "--num-heads", "12", "--decoder-num-heads", "16"]
-        subprocess.run(convert, check=True, capture_output=True)
-    return directory
-
-
-def _images(folder: Path, count: int) -> Path:
+def made_images(folder: Path, count: int) -> Path:
     """Return a folder of JPEGs: smooth random colours with noise."""
     import numpy as np
     from PIL import Image

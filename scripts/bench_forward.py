@@ -7,12 +7,14 @@ This project's are the reference models in PyTorch, and in TensorFlow the classe
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from bench_measure import median, ratio
+from bench_measure import by_turns, median, ratio, require
 
 WORKER = Path(__file__).with_name("bench_worker.py")
 TURN = 0.4
@@ -41,8 +43,9 @@ MODES = ("eager", "compiled")
 class Model:
     """A model in a separate process, which computes on request."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
+    def __init__(self, process: subprocess.Popen, errors: IO[str]) -> None:
         self._process = process
+        self._errors = errors
 
     def seconds(self, mode: str, batch: int, calls: int) -> float:
         """Return the seconds of one of some calls."""
@@ -52,8 +55,13 @@ class Model:
         """Return the seconds and the seconds of processor time of one of some calls."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([mode, batch, calls]), file=self._process.stdin, flush=True)
-        seconds, processor = map(float, self._process.stdout.readline().split())
+        with suppress(BrokenPipeError):
+            print(json.dumps([mode, batch, calls]), file=self._process.stdin, flush=True)
+        if not (answer := self._process.stdout.readline()):
+            self._errors.seek(0)
+            last = self._errors.read().strip().rpartition("\n")[2]
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} failed: {last}")
+        seconds, processor = map(float, answer.split())
         return seconds, processor
 
     def peak_memory(self) -> int:
@@ -65,18 +73,19 @@ class Model:
 @contextmanager
 def started(python: Path, library: str, framework: str, size: str, part: str) -> Iterator[Model]:
     """Start the process of a model, and end it."""
+    keras = "tf_keras" if library == "transformers" else "keras"
+    modules = ["torch"] if framework == "pytorch" else ["tensorflow", keras]
+    require(python, *modules, *([] if library == "reference" else [library]))
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if (library, framework) == ("transformers", "tensorflow"):
         environment["TF_USE_LEGACY_KERAS"] = "1"
-    with subprocess.Popen(
-        [python, WORKER, library, framework, size, part],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        text=True,
-    ) as process:
-        yield Model(process)
+    command = [python, WORKER, library, framework, size, part]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(command, stderr=errors, env=environment, **pipes) as process,
+    ):
+        yield Model(process, errors)
         assert process.stdin is not None
         process.stdin.close()
 
@@ -100,7 +109,7 @@ def rows(
             ):
                 for mode in MODES:
                     for batch in batches:
-                        a, b = by_turns(ours, theirs, mode, batch, pairs)
+                        a, b = alternated(ours, theirs, mode, batch, pairs)
                         yield {
                             "against": library,
                             "framework": framework,
@@ -114,16 +123,14 @@ def rows(
                         }
 
 
-def by_turns(
+def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of both, which run alternately, in changing order."""
-    models = (ours, theirs)
-    for model in models:
+    models = {"ours": ours, "theirs": theirs}
+    for model in models.values():
         model.seconds(mode, batch, 2)  # compiles
-    calls = max(1, round(TURN / min(model.seconds(mode, batch, 1) for model in models)))
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(pairs):
-        for which in (0, 1) if number % 2 else (1, 0):
-            times[which].append(models[which].seconds(mode, batch, calls))
-    return times
+    calls = max(1, round(TURN / min(model.seconds(mode, batch, 1) for model in models.values())))
+    ways = {name: partial(model.seconds, mode, batch, calls) for name, model in models.items()}
+    times = by_turns(ways, pairs)
+    return times["ours"], times["theirs"]

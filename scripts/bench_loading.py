@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench_conversions import checkpoint
-from bench_features import model_directory
+from bench_conversions import checkpoint, converted
 from bench_measure import Run, median, run
 
 TWICE = """
@@ -50,7 +49,7 @@ WHOLE = {
 
 def rows(folder: Path, rounds: int) -> Iterator[dict[str, object]]:
     """Yield a row of the table for each way of loading."""
-    directory, file = model_directory(folder), checkpoint("base", folder)
+    directory, file = converted("base", folder, "transformers"), checkpoint("base", folder)
     programs = {**IN_PROCESS, **WHOLE}
     runs: dict[str, list[Run]] = {name: [] for name in programs}
     for _ in range(rounds):

@@ -6,11 +6,16 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 INTERVAL = 0.01
+"""The shortest time between two measurements of memory, in seconds."""
+
+MISSING = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if not u.find_spec(n)])"
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Run:
     """Wall time."""
 
     anonymous: int
-    """The peak of anonymous memory (RssAnon) in bytes."""
+    """The peak of anonymous and shared memory of all processes of the command, in bytes."""
 
     output: str
     """The standard output."""
@@ -31,7 +36,7 @@ class Run:
 
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
-    """Run a command that must succeed; the memory is sampled every hundredth of a second."""
+    """Run a command that must succeed, and measure it."""
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -54,12 +59,46 @@ def _processor_time() -> float:
 
 def _watch(child: subprocess.Popen, peaks: list[int]) -> None:
     while child.poll() is None:
-        try:
-            status = Path(f"/proc/{child.pid}/status").read_text()
-        except OSError:
-            return
-        peaks += [int(n.split()[1]) << 10 for n in status.splitlines() if n.startswith("RssAnon")]
-        time.sleep(INTERVAL)
+        started = time.perf_counter()
+        peaks.append(_anonymous(child.pid))
+        # At most a twentieth of the time, since the command needs the processor.
+        time.sleep(max(INTERVAL, 20 * (time.perf_counter() - started)))
+
+
+def _anonymous(pid: int) -> int:
+    """Return the bytes of anonymous and shared memory of a process and its descendants."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for t in tasks for child in (t / "children").read_text().split()]
+    except OSError:
+        return 0
+    kinds = ("RssAnon", "RssShmem")
+    own = sum(int(n.split()[1]) << 10 for n in status.splitlines() if n.startswith(kinds))
+    return own + sum(map(_anonymous, children))
+
+
+def require(python: Path, *modules: str) -> None:
+    """End the program with a sentence if a Python interpreter lacks modules or cannot be run."""
+    command = [python, "-c", MISSING, *modules]
+    try:
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"{python} can't be run as a Python interpreter: {error}") from None
+    if missing := found.stdout.split():
+        raise SystemExit(
+            f"{python} has no module {', '.join(missing)}: install it there, or specify another "
+            "interpreter"
+        )
+
+
+def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Return the results of functions that are called one after the other, in changing order."""
+    results: dict[str, list[T]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways) if number % 2 else reversed(ways):
+            results[name].append(ways[name]())
+    return results
 
 
 def median(values: Iterable[float]) -> float:

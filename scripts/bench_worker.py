@@ -1,14 +1,17 @@
-"""Build a model and time it on request; run by `bench_forward.py`, in any environment.
+"""Build a model and time it on request; run by `bench_forward.py` and `bench_training.py`.
 
 python scripts/bench_worker.py LIBRARY FRAMEWORK SIZE PART
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -18,6 +21,10 @@ SIZES = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
     },
     "base": {},
     "large": {
@@ -32,7 +39,11 @@ CLASSES = {
     "full": "ViTMAEForPreTraining",
     "classifier": "ViTForImageClassification",
 }
-TIMM = {"base": "vit_base_patch16_224", "large": "vit_large_patch16_224"}
+TIMM = {
+    "tiny": ("vit_base_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}),
+    "base": ("vit_base_patch16_224", {}),
+    "large": ("vit_large_patch16_224", {}),
+}
 
 Call = Callable[[], object]
 
@@ -44,7 +55,8 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
     if library == "timm":
         import timm
 
-        model = timm.create_model(TIMM[size], num_classes=1000)
+        name, fields = TIMM[size]
+        model = timm.create_model(name, num_classes=1000, **fields)
     elif library == "transformers":
         import transformers
 
@@ -61,7 +73,9 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
 
     def call_of(mode: str, batch: int) -> Call:
         if mode == "training":
-            return pytorch_step(model, part, batch)
+            return pytorch_step(model, library, part, batch)
+        if mode == "recipe":
+            return (original_recipe if library == "transformers" else our_recipe)(model, batch)
         run = torch.compile(model, dynamic=False) if mode == "compiled" else model
         given = {} if part == "classifier" else {"noise": torch.rand(batch, 196)}
         pixels = torch.randn(batch, 3, 224, 224)
@@ -75,7 +89,7 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
     return call_of
 
 
-def pytorch_step(model: Any, part: str, batch: int) -> Call:
+def pytorch_step(model: Any, library: str, part: str, batch: int) -> Call:
     """Return a training step: forward, backward, and AdamW."""
     import torch
 
@@ -89,7 +103,8 @@ def pytorch_step(model: Any, part: str, batch: int) -> Call:
         optimizer.zero_grad()
         output = model(pixels)
         if part == "classifier":
-            loss = torch.nn.functional.cross_entropy(output.logits, labels)
+            logits = output if library == "timm" else output.logits
+            loss = torch.nn.functional.cross_entropy(logits, labels)
         else:
             loss = output.loss
         loss.backward()
@@ -99,18 +114,73 @@ def pytorch_step(model: Any, part: str, batch: int) -> Call:
     return step
 
 
-def keras_step(model: Any, library: str, batch: int) -> Call:
-    """Return one step of ``fit`` in pre-training."""
+def our_recipe(model: Any, batch: int) -> Call:
+    """Return a step of `scripts/pretrain.py`, in float32 on CPU, without reading images."""
+    import pretrain
+    import torch
+
+    args = pretrain.parse_arguments(["IMAGES", "OUTPUT", "--lr", "1e-4"])
+    process = pretrain.Process(0, 1, torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training = pretrain.Training(model.train(), pretrain.make_optimizer(model, args), scaler)
+    batches = [(torch.randn(batch, 3, 224, 224), torch.rand(batch, 196))]
+
+    def step() -> object:
+        pretrain.set_rate(training.optimizer, args.warmup_epochs, args)
+        return list(pretrain.take_steps(training, model, batches, args, process))
+
+    return step
+
+
+def original_recipe(model: Any, batch: int) -> Call:
+    """Return a step as facebookresearch/mae takes it on CPU: autocast and scaler are disabled.
+
+    It sets the learning rate, checks that the loss is finite, and computes the norm of the
+    gradients; neither biases nor other parameters with one dimension decay.
+    """
+    import torch
+
+    model.train()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    spared = {n for n, value in trained.items() if value.ndim == 1 or n.endswith(".bias")}
+    groups = [
+        {"params": [trained[n] for n in trained if n in spared], "weight_decay": 0.0},
+        {"params": [trained[n] for n in trained if n not in spared], "weight_decay": 0.05},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
+    pixels = torch.randn(batch, 3, 224, 224)
+
+    def step() -> object:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        loss = model(pixels).loss
+        if not math.isfinite(value := loss.item()):
+            raise SystemExit(f"the loss is {value}")
+        loss.backward()
+        gradients = [each.grad for each in trained.values() if each.grad is not None]
+        torch.nn.utils.get_total_norm(gradients, foreach=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        return value
+
+    return step
+
+
+def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
+    """Return one step of ``fit``."""
     import tensorflow as tf
 
     if library == "transformers":
         import tf_keras as keras
     else:
         import keras
-    model.compile(optimizer=keras.optimizers.AdamW(1e-4))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    given = {"loss": loss} if part == "classifier" else {}
+    model.compile(optimizer=keras.optimizers.AdamW(1e-4), **given)
     pixels = tf.random.normal((batch, 3, 224, 224)).numpy()
-    given = {"pixel_values": pixels} if library == "transformers" else pixels
-    return lambda: model.fit(given, batch_size=batch, epochs=1, verbose=0)
+    inputs = {"pixel_values": pixels} if library == "transformers" else pixels
+    labels = (np.arange(batch) % 1000,) if part == "classifier" else ()
+    return lambda: model.fit(inputs, *labels, batch_size=batch, epochs=1, verbose=0)
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
@@ -126,11 +196,12 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
     else:
         from mae_convert import models as ours
 
-        model = getattr(ours, f"TF{CLASSES[part]}")(ours.ViTMAEConfig(**SIZES[size]))
+        labels = {"num_labels": 1000} if part == "classifier" else {}
+        model = getattr(ours, f"TF{CLASSES[part]}")(ours.ViTMAEConfig(**SIZES[size], **labels))
 
     def call_of(mode: str, batch: int) -> Call:
         if mode == "training":
-            return keras_step(model, library, batch)
+            return keras_step(model, library, part, batch)
         run = tf.function(model) if mode == "compiled" else model
         pixels = tf.random.normal((batch, 3, 224, 224))
         given = {} if part == "classifier" else {"noise": tf.random.uniform((batch, 196))}

@@ -1,11 +1,13 @@
-"""Measure the speed compared with `cp`, transformers and timm, as Markdown tables.
+"""Measure the speed compared with `cp`, transformers, timm and the original, as Markdown tables.
 
-python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV/bin/python
+python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV2/bin/python \\
+    --original CLONE
 
-ENV of the first has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; of the second
-timm and torch. Without them their columns are missing. All ratios are medians of ratios within a
-pair, whose members run directly one after the other, in one run of this script. Checkpoints are
-random ones of the official sizes in --folder, so that its disk is measured.
+ENV has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; ENV2 timm, torchvision and
+torch, and, for a clone of facebookresearch/mae, also tensorboard and rich. What needs an option
+that is not specified is left out. All ratios are medians of ratios within a pair, whose members run
+directly one after the other, in one run of this script. Checkpoints are random ones of the official
+sizes in --folder, so that its disk is measured.
 """
 
 import argparse
@@ -18,76 +20,112 @@ import bench_conversions
 import bench_features
 import bench_forward
 import bench_loading
+import bench_pretrain
 import bench_start
+import bench_sweep
 import bench_training
+import bench_verify
 from bench_measure import table
 
 SIZES = ("base", "large", "huge")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="has transformers 4.57.6")
     parser.add_argument("--timm-python", type=Path, metavar="PATH", help="has timm")
+    parser.add_argument("--original", type=Path, metavar="PATH", help="facebookresearch/mae")
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    parser.add_argument("--sizes", nargs="*", choices=("tiny", *SIZES), help="of ViT")
+    parser.add_argument("--batches", nargs="*", type=int, help="batch sizes")
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
-    parser.add_argument("--images", type=int, default=1000, help="of which features are computed")
+    parser.add_argument("--against", nargs="*", default=["transformers", "timm"])
+    parser.add_argument("--images", type=int, help="of which features are computed, or trained on")
+    parser.add_argument("--jobs", type=int, default=300, help="of a sweep")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure conversions."""
-    return bench_conversions.rows(given.sizes, folder, given.pairs, given.peer_python)
+    return bench_conversions.rows(given.sizes or SIZES, folder, given.pairs, given.peer_python)
 
 
 def start(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure commands that should start quickly, and the memory of a conversion."""
-    return bench_start.rows(given.sizes, folder, given.pairs)
+    return bench_start.rows(given.sizes or SIZES, folder, given.pairs)
 
 
 def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
     """Measure forward passes."""
     pythons = {"transformers": given.peer_python, "timm": given.timm_python}
-    pythons = {library: python for library, python in pythons.items() if python}
-    sizes = [size for size in given.sizes if size != "huge"]
-    return bench_forward.rows(sizes, given.batches, given.pairs, pythons, given.frameworks)
+    pythons = {name: python for name, python in pythons.items() if python and name in given.against}
+    sizes = [size for size in given.sizes or SIZES if size != "huge"]
+    batches = given.batches or [1, 16]
+    return bench_forward.rows(sizes, batches, given.pairs, pythons, given.frameworks)
 
 
 def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
     """Measure training steps."""
-    return bench_training.rows(given.batches, given.pairs, given.peer_python, given.frameworks)
+    pythons = {
+        ("pytorch", "transformers"): Path(sys.executable),
+        ("pytorch", "timm"): given.timm_python,
+        ("tensorflow", "transformers"): given.peer_python,
+    }
+    pythons = {key: python for key, python in pythons.items() if key[1] in given.against}
+    sizes, batches = given.sizes or ["base"], given.batches or [8, 32]
+    return bench_training.rows(sizes, batches, given.pairs, pythons, given.frameworks)
+
+
+def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure the training scripts, this project's and the original's."""
+    if given.original is None or given.timm_python is None:
+        print("Left out: it needs --original and --timm-python.", file=sys.stderr)
+        return []
+    sizes, batches = given.sizes or ["base"], given.batches or [16]
+    peer = (given.timm_python, given.original)
+    return bench_pretrain.rows(sizes, batches, given.pairs, folder, given.images or 128, *peer)
 
 
 def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure features of a folder of images."""
-    return bench_features.rows(folder.resolve(), given.images, given.pairs)
+    pythons = {"transformers": Path(sys.executable), "timm": given.timm_python}
+    pythons = {name: python for name, python in pythons.items() if name in given.against}
+    for size in given.sizes or ["base"]:
+        yield from bench_features.rows(size, folder, given.images or 1000, given.pairs, pythons)
 
 
 def loading(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure the time to load a ViT-B."""
-    return bench_loading.rows(folder.resolve(), given.pairs)
+    return bench_loading.rows(folder, given.pairs)
+
+
+def sweep(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure a sweep of small checkpoints."""
+    return bench_sweep.rows(folder / "sweep", given.jobs, given.pairs)
+
+
+def verify(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure a verification."""
+    return bench_verify.rows(given.sizes or ["base"], folder, given.pairs, given.peer_python)
 
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {
-    "conversions": conversions,
-    "start": start,
-    "forward": forward,
-    "training": training,
-    "features": features,
-    "loading": loading,
+    measure.__name__: measure
+    for measure in (
+        *(conversions, start, loading, forward, training, pretrain),
+        *(features, verify, sweep),
+    )
 }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and print the tables."""
-    given = arguments()
+    given = arguments(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+        folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for name in given.only:
             print(f"\n{MEASUREMENTS[name].__doc__}\n")

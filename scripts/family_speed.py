@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
+from bench_measure import run
 from full_size import random_tensor
-from verify_speed import measure
 
 from mae_convert.families import families
 from mae_convert.families.family import Family
@@ -45,8 +45,11 @@ def main() -> None:
             ("verify", ["verify", source, target, "--batch", str(options.batch)]),
         ):
             load = os.getloadavg()[0]
-            seconds, peak = measure([*program, *map(str, arguments)])
-            print(f"| {name} | {seconds:.1f} | {peak / 1e9:.1f} | {load:.1f} |", flush=True)
+            made = run([*program, *map(str, arguments)])
+            print(
+                f"| {name} | {made.seconds:.1f} | {made.anonymous / 1e9:.1f} | {load:.1f} |",
+                flush=True,
+            )
 
 
 def write_random(family: Family, config: object, path: Path) -> None:
