@@ -35,6 +35,7 @@ def main() -> None:
     timm.__version__ = REQUIRED_TIMM
     if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda: None
+    sys.path.insert(0, str(clone))
     sys.argv[:2] = [str(clone / "main_pretrain.py")]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

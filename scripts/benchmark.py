@@ -1,10 +1,9 @@
 """Measure the speed compared with `cp`, transformers, timm and the original, as Markdown tables.
 
-python scripts/benchmark.py --peer-python ENV/bin/python --timm-python ENV2/bin/python \\
-    --original CLONE
+python scripts/benchmark.py --peer-python PYTHON --timm-python PYTHON2 --original CLONE
 
-ENV has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; ENV2 timm, torchvision and
-torch, and, for a clone of facebookresearch/mae, also tensorboard and rich. What needs an option
+PYTHON has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; PYTHON2 timm, torchvision
+and torch, and, for a clone of facebookresearch/mae, also tensorboard and rich. What needs an option
 that is not specified is left out. All ratios are medians of ratios within a pair, whose members run
 directly one after the other, in one run of this script. Checkpoints are random ones of the official
 sizes in --folder, so that its disk is measured.
