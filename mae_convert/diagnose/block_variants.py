@@ -2,7 +2,7 @@
 
 A variant has a kind, a pattern of module paths, and a value, such as ("eps", "*.norm1", 1e-5). The
 functions here and in ``input_output_variants`` look up variants by kind and path; the weights are
-those of the model's modules.
+taken from the model's modules.
 
 In shape comments, N is the number of images, T of tokens, H of heads, and D the width.
 """
@@ -20,24 +20,24 @@ from reference_models.pytorch.blocks import ACTIVATION_FUNCTIONS
 from reference_models.pytorch.patches import PatchEmbedding
 
 Variant = tuple[str, str, Any]  # kind, pattern of module paths, value
-TF32_BITS = 13  # bits of a float32 significand that TF32 drops
+TF32_BITS = 13  # the number of bits of a float32 significand that TF32 does not have
 
 
 class Variants:
-    """Variants of the computation; if several match a module, the last one applies."""
+    """Variants of the computation; if several match a module, the last variant applies."""
 
     def __init__(self, variants: Sequence[Variant] = ()) -> None:
         self.variants = tuple(reversed(variants))
 
     def get(self, kind: str, path: str) -> Any:
-        """Return the value of a kind for a module; None if the computation is unchanged."""
+        """Return the value of the variant of a kind for a module; None if no variant matches."""
         return next(
             (v for k, pattern, v in self.variants if k == kind and fnmatchcase(path, pattern)),
             None,
         )
 
     def affects(self, path: str) -> bool:
-        """Return whether a variant applies to a module or a part of it."""
+        """Return whether a variant applies to a module or to a module in it."""
         parts = [path, *(f"{path}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
         return any(fnmatchcase(part, p) for _, p, _ in self.variants for part in parts)
 
@@ -64,7 +64,7 @@ LOWER: dict[str | None, Callable[[Tensor], Tensor]] = {
 
 
 def as_float32(number: float) -> float:
-    """Return a number rounded to float32."""
+    """Return a number rounded to float32, as a Python float."""
     return float(torch.tensor(number, dtype=torch.float32))
 
 
@@ -72,17 +72,17 @@ Steps = Iterator[tuple[str, Tensor]]
 
 
 def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> Steps:
-    """Yield the intermediate activations of a block as they are computed."""
+    """Yield name and value of each intermediate activation of a block as it is computed."""
     structure, add = variants.get("structure", path), LOWER[variants.get("sum precision", path)]
     norm1 = partial(norm, block.norm1, path=f"{path}.norm1", variants=variants)
     norm2 = partial(norm, block.norm2, path=f"{path}.norm2", variants=variants)
-    post_norm = structure == "normalised after"
+    post_norm = structure == "layer norm after attention and MLP"
     inner = attention = tokens if post_norm else norm1(tokens)
     for name, attention in _attention_steps(block.attn, inner, f"{path}.attention", variants):
         yield name, attention
     residuals = {
-        "residual after the norm": inner,
-        "no residual of attention": torch.zeros_like(tokens),
+        "residual taken after the layer norm": inner,
+        "no residual connection of attention": torch.zeros_like(tokens),
     }
     middle = add(residuals.get(structure, tokens) + attention)
     middle = norm1(middle) if post_norm else middle
@@ -90,7 +90,10 @@ def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> St
     inner = middle if post_norm else norm2(mlp_input)
     mlp = _mlp(block.mlp, inner, f"{path}.mlp", variants)
     yield "mlp", mlp
-    residuals = {"residual after the norm": inner, "no residual of the MLP": torch.zeros_like(mlp)}
+    residuals = {
+        "residual taken after the layer norm": inner,
+        "no residual connection of the MLP": torch.zeros_like(mlp),
+    }
     output = add(residuals.get(structure, middle) + mlp)
     yield "output", norm2(output) if post_norm else output
 
@@ -188,7 +191,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, path: str, variants: Var
         mixed = CORES[core](q, k, v, scale)
     if variants.get("merge", path) == "not transposed":
         return mixed.reshape(len(mixed), -1, heads * mixed.shape[-1])
-    # Splitting and merging heads are separate variants.
+    # Splitting the heads and merging the heads have separate variants.
     channels_first = variants.get("merge", path) == "channels before heads"
     return (mixed.permute(0, 2, 3, 1) if channels_first else mixed.transpose(1, 2)).flatten(2)
 
@@ -214,7 +217,7 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
 def _attend_in_lower_precision(
     q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
 ) -> Tensor:
-    """Compute attention in lower precision: in every step, at input and output, or in products."""
+    """Compute attention in lower precision: at every step, at input and output, or in products."""
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
     q, k, v = lower(q), lower(k), lower(v)

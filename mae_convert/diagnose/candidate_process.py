@@ -1,4 +1,4 @@
-"""The parent's side of candidate runs: start the child process, send requests, stop it."""
+"""Candidate runs in the parent process: start the child process, send requests, stop the child."""
 
 import json
 import subprocess
@@ -31,23 +31,24 @@ CANDIDATE_WORKER = Path(__file__).with_name("candidate_worker.py")
 
 @dataclass(frozen=True)
 class SideResult:
-    """The run of one side of a comparison, and its results."""
+    """The checkpoint of one side of a comparison, and the trace of its run."""
 
     checkpoint: Checkpoint
-    """The run."""
+    """The checkpoint that was run."""
 
     trace: Trace
-    """The results of the run."""
+    """The trace with the results of the run."""
 
     as_stored: bool = True
-    """Whether the checkpoint's tensors are those of its file, without declared steps."""
+    """Whether the checkpoint's tensors are those of its file: no declared steps were applied."""
 
 
 def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
     """Return the location of each canonical tensor in the PyTorch reference model.
 
     Returns:
-        Canonical name → parameter, index of the equal part in it, and number of parts.
+        Canonical name → (parameter, index, count): the tensor is part `index` of `count` equal
+        parts of the parameter.
     """
     table = checkpoint.family.layout("original").table_for(checkpoint.task)
     return {
@@ -59,7 +60,7 @@ def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int
 
 
 class CandidateProcess:
-    """A child process that runs one side's model with hypotheses applied."""
+    """A child process that runs the model of one side with hypotheses applied."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class CandidateProcess:
             result: the side whose model is changed.
             inputs: ``pixel_values`` and ``noise``.
             mask_ratio: the mask ratio of both runs.
-            other: the other side.
+            other: the checkpoint of the other side, or None.
             other_tensors: names of tensors of the other side that hypotheses may use.
             python: the Python interpreter of an environment with PyTorch.
             time_limit: seconds that one candidate run may take; see ``children.Clock``.
@@ -107,7 +108,7 @@ class CandidateProcess:
         other: Checkpoint | None,
         other_tensors: Sequence[str],
     ) -> dict[str, Any]:
-        """Write the files that the child needs, and return its job description."""
+        """Write the files that the child needs, and return the job description for the child."""
         others = None
         if other is not None and other_tensors:
             others = str(self.work / "other.safetensors")
@@ -120,7 +121,7 @@ class CandidateProcess:
         }
 
     def _start(self, description: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
-        """Start the child; it is stopped at the end of the context."""
+        """Start the child, which is stopped when `opened` is closed."""
         self._side, self._job = side, self.work / "candidates.json"
         self._job.write_text(json.dumps(description))
         self._errors = self.work / "errors.txt"
@@ -150,16 +151,16 @@ class CandidateProcess:
         Args:
             hypotheses: the hypotheses, applied one after the other.
             trace: the trace to compare with.
-            start: the first result to compute; earlier ones are taken from the trace.
+            start: the first result to compute; earlier results are taken from the trace.
 
         Returns:
-            The first result that differs; None if a hypothesis does not fit the model.
+            The comparison; None if a hypothesis does not fit the model.
         """
         answer = self._request(hypotheses, trace, start=start, dtype=None)
         return None if "error" in answer else CandidateResult(**answer)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return the fraction of a trace's error at a result that remains with a hypothesis."""
+        """Return the fraction of the error of a result that a hypothesis does not explain."""
         answer = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(answer.get("unexplained", float("inf")))
 
@@ -170,7 +171,7 @@ class CandidateProcess:
         return self._send({"steps": steps, "trace": str(self._file_of(trace)), **more})
 
     def _send(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the child's answer.
+        """Send a request to the child and return the response.
 
         Raises:
             MaeConvertError: the child failed or took too long.
@@ -189,7 +190,7 @@ class CandidateProcess:
             if late.is_set():
                 raise clock.exceeded("the search for the cause", self._job)
             raise MaeConvertError(
-                f"the child process that runs the model failed: {self._last_error_line()}"
+                f"the child process that runs the changed model failed: {self._last_error_line()}"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -199,7 +200,7 @@ class CandidateProcess:
         return lines[-1] if lines else f"signal {-self._process.wait()}"
 
     def _file_of(self, trace: Trace) -> Path:
-        """Return a file with the trace's results, which is written when it is first needed."""
+        """Return the path of a file with the trace's results; the first call writes the file."""
         for traced, path in self._traces:
             if traced is trace:
                 return path
@@ -212,14 +213,14 @@ class CandidateProcess:
         return path
 
     def stop(self) -> None:
-        """End the child and remove its files."""
+        """Stop the child and remove its files."""
         self._opened.close()
 
 
 def candidate_job(
     result: SideResult, inputs: Mapping[str, np.ndarray], mask_ratio: float, work: Path
 ) -> Job:
-    """Return the job description for the model of a side; its files are written to ``work``."""
+    """Write the files with which a child loads the model of a side; return the job description."""
     read = result.trace.description["native"] or result.trace.description["framework"] != "torch"
     staged = stage(
         result.checkpoint,
@@ -252,7 +253,7 @@ def candidate_job(
 def _killed_after_time_limit(
     process: subprocess.Popen[str], clock: Clock
 ) -> Iterator[threading.Event]:
-    """Kill a child that does not answer in time; the event is set if this happened."""
+    """Kill a child that does not respond within the time limit; then the event is set."""
     late = threading.Event()
 
     def kill() -> None:
@@ -273,24 +274,24 @@ def _killed_after_time_limit(
 
 @dataclass(frozen=True)
 class Explanation:
-    """The result of candidate runs."""
+    """The causes that candidate runs confirmed."""
 
     causes: tuple[str, ...] = ()
-    """Sentences about causes, each confirmed by a test."""
+    """Sentences about causes, each confirmed by a candidate run."""
 
     changed_tensors: tuple[str, ...] = ()
-    """Canonical tensors whose change turns A into B, most likely first."""
+    """Canonical tensors whose changes make A compute B's results, most likely first."""
 
     keys: tuple[str, ...] = ()
-    """The kinds of fault, for statistics."""
+    """The kinds of the faults, for statistics in tests."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two differing sides and their common inputs."""
+    """Two sides with different results, and the inputs of both runs."""
 
     a: SideResult
-    """The side that hypotheses change."""
+    """The side to which hypotheses are applied."""
 
     b: SideResult
     """The side whose results are to be explained."""
@@ -302,7 +303,7 @@ class Pair:
     """The mask ratio of both runs."""
 
     names: tuple[str, str] = ("A", "B")
-    """The names of the two sides for sentences."""
+    """The names of the two sides in sentences."""
 
     python: str | None = None
     """The Python interpreter of an environment with PyTorch."""
@@ -311,7 +312,7 @@ class Pair:
     """Seconds that one candidate run may take; see ``children.Clock``."""
 
     process_class: type[CandidateProcess] = CandidateProcess
-    """The class that runs candidates; tests replace it."""
+    """The class that runs candidates, an argument so that tests can replace it."""
 
     def swapped(self) -> "Pair":
         """Return the pair with its sides exchanged."""
@@ -321,7 +322,7 @@ class Pair:
     def start_process(
         self, result: SideResult, other_tensors: Sequence[str] = ()
     ) -> CandidateProcess:
-        """Start the child for one side; hypotheses may use these tensors of the other side."""
+        """Start the child for one side; hypotheses may use `other_tensors` of the other side."""
         other = self.b if result is self.a else self.a
         return self.process_class(
             result,

@@ -1,8 +1,8 @@
 """Run a changed PyTorch reference model step by step and compare its results with a trace.
 
-Results have the same names as in a trace. Parts without a variant are computed by the reference
-model's modules. Earlier results can be taken from the trace, so that a candidate for the first
-difference requires one step instead of the whole model.
+Results have the same names as in a trace. Steps without a variant are computed by the reference
+model's modules. Results before the first difference can be taken from the trace, so that only one
+step is computed to test a hypothesis.
 """
 
 import copy
@@ -57,7 +57,8 @@ class ForwardPass:
         model: a PyTorch reference model.
         task: "pretrain", "encoder" or "classify".
         inputs: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), which a classifier ignores.
-        results: results of another run, by name, that replace those of earlier stages.
+        results: results of another run, by name, which are used instead of computing earlier
+            stages.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ForwardPass:
 
         Args:
             variants: the variants of the computation.
-            start: the first result to compute; earlier ones are taken from ``results``.
+            start: the first result to compute; earlier results are taken from ``results``.
         """
         pixels = changed_images(self.inputs["pixel_values"], variants)
         ids = None
@@ -179,7 +180,7 @@ class ForwardPass:
         else:
             normed = norm(model.norm, tokens, "encoder.norm", variants)
             yield from (("encoder.norm", normed), ("last_hidden_state", normed))
-            if model.config.global_pool == "avg":  # the tokens are already normalised
+            if model.config.global_pool == "avg":  # the tokens are normalised already
                 normed = normed[:, 1:].mean(dim=1, keepdim=True)
         yield (
             "logits",
@@ -194,19 +195,19 @@ class ForwardPass:
 
 
 def inputs_as(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the inputs as tensors, with the images in a dtype."""
+    """Return the inputs as tensors, with images converted to a dtype."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     return {**tensors, "pixel_values": tensors["pixel_values"].to(dtype)}
 
 
-OTHER_SIDE = "B/"  # prefix of the name of a tensor that belongs to the other side
-SMALL_MODEL = 2_000_000  # parameters
+OTHER_SIDE = "B/"  # prefix of the names of tensors of the other side
+SMALL_MODEL = 2_000_000  # number of parameters
 EXACT = ("mask", "ids_restore")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 class TraceResults:
-    """The results of a trace file in one dtype, by name; each is read when it is accessed."""
+    """The results of a trace file in one dtype, by name; a result is read when it is accessed."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self.file = safe_open(path, "pt")
@@ -224,12 +225,12 @@ class TraceResults:
 
 
 class CandidateRun:
-    """One side's model, which can be run with weight edits and variants applied.
+    """The model of one side, which can be run with weight edits and variants applied.
 
     Attributes:
         job: the job description of the model.
-        locations: canonical name → parameter, index of the equal part in it, and number of parts.
-        other: file with tensors of the other side, by canonical name, or None.
+        locations: the result of `mae_convert.diagnose.candidate_process.parameter_locations`.
+        other: the path of a file with tensors of the other side, by canonical name, or None.
     """
 
     def __init__(self, job: Job, locations: Mapping[str, Sequence[Any]], other: str | None) -> None:
@@ -237,7 +238,7 @@ class CandidateRun:
         self.other = safe_open(other, "pt") if other else None
         self.model = run_pytorch.build(job).double().requires_grad_(False)
         if sum(parameter.numel() for parameter in self.model.parameters()) < SMALL_MODEL:
-            torch.set_num_threads(1)  # for such a small model, several threads are slower than one
+            torch.set_num_threads(1)  # several threads are slower for a small model
         self.state = self.model.state_dict()
         self.models = {torch.float64: self.model}
         with np.load(job.inputs) as archive:
@@ -245,12 +246,12 @@ class CandidateRun:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "CandidateRun":
-        """Return the run for the content of a job file."""
+        """Return the object for the content of a job file."""
         job = Job.from_plain(description["job"])
         return cls(job, description["locations"], description["other"])
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply the hypotheses of a request, run the model and compare it.
+        """Apply the hypotheses of a request, run the model, and compare the results with a trace.
 
         Returns:
             The result of ``compare`` or ``unexplained_error``, or ``error`` if an edit does not fit
@@ -275,8 +276,8 @@ class CandidateRun:
             start: the first result to compute; earlier ones are taken from the trace.
 
         Returns:
-            ``first``, the first result that differs, or None, and ``largest``, the largest error of
-            the other results.
+            ``first``, the name of the first result that differs, or None, and ``largest``, the
+            largest error of the results before it.
         """
         results = TraceResults(trace, "float64")
         largest = 0.0
@@ -289,12 +290,12 @@ class CandidateRun:
         return {"first": None, "largest": largest}
 
     def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
-        """Return the fraction of a trace's error at a result that remains with variants applied.
+        """Return the fraction of the error of a trace's result that variants do not explain.
 
         Args:
-            request: ``trace``, the ``dtype`` of the run, and ``start``, the result to compute from
-                the trace's earlier results.
-            variants: the variants in lower precision.
+            request: ``trace``, the ``dtype`` of the run, and ``start``, the name of the result,
+                which is computed from the trace's earlier results.
+            variants: variants that compute in lower precision.
 
         Returns:
             ``unexplained``: the distance to the trace with the variants, divided by the distance

@@ -1,7 +1,7 @@
-"""The child process of candidate runs: runs one model with different hypotheses applied.
+"""The child process of candidate runs: it runs one model with different hypotheses applied.
 
-It is started as ``python candidate_worker.py JOB.json``, like the worker of a trace. It reads one
-request per line from standard input and answers each with one line on standard output.
+It is started as ``python candidate_worker.py JOB.json``. It reads one request per line from
+standard input and writes one response per line to standard output.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ def serve(job_path: Path, worker: ModuleType) -> None:
     worker.note_stage(job_path, "importing torch")
     from mae_convert.diagnose.candidate_run import CandidateRun
 
-    # Output of libraries must not be mixed with the answers.
+    # Output of libraries must not be mixed with the responses.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker.note_stage(job_path, "loading the weights")
@@ -37,7 +37,7 @@ def serve(job_path: Path, worker: ModuleType) -> None:
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:
-    """Forward requests; exit at the end of the input, because the parent process has ended."""
+    """Put requests into a queue; exit at the end of the input, when the parent has ended."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The hypotheses that can explain a first difference at a given result."""
+"""Hypotheses that can explain why two sides first differ at a given result."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,36 +14,75 @@ from mae_convert.verify.localise import BLOCK_TAP
 from reference_models.configuration import ACTIVATIONS
 
 MASKS = (
-    "highest noise kept", "inverted", "in the shuffled order", "gathered by the shuffle",
-    "sorted once", "restored by the shuffle", "one patch more", "one patch fewer",
-    "kept patches in order", "ids one off",
-)  # fmt: skip
+    "patches with the highest noise are kept",
+    "the mask is inverted",
+    "the mask is in the shuffled order",
+    "the mask is computed from ids_shuffle",
+    "ids_shuffle is used as ids_restore and for the mask",
+    "ids_restore is ids_shuffle",
+    "one patch more is kept",
+    "one patch fewer is kept",
+    "kept patches are in ascending order",
+    "ids_restore is shifted by one",
+)
 EMBEDDINGS = (
-    "no position of the class token", "no positions", "positions not picked",
-    "positions counted from the class token", "position of the next patch",
-    "no positions of patches", "positions added twice", "class token added twice",
-    "patches column by column", "times the root of the width",
-)  # fmt: skip
+    "no position embedding of the class token",
+    "no position embeddings",
+    "visible patches get the positions of the first patches",
+    "patches get the position of the token before",
+    "patches get the position of the next patch",
+    "no position embeddings of patches",
+    "position embeddings are added twice",
+    "the class token is added twice",
+    "patches are ordered column by column",
+    "multiplied by the square root of the width",
+)
 IMAGES = (
-    "channels reversed", "height and width exchanged", "upside down", "mirrored",
-    "multiplied by 255", "divided by 255",
-)  # fmt: skip
+    "channels reversed",
+    "height and width exchanged",
+    "upside down",
+    "mirrored",
+    "multiplied by 255",
+    "divided by 255",
+)
 DECODER_EMBEDDINGS = (
-    "restored by the shuffle", "not restored", "mask tokens first", "positions before restoring",
-    "mask token with the class token's position", "no position of the class token",
-    "no positions", "positions one off",
-)  # fmt: skip
-POOLS = ("mean with the class token", "class token", "normalised before", "largest")
-READ_OUTS = ("mean of patches", "mean with the class token", "first patch")
-PIXELS = ("channel, row, column", "channels reversed", "column, row, channel")
+    "tokens are restored with ids_shuffle",
+    "tokens are not restored to the original order",
+    "mask tokens come before visible tokens",
+    "position embeddings are added before the order is restored",
+    "mask tokens get the class token's position in addition",
+    "no position embedding of the class token",
+    "no position embeddings",
+    "position embeddings are shifted by one",
+)
+POOLS = (
+    "mean of all tokens with the class token",
+    "class token",
+    "layer norm before the mean",
+    "maximum instead of mean",
+)
+READ_OUTS = ("mean of patches", "mean of all tokens with the class token", "first patch")
+PIXELS = (
+    "in the order channel, row, column",
+    "channels reversed",
+    "in the order column, row, channel",
+)
 LOSSES = (
-    "over visible patches", "over all patches", "divided by all patches", "absolute error",
-    "smooth absolute error", "sum over a patch",
-)  # fmt: skip
+    "mean over visible patches",
+    "mean over all patches",
+    "divided by the number of all patches",
+    "absolute error",
+    "smooth absolute error",
+    "sum instead of mean over a patch",
+)
 STATISTICS = (
-    "biased variance", "biased variance, no epsilon", "epsilon beside the root", "no epsilon",
-    "epsilon 1e-5", "epsilon 1e-12",
-)  # fmt: skip
+    "biased variance",
+    "biased variance without epsilon",
+    "epsilon added to the standard deviation",
+    "without epsilon",
+    "epsilon 1e-5",
+    "epsilon 1e-12",
+)
 
 
 def candidates(model: Model, first: str) -> Iterator[Hypothesis]:
@@ -51,7 +90,7 @@ def candidates(model: Model, first: str) -> Iterator[Hypothesis]:
 
     Args:
         model: the model to which hypotheses are applied.
-        first: the first result at which the sides differ.
+        first: the name of the first result that differs.
     """
     if match := BLOCK_TAP.fullmatch(first):
         stack = model.stack(match[1])
@@ -137,7 +176,9 @@ def _logits_candidates(model: Model) -> Iterator[Hypothesis]:
         yield from model_hypotheses("pool", "head", "pooling is different", READ_OUTS)
     else:
         what = "the patch tokens are different"
-        yield from model_hypotheses("patches", "logits", what, ("last token left out",))
+        yield from model_hypotheses(
+            "patches", "logits", what, ("the last token is left out instead of the class token",)
+        )
 
 
 def _result_candidates(first: str) -> Iterator[Hypothesis]:
@@ -181,20 +222,20 @@ CORES = (
     "without softmax",
 )
 STRUCTURES = (
-    "normalised after",
+    "layer norm after attention and MLP",
     "attention and MLP in parallel",
-    "no residual of attention",
-    "no residual of the MLP",
-    "residual after the norm",
+    "no residual connection of attention",
+    "no residual connection of the MLP",
+    "residual taken after the layer norm",
 )
 
-Scope = tuple[str, str]  # pattern of module paths, and its description
+Scope = tuple[str, str]  # pattern of module paths, and its description in a sentence
 
 
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope, with the other scopes as wider variants."""
+    """Return a hypothesis about the last scope, with the other scopes as wider hypotheses."""
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope
@@ -207,7 +248,7 @@ def _scoped(
 def block_norm_hypotheses(
     model: Model, stack: Stack, index: int, name: str
 ) -> Iterator[Hypothesis]:
-    """Yield hypotheses that a layer norm in a block is computed differently."""
+    """Yield the hypotheses that a layer norm in a block is computed differently."""
     block = stack.block(index)
     before = {"norm1": "before attention", "norm2": "before the MLP"}[name]
     scopes = [
@@ -284,7 +325,7 @@ def _scopes(stack: Stack, index: int, part: str) -> list[Scope]:
 
 
 def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that the MLP has another activation."""
+    """Yield the hypotheses that the MLP has another activation function."""
     for name in (*ACTIVATIONS, "left out", "gelu with constants in float32"):
         if name not in (model.config.hidden_act, "gelu_pytorch_tanh", "swish"):
             scopes = _scopes(stack, index, "mlp")
@@ -292,7 +333,7 @@ def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hy
 
 
 def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that the parts of a block are connected differently."""
+    """Yield the hypotheses that attention, MLP and norms of a block are connected differently."""
     block = stack.block(index)
     scopes = [
         ("*.blocks.*", " in every block"),
@@ -307,7 +348,7 @@ def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
 def model_hypotheses(
     kind: str, path: str, what: str, values: Sequence[str]
 ) -> Iterator[Hypothesis]:
-    """Yield hypotheses about a step that occurs once in a model."""
+    """Yield one hypothesis for each value of a variant of a step that occurs once in a model."""
     for value in values:
         key = kind if kind != "embedding" else f"{path} code"
         yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

@@ -24,27 +24,27 @@ from mae_convert.verify.judge import Verdict, differing_tensors
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
-# Checks of files, of certificates and of the conditions of a proof: if only these fail, the two
-# sides compute the same function, so there is nothing to diagnose.
+# Checks of files, certificates and the conditions of a proof: if only these fail, the two sides
+# compute the same function, so there is nothing to diagnose.
 NOT_OF_RESULTS = ("proof/", "file/", "certificate/")
-SECONDS = 60.0  # time limit of the search in one direction; a ViT-B takes less than half of it
-MOST_BYTES = 1 << 31  # size limit of the other side's tensors that are passed to a child
-# Fields that change the function but not the shapes → kind and modules of the variant.
+SECONDS = 60.0  # seconds for a search that changes one side; for a ViT-B, less than half is needed
+MOST_BYTES = 1 << 31  # the maximum size of the other side's tensors that are passed to a child
+# Field that changes the function but not the shapes → kind and module pattern of its variant.
 CONFIGURATION_FIELDS = {
-    "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first match applies
+    "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first matching field applies
     "layer_norm_eps": ("eps", "*"),
     "hidden_act": ("activation", "*"),
     "num_attention_heads": ("heads", "encoder.*"),
     "decoder_num_attention_heads": ("heads", "decoder.*"),
 }
-Names = tuple[str, str]  # the names of the changed side and of the explained side
+Names = tuple[str, str]  # of the side that is changed, and of the side that is explained
 
 
 def diagnose(verification: Verification) -> Verification:
-    """Return a failed verification with its causes.
+    """Return a verification with the causes of its failure.
 
-    A verification that passed, or that has no traces, is returned unchanged. If the source is a
-    certificate, only its traces are analysed.
+    A verification that passed or that has no traces is returned unchanged. If the source is a
+    certificate, there are no weights of the source, so only the traces are analysed.
     """
     failed = [c for c in verification.verdict.failed() if not c.name.startswith(NOT_OF_RESULTS)]
     if not failed or not verification.traces:
@@ -67,17 +67,17 @@ def diagnose(verification: Verification) -> Verification:
 
 
 def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
-    """Return a failed verdict with its causes, and the result of candidate runs.
+    """Return a failed verdict with its causes, and the explanation by candidate runs.
 
-    The causes are first those confirmed by candidate runs, then the differences of the tensors and,
-    if no candidate explains the difference, those of the traces. Tensors whose change explains the
-    difference come before the other suspects.
+    The order of the causes is: causes confirmed by candidate runs, descriptions of differing
+    tensors and, if no candidate run explains the difference, descriptions of the traces. Among the
+    suspects, tensors whose change explains the difference come first.
     """
     explanation = explain_by_running(pair, verdict)
     different = set(differing_tensors(pair.a.trace, pair.b.trace))
     suspects = tuple(dict.fromkeys([*explanation.changed_tensors, *verdict.suspects]))
     tensors = [name for name in suspects if name in different]
-    if different:  # equal tensors are not suspects even if the first difference depends on them
+    if different:  # equal tensors are not suspects
         changed = explanation.changed_tensors
         suspects = tuple(n for n in suspects if n in different or n in changed)
     from_tensors = describe_tensor_differences(pair.a.checkpoint, pair.b.checkpoint, tensors)
@@ -98,10 +98,10 @@ def diagnose_traces(verdict: Verdict, a: Trace, b: Trace) -> Verdict:
 
 
 def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain the difference of a pair by running one of the sides again.
+    """Explain the difference of a pair by running the changed model of one side.
 
-    Hypotheses change A until it computes the results of B. If none succeeds, the sides are swapped,
-    because a tensor that is zero in A cannot be turned into that of B.
+    Hypotheses are applied to A to compute the results of B. If no hypothesis succeeds, the sides
+    are swapped, because, for example, a tensor that is zero in A cannot be changed to that of B.
     """
     first = verdict.first_divergence
     if not pair.a.checkpoint.family.has_hypotheses:
@@ -121,7 +121,7 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     except MissingRequirementError:
         kinds = {h.key: None for h in candidates(model_of(pair.a.checkpoint), first or "logits")}
         return Explanation((_not_tested(kinds),))
-    except MaeConvertError as error:  # the failed verdict is returned in any case
+    except MaeConvertError as error:  # an error here must not replace the failed verdict
         return Explanation((f"hypotheses could not be tested: {error.render(as_field)}",))
 
 
@@ -137,7 +137,7 @@ def _same_model(pair: Pair) -> bool:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Runs one side's model with hypotheses applied and compares it with a trace."""
+    """Runs the model of one side with hypotheses applied; compares the results with a trace."""
 
     process: CandidateProcess
     trace: Trace
@@ -188,7 +188,7 @@ def _later(first: str | None, than: str) -> bool:
 
 
 def _explain_own_run(comparison: _Comparison, pair: Pair) -> Explanation:
-    """Explain a run that the reference model does not reproduce, if it reproduces the other's."""
+    """Explain A's run, which the reference model with A's tensors does not reproduce."""
     plain = comparison([])
     if plain is None or plain.first is None:
         return Explanation()
@@ -206,7 +206,7 @@ def _keys(result: SearchResult) -> tuple[str, ...]:
 
 
 def _sharable_tensors(pair: Pair) -> list[str]:
-    """Return the differing tensors of the other side that can replace those of this side."""
+    """Return the differing tensors of ``pair.b`` that can replace those of ``pair.a``."""
     a, b = pair.a.checkpoint.tensors, pair.b.checkpoint.tensors
     names = [name for name in differing_tensors(pair.a.trace, pair.b.trace) if name in a]
     possible = [name for name in names if name in b and a[name].shape == b[name].shape]
@@ -230,7 +230,7 @@ def _configuration_hypotheses(pair: Pair) -> list[Hypothesis]:
         for name, (kind, where) in CONFIGURATION_FIELDS.items()
         if (value := _effective(theirs, name)) != _effective(ours, name)
         and (pair.a.checkpoint.task == "pretrain" or not name.startswith("decoder_"))
-        # Changing the epsilon of the whole model covers it already.
+        # The hypothesis about the epsilon of the whole model includes the decoder.
         and not (
             name == "decoder_layer_norm_eps"
             and ours.layer_norm_eps != theirs.layer_norm_eps == value
@@ -247,7 +247,7 @@ def _not_tested(kinds: Iterable[str]) -> str:
 
 
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
-    """Return the sentence that the other side's tensors or configuration explain everything."""
+    """Return a sentence if the other side's tensors or configuration explain the difference."""
     a, b = names
     given = " and ".join(hypothesis.statement for hypothesis in theirs)
     return (
@@ -265,9 +265,9 @@ def search_sentences(
     """Return sentences about the result of a search.
 
     Args:
-        result: the result of the search.
-        base: hypotheses that were applied before the search.
-        names: the names of the sides.
+        result: the result of a search.
+        base: hypotheses that were applied in every run of the search.
+        names: the name of the changed side, and of the side whose results are explained.
     """
     a, b = names
     given = f" with {' and '.join(h.statement for h in base)}" if base else ""
@@ -276,25 +276,25 @@ def search_sentences(
     )
     more = _findings(
         result,
-        f"{b} is what {a}{given} becomes when",
-        f"{a}{given} is closer to {b} when",
+        f"{a}{given} computes {b}'s results if",
+        f"{a}{given} is closer to {b} if",
         b,
     )
     return (*([nearer] if nearer else []), *more)
 
 
 def _own_run_sentences(result: SearchResult, names: Names) -> tuple[str, ...]:
-    """Return sentences about a run that the reference model does not reproduce."""
+    """Return sentences about a side's run that the reference model does not reproduce."""
     a, b = names
     plain = (
         f"the PyTorch reference model with {a}'s tensors and configuration computes the results of"
         f" {b}, but not those of {a}'s own run"
     )
-    complete = f"{a}'s run is what the reference model computes when"
+    complete = f"the reference model computes {a}'s results if"
     return (
         plain,
         *_findings(
-            result, complete, f"{a}'s run is closer to the reference model when", f"{a}'s run"
+            result, complete, f"{a}'s run is closer to the reference model if", f"{a}'s run"
         ),
     )
 
@@ -310,7 +310,8 @@ def _findings(result: SearchResult, complete: str, partial: str, target: str) ->
         yield f"{partial} {statements}: this removes the difference at {findings[0].removes}"
     if len(findings) > 1:
         for finding in findings:
-            yield f"the difference at {finding.removes} is gone when {finding.hypothesis.statement}"
+            statement = finding.hypothesis.statement
+            yield f"the difference at {finding.removes} disappears if {statement}"
     if result.remaining is not None:
         more = "" if result.in_time else "; the time limit was reached"
         yield (

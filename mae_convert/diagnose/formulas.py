@@ -1,4 +1,4 @@
-"""Formulas for the results of a model, computed from earlier results, as lines of a Python script.
+"""Formulas that compute a result of a model from earlier results, as lines of a Python script.
 
 The lines call ``linear``, ``norm``, ``attend``, ``act`` and ``argsort``, which
 `mae_convert.diagnose.reproducer` defines for each framework, and ``t(NAME)``, a tensor or an
@@ -19,7 +19,7 @@ from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
 from reference_models.positions import interleaved_position_embedding
 
 PROJECTIONS = ("q", "k", "v")
-# Tables of positions, of encoder or decoder; space and time are added.
+# Names of position embeddings of encoder or decoder; those of space and time are added.
 TABLES = tuple(
     f"{kind}position_embedding" for kind in ("", "joint_", "class_", "spatial_", "temporal_")
 )
@@ -45,49 +45,49 @@ class Formula:
     """The lines that compute a result, and their inputs."""
 
     lines: tuple[str, ...]
-    """Lines of Python; the last one returns the result."""
+    """Lines of Python; the last line returns the result."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """The script's name of each input → the name of the result."""
+    """Name in the script → name of a result that is an input."""
 
     tensors: Mapping[str, str] = field(default_factory=dict)
-    """The script's name of each tensor → its canonical name."""
+    """Name in the script → canonical name of a tensor."""
 
     rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """The script's name → "encoder" or "decoder", and the row of its position embeddings."""
+    """Name in the script → "encoder" or "decoder", and a row of its position embeddings."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Other inputs, only for the location."""
+    """Name in the script → another input, an array for the location only."""
 
     one_token: bool = True
-    """Whether each token is computed independently of the others."""
+    """Whether each token is computed independently of the other tokens."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The model that a formula belongs to, with its tensors and results."""
+    """A model with its tensors and results, for which formulas are written."""
 
     family: Family
     config: Any
     task: str
 
     tensors: Collection[str]
-    """The canonical names of its tensors."""
+    """The canonical names of the model's tensors."""
 
     results: Mapping[str, np.ndarray]
-    """The results that both sides have, by name, as A computed them."""
+    """Name → result that both sides have; the values are A's."""
 
     inputs: Mapping[str, np.ndarray]
     """Images and noise."""
 
 
 def formula_of(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula of a result from results that both sides have; None if there is none.
+    """Return the formula that computes a result from results that both sides have, or None.
 
     Args:
-        first: the first result that differs.
+        first: the name of the first result that differs.
         model: the model.
-        location: where it differs most.
+        location: the image and the token at which the result differs most.
     """
     if match := BLOCK_TAP.fullmatch(first):
         return _Writer(model, first).block(match[1], int(match[2]), match[3])
@@ -117,14 +117,14 @@ class _Writer:
         lines = (*self.lines, f"return {result}")
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 
-    def given(self, result: str) -> bool:
-        """Return whether both sides have a result, and it is not the requested one."""
+    def is_available(self, result: str) -> bool:
+        """Return whether a result can be an input: both sides have it, and it is not the first."""
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:
         """Return the formula of a result of a block: "q", "k", "v", "attention", "mlp" ..."""
         name = f"{part}.blocks.{number}"
-        projected = all(self.given(f"{name}.{p}") for p in PROJECTIONS)
+        projected = all(self.is_available(f"{name}.{p}") for p in PROJECTIONS)
         if not (wanted == "attention" and projected) and not self.stream(part, number):
             return None
         self.steps(name, wanted)
@@ -133,15 +133,15 @@ class _Writer:
     def stream(self, part: str, number: int) -> bool:
         """Write ``x``, the input of a block, from the last available result; return success.
 
-        Whole blocks between are computed in a loop.
+        Blocks between that result and the block are computed in a loop.
         """
         before = [f"{part}.embedding", *(f"{part}.blocks.{i}.output" for i in range(number))]
-        known = [location for location, name in enumerate(before) if self.given(name)]
-        if not known:
+        available = [index for index, name in enumerate(before) if self.is_available(name)]
+        if not available:
             return False
-        self.inputs["x"] = before[known[-1]]
+        self.inputs["x"] = before[available[-1]]
         self.lines.append('x = t("x")')
-        if between := range(known[-1], number):
+        if between := range(available[-1], number):
             inner = _Writer(self.model, f"{part}.blocks.{between[0]}.output")
             inner.steps(f"{part}.blocks.{between[0]}", "output", alone=True)
             numbers = f"range({between[0]}, {between[-1] + 1})" if len(between) > 1 else "[{0}]"
@@ -159,13 +159,13 @@ class _Writer:
         """Write the lines of a block from its input ``x`` to a result of it.
 
         Args:
-            block: its canonical name.
-            wanted: which result.
-            alone: compute every result, though both sides have it.
+            block: the canonical name of the block.
+            wanted: the name of the result in the block, such as "mlp".
+            alone: compute every result in the block, even if both sides have it.
         """
 
         def need(step: str) -> None:
-            if not alone and step != wanted and self.given(f"{block}.{step}"):
+            if not alone and step != wanted and self.is_available(f"{block}.{step}"):
                 self.inputs[step] = f"{block}.{step}"
                 self.lines.append(f'{step} = t("{step}")')
             else:
@@ -195,10 +195,10 @@ class _Writer:
                 self.lines.append(f"output = x + {attention} + {mlp}")
 
         define(wanted)
-        self.lines = list(dict.fromkeys(self.lines))  # attention is needed twice
+        self.lines = list(dict.fromkeys(self.lines))  # each line once
 
     def scaled(self, step: str, block: str) -> str:
-        """Return a result with the layer scale that it is multiplied by, if the block has one."""
+        """Return the expression of a result, multiplied by the layer scale if the block has one."""
         scale = f"{block}.{step}.scale"
         if scale not in self.model.tensors:
             return step
@@ -211,11 +211,11 @@ class _Writer:
         self.lines.append(f'{out} = norm({x}, t("{name}.weight"), t("{name}.bias"), s["eps"])')
 
     def linear(self, out: str, x: str, name: str, module: str) -> None:
-        """Write a linear layer, with its bias if it has one."""
+        """Write a linear layer, with a bias if the model has one."""
         leaves = [n for n in ("weight", "bias") if f"{module}.{n}" in self.model.tensors]
         self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in leaves}
-        given = ", ".join(f't("{name}.{leaf}")' for leaf in leaves)
-        self.lines.append(f"{out} = linear({x}, {given})")
+        arguments = ", ".join(f't("{name}.{leaf}")' for leaf in leaves)
+        self.lines.append(f"{out} = linear({x}, {arguments})")
 
     def end(self) -> Formula | None:
         """Return the formula of a norm after the blocks, or of the last linear layer."""
@@ -231,7 +231,7 @@ class _Writer:
         if task == "classify":
             norm = "head.norm" if "head.norm.weight" in self.model.tensors else "encoder.norm"
             module = "head"
-        if self.given(norm):
+        if self.is_available(norm):
             self.inputs["x"] = norm
             self.lines.append('normed = t("x")')
         elif self.last_norm(norm) is None:
@@ -246,7 +246,7 @@ class _Writer:
         return self.formula("logits")
 
     def last_norm(self, first: str) -> Formula | None:
-        """Return the formula of a norm after the blocks; of a pooled model it is of the mean."""
+        """Return the formula of a norm after the blocks, in a pooled model applied to the mean."""
         part, config = first.partition(".")[0], self.model.config
         part = "encoder" if part == "head" else part
         depth = "num_hidden_layers" if part == "encoder" else "decoder_num_hidden_layers"
@@ -256,7 +256,7 @@ class _Writer:
             return None
         x = "x"
         if first == "head.norm":
-            # VideoMAE has no class token, and averages all tokens.
+            # VideoMAE has no class token and averages all tokens.
             x = "average(x)" if hasattr(config, "use_mean_pooling") else "average(x[:, 1:])"
             self.one_token = False
         self.norm("normed", x, "norm", first)
@@ -264,7 +264,7 @@ class _Writer:
 
 
 def _numbered(line: str) -> str:
-    """Return a line of one block as a line of a loop over blocks ``n``."""
+    """Return a line for one block as a line of a loop over the block numbers ``n``."""
     return line.replace('t("', 't(f"{n}.')
 
 
@@ -289,7 +289,7 @@ def _embedding(model: Model, location: Location) -> Formula | None:
     if location.token is None or not _has_positions(model, "encoder"):
         return None
     kept = _kept(model)
-    count = location.tokens - kept  # of class tokens
+    count = location.tokens - kept  # number of class tokens
     if location.token < count:
         return _token('t("token")', {"token": "encoder.cls_token"}, ("encoder", 0))
     index = location.token - count
@@ -312,10 +312,10 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
     if not _has_positions(model, "decoder"):
         return None
     kept, image = _kept(model), location.image
-    count = location.tokens - restore.shape[1]  # of class tokens
+    count = location.tokens - restore.shape[1]  # number of class tokens
     if location.token < count and "decoder.cls_token" in model.tensors:
         return _token('t("token")', {"token": "decoder.cls_token"}, ("decoder", 0))
-    if model.family.predicts_removed_only:  # the kept patches first, then mask tokens
+    if model.family.predicts_removed_only:  # visible patches come first, then mask tokens
         source, row = location.token, int(np.argsort(restore[image])[location.token])
     else:
         source = int(restore[image, location.token - count]) if location.token >= count else -count
@@ -323,11 +323,11 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
     if source >= kept:
         return _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
     leaves = [n for n in ("weight", "bias") if f"decoder.embed.{n}" in model.tensors]
-    given = ", ".join(f't("embed.{leaf}")' for leaf in leaves)
+    arguments = ", ".join(f't("embed.{leaf}")' for leaf in leaves)
     names = {f"embed.{leaf}": f"decoder.embed.{leaf}" for leaf in leaves}
-    number = latent.shape[1] - kept + source  # the first may be the class token
+    number = latent.shape[1] - kept + source  # the first token may be the class token
     x = latent[image : image + 1, number : number + 1]
-    return _token(f'linear(t("x"), {given})', names, ("decoder", row), {"x": x})
+    return _token(f'linear(t("x"), {arguments})', names, ("decoder", row), {"x": x})
 
 
 def _token(
@@ -336,7 +336,7 @@ def _token(
     row: tuple[str, int],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Formula:
-    """Return the formula of a token: an expression plus its position embedding."""
+    """Return the formula of a token: the expression `code` plus the token's position embedding."""
     line = f'return {code} + t("position")'
     return Formula((line,), {}, tensors, {"position": row}, arrays or {})
 
@@ -348,9 +348,9 @@ def _kept(model: Model) -> int:
 
 
 def _has_positions(model: Model, part: str) -> bool:
-    """Return whether the positions of tokens are known, and nothing else is added to them."""
+    """Return whether positions are known, and tokens have no other embeddings that are added."""
     if len(model.inputs) > len({"pixel_values", "noise"} & model.inputs.keys()):
-        return False  # times and coordinates of satellite images are embedded too
+        return False  # times and coordinates of satellite images are added too
     return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
 
 
@@ -362,10 +362,10 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
     """Return the position embedding of a token, (D,).
 
     Args:
-        tensors: the tensors of one side, arrays with ``load``.
+        tensors: canonical name → lazy tensor of one side.
         part: "encoder" or "decoder".
-        row: the row of the table, in which class tokens come first.
-        model: the model that has the tensors.
+        row: the row of the position embedding, in which class tokens come first.
+        model: the model with these tensors.
     """
     config = model.config
     if _fixed_positions(model):
@@ -385,7 +385,7 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
 
 
 def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula of the reconstruction or of a loss of an MAE from its predictions."""
+    """Return the formula that computes the reconstruction or a loss from an MAE's predictions."""
     config = model.config
     if not isinstance(config, ViTMAEConfig) or "logits" not in model.results:
         return None

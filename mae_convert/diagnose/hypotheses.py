@@ -1,4 +1,4 @@
-"""Hypotheses about the cause of a difference: a statement, and the changes that test it."""
+"""Hypotheses about the cause of a difference: a statement, and changes of a model that test it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,22 +16,22 @@ class Hypothesis:
     """A possible cause of the difference between A and B."""
 
     key: str
-    """The kind of fault, for statistics."""
+    """The kind of the fault, for statistics in tests."""
 
     statement: str
-    """Completes the sentence "B is what A becomes when ..."."""
+    """The end of the sentence "A computes B's results if ..."."""
 
     edits: tuple[WeightEdit, ...] = ()
-    """Changes of canonical tensors, applied together."""
+    """Changes of canonical tensors, which are applied together."""
 
     variants: tuple[Variant, ...] = ()
-    """Variants of the computation."""
+    """Variants of the computation, which are applied together."""
 
     widen: Callable[[], tuple["Hypothesis", ...]] = field(default=tuple, compare=False, repr=False)
-    """Returns the same hypothesis for more modules, the widest first, without this one."""
+    """Returns the same hypothesis for larger sets of modules or tensors, the largest set first."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
-        """Return the hypothesis with a function for its wider variants."""
+        """Return a copy of the hypothesis with `wider` set."""
         return replace(self, widen=lambda: tuple(wider()))
 
     @property
@@ -63,14 +63,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Model:
-    """The properties of a model that hypotheses depend on."""
+    """The properties of a model on which hypotheses depend."""
 
     config: Any
     task: str
     shapes: Schema
 
     def stacks(self) -> list[Stack]:
-        """Return the blocks of the encoder and, if there is one, of the decoder."""
+        """Return the blocks of the encoder and, for a pre-training model, those of the decoder."""
         c = self.config
         stacks = [Stack("encoder", c.num_hidden_layers, c.hidden_size, c.num_attention_heads)]
         if self.task == "pretrain":
@@ -89,33 +89,34 @@ class Model:
         return next(stack for stack in self.stacks() if stack.name == name)
 
     def fits(self, edit: WeightEdit) -> bool:
-        """Return whether the model has the tensors of an edit."""
+        """Return whether the model has all tensors that an edit reads or changes."""
         return all(name in self.shapes for name in (edit.target, *edit.sources))
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """Return the properties of a checkpoint that hypotheses depend on."""
+    """Return the properties of a checkpoint's model on which hypotheses depend."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 
 
 MakeEdits = Callable[[Stack, int], Sequence[WeightEdit]]
 Statement = Callable[[str], str]
-"""Returns the statement of a hypothesis for a prefix of the tensor names."""
+"""A function that returns the statement of a hypothesis for the prefix of a block's tensors."""
 
 
 def in_blocks(
     model: Model, stack: Stack, index: int, key: str, statement: Statement, make: MakeEdits
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis about tensors of one block, with all blocks as wider variants.
+    """Yield a hypothesis about tensors of one block; its wider variants are about all blocks.
 
     Args:
         model: the model.
         stack: encoder or decoder.
-        index: the block.
+        index: the index of the block.
         key: the kind of fault.
-        statement: returns the statement for a block's prefix such as "encoder.blocks.0.".
-        make: returns the edits in a block; edits of missing tensors are ignored.
+        statement: a function that returns the statement for the prefix of a block's tensors, such
+            as "encoder.blocks.0.".
+        make: a function that returns the edits in a block; edits of missing tensors are ignored.
     """
 
     def edits(stacks: Sequence[Stack]) -> tuple[WeightEdit, ...]:

@@ -1,6 +1,6 @@
 """Compute the steps before and after the blocks differently from the reference model.
 
-These are images, masking, embedding and decoder input; pooling, reconstruction and losses.
+These steps are images, masking, embedding and decoder input; pooling, reconstruction and losses.
 
 In shape comments, N is the number of images, C of channels, L of patches, D the width, and P the
 number of values of a patch, in the order row, column, channel.
@@ -20,7 +20,7 @@ Ids = tuple[Tensor, Tensor, Tensor]  # ids_keep (N, kept), mask (N, L), ids_rest
 
 
 def mask_ids(noise: Tensor, visible: int, variants: Variants) -> Ids:
-    """Return ids_keep, mask and ids_restore for noise (N, L)."""
+    """Return ids_keep (N, kept), mask (N, L) and ids_restore (N, L) for noise (N, L)."""
     return MASKS[variants.get("mask", "mask")](noise.argsort(dim=1, stable=True), visible)
 
 
@@ -83,16 +83,16 @@ def _one_off(shuffle: Tensor, visible: int) -> Ids:
 
 MASKS: Mapping[str | None, Callable[[Tensor, int], Ids]] = {
     None: _as_reference,
-    "highest noise kept": _last_kept,
-    "inverted": _inverted,
-    "in the shuffled order": _in_shuffled_order,
-    "gathered by the shuffle": _gathered_by_shuffle,
-    "sorted once": _sorted_once,
-    "restored by the shuffle": _restored_by_shuffle,
-    "one patch more": _one_more,
-    "one patch fewer": _one_fewer,
-    "kept patches in order": _kept_in_order,
-    "ids one off": _one_off,
+    "patches with the highest noise are kept": _last_kept,
+    "the mask is inverted": _inverted,
+    "the mask is in the shuffled order": _in_shuffled_order,
+    "the mask is computed from ids_shuffle": _gathered_by_shuffle,
+    "ids_shuffle is used as ids_restore and for the mask": _sorted_once,
+    "ids_restore is ids_shuffle": _restored_by_shuffle,
+    "one patch more is kept": _one_more,
+    "one patch fewer is kept": _one_fewer,
+    "kept patches are in ascending order": _kept_in_order,
+    "ids_restore is shifted by one": _one_off,
 }
 
 
@@ -118,27 +118,28 @@ IMAGES: Mapping[str | None, TensorFunction] = {
     "multiplied by 255": lambda x: x * 255,
     "divided by 255": lambda x: x / 255,
 }
-# Functions of the position embedding (1, 1 + L, D) that return the rows of the patches; of the
-# class token's position; and of the class token (1, 1, D).
+# Functions that map the position embedding (1, 1 + L, D) to the rows of the patches (1, L, D), the
+# position of the class token (1, 1, D) to a changed position, and the class token (1, 1, D) to a
+# changed token.
 PATCH_POSITIONS: Mapping[str | None, TensorFunction] = {
-    "position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
-    "positions counted from the class token": lambda p: p[:, :-1],
-    "no positions of patches": lambda p: torch.zeros_like(p[:, 1:]),
-    "no positions": lambda p: torch.zeros_like(p[:, 1:]),
-    "positions added twice": lambda p: 2 * p[:, 1:],
+    "patches get the position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
+    "patches get the position of the token before": lambda p: p[:, :-1],
+    "no position embeddings of patches": lambda p: torch.zeros_like(p[:, 1:]),
+    "no position embeddings": lambda p: torch.zeros_like(p[:, 1:]),
+    "position embeddings are added twice": lambda p: 2 * p[:, 1:],
 }
 FIRST_POSITION: Mapping[str | None, TensorFunction] = {
-    "no position of the class token": torch.zeros_like,
-    "no positions": torch.zeros_like,
-    "positions added twice": twice,
+    "no position embedding of the class token": torch.zeros_like,
+    "no position embeddings": torch.zeros_like,
+    "position embeddings are added twice": twice,
 }
-CLASS_TOKEN: Mapping[str | None, TensorFunction] = {"class token added twice": twice}
+CLASS_TOKEN: Mapping[str | None, TensorFunction] = {"the class token is added twice": twice}
 DECODER_POSITIONS: Mapping[str | None, TensorFunction] = {
-    "no position of the class token": lambda p: torch.cat(
+    "no position embedding of the class token": lambda p: torch.cat(
         [torch.zeros_like(p[:, :1]), p[:, 1:]], 1
     ),
-    "no positions": torch.zeros_like,
-    "positions one off": lambda p: p.roll(1, dims=1),
+    "no position embeddings": torch.zeros_like,
+    "position embeddings are shifted by one": lambda p: p.roll(1, dims=1),
 }
 
 
@@ -154,18 +155,26 @@ def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, variants: V
         return embedded
     kind = variants.get("embedding", "encoder.embedding")
     patches = patchify(pixel_values, model.config)
-    if kind == "patches column by column":
+    if kind == "patches are ordered column by column":
         patches = patches.unflatten(1, model.config.grid_hw).transpose(1, 2).flatten(1, 2)
     positions = PATCH_POSITIONS.get(kind, lambda p: p[:, 1:])(model.pos_embed)
     if ids_keep is not None:
         patches = take_tokens(patches, ids_keep)
-        ids = torch.arange(ids_keep.shape[1])[None] if kind == "positions not picked" else ids_keep
+        ids = (
+            torch.arange(ids_keep.shape[1])[None]
+            if kind == "visible patches get the positions of the first patches"
+            else ids_keep
+        )
         positions = take_tokens(positions.expand(len(patches), -1, -1), ids.expand_as(ids_keep))
     tokens = linear(model.patch_embed, patches, "encoder.embedding", variants) + positions
     first = FIRST_POSITION.get(kind, same)(model.pos_embed[:, :1])
     token = CLASS_TOKEN.get(kind, same)(model.cls_token) + first
     tokens = torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
-    return tokens * tokens.shape[-1] ** 0.5 if kind == "times the root of the width" else tokens
+    return (
+        tokens * tokens.shape[-1] ** 0.5
+        if kind == "multiplied by the square root of the width"
+        else tokens
+    )
 
 
 def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variants) -> Tensor:
@@ -174,30 +183,36 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variant
     kind = variants.get("embedding", "decoder.embedding")
     positions = DECODER_POSITIONS.get(kind, same)(model.decoder_pos_embed)
     mask_token = model.mask_token.to(visible.dtype)
-    if kind == "mask token with the class token's position":
+    if kind == "mask tokens get the class token's position in addition":
         mask_token = mask_token + positions[:, :1]
     masks = mask_token.expand(len(visible), restore.shape[1] + 1 - visible.shape[1], -1)
     parts = [visible[:, 1:], masks]
-    shuffled = torch.cat(parts[::-1] if kind == "mask tokens first" else parts, dim=1)  # (N, L, D)
-    if kind == "positions before restoring":
+    shuffled = torch.cat(
+        parts[::-1] if kind == "mask tokens come before visible tokens" else parts, dim=1
+    )  # (N, L, D)
+    if kind == "position embeddings are added before the order is restored":
         tokens = take_tokens(shuffled + positions[:, 1:], restore)
         return torch.cat([visible[:, :1] + positions[:, :1], tokens], dim=1)
-    if kind == "restored by the shuffle":
+    if kind == "tokens are restored with ids_shuffle":
         restore = restore.argsort(dim=1)
-    restored = shuffled if kind == "not restored" else take_tokens(shuffled, restore)
+    restored = (
+        shuffled
+        if kind == "tokens are not restored to the original order"
+        else take_tokens(shuffled, restore)
+    )
     return torch.cat([visible[:, :1], restored], dim=1) + positions
 
 
 POOLS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 1:].mean(dim=1, keepdim=True),
-    "mean with the class token": lambda x: x.mean(dim=1, keepdim=True),
+    "mean of all tokens with the class token": lambda x: x.mean(dim=1, keepdim=True),
     "class token": lambda x: x[:, :1],
-    "largest": lambda x: x[:, 1:].amax(dim=1, keepdim=True),
+    "maximum instead of mean": lambda x: x[:, 1:].amax(dim=1, keepdim=True),
 }
 READ_OUTS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 0],
     "mean of patches": lambda x: x[:, 1:].mean(dim=1),
-    "mean with the class token": lambda x: x.mean(dim=1),
+    "mean of all tokens with the class token": lambda x: x.mean(dim=1),
     "first patch": lambda x: x[:, 1],
 }
 
@@ -205,7 +220,7 @@ READ_OUTS: Mapping[str | None, TensorFunction] = {
 def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
     """Return the normalised mean of patches, (N, 1, D), of tokens (N, 1 + L, D)."""
     kind = variants.get("pool", "head")
-    if kind == "normalised before":
+    if kind == "layer norm before the mean":
         return POOLS[None](norm(model.fc_norm, tokens, "head.norm", variants))
     return norm(model.fc_norm, POOLS[kind](tokens), "head.norm", variants)
 
@@ -219,15 +234,19 @@ def read_out(normed: Tensor, variants: Variants) -> Tensor:
 def without_class_token(tokens: Tensor, variants: Variants) -> Tensor:
     """Return the patch tokens (N, L, D)."""
     kind = variants.get("patches", "logits")
-    return tokens[:, :-1] if kind == "last token left out" else tokens[:, 1:]
+    return (
+        tokens[:, :-1]
+        if kind == "the last token is left out instead of the class token"
+        else tokens[:, 1:]
+    )
 
 
-# Permutations of patches (N, L, rows, columns, channels) to a wrong order of their values.
+# Functions that permute the values of patches (N, L, rows, columns, channels) to a wrong order.
 CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
-    "channel, row, column": lambda x: x.permute(0, 1, 4, 2, 3),
+    "in the order channel, row, column": lambda x: x.permute(0, 1, 4, 2, 3),
     "channels reversed": lambda x: x.flip(-1),
-    "column, row, channel": lambda x: x.transpose(2, 3),
+    "in the order column, row, channel": lambda x: x.transpose(2, 3),
 }
 
 
@@ -238,11 +257,13 @@ def reconstruct(model: Any, logits: Tensor, variants: Variants) -> Tensor:
     order = variants.get("pixels", "reconstruction")
     put: Mapping[str | None, Callable[[Tensor], Tensor]] = {
         None: lambda x: x,
-        "channel, row, column": lambda x: x.unflatten(2, (channels, height, width)).permute(
-            0, 1, 3, 4, 2
-        ),
+        "in the order channel, row, column": lambda x: x.unflatten(
+            2, (channels, height, width)
+        ).permute(0, 1, 3, 4, 2),
         "channels reversed": lambda x: x.unflatten(2, (height, width, channels)).flip(-1),
-        "column, row, channel": lambda x: x.unflatten(2, (width, height, channels)).transpose(2, 3),
+        "in the order column, row, channel": lambda x: x.unflatten(
+            2, (width, height, channels)
+        ).transpose(2, 3),
     }
     return unpatchify(put[order](logits).flatten(2), config)
 
@@ -253,18 +274,22 @@ ERRORS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
     "smooth absolute error": lambda error: F.smooth_l1_loss(
         error, torch.zeros_like(error), reduction="none"
     ).mean(dim=-1),
-    "sum over a patch": lambda error: error.square().sum(dim=-1),
+    "sum instead of mean over a patch": lambda error: error.square().sum(dim=-1),
 }
 # Functions from the errors of the patches and the mask, both (N, L), to the loss, a scalar.
 AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
     None: lambda errors, mask: (errors * mask).sum() / mask.sum(),
-    "over all patches": lambda errors, _: errors.mean(),
-    "over visible patches": lambda errors, mask: (errors * (1 - mask)).sum() / (1 - mask).sum(),
-    "divided by all patches": lambda errors, mask: (errors * mask).sum() / mask.numel(),
+    "mean over all patches": lambda errors, _: errors.mean(),
+    "mean over visible patches": lambda errors, mask: (
+        (errors * (1 - mask)).sum() / (1 - mask).sum()
+    ),
+    "divided by the number of all patches": lambda errors, mask: (
+        (errors * mask).sum() / mask.numel()
+    ),
 }
 
 
-def loss(  # the parameters of forward_loss and two more
+def loss(  # the parameters of forward_loss, variants and name
     model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, variants: Variants, name: str
 ) -> Tensor:
     """Return the loss, a scalar; ``name`` is "loss" or "loss_norm_pix"."""
@@ -286,8 +311,8 @@ def loss(  # the parameters of forward_loss and two more
 STATISTICS: Mapping[str | None, tuple[int, float]] = {
     None: (1, 1e-6),
     "biased variance": (0, 1e-6),
-    "biased variance, no epsilon": (0, 0.0),
-    "no epsilon": (1, 0.0),
+    "biased variance without epsilon": (0, 0.0),
+    "without epsilon": (1, 0.0),
     "epsilon 1e-5": (1, 1e-5),
     "epsilon 1e-12": (1, 1e-12),
 }
@@ -295,7 +320,7 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 def _normalised(target: Tensor, statistics: str | None) -> Tensor:
     """Return patches (N, L, P) normalised with different statistics."""
-    if statistics == "epsilon beside the root":
+    if statistics == "epsilon added to the standard deviation":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)
     correction, eps = STATISTICS[statistics]

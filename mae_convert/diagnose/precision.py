@@ -10,16 +10,16 @@ from mae_convert.text import plural
 from mae_convert.verify.judge import Verdict
 from mae_convert.verify.localise import BLOCK_TAP, execution_order
 
-# A simulated precision is an explanation if it reproduces most of the error. Another rounding, or
-# the same rounding in another module, has an error in another direction, which does not reduce it.
+# A simulated precision explains an error if it reproduces most of it. Other roundings, or the same
+# rounding in another module, cause errors in other directions, so they do not reproduce the error.
 EXPLAINED = 0.5
-# Precisions whose remaining errors differ by less are reported together: float16 and TF32 both have
-# eleven bits.
+# Precisions are reported together if their remaining errors differ by less than this: float16 and
+# TF32 both have eleven bits.
 TIED = 0.02
 NARROWER = ("bfloat16", "float16", "TF32", "TF32, truncated")
 
-# (hypothesis, result) → the fraction of the error at a result that remains with the hypothesis if
-# all earlier results are those of the imprecise side.
+# A function of a hypothesis and the name of a result that returns the fraction of the result's
+# error that remains with the hypothesis; earlier results are those of the imprecise side.
 Measure = Callable[[Hypothesis, str], float]
 
 
@@ -31,8 +31,10 @@ class ModelPart:
     """The name of the part for sentences."""
 
     kinds: tuple[tuple[str, str, str], ...]
-    """The kind and module of each variant, and the suffix of the precision in its value; ``{}`` is
-    a placeholder for the block."""
+    """Kind, module pattern, and suffix of the precision in the value of each variant.
+
+    ``{}`` in a pattern is a placeholder for the block.
+    """
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
         """Return the hypothesis that the part of one block is computed in a precision."""
@@ -47,30 +49,31 @@ class Imprecision:
     """A part that is computed in lower precision."""
 
     at: str
-    """The first imprecise result of its kind."""
+    """The name of the first result that the part computes imprecisely."""
 
     part: str
     """The name of the part for sentences."""
 
     where: str
-    """The blocks for sentences; "" outside of blocks."""
+    """A phrase about the blocks that contain the part; "" outside of blocks."""
 
     precisions: tuple[str, ...]
-    """The precisions; several if their remaining errors are equal."""
+    """The precisions that explain the error, several if their remaining errors are nearly equal."""
 
     explained: float
-    """The fraction of the error at the first result that this reproduces, at most 1."""
+    """The fraction of the error of the first result that the precision reproduces, at most 1."""
 
 
 def find_imprecisions(
     measure: Measure, failing: Sequence[str], results: Sequence[str], dtype: str
 ) -> list[Imprecision]:
-    """Return the parts that are computed in lower precision.
+    """Return the parts of a model that are computed in lower precision.
 
     Args:
-        measure: runs a hypothesis and returns the fraction of the error that remains.
+        measure: a function that runs a hypothesis and returns the fraction of the error that
+            remains.
         failing: the imprecise results in execution order, including all results after a fault.
-        results: names of all intermediate activations, to test the same part of other blocks.
+        results: names of all intermediate activations; the same part is tested in other blocks.
         dtype: the dtype of the run.
     """
     steps = {_step(name): name for name in reversed(failing)}
@@ -81,13 +84,13 @@ def find_imprecisions(
         imprecision = _imprecision(measure, name, results, dtype)
         if imprecision is not None:
             imprecisions.append(imprecision)
-        elif not imprecisions:  # if the first one is unexplained, later ones are not its cause
+        elif not imprecisions:  # later errors may follow from an unexplained one
             return []
     return imprecisions
 
 
 def _step(name: str) -> str:
-    """Return the step of a block, or the result outside of blocks, that a name belongs to."""
+    """Return the step that computes a result, without its block; "q" stands for q, k and v."""
     match = BLOCK_TAP.fullmatch(name)
     if match is None:
         return "encoder.norm" if name == "last_hidden_state" else name
@@ -115,7 +118,7 @@ def _imprecision(
 def _where(
     measure: Measure, part: ModelPart, precision: str, at: str, results: Sequence[str]
 ) -> str:
-    """Return the blocks in which a part is imprecise as text."""
+    """Return a phrase about the blocks in which a part is imprecise."""
     match = BLOCK_TAP.fullmatch(at)
     if not match:
         return ""
@@ -141,7 +144,7 @@ def _block(at: str) -> str:
 
 
 def _parts(at: str) -> Iterator[ModelPart]:
-    """Yield the parts that compute a result."""
+    """Yield the parts of the computation that can affect a result."""
     match = BLOCK_TAP.fullmatch(at)
     if match:
         yield from _in_block(match[3])
@@ -184,7 +187,7 @@ def _in_block(step: str) -> Iterator[ModelPart]:
 def explain_float64_difference(
     process: CandidateProcess, pair: Pair, first: str
 ) -> Explanation | None:
-    """Explain a difference in the float64 run by lower precision if that reproduces it."""
+    """Explain a difference in float64 by lower precision; None if that does not reproduce it."""
     steps = _steps(pair.b.trace, "float64")
     failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
     causes = _causes_in_run(process, pair.b.trace, "float64", failing, pair.names[1])
@@ -192,7 +195,7 @@ def explain_float64_difference(
 
 
 def explain_float32_errors(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain a side whose rounding error in float32 is too large."""
+    """Explain why the rounding error of a side in float32 is too large."""
     failed = [check.name.split("/", 2) for check in verdict.failed()]
     imprecise = [(parts[1], parts[2]) for parts in failed if parts[0] == "float32"]
     causes: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
 
-All results before the first one that differs agree, so the step that computes it can be isolated:
-its inputs from A, its tensors in A and in B, and both results. If only the rounding errors of a
-lower precision are too large, the step has the inputs of each side. A script that needs only NumPy
-and one framework computes the step again with the tensors of each side.
+All results before the first differing result agree, so the step that computes this result can be
+isolated: with its inputs from A, its tensors in A and in B, and the results of both. If only the
+rounding errors in a lower precision are too large, each side has its own inputs. A script that
+needs only NumPy and one framework computes the step again with the tensors of each side.
 """
 
 import subprocess
@@ -30,13 +30,13 @@ from mae_convert.verify.judge import FLOOR_UNITS, UNIT_ROUNDOFF
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
-ROUNDED = ("float32", "float16", "tf32")  # lower precisions whose results NumPy can represent
+ROUNDED = ("float32", "float16", "tf32")  # the lower precisions whose results NumPy can represent
 SEE_CHECKS = "see the failed checks in the table"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A result of another side that differs from that of A, the first in order of execution."""
+    """The first result, in order of execution, in which another side differs from A."""
 
     first: str
     """The name of the result."""
@@ -45,25 +45,27 @@ class Difference:
     """The trace of the other side."""
 
     framework: str
-    """The framework or library that ran it."""
+    """The framework or library that ran the other side."""
 
     dtype: str = "float64"
-    """The precision: float64, or one in which the rounding errors are too large."""
+    """The dtype of the runs: float64, or a dtype in which the rounding errors are too large."""
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """A differing step: its script, and the arrays of the script."""
+    """The script for a differing step, and the arrays that it reads."""
 
     script: Script
     """The script."""
 
     arrays: Mapping[str, np.ndarray]
-    """By name: inputs and tensors, with A/ or B/ before the name where the sides differ, result/A
-    and result/B."""
+    """Name → array: the inputs, the tensors, and the results ``result/A`` and ``result/B``.
+
+    Inputs and tensors that differ have the prefix ``A/`` or ``B/``.
+    """
 
     frameworks: Mapping[str, str | None]
-    """The frameworks for the script, each with a Python interpreter; None for the current one."""
+    """Framework for the script → Python interpreter; None for the current interpreter."""
 
 
 def reduced(verification: Verification) -> Reproducer:
@@ -94,8 +96,9 @@ def reproducer_of(
         difference: the first result that differs.
         a: the trace of A.
         checkpoints: A and B.
-        inputs: images and noise of the runs.
-        frameworks: the frameworks for the script, each with a Python interpreter.
+        inputs: the images and the noise of the runs.
+        frameworks: framework for the script → Python interpreter, or None for the current
+            interpreter.
 
     Raises:
         MaeConvertError: the result cannot be computed from earlier results that both sides have.
@@ -105,7 +108,7 @@ def reproducer_of(
     results = {side: _results(trace, dtype) for side, trace in sides.items()}
     if alone := [side for side, other in ("AB", "BA") if first not in results[other]]:
         raise MaeConvertError(
-            f"there is nothing to reduce: {first} is a result that only {alone[0]} has",
+            f"no step can be isolated: {first} is a result that only {alone[0]} has",
             hint=SEE_CHECKS,
         )
     location = _location(results["A"][first], results["B"][first], _exact(a, difference))
@@ -113,7 +116,7 @@ def reproducer_of(
         side: _formula(first, location, checkpoints[0], results, results[side], inputs)
         for side in "AB"
     }
-    if dtype == "float64":  # both sides get A's earlier results
+    if dtype == "float64":  # both sides use A's earlier results
         formulas["B"] = formulas["A"]
     if any(formula is None for formula in formulas.values()):
         raise MaeConvertError(
@@ -161,7 +164,7 @@ def _formula(
     own: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
 ) -> Formula | None:
-    """Return the formula of a result of a side from results in which both sides agree."""
+    """Return the formula that computes a side's result from results in which both sides agree."""
     common = {name: own[name] for name in results["A"] if name in results["B"]}
     common |= _implied(first, own, common)
     config, tensors = checkpoint.configuration.model, checkpoint.tensors
@@ -172,9 +175,9 @@ def _formula(
 def _implied(
     first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of blocks that only A records, if later results agree.
+    """Return inputs of blocks that only A records, if both sides agree in a later result.
 
-    Those depend on everything before their block.
+    A later result depends on these inputs, so both sides agree in them too.
     """
     order = execution_order(first)
     later = [execution_order(name) for name in common if execution_order(name) < order]
@@ -184,21 +187,21 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework of the script for the framework or library that runs a side."""
+    """Return the framework in which the script is written for a side's framework or library."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
 def first_difference(verification: Verification) -> Difference:
     """Return the first result that differs from A's.
 
-    That is a result of B in float64; if B agrees with A, one of a further runner; otherwise the
-    first result of A or B whose rounding error is too large.
+    This is a result of B in float64 or, if B agrees with A, a result of another runner. If all
+    agree in float64, it is the first result of A or B whose rounding error is too large.
 
     Raises:
         MaeConvertError: no result differs.
     """
     if not verification.runs:
-        raise MaeConvertError("there is nothing to reduce: nothing was run", hint=SEE_CHECKS)
+        raise MaeConvertError("no step can be isolated: no model was run", hint=SEE_CHECKS)
     b = verification.runs[1].side.framework or ""
     if (first := verification.verdict.first_divergence) and not first.startswith(GRADIENT):
         return Difference(first, verification.traces[1], b)
@@ -218,13 +221,11 @@ def first_difference(verification: Verification) -> Difference:
             names = [n.split("/", 2)[2] for n in own if n.startswith(starts)]
             if names := [name for name in names if not name.startswith(GRADIENT)]:
                 return Difference(min(names, key=execution_order), trace, framework, dtype)
-    raise MaeConvertError(
-        "there is nothing to reduce: no result of the runs differs", hint=SEE_CHECKS
-    )
+    raise MaeConvertError("no step can be isolated: no result of the runs differs", hint=SEE_CHECKS)
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
-    """Return the float64 result that rounding errors are measured against; None in float64."""
+    """Return the float64 result with which a lower precision is compared; None in float64."""
     if difference.dtype == "float64":
         return None
     return a.results("float64").get(difference.first)
@@ -236,7 +237,8 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
     Args:
         a: the result of A.
         b: the result of the other side.
-        exact: the float64 result, if rounding errors are compared; the larger error counts.
+        exact: the float64 result, if rounding errors are compared; the larger of both errors is
+            used.
     """
     if a.ndim == 0:
         return Location(0, None, 0)
@@ -254,9 +256,10 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
 
 
 def _cut(array: np.ndarray, location: Location, formula: Formula) -> np.ndarray:
-    """Return the part of a result at a location; tokens are counted from the end.
+    """Return the part of a result at a location.
 
-    An earlier result may have more tokens in front.
+    Tokens are counted from the end, because an earlier result may have additional tokens at the
+    beginning.
     """
     if array.ndim == 0:
         return array
@@ -274,7 +277,7 @@ def _arrays(
     checkpoint: Checkpoint,
     inputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of the formula on one side, by the names that it uses."""
+    """Return name in the formula → array, for the inputs and tensors of one side."""
     arrays = {name: _cut(results[r], location, formula) for name, r in formula.inputs.items()}
     for name, canonical in formula.tensors.items():
         if canonical in checkpoint.tensors:
@@ -288,7 +291,7 @@ def _arrays(
 
 
 def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays, with those that are equal on both sides stored once."""
+    """Return the arrays; arrays that are equal on both sides are stored once, without prefix."""
     stored = {name: array for name, array in arrays.items() if name.startswith("result/")}
     for name in (n[2:] for n in arrays if n.startswith("A/")):
         a, b = arrays[f"A/{name}"], arrays.get(f"B/{name}")
@@ -305,11 +308,11 @@ def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
     if dtype != "float64":
         return FLOOR_UNITS * UNIT_ROUNDOFF[dtype]
     measured = relative_error(arrays["result/B"], arrays["result/A"])
-    return min(FUNCTION_LIMIT, measured / 2)  # a single element may be what differs
+    return min(FUNCTION_LIMIT, measured / 2)  # possibly only a single element differs
 
 
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
-    """Return the fields of the configuration that the lines of a formula can read."""
+    """Return the settings that the lines of a formula can read."""
     model = checkpoint.configuration.model
     decoder = first.startswith("decoder.") or (first == "logits" and checkpoint.task == "pretrain")
     block = model.decoder_block if decoder else model.encoder_block

@@ -1,8 +1,8 @@
 """Repair the faults of a target and verify the result against the source.
 
-The faults of weights, configuration and conversion record that the diagnosis recognises are
-repaired. The repaired checkpoint is written in the layout of the target, which is not changed, and
-is renamed to its final name only after it has passed a verification.
+Faults of weights, configuration and conversion record are repaired if the diagnosis recognises
+them. The target is not changed: the repaired checkpoint is a new file or directory in the same
+layout, which is renamed to its final name only after it has passed a verification.
 """
 
 import os
@@ -18,8 +18,8 @@ from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.record import files_sha256
-from mae_convert.diagnose.tensor_cures import UNEXPLAINED, Cure, differing, tensor_cures
 from mae_convert.diagnose.tensor_differences import grouped_causes, grouped_names
+from mae_convert.diagnose.tensor_repairs import UNEXPLAINED, TensorRepair, differing, tensor_repairs
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.atomic import rename_to_new
@@ -36,7 +36,7 @@ Step = Mapping[str, Any]
 
 PREPROCESSING = ("image_mean", "image_std")
 DECODER_EPS = "decoder_layer_norm_eps"
-MOST_NAMED = 4  # unexplained tensors in a message
+MOST_NAMED = 4  # maximum number of unexplained tensors in a message
 
 
 class NotRepairedError(MaeConvertError):
@@ -47,39 +47,39 @@ class NotRepairedError(MaeConvertError):
 
 @dataclass(frozen=True)
 class Repair:
-    """The faults of a target and their repairs."""
+    """The faults of a target, and the changes that repair them."""
 
     source: Checkpoint = field(repr=False)
     """The source after the declared steps; the repaired checkpoint must be equal to it."""
 
     target: Checkpoint = field(repr=False)
-    """The faulty target."""
+    """The target with the faults."""
 
-    cures: tuple[Cure, ...]
-    """Tensors to replace."""
+    repairs: tuple[TensorRepair, ...]
+    """The tensors to replace."""
 
     configuration: tuple[str, ...] = ()
-    """Sentences about fields that are set to those of the source."""
+    """Sentences about configuration fields that are set to the values of the source."""
 
     record: tuple[str, ...] = ()
-    """Sentences about the conversion record and the names of tensors."""
+    """Sentences about changes of the conversion record and of the tensor names."""
 
     @property
     def changes(self) -> list[str]:
-        """A sentence for every change; tensors with the same fault share a sentence."""
-        causes = {cure.name: (cure.fault, cure.how) for cure in self.cures}
+        """Sentences about all changes; tensors with the same fault share a sentence."""
+        causes = {repair.name: (repair.fault, repair.how) for repair in self.repairs}
         groups = grouped_causes(causes)
         tensors = [f"{grouped_names(names)}: {fault}; {how}" for names, (fault, how) in groups]
         return [*tensors, *self.configuration, *self.record]
 
     @property
     def unexplained(self) -> list[str]:
-        """Differing tensors that no known fault explains."""
-        return [cure.name for cure in self.cures if cure.fault == UNEXPLAINED]
+        """Names of the differing tensors that no known fault explains."""
+        return [repair.name for repair in self.repairs if repair.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
         """Return the source with the tensors of the target after all changes."""
-        cured = {cure.name: cure.tensor for cure in self.cures}
+        cured = {repair.name: repair.tensor for repair in self.repairs}
         tensors = {**self.source.tensors, **self.target.tensors, **cured}
         unchanged = {name: tensors[name] for name in self.source.tensors}
         ours, theirs = self.source, self.target
@@ -92,11 +92,11 @@ class Repair:
 
 
 def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
-    """Find the faults of a target and their repairs, without running or writing anything.
+    """Find the faults of a target and the changes that repair them; no model is run.
 
     Args:
         a: the source.
-        b: the target; fields that it does not store may be missing.
+        b: the target; configuration fields that it does not store may be missing.
 
     Raises:
         NotRepairedError: the two models have different families, tasks or shapes.
@@ -120,7 +120,7 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
     return Repair(
         source,
         b,
-        tuple(tensor_cures(source, b, names)),
+        tuple(tensor_repairs(source, b, names)),
         tuple(_configuration_changes(source, b)),
         tuple(record),
     )
@@ -135,7 +135,7 @@ def repair(
     *,
     restore: bool = False,
 ) -> tuple[Repair, Verification]:
-    """Write the repaired target, verified against the source, with a certificate.
+    """Repair a target, verify the result against the source, and write it with a certificate.
 
     Args:
         a: the source.
@@ -143,11 +143,12 @@ def repair(
         out: the path of the repaired checkpoint, in the layout of the target.
         sides: how to run the source and the repaired checkpoint.
         options: the options of the verification.
-        restore: also copy tensors from the source whose difference no known fault explains.
+        restore: if no known fault explains the difference of a tensor, copy the tensor from the
+            source.
 
     Raises:
         NotRepairedError: there is nothing to repair, a difference is unexplained, or the repaired
-            checkpoint does not pass the verification. Then nothing is written.
+            checkpoint does not pass the verification. Nothing is written in these cases.
         OutputError: ``out`` exists or cannot be written.
     """
     if os.path.lexists(out):
@@ -172,18 +173,19 @@ def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
         raise NotRepairedError(f"A is a {a.family.title} model, but B is a {b.family.title} model")
     if b.task not in (a.task, "encoder"):
         raise NotRepairedError(
-            f"A is a {a.task} model and B is a {b.task} model: B has parts that A lacks",
+            f"A is a {a.task} model and B is a {b.task} model, so A lacks tensors of B",
             hint="specify the source of B's conversion",
         )
 
 
 def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str], list[str]]:
-    """Return the source after the steps that were really applied, and the faults of the record.
+    """Return the source after the steps that were applied, and the faults of the conversion record.
 
     The record may declare a step that was not applied, or not declare that tensors were rounded.
 
     Returns:
-        The source after the steps, the tensors of B that still differ, and sentences.
+        The source after the steps, the names of the tensors in which B still differs, and sentences
+        about the faults.
     """
     declared = [step for step in steps_between(a, b) if step["step"] != "task"]
     source = _after(a, declared, b)
@@ -202,7 +204,7 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
 
 
 def _rounding(a: Checkpoint, b: Checkpoint) -> Step | None:
-    """Return a step that rounds all tensors of A to B's dtype if B has one narrower dtype."""
+    """Return a step that rounds A's tensors to B's dtype, if that is narrower; else None."""
     dtypes = {str(tensor.dtype) for tensor in b.tensors.values()}
     before = {str(tensor.dtype) for name, tensor in a.tensors.items() if name in b.tensors}
     if len(dtypes) != 1 or before == dtypes:
@@ -221,7 +223,7 @@ def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
     missing = {each.field for each in theirs.missing}
     model_fields = a.family.compared_fields({a.task, b.task})
     models = ours.model.to_dict(), theirs.model.to_dict()
-    if all(model.get(DECODER_EPS) is None for model in models):  # it defaults to the encoder's
+    if all(model.get(DECODER_EPS) is None for model in models):  # the default: the encoder's
         model_fields = tuple(name for name in model_fields if name != DECODER_EPS)
     for name in dict.fromkeys((*model_fields, *PREPROCESSING)):
         right = _value(a, name)
@@ -254,7 +256,7 @@ def _value(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _same_value(name: str, left: Any, right: Any) -> bool:
-    """Return whether two values of a field are equivalent, such as two values for "absent"."""
+    """Return whether two values of a field are equal or both stand for a missing value."""
     return bool(left == right) or {left, right} <= set(OPTIONAL.get(name, ()))
 
 
@@ -275,7 +277,7 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
 
 
 def write_repaired(planned: Repair, target: Path) -> None:
-    """Write the repaired checkpoint in the layout of the target, without verifying it.
+    """Write the repaired checkpoint in the layout of the target; it is not verified here.
 
     Raises:
         MaeConvertError: the conversion failed.
@@ -299,7 +301,7 @@ def _not_passed(verification: Verification, planned: Repair) -> NotRepairedError
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    """Rename a verified checkpoint and its certificate to their final names, checkpoint last."""
+    """Rename a verified certificate and then its checkpoint to their final names."""
     others = sorted(path for path in folder.iterdir() if path.name != out.name)
     placed: list[Path] = []
     try:

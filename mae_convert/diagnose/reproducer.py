@@ -147,27 +147,28 @@ class Script:
     """The content of a script."""
 
     first: str
-    """The result that differs."""
+    """The name of the result that differs."""
 
     lines: Sequence[str]
     """The formula of the result, as lines of Python."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """By side, "A" and "B": the values that the lines read from ``s``."""
+    """Side ("A" or "B") → the settings, which the lines read from ``s``."""
 
     names: Mapping[str, str]
-    """The name in the lines of each tensor that differs → its canonical name."""
+    """Name in the lines → canonical name, for the tensors that differ."""
 
     limit: float
-    """In float64 the largest distance that counts as none; in lower precisions a rounding error: a
-    side may have eight times that of the other or this one, and at most four times this one."""
+    """The limit of the script: in float64, the limit of the distance between A and B; in a lower
+    precision, a rounding error. The error of a side may be eight times the larger of this value and
+    the error of the other side, but at most four times this value."""
 
     dtype: str = "float64"
     """The dtype in which the results were computed."""
 
 
 def script_text(script: Script, frameworks: Sequence[str]) -> str:
-    """Return a script that runs in each of some frameworks."""
+    """Return the text of a script that can run in each of the frameworks."""
     code = "\n".join(script.lines)
     used = set(re.findall(r'\bs\["(\w+)"\]', code))
     settings = {side: {n: v for n, v in values.items() if n in used}

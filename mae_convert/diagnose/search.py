@@ -9,14 +9,14 @@ from mae_convert.diagnose.candidates import candidates
 from mae_convert.diagnose.hypotheses import Hypothesis, Model
 from mae_convert.verify.localise import execution_order
 
-MOST_FAULTS = 4  # maximum number of faults; with more, it is probably another model
+MOST_FAULTS = 4  # maximum number of faults; with more faults, the models are probably unrelated
 MOST_OTHERS = 3  # maximum number of equally good hypotheses that are reported
 MOST_CONFIRMED = 12  # maximum number of complete runs for each first difference
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """The comparison of a changed model with a trace."""
+    """The result of comparing a changed model with a trace."""
 
     first: str | None
     """The first result that differs, or None if all agree."""
@@ -26,12 +26,12 @@ class CandidateResult:
 
 
 class Compare(Protocol):
-    """Function that runs the model with hypotheses applied and compares it with a trace."""
+    """A function that runs a model with hypotheses applied and compares it with a trace."""
 
     def __call__(
         self, hypotheses: Sequence[Hypothesis], start: str | None = None
     ) -> CandidateResult | None:
-        """Return the comparison, from ``start`` on; None if a hypothesis does not fit."""
+        """Return the comparison from result ``start`` on; None if a hypothesis does not fit."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Finding:
     """The hypothesis."""
 
     removes: str
-    """The first result that differs without it."""
+    """The first result that differs without the hypothesis."""
 
     next: str | None
-    """The first result that differs with it, or None if all agree."""
+    """The first result that differs with the hypothesis, or None if all agree."""
 
     largest: float
     """The largest error of earlier results, relative L2."""
@@ -56,13 +56,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search."""
+    """The faults that a search found."""
 
     first: str
     """The first result that differs without any hypothesis."""
 
     findings: tuple[Finding, ...]
-    """The faults in the order of the results that they affect."""
+    """The hypotheses that remove a difference, in the order of the results that they affect."""
 
     remaining: str | None
     """The first result that still differs, or None if everything is explained."""
@@ -71,7 +71,7 @@ class SearchResult:
     """The number of hypotheses that were run."""
 
     in_time: bool = True
-    """Whether all candidates were run within the time limit."""
+    """Whether all hypotheses were tested within the time limit."""
 
 
 def search(
@@ -82,11 +82,11 @@ def search(
     base: Sequence[Hypothesis] = (),
     seconds: float = float("inf"),
 ) -> SearchResult:
-    """Explain a difference by one fault after another.
+    """Find the faults that explain a difference, one after the other.
 
     Args:
-        model: the side that hypotheses change.
-        compare: runs the model and compares it with the other side.
+        model: the model of the side to which hypotheses are applied.
+        compare: runs the model with hypotheses and compares it with the trace of the other side.
         first: the first result that differs.
         base: hypotheses that are always applied.
         seconds: time limit after which no further hypothesis is run.
@@ -123,7 +123,7 @@ def _fitting(
         answer = compare([*accepted, hypothesis], first)
         if answer is not None and _later(answer.first, first):
             fitting.append((hypothesis, answer))
-    # Sort by the next difference, the latest first; ties keep the order of the candidates.
+    # The hypothesis with the latest next difference comes first; equal ones keep their order.
     fitting.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     return fitting, tried
 
@@ -143,7 +143,7 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the hypothesis with the latest first difference in a complete run."""
+    """Return the hypothesis for which the first difference of a complete run is the latest."""
     confirmable = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
     for hypothesis, answer in fitting[:MOST_CONFIRMED]:
         if answer.first is not None:

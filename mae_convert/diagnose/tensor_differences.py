@@ -16,15 +16,15 @@ from mae_convert.verify.distance import relative_error
 
 MOST_TENSORS = 64  # maximum number of compared tensors
 MOST_SENTENCES = 8
-FIRST = 8  # number of values that are used as the key of a tensor
-SAMPLE = 64  # number of values that are compared first, before all values
+FIRST = 8  # number of values that are the key of a tensor in an index
+SAMPLE = 64  # number of values that are compared before all values are
 FEW = 3  # maximum number of listed indices
-CLOSE = 1e-6  # relative, for float32 rounding
+CLOSE = 1e-6  # relative tolerance for rounding to float32
 
 
 @dataclass(frozen=True)
 class Cause:
-    """The cause of a tensor's difference, as a sentence without its subject, the tensor name."""
+    """The cause of a tensor's difference, in words that follow the tensor's name in a sentence."""
 
     text: str
     """The text before the name of another tensor, or the whole text."""
@@ -33,16 +33,16 @@ class Cause:
     """The canonical name of the other tensor, or ""."""
 
     rest: str = ""
-    """The text after the name."""
+    """The text after the name of the other tensor."""
 
     def __str__(self) -> str:
         return f"{self.text}{self.other}{self.rest}"
 
     def in_every_block(self, name: str) -> "Cause":
-        """Return the cause with the block removed from the other tensor's name.
+        """Return the cause without the block in the other tensor's name, as for a group of blocks.
 
         Args:
-            name: the differing tensor, whose block is removed.
+            name: the differing tensor; the prefix of its block is removed.
         """
         return replace(self, other=self.other.removeprefix(_block_prefix(name)))
 
@@ -50,12 +50,12 @@ class Cause:
 def describe_tensor_differences(
     a: Checkpoint, b: Checkpoint, differing: Sequence[str]
 ) -> list[str]:
-    """Return sentences about how the tensors of B differ from those of A.
+    """Return sentences that describe how tensors of B differ from those of A.
 
     Args:
         a: the source.
         b: the target.
-        differing: canonical names, the most likely cause first.
+        differing: canonical names of differing tensors, the most suspect tensor first.
     """
     model, prints = model_of(a), Fingerprints(a)
     causes = {name: (_explain_one(model, prints, b, name),) for name in differing[:MOST_TENSORS]}
@@ -68,9 +68,10 @@ def describe_tensor_differences(
 def grouped_causes(
     causes: Mapping[str, tuple[Cause, ...]],
 ) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
-    """Yield groups of tensor names that have the same causes.
+    """Yield groups of tensor names with the same causes, and the causes.
 
-    Causes of tensors in several blocks are the same if they refer to the same tensor of the block.
+    Causes of tensors in different blocks are the same if they refer to the same tensor in the
+    block.
     """
     groups: dict[tuple[Cause, ...], list[str]] = {}
     for name, own in causes.items():
@@ -80,7 +81,7 @@ def grouped_causes(
 
 
 def _block_prefix(name: str) -> str:
-    """Return the canonical prefix of the block that a tensor belongs to, with its dot, or ""."""
+    """Return the prefix of the block that contains a tensor, with a dot at its end, or ""."""
     stack, _, rest = name.partition(".blocks.")
     return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
 
@@ -101,14 +102,14 @@ def grouped_names(names: Sequence[str]) -> str:
 
 
 class Fingerprints:
-    """Index of a checkpoint's tensors by their first values, to find equal ones."""
+    """An index of a checkpoint's tensors by their first values, to find equal tensors."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
-        """Shape and bytes of the first values → names."""
+        """(shape, bytes of the first values) → tensor names."""
         groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
             groups.setdefault(self._key(tensor.load()), []).append(name)
@@ -118,7 +119,7 @@ class Fingerprints:
         return array.shape, array.flat[:FIRST].tobytes()
 
     def same_as(self, array: np.ndarray) -> list[str]:
-        """Return the tensors that are equal to an array."""
+        """Return the names of the tensors that are equal to an array."""
         names = self.by_first.get(self._key(array), [])
         return [n for n in names if np.array_equal(self.checkpoint.tensors[n].load(), array)]
 
@@ -141,7 +142,7 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
-    """Return a phrase about the NaN or infinite values of a tensor on both sides."""
+    """Return a phrase about the NaN or infinite values of a tensor in A and B, or ""."""
     descriptions = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
     return " and ".join(filter(None, descriptions))
 
@@ -156,14 +157,14 @@ def not_finite_values(array: np.ndarray, where: str = "") -> str:
 
 
 def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield the change, possibly with rounding, that turns A's tensor into exactly B's."""
+    """Yield descriptions of changes, possibly with rounding, whose result is exactly B's tensor."""
     for self_edit in self_edits(model, name):
         try:
             made = self_edit.on(name).apply([x])
         except (ValueError, IndexError):  # the change does not apply to this shape
             continue
         # A change without effect on this tensor is not an explanation.
-        if not _alike(made, y) or np.array_equal(made, x):
+        if not _sample_is_close(made, y) or np.array_equal(made, x):
             continue
         if np.array_equal(made, y):
             yield self_edit.description
@@ -178,9 +179,9 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
             return
 
 
-def _alike(made: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether a sample of values is equal up to the rounding of narrow dtypes."""
-    if made.shape != y.shape:  # the change is for another kind of model
+def _sample_is_close(made: np.ndarray, y: np.ndarray) -> bool:
+    """Return whether a sample of values is equal up to rounding to narrow dtypes."""
+    if made.shape != y.shape:  # the change applies only to other models
         return False
     samples = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
     some, others = (z.ravel()[samples].astype(np.float64) for z in (made, y))
@@ -188,7 +189,7 @@ def _alike(made: np.ndarray, y: np.ndarray) -> bool:
 
 
 def measured_difference(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a measure of the difference if no change turns one tensor into the other."""
+    """Yield a measure of the difference, for tensors that no known change explains."""
     exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
     difference, indices = exact_y - exact_x, np.argwhere(x != y)
     where = ", ".join(str(tuple(map(int, index))) for index in indices[:FEW])
@@ -213,14 +214,14 @@ def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
 
 
 def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
-    """Return whether both arrays have the same rows or columns in any order."""
+    """Return whether both arrays have the same rows or columns, in any order."""
     parts = [np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1) for z in (x, y)]
     in_order = [part[np.lexsort(part.T[:8])] for part in parts]
     return np.array_equal(in_order[0], in_order[1])
 
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
-    """Yield a description if only some rows or columns differ, or if the rest is zero."""
+    """Yield a description if only some rows or columns differ, or if the end of B is zero."""
     yield from zero_from(x, y)
     for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
         others = tuple(i for i in range(x.ndim) if i != axis)
@@ -230,7 +231,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a description if B's tensor equals A's up to some value and is zero after it."""
+    """Yield a description if B's tensor is A's up to some value and is zero after it."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
         yield f"is zero from value {first} of {x.size} on"

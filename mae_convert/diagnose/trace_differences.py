@@ -1,4 +1,4 @@
-"""Describe the difference between two traces without weights or a model.
+"""Describe the difference between two traces without weights and without running a model.
 
 Results are float64 arrays: (N, T, D) for tokens, (N, K) for classes, or images (N, C, H, W).
 """
@@ -29,8 +29,8 @@ from mae_convert.verify.localise import (
     removed_tokens,
 )
 
-RANDOM = 1e-2  # distance of a float32 run from its float64 run that rounding cannot explain
-# Axes that may be permuted; channels first, because a small number of tokens can match by chance.
+RANDOM = 1e-2  # a relative difference from float64 that rounding to float32 cannot explain
+# Axes that may be permuted. Channels are tested first, because a few tokens can match by chance.
 ORDERED_AXES = {
     (3, False): {2: "channels", 1: "tokens"},
     (2, False): {1: "classes"},
@@ -43,10 +43,10 @@ AXES = {
 }
 EPSILON = "layer_norm_eps"
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
-# Limits for the vectors that an epsilon gives for each token; see ``_fitting_epsilons``.
+# Limits for the vectors c that follow from an epsilon for each token; see ``_fitting_epsilons``.
 PRECISION = 2.0**-50  # relative precision of a float64 result
-AGREEMENT = 1e-3  # tolerance between tokens; the difference of the sides has few digits
-TIED = 10.0  # ratio to the smallest spread up to which epsilons are equally good
+AGREEMENT = 1e-3  # tolerance between tokens: differences of the sides have few exact digits
+TIED = 10.0  # epsilons are equally good up to this multiple of the smallest spread
 SUM_TOLERANCE = 1e-6  # tolerance of the factors of attention and MLP in a block's output
 
 
@@ -56,7 +56,7 @@ def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[st
     Args:
         a: the trace of the source.
         b: the trace of the target.
-        first: the first result at which they differ in float64, or None.
+        first: the name of the first result that differs in float64, or None.
     """
     if sentences := list(_not_finite(a, b)):
         return sentences
@@ -65,7 +65,7 @@ def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[st
 
 
 def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield a sentence about the first non-finite result of each side and run."""
+    """Yield a sentence about the first non-finite result of each run of each side."""
     for side, trace in (("A", a), ("B", b)):
         for dtype in trace.description["dtypes"]:
             results = trace.results(dtype)
@@ -139,12 +139,12 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
         if name is not None and errors[other].get(name, 1.0) < RANDOM:
             yield (
                 f"{side}'s two runs differ by {errors[side][name]:.1e} at {name}, more than"
-                " rounding can explain: its results are random, as with dropout left on"
+                " rounding can explain: its results are random, as when dropout is active"
             )
 
 
 def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
-    """Yield the float32 rounding error of a side that fails the check of numerics."""
+    """Yield a sentence about a side whose rounding error in float32 is too large."""
     if first is not None or "float32" not in set(a.description["dtypes"]) & set(
         b.description["dtypes"]
     ):
@@ -158,14 +158,15 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
             units = {kind: own[name] / UNIT_ROUNDOFF[kind] for kind in ("bfloat16", "float16")}
             yield (
                 f"{side}'s rounding error at {name} (relative to its own float64 run) is"
-                f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} units of float32,"
-                f" {units['float16']:.2g} of TF32 and float16 and {units['bfloat16']:.2g} of"
-                f" bfloat16; for earlier results it is as small as {other}'s"
+                f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} times the unit roundoff of float32,"
+                f" {units['float16']:.2g} times that of TF32 and float16, and"
+                f" {units['bfloat16']:.2g} times that of bfloat16; for earlier results, it is as"
+                f" small as that of {other}"
             )
 
 
 def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    """Yield how B's result, of the same shape, is related to A's, and where they differ."""
+    """Yield sentences about the relation of B's result to A's, which has the same shape."""
     ours = a.results("float64")
     x, y = ours[first], b.results("float64")[first]
     yield from _other_step(ours, first, y)
@@ -184,14 +185,14 @@ def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> It
 
 
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield the operation that turns A's result into B's."""
+    """Yield a sentence about an operation on A's result that gives B's result."""
     if (ratio := factor(x, y)) is not None:
         yield f"{first} in B is {ratio:.6g} times that in A"
         return
     if (share := dropout_probability(x, y)) is not None:
         yield (
             f"{first} in B is that of A with {(y == 0).mean():.0%} of the values set to zero and"
-            f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is left on"
+            f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is active"
         )
         return
     axes = ORDERED_AXES.get((x.ndim, first == "reconstruction"), {})
@@ -203,7 +204,7 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
 
 
 def _order_name(a: Trace, first: str, order: np.ndarray) -> str:
-    """Return the name of an order of channels, or its first indices."""
+    """Return a description of an order of channels, or its first indices."""
     config = a.description["config"]
     match = BLOCK_TAP.fullmatch(first)
     orders: dict[str, np.ndarray] = {}
@@ -237,7 +238,7 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield the images, tokens and channels in which the results differ."""
+    """Yield sentences about the images, tokens and channels in which the results differ."""
     difference = y - x
     inner = difference
     if first == "encoder.embedding":
@@ -266,7 +267,7 @@ def _at_removed_patches(a: Trace, first: str, difference: np.ndarray) -> Iterato
     if not differs[~removed].any():
         yield f"{first} differs at removed patches only"
     elif not differs[removed].any():
-        yield f"{first} differs at kept patches and the class token only"
+        yield f"{first} differs at visible patches and the class token only"
 
 
 def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
@@ -290,7 +291,7 @@ def _are_one(shares: tuple[float, float] | None) -> bool:
 
 
 def _residual_factors(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
-    """Return the factors of attention and MLP in each block's output, or None if not a sum."""
+    """Return block output → factors of attention and MLP in its sum, or None if not a sum."""
     factors: dict[str, tuple[float, float] | None] = {}
     for name in sorted(results, key=execution_order):
         match = BLOCK_TAP.fullmatch(name)
@@ -312,17 +313,17 @@ def _residual_factors(results: Mapping[str, np.ndarray]) -> dict[str, tuple[floa
 def _fitting_epsilons(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], first: str, configured: float
 ) -> list[float]:
-    """Return the layer norm epsilons that explain B's result, the best one first.
+    """Return the layer norm epsilons that explain B's result, the best epsilon first.
 
     The weights are not needed. A norm and a linear layer turn a token x into f = M x̂ + c, where x̂
     is x minus its mean, divided by the square root of its variance plus epsilon. Another epsilon
-    multiplies x̂ by a number s that depends only on the variance of that token, so that
-    f' - s f = (1 - s) c. The vector c is the same for all tokens: an epsilon with the same c for
-    all tokens explains B.
+    multiplies x̂ by a number s that depends only on the variance of that token, so that f' - s f =
+    (1 - s) c. The vector c is the same for all tokens: an epsilon that results in the same c for
+    all tokens explains B's result.
 
     Args:
-        a: the results of the side whose epsilon is known.
-        b: the results of the other side.
+        a: the results of A, whose epsilon is known.
+        b: the results of B.
         first: the first result that differs.
         configured: the epsilon of A.
     """
@@ -332,8 +333,8 @@ def _fitting_epsilons(
     f, g = a[first], b[first]
     if not (f.ndim == a[before].ndim == 3 and f.shape == g.shape):
         return []
-    # The class token may be missing after the norm, and the mask tokens before it; both have the
-    # same kept patches at the same end.
+    # There may be no class token after the norm and no mask tokens before the norm; both results
+    # end with the same visible patches.
     variance = a[before][:, a[before].shape[1] - f.shape[1] :].var(axis=-1, keepdims=True)
     spreads = {
         eps: _spread(variance, f, g, configured, eps) for eps in EPSILONS if eps != configured
@@ -345,7 +346,7 @@ def _fitting_epsilons(
 def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
 ) -> float:
-    """Return the spread of the vectors c that an epsilon gives for the tokens."""
+    """Return how much the vectors c that follow from an epsilon differ between tokens."""
     if not (variance + eps > 0).all():
         return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))

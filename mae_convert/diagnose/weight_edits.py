@@ -1,7 +1,7 @@
-"""Weight edits: computations of one canonical tensor from others.
+"""Weight edits: computations of a canonical tensor from the same or other tensors.
 
-Operations are specified by name so that an edit can be sent to a child process as plain data. They
-work on NumPy arrays of any dtype so that the result can be compared exactly with a stored tensor.
+Operations are specified by name, so that an edit can be sent to a child process as plain data. They
+accept NumPy arrays of any dtype, so that the result can be compared exactly with a stored tensor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from reference_models.positions import sincos_position_embedding
 
-BFLOAT16_DROPS = 16  # number of bits of a float32 that bfloat16 does not have
+BFLOAT16_DROPS = 16  # the number of bits of float32 that bfloat16 does not have
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class WeightEdit:
     """Arguments of the operation."""
 
     def apply(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the changed array for the arrays of ``sources``.
+        """Return the changed array, computed from the arrays of `sources`.
 
         Raises:
             ValueError: the operation does not fit the shapes.
@@ -41,7 +41,7 @@ class WeightEdit:
 
 
 def copied(array: np.ndarray) -> np.ndarray:
-    """Return the array unchanged: one tensor replaces another."""
+    """Return the array unchanged, as for a tensor that replaces another tensor."""
     return array
 
 
@@ -53,13 +53,13 @@ def permuted(
 ) -> np.ndarray:
     """Return the array with its axes permuted, reshaped to the original shape.
 
-    If the permuted shape is the original one, this is a transposition; otherwise it is the result
-    of a reshape instead of a transposition.
+    If the permuted shape is the original shape, this is a transposition. Otherwise it is the result
+    of a reshape that was used instead of a transposition.
 
     Args:
         array: the tensor.
         axes: the new order of the axes.
-        view: a shape to which the array is reshaped first; by default its own.
+        view: a shape to which the array is reshaped first; default: the shape of the array.
         flipped: axes that are reversed first.
     """
     reversed_ = np.flip(array, tuple(flipped)) if flipped else array
@@ -72,7 +72,7 @@ def reordered(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
 
 
 def filled(array: np.ndarray, value: float) -> np.ndarray:
-    """Return a constant array of the same shape, as for a tensor that was never loaded."""
+    """Return a constant array of the same shape, as for a tensor that was not loaded."""
     return np.full_like(array, value)
 
 
@@ -87,7 +87,7 @@ def added(array: np.ndarray, amount: float) -> np.ndarray:
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the values rounded to a narrower dtype, in the dtype of the array."""
+    """Return the array rounded to a narrower dtype and converted back to its dtype."""
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return array.astype(np.float16).astype(array.dtype)
@@ -106,7 +106,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v of a fused (3, rows) matrix that is read as (groups, 3, rows)."""
+    """Return q, k or v that result if a fused (3, rows) matrix is read as (groups, 3, rows)."""
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
@@ -115,13 +115,13 @@ def fused_as_groups(
 def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v of a fused (groups, 3, rows) matrix that is read as (3, rows)."""
+    """Return q, k or v that result if a fused (groups, 3, rows) matrix is read as (3, rows)."""
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 
 
 def class_position_multiplied(array: np.ndarray, factor: float) -> np.ndarray:
-    """Return the position embedding with the class token's row omitted (0) or added twice (2)."""
+    """Return the position embedding with the class token's row multiplied by a factor: 0 or 2."""
     return np.concatenate([array[:, :1] * np.asarray(factor, array.dtype), array[:, 1:]], axis=1)
 
 
@@ -148,12 +148,12 @@ OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     )
 }
 
-# Description → indices: the wrongly ordered tensor is ``tensor.take(indices, axis)``.
+# Description → indices; the tensor in the wrong order is ``tensor.take(indices, axis)``.
 Orders: TypeAlias = Mapping[str, np.ndarray]
 
 
 def distinct(orders: Orders) -> dict[str, np.ndarray]:
-    """Return the orders that differ from the original one, without duplicates."""
+    """Return the orders that differ from the original order, without duplicates."""
     seen = {tuple(range(len(order))) for order in orders.values()}
     different = {}
     for description, order in orders.items():
@@ -164,7 +164,7 @@ def distinct(orders: Orders) -> dict[str, np.ndarray]:
 
 
 def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the channels of q, k and v, which are (heads, channels)."""
+    """Return wrong orders of the channels of q, k and v; the correct order is (heads, channels)."""
     size = width // heads
     channels = np.arange(width)
     apart = channels.reshape(heads, size)
@@ -183,7 +183,7 @@ def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
 
 
 def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the values of a patch, which are (row, column, channel)."""
+    """Return wrong orders of the values of a patch; the correct order is (row, column, channel)."""
     numbers = np.arange(height * width * channels)
     apart = numbers.reshape(height, width, channels)
     other = numbers.reshape(channels, height, width)
@@ -202,7 +202,7 @@ def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray
 
 
 def position_orders(rows: int, columns: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the positions of the class token and of a grid of patches."""
+    """Return wrong orders of the positions of a class token and a grid of patches."""
     grid = np.arange(1, 1 + rows * columns).reshape(rows, columns)
     positions = np.arange(1 + rows * columns)
     return distinct(

@@ -1,4 +1,4 @@
-"""Hypotheses about weights: single tensors, q, k and v together, modules, whole blocks."""
+"""Hypotheses about weights: of single tensors, of q, k and v together, of modules and of blocks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -11,13 +11,13 @@ from mae_convert.layouts.transforms import Shape
 
 
 class SelfEdit(NamedTuple):
-    """A change of a tensor without other tensors."""
+    """A change of a tensor that does not depend on other tensors."""
 
     key: str
     """The kind of fault."""
 
     description: str
-    """The description, which follows the tensor's name in a sentence."""
+    """A description that follows the tensor's name in a sentence."""
 
     operation: str
     """The name of the operation in ``weight_edits.OPERATIONS``."""
@@ -26,12 +26,12 @@ class SelfEdit(NamedTuple):
     """The arguments of the operation."""
 
     def on(self, name: str) -> WeightEdit:
-        """Return the edit for a tensor."""
+        """Return the weight edit that changes a tensor in this way."""
         return WeightEdit(name, self.operation, (name,), self.options)
 
 
 def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
-    """Yield possible changes of one tensor without other tensors, most likely first."""
+    """Yield possible changes of a tensor that do not depend on other tensors, most likely first."""
     shape, config = model.shapes[name], model.config
     part = name.rpartition(".blocks.")[2].partition(".")[2] if ".blocks." in name else name
     if len(shape) == 2:
@@ -136,7 +136,7 @@ def _positions(model: Model, shape: Shape) -> Iterator[SelfEdit]:
 def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
     yield SelfEdit("zero", "is zero", "filled", {"value": 0.0})
     if "norm" in name and name.endswith(".weight"):
-        what = "is one everywhere, as before training"
+        what = "has the value one everywhere, as before training"
         yield SelfEdit("one", what, "filled", {"value": 1.0})
         for amount, what in ((1.0, "has one added"), (-1.0, "has one subtracted")):
             text = f"{what}, as if it were stored as the difference from one"
@@ -151,7 +151,7 @@ def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _long_axis(shape: Sequence[int]) -> int:
-    """Return the axis along which a tensor may be reversed: matrix rows or token channels."""
+    """Return the axis along which a tensor may be reversed: matrix rows, or channels of tokens."""
     return 2 if len(shape) == 3 else 0
 
 
@@ -164,7 +164,7 @@ BLOCK_TENSORS = tuple(f"{module}.{leaf}" for module in MODULES for leaf in LEAVE
 
 
 def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield possible changes of one tensor, in its block and in all blocks."""
+    """Yield hypotheses about one tensor, with the same tensor of all blocks as wider variants."""
     if ".blocks." in name:
         stack_name, _, rest = name.partition(".blocks.")
         number, _, part = rest.partition(".")
@@ -195,7 +195,7 @@ def _alone_in_block(model: Model, stack: Stack, index: int, part: str) -> Iterat
     for self_edit in self_edits(model, f"{stack.block(index)}.{part}"):
 
         def make(s: Stack, i: int, what: str = self_edit.description) -> Sequence[WeightEdit]:
-            # In the other stack the same change may have other options or not apply.
+            # In the other stack, the same change may have other arguments or not apply.
             name = f"{s.block(i)}.{part}"
             return [h.on(name) for h in self_edits(model, name) if h.description == what]
 
@@ -257,7 +257,7 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
 def exchanged_module_hypotheses(
     model: Model, stack: Stack, index: int, first: str, second: str
 ) -> Iterator[Hypothesis]:
-    """Yield hypotheses that two modules of a block are exchanged."""
+    """Yield the hypotheses that two modules of a block are exchanged."""
 
     def make(s: Stack, i: int) -> Sequence[WeightEdit]:
         pairs = ((first, second), (second, first))
@@ -275,7 +275,7 @@ def exchanged_module_hypotheses(
 
 
 def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that blocks are exchanged or in another order."""
+    """Yield the hypotheses that blocks are exchanged or in another order."""
     numbers = list(range(stack.depth))
     as_text = sorted(numbers, key=str)
     for other in numbers:
@@ -322,7 +322,8 @@ def _copies_of_blocks(
 
 PARTS = ("q", "k", "v")
 KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))
-# Wrong layouts of a fused matrix: (operation, whether its groups are rows instead of heads).
+# (operation, whether its groups are rows instead of heads) → description of a fused matrix that is
+# read in a wrong order.
 FUSED = {
     ("fused_as_groups", False): "(heads, 3, channels) from a matrix that is (3, heads, channels)",
     ("split_as_groups", False): "(3, heads, channels) from a matrix that is (heads, 3, channels)",
@@ -332,7 +333,7 @@ FUSED = {
 
 
 def qkv_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield possible changes of q, k and v of a block at once."""
+    """Yield hypotheses that q, k and v of a block are changed together."""
     yield from _in_other_order(model, stack, index)
     yield from _wrongly_fused(model, stack, index)
     yield from _same_for_all(model, stack, index)
@@ -396,7 +397,7 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
     for leaf in LEAVES:
         key = f"{stack.block(index)}.attention.k.{leaf}"
         for self_edit in self_edits(model, key) if key in model.shapes else ():
-            if self_edit.key == "scale":  # cancels if applied to both q and k
+            if self_edit.key == "scale":  # a factor that cancels if it is applied to both q and k
                 continue
 
             def make(

@@ -121,7 +121,7 @@ FAULTS = {
 def test_a_fault_in_code_is_reproduced_and_named_with_its_reach(sides, name):
     model = sides.models["pretrain"]
     verdict = sides.explain(sides.subject(model), sides.subject(model, name))
-    assert verdict.causes[0].startswith(f"B is what A becomes when {FAULTS[name]}: reproduced")
+    assert verdict.causes[0].startswith(f"A computes B's results if {FAULTS[name]}: reproduced")
 
 
 def test_a_tensor_that_a_table_misnames_is_the_first_suspect(sides):
@@ -132,7 +132,7 @@ def test_a_tensor_that_a_table_misnames_is_the_first_suspect(sides):
     b = replace(b, trace=replace(b.trace, description=sides.subject(model).trace.description))
     verdict = sides.explain(sides.subject(model), b)
     assert verdict.suspects[0] == weight
-    assert verdict.causes[0].startswith(f"B is what A becomes when {weight} is transposed: repro")
+    assert verdict.causes[0].startswith(f"A computes B's results if {weight} is transposed: repro")
 
 
 def test_two_faults_are_both_named(sides):
@@ -140,9 +140,9 @@ def test_two_faults_are_both_named(sides):
     with fault("GELU by tanh"):
         b = sides.subject(model, "positions one off")
     verdict = sides.explain(sides.subject(model), b)
-    assert "(positions counted from the class token)" in verdict.causes[0]
+    assert "(patches get the position of the token before)" in verdict.causes[0]
     assert "hidden_act is gelu_new in every block: reproduced" in verdict.causes[0]
-    assert any("the difference at encoder.blocks.0.mlp is gone" in c for c in verdict.causes)
+    assert any("the difference at encoder.blocks.0.mlp disappears" in c for c in verdict.causes)
 
 
 def test_difference_without_an_explanation_is_reported(sides):
@@ -158,7 +158,7 @@ def test_partial_explanation_reports_the_next_difference(sides):
     with fault("no key bias"):
         b = sides.subject(model, "logits of attention capped")
     verdict = sides.explain(sides.subject(model), b)
-    assert "A is closer to B when encoder.blocks.0.attention.k.bias is zero" in verdict.causes[0]
+    assert "A is closer to B if encoder.blocks.0.attention.k.bias is zero" in verdict.causes[0]
     assert any("B at encoder.blocks.0.attention was found" in cause for cause in verdict.causes)
 
 
@@ -280,5 +280,5 @@ def test_indistinguishable_explanations_are_all_reported(sides, monkeypatch):
     with hypothesised(monkeypatch, {q: [a, b]}):
         result = search(model_of(sides.models["pretrain"]), Scripted(answers), q)
     sentences = search_sentences(result, (), ("A", "B"))
-    assert sentences[0].startswith("B is what A becomes when a: reproduced")
+    assert sentences[0].startswith("A computes B's results if a: reproduced")
     assert sentences[1] == "another explanation with the same results is that b"

@@ -15,7 +15,7 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.diagnose import repair as repairing
 from mae_convert.diagnose.repair import NotRepairedError, plan_repair, repair, write_repaired
-from mae_convert.diagnose.tensor_cures import FROM_A, UNDONE
+from mae_convert.diagnose.tensor_repairs import FROM_A, UNDONE
 from mae_convert.errors import OutputError
 from mae_convert.families.checkpoint_options import Flags
 from mae_convert.files.byte_ranges import file_sha256
@@ -121,8 +121,8 @@ def test_a_fault_of_weights_is_named_and_undone_bit_for_bit(source, target, tmp_
     broken = target(change)
     planned = plan_repair(source, broken)
     assert not planned.unexplained
-    assert (fault, str(how)) in {(str(cure.fault), str(cure.how)) for cure in planned.cures}
-    assert {cure.name for cure in planned.cures} == {
+    assert (fault, str(how)) in {(str(repair.fault), str(repair.how)) for repair in planned.repairs}
+    assert {repair.name for repair in planned.repairs} == {
         name for name, tensor in broken.tensors.items()
         if tensor.load().tobytes() != source.tensors[name].load().tobytes()
     }  # fmt: skip
@@ -193,11 +193,11 @@ def test_repair_that_does_not_pass_verification_is_not_written(
     broken = target(alone("encoder.cls_token", np.zeros_like))
     wrong = broken.tensors["encoder.cls_token"]
 
-    def cures(a, b, names):
-        return [replace(cure, tensor=wrong) for cure in original(a, b, names)]
+    def repairs(a, b, names):
+        return [replace(repair, tensor=wrong) for repair in original(a, b, names)]
 
-    original = repairing.tensor_cures
-    monkeypatch.setattr(repairing, "tensor_cures", cures)
+    original = repairing.tensor_repairs
+    monkeypatch.setattr(repairing, "tensor_repairs", repairs)
     with pytest.raises(NotRepairedError, match=r"does not pass the verification.*is zero"):
         repair(source, broken, tmp_path / "out.safetensors", SIDES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors"]
@@ -273,7 +273,7 @@ def test_every_tensor_of_every_family_is_repaired(case, name, edit):
 
 def test_models_of_other_shapes_and_tasks_are_refused(source, tmp_path):
     other = write_model("encoder", tmp_path)
-    with pytest.raises(NotRepairedError, match="B has parts that A lacks"):
+    with pytest.raises(NotRepairedError, match="so A lacks tensors of B"):
         plan_repair(other, source)
     config = replace(source.configuration.model, num_labels=7, image_size=24)
     tensors = random_tensors(config, "pretrain", 0, learned=False)

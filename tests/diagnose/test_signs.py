@@ -91,7 +91,7 @@ RELATIONS = {
     "with the heads in reverse order": lambda q, t: q[..., weight_edits.head_orders(24, 3)[
         "with the heads in reverse order"]],
     "tokens of A in another order: 0, 2, 1": lambda q, t: q[:, [0, 2, 1, 3, 4, 5, 6]],
-    "dropout of 0.2 is left on": lambda q, t: np.where(
+    "dropout of 0.2 is active": lambda q, t: np.where(
         np.random.default_rng(1).random(q.shape) < 0.2, 0, q / 0.8),
     "same vector at every token": lambda q, t: q + np.arange(24),
     "differs in channels 3, 5-7 of 24 only": lambda q, t: q + np.isin(
@@ -155,7 +155,7 @@ def test_rounding_error_is_reported_in_units_of_narrower_dtypes(trace):
     b = replace(trace, arrays={**arrays, f"float32/tap/{Q}": low})
     verdict = judge(trace, b)
     assert not verdict.passed
-    assert "units of float32" in report_of(trace, b, None)
+    assert "times the unit roundoff of float32" in report_of(trace, b, None)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

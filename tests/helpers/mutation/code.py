@@ -70,7 +70,7 @@ CODE_FAULTS = [
     *faults_of("pretrain", "zero", "no key bias", "no patch bias", "no bias of fc2",
                "no bias of the prediction"),
     *faults_of("pretrain", "blocks", "blocks in reverse order"),
-    CodeFault("dropout left on", "pretrain", (), ("dropout of 0.1 is left on",)),
+    CodeFault("dropout left on", "pretrain", (), ("dropout of 0.1 is active",)),
     CodeFault("dropout of attention left on", "pretrain", (), ("its results are random",)),
     CodeFault("last block left out", "pretrain", (), ("encoder.blocks.2.q is missing in B",)),
     CodeFault("layer scale 0.9", "pretrain", (), ("0.9 times attention",)),

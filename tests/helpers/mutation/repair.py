@@ -9,7 +9,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.diagnose.repair import plan_repair, write_repaired
-from mae_convert.diagnose.tensor_cures import differing
+from mae_convert.diagnose.tensor_repairs import differing
 from mae_convert.errors import MaeConvertError
 from mutation.population import SUFFIX, Mutant
 

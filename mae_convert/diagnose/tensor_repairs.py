@@ -1,8 +1,8 @@
-"""Find the faults of a target's tensors and the replacements that make them equal to the source.
+"""Find the faults of a target's tensors, and the replacements that are equal to the source.
 
-A fault that only moved values (transposed, exchanged, other order of heads) is undone with the
-target's own values. For a fault that lost values (zero, rounded, overwritten), the source's values
-are copied. Each repair is tested bit for bit before it is reported.
+If a fault only moved values (transposed, exchanged, other order of heads), the replacement is
+computed from the target's own tensors. If a fault lost values (zero, rounded, overwritten), the
+tensor is copied from the source. Each replacement is compared bit for bit before it is reported.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ UNEXPLAINED = Cause("differs, and no known fault explains it")
 
 
 @dataclass(frozen=True)
-class Cure:
+class TensorRepair:
     """The replacement for a tensor of B that makes it bit-identical to A's."""
 
     name: str
@@ -40,7 +40,7 @@ class Cure:
     """The fault of B's tensor; `UNEXPLAINED` if no known fault explains the difference."""
 
     how: Cause
-    """`UNDONE`, `FROM_A`, or "copied from B's NAME" if another tensor of B has the values."""
+    """How the replacement is computed: `UNDONE`, `FROM_A`, or "copied from B's NAME"."""
 
     tensor: LazyTensor
     """The replacement."""
@@ -65,8 +65,8 @@ def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype) and sha256(a) == sha256(b)
 
 
-def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cure]:
-    """Return the repair of each differing tensor; without a known fault it is a copy from A.
+def tensor_repairs(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[TensorRepair]:
+    """Return the replacement of each differing tensor; without a known fault, it is copied from A.
 
     Args:
         a: the source, after the steps that the target declares.
@@ -74,31 +74,31 @@ def tensor_cures(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[Cur
         names: canonical tensors that differ.
     """
     model, of_a, of_b = model_of(a), Fingerprints(a), Fingerprints(b)
-    return [_cure(model, of_a, of_b, name) for name in names]
+    return [_repair_of(model, of_a, of_b, name) for name in names]
 
 
-def _cure(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> Cure:
+def _repair_of(model: Model, of_a: Fingerprints, of_b: Fingerprints, name: str) -> TensorRepair:
     a, b = of_a.checkpoint.tensors[name], of_b.checkpoint.tensors[name]
     if a.shape != b.shape:
         fault = f"has shape {b.shape} and dtype {b.dtype} instead of {a.shape} and {a.dtype}"
-        return Cure(name, Cause(fault), FROM_A, a)
+        return TensorRepair(name, Cause(fault), FROM_A, a)
     if a.dtype != b.dtype:
-        return Cure(name, Cause(f"has dtype {b.dtype} instead of {a.dtype}"), FROM_A, a)
+        return TensorRepair(name, Cause(f"has dtype {b.dtype} instead of {a.dtype}"), FROM_A, a)
     x, y = a.load(), b.load()
-    for how, made in _undone(model, of_b, name, x, y):
-        if _gives(made, x):
-            known = next(_faults(model, of_a, name, x, y), REORDERED)
-            return Cure(name, known, how, replace(b, name=name, load=made))
-    return Cure(name, next(_faults(model, of_a, name, x, y), UNEXPLAINED), FROM_A, a)
+    for how, compute in _undone(model, of_b, name, x, y):
+        if _gives(compute, x):
+            cause = next(_faults(model, of_a, name, x, y), REORDERED)
+            return TensorRepair(name, cause, how, replace(b, name=name, load=compute))
+    return TensorRepair(name, next(_faults(model, of_a, name, x, y), UNEXPLAINED), FROM_A, a)
 
 
-Made = Callable[[], np.ndarray]
+ComputeArray = Callable[[], np.ndarray]
 
 
-def _gives(made: Made, x: np.ndarray) -> bool:
-    """Return whether the function returns an array with the same bytes (zeros have a sign)."""
+def _gives(compute: ComputeArray, x: np.ndarray) -> bool:
+    """Return whether a function returns an array with the same bytes as `x`."""
     try:
-        array = made()
+        array = compute()
     except (ValueError, IndexError):  # the change does not apply to this shape
         return False
     return array.dtype == x.dtype and array.tobytes() == x.tobytes()
@@ -106,7 +106,7 @@ def _gives(made: Made, x: np.ndarray) -> bool:
 
 def _undone(
     model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
-) -> Iterator[tuple[Cause, Made]]:
+) -> Iterator[tuple[Cause, ComputeArray]]:
     """Yield candidates for computing A's tensor ``x`` from B's own tensors."""
     for other in of_b.same_as(x):
         yield Cause("copied from B's ", other), of_b.checkpoint.tensors[other].load
@@ -127,8 +127,8 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 def _regrouped(
     model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
-) -> Iterator[tuple[Cause, Made]]:
-    """Yield candidates for q, k or v of a matrix that was fused or split in another order."""
+) -> Iterator[tuple[Cause, ComputeArray]]:
+    """Yield candidates for q, k or v of a matrix that was fused or split in a wrong order."""
     stack, leaf = model.stack(block.partition(".")[0]), part[2:]
     names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]
     if not all(name in tensors for name in names):
@@ -137,13 +137,13 @@ def _regrouped(
     for operation in (fused_as_groups, split_as_groups):
         for groups in (stack.heads, stack.width):
 
-            def made(
+            def compute(
                 operation: Callable[..., np.ndarray] = operation, groups: int = groups
             ) -> np.ndarray:
                 arrays = [tensors[name].load() for name in names]
                 return _contiguous(operation(*arrays, part=PARTS.index(part[0]), groups=groups))
 
-            yield UNDONE, made
+            yield UNDONE, compute
 
 
 def _faults(
