@@ -146,7 +146,10 @@ def recognise_model(
         return part
     if under is None:
         return _recognise_all(shapes, preferred, family, explain=True)
-    raise LayoutError(f"the tensors under {under} are not a complete model in any known layout")
+    raise LayoutError(
+        f"the tensors under {under} are not a complete model in any known layout",
+        hint=("specify another key with ", Option("state_key")),
+    )
 
 
 class UndecidedError(LayoutError):
@@ -216,7 +219,7 @@ def find_model(
     readable = _largest([c for c in complete if c.readable])
     if not readable:
         if complete and not _is_broken(complete, every):
-            raise LayoutError(_explain_needed(complete, shapes))
+            raise _needed_error(complete, shapes)
         if task is None or not any(c.readable for c in every):
             return None
         if why := _why_not(every, task):
@@ -512,11 +515,11 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
     return all(c.unused.needed.keys() <= names_of_family[c.reading.layout.family] for c in complete)
 
 
-def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> str:
-    """Return a message that states why no complete model can be read."""
+def _needed_error(complete: list[Candidate], shapes: Mapping[str, Shape]) -> LayoutError:
+    """Return the error that states why no complete model can be read."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
     if explanation := explain(shapes):
-        return explanation
+        return LayoutError(explanation)
     kinds = list(dict.fromkeys(least.unused.needed.values()))
     where = f" under the prefix {least.prefixes[0]}" if least.prefixes[0] else ""
     reading = least.reading
@@ -525,9 +528,9 @@ def _explain_needed(complete: list[Candidate], shapes: Mapping[str, Shape]) -> s
     if kinds == [UNKNOWN]:  # possibly a misspelled name
         canonicals_of = {name: () for rule in reading.rules for name in rule.canonicals}
         unexpected = next(unexpected_names(names, reading.table, canonicals_of))
-    return (
+    return LayoutError(
         f"the file contains a complete {least.task} model of the {reading.layout.name} "
         f"layout{where}, but also {' and '.join(kinds)}: without these tensors the model would "
-        f"compute another function, and no supported layout can store them ({unexpected}); use the "
-        "model with the program that wrote it, or train without this component"
+        f"compute another function, and no supported layout can store them ({unexpected})",
+        hint="use the model with the program that wrote it, or train without this component",
     )

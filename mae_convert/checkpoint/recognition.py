@@ -73,7 +73,7 @@ def recognise(
     if not fitting and not explain:
         raise LayoutError("no layout fits")
     if not fitting:
-        raise LayoutError(_explain_misfit(list(_readings(shapes, family, complete=False)), shapes))
+        raise _misfit_error(list(_readings(shapes, family, complete=False)), shapes)
     chosen = next((r for r in fitting if r.layout.name == preferred), fitting[0])
     for other in fitting:
         if _canonical_names(other) != _canonical_names(chosen):
@@ -251,17 +251,18 @@ def unexpected_names(
     yield f"unexpected: {listed(unknown)}{hint}"
 
 
-def _explain_misfit(readings: list[Reading], shapes: Mapping[str, Shape]) -> str:
+def _misfit_error(readings: list[Reading], shapes: Mapping[str, Shape]) -> LayoutError:
     if explanation := explain(shapes):
-        return explanation
+        return LayoutError(explanation)
     # A related model is recognised by a tensor that no other model has.
     best = max(readings, key=lambda r: (r.relative is not None, len(r.rules), -len(r.problems)))
     if best.relative is None and len(best.rules) * 2 < len(shapes):
-        return (
+        return LayoutError(
             f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with "
-            f"{listed(list(shapes), 3)}); `mae-convert layouts` lists the layouts that can be read"
+            f"{listed(list(shapes), 3)})",
+            hint="`mae-convert layouts` lists the layouts that can be read",
         )
     relative = best.relative
     encoder = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
     nearest = f"{encoder}nearest layout is {best.table.name} ({best.task}), but "
-    return nearest + "; ".join(best.problems[:4])
+    return LayoutError(nearest + "; ".join(best.problems[:4]))

@@ -104,7 +104,10 @@ def container_kind(layout: Layout, target: Path) -> str:
         return layout.containers[0]
     kind = SUFFIX_FORMATS.get(_suffix(target) or "")
     if kind not in layout.containers:
-        raise OutputError(f"{layout.name} is written as {as_file}, not as {target.name or target}")
+        raise OutputError(
+            f"{layout.name} is written as {as_file}, not as {target.name or target}",
+            hint="choose another name",
+        )
     return kind
 
 

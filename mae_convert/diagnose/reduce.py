@@ -21,7 +21,7 @@ from mae_convert.diagnose.reproducer import Script, script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.files.atomic import rename_to_new
 from mae_convert.files.staging import staging_beside
-from mae_convert.runtime.children import Clock, environment_of_child
+from mae_convert.runtime.children import TIME_LIMIT_VARIABLE, Clock, environment_of_child
 from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT, MASKING
@@ -346,7 +346,9 @@ def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
         try:
             rename_to_new(directory, folder)
         except OSError as error:
-            raise OutputError(folder, f" cannot be written: {error.strerror}") from error
+            raise OutputError(
+                folder, f" cannot be written: {error.strerror}", hint="specify another directory"
+            ) from error
     return printed
 
 
@@ -359,7 +361,10 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
             env=environment_of_child(TF_CPP_MIN_LOG_LEVEL="3"), timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise MaeConvertError(f"the reproducer did not end within {limit} seconds") from error
+        raise MaeConvertError(
+            f"the reproducer did not end within {limit:g} seconds",
+            hint=f"set {TIME_LIMIT_VARIABLE} to more seconds; 0 is no limit",
+        ) from error
     if process.returncode not in (0, 1) or not process.stdout:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")

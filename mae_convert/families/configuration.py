@@ -375,7 +375,10 @@ def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None
     width_field = name.replace("num_attention_heads", "hidden_size")
     width = evidence.geometry[width_field]
     if type(heads) is not int:
-        raise ConfigurationError(f"{name} is {heads!r} ({source}), but must be a whole number")
+        raise ConfigurationError(
+            f"{name} is {heads!r} ({source}), but must be a whole number",
+            hint=("specify the number of heads with ", named(name)),
+        )
     if heads < 1 or width % heads:
         raise ConfigurationError(
             f"{heads} attention heads ({source}) do not divide {width_field} {width}",

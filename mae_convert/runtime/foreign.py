@@ -145,7 +145,10 @@ def _file_of_module(name: str, python: str | None) -> Path:
     except OSError as error:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
-        raise MaeConvertError(f"{name} was not found within {SECONDS} seconds") from error
+        raise MaeConvertError(
+            f"{name} was not found within {SECONDS} seconds, in which its packages were imported",
+            hint="specify its file as PATH.py:FACTORY",
+        ) from error
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines or not Path(lines[-1]).is_file():
         raise MaeConvertError(

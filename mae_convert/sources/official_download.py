@@ -45,10 +45,11 @@ def named(text: str) -> OfficialFile:
     """
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
-        names = ", ".join(official.name for official in official_files())
-        near = did_you_mean(text, (official.name for official in official_files()))
+        names = [official.name for official in official_files()]
+        near = did_you_mean(text, names).removeprefix("; ")
         raise MaeConvertError(
-            f"there is no official checkpoint {text!r}{near or f'; there are {names}'}"
+            f"there is no official checkpoint {text!r}",
+            hint=near or f"there are {', '.join(names)}",
         )
     return official
 
@@ -180,7 +181,8 @@ def _examine(path: Path, official: OfficialFile) -> str:
     if checkpoint.layout.name != family.model_layouts["torch"] or official not in official_names:
         raise CheckpointError(
             f"the file that was downloaded as {official.name} has other tensors "
-            f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks); the "
-            "server or mirror serves other files than the publisher"
+            f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks): the "
+            "server or mirror serves other files than the publisher",
+            hint=f"unset {MIRROR} to download from the publisher" if address_in(MIRROR) else "",
         )
     return str(checkpoint_fingerprint(checkpoint))

@@ -77,7 +77,7 @@ def files_below(url: str) -> dict[str, dict[str, Any]]:
     system, path = filesystem(url)
     entries = with_retries(lambda: system.find(path, detail=True), url)
     if not entries:
-        raise MaeConvertError(f"{url} does not exist")
+        raise MaeConvertError(f"{url} does not exist", hint="check the URL")
     return {str(name)[len(path) :].lstrip("/"): info for name, info in entries.items()}
 
 

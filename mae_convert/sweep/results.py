@@ -145,7 +145,11 @@ class Results:
             with self._file:
                 yield
         except sqlite3.Error as error:
-            raise OutputError(self.path, f" cannot be written: {error}") from error
+            raise OutputError(
+                self.path,
+                f" cannot be written: {error}",
+                hint=("specify another file with ", Option("results")),
+            ) from error
 
 
 def _not_a_results_file(path: Path, error: Exception) -> CheckpointError:

@@ -236,7 +236,10 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
     published = publish(plan_publication(request))
     if published.wrong:
         path, how = next(iter(published.wrong.items()))
-        raise MaeConvertError("published, but the Hub serves other content: ", path, f" {how}")
+        raise MaeConvertError(
+            *("published, but the Hub serves other content: ", path, f" {how}"),
+            hint="publish it again",
+        )
     return str(published.committed.url)
 
 

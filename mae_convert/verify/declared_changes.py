@@ -207,7 +207,8 @@ def _model(source: Checkpoint, step: Step, **fields: Any) -> Any:
         return replace(source.configuration.model, **fields)
     except ValueError as error:
         raise MaeConvertError(
-            f"the declared step {dict(step)} cannot be applied: {error}"
+            f"the declared step {dict(step)} cannot be applied: {error}",
+            hint="convert the source again",
         ) from error
 
 

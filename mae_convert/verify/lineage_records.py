@@ -100,7 +100,9 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
     try:
         traced = described_fingerprint(document["source_trace"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(path, f": its source_trace is invalid ({error})") from error
+        raise CheckpointError(
+            path, f": its source_trace is invalid ({error})", hint=ADVICE
+        ) from error
     # The source's tensor digests were computed after the declared steps were applied.
     if traced.weights == target.weights:
         target = with_digests_of(target, traced)

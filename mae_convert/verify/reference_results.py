@@ -109,8 +109,8 @@ def reference_result_of(name: str) -> ReferenceResult:
     """
     if name not in REFERENCE_RESULTS:
         raise MaeConvertError(
-            f"there are no reference results for {name!r}, only for "
-            f"{', '.join(reference_result_names())}"
+            f"there are no reference results for {name!r}",
+            hint=f"there are some for {', '.join(reference_result_names())}",
         )
     return REFERENCE_RESULTS[name]
 
@@ -205,7 +205,8 @@ def compare_with_reference(
             f"{checkpoint.name} is a model for the task {checkpoint.task} and images of "
             f"{model.image_hw[0]} x {model.image_hw[1]}; the reference results for "
             f"{reference.source} are from a pre-training model for "
-            f"{reference.image_size} x {reference.image_size}"
+            f"{reference.image_size} x {reference.image_size}",
+            hint=f"specify the checkpoint of {reference.source}",
         )
     side = choose_side(checkpoint, side)
     if reference.layer_norm_eps is not None:

@@ -137,7 +137,8 @@ def compare_video_with_reference(
             f"{checkpoint.name} is a model of the family {checkpoint.family.name} for the task"
             f" {checkpoint.task} and {model.image_hw[0]} x {model.image_hw[1]} pixels; the"
             f" reference results for {reference.source} are from a VideoMAE for the task"
-            f" {reference.task} and {reference.image_size} x {reference.image_size} pixels"
+            f" {reference.task} and {reference.image_size} x {reference.image_size} pixels",
+            hint=f"specify the checkpoint of {reference.source}",
         )
     side = choose_side(checkpoint, side)
     model = replace(

@@ -185,8 +185,9 @@ def sizes_named(architecture: Any) -> dict[str, int]:
         raise ConfigurationError(
             f"architecture in config.json is {shown(architecture)}, for which timm sets more "
             "than the sizes of a plain vit_* model (layers, epsilon or activation), which is not "
-            "supported; if the model is a plain ViT, specify a plain architecture in config.json "
-            "(such as vit_base_patch16_224, with its sizes in model_args)"
+            "supported",
+            hint="if the model is a plain ViT, specify a plain architecture in config.json (such as"
+            " vit_base_patch16_224, with its sizes in model_args)",
         )
     width, depth, heads = SIZES[plain["size"]]
     return {
@@ -206,8 +207,8 @@ def activation(name: Any) -> str:
     known_activation = ACTIVATIONS.get("gelu" if name is None else str(name).lower())
     if known_activation is None:
         raise ConfigurationError(
-            f"model_args.act_layer in config.json is {shown(name)}, which is not supported; "
-            f"supported are {', '.join(ACTIVATIONS)}"
+            f"model_args.act_layer in config.json is {shown(name)}, which is not supported",
+            hint=f"supported are {', '.join(ACTIVATIONS)}",
         )
     return known_activation
 
@@ -236,8 +237,8 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
         raise ConfigurationError(
             "pretrained_cfg in config.json has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
-            f"{shown(share)}; supported are {', '.join(INTERPOLATIONS)}, crop_mode center and "
-            "squash"
+            f"{shown(share)}",
+            hint=f"supported are {', '.join(INTERPOLATIONS)}, crop_mode center and squash",
         )
     scaled = math.floor(height / share), math.floor(width / share)
     size = {"height": scaled[0], "width": scaled[1]}
