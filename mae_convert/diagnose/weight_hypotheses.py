@@ -38,6 +38,10 @@ def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
         same = shape[0] == shape[1]
         what = "is transposed" if same else "is reshaped where it has to be transposed"
         yield SelfEdit("transposed", what, "permuted", {"axes": (1, 0)})
+        if not same:
+            written = "is written reshaped where it has to be transposed"
+            options = {"axes": (1, 0), "view": shape[::-1]}
+            yield SelfEdit("transposed", written, "permuted", options)
     if part.startswith(("attention.q.", "attention.k.", "attention.v.")):
         yield from _heads(model, name, axis=0)
         yield from _scales(model, name, part)
@@ -94,6 +98,9 @@ def _kernel(shape: Shape) -> Iterator[SelfEdit]:
     yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 3, 2)})
     reshaped = "is reshaped where its axes have to be permuted"
     yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 1, 0)})
+    written = "is written reshaped where its axes have to be permuted"
+    options = {"axes": (3, 2, 0, 1), "view": (rows, columns, channels, width)}
+    yield SelfEdit("patch axes", written, "permuted", options)
     turned = {"axes": (0, 1, 2, 3), "flipped": (2, 3)}
     yield SelfEdit("patch axes", "has its pixels rotated by 180 degrees", "permuted", turned)
     for axis, size, what in ((2, rows, "upside down"), (3, columns, "mirrored")):
@@ -114,6 +121,9 @@ def _kernel_of_frames(shape: Shape) -> Iterator[SelfEdit]:
     yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 2, 4, 3)})
     reshaped = "is reshaped where its axes have to be permuted"
     yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 4, 1, 0)})
+    written = "is written reshaped where its axes have to be permuted"
+    options = {"axes": (4, 3, 0, 1, 2), "view": (*shape[2:], shape[1], shape[0])}
+    yield SelfEdit("patch axes", written, "permuted", options)
     for axis, what in ((2, "frames in reverse order"), (3, "pixels upside down"),
                        (4, "pixels mirrored")):  # fmt: skip
         flipped = {"axis": axis, "order": list(range(shape[axis]))[::-1]}

@@ -230,6 +230,11 @@ CHANGES = {
         "encoder.blocks.1.attention.v.weight", lambda x: x.T.astype(np.float16)),
     "is reshaped where it has to be transposed": (
         "encoder.blocks.0.mlp.fc1.weight", lambda x: x.T.reshape(x.shape)),
+    "is written reshaped where it has to be transposed": (
+        "encoder.blocks.0.mlp.fc2.weight", lambda x: x.reshape(x.T.shape).T),
+    "is written reshaped where its axes have to be permuted": (
+        "encoder.patch_embedding.weight",
+        lambda x: x.reshape(x.transpose(2, 3, 1, 0).shape).transpose(3, 2, 0, 1)),
     "is shifted by the class token's position": (
         "encoder.position_embedding", lambda x: np.roll(x, 1, axis=1)),
     "predicts patches as (channel, row, column)": ("decoder.prediction.bias", lambda x: np.moveaxis(
