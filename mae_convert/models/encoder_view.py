@@ -6,7 +6,7 @@ from typing import Any
 from keras import KerasTensor, ops
 
 from mae_convert.models.model_outputs import EncoderOutput, output_of
-from mae_convert.models.pretrained import asked_for
+from mae_convert.models.pretrained import requested_outputs
 from reference_models.outputs import Taps, Tensor, ViTMAEModelOutput, recorded
 
 
@@ -68,8 +68,10 @@ class EncoderView:
             training: whether dropout is active.
         """
         owner = self._model
-        asked = asked_for(owner.config, output_hidden_states, output_attentions, return_dict)
-        taps = Taps.requested(asked.hidden_states, asked.attentions, False)
+        requested = requested_outputs(
+            owner.config, output_hidden_states, output_attentions, return_dict
+        )
+        taps = Taps.requested(requested.hidden_states, requested.attentions, False)
         if not isinstance(pixel_values, KerasTensor):
             pixel_values = ops.convert_to_tensor(pixel_values)
         if noise is not None:
@@ -85,4 +87,4 @@ class EncoderView:
         else:
             tokens = model.encoder(pixel_values, taps=taps, training=training)
             result = EncoderOutput(tokens, *recorded(taps)[:2])
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)

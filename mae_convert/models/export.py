@@ -33,7 +33,8 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
 
     Raises:
         OutputError: the target exists, or cannot be written.
-        MaeConvertError: the model is of the other framework, or is a classifier.
+        MaeConvertError: the format cannot be exported from the model's framework, or the model is a
+            classifier.
         MissingRequirementError: a package for the format is not installed.
     """
     model, target = unwrapped(model), Path(target)
@@ -47,7 +48,7 @@ hint="export it with model.export, or load it with task='encoder'"
     if framework != needed:
         name = {"torch": "torch", "keras": "tensorflow"}[needed]
         raise MaeConvertError(
-            f"{target.name} is exported from a model of the other framework",
+            f"{target.name} cannot be exported from a model of this framework",
             hint=f'load it with load_model(..., "{name}")',
         )
     if target.suffix in (".onnx", ".tflite"):

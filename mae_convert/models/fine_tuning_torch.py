@@ -1,8 +1,9 @@
 """Fine-tuning in PyTorch as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
 
-The same method as `mae_convert.models.fine_tuning` for Keras: AdamW with a learning rate that warms
-up and then falls as a cosine, smaller for earlier layers (Clark et al. 2020, arXiv:2003.10555):
-that of a layer is the rate times ``layer_decay`` to the power of its distance from the head.
+The same method as `mae_convert.models.fine_tuning` for Keras: AdamW with warm-up and
+cosine decay of the learning rate, and layer-wise learning rate decay (Clark et al. 2020,
+arXiv:2003.10555): the rate of a layer is multiplied by ``layer_decay`` to the power of its distance
+from the head.
 """
 
 import math
@@ -49,8 +50,8 @@ def parameter_groups(
         layer_decay: the ratio of the rate of a layer to that of the next one.
 
     Returns:
-        One dictionary for each layer, with and without decay, the first layer first: ``params``,
-            ``lr``, ``weight_decay``, and ``layer``, the layer's number.
+        For each layer in order, a dictionary for the parameters with weight decay and one for those
+            without: ``params``, ``lr``, ``weight_decay``, and ``layer``, the layer's number.
     """
     names = dict(model.named_parameters())
     depth = len({match[1] for name in names if (match := BLOCK.match(name))})

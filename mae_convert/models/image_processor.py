@@ -89,7 +89,7 @@ class MaeImageProcessor:
     """Prepares images for a model: resize, rescale, normalise, channels first.
 
     Args:
-        stated: settings as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
+        settings: as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
             ``image_std``, ``do_resize``, ``do_rescale``, ``rescale_factor``, ``do_normalize`` ...;
             others have transformers' defaults. Each is an attribute.
     """
@@ -97,8 +97,8 @@ class MaeImageProcessor:
     model_input_names = ("pixel_values",)
     is_fast = False  # as for the class of transformers with the same results
 
-    def __init__(self, **stated: Any) -> None:
-        self.__dict__.update({**DEFAULTS, **_specified(stated)})
+    def __init__(self, **settings: Any) -> None:
+        self.__dict__.update({**DEFAULTS, **_specified(settings)})
         self._preprocessing({})  # raises an error for invalid settings
 
     @classmethod
@@ -114,14 +114,14 @@ class MaeImageProcessor:
             changes: settings to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
-            MaeConvertError: it does not exist or cannot be read.
+            MaeConvertError: the source does not exist or cannot be read.
         """
         changes = {n: v for n, v in changes.items() if n not in ("use_fast", "backend")}
         source = source_named(name, changes)
         if isinstance(source, HubReference):
             source = locate_file(replace(source, path=f"{source.path}/{FILE}".lstrip("/")))
         if isinstance(source, Path):
-            settings = _stated_in(source)
+            settings = _settings_in(source)
             if settings is not None:
                 return cls(**{**settings, **changes})
         checkpoint = open_source(source, incomplete=True)
@@ -226,7 +226,7 @@ class MaeImageProcessor:
         return preprocessing_from_settings(settings, (224, 224), (mean, std))
 
 
-def _stated_in(path: Path) -> dict[str, Any] | None:
+def _settings_in(path: Path) -> dict[str, Any] | None:
     """Return the settings in a JSON file or in the file of a directory, or None."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")

@@ -16,16 +16,16 @@ from mae_convert.errors import MissingRequirementError
 from mae_convert.models.compiled_blocks import CompiledBlocks, may_compile
 from mae_convert.models.encoder_view import EncoderView
 from mae_convert.models.keras_methods import TransformersMethods
-from mae_convert.models.keras_views import Anew, blocks_of, resampled, shared
+from mae_convert.models.keras_views import RecomputedBlock, blocks_of, resampled, shared
 from mae_convert.models.model_outputs import output_of
 from mae_convert.models.pretrained import (
-    Asked,
     PretrainedModel,
-    asked_for,
+    RequestedOutputs,
     problem_type,
+    requested_outputs,
     usable_size,
 )
-from mae_convert.models.transformers_config import ReferenceConfig, ViTMAEConfig, adopted, plain
+from mae_convert.models.transformers_config import ReferenceConfig, ViTMAEConfig, as_config, plain
 from reference_models import keras as reference
 from reference_models.keras.numerics import cross_entropy, widen
 from reference_models.keras.patches import patchify, unpatchify
@@ -50,7 +50,7 @@ def taking_mappings(call: Any) -> Any:
 
 
 def targets_of(targets: Any) -> Any:
-    """Return the targets of ``fit``, which may be the only entry of a mapping, as "labels"."""
+    """Return the targets of ``fit``, taken out of a mapping such as {"labels": targets}."""
     if isinstance(targets, Mapping) and len(targets) == 1:
         return next(iter(targets.values()))
     return targets
@@ -70,7 +70,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def __init__(
         self, config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any], **kwargs: Any
     ) -> None:
-        super().__init__(adopted(config), **kwargs)  # type: ignore[call-arg]
+        super().__init__(as_config(config), **kwargs)  # type: ignore[call-arg]
         self._compiled_blocks = CompiledBlocks()
         if getattr(self.config, "gradient_checkpointing", False):
             self.gradient_checkpointing_enable()
@@ -84,12 +84,12 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def from_config(cls, config: Any, *more: Any, **options: Any) -> Any:
         """Return a new model of a configuration, or of the result of `get_config`."""
         if isinstance(config, ViTMAEConfig | ReferenceConfig):
-            return cls(adopted(config), **options)
+            return cls(as_config(config), **options)
         return super().from_config(config, *more, **options)  # type: ignore[misc]
 
     def build(self, input_shape: Any = None) -> None:
-        """Create all variables; they are already created with the model."""
-        del input_shape  # which the configuration determines
+        """Create all variables, if the constructor has not created them."""
+        del input_shape  # the configuration determines the shape
         if not self.built:  # type: ignore[attr-defined]
             super().build()  # type: ignore[misc]
 
@@ -99,7 +99,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return str(keras.backend.backend())
 
     @classmethod
-    def usual_dtype(cls) -> str | None:
+    def default_dtype(cls) -> str | None:
         """Return the global dtype policy."""
         return str(keras.config.dtype_policy().name)
 
@@ -159,7 +159,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return outputs
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Return the number of its parameters."""
+        """Return the number of parameters."""
         weights = self.trainable_weights if only_trainable else self.weights  # type: ignore[attr-defined]
         return sum(int(np.prod(weight.shape)) for weight in weights)
 
@@ -179,7 +179,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
                 f"Keras {keras.__version__} cannot do that", hint="pip install 'keras>=3.9'"
             )
         for block in blocks_of(self):
-            block.__dict__["call"] = Anew(block)
+            block.__dict__["call"] = RecomputedBlock(block)
 
     def gradient_checkpointing_disable(self) -> None:
         """Store the activations inside each block again."""
@@ -195,30 +195,30 @@ class KerasModel(TransformersMethods, PretrainedModel):
         self,
         pixel_values: Tensor,
         *more: Any,
-        asked: Asked,
+        requested: RequestedOutputs,
         interpolate: bool | None,
         training: bool | None,
     ) -> Any:
-        """Return the result of the reference model, if needed for images of another size."""
+        """Return the result of the reference model, adapted to images of another size if needed."""
         model, pixel_values = self.for_inputs(
             pixel_values, *more, interpolate=interpolate, training=training
         )
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
-        return kind.call(model, pixel_values, *more, **asked.flags, training=bool(training))  # type: ignore[attr-defined]
+        return kind.call(model, pixel_values, *more, **requested.flags, training=bool(training))  # type: ignore[attr-defined]
 
     def for_inputs(
         self, pixel_values: Tensor, *more: Any, interpolate: bool | None, training: bool | None
     ) -> tuple[Any, Tensor]:
-        """Return a model with the same variables for the size of these inputs, and its inputs.
+        """Return a model with the same variables for images of this size, and the cropped images.
 
         Its positions are resampled for images of another size; its blocks are compiled if that
-        affects only the speed.
+        affects only the speed. Pixels that are not in a whole patch are cropped.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
         if size != given:
             pixel_values = pixel_values[..., : size[0], : size[1]]
-        model = self if size == self.config.image_hw else self._at(size)
+        model = self if size == self.config.image_hw else self._for_image_size(size)
         if (
             self.compile_blocks
             and not self.run_eagerly  # type: ignore[attr-defined]
@@ -227,8 +227,8 @@ class KerasModel(TransformersMethods, PretrainedModel):
             model = self._with_compiled_blocks(model)
         return model, pixel_values
 
-    def _at(self, size: tuple[int, ...]) -> Any:
-        """Return the model for images of another size; all variables but positions are shared."""
+    def _for_image_size(self, size: tuple[int, ...]) -> Any:
+        """Return a model for images of another size; it shares all variables except positions."""
         config = plain(self.config, image_size=size)
         model: Any = self
 
@@ -256,7 +256,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **compiled)
 
     def _without_loss(self, outputs: Any) -> Any:
-        as_tuple = not hasattr(outputs, "_fields")  # in which the loss, if there is one, is first
+        as_tuple = not hasattr(outputs, "_fields")  # the first value is the loss, if there is one
         if as_tuple:
             return tuple(value for value in outputs if isinstance(value, tuple) or value.shape)
         return output_of(outputs, without=("loss",))
@@ -280,18 +280,18 @@ class MaskedKerasModel(KerasModel):
         training: bool | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> Any:
-        """Return the reference model's result; transformers' arguments replace taps."""
-        asked = asked_for(
+        """Return the reference model's result, with the outputs that the arguments request."""
+        requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
         result = self._computed(
             pixel_values,
             noise,
-            asked=asked,
+            requested=requested,
             interpolate=interpolate_pos_encoding,
             training=training,
         )
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)
 
 
 @keras.saving.register_keras_serializable(package="mae_convert")
@@ -310,7 +310,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) or (N, H, W, C) into patches (N, L, P).
 
-        They are of the configured size, or of any with ``interpolate_pos_encoding``.
+        The images have the configured size, or with ``interpolate_pos_encoding`` any size.
         """
         if pixel_values.shape[1] != self.config.num_channels:
             pixel_values = ops.transpose(pixel_values, (0, 3, 1, 2))
@@ -330,7 +330,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return predicted patches as images (N, H, W, C), the axes as of `unpatchify`.
+        """Return predicted patches as images (N, H, W, C), with the axes of `unpatchify`.
 
         Args:
             pixel_values: (N, C, H, W), for mean and deviation if pixels are normalized.
@@ -350,7 +350,9 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         """Return the mean squared error over the removed patches; see the reference model."""
         size = tuple(pixel_values.shape[-2:])
         model = (
-            self._at(size) if interpolate_pos_encoding and size != self.config.image_hw else self
+            self._for_image_size(size)
+            if interpolate_pos_encoding and size != self.config.image_hw
+            else self
         )
         return reference.TFViTMAEForPreTraining.forward_loss(
             model, pixel_values, pred, mask, norm_pix_loss
@@ -376,18 +378,18 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         training: bool | None = None,
     ) -> Any:
         """Classify images; the loss depends on the labels and ``config.problem_type``."""
-        asked = asked_for(
+        requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
         result = self._computed(
             pixel_values,
-            asked=asked,
+            requested=requested,
             interpolate=interpolate_pos_encoding,
             training=training,
         )
         if labels is not None:
             result = result._replace(loss=self._loss(result.logits, labels))
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)
 
     @property
     def num_labels(self) -> int:

@@ -147,7 +147,7 @@ class TransformersMethods:
 
     @property
     def _default_save_signature(self) -> Any:
-        """The function that ``tf.saved_model.save`` makes the signature "serving_default"."""
+        """The function that ``tf.saved_model.save`` exports as the signature "serving_default"."""
         return self.serving_functions()["serving_default"]
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:

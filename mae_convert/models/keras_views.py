@@ -17,7 +17,7 @@ def blocks_of(model: Any) -> list[Any]:
     return [getattr(trunk, f"block_{n}") for trunk in trunks for n in range(trunk.depth)]
 
 
-class Anew:
+class RecomputedBlock:
     """A block whose activations are recomputed in the backward pass."""
 
     def __init__(self, block: Any) -> None:
@@ -45,8 +45,8 @@ def shared(layer: Any, **changes: Any) -> Any:
 def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
     """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
-    Bicubic in two dimensions, in float64 (on JAX if enabled) and then rounded; gradients flow
-    through.
+    The interpolation is bicubic in two dimensions, in float64 (on JAX only if enabled), and the
+    result is rounded; it is differentiable.
     """
     table = ops.convert_to_tensor(positions)
     rows, columns = (

@@ -43,7 +43,7 @@ REFUSED = (
     "tp_size",
     "use_kernels",
 )
-HABITS = ("output_hidden_states", "output_attentions", "return_dict", "problem_type")
+OUTPUT_FIELDS = ("output_hidden_states", "output_attentions", "return_dict", "problem_type")
 
 
 def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in options.items() if n not in (*WITHOUT_EFFECT, *REFUSED)}
 
 
-def dtype_of(options: dict[str, Any], usual: str | None) -> Any:
+def dtype_of(options: dict[str, Any], default: str | None) -> Any:
     """Return the name of the requested dtype; "auto" is the dtype of the checkpoint."""
-    asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or usual
+    asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or default
     options.pop("torch_dtype", None)
     return None if isinstance(asked, str) and asked == "auto" else asked
 
@@ -87,7 +87,7 @@ def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, 
     Raises:
         TypeError: a name that is neither a field nor another known argument.
     """
-    names = (*FIELDS, *HABITS, "id2label", "label2id")
+    names = (*FIELDS, *OUTPUT_FIELDS, "id2label", "label2id")
     if unknown := sorted(options.keys() - set(names)):
         raise TypeError(
             f"from_pretrained has no argument {unknown[0]!r}; fields are {', '.join(FIELDS)}"
@@ -106,8 +106,8 @@ def names_labels(config: Any, options: Mapping[str, Any]) -> bool:
     return config is not None or "num_labels" in options or bool(options.get("id2label"))
 
 
-def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Checkpoint:
-    """Return a classifier: the checkpoint's own, or with a new head if that is requested.
+def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool) -> Checkpoint:
+    """Return a classifier: with the checkpoint's head, or with a new head if that is requested.
 
     Raises:
         ConfigurationError: there is no head and no new one is requested, or the requested head has
@@ -123,7 +123,7 @@ def with_head(source: Checkpoint, num_labels: int | None, *, anew: bool) -> Chec
     held = source.configuration.model.num_labels
     if num_labels in (None, held):
         return source
-    if not anew:
+    if not replace_head:
         raise ConfigurationError(
             f"{source.name} has a head for {held} classes, not for {num_labels}",
             hint="pass ignore_mismatched_sizes=True to replace it with a new head",
@@ -163,10 +163,10 @@ def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
     return size_of_image(changes["image_size"])
 
 
-def habits_of(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments about the form of outputs."""
-    of_config = {name: getattr(config, name) for name in HABITS if hasattr(config, name)}
-    return {**of_config, **{name: options[name] for name in HABITS if name in options}}
+def output_arguments(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that determine which outputs a model returns, and in which form."""
+    of_config = {name: getattr(config, name) for name in OUTPUT_FIELDS if hasattr(config, name)}
+    return {**of_config, **{name: options[name] for name in OUTPUT_FIELDS if name in options}}
 
 
 def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[Any, str] | None:

@@ -25,13 +25,13 @@ SET_ELSEWHERE = {
 
 
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
-    """Return the checkpoint of a name; ``owner/name`` is on the Hub unless it is a path.
+    """Return the source of a checkpoint by name; ``owner/name`` is on the Hub unless it is a path.
 
-    Options about the location are removed from the options. Those about the Hub's client have no
-    meaning for a local file.
+    Options about the location are removed from ``options``. Options for the Hub's client have no
+    effect on a local file.
 
     Raises:
-        ConfigurationError: an option that cannot be set here.
+        ConfigurationError: an option is not supported.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     about_the_client = {option: options.pop(option, None) for option in SET_ELSEWHERE}
@@ -50,13 +50,13 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     return source / subfolder if subfolder and isinstance(source, Path) else source
 
 
-def stated_config(
+def stored_config(
     name: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of a checkpoint, and the options not about its location.
+    """Return the configuration of a checkpoint, and the options that are not about its location.
 
     Raises:
-        MaeConvertError: it does not exist.
+        MaeConvertError: the checkpoint does not exist.
     """
     rest = dict(options)
     source = source_named(name, rest)

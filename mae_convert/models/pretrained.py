@@ -14,17 +14,17 @@ from mae_convert.models.loading_arguments import (
     changes_of,
     device_of,
     dtype_of,
-    habits_of,
     labels_of,
     loading_info,
     names_labels,
+    output_arguments,
     size_of,
     with_free_fields,
     with_head,
     without_loading_details,
 )
 from mae_convert.models.model_names import source_named
-from mae_convert.models.save_pretrained import about_the_hub, push, save_into
+from mae_convert.models.save_pretrained import push, push_arguments, save_into
 from mae_convert.models.transformers_config import ViTMAEConfig, check_problem_type
 from mae_convert.models.transformers_errors import raising_as_transformers
 from mae_convert.runtime.loading import ModelRequest, make_model
@@ -35,7 +35,7 @@ from reference_models.configuration import ViTMAEConfig as ReferenceConfig
 SAVING = ("is_main_process", "state_dict", "push_to_hub", "max_shard_size")
 
 
-class Asked(NamedTuple):
+class RequestedOutputs(NamedTuple):
     """The outputs that a call requests."""
 
     hidden_states: bool
@@ -51,13 +51,13 @@ class Asked(NamedTuple):
         }
 
 
-def asked_for(
+def requested_outputs(
     config: Any,
     output_hidden_states: bool | None,
     output_attentions: bool | None,
     return_dict: bool | None,
     head_mask: Any = None,
-) -> Asked:
+) -> RequestedOutputs:
     """Return the requested outputs: as the call specifies, else as the configuration does.
 
     Raises:
@@ -69,7 +69,7 @@ def asked_for(
     def value_or_configured(value: bool | None, name: str) -> bool:
         return bool(getattr(config, name) if value is None else value)
 
-    return Asked(
+    return RequestedOutputs(
         value_or_configured(output_hidden_states, "output_hidden_states"),
         value_or_configured(output_attentions, "output_attentions"),
         not value_or_configured(return_dict, "return_dict"),
@@ -90,7 +90,8 @@ def usable_size(
         whole: whether every pixel must be in a patch, as for a reconstruction.
 
     Raises:
-        ValueError: the size is not that of the model, or has no such part.
+        ValueError: the size is not that of the model and ``interpolate`` is not True, or the image
+            has no whole patch or, with ``whole``, an incomplete one.
     """
     if size == config.image_hw:
         return size
@@ -152,7 +153,7 @@ class PretrainedModel:
         raise NotImplementedError
 
     @classmethod
-    def usual_dtype(cls) -> str | None:
+    def default_dtype(cls) -> str | None:
         """Return the default dtype of a model."""
         return "float32"
 
@@ -173,12 +174,12 @@ class PretrainedModel:
             config: a configuration whose fields are used.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
-                ``mmap``, as of `mae_convert.load_model`.
+                ``mmap``, as in `mae_convert.load_model`.
 
         Raises:
             MaeConvertError: the checkpoint is missing or cannot be read (an OSError), or is not
                 such a model (a ValueError and RuntimeError).
-            TypeError: an option that is not known.
+            TypeError: an option is unknown.
         """
         if options.pop("state_dict", None) is not None:
             raise TypeError(
@@ -187,9 +188,9 @@ class PretrainedModel:
             )
         options = without_loading_details(options)
         source = source_named(pretrained_model_name_or_path, options)
-        dtype = dtype_of(options, cls.usual_dtype())
+        dtype = dtype_of(options, cls.default_dtype())
         device = options.pop("device", None) or device_of(options.pop("device_map", None))
-        anew = bool(options.pop("ignore_mismatched_sizes", False))
+        replace_head = bool(options.pop("ignore_mismatched_sizes", False))
         with_info = options.pop("output_loading_info", False)
         mapped = options.pop("mmap", None)
         changes = changes_of(cls.task, config, options)
@@ -200,14 +201,14 @@ class PretrainedModel:
         cls._check_family(checkpoint)
         if cls.task == "classify":
             count = changes.get("num_labels") if names_labels(config, options) else None
-            checkpoint = with_head(checkpoint, count, anew=anew)
+            checkpoint = with_head(checkpoint, count, replace_head=replace_head)
         checkpoint = with_free_fields(checkpoint, changes)
         size = size_of(changes)
         wanted = ModelRequest(
             cls.runs_on(), cls.task, dtype, device, size, model_class=cls, mmap=mapped
         )
         model = make_model(checkpoint, wanted)
-        model.config.update(habits_of(config, options))
+        model.config.update(output_arguments(config, options))
         if getattr(config, "gradient_checkpointing", False):
             model.gradient_checkpointing_enable()
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
@@ -244,7 +245,7 @@ class PretrainedModel:
             save_directory: the directory, which is created if needed.
             is_main_process: False in the other processes of a distributed run, which write nothing.
             state_dict: in PyTorch, the weights to write instead of the model's own.
-            push_to_hub: upload it to the Hub afterwards, as `push_to_hub`.
+            push_to_hub: upload the directory to the Hub afterwards, as `push_to_hub` does.
             max_shard_size: the maximum number of bytes of a shard of the weights, such as 200000000
                 or "200MB".
             options: ``repo_id`` and further arguments of `push_to_hub`; ``safe_serialization`` has
@@ -255,10 +256,10 @@ class PretrainedModel:
                 option is not supported.
             TypeError: an option is unknown.
         """
-        specified = about_the_hub(options, "save_pretrained", *SAVING, "repo_id")
+        specified = push_arguments(options, "save_pretrained", *SAVING, "repo_id")
         if not is_main_process:
             return
-        model = self if state_dict is None else self._holding(state_dict)
+        model = self if state_dict is None else self._with_weights(state_dict)
         save_into(model, Path(save_directory), self.layout, self._metadata(), max_shard_size)
         if push_to_hub:
             name = options.get("repo_id") or Path(save_directory).absolute().name
@@ -283,16 +284,16 @@ class PretrainedModel:
             ConfigurationError: an option is not supported.
             HubError: the Hub refuses.
             MissingRequirementError: the Hub cannot be reached.
-            TypeError: an option that is not known.
+            TypeError: an option is unknown.
         """
-        specified = about_the_hub(options, "push_to_hub", "max_shard_size")
+        specified = push_arguments(options, "push_to_hub", "max_shard_size")
         with scratch_directory() as folder:
             directory = folder / "model"
             save_into(self, directory, self.layout, self._metadata(), max_shard_size)
             return push(directory, repo_id, **specified)
 
-    def _holding(self, state_dict: Mapping[str, Any]) -> Any:
-        """Return a model like this one with other weights.
+    def _with_weights(self, state_dict: Mapping[str, Any]) -> Any:
+        """Return a model of the same configuration with the weights of a state dict.
 
         Raises:
             ConfigurationError: the framework has no state dicts.

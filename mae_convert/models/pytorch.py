@@ -21,16 +21,16 @@ from mae_convert.models.checkpointing import (
 )
 from mae_convert.models.loading_arguments import WITHOUT_EFFECT, dtype_of
 from mae_convert.models.pretrained import (
-    Asked,
     PretrainedModel,
-    asked_for,
+    RequestedOutputs,
     problem_type,
+    requested_outputs,
     usable_size,
 )
-from mae_convert.models.state_names import in_own_names
+from mae_convert.models.state_names import with_original_names
 from mae_convert.models.torch_outputs import output_of
 from mae_convert.models.torch_parts import EncoderPart, decoder_of
-from mae_convert.models.transformers_config import ReferenceConfig, adopted, plain
+from mae_convert.models.transformers_config import ReferenceConfig, as_config, plain
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
 from reference_models import pytorch as reference
@@ -67,7 +67,7 @@ class TorchModel(PretrainedModel, nn.Module):
     _keys_to_ignore_on_save = None
 
     def __init__(self, config: ReferenceConfig) -> None:
-        super().__init__(adopted(config))
+        super().__init__(as_config(config))
         if getattr(self.config, "gradient_checkpointing", False):
             self.gradient_checkpointing_enable()
 
@@ -95,7 +95,7 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @classmethod
     def _with_weights_of(cls, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
-        """Return a model of a subclass with another's weights, and the names that one lacks."""
+        """Return a model of this subclass with a model's weights, and the names without a match."""
         model = cls(loaded.config).to(loaded.device, loaded.dtype)
         keys = model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
         if keys.missing_keys or keys.unexpected_keys:
@@ -117,7 +117,7 @@ class TorchModel(PretrainedModel, nn.Module):
             options: ``dtype`` (or ``torch_dtype``) of the parameters; default: float32.
 
         Raises:
-            TypeError: an option that is not known.
+            TypeError: an option is unknown.
         """
         dtype = dtype_of(options, None)
         if unknown := sorted(options.keys() - {*WITHOUT_EFFECT}):
@@ -134,7 +134,7 @@ class TorchModel(PretrainedModel, nn.Module):
         """Do nothing, because the constructor initializes the parameters."""
 
     def init_weights(self) -> None:
-        """Like `post_init`."""
+        """Do nothing; see `post_init`."""
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Do nothing, because there is only one implementation of attention."""
@@ -150,7 +150,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return the number of its parameters.
+        """Return the number of parameters.
 
         ``exclude_embeddings`` has no effect: as in transformers, it applies to
         ``torch.nn.Embedding``, which no model here has.
@@ -230,22 +230,26 @@ class TorchModel(PretrainedModel, nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load a state dict with the names of this model or of transformers."""
-        own = in_own_names(state_dict, plain(self.config), self.task)
+        own = with_original_names(state_dict, plain(self.config), self.task)
         return super().load_state_dict(own, strict=strict, assign=assign)
 
     def _computed(
-        self, pixel_values: Tensor | None, *more: Any, asked: Asked, interpolate: bool | None
+        self,
+        pixel_values: Tensor | None,
+        *more: Any,
+        requested: RequestedOutputs,
+        interpolate: bool | None,
     ) -> Any:
-        """Return the output of the reference model, with resampled positions if needed."""
+        """Return the result of the reference model, adapted to images of another size if needed."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
-        return kind.forward(model, pixel_values, *more, **asked.flags)  # type: ignore[attr-defined]
+        return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
 
     def for_size(self, pixel_values: Tensor | None, interpolate: bool | None) -> tuple[Any, Tensor]:
-        """Return a model with the same parameters for the size of the images, and its inputs.
+        """Return a model with the same parameters for images of this size, and the cropped images.
 
         Raises:
-            ValueError: the images are not of the model's size, and it may not be changed.
+            ValueError: see `usable_size`; or there are no images.
         """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
@@ -253,10 +257,10 @@ class TorchModel(PretrainedModel, nn.Module):
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
         if size != given:
             pixel_values = pixel_values[..., : size[0], : size[1]]
-        return (self if size == self.config.image_hw else self._at(size)), pixel_values
+        return (self if size == self.config.image_hw else self._for_image_size(size)), pixel_values
 
-    def _holding(self, state_dict: Mapping[str, Tensor]) -> Any:
-        """Return a model like this one with other weights, which are not copied.
+    def _with_weights(self, state_dict: Mapping[str, Tensor]) -> Any:
+        """Return a model of the same configuration with the weights of a state dict, not copied.
 
         Raises:
             LayoutError: names or shapes differ from the model's own.
@@ -271,8 +275,8 @@ class TorchModel(PretrainedModel, nn.Module):
         model.load_state_dict(state_dict, strict=True, assign=True)
         return model
 
-    def _at(self, size: Size) -> Any:
-        """Return the model for images of another size; all variables but positions are shared."""
+    def _for_image_size(self, size: Size) -> Any:
+        """Return a model for images of another size; it shares all parameters except positions."""
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -292,7 +296,8 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
     """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
-    Bicubic in two dimensions, in float64 and then rounded; gradients flow through.
+    The interpolation is bicubic in two dimensions, in float64, and the result is rounded; it is
+    differentiable.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     patches = positions[:, 1:].to(wide).unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)
@@ -314,14 +319,14 @@ class MaskedTorchModel(TorchModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Return the reference model's result; transformers' arguments replace taps."""
-        asked = asked_for(
+        """Return the reference model's result, with the outputs that the arguments request."""
+        requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
         result = self._computed(
-            pixel_values, noise, asked=asked, interpolate=interpolate_pos_encoding
+            pixel_values, noise, requested=requested, interpolate=interpolate_pos_encoding
         )
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)
 
 
 class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  # type: ignore[misc]
@@ -331,12 +336,12 @@ class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  #
 
     @property
     def embeddings(self) -> nn.Module:
-        """The method of ``vit``."""
+        """See `EncoderPart.embeddings`."""
         return self.vit.embeddings
 
     @property
     def encoder(self) -> nn.Module:
-        """The method of ``vit``."""
+        """See `EncoderPart.encoder`."""
         return self.vit.encoder
 
     @property
@@ -358,7 +363,10 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         return decoder_of(self)
 
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Cut images (N, C, H, W) into patches (N, L, P); of any size if interpolated."""
+        """Cut images (N, C, H, W) into patches (N, L, P).
+
+        The images have the configured size, or with ``interpolate_pos_encoding`` any size.
+        """
         size = tuple(pixel_values.shape[-2:]) if interpolate_pos_encoding else self.config.image_hw
         return patchify(pixel_values, plain(self.config, image_size=size))
 
@@ -378,7 +386,9 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         """Return the mean squared error over the removed patches; see the reference model."""
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         if interpolate_pos_encoding and size != self.config.image_hw:
-            loss: Tensor = self._at(size).forward_loss(pixel_values, pred, mask, norm_pix_loss)
+            loss: Tensor = self._for_image_size(size).forward_loss(
+                pixel_values, pred, mask, norm_pix_loss
+            )
             return loss
         return super().forward_loss(pixel_values, pred, mask, norm_pix_loss)
 
@@ -416,13 +426,15 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         return_dict: bool | None = None,
     ) -> Any:
         """Classify images; the loss depends on the labels and ``config.problem_type``."""
-        asked = asked_for(
+        requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
-        result = self._computed(pixel_values, asked=asked, interpolate=interpolate_pos_encoding)
+        result = self._computed(
+            pixel_values, requested=requested, interpolate=interpolate_pos_encoding
+        )
         if labels is not None:
             result = result._replace(loss=self._loss(result.logits, labels))
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, K) as transformers chooses it, a scalar."""

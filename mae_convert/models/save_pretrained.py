@@ -13,12 +13,12 @@ from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.saving import save_model
 from mae_convert.sources.client import client, hub_errors_explained, with_retries
 
-# Arguments of a push besides the repository.
-OF_A_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr")
+# The arguments of `push_to_hub` besides the repository.
+PUSH_ARGUMENTS = ("commit_message", "commit_description", "private", "revision", "create_pr")
 # Arguments about how transformers writes, without an effect here.
 WITHOUT_EFFECT = (
     "safe_serialization",
-    "save_function",  # without an effect there too if weights are written as safetensors
+    "save_function",  # transformers uses it only if weights are not written as safetensors
     "save_original_format",
     "save_peft_format",
     "use_temp_dir",
@@ -34,8 +34,8 @@ REFUSED = {
 }
 
 
-def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[str, Any]:
-    """Return the arguments of a push, and refuse unsupported ones.
+def push_arguments(options: Mapping[str, Any], caller: str, *more: str) -> dict[str, Any]:
+    """Return the arguments of `push`, and refuse unsupported ones.
 
     Args:
         options: the arguments, with the names of transformers.
@@ -46,7 +46,7 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
         ConfigurationError: an argument of transformers is not supported.
         TypeError: an argument is unknown.
     """
-    names = (*more, *OF_A_PUSH)
+    names = (*more, *PUSH_ARGUMENTS)
     for name, value in options.items():
         if name in REFUSED and value not in (None, False):
             raise ConfigurationError(
@@ -54,7 +54,7 @@ def about_the_hub(options: Mapping[str, Any], caller: str, *more: str) -> dict[s
             )
     if unknown := sorted(options.keys() - {*names, *WITHOUT_EFFECT, *REFUSED}):
         raise TypeError(f"{caller} has no argument {unknown[0]!r}; it takes {', '.join(names)}")
-    return {name: options[name] for name in OF_A_PUSH if options.get(name) is not None}
+    return {name: options[name] for name in PUSH_ARGUMENTS if options.get(name) is not None}
 
 
 def save_into(
@@ -77,7 +77,7 @@ def save_into(
     packing = Packing(max_shard_size=largest)
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    if not _holds_others(directory):
+    if not _has_other_files(directory):
         save_model(model, directory, layout, packing=packing, metadata=metadata, overwrite=True)
         return
     with staging_beside(directory) as folder:
@@ -89,7 +89,7 @@ def save_into(
                 path.replace(directory / path.name)
 
 
-def _holds_others(directory: Path) -> bool:
+def _has_other_files(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     try:

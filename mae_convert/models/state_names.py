@@ -13,7 +13,7 @@ from mae_convert.runtime.torch_model import lazy_tensor, read_tensor
 from reference_models.configuration import ViTMAEConfig
 
 
-def in_own_names(
+def with_original_names(
     state: Mapping[str, Tensor], config: ViTMAEConfig, task: str
 ) -> Mapping[str, Tensor]:
     """Return a state dict by the names of the original.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mae_convert.models.model_outputs import EncoderOutput
-from mae_convert.models.pretrained import asked_for
+from mae_convert.models.pretrained import requested_outputs
 from mae_convert.models.torch_outputs import output_of
 from reference_models.outputs import Taps, ViTMAEModelOutput, recorded
 
@@ -102,8 +102,10 @@ class EncoderPart(nn.Module):
             return_dict: False for a plain tuple.
             interpolate_pos_encoding: accept images of another size.
         """
-        asked = asked_for(self.config, output_hidden_states, output_attentions, return_dict)
-        taps = Taps.requested(asked.hidden_states, asked.attentions, False)
+        requested = requested_outputs(
+            self.config, output_hidden_states, output_attentions, return_dict
+        )
+        taps = Taps.requested(requested.hidden_states, requested.attentions, False)
         model, pixel_values = self._model.for_size(pixel_values, interpolate_pos_encoding)
         result: Any
         if hasattr(model, "encode_visible"):
@@ -113,4 +115,4 @@ class EncoderPart(nn.Module):
             tokens = model.encode(model.dropout(model.embed(pixel_values)), taps)
             tokens = tokens if self.layernorm is None else self.layernorm(tokens)
             result = EncoderOutput(tokens, *recorded(taps)[:2])
-        return output_of(result, as_tuple=asked.as_tuple)
+        return output_of(result, as_tuple=requested.as_tuple)

@@ -21,13 +21,14 @@ IMPLIED = tuple(
 )
 CONFIG_NAME = "config.json"
 # Further attributes of transformers' configurations, with their defaults.
-HABITS: Mapping[str, Any] = {
+OUTPUT_FIELDS: Mapping[str, Any] = {
     "output_hidden_states": False,
     "output_attentions": False,
     "return_dict": True,
     "problem_type": None,
 }
-# Fields of which one must divide the other: scripts set them one after the other, in any order.
+# Pairs of fields of which one must divide the other. They are checked when a model is created,
+# because scripts set one after the other.
 PARTNERS: Mapping[str, str] = {
     "hidden_size": "num_attention_heads",
     "num_attention_heads": "hidden_size",
@@ -48,7 +49,7 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
         raise ValueError(f"problem_type must be {', '.join(PROBLEM_TYPES)} or None, not {kind!r}")
     if kind == "single_label_classification" and num_labels == 1:
         raise ValueError(
-            f"problem_type {kind!r} needs more than one class; say num_labels=2, or"
+            f"problem_type {kind!r} needs more than one class; set num_labels=2, or"
             ' problem_type="regression"'
         )
 
@@ -95,7 +96,7 @@ class ViTMAEConfig:
         if labels is not None:
             values["num_labels"] = len(labels)
         fields_given = {n: v for n, v in values.items() if n in FIELDS}
-        rest = {**HABITS, **{n: v for n, v in values.items() if n not in FIELDS}}
+        rest = {**OUTPUT_FIELDS, **{n: v for n, v in values.items() if n not in FIELDS}}
         checked = ReferenceConfig(**fields_given)
         check_problem_type(rest["problem_type"], checked.num_labels)
         self.__dict__.update(vars(checked), **rest, _labels=None, _name_or_path=path)
@@ -174,7 +175,9 @@ class ViTMAEConfig:
             setattr(self, name, value)
 
     def update_from_string(self, changes: str) -> None:
-        """Set attributes given as ``mask_ratio=0.5,norm_pix_loss=true``, each in its present type.
+        """Set attributes from a text such as ``mask_ratio=0.5,norm_pix_loss=true``.
+
+        Each attribute keeps its type.
 
         Raises:
             ValueError: an attribute does not exist, or has no such value.
@@ -237,10 +240,10 @@ class ViTMAEConfig:
     def from_dict(
         cls, values: Mapping[str, Any], *, return_unused_kwargs: bool = False, **changes: Any
     ) -> Any:
-        """Return the configuration given by a mapping.
+        """Return the configuration in a mapping.
 
-        With ``return_unused_kwargs``, changes that are not attributes of a configuration are not
-        set, but returned in a dictionary after it.
+        With ``return_unused_kwargs``, the result is a pair: the configuration, and a dictionary of
+        the changes that are not its attributes.
         """
         if not return_unused_kwargs:
             return cls(**{**values, **changes})
@@ -260,9 +263,9 @@ class ViTMAEConfig:
             name: see `from_pretrained`.
             options: ``revision`` and ``subfolder``, which are used, and others.
         """
-        from mae_convert.models.model_names import stated_config
+        from mae_convert.models.model_names import stored_config
 
-        return stated_config(name, options)
+        return stored_config(name, options)
 
     @classmethod
     @raising_as_transformers()
@@ -277,11 +280,11 @@ class ViTMAEConfig:
             changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
-            MaeConvertError: it does not exist or cannot be read; an OSError.
+            MaeConvertError: the checkpoint does not exist or cannot be read; an OSError.
         """
-        from mae_convert.models.model_names import stated_config
+        from mae_convert.models.model_names import stored_config
 
-        stored, rest = stated_config(name, changes)
+        stored, rest = stored_config(name, changes)
         # Defaults of transformers for what its file does not contain.
         usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
         return cls.from_dict({**usual, **stored}, return_unused_kwargs=return_unused_kwargs, **rest)
@@ -325,13 +328,13 @@ def _in_the_type_of(value: Any, name: str, text: str) -> Any:
     raise ValueError(f"{name} is {value!r} and cannot be set to the text {text!r}")
 
 
-def adopted(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
+def as_config(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
     """Return a configuration as an object of this module."""
     if isinstance(config, ViTMAEConfig):
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{config!r} is not a configuration", hint="give a ViTMAEConfig")
+        raise ConfigurationError(f"{config!r} is not a configuration", hint="pass a ViTMAEConfig")
     return ViTMAEConfig(**values)
 
 
