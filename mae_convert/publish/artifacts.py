@@ -30,7 +30,7 @@ class Artifact:
     """The model directory, or a single file."""
 
     checkpoint: Checkpoint
-    """The same, opened."""
+    """The opened checkpoint in `target`."""
 
     certificate: Certificate | None
     """The certificate of its verification against the source; None if it is not verified."""
@@ -162,7 +162,7 @@ def beside(artifact: Artifact) -> list[str]:
     """Return the names of the files that are published beside an artifact's weights."""
     if artifact.target.is_dir():
         names = [*JSON_NAMES, *(CERTIFICATE_NAMES if artifact.certificate else ())]
-        if artifact.certificate:  # what else was verified, as a processor_config.json
+        if artifact.certificate:  # further files that were verified, such as processor_config.json
             weights = [path.name for path in artifact.weights]
             names += [
                 n for n in artifact.certificate.document["files"] if n not in (*names, *weights)

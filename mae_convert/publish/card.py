@@ -42,7 +42,7 @@ def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: b
 
     Args:
         title: its heading.
-        section: our part, marked.
+        section: the generated section with its marks.
         metadata: fields of the Hub's metadata.
         on_top: the section comes before the title.
     """
@@ -58,7 +58,7 @@ def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: b
 def merged_card(
     existing: str, section: str, metadata: Mapping[str, Any], *, on_top: bool
 ) -> tuple[str, dict[str, Any]]:
-    """Return a card with our section in it, and which metadata was added.
+    """Return a card with the generated section in it, and the metadata that was added.
 
     Args:
         existing: the existing card.
@@ -113,7 +113,7 @@ def _check_depth(block: str) -> None:
     """Refuse metadata that would be too large or too deeply nested when parsed.
 
     Raises:
-        ValueError: it is.
+        ValueError: the metadata is too large or too deeply nested.
     """
     import yaml
 
@@ -143,13 +143,13 @@ def _with_missing(
     before = metadata_of(head) if head else {}
     named = {match[1] for match in re.finditer(r"^([\w-]+)[ \t]*:", head, re.MULTILINE)}
     missing = {k: v for k, v in metadata.items() if k not in before and k not in named}
-    if "license" not in missing:  # name and link would refer to the card's own licence
+    if "license" not in missing:  # the added name and link would describe the card's licence
         missing = {k: v for k, v in missing.items() if not k.startswith("license")}
     if not missing:
         return head, {}
     lines = ModelCardData(**missing).to_yaml(line_break=line_break)
     if head:
-        # At the beginning: a text over several lines may be the last of the block.
+        # New lines come first, because the last field may be a text over several lines.
         start = head.index("---") + len("---" + line_break)
         new = head[:start] + lines.rstrip() + line_break + head[start:]
     else:
@@ -191,7 +191,7 @@ def _rendered_marks(text: str) -> list[str]:
 
     marks = []
     for block in MarkdownIt("commonmark").parse(text):
-        # A mark after a warning is within its paragraph.
+        # A mark that follows a warning is a part of the warning's paragraph.
         pieces = [block] if block.type == "html_block" else block.children or ()
         for piece in pieces:
             if piece.type.startswith("html_") and (mark := MARK.match(piece.content.lstrip())):

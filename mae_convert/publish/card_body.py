@@ -25,7 +25,7 @@ from mae_convert.text import (
     markdown_table,
 )
 
-MOST_NAMES = 4  # of tensors, in a line
+MOST_NAMES = 4  # maximum number of tensor names in a line
 TASKS = {
     "pretrain": "encoder and decoder",
     "encoder": "encoder, without a decoder",
@@ -141,9 +141,7 @@ def provenance(data: CardData) -> str:
     if (relative := artifact.checkpoint.relative) and relative.certain:
         rows.append(("family", for_markdown(relative.relative.name)))
         rows += (
-            [("to be known", for_markdown(relative.relative.caveat))]
-            if relative.relative.caveat
-            else []
+            [("note", for_markdown(relative.relative.caveat))] if relative.relative.caveat else []
         )
     licence = data.licence
     name = for_markdown(licence.name)

@@ -78,7 +78,7 @@ def verification(artifact: Artifact) -> str:
 
 
 def folded(artifact: Artifact) -> str:
-    """Return the same for a further artifact, in a collapsed section."""
+    """Return the result of `verification` for a further artifact, in a collapsed section."""
     name = for_html(artifact.weights[0].name)
     return (
         f"<details><summary>The same for <code>{name}</code></summary>\n\n{verification(artifact)}"

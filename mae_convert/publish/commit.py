@@ -67,7 +67,7 @@ class Committed:
     """The page of the pull request, or None."""
 
     is_new: bool = True
-    """It was made by this run; False where everything was there already."""
+    """Whether this run created it; False if the repository already had all files."""
 
 
 def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed:
@@ -89,7 +89,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
             info = _send(api, target, remote, change)
             return Committed(info.oid, str(info.commit_url), info.pr_url or remote.pull_request_url)
         except Exception as error:
-            if isinstance(error, MaeConvertError) or not _may_have_been_made(error):
+            if isinstance(error, MaeConvertError) or not _may_have_been_created(error):
                 raise
             wait = wait_after(error, attempt, waited) if is_transient(error) else None
             if wait is not None:
@@ -99,7 +99,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
                 f"{target.repo_id}: it is unknown whether the commit was created; run the same "
                 "command again, which does not create it twice"
             ):
-                result = find_made(api, target, remote, change)
+                result = find_created(api, target, remote, change)
             if result is not None:
                 return result
             if status_of(error) == 412:
@@ -109,8 +109,8 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
         attempt, waited = attempt + 1, waited + wait
 
 
-def _may_have_been_made(error: BaseException) -> bool:
-    """Return whether the Hub may have created the commit, or may still, despite an error."""
+def _may_have_been_created(error: BaseException) -> bool:
+    """Return whether the Hub may have created the commit despite an error, or may still do so."""
     status = status_of(error)
     return is_transient(error) or status in (None, 409, 412) or status >= 500
 
@@ -157,7 +157,7 @@ def _content(staged: Staged) -> str | bytes:
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 
-def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:
+def find_created(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:
     """Return the commit that was created although its response was lost, or None."""
     repo_id, url, revision = target.repo_id, remote.pull_request_url, remote.revision
     if target.pull_request and url is None:
@@ -175,7 +175,7 @@ def find_made(api: "HfApi", target: Target, remote: Remote, change: Change) -> C
         state = with_retries(
             lambda at=at: api.model_info(repo_id, revision=at, files_metadata=True)  # type: ignore[misc]
         )
-        there = entries_of(state)
-        if all(staged.is_at(there.get(staged.path)) for staged in change.add):
+        entries = entries_of(state)
+        if all(staged.is_at(entries.get(staged.path)) for staged in change.add):
             return Committed(at, commit_url(api, repo_id, at), url)
     return None

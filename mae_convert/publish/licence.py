@@ -46,13 +46,13 @@ def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 
 
 def decide_licence(
-    artifact: Artifact, given: Mapping[str, str], existing_card: Mapping[str, Any]
+    artifact: Artifact, specified: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
     """Return the licence of the source, or else the specified one, or else that of the card.
 
     Args:
         artifact: the published model.
-        given: ``license`` and so on, as specified on the command line.
+        specified: ``license`` and so on, as specified on the command line.
         existing_card: the metadata of the repository's card.
 
     Raises:
@@ -63,7 +63,7 @@ def decide_licence(
         if "license" not in fields:
             continue
         whose = source.get("official") or source.get("repository") or source.get("name")
-        if given and given != fields:
+        if specified and specified != fields:
             raise MaeConvertError(
                 (
                     f"the weights come from {whose}, whose licence is {fields['license']}, and it "
@@ -72,12 +72,12 @@ def decide_licence(
                 hint=("leave ", Option("license"), " out"),
             )
         return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
-    if given:
-        return Licence(given, "as stated by its publisher", _conflict(given, existing_card))
+    if specified:
+        return Licence(specified, "as stated by its publisher", _conflict(specified, existing_card))
     fields = {name: str(existing_card[name]) for name in LICENCE_FIELDS if existing_card.get(name)}
     if "license" in fields:
         return Licence(fields, "as stated on the card of the repository")
-    raise MaeConvertError(_question(artifact))
+    raise MaeConvertError(_request_for_licence(artifact))
 
 
 def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
     )
 
 
-def _question(artifact: Artifact) -> Text:
+def _request_for_licence(artifact: Artifact) -> Text:
     asked = (
         *(
             f"the licence of {artifact.target} is not specified: pass that of its source with ",

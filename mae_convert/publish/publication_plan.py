@@ -12,7 +12,7 @@ from mae_convert.publish.card import card_metadata, marked, merged_card, metadat
 from mae_convert.publish.card_body import WARNING, CardData, section
 from mae_convert.publish.example_image import CREDIT, image_of
 from mae_convert.publish.licence import Licence, decide_licence
-from mae_convert.publish.repository import CARD, Remote, Target, check_card, look
+from mae_convert.publish.repository import CARD, Remote, Target, check_card, remote_state
 from mae_convert.publish.upload_files import Staged, stage, stage_artifacts, superseded
 from mae_convert.sources.client import (
     account_of,
@@ -51,7 +51,7 @@ class PublishRequest:
     """The repository that the model derives from, if specified."""
 
     signer: Signer | None = None
-    """What signs the directory, if it is to be signed."""
+    """The signer of the directory; None if it is not signed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Publication:
     """The account of the token; None without a token, which is sufficient for a dry run."""
 
     staged: Mapping[str, Staged]
-    """All files that are to be there, by path."""
+    """All files that the repository should contain, by path."""
 
     add: Sequence[Staged]
     """The files that are new or changed."""
@@ -80,7 +80,7 @@ class Publication:
     """Files to delete."""
 
     kept: Sequence[str]
-    """Weights in the repository that this publication is not about."""
+    """Weights in the repository that are not a part of this publication and stay there."""
 
     licence: Licence
     """The licence."""
@@ -114,7 +114,7 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
         MissingRequirementError: the Hub cannot be reached.
     """
     artifacts = _read_artifacts(request)
-    account, remote, notes = _look(request.target, dry_run=dry_run)
+    account, remote, notes = _remote_state(request.target, dry_run=dry_run)
     licence = decide_licence(
         artifacts[0], request.licence, metadata_of(remote.card) if remote.card else {}
     )
@@ -153,8 +153,8 @@ def _read_artifacts(request: PublishRequest) -> list[Artifact]:
         raise MaeConvertError(
             f"{request.directory} is a file",
             hint=(
-                *("name a model directory, and further layouts with ", Option("also"), "; where a"),
-                " layout has files only, convert to a file in a new directory, as in model/"
+                *("specify a model directory, and further layouts with ", Option("also"), "; if "),
+                "the layout has only files, convert to a file in a new directory, such as model/"
                 f"{request.directory.name}, and run `mae-convert verify SOURCE model --certify`",
             ),
             path=request.directory,
@@ -175,7 +175,8 @@ def _signed(
     """Sign the published files of the model directory; return statement and signature.
 
     Raises:
-        MaeConvertError: it has no certificate, or the repository has another one at its root.
+        MaeConvertError: the directory has no certificate, or the certificate of another model is
+            at the root of the repository.
         MissingRequirementError: the package that signs is not installed.
     """
     names = [*(path.name for path in artifact.weights), *beside(artifact)]
@@ -193,9 +194,9 @@ def _is_weights(path: str) -> bool:
     return path in PREFERENCE or path.endswith(KERAS_SUFFIXES)
 
 
-def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
+def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
     """Return the account, the state of the repository, and notes about it."""
-    address_in("HF_ENDPOINT")  # with another value, the client cannot even be imported
+    address_in("HF_ENDPOINT")  # with an invalid value, the client cannot be imported
     from huggingface_hub import get_token
 
     with hub_errors_explained(target.repo_id):
@@ -212,7 +213,7 @@ def _look(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[s
             account = None
             if get_token() or not dry_run:
                 account = account_of(api)
-            return account, look(api, target, account), ()
+            return account, remote_state(api, target, account), ()
         except Exception as error:
             if not dry_run or not is_unreachable(error):
                 raise

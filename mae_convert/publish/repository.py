@@ -17,7 +17,7 @@ TITLE = "Add MAE weights that mae-convert has verified"
 UNVERIFIED_TITLE = "Add MAE weights, converted by mae-convert and not verified"
 TITLES = (TITLE, UNVERIFIED_TITLE)
 CARD = "README.md"
-ATTRIBUTES = ".gitattributes"  # the Hub's own, which a new repository has
+ATTRIBUTES = ".gitattributes"  # the Hub creates it in each new repository
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Target:
     """The branch that gets the commit; or refs/pr/N, an existing pull request."""
 
     pull_request: bool = False
-    """Propose the change instead."""
+    """Whether to propose the change in a pull request instead."""
 
     private: bool = False
     """Whether a new repository is created as private."""
@@ -42,10 +42,10 @@ class Remote:
     """The state of the repository."""
 
     exists: bool
-    """There is such a repository."""
+    """Whether the repository exists."""
 
     private: bool
-    """It is a private one."""
+    """Whether the repository is private."""
 
     revision: str
     """The revision to read and to commit to: the branch, or a pull request of mae-convert."""
@@ -66,12 +66,12 @@ class Remote:
     """The open pull request of mae-convert, or None."""
 
 
-def look(api: "HfApi", target: Target, account: str | None) -> Remote:
+def remote_state(api: "HfApi", target: Target, account: str | None) -> Remote:
     """Return the state of the branch, or of the pull request, that gets the commit.
 
     Raises:
-        HubError: a pull request to a repository that does not exist, or ``private`` for an
-            existing public repository.
+        HubError: a pull request is requested for a repository that does not exist, or ``private``
+            for an existing public repository.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -85,13 +85,13 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
             raise HubError(
                 f"{repo_id} does not exist on the Hub, or you have no access to it, so a pull "
                 "request cannot be opened",
-                hint=("leave ", Option("create_pr", True), " out to make it"),
+                hint=("leave ", Option("create_pr", True), " out to create the repository"),
             ) from None
         return Remote(False, target.private, target.branch)
     if target.private and not info.private:
         raise HubError(
             f"{repo_id} is public already, and ",
-            *(Option("private", True), " is for a repository that is new"),
+            *(Option("private", True), " applies only to a new repository"),
             hint="leave it out, or change the repository's visibility in its settings",
         )
     revision, url, is_new = target.branch, None, False
@@ -100,8 +100,10 @@ def look(api: "HfApi", target: Target, account: str | None) -> Remote:
     elif target.branch != MAIN and not target.branch.startswith("refs/"):
         references = with_retries(lambda: api.list_repo_refs(repo_id))
         is_new = target.branch not in {branch.name for branch in references.branches}
-    looked_at = MAIN if is_new else revision
-    state = with_retries(lambda: api.model_info(repo_id, revision=looked_at, files_metadata=True))
+    revision_to_read = MAIN if is_new else revision
+    state = with_retries(
+        lambda: api.model_info(repo_id, revision=revision_to_read, files_metadata=True)
+    )
     entries = entries_of(state)
     card = read_text(api, repo_id, str(state.sha), CARD) if CARD in entries else None
     return Remote(
@@ -138,7 +140,7 @@ def check_card(card: str) -> None:
     """Let the Hub validate a card's metadata, before anything is created or uploaded.
 
     Raises:
-        HubError: it would refuse the metadata.
+        HubError: the Hub would refuse the metadata.
     """
     from huggingface_hub import ModelCard
 
@@ -152,7 +154,7 @@ def check_card(card: str) -> None:
 
 
 def _complaints(error: ValueError) -> str:
-    """Return the Hub's complaints about a card, which come as JSON, in one line."""
+    """Return in one line the Hub's complaints about a card, which it sends as JSON."""
     try:
         return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
     except (ValueError, KeyError, TypeError):

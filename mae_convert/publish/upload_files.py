@@ -59,24 +59,26 @@ def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
     return Staged(path, content, len(content), digest, git_oid(content))
 
 
-def stage_artifacts(artifacts: Sequence[Artifact], there: Mapping[str, Entry]) -> dict[str, Staged]:
+def stage_artifacts(
+    artifacts: Sequence[Artifact], existing: Mapping[str, Entry]
+) -> dict[str, Staged]:
     """Return the files of the artifacts, by their path in the repository.
 
-    The first artifact's record and certificate are at the root unless the repository has other
-    weights there that libraries load first. The weights of further directories are at the root,
-    where their framework loads them; their records and certificates, and files whose names the root
-    already has with other contents, are in a separate folder. A single file's certificate is beside
-    it.
+    The record and the certificate of the first artifact are at the root, unless the root has other
+    weights that libraries prefer. The weights of further directories are at the root, where their
+    framework loads them. Their records and certificates are in a separate folder, and so are files
+    that differ from a file of the same name at the root. The certificate of a single file is in the
+    same directory as the file.
 
     Args:
         artifacts: the published models.
-        there: the files of the repository.
+        existing: the files of the repository.
 
     Raises:
-        MaeConvertError: a file is not the one that the certificate is about any more.
+        MaeConvertError: a file was changed since its certificate was checked.
     """
     staged: dict[str, Staged] = {}
-    at_root = not _is_taken(artifacts[0], there)
+    at_root = not _is_taken(artifacts[0], existing)
     for number, artifact in enumerate(artifacts):
         container = artifact.checkpoint.container
         read = {file.path.name: file for file in (*container.opened, *container.beside)}
@@ -92,9 +94,9 @@ def stage_artifacts(artifacts: Sequence[Artifact], there: Mapping[str, Entry]) -
             staged_file = _as_certified(artifact, stage(name, read.get(name, local)))
             if artifact.target.is_dir() and (number > 0 or not at_root):
                 own = name in OWN_FILES
-                if not own and _same(staged_file, staged.get(name), there.get(name)):
+                if not own and _same(staged_file, staged.get(name), existing.get(name)):
                     continue
-                if own or name in staged or name in there:
+                if own or name in staged or name in existing:
                     staged_file = replace(staged_file, path=f"{folder}/{name}")
             staged[staged_file.path] = staged_file
     return staged
@@ -125,10 +127,10 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
     )
 
 
-def _is_taken(artifact: Artifact, there: Mapping[str, Entry]) -> bool:
+def _is_taken(artifact: Artifact, existing: Mapping[str, Entry]) -> bool:
     """Return whether readers of the repository would load weights other than the artifact's."""
     ours = [path.name for path in artifact.weights]
-    first = next((name for name in PREFERENCE if name in there or name in ours), None)
+    first = next((name for name in PREFERENCE if name in existing or name in ours), None)
     return first is not None and first not in ours and not _is_in_place_of(first, ours)
 
 
@@ -141,22 +143,24 @@ def _same(file: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
     return ours.sha256 == file.sha256 if ours else file.is_at(theirs)
 
 
-def superseded(staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> list[str]:
-    """Return files of the repository that would contradict the published files, and are deleted.
+def superseded(staged: Mapping[str, Staged], existing: Mapping[str, Entry]) -> list[str]:
+    """Return the files of the repository to delete, which would contradict the published files.
 
-    A single weight file and shards exclude each other, since readers load one or the other; and a
+    A single file of weights and shards exclude each other, because readers load one or the other. A
     certificate that is not published again describes weights that no longer exist.
     """
     publishes = any(_is_safetensors(path) for path in staged)
-    gone = [path for path in there if publishes and _is_safetensors(path)]
-    gone += [path for path in there if _is_certificate_of(path, staged, there)]
+    gone = [path for path in existing if publishes and _is_safetensors(path)]
+    gone += [path for path in existing if _is_certificate_of(path, staged, existing)]
     return [path for path in gone if path not in staged]
 
 
-def _is_certificate_of(path: str, staged: Mapping[str, Staged], there: Mapping[str, Entry]) -> bool:
+def _is_certificate_of(
+    path: str, staged: Mapping[str, Staged], existing: Mapping[str, Entry]
+) -> bool:
     """Return whether a file of the repository belongs to a certificate that is replaced."""
     if path in (*OWN_FILES, *SIGNATURE_NAMES):
-        first = next((name for name in PREFERENCE if name in there), None)
+        first = next((name for name in PREFERENCE if name in existing), None)
         return "conversion.json" in staged or first in staged
     if path.startswith(f"{CERTIFICATES_FOLDER}/"):
         return path.split("/")[1] in staged

@@ -111,5 +111,5 @@ def test_single_file_is_refused_with_instructions_to_publish_it(hub, command, mo
     file = next(folder.glob("*.h5"))
     asked = command("publish", file, REPO, "--license", "apache-2.0")
     assert asked.status == 2
-    assert "convert to a file in a new directory, as in model/model.weights.h5" in asked.err
+    assert "convert to a file in a new directory, such as model/model.weights.h5" in asked.err
     assert "verify SOURCE model --certify" in asked.err
