@@ -112,31 +112,14 @@ def reproducer_of(
             hint=SEE_CHECKS,
         )
     location = _location(results["A"][first], results["B"][first], _exact(a, difference))
-    formulas = {
-        side: _formula(first, location, checkpoints[0], results, results[side], inputs)
-        for side in "AB"
-    }
-    if dtype == "float64":  # both sides use A's earlier results
-        formulas["B"] = formulas["A"]
-    if any(formula is None for formula in formulas.values()):
-        raise MaeConvertError(
-            f"{first} is the first result that differs, but it cannot be computed from earlier "
-            "results that both sides have, so it cannot be isolated",
-            hint=(
-                "add intermediate activations to ACTIVATIONS in the file of your code"
-                if difference.framework == FOREIGN
-                else "see the tensors and the code in the output of the verification"
-            ),
-        )
     arrays: dict[str, np.ndarray] = {}
     for side, checkpoint in zip("AB", checkpoints, strict=True):
-        formula = formulas[side]
-        assert formula is not None
-        given = results["A"] if dtype == "float64" else results[side]
-        for name, array in _arrays(formula, location, given, checkpoint, inputs).items():
+        # In float64, both sides use A's earlier results.
+        earlier = results["A"] if dtype == "float64" else results[side]
+        formula = _formula(difference, location, checkpoints[0], results, earlier, inputs)
+        for name, array in _arrays(formula, location, earlier, checkpoint, inputs).items():
             arrays[f"{side}/{name}"] = array
         arrays[f"result/{side}"] = _cut(results[side][first], location, formula)
-    assert formula is not None
     stored = _shared(arrays)
     tables = {name: f"{part}.position_embedding" for name, (part, _) in formula.rows.items()}
     canonical = {**formula.tensors, **tables}
@@ -157,19 +140,34 @@ def _results(trace: Trace, dtype: str) -> dict[str, np.ndarray]:
 
 
 def _formula(
-    first: str,
+    difference: Difference,
     location: Location,
     checkpoint: Checkpoint,
     results: Mapping[str, Mapping[str, np.ndarray]],
     own: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
-) -> Formula | None:
-    """Return the formula that computes a side's result from results in which both sides agree."""
+) -> Formula:
+    """Return the formula that computes a side's result from results in which both sides agree.
+
+    Raises:
+        MaeConvertError: the result cannot be computed from such results.
+    """
+    first = difference.first
     common = {name: own[name] for name in results["A"] if name in results["B"]}
     common |= _implied(first, own, common)
     config, tensors = checkpoint.configuration.model, checkpoint.tensors
     model = Model(checkpoint.family, config, checkpoint.task, tensors, common, inputs)
-    return formula_of(first, model, location)
+    if formula := formula_of(first, model, location):
+        return formula
+    raise MaeConvertError(
+        f"{first} is the first result that differs, but it cannot be computed from earlier "
+        "results that both sides have, so it cannot be isolated",
+        hint=(
+            "add intermediate activations to ACTIVATIONS in the file of your code"
+            if difference.framework == FOREIGN
+            else "see the tensors and the code in the output of the verification"
+        ),
+    )
 
 
 def _implied(

@@ -106,15 +106,12 @@ def features_of(
         checkpoint, framework, task="encoder", dtype="float32", device=device, mmap=False
     )
     model.config = replace(model.config, mask_ratio=0.0)
-    run = _run_torch if framework == "torch" else _run_keras
     batches: list[dict[str, np.ndarray]] = []
     sampling = ""
 
     def encode(batch: tuple[dict[str, np.ndarray], str]) -> tuple[np.ndarray, str]:
         arrays, sampling = batch
-        in_order = np.arange(model.config.num_patches, dtype=np.float32)
-        noise = np.tile(in_order, (len(arrays["pixel_values"]), 1))
-        return run(model, {**arrays, "noise": noise}, device), sampling
+        return _encoded(model, arrays, framework, device), sampling
 
     # Images are decoded in this thread, because only its messages of image decoders are captured.
     for hidden, sampling in overlapped(encode, _batches(checkpoint, paths, inputs, options)):  # noqa: B007
@@ -153,6 +150,16 @@ def _batches(
             yield {"pixel_values": clips.pixel_values}, clips.sampling
         else:
             yield {"pixel_values": load_images(paths[part], checkpoint)}, ""
+
+
+def _encoded(
+    model: Any, arrays: dict[str, np.ndarray], framework: str, device: str | None
+) -> np.ndarray:
+    """Return the encoder's output (N, tokens, D) for a batch, with all patches in order."""
+    in_order = np.arange(model.config.num_patches, dtype=np.float32)
+    noise = np.tile(in_order, (len(arrays["pixel_values"]), 1))
+    run = _run_torch if framework == "torch" else _run_keras
+    return run(model, {**arrays, "noise": noise}, device)
 
 
 def _run_torch(model: Any, inputs: Arrays, device: str | None) -> np.ndarray:
