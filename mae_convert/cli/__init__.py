@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: options, commands, and the output of results."""

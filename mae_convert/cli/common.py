@@ -27,7 +27,7 @@ def open_with_notes(source: "Source", flags: "Flags", **options: Any) -> "Checkp
 def open_and_infer(
     source: "Source", flags: "Flags", images: "Path | None", **options: Any
 ) -> "tuple[Checkpoint, Inference]":
-    """Open a checkpoint and determine by experiment the fields that it does not specify."""
+    """Open a checkpoint and determine missing fields by experiment."""
     from mae_convert.diagnose.infer import infer, with_inferred
 
     checkpoint = open_with_notes(source, flags, incomplete=True, **options)
@@ -36,7 +36,7 @@ def open_and_infer(
 
 
 def inference_options(images: "Path | None") -> "InferenceOptions":
-    """Return the options of the experiment of --infer: it uses the first installed framework."""
+    """Return the options of the experiment of --infer, which uses the first installed framework."""
     from mae_convert.diagnose.infer import InferenceOptions
     from mae_convert.runtime.sides import has_framework
 
@@ -60,7 +60,7 @@ def open_pair_with_notes(
 def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints; fields determined by experiment for A are also used for B."""
+    """Open two checkpoints; fields that an experiment determines for A are also used for B."""
     from mae_convert.checkpoint.checkpoint import require_comparable
     from mae_convert.diagnose.infer import infer, with_inferred, with_inferred_of
 

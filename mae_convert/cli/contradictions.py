@@ -1,4 +1,4 @@
-"""Checks for options that contradict each other or have no effect, before any work.
+"""Check for options that contradict each other or have no effect, before any work is done.
 
 One table serves all commands. Combinations that depend on the checkpoint or the layout (such as
 ``--prefix`` with a layout that is written as a directory) are checked later.
@@ -21,16 +21,16 @@ class Conflict:
     """Parameters of a command that cannot be given together."""
 
     one: str
-    """The parameter name of an option in the function of the command."""
+    """The name of the option's parameter in the function of the command."""
 
     other: str | None
-    """A second parameter; None if the first has no effect or lacks a required option."""
+    """The name of a second parameter; None if the first option alone is refused."""
 
     why: str
-    """The reason and what to do."""
+    """The reason, and what to do."""
 
     when: Callable[[Values], bool] = lambda _: True
-    """Returns whether the given values conflict."""
+    """A function that returns whether the values of the parameters conflict."""
 
 
 def _sets(name: str) -> Callable[[Values], bool]:
@@ -38,7 +38,7 @@ def _sets(name: str) -> Callable[[Values], bool]:
 
 
 def _no_xla(framework: str, mode: str) -> Conflict:
-    """Return the conflict for PyTorch with mode xla, which is not available."""
+    """Return the conflict of PyTorch with mode xla, which it does not have."""
     option = f"--{mode.replace('_', '-')}"
     return Conflict(
         framework,
@@ -242,7 +242,7 @@ def _sentence(ctx: click.Context, names: list[str], why: str) -> str:
 
 
 def _as_typed(ctx: click.Context, name: str) -> str:
-    """Return an option with its value, or an argument by its name."""
+    """Return an option with its value as on the command line, or the name of an argument."""
     parameter = next(p for p in ctx.command.params if p.name == name)
     if not isinstance(parameter, click.Option):
         return str(parameter.human_readable_name)

@@ -28,11 +28,11 @@ FULL_NAMES = {
     "transformers": "transformers",
     "timm": "timm",
 }
-PICTURE = "reconstruction.png"
+IMAGE_NAME = "reconstruction.png"
 
 
 def run_demo(output: Path) -> bool:
-    """Convert the embedded checkpoint and back, run both frameworks, and print the results.
+    """Convert the embedded checkpoint and back, verify the results, and print them.
 
     Args:
         output: directory for the models and the image; results of an earlier run are replaced.
@@ -69,9 +69,9 @@ def run_demo(output: Path) -> bool:
     panel(
         pixels, traces[0].arrays["float64/reconstruction"], traces[0].arrays["mask"],
         [path.name for path in photographs], source,
-    ).save(output / PICTURE)  # fmt: skip
-    out.print("\nfour photographs and their reconstructions from a quarter of the patches:")
-    out.print(f"  {markup((output / PICTURE).resolve())}")
+    ).save(output / IMAGE_NAME)  # fmt: skip
+    out.print("\nfour photographs, each reconstructed from a quarter of its patches:")
+    out.print(f"  {markup((output / IMAGE_NAME).resolve())}")
     out.print(f"\n{time.monotonic() - started:.0f} s")
     return passed
 
@@ -86,7 +86,7 @@ def round_trip(source: Checkpoint, converted: Path) -> Check:
 
 
 def print_results(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check]) -> bool:
-    """Print a table for each verdict and the round trips; return whether all passed."""
+    """Print a table for each verdict, and the round trips; return whether all of them passed."""
     out = console()
     for (layout, verdict), back in zip(verdicts.items(), round_trips, strict=True):
         first, second = verdict.witnesses

@@ -1,4 +1,4 @@
-"""The group of all commands and the exit status of a run.
+"""The command line's group of commands, and the exit status of a run.
 
 Every command parses its options, calls one function of the library, and prints the result.
 Expensive modules are imported inside the commands, so that ``--help`` is fast.
@@ -85,9 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
         if not received and sentence is None:
             print_unexpected(error)
             sentence = "this is a bug in mae-convert; please report it"
-        status = 2  # not 1, which means that two checkpoints differ
+        status = 2  # 2 and not 1, because 1 means that two checkpoints differ
     ignore_signals()
-    if received and status:  # a signal in C code or in a class definition becomes another error
+    if received and status:  # a signal in C code or in a class definition raises other errors
         status, sentence = ended_by(received[0])
     if sentence:
         print_to_stderr(f"mae-convert: {sentence}")
@@ -99,9 +99,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     if any("\0" in argument for argument in arguments):
         return 2, "an argument contains a NUL character, which is not allowed in names; remove it"
     try:
-        # cli.main would treat a closed pipe (`| head`) as a failure. The object is a function that
-        # commands call when their outputs are complete; without it, commands that a Python program
-        # calls do not change the signal handlers of the process.
+        # cli.main would treat a closed pipe (`| head`) as a failure. `obj` is a function that
+        # commands call when their outputs are complete. If a Python program calls a command, `obj`
+        # is None, and the signal handlers of the process are unchanged.
         with cli.make_context("mae-convert", list(arguments), obj=ignore_signals) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()
@@ -115,7 +115,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
     except (click.Abort, KeyboardInterrupt):
         return 130, "interrupted"
     except BrokenPipeError:
-        # The output is a closed pipe (`| head`), which is not an error.
+        # A closed pipe as output (`| head`) is not an error.
         from mae_convert.cli.streams import discard_output
 
         discard_output()
@@ -131,7 +131,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _printable(error: click.UsageError) -> click.UsageError:
-    """Return a usage error, which may contain file names, as text that is safe for a terminal.
+    """Return a usage error without control characters, which file names in it may contain.
 
     Line breaks are kept only in messages that contain no argument values (click lists the choices
     of an option on several lines).

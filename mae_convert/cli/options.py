@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types of their values."""
+"""Options that several commands have, and the types of their values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,16 +40,14 @@ class RunnerType(click.ParamType):
         return f"[{'|'.join(FRAMEWORKS)}|CODE]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the framework's name without alias, or how the code is named."""
+        """Return the name of the framework, or the specification of the code."""
         from mae_convert.runtime.foreign import FORMS, names_code
 
         name = FRAMEWORK_SYNONYMS.get(value, value)
         if name in FRAMEWORKS or names_code(name):
             return str(name)
         choices = ", ".join(map(repr, FRAMEWORKS))
-        raise click.BadParameter(
-            f"{value!r} is not one of {choices}; nor is it {FORMS}", ctx, param
-        )
+        raise click.BadParameter(f"{value!r} is neither one of {choices} nor {FORMS}", ctx, param)
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
         """Return the frameworks whose names begin with the incomplete text."""
@@ -80,7 +78,7 @@ class ValueType(click.ParamType):
         return self.name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the parsed value."""
+        """Return the value that a text represents."""
         if not isinstance(value, str):
             return value
         try:
@@ -96,7 +94,7 @@ BYTE_SIZE = ValueType(ByteSize())
 class SourceType(click.ParamType):
     """A checkpoint: a path, hf://owner/name[@revision][/file], or an official name.
 
-    Nothing is downloaded here; `mae_convert.sources` downloads for every command.
+    Nothing is downloaded here; `mae_convert.sources` downloads checkpoints.
     """
 
     name = "source"
@@ -108,7 +106,7 @@ class SourceType(click.ParamType):
         return parse_source(value) if isinstance(value, str) else value
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
-        """Return official names and files."""
+        """Return official names and files that begin with the incomplete text."""
         from mae_convert.cli.completion import complete_source
 
         return complete_source(incomplete)
@@ -163,7 +161,7 @@ framework_option = click.option(
 
 
 class Bands(click.ParamType):
-    """Channel numbers, starting from 1: one, or three such as 3,2,1."""
+    """One or three channel numbers, starting from 1, such as 3,2,1."""
 
     name = "N[,N,N]"
 
@@ -183,8 +181,8 @@ preprocessed_option = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help=(
-        "Instead of files: an .npz file with preprocessed pixel_values, (N, C, H, W) or for videos "
-        "(N, C, T, H, W), with any number of channels, and optionally noise (N, L)."
+        "Instead of images: an .npz file with preprocessed pixel_values, (N, C, H, W) or for "
+        "videos (N, C, T, H, W), with any number of channels, and optionally noise (N, L)."
     ),
 )
 frame_stride_option = click.option(
@@ -229,7 +227,7 @@ json_option = click.option(
 
 
 def with_options(command: Command, wrapper: Command, options: list[Command]) -> Command:
-    """Return a decorator that adds these options before a command's own options."""
+    """Return `wrapper` with options added before the other options of a command."""
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     wrapper.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in reversed(options):
@@ -262,8 +260,8 @@ def input_options(command: Command) -> Command:
                 type=path,
                 metavar="DIR",
                 help=(
-                    "Directory of images, or of videos for a video model, to use as input after the"
-                    " model's preprocessing."
+                    "Directory of images, or of videos for a video model, that are preprocessed and"
+                    " used as inputs."
                 ),
             ),
             click.option(
@@ -315,8 +313,8 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
     """Return a decorator that adds the options for signing, passed to the command as ``signer``.
 
     Args:
-        prefix: "sign-" for a command whose option for the key is ``--sign``; "" for one that does
-            nothing else than to sign.
+        prefix: the prefix of the options: "sign-" for a command that can sign its output; "" for a
+            command that only signs.
     """
 
     def decorator(command: Command) -> Command:
@@ -333,8 +331,8 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
         key = "--sign" if prefix else "--private-key"
         file = click.Path(path_type=Path)
         options = [
-            click.option(key, "private_key", help="Elliptic curve key that signs.", **PEM),
-            click.option("--password-file", type=file, help="File with the password of the key."),
+            click.option(key, "private_key", help="Elliptic curve private key that signs.", **PEM),
+            click.option("--password-file", type=file, help="File with the password of that key."),
             click.option(
                 "--signing-certificate", "certificate", help="Certificate of the key.", **PEM
             ),
@@ -344,16 +342,16 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
                 "keyless",
                 is_flag=True,
                 help=(
-                    "Sign by sigstore, without a key, as an identity that an OpenID provider "
-                    "confirms; needs a network."
+                    "Sign with sigstore, without a key, as an identity that an OpenID provider "
+                    "confirms; this requires a network."
                 ),
             ),
             click.option(
                 "--identity-token-file",
                 type=file,
                 help=(
-                    "File with the provider's token. [default: that of the CI job, or a login in "
-                    "the browser]"
+                    "File with the provider's token. [default: the token of the CI job, or a login "
+                    "in the browser]"
                 ),
             ),
             trust_config_option,
@@ -364,7 +362,7 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
 
 
 def trust_options(command: Command) -> Command:
-    """Add the options for whose signature is accepted, passed to the command as ``trust``."""
+    """Add the options for accepted signatures, passed to the command as ``trust``."""
 
     def with_trust(**options: Any) -> Any:
         from mae_convert.verify.signing import Trust

@@ -1,4 +1,4 @@
-"""Commands with ``--report`` also write their errors to the JUnit reports."""
+"""Write the errors of commands with ``--report`` to their JUnit reports."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,19 +16,19 @@ NOT_ERRORS = (click.exceptions.Exit, click.Abort, BrokenPipeError)
 
 
 class ReportingCommand(CheckedCommand):
-    """A command that writes an ``<error>`` to its JUnit reports if it ends with an error.
+    """A command that writes an ``<error>`` to its JUnit reports if it fails with an error.
 
     Otherwise a CI system would show no report, or the report of an earlier run.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments."""
+        """Parse the arguments; write the reports if this fails."""
         given = list(args)
         with self._reporting(_reports_in(given), [Path(word) for word in given]):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command; write the reports if it fails with an error."""
         words = [value for value in ctx.params.values() if isinstance(value, Path)]
         sources = [ctx.params.get(side) for side in ("a", "b")]
         names = [getattr(s, "name", str(s)) for s in sources if s is not None]
@@ -52,7 +52,7 @@ class ReportingCommand(CheckedCommand):
 
 
 def _reports_in(args: Sequence[str]) -> list[Path]:
-    """Return the values of ``--report`` from a command line that could not be parsed."""
+    """Return the paths of JUnit reports in a command line that could not be parsed."""
     after = zip(args, [*args[1:], ""], strict=True)
     values = [value for word, value in after if word == "--report"]
     values += [word.partition("=")[2] for word in args if word.startswith("--report=")]
@@ -66,7 +66,7 @@ def _write(
     names: Sequence[str],
     error: Exception,
 ) -> None:
-    """Write the reports; errors are only printed, because the command itself has failed already."""
+    """Write the reports; errors are printed, because the command itself has failed already."""
     from mae_convert.files.atomic import replacing_file
     from mae_convert.reports.junit import error_junit
     from mae_convert.reports.verdict_files import check_report_names

@@ -1,6 +1,7 @@
 """Standard output, standard error and logging of a command: sentences, JSON and progress.
 
-Closed streams and missing characters are made harmless. What prints tables is not imported.
+Closed streams and characters that cannot be encoded are handled. This module does not import the
+libraries that print tables.
 
 Only the command line calls these functions; a program that imports the package keeps its own
 streams and logging configuration.
@@ -22,22 +23,25 @@ from mae_convert.text.redaction import redact_logs, without_secrets
 
 
 def prepare_streams() -> bool:
-    """Handle closed streams and unsupported characters; return whether standard output is open.
+    """Replace closed streams, and escape characters that a stream cannot encode.
 
-    A closed descriptor would be assigned to the next file that is opened, for example a checkpoint
-    that is being written, and messages would be written into that file.
+    Without this, a closed descriptor would be assigned to the next file that is opened, for example
+    a checkpoint that is being written, and messages would be written into that file.
+
+    Returns:
+        Whether standard output is open.
     """
     has_output = sys.stdout is not None and _is_open(1)
     for number in (0, 1, 2):
         if not _is_open(number):
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is the closed one
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # streams of tests have no descriptor
+        if reconfigure is not None:  # the streams of tests have no descriptor
             reconfigure(errors="backslashreplace")
     redact_logs()
     warnings.showwarning = _print_warning
@@ -55,7 +59,8 @@ def _is_open(number: int) -> bool:
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning on one line, without its source location.
 
-    This replaces `warnings.showwarning`; `warnings.filters` still decides which warnings are shown.
+    This replaces `warnings.showwarning`; `warnings.filters` still determines which warnings are
+    shown.
     """
     print_to_stderr(f"note: {' '.join(str(message).split())}")
 

@@ -1,1 +1,1 @@
-"""Conversions: plan, execution, record."""
+"""Convert checkpoints: plan a conversion, execute it, and write its record."""

@@ -1,8 +1,8 @@
-"""Declared changes of a conversion: to the model's inputs, and a new head for fine-tuning.
+"""Changes of a model that a conversion declares: other inputs, or a new head for fine-tuning.
 
-A declared step is plain data: its name under ``step``, and the values before and after. When a
-conversion is verified, `mae_convert.verify.declared_changes` applies its steps to the source, with
-independent code.
+A declared step is plain data: its name under ``step``, and the values before and after as ``from``
+and ``to``. When a conversion is verified, `mae_convert.verify.declared_changes` applies the
+declared steps to the source with independent code.
 """
 
 import math
@@ -34,7 +34,7 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The inputs of the converted model; None for unchanged properties."""
+    """The inputs of the converted model; a property that is None is unchanged."""
 
     image_size: tuple[int, int] | None = None
     """Height and width in pixels."""
@@ -43,21 +43,21 @@ class Geometry:
     """Compute fixed position embeddings for the new grid instead of resampling."""
 
     in_channels: int | None = None
-    """Number of channels."""
+    """Number of input channels."""
 
     num_frames: int | None = None
-    """Frames of a video."""
+    """Number of frames of a video."""
 
 
 def with_geometry(
     source: Checkpoint, task: str, geometry: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model for another input geometry, and the declared steps.
+    """Return the checkpoint as a model with other inputs, and the declared steps.
 
     Args:
         source: an opened checkpoint.
-        task: the task that it is converted for.
-        geometry: the new geometry; without a change there is no step.
+        task: the task for which the checkpoint is converted.
+        geometry: the inputs of the new model; unchanged properties declare no step.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.
@@ -95,8 +95,8 @@ def _with_image_size(
         raise ConfigurationError(
             *(Option("image_size"), f": {relative.relative.unresampled}"),
             hint=(
-                f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}, the size it "
-                "was trained with"
+                f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}, the size with "
+                "which it was trained"
             ),
         )
     if resized == model:
@@ -129,7 +129,7 @@ def _with_image_size(
 def _with_num_frames(
     source: Checkpoint, task: str, count: int
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return a model of videos for another number of frames, whose positions are recomputed.
+    """Return a video model for another number of frames, with recomputed position embeddings.
 
     The fixed position embeddings of the new frames are computed for the image size of the source.
     """
@@ -164,7 +164,7 @@ def _with_num_frames(
 
 
 def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
-    """Return the position embeddings of a checkpoint that a model for a task has."""
+    """Return name → structure, for the position embeddings that a model for a task has."""
     return {
         name: table
         for name, table in source.family.position_tables(source.configuration.model).items()
@@ -185,18 +185,18 @@ def _regenerated(
 
 
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
-    """Return the configuration with a changed model, and the source of the changed field."""
+    """Return the configuration with another model, and with the source of the changed field."""
     resized = f"option {field}"
     if (
         field in source.configuration.assumptions
-    ):  # it remains an assumption, because the size before resampling was assumed
+    ):  # still an assumption, because the size before resampling was assumed
         resized += f", from {before} ({source.configuration.sources[field]})"
     sources = {**source.configuration.sources, field: resized}
     return replace(source.configuration, model=new_model, sources=sources)
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
-    """Return the kind of change of position embeddings; "computed" if they are not stored."""
+    """Return how position embeddings change: "recomputed", "sincos" or the kind of resampling."""
     if source.family.positions == "computed":
         return "recomputed"
     return "sincos" if sincos else source.family.resampling
@@ -217,7 +217,7 @@ def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
 def _with_channels(
     source: Checkpoint, task: str, count: int
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Adapt the patch embedding, and image mean and std, to another number of channels."""
+    """Return the checkpoint with patch embedding, mean and std for another number of channels."""
     configuration = source.configuration
     old = configuration.model.num_channels
     if count == old:
@@ -253,10 +253,10 @@ def _with_channels(
 def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
-    This is the method of timm (``adapt_input_conv``): one channel is the sum of all, so that a grey
-    image gives the same result as its copies in every channel; more channels repeat the old ones,
-    scaled by old / new, so that sums over channels keep their magnitude. Computed in float64, then
-    rounded.
+    The method is that of timm (``adapt_input_conv``). A single channel has the sum of the weights
+    of all channels, so that a grey image has the same result as its copies in every channel. More
+    channels repeat the weights of the old channels, scaled by old / new, so that sums over channels
+    keep their magnitude. The weights are computed in float64 and rounded.
     """
 
     def load() -> np.ndarray:
@@ -275,7 +275,7 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
 def channel_statistics(values: tuple[float, ...], count: int) -> tuple[float, ...]:
     """Return the means or standard deviations for another number of channels.
 
-    A copied channel keeps the value of its original; a single channel gets the average.
+    A copied channel has the value of the original channel; a single channel has the average.
     """
     if count == 1:
         return (fsum(values) / len(values),)
@@ -294,7 +294,7 @@ def _changed(
 
 
 def step_in_words(step: Mapping[str, Any]) -> str:
-    """Return a declared step as text."""
+    """Return a declared step as text, such as "dtype: float32 to float16"."""
     before, after = (_sides(step["step"], step[key]) for key in ("from", "to"))
     how = f", positions {step['positions']}" if "positions" in step else ""
     return f"{step['step']}: {before} to {after}{how}"
@@ -314,8 +314,8 @@ NORM_WEIGHT = "head.norm.weight"
 def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) -> Checkpoint:
     """Return a checkpoint as a classifier, with a head (num_labels, D) of zeros.
 
-    The family specifies the input of the head. The decoder of a pre-training model is dropped. The
-    head is declared as a step.
+    The family determines the input of the head. The decoder of a pre-training model is dropped. The
+    new head is declared as a step.
 
     Args:
         source: an opened checkpoint.
@@ -335,14 +335,16 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         raise ConfigurationError(
             "this checkpoint already has a classifier head",
             hint=(
-                *(Option("num_labels"), " adds one to an encoder (drop the old head first: "),
-                *(Option("task", "encoder"), ")"),
+                *(Option("num_labels"), " adds a head to an encoder (drop the existing head "),
+                *("first: ", Option("task", "encoder"), ")"),
             ),
         )
     configuration = source.configuration.for_task("classify")
     fields = source.family.new_head_fields(configuration.model, num_labels)
     model = replace(configuration.model, **fields)
-    dtype = [one.dtype for name, one in source.tensors.items() if name.startswith("encoder.")][-1]
+    dtype = [
+        tensor.dtype for name, tensor in source.tensors.items() if name.startswith("encoder.")
+    ][-1]
     tensors = {
         name: source.tensors.get(name) or _created(name, shape, dtype)
         for name, shape in source.family.schema(model, "classify").items()

@@ -1,4 +1,4 @@
-"""Execute planned conversions: write, re-read, compare, and only then rename to the targets."""
+"""Execute conversions: write, re-read and compare outputs before renaming them to the targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,20 +30,21 @@ def execute_all(
     progress: Progress | None = None,
     on_commit: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Execute plans with one source and return their reports; the source is read once for all.
+    """Execute conversions of one source, which is read once, and return their reports.
 
-    The outputs are renamed to their targets when all have been written, flushed, re-read and
-    compared. The report of a directory is stored in it as ``conversion.json``.
+    The outputs are renamed to their targets after all of them have been written, flushed, re-read
+    and compared. The report of a directory is stored in it as ``conversion.json``.
 
     Args:
         plans: the conversions.
         overwrite: replace existing targets.
         progress: receives the progress.
-        on_commit: called once the outputs have been renamed, before any signal is delivered.
+        on_commit: called after the outputs have been renamed, before any deferred signal is
+            handled.
 
     Raises:
         OutputError: a target exists or cannot be written.
-        MaeConvertError: a tensor is not finite, or the source was changed in the meantime.
+        MaeConvertError: a tensor is not finite, or the source was changed during the conversion.
     """
     source = SourceHashes(plans[0].source.container.opened, progress)
     records = [conversion_record(plan, source) for plan in plans]
@@ -72,7 +73,7 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
 def _output(
     plan: Plan, record: Mapping[str, Any], source: SourceHashes, fingerprints: Fingerprints
 ) -> Output:
-    """Return the output of a plan; its record contains the source's hash once that is computed."""
+    """Return the output of a plan; its record is completed when the source's hash is computed."""
     kind, config = container_kind(plan.layout, plan.target), complete_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name

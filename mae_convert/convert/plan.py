@@ -1,4 +1,4 @@
-"""Plan a conversion: the source of each target tensor, without reading or writing data."""
+"""Plan a conversion: determine the source of each target tensor without reading or writing data."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Plan:
     """A planned conversion; no data has been read or written yet."""
 
     source: Checkpoint
-    """The checkpoint, as a model for the inputs of the target."""
+    """The source checkpoint, changed to a model with the inputs of the target."""
 
     target: Path
     layout: Layout
@@ -53,25 +53,29 @@ class Plan:
     """The declared changes, each with ``step`` and its parameters."""
 
     dropped: Mapping[str, str]
-    """Source tensors that the target does not contain, with the reason."""
+    """Source tensor → the reason why the target does not contain it."""
 
     created: Mapping[str, str] = field(default_factory=dict)
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
-    """The rounding of each canonical tensor whose dtype changes; its errors are measured when the
-    conversion is executed."""
+    """Canonical tensor whose dtype changes → its rounding.
+
+    The errors are measured when the conversion is executed.
+    """
 
     packing: Packing = field(default_factory=Packing)
     """The output options: how the tensors are stored in files."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensors that are hashed while they are read, because no target tensor has the same
-    digest."""
+    """Canonical tensor → its digest, if no target tensor has the same bytes.
+
+    The digest is computed while the tensor is read.
+    """
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensors that are hashed after the rounding, for the same reason."""
+    """Canonical tensor → its digest after rounding, if no target tensor has the same bytes."""
 
     repaired: Mapping[str, Any] = field(default_factory=dict)
-    """For the record of a repair: the repaired files and the changes."""
+    """The repaired files and the changes, if the target is the result of a repair."""
 
     @property
     def is_directory(self) -> bool:
@@ -100,20 +104,20 @@ def plan_conversion(
         source: an opened checkpoint.
         target: the directory or file to write.
         layout_name: the layout to write.
-        task: the task of the target: "encoder" drops the decoder or the head; default: that of the
-            source.
+        task: the task of the target; "encoder" drops the decoder or the head. Default: the task of
+            the source.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
-        geometry: the inputs of the target; default: those of the source.
+        geometry: the inputs of the target; default: the inputs of the source.
         packing: how the tensors are stored in files; default: as in the layout's own programs.
         purpose: "write" for a file whose record has the hashes of the canonical tensors; "load" for
-            a model in memory, without hashes; "compare" for a run of a verification, which judges
-            NaN and infinity, while the other two refuse them.
+            a model in memory, without hashes; "compare" for a run of a verification. "write" and
+            "load" refuse NaN and infinity; a verification reports them.
 
     Raises:
         LayoutError: the layout does not support the model.
         ConfigurationError: the checkpoint does not contain the task, or the model cannot be changed
-            to such images.
-        OutputError: the target's name or the packing does not fit the layout.
+            to these inputs.
+        OutputError: the layout does not support the target's name or the output options.
     """
     source.require_complete(task if task in TASKS else None)
     layout, packing = source.family.layout(layout_name), packing or Packing()
@@ -195,7 +199,7 @@ class _Read:
 def _read(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> _Read:
-    """Return tensors that are rounded to the dtype, and hashed if the target's bytes differ."""
+    """Return tensors that are rounded to a dtype, and hashed if the target stores other bytes."""
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
     to_hash = {*moved, *roundings} if hashing else ()
@@ -210,7 +214,7 @@ def _read(
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
     """Refuse a task for which the file's tensors cannot be read, with the reason.
 
-    Without a specified task, a file with several complete models is refused.
+    If no task is specified, refuse a file with complete models for several tasks.
     """
     if task is None and source.also:
         tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]
@@ -233,7 +237,7 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
     """Return whether key biases are written for a model without them, as zeros.
 
-    If the target has a naming variant without key biases, they are left out if they are zeros.
+    If the layout has a naming variant without key biases, zero key biases are not written.
     """
     if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
         return True
@@ -242,7 +246,7 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
 
 
 def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
-    """Return zero tensors that the layout's own class requires, with the reason."""
+    """Return zero tensor → reason, for tensors that the class of the layout's library requires."""
     return {
         LazyTensor(
             prefix + drop.external,
@@ -269,7 +273,7 @@ def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str
 
 
 def _finite(tensor: LazyTensor) -> LazyTensor:
-    """Return the tensor with a check that raises an error for non-finite values."""
+    """Return the tensor with a check that raises an error if a value is not finite."""
 
     def checked(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind in "fV" and not np.isfinite(array).all():

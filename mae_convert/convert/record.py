@@ -1,4 +1,4 @@
-"""Metadata in the output of a conversion: record, configuration, preprocessing, hashes."""
+"""The metadata in the output of a conversion: record, configuration, preprocessing and hashes."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +26,11 @@ from mae_convert.files.workers import Progress
 from mae_convert.formats.tensor import LazyTensor
 
 NOT_YET = "0" * 64
-"""Placeholder of the same length for a SHA-256 that is not yet computed."""
+"""Placeholder for a SHA-256 that is not yet computed, with the same length."""
 
 
 def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
-    """Return the record of a conversion: source, report on every tensor, declared steps.
+    """Return the record of a conversion: source, report on every tensor, and declared steps.
 
     Args:
         plan: the conversion.
@@ -81,19 +81,19 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 
 def _differences(plan: Plan) -> dict[str, Any]:
-    """Return known differences between the programs of the target's layout and the model."""
+    """Return the known deviations of the target layout's programs from the model."""
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:
-    """Return the evidence of the experiment that determined fields, if any."""
+    """Return the evidence of an experiment that determined fields; empty without an experiment."""
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the origin of a checkpoint and the source that it was converted from, if known."""
+    """Return the origin of a checkpoint, and the source from which it was converted, if known."""
     entry: dict[str, Any] = dict(source.origin.record) if source.origin else {}
     if not entry and (official := confirmed(source, md5)):
         entry = official.record
@@ -109,13 +109,13 @@ class Fingerprints:
         self._computed: tuple[Fingerprint, Fingerprint] | None = None
 
     def __call__(self, hashes: Mapping[str, str]) -> tuple[Fingerprint, Fingerprint]:
-        """Return both; ``hashes`` is target name → SHA-256 of the tensor."""
+        """Return the fingerprints of source and target; ``hashes`` is target name → SHA-256."""
         if self._computed is None:
             self._computed = conversion_fingerprints(self._plan, hashes)
         return self._computed
 
     def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a single file with placeholders of the same length for both."""
+        """Return the record of a single file with placeholders for both fingerprints."""
         plan = self._plan
         configuration_sha256 = configuration_digest(
             plan.source.family, plan.configuration.model, plan.task
@@ -128,7 +128,7 @@ class Fingerprints:
         return _with_fingerprints(record, *empty)
 
     def complete(self, record: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-        """Return the record of a single file with both."""
+        """Return the record of a single file with both fingerprints."""
         return _with_fingerprints(record, *map(str, self(hashes)))
 
 
@@ -168,8 +168,8 @@ def conversion_fingerprints(
 ) -> tuple[Fingerprint, Fingerprint]:
     """Return the fingerprints of the source, as it was opened, and of the target.
 
-    Only tensors that the conversion did not hash are read here: dropped tensors and those changed
-    by a step.
+    Only tensors that the conversion did not hash are read here: dropped tensors, and tensors that a
+    step changed.
 
     Args:
         plan: an executed conversion.
@@ -187,7 +187,7 @@ def conversion_fingerprints(
     }
     after = {}
     for name in plan.target_schema():
-        if name not in stored:  # a key bias of zeros that the target does not store
+        if name not in stored:  # a zero key bias that the target does not store
             after[name] = TensorDigest.of(_zeros_of_target(plan, name))
         elif name not in plan.roundings:
             after[name] = TensorDigest.of(source[name], digests[name])
@@ -205,7 +205,7 @@ def conversion_fingerprints(
 
 
 def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
-    """Return the key bias that the target implies: zeros with the dtype of the query bias."""
+    """Return a key bias that the target does not store: zeros with the dtype of the query bias."""
     query = name.removesuffix("k.bias") + "q.bias"
     dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
     shape = plan.source.tensors[name].shape
@@ -213,7 +213,7 @@ def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
 
 
 def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return a record with the largest rounding error of each tensor."""
+    """Return a record with the largest rounding errors of each tensor added."""
     tensors = {
         name: {**entry, **_rounding(plan, entry["canonical"])}
         for name, entry in record["tensors"].items()
@@ -222,7 +222,7 @@ def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
-    """Return the largest rounding error of the parts of one tensor, if it is rounded."""
+    """Return the largest rounding errors of the parts of one tensor; empty if it is not rounded."""
     errors = [plan.roundings[name].error() for name in canonicals if name in plan.roundings]
     if not errors:
         return {}
@@ -238,7 +238,7 @@ def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_config(plan: Plan) -> dict[str, Any]:
-    """Return the complete configuration for storage in a file."""
+    """Return the complete configuration that is stored in a file."""
     labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
@@ -254,9 +254,9 @@ def complete_config(plan: Plan) -> dict[str, Any]:
 
 
 def archived_config(plan: Plan) -> dict[str, Any]:
-    """Return the stored configuration and, under "keras", the one that Keras reads.
+    """Return the stored configuration with the configuration that Keras reads under "keras".
 
-    The model gets the dtype of its weights; if they differ, a dtype that can represent all of them.
+    The model has the dtype of its weights; if these differ, a dtype that can represent all of them.
     """
     complete = complete_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
@@ -264,10 +264,10 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 
 
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
-    """Return ``preprocessor_config.json``.
+    """Return the content of ``preprocessor_config.json``.
 
-    It contains the source's preprocessing, with a changed image size if necessary, or else that of
-    the family.
+    The content is the source's preprocessing, with a changed image size if necessary, or else the
+    preprocessing of the family.
     """
     theirs, family = _preprocessor(plan), plan.source.family
     return {
@@ -278,7 +278,7 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
 
 
 def _preprocessor(plan: Plan) -> dict[str, Any]:
-    """Return the source's preprocessing, with a changed image size if necessary."""
+    """Return the source's preprocessing, with the image size of the target if that was changed."""
     theirs = dict(plan.source.preprocessor)
     steps = [step for step in plan.steps if step["step"] == "image_size"]
     if steps != _declared(plan.source, "image_size"):
@@ -315,11 +315,11 @@ class SourceHashes:
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Hash the files and report the number of hashed bytes."""
+        """Hash the files; `advance` is called with the numbers of hashed bytes."""
         self._hashes = [hex_digest(file, hashlib.sha256(), advance) for file in self._files]
 
     def md5(self) -> str:
-        """Return the MD5 of the file, which identifies official files; computed on demand."""
+        """Return the MD5 of the file, which identifies official files; computed at first call."""
         if self._md5 is None:
             self._progress.begin(self._files[0].size)
             self._md5 = open_md5(self._files[0], self._progress.advance)
@@ -331,11 +331,11 @@ class SourceHashes:
             file.require_unchanged()
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the record of a conversion with the computed hashes."""
+        """Return the record of a conversion with the computed hashes filled in."""
         return {**conversion, "source": {**conversion["source"], **self.described()}}
 
     def described(self) -> dict[str, Any]:
-        """Return the record's description of the files: see `files_sha256`."""
+        """Return the result of `files_sha256` for the files."""
         paths = [file.path for file in self._files]
         return _description(dict(zip(paths, self._hashes, strict=True)))
 
@@ -343,14 +343,15 @@ class SourceHashes:
 def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
     """Return the name and the SHA-256 of the open files of a checkpoint.
 
-    For several files, the name is that of the first one with its directory, ``files`` has the
-    SHA-256 of each, and ``sha256`` is that of the lines that ``sha256sum`` prints for them.
+    For several files, the name is that of the first file with its directory, ``files`` has the
+    SHA-256 of each file, and ``sha256`` is the hash of the lines that ``sha256sum`` prints for the
+    files.
     """
     return _description({file.path: open_sha256(file) for file in files})
 
 
 def _description(hashes: Mapping[Path, str]) -> dict[str, Any]:
-    if not hashes:  # a model in memory
+    if not hashes:  # there are no files for a model in memory
         return {}
     first = next(iter(hashes))
     if len(hashes) == 1:

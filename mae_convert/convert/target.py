@@ -29,10 +29,10 @@ def byte_count(size: int | str) -> int:
 
 @dataclass(frozen=True)
 class Packing:
-    """Options that change how tensors are stored."""
+    """Options for how tensors are stored in files."""
 
     prefix: str = ""
-    """A prefix for every name, such as DistributedDataParallel's ``module.``; for a single file."""
+    """A prefix for every name in a single file, such as DistributedDataParallel's ``module.``."""
 
     pickled: bool = False
     """Write a directory's weights as ``pytorch_model.bin``."""
@@ -70,7 +70,7 @@ class Packing:
             )
         if self.pickled and PTH not in layout.containers:
             raise OutputError(
-                f"{layout.name} has no form as {BIN_NAME}",
+                f"{layout.name} cannot be written as {BIN_NAME}",
                 hint=("leave ", Option("bin", True), " out"),
             )
 
@@ -81,15 +81,15 @@ def is_directory(layout: Layout, target: Path) -> bool:
 
 
 def _suffix(target: Path) -> str | None:
-    """Return the suffix of a file format, or None."""
+    """Return the target's suffix if it is that of a file format, else None."""
     return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
 
 
 def container_kind(layout: Layout, target: Path) -> str:
-    """Return the file format for the target's name.
+    """Return the name of the file format for a target.
 
     Raises:
-        OutputError: the layout is not written under such a name.
+        OutputError: the layout cannot be written to a target with this name.
     """
     suffixes = [s for s, k in SUFFIX_FORMATS.items() if k in layout.containers]
     as_file = f"a file whose name ends in {' or '.join(suffixes)}"
@@ -112,10 +112,10 @@ def container_kind(layout: Layout, target: Path) -> str:
 
 
 def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return layout and path for each ``to``: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
+    """Return (layout, path) for each text: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
 
     Raises:
-        OutputError: not exactly one layout has no path, or two paths are equal.
+        OutputError: none or several of the layouts are without a path, or two paths are equal.
     """
     parsed = []
     for text in texts:
@@ -127,7 +127,7 @@ def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
             *(f"{plain} of the ", Option("to"), " options have no path"),
             hint=(
                 *("write one as ", Option("to", placeholder="LAYOUT"), f", for {target}, and"),
-                *(" every other as ", Option("to", placeholder="LAYOUT=PATH")),
+                *(" each further layout as ", Option("to", placeholder="LAYOUT=PATH")),
             ),
         )
     if len({path.resolve() for _, path in parsed}) < len(parsed):

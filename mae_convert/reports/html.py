@@ -1,8 +1,8 @@
 """Components of the HTML reports: self-contained pages, tables, charts and images.
 
 All pages have the same style sheet, with light and dark colours. A page has no horizontal scroll
-bar: on narrow screens each row of a table becomes a block, whose cells are labelled with the column
-headings. Texts that are passed as HTML must be safe (`text.for_html`).
+bar: on narrow screens, each row of a table becomes a block whose cells are labelled with the column
+headings. External text in arguments that are HTML must be escaped (`text.for_html`).
 """
 
 import base64
@@ -73,7 +73,7 @@ svg .accent-fill { fill: var(--accent); }
   TABLE td[data-head]:not([data-head=""])::before { content: attr(data-head) ": ";
                                                     color: var(--grey); } }
 """
-# A table of many columns needs a wider screen.
+# A table with many columns needs a wider screen.
 NARROW = (("(max-width: 40rem)", "table.rows"), ("(max-width: 75rem)", "table.many"))
 MANY_COLUMNS = 9
 
@@ -86,24 +86,26 @@ class Cell:
     """The content, as HTML."""
 
     kind: str = ""
-    """Its CSS classes: "n" for a number, "word" for text that is not broken within words, "whole"
-    for short text on one line."""
+    """The CSS classes of the cell.
+
+    "n" is for a number, "word" for text that is not broken within words, and "whole" for short text
+    on one line."""
 
     value: str | None = None
-    """The value to sort by, if it is not the text."""
+    """The value by which rows are sorted; default: the text."""
 
     title: str = ""
-    """The tooltip."""
+    """The text of the tooltip, or ""."""
 
 
 def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool = False) -> str:
-    """Return a page.
+    """Return an HTML page.
 
     Args:
         title: the title, as text.
         parts: the content, as HTML.
-        script: JavaScript.
-        wide: whether to use the whole width of the window.
+        script: the JavaScript code of the page.
+        wide: whether the page has the whole width of the window.
     """
     general, _, narrow = STYLE.rpartition("@media NARROW")
     style = general + "".join(
@@ -121,7 +123,7 @@ def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool =
 
 
 def heading(text: str, *, passed: bool) -> str:
-    """Return the main heading, in the colour for passed or failed."""
+    """Return the main heading as HTML, in the colour for passed or failed."""
     return f'<h1 class="{"ok" if passed else "bad"}">{for_html(text)}</h1>'
 
 
@@ -133,7 +135,7 @@ def table(
     sorted_as: Sequence[str] = (),
     name: str = "",
 ) -> str:
-    """Return a table.
+    """Return a table as HTML.
 
     Args:
         heads: the column headings, as text.
@@ -172,19 +174,20 @@ def _cell(cell: Cell, label: str) -> str:
 
 
 def images(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return images in columns with headings, which stay beside each other on narrow screens."""
+    """Return a table of images as HTML; its columns stay side by side on narrow screens."""
     head = "".join(f"<th>{for_html(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{i}</td>" for i in row) + "</tr>" for row in rows)
     return f'<table class="images"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str:
-    """Return an image with embedded data.
+    """Return an image as HTML, with its data embedded.
 
     Args:
         colours: (H, W, 3), uint8.
         description: the alternative text.
-        least_width: smaller images are magnified by a whole factor, with square pixels.
+        least_width: in pixels; a narrower image is enlarged by an integer factor without
+            interpolation.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)
@@ -201,7 +204,7 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
 
 @dataclass(frozen=True)
 class Chart:
-    """The frame of a chart: pixels of an SVG, which is scaled to the page."""
+    """The dimensions of a chart, in pixels of an SVG that is scaled to the width of the page."""
 
     description: str
     """The alternative text."""
@@ -210,32 +213,32 @@ class Chart:
     """The height of the SVG; its width is 900."""
 
     left: int
-    """The left edge of the plot, to the right of the labels."""
+    """The width of the area for labels, to the left of the plot."""
 
     bottom: int
-    """The height of the area below the plot."""
+    """The height of the area for labels, below the plot."""
 
     width: int = 900
     right: int = 20
     top: int = 16
 
     def x(self, fraction: float) -> float:
-        """Return the position of a fraction of the width from the left."""
+        """Return the x coordinate of a fraction (0 to 1) of the plot's width."""
         return self.left + fraction * (self.width - self.left - self.right)
 
     def y(self, fraction: float) -> float:
-        """Return the position of a fraction of the height from the bottom."""
+        """Return the y coordinate of a fraction (0 to 1) of the plot's height, from the bottom."""
         return self.height - self.bottom - fraction * (self.height - self.top - self.bottom)
 
     def svg(self, *parts: str) -> str:
-        """Return the chart with these elements."""
+        """Return the chart as an SVG that contains `parts`."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img"'
             f' aria-label="{for_html(self.description)}">{"".join(parts)}</svg>'
         )
 
     def level(self, fraction: float, label: str) -> str:
-        """Return a horizontal line with the label of its value."""
+        """Return a horizontal line at a fraction of the height, with a label, as SVG."""
         y = self.y(fraction)
         return (
             f'<line class="line" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}"'
@@ -244,18 +247,18 @@ class Chart:
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", more: str = "") -> str:
-    """Return text in a chart."""
+    """Return text in a chart as SVG, at coordinates of the SVG."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{for_html(words)}</text>'
 
 
 def line(points: Sequence[tuple[float, float]], kind: str) -> str:
-    """Return a line through points; its kind is "curve", "faint", "accent" or a mark's."""
+    """Return a line through points as SVG; `kind` is a CSS class such as "curve" or "ok-mark"."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline class="{kind}" points="{path}"/>'
 
 
 def point(x: float, y: float, words: str, kind: str) -> str:
-    """Return a point with a tooltip; its kind is "ok", "bad" or "accent"."""
+    """Return a point with a tooltip as SVG; `kind` is "ok", "bad" or "accent"."""
     return (
         f'<circle class="{kind}-fill" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
         f"<title>{for_html(words)}</title></circle>"

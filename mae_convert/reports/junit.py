@@ -1,8 +1,7 @@
 """Verdicts and sweeps as JUnit XML, which CI systems read: a test suite for each command.
 
-One error causes many checks to fail. They are reported as one failure, in the test case "verdict",
-so that a CI system shows as many failures as there are causes; the text of the failure lists the
-failed checks.
+A single cause makes many checks fail. A verdict therefore has one failed test case for each cause,
+and not for each check; the text of the failure lists the failed checks.
 """
 
 import re
@@ -27,11 +26,11 @@ from mae_convert.verify.summary import (
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
-IDENTIFIER = re.compile(r"\b[a-z]+(?:[._][a-z0-9]+)+\b")  # of a tensor or a field
+IDENTIFIER = re.compile(r"\b[a-z]+(?:[._][a-z0-9]+)+\b")  # the name of a tensor or a field
 
 
 class Suite:
-    """A test suite to which cases are added."""
+    """A test suite, to which test cases are added."""
 
     def __init__(self, name: str, class_name: str, properties: Mapping[str, str]) -> None:
         self.class_name = for_xml(class_name)
@@ -53,12 +52,12 @@ class Suite:
         """Add a test case.
 
         Args:
-            name: the name of the case.
-            kind: None if it passed, else "failure", "error" or "skipped".
-            message: a sentence about why it did not pass.
-            lines: further information.
+            name: the name of the test case.
+            kind: None if the case passed, else "failure", "error" or "skipped".
+            message: a sentence that states why the case did not pass.
+            lines: lines of further information.
             status: the exit status of an error.
-            seconds: the duration.
+            seconds: the duration of the case.
         """
         case = ET.SubElement(
             self.element, "testcase", classname=self.class_name, name=for_xml(name)
@@ -72,7 +71,7 @@ class Suite:
             why.text = "\n".join(map(for_xml, lines)) or None
 
     def text(self) -> str:
-        """Return the JUnit file."""
+        """Return the content of the JUnit file."""
         counts = {
             "tests": len(self.element.findall("testcase")),
             "failures": len(self.element.findall(".//failure")),
@@ -85,7 +84,7 @@ class Suite:
 
 
 def verdict_junit(verification: "Verification") -> str:
-    """Return a verdict: a case for each group of checks that passed, a failure for each cause."""
+    """Return a verdict as JUnit XML: a case for each passed group of checks and for each cause."""
     verdict = verification.verdict
     names = [_short(w["checkpoint"]["name"]) for w in _sides(verdict)]
     suite = Suite(
@@ -110,7 +109,7 @@ def verdict_junit(verification: "Verification") -> str:
 
 
 def _causes(verdict: Verdict) -> list[list[str]]:
-    """Return the causes; sentences about the same tensor or field are merged."""
+    """Return the sentences of each cause; those about the same tensor or field are one cause."""
     groups: list[tuple[set[str], list[str]]] = []
     for sentence in dict.fromkeys(verdict.causes):
         names = set(IDENTIFIER.findall(sentence))
@@ -138,7 +137,7 @@ def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
 
 
 def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield properties of the verdict: files and hashes, assumptions, versions."""
+    """Yield name and value of the suite's properties: files, hashes, assumptions and versions."""
     yield "verdict", headline(verdict)
     for runner in verdict.witnesses:
         side, checkpoint = runner["side"], runner["checkpoint"]
@@ -157,7 +156,7 @@ def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return the results of a sweep: a case for each job."""
+    """Return the results of a sweep as JUnit XML: a test case for each job."""
     suite = Suite(
         "mae-convert sweep",
         _class_name("sweep", "jobs"),
@@ -165,7 +164,7 @@ def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
     )
     names: set[str] = set()
     for row in rows:
-        source = "/".join(PurePath(row.source).parts[-2:])  # the same on every machine
+        source = "/".join(PurePath(row.source).parts[-2:])  # the same name on every machine
         name = " to ".join(filter(None, (source, row.layout)))
         name = f"{name} ({row.key[:8]})" if name in names else name
         names.add(name)
@@ -184,7 +183,7 @@ def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def error_junit(command: str, names: Sequence[str], sentence: str, status: int) -> str:
-    """Return a report on a command without a result: an error, which is not a failed comparison.
+    """Return JUnit XML for a command that ended with an error, so that it has no result.
 
     Args:
         command: the name of the command.
@@ -206,5 +205,5 @@ def _short(name: str) -> str:
 
 
 def _class_name(command: str, name: str) -> str:
-    """Return a name with dots, which CI systems display as packages."""
+    """Return a class name; CI systems display its parts between dots as packages."""
     return f"mae_convert.{command}.{name.replace('.', '_')}"

@@ -1,4 +1,4 @@
-"""Results of a sweep as files: an HTML page, JUnit for CI, Parquet."""
+"""Write the results of a sweep to files: an HTML page, JUnit XML for CI, or Parquet."""
 
 import importlib.util
 import io
@@ -16,7 +16,7 @@ from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
 
 
 def check_names(paths: Sequence[Path]) -> None:
-    """Refuse reports that cannot be written, before any work is done.
+    """Refuse paths to which no report can be written, before any work is done.
 
     Raises:
         OutputError: the suffix is unknown, the directory is missing, or the path is a directory.
@@ -31,7 +31,7 @@ def check_names(paths: Sequence[Path]) -> None:
 
 
 def write_reports(rows: Sequence[Row], paths: Sequence[Path], not_run: int = 0) -> None:
-    """Write each report, replacing an earlier one.
+    """Write the reports; existing files are replaced.
 
     Args:
         rows: the rows of the jobs that were run.

@@ -12,8 +12,8 @@ from mae_convert.sweep.result import ERROR, FAILED, FUNCTION_LIMIT, STATUS, Row
 from mae_convert.text import for_html, format_bytes, format_number, plural
 
 TAG = re.compile("<[^>]*>")
-MOST_COLUMNS = 24  # of a readable matrix
-NOT_VARIANTS = ("publish", "base_model")  # these differ for each source
+MOST_COLUMNS = 24  # maximum number of columns of a readable matrix
+NOT_VARIANTS = ("publish", "base_model")  # settings that differ for each source
 SCRIPT = """
 const table = document.querySelector("#rows"), body = table.tBodies[0];
 table.querySelectorAll("th[data-sort]").forEach(head => head.onclick = () => {
@@ -39,7 +39,7 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return the page about the jobs that were run, with the number of the others."""
+    """Return the page about the jobs that were run, with the number of jobs that were not run."""
     counts = Counter(row.outcome for row in rows)
     amiss = [f"{counts[o]} {STATUS[o]}" for o in (FAILED, ERROR) if counts[o]]
     amiss += [f"{not_run} not run"] if not_run else []
@@ -52,7 +52,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
         f"{verified} verified: {passed} passed, {proven} of them proven"
         if verified
         else "not verified",
-        f"{seconds:.0f} s of work",
+        f"{seconds:.0f} s in total",
     ]
     parts = [
         f"{heading(title, passed=not amiss)}<p>{'; '.join(sentences)}</p>",
@@ -66,7 +66,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
-    """Yield the matrix of verdicts: rows are sources, columns are combinations of settings."""
+    """Yield the matrix of verdicts as HTML: rows are sources, columns combinations of settings."""
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
     bad = {row.source for row in rows if not row.is_good}
@@ -91,7 +91,7 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _differing(rows: Sequence[Row]) -> list[str]:
-    """Return the settings in which the jobs differ."""
+    """Return the names of the settings in which the jobs differ."""
     names = dict.fromkeys(name for row in rows for name in row.settings)
     return [
         name
@@ -111,7 +111,7 @@ def _words(value: Any) -> str:
 
 
 def _short_names(sources: Sequence[str]) -> dict[str, str]:
-    """Return the sources without their common parent directories."""
+    """Return source → path without the parent directories that all sources have in common."""
     folders = [source.rpartition("/")[0].split("/") for source in sources]
     common = 0
     while all(len(f) > common and f[common] == folders[0][common] for f in folders):
@@ -158,7 +158,7 @@ def _seconds(value: float) -> str:
 
 
 def _details(row: Row) -> Cell:
-    """Return further details, collapsed by default; the filter searches them too."""
+    """Return a cell with collapsed further details, which the filter searches too."""
     facts = {
         "target": row.published or row.target,
         "weights": None if row.source_bytes is None else format_bytes(row.source_bytes),
@@ -196,7 +196,7 @@ MEANINGS = (
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Return the table of all rows, failures first, without empty columns."""
+    """Return the table of all jobs as HTML, failures first, without empty columns."""
     rows = sorted(rows, key=lambda row: (row.is_good, row.outcome != FAILED))
     names = _short_names(sorted({row.source for row in rows}))
     shown = [replace(row, source=names[row.source]) for row in rows]

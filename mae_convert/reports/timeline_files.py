@@ -1,4 +1,4 @@
-"""A timeline as files: a page with plot, images and table, or only the images or the table."""
+"""Write a timeline to files: a page with plot, images and table, or only images or table."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ from mae_convert.visualize.sheet import Row, Sheet, draw
 from mae_convert.visualize.timeline import Timeline
 
 CHART = Chart("loss by epoch", height=360, left=70, bottom=44)
-MOST_PICTURES = 4  # maximum number of images in a sheet; the loss is computed from all images
+MOST_IMAGES = 4  # maximum number of images that are shown; the loss is computed from all images
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse output files that could not be written, before any work.
+    """Refuse paths to which no output can be written, before any work is done.
 
     Raises:
-        OutputError: the output cannot be written; see `check_target`.
+        OutputError: an output cannot be written; see `check_target`.
     """
     for path in paths:
         check_target(path, overwrite=overwrite, suffixes=WRITERS)
@@ -61,7 +61,7 @@ def objective_in_words(timeline: Timeline) -> str:
 def sheet(timeline: Timeline) -> Image.Image:
     """Return images side by side: the original, the visible patches, and the reconstructions."""
     columns = _columns(timeline)
-    count = min(len(timeline.images), MOST_PICTURES)
+    count = min(len(timeline.images), MOST_IMAGES)
     rows = tuple(
         Row(timeline.images[i], tuple(column[i] for column in columns.values()))
         for i in range(count)
@@ -71,14 +71,14 @@ def sheet(timeline: Timeline) -> Image.Image:
 
 
 def _note(timeline: Timeline) -> str:
-    """Return a note about colours, and about which frame of clips is shown."""
+    """Return a sentence about the displayed colours and, for clips, the displayed frame."""
     shape = next(iter(timeline.shown.values())).pixel_values.shape
     frame = "the middle frame of each clip is shown" if len(shape) == 5 else ""
     return "; ".join(filter(None, (frame, timeline.display.note)))
 
 
 def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
-    """Return headings → colours (N, H, W, 3); for clips, of one frame each."""
+    """Return heading → colours (N, H, W, 3) of a column; for clips, those of one frame."""
     first = next(iter(timeline.shown.values()))
     original = timeline.display(first.pixel_values)
     columns = {
@@ -148,7 +148,7 @@ def _images(timeline: Timeline) -> str:
     columns = _columns(timeline)
     rows = (
         [_image(column[i], name) for name, column in columns.items()]
-        for i in range(min(len(timeline.images), MOST_PICTURES))
+        for i in range(min(len(timeline.images), MOST_IMAGES))
     )
     note = f'<p class="grey">Visible patches are taken from the original. {_note(timeline)}</p>'
     return images(list(columns), rows) + note
@@ -189,7 +189,7 @@ WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
 
 
 def plot(timeline: Timeline) -> str:
-    """Return an SVG of the loss by epoch: the mean, each image, and where 99 % is reached."""
+    """Return an SVG of the loss by epoch: mean, each image, and the epoch of 99 % improvement."""
     points = [p for p in timeline.points if p.loss is not None]
     first, last = points[0].epoch, points[-1].epoch
     levels = _ticks(0, max(max(p.losses) for p in points), beyond=True)
@@ -227,7 +227,7 @@ def plot(timeline: Timeline) -> str:
 
 
 def _ticks(low: float, high: float, *, beyond: bool = False) -> list[float]:
-    """Return round numbers in a range; with `beyond`, also the next one above the range."""
+    """Return round numbers in a range and, with `beyond`, the next round number above the range."""
     span = (high - low) or 1.0
     step = 10.0 ** np.floor(np.log10(span))
     step *= next(f for f in (0.1, 0.2, 0.5, 1.0, 2.0) if span / (step * f) <= 6)

@@ -1,4 +1,4 @@
-"""Write a verdict to a file: JSON, JUnit XML, Markdown or HTML.
+"""Write verdicts to files: JSON, JUnit XML, Markdown or HTML.
 
 A report contains no time stamp: the same verification results in the same bytes.
 """
@@ -29,7 +29,7 @@ from mae_convert.verify.summary import (
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
-FORMAT = 1  # the version of the JSON object, whose schema is in verdict.schema.json
+FORMAT = 1  # the version of the JSON object, which verdict.schema.json describes
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
-    """Refuse a report that cannot be written, before any work is done.
+    """Refuse paths to which no report can be written, before any work is done.
 
     Raises:
         OutputError: the suffix is unknown, the directory is missing, or the file belongs to a
@@ -58,7 +58,7 @@ def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> No
 
 
 def remove_old_reports(paths: Sequence[Path]) -> None:
-    """Remove the reports of an earlier run, which would remain if this run ended early.
+    """Remove the reports of an earlier run, so that they do not remain if this run fails.
 
     Raises:
         OutputError: a report cannot be removed.
@@ -79,7 +79,7 @@ def write_reports(verification: "Verification", paths: Sequence[Path]) -> None:
     """Write the verdict to every path, in the format of its suffix.
 
     Raises:
-        OutputError: the operating system refuses to write; no report is then written partially.
+        OutputError: a report cannot be written; no partial report remains.
     """
     for path in paths:
         text = WRITERS[path.suffix.lower()](verification)
@@ -122,7 +122,7 @@ def markdown(verification: "Verification") -> str:
 
 
 def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of a table of the step-isolated comparison, if there is one."""
+    """Yield the lines of a table of the step-isolated comparison, if it was made."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)

@@ -38,12 +38,12 @@ from mae_convert.visualize.pixels import amplified_difference, eight_bits, in_pi
 if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
-MOST_PICTURES = 4
-LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have at least 0.8
+MOST_IMAGES = 4
+LEAST_CORRELATION = 0.2  # correlation of neighbouring pixels; that of photographs is at least 0.8
 
 
 def page(verification: "Verification", environment: Mapping[str, str]) -> str:
-    """Return the page."""
+    """Return the HTML page of a verification."""
     verdict = verification.verdict
     word, meaning = headline(verdict), verdict_in_words(verdict)[1]
     parts = [
@@ -110,7 +110,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:
-    """Yield a table of the step-isolated comparison, if there is one."""
+    """Yield a table of the step-isolated comparison as HTML, if it was made."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)
@@ -137,7 +137,7 @@ def _depth(verdict: Verdict) -> Iterator[str]:
 
 
 def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
-    """Return an SVG of relative L2 by intermediate activation (logarithmic, 1e-17 to 10)."""
+    """Return an SVG of the relative L2 difference of each activation, from 1e-17 to 10."""
     chart = Chart("relative L2 by intermediate activation", height=350, left=130, bottom=140)
     low, high = -17.0, 1.0
 
@@ -166,7 +166,7 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
 
 
 def _images(verification: "Verification") -> Iterator[str]:
-    """Yield the reconstructions of both sides and their difference, if available."""
+    """Yield HTML with the reconstructions of both sides and their difference, if available."""
     if len(verification.traces) < 2:
         return
     source, target = verification.traces[:2]
@@ -175,8 +175,8 @@ def _images(verification: "Verification") -> Iterator[str]:
         return
     family, configuration = source.family, source.configuration
     model = configuration.model
-    pixels = family.predicted_pixels(verification.inputs["pixel_values"][:MOST_PICTURES], model)
-    both = [side.arrays[name_of_result][:MOST_PICTURES] for side in (source, target)]
+    pixels = family.predicted_pixels(verification.inputs["pixel_values"][:MOST_IMAGES], model)
+    both = [side.arrays[name_of_result][:MOST_IMAGES] for side in (source, target)]
     shown_channels = model.num_channels == 3 or family.clips is not None
     if not shown_channels or both[0].shape != both[1].shape:
         return
@@ -187,7 +187,7 @@ def _images(verification: "Verification") -> Iterator[str]:
             " of your own images to see their reconstructions.</p>"
         )
         return
-    mask = source.arrays["mask"][:MOST_PICTURES]
+    mask = source.arrays["mask"][:MOST_IMAGES]
     shapes = family.prediction(model)
     display = display_of(pixels, configuration, colours=family.colours)
     original = display(pixels)
@@ -204,7 +204,7 @@ def _images(verification: "Verification") -> Iterator[str]:
     else:
         apart_in_colours, factor = amplified_difference(*both)
         columns["B minus A"] = display.selected_channels(apart_in_colours)
-        caption += f"; their difference is shown {factor:.1e} times as large, grey where it is 0."
+        caption += f"; their difference is multiplied by {factor:.1e} for display, with grey for 0."
     if display.note:
         caption += f" {display.note[0].upper()}{display.note[1:]}."
     if original.ndim == 5:  # (N, T, H, W, 3)
@@ -223,7 +223,7 @@ def _image(colours: np.ndarray, name: str) -> str:
 
 
 def is_noise(pixel_values: np.ndarray) -> bool:
-    """Return whether pixels (N, C, H, W) are random: their neighbours are independent."""
+    """Return whether pixels (N, C, H, W) are random: neighbouring pixels are not correlated."""
     left, right = pixel_values[..., :-1].ravel(), pixel_values[..., 1:].ravel()
     if left.std() == 0 or right.std() == 0:
         return False

@@ -1,1 +1,1 @@
-"""Commands of the command line, by subject; `mae_convert.cli.main` registers them."""
+"""The commands, one module for each subject; `mae_convert.cli.main` registers them."""

@@ -87,7 +87,7 @@ def inspect(
     required=True,
     metavar="LAYOUT[=DST]",
     shell_complete=complete_layouts,
-    help="Layout to write (see `mae-convert layouts`); write further layouts as LAYOUT=DST.",
+    help="Layout to write (see `mae-convert layouts`); a further layout is given as LAYOUT=DST.",
 )
 @click.option(
     "--task",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mae_convert.families.checkpoint_options import Flags
     from mae_convert.sources import Source
 
-PICTURES = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 def installed(framework: str | None) -> str:
@@ -45,12 +45,12 @@ def installed(framework: str | None) -> str:
 
 @click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
-@click.argument("images", type=PICTURES, nargs=-1, metavar="[IMAGE...]")
+@click.argument("images", type=PATH, nargs=-1, metavar="[IMAGE...]")
 @click.option(
     "-o",
     "--output",
     "outputs",
-    type=PICTURES,
+    type=PATH,
     multiple=True,
     required=True,
     metavar="FILE",
@@ -81,13 +81,15 @@ def installed(framework: str | None) -> str:
     type=click.Choice(["crop", "stretch"]),
     default="crop",
     show_default=True,
-    help="Crop the centre of images to the model's aspect ratio, or resize the whole image.",
+    help="Crop the centre of each image to the model's aspect ratio, or resize the whole image.",
 )
 @preprocessed_option
 @frame_stride_option
 @bands_option
 @click.option(
-    "--across", type=click.IntRange(min=1), help="Groups of images per row of the output image."
+    "--across",
+    type=click.IntRange(min=1),
+    help="Number of groups of images per row of the output image.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @json_option
@@ -102,7 +104,7 @@ def reconstruct(
     flags: "Flags",
     **options: Any,
 ) -> None:
-    """Mask images or videos and draw what the model reconstructs.
+    """Mask images or videos and show the reconstructions of the model.
 
     The output shows the original, the masked image and the reconstruction. Images are files or
     folders of files, or preprocessed with --inputs. Videos are files (.mp4, .gif ..., or .npz with
@@ -131,8 +133,8 @@ def reconstruct(
 
 @click.command(cls=CheckedCommand)
 @click.argument("src", type=SourceType())
-@click.argument("folder", type=PICTURES, required=False, metavar="[DIR]")
-@click.option("-o", "--output", type=PICTURES, required=True, metavar="FILE", help="An .npz file.")
+@click.argument("folder", type=PATH, required=False, metavar="[DIR]")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="An .npz file.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @preprocessed_option
 @frame_stride_option
@@ -227,7 +229,7 @@ def _files_below(
         raise ImageError(
             folder,
             f" contains no readable {'video' if clips else 'image'}",
-            hint="name a folder that contains some",
+            hint="specify a folder that contains some",
         )
     return paths, skipped
 

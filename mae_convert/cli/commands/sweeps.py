@@ -46,7 +46,7 @@ FILE = click.Path(path_type=Path)
     "assignments",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Set any other field of a plan; several values of one field create several jobs.",
+    help="Set any other field of a plan; several values of a field create several jobs.",
 )
 @click.option(
     "--results", type=FILE, help="SQLite file for the results. [default: PLAN.results.sqlite]"
@@ -186,7 +186,7 @@ def _default_results(plan: tuple[str, ...]) -> Path:
 
 
 def _engine(options: dict[str, Any]) -> "Engine":
-    """Return the function that runs the jobs: the local process pool or Ray."""
+    """Return the function that runs the jobs, in a local process pool or on Ray."""
     if options["engine"] == "ray":
         from mae_convert.sweep.ray_engine import run_on_ray
 
@@ -265,7 +265,7 @@ def timeline(
         raise click.UsageError("no image is specified; pass --images DIR, or --inputs FILE.npz")
     chosen = installed(framework)
     if images and not images.is_dir():
-        images_in(images)  # raises an error that names the problem
+        images_in(images)  # raises an error that describes the problem
     paths = [name for text in sources for name in sources_named(text)]
     folders = [images] if images else []
     options |= {"flags": flags, "state_key": state_key, "most": most}

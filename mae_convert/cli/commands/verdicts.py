@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     type=SourceType(),
     metavar="CONVERTED",
     help=(
-        "Conversion record, or a model directory with one, whose declared lossy steps are "
+        "Conversion record, or model directory with a record, whose declared lossy steps are "
         "applied before the run."
     ),
 )
@@ -197,7 +197,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Run B (or A, if only A has the tensor names) again: with the model classes of another "
+        "Also run B (or A, if only A has tensor names for it) with the model classes of another "
         "library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or MODULE:FACTORY), or "
         "with a clone of the authors' code (original=DIRECTORY). Such code is run only if this "
         "option specifies it."
@@ -339,7 +339,7 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write the certificate of a verification that passed; note a certificate of an earlier one."""
+    """Write the certificate if a verification passed; else report an older certificate."""
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:
@@ -374,7 +374,7 @@ def repair(
     flags: "Flags",
     **options: Any,
 ) -> int:
-    """Write B to OUT with its faults repaired, verified against A.
+    """Repair the faults of B, verify the result against A, and write it to OUT.
 
     Weights (transposed, exchanged, shifted, permuted, zero, rounded ...), the configuration and the
     conversion record can be repaired. B is not changed. OUT has B's layout and a certificate; it is
@@ -412,9 +412,9 @@ def attest(folder: Path, signer: "Signer | None") -> None:
     """Sign a certified model directory.
 
     The outputs are attestation.json, an in-toto statement about the files and their verification,
-    and model.sig, the signature of all files. It is made with a key, with a key and its
+    and model.sig, the signature of all files. It is created with a key, with a key and its
     certificate, or online without a key. `verify DIR` with --public-key, --certificate-chain or
-    --identity checks both.
+    --identity checks both files.
 
     Example:
 
@@ -459,7 +459,7 @@ def _check_outputs(
     certify: bool,
     quick: bool,
 ) -> None:
-    """Check the arguments before any work.
+    """Check the arguments of ``verify`` before any work is done.
 
     Raises:
         UsageError: an output cannot be written with these arguments.
@@ -496,7 +496,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
     try:
         printed = write_reproducer(reduced(verification), folder)
-    except MaeConvertError as error:  # the verdict does not depend on the reproducer
+    except MaeConvertError as error:  # an error here must not change the verdict
         print_to_stderr(f"note: no reproducer was written: {error.render(as_option)}")
         return
     print_to_stderr(f"wrote a minimal reproducer to {folder}, which shows:")
@@ -505,7 +505,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(verification: "Verification") -> "Verification":
-    """Return the verification with causes and the meaning of the differences if it failed."""
+    """Return the verification; if it failed, with causes and the meaning of the differences."""
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose
@@ -534,7 +534,7 @@ def _replay(
     flags: "Flags",
     trust: "Trust | None",
 ) -> "Verification":
-    """Verify a checkpoint against its certificate, which is downloaded if needed."""
+    """Verify a checkpoint against its certificate; both are downloaded if necessary."""
     from mae_convert.families.official_models import OfficialFile
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import locate
@@ -546,14 +546,13 @@ def _replay(
             f"an official checkpoint has no certificate; `verify --published {source.name}` "
             "compares it with reference results that third parties published"
         )
-    # An ignored option could result in an unjustified pass.
+    # If an option were ignored, the verification could pass although it would fail with the option.
     unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
     if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(
-            "without the source, `verify` repeats the runs of the certificate with the "
-            "certificate's inputs and settings; only --dtype, --require-proof, --report, "
-            "--time-limit and the options of side A (--framework-a ...) can be given; pass the "
-            "source too to use the others"
+            "without the source, `verify` repeats the runs of the certificate with its inputs and "
+            "settings; only --dtype, --require-proof, --report, --time-limit and the options of "
+            "side A (--framework-a ...) can be used; pass the source too to use other options"
         )
     path, origin = locate(source, certificate=True)
     print_notes(origin)

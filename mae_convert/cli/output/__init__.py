@@ -1,1 +1,1 @@
-"""Print results as tables for people, or as one JSON object for programs."""
+"""Print results as tables for users, or as one JSON object for programs."""

@@ -1,4 +1,4 @@
-"""Print what is known in advance: the official checkpoints, and the layouts with their tables."""
+"""Print the catalog of official checkpoints, and the layouts with their mapping tables."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
 
     Args:
         officials: the official checkpoints.
-        fingerprints: name → ``fingerprint`` and ``confirmed`` for the downloaded ones.
+        fingerprints: name → ``fingerprint`` and ``confirmed``, for downloaded checkpoints.
     """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
@@ -60,7 +60,7 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
         )
     for base in dict.fromkeys(official.base_url for official in officials):
         out.print(
-            f"address: {base}/FOLDER/NAME.pth; md5: first digits, as published with the files"
+            f"address: {base}/FOLDER/NAME.pth; md5: the first digits, as published with the files"
         )
 
 
@@ -104,7 +104,7 @@ def _further_json() -> list[dict[str, Any]]:
 
 
 def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return the catalog as plain data; ``fingerprint`` is None for files not downloaded."""
+    """Return the catalog as plain data; ``fingerprint`` is None without a downloaded file."""
     rows = [
         {
             "name": official.name,
@@ -142,7 +142,7 @@ def _kinds(entry: Layout) -> str:
 
 
 def layout(entry: Layout) -> None:
-    """Print the mapping tables of one layout, as they are declared."""
+    """Print the mapping tables of a layout, one line for each declared row."""
     out = console()
     out.print(f"[bold]{entry.name}[/bold]: {entry.title}")
     for mapping in entry.tables:

@@ -1,4 +1,4 @@
-"""Print to a terminal or into a pipe."""
+"""Consoles and tables for output to a terminal or into a pipe."""
 
 import sys
 from collections.abc import Container, Iterable, Mapping
@@ -20,13 +20,13 @@ PIPE_WIDTH = 200
 
 
 class PatientConsole(Console):
-    """A console that tolerates a closed pipe (`| head`): output stops, the exit status is kept.
+    """A console that tolerates a closed pipe (`| head`): output stops, and the command continues.
 
     Lines are never truncated: text that is wider than the terminal continues on the next line.
     """
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
-        """Print as rich does."""
+        """Print as `rich.console.Console.print` does."""
         super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
@@ -51,7 +51,7 @@ def markup(text: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text in which characters that standard output cannot encode are escape sequences."""
+    """Return text with escape sequences for characters that standard output cannot encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 class WordGrid(Grid):
     """A table without lines that wraps text between words and never inside a word.
 
-    Names and digests can therefore be copied from a narrow terminal, even if lines get longer.
+    Names and digests can therefore be copied even from a narrow terminal; lines may be longer.
     """
 
     def add_row(self, *cells: Any, **options: Any) -> None:
@@ -107,7 +107,7 @@ def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -
     Args:
         heads: headings of the columns.
         right: headings of right-aligned columns.
-        whole: headings of columns that are wrapped only if no other column can be.
+        whole: headings of columns that are wrapped only if no other column can be wrapped.
     """
     grid = WordGrid(box=None, pad_edge=False, padding=(0, 2), show_header=any(heads))
     for head in heads:
@@ -117,7 +117,7 @@ def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
-    """Return names and values in two columns."""
+    """Return a renderable of names and values in two columns."""
     return Pairs(rows)
 
 

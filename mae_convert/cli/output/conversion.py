@@ -53,14 +53,14 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
 
 
 def _is_exact(step: Mapping[str, Any]) -> bool:
-    """Return whether a step only converted to wider dtypes."""
+    """Return whether a step only converted tensors to wider dtypes, which is exact."""
     return step["step"] == "dtype" and all(
         np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
     )
 
 
 def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a line about the tensor with the largest rounding error, if any was rounded."""
+    """Yield a line about the tensor with the largest rounding error, if tensors were rounded."""
     rounded = {name: t["rounding"] for name, t in tensors.items() if "rounding" in t}
     if not rounded:
         return

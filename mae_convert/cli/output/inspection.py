@@ -79,14 +79,14 @@ def _frames(config: Mapping[str, Any], field: str) -> str:
 
 
 def _inferred(inferred: Mapping[str, Any]) -> None:
-    """Print the result of an experiment: for each field the decision and the best candidates."""
+    """Print the result of an experiment: for each field, its value and the best candidates."""
     out = console()
-    out.print("\n[bold]Found by experiment[/bold]")
+    out.print("\n[bold]Determined by experiment[/bold]")
     if inferred["images"]:
         out.print(
-            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each, each "
-            f"crop with its own mask, run by {markup(inferred['framework'])}; the loss on removed "
-            "patches is given relative to the loss of predicting each image's mean colour"
+            f"  {inferred['images']} images, {inferred['masks_per_image']} crops of each image, "
+            f"each crop with its own mask, run by {markup(inferred['framework'])}; losses on "
+            "removed patches are relative to the loss of predicting each image's mean colour"
         )
     for name, field in inferred["fields"].items():
         value = markup(plain(field["value"])) if field["decided"] else "[yellow]undecided[/yellow]"
@@ -116,7 +116,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return rows for the digests of each part of the tensors and of the configuration."""
+    """Return (name, digest) for each part of the model and for the configuration."""
     version, weights, *_ = report["fingerprint"].split(":")
     rows = [("fingerprint", f"{version}:{weights}")]
     rows += [(f"  {part}", digest) for part, digest in report["parts"].items()]
@@ -127,7 +127,7 @@ def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the model family, how it was recognised, and its caveats."""
+    """Return rows about the related model: how it was recognised, and its caveats."""
     if family is None:
         return []
     if family["certainty"] == "known":
@@ -142,7 +142,7 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _container(report: Mapping[str, Any]) -> str:
-    """Return the file format, the key of the weights and the prefix of their names."""
+    """Return a phrase about the file format, the key of the weights and the prefix of names."""
     files = f", {plural(report['files'], 'file')}" if report["files"] > 1 else ""
     wrapper = f", under {report['wrapper']}" if report["wrapper"] else ""
     prefix = f", prefix {report['prefix']} removed" if report["prefix"] else ""
@@ -187,7 +187,7 @@ def _official(
 
 
 def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | Group:
-    """Return a table of each tensor's statistics; on a narrow terminal below the tensor's name."""
+    """Return a table of each tensor's statistics, on a narrow terminal below the tensor's name."""
     numbers = ("min", "max", "mean", "std", "zeros", "not finite")
     rows = {
         name: [*(f"{s[key]:.4g}" for key in numbers[:4]), str(s["zeros"]), str(s["not_finite"])]
@@ -206,7 +206,7 @@ def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | 
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return right-aligned cells in one line."""
+    """Return a line of right-aligned cells."""
     return "".join(cell.rjust(width + 2) for cell, width in zip(cells, widths, strict=True))
 
 
@@ -214,7 +214,7 @@ MOST_TENSORS = 10
 
 
 def fingerprint(report: Mapping[str, Any]) -> None:
-    """Print a fingerprint, its parts, and the configuration fields that it covers."""
+    """Print a fingerprint, its parts, and the configuration fields that it depends on."""
     out = console()
     out.print(report["fingerprint"], soft_wrap=True)
     out.print()
@@ -223,7 +223,7 @@ def fingerprint(report: Mapping[str, Any]) -> None:
         *fingerprint_rows(report)[1:],
     ]
     out.print(pairs(rows))
-    out.print("\n[bold]Configuration fields that it covers[/bold]")
+    out.print("\n[bold]Configuration fields of the fingerprint[/bold]")
     out.print(pairs((f"  {name}", _value(name, report)) for name in report["fields"]))
 
 
@@ -269,9 +269,9 @@ def lineage(result: "Lineage") -> None:
 
 
 def _digest(tensor: "TensorDigest | None") -> str:
-    """Return dtype, shape and the first digits of the digest of a tensor."""
+    """Return dtype, shape and the first digits of the digest of a tensor, in one line."""
     if tensor is None:
-        return "not there"
+        return "missing"
     return f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} {tensor.sha256[:12]}"
 
 

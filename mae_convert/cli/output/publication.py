@@ -1,4 +1,4 @@
-"""Print the plan and the result of a publication."""
+"""Print the plan of a publication and its result."""
 
 from typing import Any
 
@@ -97,7 +97,7 @@ def published_json(result: Published) -> dict[str, Any]:
 
 
 def published(result: Published) -> None:
-    """Print the URL and whether the Hub serves the published files."""
+    """Print the URL of the commit, and whether the Hub serves the files that were published."""
     out = console()
     committed = result.committed
     if not committed.is_new:

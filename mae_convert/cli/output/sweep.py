@@ -33,7 +33,7 @@ class Counts:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Counts":
-        """Return the counts of some rows."""
+        """Return the numbers of rows by outcome."""
         return cls(**Counter(row.outcome for row in rows))
 
     def in_words(self) -> str:
@@ -109,7 +109,7 @@ def _size(count: int | None) -> str:
 
 @contextmanager
 def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Iterator[OnRow]:
-    """Report each row: as a line of JSON, on a progress bar, or as a line of a log."""
+    """Yield a function that reports a row as a line of JSON, on a progress bar or as text."""
     if as_json:
         event("begin", jobs=len(selected.jobs), done=len(selected.done), todo=len(selected.pending))
         for row in selected.done:
@@ -165,7 +165,7 @@ def summary(selected: SelectedJobs, rows: Sequence[Row], path: Path, *, as_json:
         event("end", **vars(counts), not_run=not_run, results=str(path))
         return
     out = console()
-    earlier = f" ({len(selected.done)} of them earlier)" if selected.done else ""
+    earlier = f" ({len(selected.done)} of them in an earlier run)" if selected.done else ""
     left = f", {not_run} not run" if not_run else ""
     out.print(
         f"{plural(len(selected.jobs), 'job')}: {counts.in_words()}{earlier}{left};"

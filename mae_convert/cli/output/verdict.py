@@ -95,7 +95,7 @@ def _runner(entry: Mapping[str, Any]) -> str:
 
 
 def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of fields that neither tensors nor a configuration contain."""
+    """Yield a line for each source of fields that no tensor and no configuration contains."""
     if runner["side"].startswith("against"):  # the assumptions of A and B were already printed
         return
     by_source: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checks_table(checks: Iterable[Check]) -> Grid:
-    """Return a table with one line for each group of checks."""
+    """Return a table with a line for each group of checks."""
     grid = table("compared", "measured difference", "limit", "verdict")
     for line in summary(checks):
         outcome = "[green]ok[/green]" if line.passed else "[red]FAILED[/red]"
@@ -133,12 +133,12 @@ def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield a bar for each block that shows the relative L2 difference of the sides after it.
+    """Yield a bar for each block that shows the relative L2 difference between both sides.
 
     The scale is logarithmic, from rounding errors (1e-16) to 1.
     """
     depths = by_depth(result)
-    if len(depths) > MOST_BARS:  # every second or third block of a deep model
+    if len(depths) > MOST_BARS:  # only every second or third block of a deep model
         step = math.ceil(len(depths) / MOST_BARS)
         depths = [*depths[:-1:step], depths[-1]]
     width = max((len(name) for name, _ in depths), default=0)

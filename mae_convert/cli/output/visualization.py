@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def reconstructions(report: Mapping[str, Any]) -> None:
-    """Print the removed patches and the loss of each image, and the path of the output."""
+    """Print the number of removed patches and the error of each image, and the output paths."""
     out = console()
     frameworks = list(report["images"][0]["loss"])
     numbers = [
@@ -84,8 +84,8 @@ def timeline(result: "Timeline", outputs: Sequence[Path]) -> None:
         grid.add_row(str(point.epoch), loss, markup(name))
     out.print(grid)
     out.print(
-        f"lowest loss at epoch {result.best.epoch}; 99 % of the improvement reached at epoch "
-        f"{result.near_best.epoch}"
+        f"lowest loss at epoch {result.best.epoch}; 99 % of the improvement is reached at "
+        f"epoch {result.near_best.epoch}"
     )
     for path in outputs:
         out.print(markup(path), soft_wrap=True)
