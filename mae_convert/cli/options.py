@@ -47,7 +47,7 @@ class RunnerType(click.ParamType):
         if name in FRAMEWORKS or names_code(name):
             return str(name)
         choices = ", ".join(map(repr, FRAMEWORKS))
-        raise click.BadParameter(f"{value!r} is neither one of {choices} nor {FORMS}", ctx, param)
+        raise click.BadParameter(f"{value!r} is not one of {choices} and not {FORMS}", ctx, param)
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:  # noqa: ARG002
         """Return the frameworks whose names begin with the incomplete text."""

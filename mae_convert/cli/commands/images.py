@@ -104,7 +104,7 @@ def reconstruct(
     flags: "Flags",
     **options: Any,
 ) -> None:
-    """Mask images or videos and show the reconstructions of the model.
+    """Mask images or videos and show their reconstructions.
 
     The output shows the original, the masked image and the reconstruction. Images are files or
     folders of files, or preprocessed with --inputs. Videos are files (.mp4, .gif ..., or .npz with

@@ -374,7 +374,7 @@ def repair(
     flags: "Flags",
     **options: Any,
 ) -> int:
-    """Repair the faults of B, verify the result against A, and write it to OUT.
+    """Repair the faults of B and write the verified result to OUT.
 
     Weights (transposed, exchanged, shifted, permuted, zero, rounded ...), the configuration and the
     conversion record can be repaired. B is not changed. OUT has B's layout and a certificate; it is
