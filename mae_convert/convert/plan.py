@@ -21,7 +21,7 @@ from mae_convert.errors import (
 )
 from mae_convert.families.canonical import TASKS
 from mae_convert.families.configuration import Configuration
-from mae_convert.formats.dtypes import DTYPES, MeasuredRounding
+from mae_convert.formats.dtypes import DTYPES, MeasuredRounding, all_finite
 from mae_convert.formats.tensor import LazyTensor, PassingDigest, watched
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Rule, Table, write_tensors
@@ -276,7 +276,7 @@ def _finite(tensor: LazyTensor) -> LazyTensor:
     """Return the tensor with a check that raises an error if a value is not finite."""
 
     def checked(array: np.ndarray) -> np.ndarray:
-        if array.dtype.kind in "fV" and not np.isfinite(array).all():
+        if array.dtype.kind in "fV" and not all_finite(array):
             count = int(array.size - np.isfinite(array).sum())
             raise MaeConvertError(
                 f"{tensor.name} would have NaN or infinity in at least {plural(count, 'value')}",

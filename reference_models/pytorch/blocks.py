@@ -112,10 +112,12 @@ class Block(nn.Module):
 def initialize_linear_layers(model: nn.Module) -> None:
     """Initialize linear layers and patch projections: weights Xavier uniform, biases zero.
 
-    A patch projection is treated as a linear layer (He et al. 2021, appendix A.1).
+    A patch projection is treated as a linear layer (He et al. 2021, appendix A.1). Parameters on
+    the meta device have no values and are skipped.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        linear = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+        if linear and not module.weight.is_meta:
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -250,6 +250,11 @@ class ViTForImageClassification(Encoder):
 
 @torch.no_grad()
 def set_sincos_positions(positions: Tensor, config: ViTMAEConfig) -> None:
-    """Fill position embeddings (1, 1 + L, D) with the fixed sines and cosines of the positions."""
+    """Fill position embeddings (1, 1 + L, D) with the fixed sines and cosines of the positions.
+
+    A parameter on the meta device has no values and is left as it is.
+    """
+    if positions.is_meta:
+        return
     table = sincos_position_embedding(positions.shape[-1], config.grid_hw)
     positions.copy_(torch.from_numpy(table))

@@ -19,7 +19,7 @@ from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import ConfigurationError, LayoutError, MaeConvertError, OutputError
 from mae_convert.families.checkpoint_options import Flags
 from mae_convert.formats import write_file
-from mae_convert.formats.dtypes import DTYPES, rounded, rounding_error
+from mae_convert.formats.dtypes import DTYPES, all_finite, rounded, rounding_error
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.arithmetic import mixed_channels, round_half_even
@@ -127,6 +127,16 @@ def assert_nearest(value, results, dtype):
         assert away <= other
         is_even = int(results.tobytes()[0]) % 2 == 0
         assert away < other or is_even
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_bits_of_16_bit_floats_show_which_values_are_finite(dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[dtype])
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        finite = np.isfinite(every)
+    assert all_finite(every[finite].reshape(2, -1)[:, ::2])
+    assert all_finite(every[:0])
+    assert not any(all_finite(every[at : at + 1]) for at in np.flatnonzero(~finite))
 
 
 class TestDtypes:
