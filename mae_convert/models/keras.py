@@ -14,9 +14,14 @@ from keras import ops
 
 from mae_convert.errors import MissingRequirementError
 from mae_convert.models.compiled_blocks import CompiledBlocks, may_compile
-from mae_convert.models.encoder_view import EncoderView
 from mae_convert.models.keras_methods import TransformersMethods
-from mae_convert.models.keras_views import RecomputedBlock, blocks_of, resampled, shared
+from mae_convert.models.keras_views import (
+    EncoderView,
+    RecomputedBlock,
+    blocks_of,
+    resampled,
+    shared,
+)
 from mae_convert.models.model_outputs import output_of
 from mae_convert.models.pretrained import (
     PretrainedModel,
