@@ -49,7 +49,7 @@ def execute_all(
     source = SourceHashes(plans[0].source.container.opened, progress)
     records = [conversion_record(plan, source) for plan in plans]
     for plan in plans:
-        for each in plan.roundings.values():
+        for each in plan.measured.roundings.values():
             each.begin()
     fingerprints = [Fingerprints(plan) for plan in plans]
     outputs = [

@@ -32,6 +32,20 @@ Purpose = Literal["write", "load", "compare"]
 
 
 @dataclass(frozen=True)
+class Measurements:
+    """Measurements of canonical tensors that are made while the tensors are read."""
+
+    roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
+    """Canonical tensor whose dtype changes → its rounding, with its errors."""
+
+    hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
+    """Canonical tensor → its digest, if no target tensor has the same bytes."""
+
+    hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
+    """Canonical tensor → its digest after rounding, if no target tensor has the same bytes."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A planned conversion; no data has been read or written yet."""
 
@@ -42,7 +56,6 @@ class Plan:
     layout: Layout
     table: Table
     task: str
-    configuration: Configuration
     tensors: Sequence[LazyTensor]
     """Lazy external tensors of the target, in its native order."""
 
@@ -56,26 +69,19 @@ class Plan:
     """Source tensor → the reason why the target does not contain it."""
 
     created: Mapping[str, str] = field(default_factory=dict)
-    roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
-    """Canonical tensor whose dtype changes → its rounding.
-
-    The errors are measured when the conversion is executed.
-    """
-
     packing: Packing = field(default_factory=Packing)
     """The output options: how the tensors are stored in files."""
 
-    hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensor → its digest, if no target tensor has the same bytes.
-
-    The digest is computed while the tensor is read.
-    """
-
-    hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensor → its digest after rounding, if no target tensor has the same bytes."""
+    measured: Measurements = field(default_factory=Measurements)
+    """The measurements that are made when the conversion is executed."""
 
     repaired: Mapping[str, Any] = field(default_factory=dict)
     """The repaired files and the changes, if the target is the result of a repair."""
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration of the target."""
+        return self.source.configuration
 
     @property
     def is_directory(self) -> bool:
@@ -135,26 +141,22 @@ def plan_conversion(
         replace(rule, external=packing.prefix + rule.external).bound(heads)
         for rule in table.expand(names)
     ]
-    read = _read(
-        {name: source.tensors[name] for name in names}, rules, dtype, hashing=purpose != "load"
-    )
-    created = _created(table, read.tensors, packing.prefix)
+    canonical = {name: source.tensors[name] for name in names}
+    canonical, measured = _measured(canonical, rules, dtype, hashing=purpose != "load")
+    created = _created(table, canonical, packing.prefix)
     return Plan(
         source=source,
         target=target,
         layout=layout,
         table=table,
         task=task,
-        configuration=source.configuration,
-        tensors=[checked(tensor) for tensor in write_tensors(read.tensors, rules)] + list(created),
+        tensors=[checked(tensor) for tensor in write_tensors(canonical, rules)] + list(created),
         rules=rules,
         steps=_steps(source, names, task, changes, dtype),
         dropped=_dropped(source, set(names), task),
         created={tensor.name: reason for tensor, reason in created.items()},
-        roundings=read.roundings,
         packing=packing,
-        hashed=read.hashed,
-        hashed_rounded=read.hashed_rounded,
+        measured=measured,
     )
 
 
@@ -183,22 +185,9 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
     return table, names
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Canonical tensors to write, and the measurements that are made while they are read.
-
-    See the attributes of `Plan` with the same names.
-    """
-
-    tensors: Mapping[str, LazyTensor]
-    roundings: Mapping[str, MeasuredRounding]
-    hashed: Mapping[str, PassingDigest]
-    hashed_rounded: Mapping[str, PassingDigest]
-
-
-def _read(
+def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
-) -> _Read:
+) -> tuple[dict[str, LazyTensor], Measurements]:
     """Return tensors that are rounded to a dtype, and hashed if the target stores other bytes."""
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
@@ -208,7 +197,7 @@ def _read(
     rounded = {name: tensors[name].mapped(each, each.dtype) for name, each in roundings.items()}
     tensors = {**tensors, **rounded}
     hashed_rounded = {name: PassingDigest(tensors[name]) for name in moved & roundings.keys()}
-    return _Read(watched(tensors, hashed_rounded), roundings, hashed, hashed_rounded)
+    return watched(tensors, hashed_rounded), Measurements(roundings, hashed, hashed_rounded)
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:

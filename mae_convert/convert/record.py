@@ -175,9 +175,10 @@ def conversion_fingerprints(
         plan: an executed conversion.
         hashes: SHA-256 of each tensor of the target, by name.
     """
+    measured = plan.measured
     stored = {name: hashes[rule.external] for rule in plan.rules for name in rule.canonicals}
     digests = {
-        name: plan.hashed[name].hexdigest() if name in plan.hashed else digest
+        name: measured.hashed[name].hexdigest() if name in measured.hashed else digest
         for name, digest in stored.items()
     }
     opened, source = plan.source.as_opened, plan.source.tensors
@@ -189,11 +190,11 @@ def conversion_fingerprints(
     for name in plan.target_schema():
         if name not in stored:  # a zero key bias that the target does not store
             after[name] = TensorDigest.of(_zeros_of_target(plan, name))
-        elif name not in plan.roundings:
+        elif name not in measured.roundings:
             after[name] = TensorDigest.of(source[name], digests[name])
         else:
-            rounded = replace(source[name], dtype=plan.roundings[name].dtype)
-            hashed = plan.hashed_rounded.get(name)
+            rounded = replace(source[name], dtype=measured.roundings[name].dtype)
+            hashed = measured.hashed_rounded.get(name)
             digest = hashed.hexdigest() if hashed else stored[name]
             after[name] = TensorDigest.of(rounded, digest)
     return (
@@ -207,7 +208,7 @@ def conversion_fingerprints(
 def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
     """Return a key bias that the target does not store: zeros with the dtype of the query bias."""
     query = name.removesuffix("k.bias") + "q.bias"
-    dtype = (plan.roundings.get(query) or plan.source.tensors[query]).dtype
+    dtype = (plan.measured.roundings.get(query) or plan.source.tensors[query]).dtype
     shape = plan.source.tensors[name].shape
     return LazyTensor(name, shape, dtype, lambda: np.zeros(shape, dtype))
 
@@ -223,7 +224,8 @@ def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
     """Return the largest rounding errors of the parts of one tensor; empty if it is not rounded."""
-    errors = [plan.roundings[name].error() for name in canonicals if name in plan.roundings]
+    roundings = plan.measured.roundings
+    errors = [roundings[name].error() for name in canonicals if name in roundings]
     if not errors:
         return {}
     return {"rounding": {kind: max(error[kind] for error in errors) for kind in errors[0]}}
