@@ -1,4 +1,4 @@
-"""Conversions of full-size checkpoints against `cp`, and against the classes of transformers."""
+"""Time conversions of full-size checkpoints, compared with `cp` and the classes of transformers."""
 
 import json
 import os
@@ -51,33 +51,33 @@ class Work:
     """"base", "large" or "huge"."""
 
     checkpoint: Path
-    """The file, in the original layout."""
+    """The checkpoint file, in the original layout."""
 
     folder: Path
-    """Is empty before each run, and after it."""
+    """The folder for outputs, which is empty before and after each run."""
 
     def copied(self) -> Run:
-        """Copy the file and wait until it is on the disk."""
+        """Copy the checkpoint, wait until it is on the disk, and return the measured run."""
         return self._run(["sh", "-c", 'cp "$0" "$1" && sync -f "$1"', self.checkpoint, self.target])
 
     def converted(self, layout: str) -> Run:
-        """Convert it with mae-convert."""
+        """Convert the checkpoint with mae-convert and return the measured run."""
         return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
 
     def phases(self, layout: str) -> list[float]:
-        """Convert it, and return the seconds of writing, and of flushing and comparing."""
-        made = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
-        return json.loads(made.output)
+        """Convert the checkpoint; return the seconds of writing, and of flushing and comparing."""
+        measured = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
+        return json.loads(measured.output)
 
     @property
     def target(self) -> Path:
-        """The format of the target."""
+        """The path of the output."""
         return self.folder / "out"
 
     def _run(self, command: list[str | Path]) -> Run:
-        made = run(command)
+        measured = run(command)
         remove(self.target)
-        return made
+        return measured
 
 
 def remove(path: Path) -> None:
@@ -88,7 +88,7 @@ def remove(path: Path) -> None:
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Create a random checkpoint of an official size, unless it exists; "tiny" is the demo's."""
+    """Return a random checkpoint of an official size; "tiny" is the embedded checkpoint."""
     if size == "tiny":
         return TINY
     path = folder / f"{size}.pth"
@@ -102,7 +102,7 @@ def checkpoint(size: str, folder: Path) -> Path:
 
 
 def heads(size: str) -> list[str]:
-    """Return the options with the heads of `checkpoint`, which only the demo's contains."""
+    """Return the options for the numbers of heads; only the embedded checkpoint stores them."""
     if size == "tiny":
         return []
     return ["--num-heads", str(HEADS[size]), "--decoder-num-heads", "16"]
@@ -152,7 +152,9 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
     """Return the columns of the classes of transformers: one run, right after one of ours."""
     source = work.checkpoint
-    if layout == "transformers-tf":  # they start from their own directory
+    if (
+        layout == "transformers-tf"
+    ):  # the TensorFlow classes read the directory that the PyTorch classes wrote
         source = work.folder / "theirs"
         run([peer, PEER, "transformers", work.checkpoint, source, str(HEADS[work.size])])
     made = work.converted(layout)

@@ -1,4 +1,4 @@
-"""Features of a folder of images, against loops over a DataLoader: transformers and timm."""
+"""Time features of a folder of images, compared with loops over a DataLoader of other libraries."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -18,7 +18,7 @@ from bench_measure import by_turns, median, ratio, require
 
 WORKER = Path(__file__).with_name("bench_worker.py")
 TURN = 0.4
-"""Seconds that a model is run before it is the other one's turn."""
+"""Seconds for which one model is run before the other model is run."""
 
 
 class Comparison(NamedTuple):
@@ -48,11 +48,11 @@ class Model:
         self._errors = errors
 
     def seconds(self, mode: str, batch: int, calls: int) -> float:
-        """Return the seconds of one of some calls."""
+        """Return the seconds of a call, averaged over ``calls`` calls."""
         return self.measured(mode, batch, calls)[0]
 
     def measured(self, mode: str, batch: int, calls: int) -> tuple[float, float]:
-        """Return the seconds and the seconds of processor time of one of some calls."""
+        """Return the seconds and the processor time of a call, averaged over ``calls`` calls."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -65,14 +65,14 @@ class Model:
         return seconds, processor
 
     def peak_memory(self) -> int:
-        """Return the most memory that the process has used, in bytes."""
+        """Return the peak memory of the process in bytes."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 @contextmanager
 def started(python: Path, library: str, framework: str, size: str, part: str) -> Iterator[Model]:
-    """Start the process of a model, and end it."""
+    """Context manager that starts the process of a model and ends it after the block."""
     keras = "tf_keras" if library == "transformers" else "keras"
     modules = ["torch"] if framework == "pytorch" else ["tensorflow", keras]
     require(python, *modules, *([] if library == "reference" else [library]))
@@ -126,7 +126,7 @@ def rows(
 def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Return the seconds of both, which run alternately, in changing order."""
+    """Run both models alternately, in changing order, and return the seconds of each pair."""
     models = {"ours": ours, "theirs": theirs}
     for model in models.values():
         model.seconds(mode, batch, 2)  # compiles

@@ -1,7 +1,7 @@
-"""Loading of a ViT-B as a model, in a process for each measurement, by turns.
+"""Time to load a ViT-B as a model; each measurement is a process of its own, alternating.
 
-For ``from_pretrained``, the first and the second are measured, without imports; of the
-other rows the whole process.
+For ``from_pretrained``, the first and the second call are timed, without imports; for the
+other rows, the whole process.
 """
 
 import sys

@@ -61,7 +61,7 @@ def _watch(child: subprocess.Popen, peaks: list[int]) -> None:
     while child.poll() is None:
         started = time.perf_counter()
         peaks.append(_anonymous(child.pid))
-        # At most a twentieth of the time, since the command needs the processor.
+        # Measuring takes at most a twentieth of the time, because the command needs the processor.
         time.sleep(max(INTERVAL, 20 * (time.perf_counter() - started)))
 
 
@@ -107,7 +107,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of the ratios of pairs, in which what slows a whole pair cancels."""
+    """Return the median of the ratios of pairs; what slows both members of a pair cancels."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Commands that should start quickly, and a conversion with little memory."""
+"""Time commands that should start quickly, and a conversion with little memory."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from bench_conversions import PROGRAM, checkpoint, remove
 from bench_measure import median, run
 
 LIMIT = 1_000_000
-"""Kilobytes of address space: more than the memory that is used can never be."""
+"""Limit of the address space in kilobytes; the memory that is used cannot be larger."""
 
 
 def rows(sizes: list[str], folder: Path, pairs: int) -> Iterator[dict[str, object]]:

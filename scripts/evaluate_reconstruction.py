@@ -7,7 +7,7 @@ only, are compared with three predictions without a model: one colour for all (t
 training set), the mean colour of the visible patches, and the mean colour of the nearest visible
 patch.
 
-    python scripts/evaluate_reconstruction.py CHECKPOINT PICTURE... [--panel OUT.png]
+    python scripts/evaluate_reconstruction.py CHECKPOINT IMAGE... [--panel OUT.png]
 """
 
 import argparse
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a .pth that holds model and config")
+    parser.add_argument("checkpoint", help="a .pth that contains model and config")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--masks", type=int, default=16, metavar="N", help="masks of each square")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks")
@@ -53,7 +53,7 @@ def load_model(path: str) -> ViTMAEForPreTraining:
     """Build the model that a checkpoint describes."""
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint:
-        sys.exit(f"{path} has no config: take a file that pretrain.py wrote")
+        sys.exit(f"{path} has no config: use a file that pretrain.py wrote")
     model = ViTMAEForPreTraining(ViTMAEConfig.from_dict(checkpoint["config"]))
     model.load_state_dict(checkpoint["model"])
     return model.eval()
@@ -79,13 +79,13 @@ def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfi
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return (N, L, P) of one colour, given as R, G, B from 0 to 255."""
+    """Return patches (N, L, P) of one colour, whose R, G and B are from 0 to 255."""
     normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
-    """Return (N, L, P) of the mean colour of an image's visible patches."""
+    """Return patches (N, L, P) of the mean colour of an image's visible patches."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     visible = (1 - mask).unsqueeze(-1)
     mean = (colours * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
@@ -93,7 +93,7 @@ def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
 
 
 def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Return (N, L, P) of the mean colour of the nearest visible patch."""
+    """Return patches (N, L, P) of the mean colour of the nearest visible patch."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     cells = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
     distances = torch.cdist(cells, cells) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
@@ -102,7 +102,7 @@ def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
 
 
 def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Return over removed pixels the mean squared error, and its root on the scale 0 to 255."""
+    """Return the mean squared error over removed pixels, and its root on the scale 0 to 255."""
     errors = (guess - patches)[mask > 0].unflatten(-1, (-1, 3))  # (removed, pixels, 3)
     on_255 = errors * torch.tensor(IMAGE_STD) * 255
     return float(errors.square().mean()), float(on_255.square().mean().sqrt())
@@ -148,7 +148,7 @@ def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.n
 
 
 def main() -> None:
-    """Print the errors, one line an image, and draw the panel."""
+    """Print the errors, one line for each image, and draw the panel."""
     args = parse_arguments()
     model = load_model(args.checkpoint)
     rows = []

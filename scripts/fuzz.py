@@ -1,13 +1,13 @@
-"""Open corrupted files by the thousand, and check that each is read or refused with a message.
+"""Open thousands of corrupted files, and check that each is read or refused with a message.
 
 python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # continues an interrupted run
 python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris, if it is installed
 
 Valid files of each format are corrupted at random, opened, read completely, and planned as a
-conversion to every layout; certificates and traces are read and judged. Only errors of mae-convert
-may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory. Child
-processes run some thousand inputs each, and one that is killed counts as a crash. Prints a summary;
-exit status 1 if anything went wrong.
+conversion to every layout; certificates and traces are read and compared. Only errors of
+mae-convert may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory.
+Child processes run some thousand inputs each, and one that is killed counts as a crash. Prints a
+summary; the exit status is 1 if an input failed.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def examine(path: Path) -> None:
     """Open a checkpoint, read everything in it, and plan its conversions.
 
     Raises:
-        MaeConvertError: it is refused.
+        MaeConvertError: the file is refused.
     """
     for tensor in open_container(path).tensors.values():
         for piece in tensor.pieces():
@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Judge some corrupted files of a seed; the current one is in `work`."""
+    """Examine some corrupted files of a seed; `work` contains the current file."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)
@@ -180,7 +180,7 @@ def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, i
 
 
 def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bool) -> list[Tally]:
-    """Run all shards that `state` does not have yet, one after the other."""
+    """Run all shards whose results are not in `state` yet, one after the other."""
     outcomes: dict[str, dict] = {}
     if state is not None and state.exists():
         outcomes = {line["shard"]: line["tally"] for line in map(json.loads, state.open())}

@@ -21,7 +21,7 @@ LARGEST_INPUT = 1 << 17
 def run_guided(
     seed: "Seed", runs: int, number: int, work: Path, judge: Callable, tally: "Tally"
 ) -> None:
-    """Judge inputs that are mutated from a seed, print the tally, and end the process."""
+    """Examine inputs that atheris mutates from a seed, print the tally, and end the process."""
     from fuzz import limit_this_process
 
     atheris.instrument_all()

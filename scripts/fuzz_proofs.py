@@ -77,10 +77,10 @@ def write_proofs(model: Path, traces: Path) -> None:
 
 
 def examine_trace(path: Path) -> None:
-    """Read a trace, compare it with a good one, and write the verdict in every form.
+    """Read a trace, compare it with a valid one, and write the verdict in every format.
 
     Raises:
-        MaeConvertError: it is refused.
+        MaeConvertError: the trace is refused.
     """
     good, spoiled = Trace.load(path.with_name(GOOD)), Trace.load(path)
     for pair in ((good, spoiled), (spoiled, good), (spoiled, spoiled)):
@@ -91,7 +91,7 @@ def examine_certificate(model: Path) -> None:
     """Run the steps of a replay and a publication with a certificate, without running the model.
 
     Raises:
-        MaeConvertError: it is refused.
+        MaeConvertError: the certificate is refused.
     """
     certificate = read_certificate(model)
     certificate.failed_checks()

@@ -41,7 +41,7 @@ MODEL = ViTMAEConfig(
     decoder_num_attention_heads=2,
     decoder_intermediate_size=6,
 )
-CARRIED = {
+STORED_CONFIG = {
     **MODEL.to_dict(),
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
@@ -50,7 +50,11 @@ CARRIED = {
 }
 
 Spoiler = Callable[[bytes, random.Random], bytes]
-HDF5 = (spoil_in_place, spoil_places, spoil_places)  # it is not read after offsets have changed
+HDF5 = (
+    spoil_in_place,
+    spoil_places,
+    spoil_places,
+)  # a file with changed offsets is usually not read
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ class Seed:
     """A valid checkpoint, and its mutations."""
 
     container: str
-    """Its format, for the summary."""
+    """The format of the checkpoint, for the summary."""
 
     folder: Path
-    """A folder with it and its other files."""
+    """A folder with the checkpoint and its other files."""
 
     name: str
     """The file that is corrupted."""
@@ -70,7 +74,7 @@ class Seed:
     """The file that is opened, or "." for the folder."""
 
     spoilers: Sequence[Spoiler]
-    """Its mutations."""
+    """The functions that mutate the corrupted file."""
 
     def spoiled(self, number: int) -> bytes:
         """Return the `number`-th corrupted content of the file, which is always the same."""
@@ -78,7 +82,7 @@ class Seed:
         data = (self.folder / self.name).read_bytes()
         try:
             return chance.choice(self.spoilers)(data, chance)
-        except (ValueError, KeyError, IndexError, OSError):  # which a mutation cannot write
+        except (ValueError, KeyError, IndexError, OSError):  # the mutation cannot write its result
             return spoil(data, chance)
 
 
@@ -118,7 +122,7 @@ def _files(folder: Path) -> Iterator[Seed]:
         write_file(path, kind, _tensors(layout), config=MODEL.to_dict(), conversion={"steps": []})
         yield seed
     path, seed = _file(folder, "keras archive", *zipped, name="x.keras")
-    config = {**MODEL.to_dict(), "keras": LAYOUTS["keras"].write_config(CARRIED)}
+    config = {**MODEL.to_dict(), "keras": LAYOUTS["keras"].write_config(STORED_CONFIG)}
     write_file(path, "keras_archive", _tensors("keras"), config=config)
     yield seed
 
@@ -139,7 +143,7 @@ def _packed_files(folder: Path) -> Iterator[Seed]:
 
 
 def _hdf5_files(folder: Path) -> Iterator[Seed]:
-    """Files that h5py writes: in the new format, and with compressed chunks."""
+    """Yield seeds of HDF5 files: in the new format, and with compressed chunks."""
     for container, version, options in (
         ("h5 new", "latest", {}),
         ("h5 in chunks", "earliest", {"compression": "gzip", "shuffle": True, "fletcher32": True}),
@@ -157,7 +161,7 @@ def _hdf5_files(folder: Path) -> Iterator[Seed]:
 
 
 def _torch_files(folder: Path) -> Iterator[Seed]:
-    """Files of PyTorch 1.13, with tensors of every kind."""
+    """Yield seeds of files of PyTorch 1.13, with tensors of every kind."""
     for kind, spoilers in (("legacy", (spoil_in_place,)), ("zip", (spoil_in_zip, spoil_in_zip))):
         for name in ("dict", "module"):
             path, seed = _file(folder, f"pth {kind} {name}", *spoilers)
@@ -166,9 +170,9 @@ def _torch_files(folder: Path) -> Iterator[Seed]:
 
 
 def _directories(folder: Path) -> Iterator[Seed]:
-    """Model directories, in which one of the JSON files is corrupted."""
+    """Yield seeds of model directories, in which one of the JSON files is corrupted."""
     files = {
-        "config.json": LAYOUTS["transformers"].write_config(CARRIED),
+        "config.json": LAYOUTS["transformers"].write_config(STORED_CONFIG),
         "preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         "conversion.json": {"steps": [{"step": "task", "from": "classify", "to": "encoder"}]},
     }
@@ -183,11 +187,11 @@ def _directories(folder: Path) -> Iterator[Seed]:
 
 
 def _proofs(folder: Path) -> Iterator[Seed]:
-    """A certificate of a model directory, and a trace."""
+    """Yield the seeds of a certificate of a model directory and of a trace."""
     model, traces = folder / "certified", folder / "traces"
     traces.mkdir()
     files = {
-        "config.json": LAYOUTS["transformers"].write_config(CARRIED),
+        "config.json": LAYOUTS["transformers"].write_config(STORED_CONFIG),
         "conversion.json": {"steps": [{"step": "dtype", "from": ["float64"], "to": "float32"}]},
     }
     write_directory(model, "model.safetensors", "safetensors", _tensors("transformers"), files)

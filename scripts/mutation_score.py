@@ -1,4 +1,4 @@
-"""Score the verdicts on faults in models, tables, configurations and code.
+"""Count how many faults in models, tables, configurations and code a verification detects.
 
 .venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
@@ -7,7 +7,7 @@
 .venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
 .venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step
 
-Exit status 1 if a fault is not caught, if too few are explained, or if a good pair fails.
+The exit status is 1 if a fault is not detected, if too few are explained, or if a good pair fails.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 from mutation.families import FAMILIES, FamilyPopulation
-from mutation.good_pairs import judge_pairs
+from mutation.good_pairs import verify_pairs
 from mutation.population import Mutant, Population
 from mutation.reduce import KINDS as REDUCIBLE
 from mutation.reduce import reductions
@@ -95,7 +95,7 @@ def score_reductions(kinds: Sequence[str], sample: int | None, seed: int) -> int
 
 
 def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
-    """Repair faults without running any model, and print how many are the source bit for bit."""
+    """Repair faults without running a model; print how many results equal the source exactly."""
     start, scored_repairs = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="repair-score-") as folder:
         population = Population(Path(folder), seed)
@@ -149,7 +149,7 @@ def good_pairs(number: int, seed: int) -> int:
     """Verify pairs that are the same function and print those that fail."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
-        failed = judge_pairs(number, seed, Path(folder))
+        failed = verify_pairs(number, seed, Path(folder))
     for name, checks in failed.items():
         print(f"{name}: {checks}")
     print(f"{number - len(failed)} of {number} good pairs pass, {time.monotonic() - start:.0f} s")

@@ -3,16 +3,16 @@
 
 The method is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
 weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the
-patches removed. The learning rate is --blr x images a step / 256.
+patches removed. The learning rate is --blr x images per step / 256.
 
-One process:     python scripts/pretrain.py PICTURES OUTPUT --model mae_vit_base_patch16
-Many:            torchrun --nproc_per_node 8 scripts/pretrain.py PICTURES OUTPUT ...
+One process:     python scripts/pretrain.py IMAGES OUTPUT --model mae_vit_base_patch16
+Many:            torchrun --nproc_per_node 8 scripts/pretrain.py IMAGES OUTPUT ...
 Interrupted:     the same command with --resume
-Further:         python scripts/pretrain.py PICTURES OUTPUT --init-from mae_visualize_vit_base.pth
+Further:         python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
 
 OUTPUT/checkpoint.pth has the layout of facebookresearch/mae: model, optimizer, epoch, scaler, args,
 and beside them config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is
-kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, holds
+kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, contains
 only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
 There is no random state between steps: the order of the images depends on seed and epoch, and the
@@ -85,7 +85,7 @@ WIDTHS = (
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; options of the original's training script have the same meaning."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s PICTURES OUTPUT [options]",
+        usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -114,12 +114,15 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
             help="override the field of the model",
         )
     add(
-        "--mask-ratio", type=float, metavar="SHARE", help="share of removed patches (default: 0.75)"
+        "--mask-ratio",
+        type=float,
+        metavar="SHARE",
+        help="fraction of removed patches (default: 0.75)",
     )
     add(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
-        help="predict pixels normalised patch by patch: better features, no images",
+        help="predict pixels normalised per patch: better features, but no images",
     )
 
 
@@ -252,7 +255,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images) * self.args.repeats
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        # 1 + index: NumPy takes [seed, epoch, 0] for [seed, epoch], which orders the epoch.
+        # 1 + index, because NumPy treats [seed, epoch, 0] as [seed, epoch], the seed of the order.
         rng = np.random.default_rng([self.args.seed, self.epoch, 1 + index])
         source = self.images[index % len(self.images)]
         image = source if isinstance(source, Image.Image) else load_image(source)
@@ -326,7 +329,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         sys.exit(f"{path} can't be read as a checkpoint: {error}")
     if not isinstance(content, dict):
         sys.exit(
-            f"{path} is not a checkpoint: it holds a {type(content).__name__}, not named tensors"
+            f"{path} is not a checkpoint: it contains a {type(content).__name__}, not named tensors"
         )
     return content if "model" in content else {"model": content}
 
@@ -358,7 +361,7 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Ad
 
 
 def learning_rate(epoch: float, args: argparse.Namespace) -> float:
-    """Return the rate at a time in epochs: linear warm-up, then half a cosine."""
+    """Return the learning rate at a time in epochs: linear warm-up, then half a cosine."""
     if epoch < args.warmup_epochs:
         return float(args.lr * epoch / args.warmup_epochs)
     progress = (epoch - args.warmup_epochs) / (args.epochs - args.warmup_epochs)
@@ -392,7 +395,7 @@ def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMA
     try:
         config = build_config(args, initial)
     except ValueError as error:
-        sys.exit(f"impossible model: {error}")
+        sys.exit(f"invalid model: {error}")
     torch.manual_seed(args.seed)
     model = ViTMAEForPreTraining(config)
     if initial:
@@ -406,7 +409,7 @@ def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMA
     if latest.exists():
         checkpoint = read_checkpoint(latest)
         if checkpoint.get("config") != stored_config(config):
-            sys.exit(f"{latest} is of another model: repeat the flags that it was begun with")
+            sys.exit(f"{latest} contains another model: pass the same options as for its training")
         training.restore(checkpoint)
     return training, config
 
@@ -422,7 +425,7 @@ def take_steps(
     losses: list[Tensor] = []
     for pixels, noise in batches:
         last_of_step = len(losses) + 1 == args.accum_iter
-        # Processes exchange gradients only in the backward pass that a step follows.
+        # Processes exchange gradients only in the backward pass directly before a step.
         waits = process.world_size > 1 and not last_of_step
         with forward.no_sync() if waits else contextlib.nullcontext():
             loss = compute_loss(forward, pixels, noise, args, process.device)
@@ -458,7 +461,7 @@ def mean_loss(losses: list[Tensor], process: Process) -> float:
         dist.all_reduce(mean)
         mean /= process.world_size
     if not mean.isfinite():
-        sys.exit(f"the loss is {mean:g}: lower the rate, warm up longer or use --precision float32")
+        sys.exit(f"the loss is {mean:g}: use a lower rate, a longer warm-up or --precision float32")
     return float(mean)
 
 
@@ -547,7 +550,7 @@ def stored_config(config: ViTMAEConfig) -> dict[str, Any]:
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write a temporary file and rename it: a file of that name is always complete."""
+    """Write a temporary file and rename it, so that a file at the path is always complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -1,12 +1,12 @@
-"""Kill, interrupt, starve and race conversions, and check whether files are lost or left behind.
+"""Kill and interrupt conversions, fill their disk, run several at once; check the files afterwards.
 
 python scripts/torture.py --moments 200                    # the embedded small checkpoint
 python scripts/torture.py --moments 200 --checkpoint X.pth # your own, of any size
 
 Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
 the old output or the new one must be complete, with at most a hidden directory beside it, and a
-second run must succeed and leave no other files. Prints a table; exit status 1 if any trial failed.
-Filling a disk and mounting one read-only needs root.
+second run must succeed and leave no other files. The script prints a table; the
+exit status is 1 if a trial failed. Filling a disk and mounting one read-only needs root.
 """
 
 import argparse
@@ -38,12 +38,14 @@ def row(target: str, trial_run: Trial, states: Sequence[str]) -> str:
 def main() -> int:
     """Run all trials and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--moments", type=int, default=200, help="kills, and interrupts, of each")
+    parser.add_argument(
+        "--moments", type=int, default=200, help="number of kills and of interrupts for each target"
+    )
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--target", choices=TARGETS, action="append", help="a file, a directory")
-    parser.add_argument("--work", type=Path, help="where to make the files")
+    parser.add_argument("--work", type=Path, help="directory for the files")
     given = parser.parse_args()
     # Processes in the background of a shell ignore Ctrl-C, and so would their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)

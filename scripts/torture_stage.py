@@ -19,7 +19,7 @@ TARGETS = {"file": ("out.weights.h5", "keras"), "directory": ("out", "transforme
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder with two checkpoints and what each of them is converted to."""
+    """A folder with two checkpoints and the output of a conversion of each."""
 
     folder: Path
     """The directory of the target, which contains nothing else."""
@@ -53,7 +53,7 @@ class Stage:
         return [*COMMAND, *where, "--overwrite"]
 
     def arguments(self) -> list[str]:
-        """Return the arguments of that command alone."""
+        """Return the arguments of that command, without the interpreter."""
         return self.command()[len(COMMAND) - 1 :]
 
     def reset(self) -> None:

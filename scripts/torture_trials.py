@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torture_stage import Stage, remove, run, start
 
-# Without these capabilities, root cannot write to read-only directories either.
+# Without these capabilities, root cannot write to directories without write permission either.
 WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 # Kills the process at its N-th file operation, as reported by Python's audit events (PEP 578).
@@ -52,7 +52,7 @@ def and_again(stage: Stage, state: str) -> str:
 
 
 def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Kill at random moments."""
+    """Kill the conversion at random moments."""
     for _ in range(moments):
         stage.reset()
         with start(stage.command()) as child:
@@ -62,7 +62,7 @@ def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
 
 
 def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
-    """Kill at each file operation, one after the other."""
+    """Kill the conversion at each of its file operations in turn."""
     status, step = -signal.SIGKILL, 0
     while status:
         step += 1
@@ -106,7 +106,7 @@ def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
 
 
 def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Let the disk be too small from the beginning, or fill it while the output is written."""
+    """Convert to a disk that is too small, or that is filled while the output is written."""
     for number in range(moments):
         too_small = number % 2
         free = int(stage.size * (chance.uniform(0.01, 0.95) if too_small else 1.2))
@@ -139,7 +139,7 @@ def fill(path: Path, share: float) -> None:
 
 
 def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Let no file grow beyond a size."""
+    """Limit the size of files so that the output does not fit."""
     for _ in range(moments):
         stage.reset()
         largest = int(stage.size * chance.uniform(0.05, 0.9)) // 1024
@@ -160,7 +160,7 @@ def read_only(stage: Stage, *_: object) -> Iterator[str]:
 
 
 def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Let the source shrink, or be written to, while it is read."""
+    """Truncate or overwrite the source while it is read."""
     size = stage.source.stat().st_size
     for number in range(moments):
         stage.reset()
@@ -194,7 +194,7 @@ def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """Something that is done to a conversion many times."""
+    """A disturbance of a conversion, which is tried many times."""
 
     name: str
     """The name in the table."""

@@ -11,11 +11,11 @@ import pytest
 from golden_cases import Case, Result
 from paths import GOLDEN
 
-# Several processes share the cores: a thread of PyTorch that waits must not keep a core busy, which
-# doubles the CPU time of small models. It is read when PyTorch is imported, here and in children.
+# Several processes share the cores, so a waiting thread of PyTorch must not keep a core busy, which
+# doubles the CPU time of small models. PyTorch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Slow files. Started last, one of them would keep a single process busy at the end.
+# Slow test files. If one of them were started last, all other processes would wait for it.
 LONG = {
     "test_children.py",
     "test_models_keras.py",
@@ -32,7 +32,7 @@ LONG = {
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Start with the slow files; the random order within both groups is kept."""
+    """Run the slow files first; the random order within both groups is kept."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
@@ -111,7 +111,7 @@ def certified(tmp_path_factory):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hugging Face Hub on the loopback interface, to which the client in this process goes.
+    """A Hugging Face Hub on the loopback interface, which the client in this process uses.
 
     The client reads its settings when it is imported, so they are set in its module.
     """
@@ -134,7 +134,7 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("MAE_CONVERT_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        # Code that would wait for a busy server records the delay instead.
+        # Instead of waiting for a busy server, the client records the delay.
         local.waits = []
         monkeypatch.setattr(time, "sleep", local.waits.append)
         yield local
@@ -150,21 +150,23 @@ def fork_servers():
 
 @pytest.fixture
 def forked_children(fork_servers):
-    """The children of verifications are forked, which saves them the import of their framework."""
+    """Fork the child processes of verifications, so that they need not import their framework."""
     with fork_servers.used():
         yield
 
 
 @pytest.fixture
 def command(capfd, monkeypatch, forked_children):
-    """Run the command line in this process, which has imported what it needs.
+    """Run the command line in this process, without starting a new interpreter.
 
-    Its children are forked from processes that have imported their frameworks.
+    Child processes are forked from processes that have imported their frameworks.
     """
     from mae_convert.cli.main import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command line sets its own
+    monkeypatch.setattr(
+        sys, "unraisablehook", sys.unraisablehook
+    )  # the command line sets its own handlers
 
     def command(*arguments: Any, cwd: Path | None = None) -> Result:
         if cwd is not None:

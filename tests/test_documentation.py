@@ -87,7 +87,7 @@ config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps"
 """
 RUNNER = next(b.code for b in documentation.blocks(documentation.DOCS / "runners.md")
               if b.language == "python")  # fmt: skip
-# What must be there before a block with ``<!-- setup: NAME -->``: a program in its language.
+# NAME of ``<!-- setup: NAME -->`` → a program, in the language of the block, that creates NAME.
 SETUP = {
     "bare.pth": ("python", BARE),
     "cat.jpg": ("sh", "cp photos/chelsea.jpg cat.jpg"),
@@ -161,13 +161,13 @@ def test_every_block_runs(page, folder, environment):
 
 
 def shown(text):
-    """The lines of an output without what differs between runs and machines."""
+    """Return the lines of an output without values that differ between runs and machines."""
     lines = [re.sub(r"[-+.\d]*\d[-+.\w]*", "#", line).split() for line in text.splitlines()]
     return [line for line in lines if line]
 
 
 def outputs_of_readme():
-    """Each command of the README with the output shown below it."""
+    """Return each command of the README with the output shown below it."""
     result = documentation.blocks(PAGES["README.md"])
     return [(b, o) for b, o in pairwise(result) if o.language == "text"]
 

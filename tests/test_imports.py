@@ -8,18 +8,18 @@ import pytest
 import mae_convert
 
 ROOT = Path(mae_convert.__file__).parents[1]
-# Bottom to top; a unit imports from units before it and from itself.
+# From bottom to top; a unit imports only from itself and from units before it.
 UNITS = (
     "text", "errors", "process", "files", "formats", "layouts", "families", "checkpoint", "sources",
     "convert", "runtime", "verify", "diagnose", "models", "visualize", "publish", "sweep",
     "reports", "cli", "testing", "__main__",
 )  # fmt: skip
-# What the package itself defines, and does not import.
+# Names that the package itself defines and does not import.
 OF_THE_PACKAGE = {"__version__", "UNSUPPORTED", "is_supported"}
 
 
 def imported(path):
-    """Return the dotted names of what a file imports, inside functions too."""
+    """Return the dotted names of the imports of a file, including those inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -30,7 +30,7 @@ def imported(path):
 
 
 def importers(package, of):
-    """Return the files of a package that import any of several modules, with what they import."""
+    """Return file → imports, for the files of a package that import one of several modules."""
     prefixes = tuple(f"{name}." for name in of)
     return {
         str(path.relative_to(ROOT)): names_imported

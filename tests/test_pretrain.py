@@ -79,10 +79,10 @@ def assert_same(a, b):
 
 
 def assert_close(a, b):
-    """Compare weights that came about by sums in another order.
+    """Compare weights that were computed with sums in another order.
 
-    Softmax cancels the bias of the keys, so its gradient is rounding alone, and Adam makes steps of
-    full length of it: it is left out.
+    The bias of the keys is not compared: softmax cancels it, so its gradient is only a rounding
+    error, from which Adam makes steps of full length.
     """
     assert list(a) == list(b)
     for name in a:
@@ -204,7 +204,7 @@ def test_two_processes_are_equivalent_to_one_large_batch(image_folder, trained, 
 
 
 def test_further_training_starts_from_the_weights(image_folder, trained, tmp_path):
-    # A rate of zero shows what training starts from. Sizes come from the file, not from flags.
+    # With a learning rate of zero the result is the initial model. Sizes come from the file.
     pretrain.main(
         [
             *(str(image_folder), str(tmp_path), "--init-from", str(trained / "weights.pth")),
@@ -270,7 +270,7 @@ def test_learning_rate_scales_with_the_effective_batch_size():
     complete = pretrain.complete_arguments(args, ViTMAEConfig(), 4096)
     assert complete.lr == pytest.approx(16e-3)
     assert complete.model == "mae_vit_base_patch16"
-    assert args.model is None  # what was given is left as it was
+    assert args.model is None  # the arguments themselves are unchanged
 
 
 def test_presets_follow_the_paper():
@@ -295,7 +295,7 @@ def test_crops_keep_to_scale_and_shape():
     assert 0.2 <= min(areas) < 0.25
     assert 0.75 <= min(shapes) < 0.8
     assert 1.25 < max(shapes) <= 4 / 3 + 1e-9
-    # Nothing fits into a long strip: the middle is taken in an allowed shape.
+    # No box fits into a long strip: the middle of it is used, in an allowed shape.
     assert pretrain.random_crop_box(300, 30, 1.0, rng) == pytest.approx((130, 0, 170, 30))
 
 
@@ -305,7 +305,9 @@ def test_epoch_covers_every_index_once():
     device = torch.device("cpu")
     batches = [pretrain.epoch_batches(crops, pretrain.Process(r, 2, device)) for r in (0, 1)]
     places = [index for each in batches for batch in each for index in batch]
-    assert len(places) == len(set(places)) == 24  # 25 less what fills no step of 2 x 2 x 3
+    assert (
+        len(places) == len(set(places)) == 24
+    )  # 25 without those that do not fill a step of 2 x 2 x 3
     later = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=2)
     assert pretrain.epoch_batches(later, pretrain.Process(0, 2, device)) != batches[0]
 
@@ -320,7 +322,7 @@ def test_epoch_covers_every_index_once():
         (("--num-attention-heads", "5"), "must divide hidden_size"),
         (("--init-from", "nowhere.pth"), "can't be read as a checkpoint"),
         ((), "continue it with --resume"),
-        (("--resume", "--hidden-size", "40"), "is of another model"),
+        (("--resume", "--hidden-size", "40"), "contains another model"),
         (("--lr", "1e30", "--resume", "--epochs", "6"), "the loss is"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Short runs of the scripts that try to break conversions and readers, as a user would run them."""
+"""Short runs of the scripts that disturb conversions and corrupt files, started as by a user."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPTS = ROOT / "scripts"
 
 
 def table(script: str, *arguments: str, key: int = 0) -> dict[str, list[str]]:
-    """Run a script that must find nothing wrong; return the cells of its table by one of them."""
+    """Run a script that must report no failure; return the rows of its table by one cell."""
     command = [sys.executable, str(SCRIPTS / script), *arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""What the tests of the Keras models share."""
+"""Fixtures of the tests of the Keras models."""
 
 import json
 

@@ -1,7 +1,7 @@
 """The Keras models of the video families equal the original programs and the PyTorch models.
 
-Keras runs in a child process (``family_worker.py``), because TensorFlow and PyTorch cannot share
-one; what is asserted here are the arrays that it writes.
+Keras runs in a child process (``family_worker.py``), because TensorFlow and PyTorch cannot run
+in one process; the tests check the arrays that it writes.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The Keras models equal the original, with the variable names of the TF classes.
 
-Keras runs in a child process (``keras_worker.py``), because TensorFlow and PyTorch cannot share
-one; what is asserted here are the arrays that it writes.
+Keras runs in a child process (``keras_worker.py``), because TensorFlow and PyTorch cannot run
+in one process; the tests check the arrays that it writes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TINY = {
     "decoder_intermediate_size": 96,
     "num_labels": 10,
 }
-# Rectangular patches in a rectangular image, an unusual channel count, and no width shared.
+# Rectangular patches in a rectangular image, an unusual number of channels, all widths different.
 ODD = {
     "hidden_size": 30,
     "num_hidden_layers": 2,
@@ -84,7 +84,7 @@ MODULES = {
 
 
 def tf_name(name):
-    """Return what the TF classes call a parameter of facebookresearch/mae, q, k and v apart."""
+    """Return the name in the TF classes of a facebookresearch/mae parameter; q, k, v are separate."""
     if name in TOKENS:
         return TOKENS[name]
     pattern = r"(?:(decoder_)?blocks\.(\d+)\.)?(.+)\.(weight|bias)"
@@ -95,7 +95,7 @@ def tf_name(name):
 
 
 def tf_weights(facebook):
-    """Return a facebookresearch/mae state dict under the names and orientation of TF classes."""
+    """Return a facebookresearch/mae state dict with the names and orientation of the TF classes."""
     weights = {}
     for name, value in facebook.items():
         parts = ("query", "key", "value") if ".qkv." in name else ("",)
@@ -157,14 +157,14 @@ def golden_jobs():
 
 
 def odd_config(act):
-    """Return a configuration with large epsilons, of which each moves the results."""
+    """Return a configuration with large epsilons, each of which changes the results."""
     decoder_eps = 1e-1 if act != "relu" else None
     eps = {"layer_norm_eps": 1e-2, "decoder_layer_norm_eps": decoder_eps}
     return {**ODD, "hidden_act": act, "qkv_bias": act != "gelu", **eps}
 
 
 def odd_jobs():
-    """Yield a job, its weights and its inputs for shapes that no other program takes."""
+    """Yield a job, its weights and its inputs for shapes that no other program supports."""
     job = {"dtype": "float64", "modes": ("eager",)}
     noise = np.random.default_rng(2).random((2, 15))
     for act in ACTIVATIONS:

@@ -33,7 +33,7 @@ TINY = ViTMAEConfig(
     decoder_intermediate_size=96,
     num_labels=10,
 )
-# Rectangular patches in a rectangular image, an unusual channel count, and no width shared.
+# Rectangular patches in a rectangular image, an unusual number of channels, all widths different.
 ODD = ViTMAEConfig(
     hidden_size=30,
     num_hidden_layers=2,
@@ -78,7 +78,7 @@ def inputs(case, dtype=torch.float64):
 
 
 def random_model(task, config, seed=0):
-    """Return a float64 model, every parameter random, norms and biases included."""
+    """Return a float64 model whose parameters, including norms and biases, are random."""
     generator = torch.Generator().manual_seed(seed)
     model = MODELS[task](config).double().eval()
     with torch.no_grad():
@@ -238,12 +238,12 @@ def test_float32_classifier_equals_transformers_tensorflow():
     assert distance(output.logits, expected["logits"]) <= FLOAT32_LIMIT
 
 
-# --- against NumPy: shapes that no other program takes ---
+# --- against NumPy: shapes that no other program supports ---
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_unusual_sizes_and_every_activation(act):
-    # Large epsilons, of which each moves the results: those of encoder and decoder may differ.
+    # Large epsilons, each of which changes the results; encoder and decoder have different ones.
     eps = {"layer_norm_eps": 1e-2, "decoder_layer_norm_eps": 1e-1 if act != "relu" else None}
     config = dataclasses.replace(ODD, hidden_act=act, qkv_bias=act != "gelu", **eps)
     model, (pixels, noise) = random_model("pretrain", config), random_inputs(config)

@@ -1,4 +1,4 @@
-"""Sweeps: skipped, repeated and reported jobs, and processes that die."""
+"""Sweeps: skipped, repeated and reported jobs, and processes that are killed."""
 
 import json
 import math
@@ -35,7 +35,7 @@ LIMITS = Limits(workers=2, memory=8 << 30, threads=1)
 
 @pytest.fixture
 def runs(tmp_path, case):
-    """A folder with four checkpoints, of which one is cut short."""
+    """A folder with four checkpoints, one of which is truncated."""
     checkpoint = case("pretrain_tiny").checkpoint.read_bytes()
     (tmp_path / "runs").mkdir()
     for epoch in (0, 20, 40, 60):
@@ -113,7 +113,7 @@ def test_only_failed_jobs_are_repeated_on_request(sweep, runs):
     result = sweep("--retry-failed", "--json", "--report", "page.html")
     begin, *_, end = events(result)
     assert (begin["todo"], end["error"], end["not_run"]) == (1, 0, 1)
-    assert result.status == 1  # of the plan one job is not done
+    assert result.status == 1  # one job of the plan is not done
     assert '<h1 class="bad">5 jobs, 1 not run</h1>' in (runs / "page.html").read_text()
 
 
@@ -176,8 +176,8 @@ def test_invalid_sweep_call_is_refused_before_any_work(sweep, runs, options, mes
 
 
 @pytest.mark.parametrize(("option", "package"), [("--report", "parquet"), ("--engine", "ray")])
-def test_a_package_that_is_missing_is_named_before_any_work(runs, option, package):
-    """Whether or not they are installed here."""
+def test_a_missing_package_is_reported_before_any_work(runs, option, package):
+    """The packages are hidden, so that it does not matter whether they are installed."""
     code = "import sys\nsys.modules.update(ray=None, pyarrow=None)\n"
     code += "from mae_convert.cli.main import main\nmain(sys.argv[1:])"
     value = {"--report": "a.parquet", "--engine": "ray"}[option]
@@ -244,7 +244,7 @@ DAMAGES = {
 
 
 def retyped(path, value):
-    """Put a value where its type is not allowed, and leave no trace of how."""
+    """Store a value whose type the schema forbids, and restore the schema."""
     with sqlite3.connect(path) as file:
         (before,) = file.execute("SELECT sql FROM sqlite_master WHERE name = 'jobs'").fetchone()
         file.execute("PRAGMA writable_schema = ON")
@@ -296,7 +296,7 @@ def test_full_disk_is_reported(runs):
 
 
 def test_configuration_is_part_of_the_identity_of_a_checkpoint(runs):
-    """Weights alone are not sufficient: another epsilon is another function."""
+    """Equal weights are not sufficient: with another epsilon the function is different."""
     (job,) = jobs(runs, 1)
     row = run_job(job, 1)
     config = Path(job.target) / "config.json"
@@ -362,7 +362,7 @@ def test_sweep_survives_the_death_of_the_fork_server(tmp_path):
 
 
 def test_long_temporary_path_is_supported(sweep, runs, monkeypatch):
-    """As batch systems set it: too long for the socket of multiprocessing's fork server."""
+    """Batch systems set paths that are too long for the socket of multiprocessing's fork server."""
     folder = runs / ("temporary" + "x" * 100)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -372,7 +372,7 @@ def test_long_temporary_path_is_supported(sweep, runs, monkeypatch):
 
 
 def test_worker_processes_end_with_their_parent(tmp_path):
-    """The one that runs the sweep is killed: no worker stays behind."""
+    """When the process that runs the sweep is killed, its workers end too."""
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[3]]\n"
         "from test_sweep import *\nfrom sweep_worker import hangs\n"
@@ -448,8 +448,8 @@ def test_conversions_of_a_sweep_import_no_framework_and_nothing_in_each_process(
     assert output.stdout == "set()\nset()\n"
 
 
-def test_ray_is_given_the_resources_of_a_job():
-    """The requested resources: cores, a GPU if used, no more memory than a node has."""
+def test_ray_gets_the_resources_of_a_job():
+    """A job requests cores, a GPU if it uses one, and not more memory than a node has."""
     asked = []
 
     class Ray:
@@ -485,7 +485,7 @@ def test_gpu_is_assigned_to_one_job_at_a_time(tmp_path):
     assert _resources_for(PendingJob(jobs(tmp_path, 1)[0]), workers, allowed)[1] is None
 
 
-# Where pytest runs in the background, interrupts are ignored by all that it starts.
+# If pytest runs in the background, all processes that it starts ignore interrupts.
 INTERRUPTED = """
 import signal, sys
 from mae_convert.cli.main import main

@@ -19,13 +19,13 @@ def runs(tmp_path):
     return tmp_path
 
 
-def plan(folder, text, name="plan.yaml", **said):
+def plan(folder, text, name="plan.yaml", **specified):
     path = folder / name
     path.write_text(text)
-    return read_plan([str(path)], said)
+    return read_plan([str(path)], specified)
 
 
-def complaint(folder, text, name="plan.yaml"):
+def error_of(folder, text, name="plan.yaml"):
     with pytest.raises(PlanError) as refused:
         plan(folder, text, name)
     return str(refused.value).removeprefix(f"{folder / name}")
@@ -40,7 +40,7 @@ def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_all
   framework_b: own.py:build
   against: [timm, "original=mae"]
 """
-    assert "framework_b: own.py:build is external code, which" in complaint(runs, text)
+    assert "framework_b: own.py:build is external code, which" in error_of(runs, text)
     path = runs / "plan.yaml"
     (job,) = read_plan([str(path)], {}, allow_code=True)
     assert job.settings["framework_b"] == f"{runs}/own.py:build"
@@ -49,10 +49,10 @@ def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_all
     (job,) = read_plan([str(runs / "runs/checkpoint-0.pth")], named)  # on the command line itself
     assert job.settings["against"][0].endswith("/own.py:build")
     wrong = text.replace("own.py:build", "nonsense").replace("original=mae", "torch")
-    assert "'nonsense' is not a runner" in complaint(runs, wrong)
+    assert "'nonsense' is not a runner" in error_of(runs, wrong)
     for field in ("python_b: other/python", "against: timm=other/python"):
         interpreter = f"- {{source: runs/checkpoint-0.pth, to: timm, verify: true, {field}}}"
-        assert "other/python is a Python interpreter, which a plan" in complaint(runs, interpreter)
+        assert "other/python is a Python interpreter, which a plan" in error_of(runs, interpreter)
         assert read_plan([str(path)], {}, allow_code=True)
 
 
@@ -158,7 +158,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
-    assert complaint(runs, text).startswith(WRONG[text].replace("{}", str(runs)))
+    assert error_of(runs, text).startswith(WRONG[text].replace("{}", str(runs)))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_wrong_plan_is_refused_by_line_and_field(runs, text):
     ],
 )
 def test_a_wrong_table_is_refused_by_line_and_field(runs, text, message):
-    assert complaint(runs, text, "plan.csv").startswith(message)
+    assert error_of(runs, text, "plan.csv").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_conflicting_jobs_are_refused(runs, first, second, message):
         f"- {{source: runs/checkpoint-{n}.pth, to: transformers, target: {target}}}\n"
         for n, target in ((0, first), (20, second))
     )
-    assert f", target: {runs}/{message.format(runs)}" in complaint(runs, text)
+    assert f", target: {runs}/{message.format(runs)}" in error_of(runs, text)
 
 
 def test_a_source_is_never_a_target(run, runs):
@@ -237,7 +237,7 @@ def test_invalid_plan_leaves_no_files(run, runs):
 
 
 def doubling(levels):
-    """Return a plan in which each mapping takes the one before twice."""
+    """Return a plan in which each mapping merges the previous mapping twice."""
     lines = ["- &a0 {source: runs/checkpoint-0.pth, to: keras, verify: true}"]
     lines += [f"- &a{n} {{<<: [*a{n - 1}, *a{n - 1}], seed: {n}}}" for n in range(1, levels)]
     return "\n".join(lines)
@@ -255,7 +255,7 @@ HOSTILE = {
     "a long number as text": f"- {{{JOB}, seed: '{'9' * 5000}'}}",
     "a long size": f"- {{{JOB}, image_size: '{'9' * 5000}'}}",
     "a large number": f"- {{{JOB}, seed: {1 << 80}}}",
-    "a date that is none": f"- {{{JOB}, branch: 2026-02-31}}",
+    "an invalid date": f"- {{{JOB}, branch: 2026-02-31}}",
     "NUL": "- {source: 'runs/\0', to: keras, verify: true}",
     "NUL that is written out": '- {source: "runs/\\0.pth", to: keras, verify: true}',
     "NUL on the Hub": '- {source: "hf://a/b@c\\0", to: keras, verify: true}',
@@ -267,7 +267,7 @@ HOSTILE = {
     "doubling by values": "- &a0 [x, x]\n"
     + "\n".join(f"- &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)),
     "a chain of merges": doubling(60),
-    "a mapping that takes itself": "- &a {<<: *a, source: x}",
+    "a mapping that merges itself": "- &a {<<: *a, source: x}",
     "a merge of text": "- {<<: text, source: x}",
     "a key that is a list": "- {? [a] : b, source: x}",
     "too many jobs": f"- {{{JOB}, " + ", ".join(
@@ -279,7 +279,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_malicious_plan_is_refused_in_one_short_sentence(runs, name):
-    message = complaint(runs, HOSTILE[name])
+    message = error_of(runs, HOSTILE[name])
     assert message.isprintable()
     assert len(message) < 1300
 
@@ -288,7 +288,7 @@ def test_malicious_plan_is_refused_in_one_short_sentence(runs, name):
                                   "source,seed\nruns/checkpoint-0.pth," + "9" * 5000,
                                   "source\n" + "x" * 200_000])  # fmt: skip
 def test_malicious_table_is_refused_in_one_short_sentence(runs, text):
-    message = complaint(runs, text, "plan.csv")
+    message = error_of(runs, text, "plan.csv")
     assert message.isprintable()
     assert len(message) < 1300
 

@@ -1,4 +1,4 @@
-"""Large sweeps: hundreds of jobs, a cluster, storage that fails, and processes that die."""
+"""Large sweeps: hundreds of jobs, a cluster, storage that fails, and processes that are killed."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from mae_convert.sweep.results import read_results
 pytestmark = pytest.mark.slow
 GOLDEN = GOLDEN / "pretrain_tiny" / "checkpoint.pth"
 COUNT, BROKEN, VERIFIED = 300, 137, 30
-# What does not depend on when, where and by whom a job was run.
+# The columns that do not depend on when, where and by which process a job was run.
 SAME = ("outcome", "verdict", "passed", "proven", "function", "own_error", "error", "source_sha256",
         "source_bytes", "target_sha256", "target_bytes", "task", "parameters", "layout",
         "exit_status")  # fmt: skip
@@ -32,7 +32,7 @@ def needs(*names):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """300 checkpoints, every one different, one of them cut short."""
+    """300 checkpoints, all different, one of them truncated."""
     folder = tmp_path_factory.mktemp("runs")
     tensors = open_container(GOLDEN).tensors
     for epoch in range(COUNT):
@@ -117,7 +117,7 @@ def wait_for_rows(folder, count, process):
 
 
 def kill_one(processes, is_meant):
-    """Kill a process of that name while it is there; they come and go."""
+    """Kill one of the processes that match; they exist only for a short time each."""
     from ray_nodes import command_of
 
     for _ in range(3000):
@@ -126,7 +126,7 @@ def kill_one(processes, is_meant):
                 os.kill(pid, signal.SIGKILL)
                 return
         time.sleep(0.01)
-    raise AssertionError("there was none to kill")
+    raise AssertionError("no such process was running")
 
 
 def test_no_row_is_lost_by_a_killed_worker_or_driver(runs, local, tmp_path):
@@ -148,7 +148,7 @@ def test_no_row_is_lost_by_a_killed_worker_or_driver(runs, local, tmp_path):
     status, out, err = finish(start(tmp_path, "--workers", "2", "--json"))
     assert status == 1, err
     events = [json.loads(line) for line in out.splitlines()]
-    assert events[0]["done"] >= before - 1  # the broken one may be among them
+    assert events[0]["done"] >= before - 1  # the damaged checkpoint may be among them
     assert by_source(tmp_path) == local
 
 
@@ -184,7 +184,7 @@ def test_jobs_of_a_lost_node_are_attempted_again(runs, local, tmp_path):
 
 
 @needs("moto", "s3fs")
-def test_a_store_that_fails_now_and_then_gives_the_same_rows(runs, local, tmp_path):
+def test_storage_that_fails_intermittently_gives_the_same_rows(runs, local, tmp_path):
     import boto3
     from s3_server import in_environment, s3_server
 
@@ -222,7 +222,7 @@ def test_a_store_that_fails_now_and_then_gives_the_same_rows(runs, local, tmp_pa
             expected = {k: local[name][k] for k in ("outcome", "source_sha256", "target_sha256")}
             if local[name]["passed"] is None:
                 assert {k: row[k] for k in expected} == expected
-    assert begin["todo"] == 1  # the broken one
+    assert begin["todo"] == 1  # the damaged checkpoint
     whole = {f"out/c-{n}" for n in range(100, 100 + count) if n != BROKEN}
     files = {key.rpartition("/")[0] for key in objects if key.endswith("config.json")}
     assert whole <= files

@@ -36,7 +36,7 @@ HEADS = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
 
 
 def traced(checkpoint):
-    """Return a trace without results, of which only what is assumed counts."""
+    """Return a trace without results, for comparing assumptions only."""
     return Trace(
         {
             "task": checkpoint.task,
@@ -48,7 +48,7 @@ def traced(checkpoint):
 
 
 def between(a, b):
-    """Return the assumptions between two checkpoints by field: their sides, and what they block."""
+    """Return field → (sides, whether it blocks a proof) for the assumptions of two checkpoints."""
     assumed = assumptions(traced(a), traced(b))
     return {x["field"]: ("".join(x["sides"]), x["blocks_proof"]) for x in assumed}
 
@@ -81,7 +81,8 @@ def test_the_heads_of_an_official_model_are_an_assumption_that_blocks_a_proof(
     assert source.configuration.sources[heads[0]] == "official ViT-T/8 with the same shapes"
     for layout, name in (("facebook", "a.pth"), ("transformers", "b")):
         target = converted(source, tmp_path / name, layout)
-        # What was assumed is written into the target's configuration, and stays assumed there.
+        # The assumed value is written into the target's configuration and is still an assumption
+        # there.
         assert "assumed by the conversion: official" in target.configuration.sources[heads[0]]
         result = between(source, target)
         assert [result[name] for name in heads] == [("AB", True), ("AB", True)]
@@ -91,17 +92,17 @@ def test_the_heads_of_an_official_model_are_an_assumption_that_blocks_a_proof(
         specified = open_checkpoint(case("pretrain_tiny").checkpoint, HEADS)
         result = between(specified, target)
         assert [result[name] for name in heads] == [("B", False), ("B", False)]
-    # A configuration that states another value than was assumed is a statement of its own.
+    # A configuration with another value than the assumed one specifies the value.
     path = tmp_path / "b" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 8}))
     stating = open_checkpoint(tmp_path / "b").configuration
     assert "num_attention_heads" not in stating.assumptions
-    # And so does one whose conversion is not recorded.
+    # So does a configuration without a record of a conversion.
     (tmp_path / "b" / "conversion.json").unlink()
     assert between(source, open_checkpoint(tmp_path / "b"))[heads[1]] == ("A", False)
 
 
-def test_a_second_conversion_does_not_turn_an_assumption_into_knowledge(case, tmp_path, stand_in):
+def test_a_second_conversion_does_not_confirm_an_assumption(case, tmp_path, stand_in):
     source = open_checkpoint(case("pretrain_tiny").checkpoint)
     first = converted(source, tmp_path / "a", "transformers")
     second = converted(first, tmp_path / "b.pth")
@@ -109,7 +110,7 @@ def test_a_second_conversion_does_not_turn_an_assumption_into_knowledge(case, tm
     assert between(first, second)["num_attention_heads"] == ("AB", True)
 
 
-def test_a_model_in_memory_does_not_turn_an_assumption_into_knowledge(case, tmp_path, stand_in):
+def test_saving_a_loaded_model_does_not_confirm_an_assumption(case, tmp_path, stand_in):
     model = load_model(case("pretrain_tiny").checkpoint)
     save_model(model, tmp_path / "a.pth", "facebook")
     saved = open_checkpoint(tmp_path / "a.pth").configuration
@@ -240,7 +241,7 @@ def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
     for name, layout in (("a.pth", "facebook"), ("a.weights.h5", "keras"), ("b.pth", "lightly")):
         read = converted(source, tmp_path / name, layout).configuration
         assert (read.model.layer_norm_eps, read.model.decoder_layer_norm_eps) == (1e-6, 1e-5)
-    # Without the option the decoder has the epsilon of the encoder, and they part.
+    # Without the option the decoder has the epsilon of the encoder, and the results differ.
     arrays = case("pretrain_tiny").arrays
     given = (torch.tensor(arrays["imgs"]).double(), torch.tensor(arrays["noise"]).double())
     heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "dtype": "float64"}

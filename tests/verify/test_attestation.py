@@ -39,7 +39,7 @@ def key_pair(folder, name="key"):
 
 
 def authority(folder, name="ca"):
-    """Write the certificate of an authority; return its path, and what issues others."""
+    """Write the certificate of an authority; return its path, and a function that issues others."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -134,7 +134,7 @@ def test_every_changed_or_missing_file_fails(signed, tmp_path):
 @pytest.mark.parametrize("name", ["source", "target", "steps", "passed", "proven", "assumptions",
                                   "environment", "_type", "predicateType", "subject"])  # fmt: skip
 def test_signed_statement_with_other_content_fails(signed, name):
-    """Signed with the correct key: the signature is valid, and its content is not."""
+    """The statement is signed with the correct key, but its content is wrong."""
     folder, private, public = signed
     path = folder / STATEMENT
     changed = json.loads(path.read_text())
@@ -222,7 +222,7 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
     folder, _, public = signed
     result = command("attest", folder, "--keyless")
     assert (result.status, "sigstore cannot be reached" in result.err) == (3, True)
-    assert failed(folder, public) == []  # what was signed before still is
+    assert failed(folder, public) == []  # an earlier signature is kept
     identity = ["--identity", "a@example.org", "--identity-provider", "https://example.org"]
     result = command("verify", folder, *identity)
     assert (result.status, "sigstore cannot be reached" in result.err) == (3, True)
@@ -321,4 +321,4 @@ def test_published_files_are_signed_and_checked_after_the_download(
     certificate = tmp_path / "model" / "verification.json"
     certificate.write_text(certificate.read_text() + " ")  # the same contents, and other bytes
     assert command(*call).status == 0
-    assert not {STATEMENT, SIGNATURE} & hub.state.names(repo)  # they were of other files
+    assert not {STATEMENT, SIGNATURE} & hub.state.names(repo)  # the signature was of other files

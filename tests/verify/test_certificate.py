@@ -38,7 +38,12 @@ def certified(run, case, tmp_path_factory):
     folder, pretrain = tmp_path_factory.mktemp("certificate"), case("pretrain_tiny")
     target = folder / "pt"
     run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
-    sides = ["--framework-a", "torch", "--framework-b", "transformers"]  # both start quickly
+    sides = [
+        "--framework-a",
+        "torch",
+        "--framework-b",
+        "transformers",
+    ]  # both frameworks start quickly
     result = run(
         "verify", pretrain.checkpoint, target, *sides, "--certify", "--require-proof",
         *pretrain.heads,
@@ -209,7 +214,7 @@ def test_a_text_that_is_not_plain_json_is_refused(command, copy, text, message):
 
 
 def changed_arrays(folder, change):
-    """Change the arrays, and have the certificate name the new file."""
+    """Change the arrays, and write the hash of the new file into the certificate."""
     arrays = {name: array.copy() for name, array in load_file(folder / ARRAYS).items()}
     change(arrays)
     save_file(arrays, folder / ARRAYS)
@@ -324,7 +329,7 @@ def pair(case, tmp_path):
 
 
 def meanwhile(monkeypatch, action):
-    """Run a function after everything was read and before the children open their files."""
+    """Call a function after all files were read and before the child processes open them."""
     start, actions = running._worker, [action]
 
     def later(*arguments):

@@ -64,6 +64,6 @@ def test_rounding_passes_though_some_values_are_small_by_chance(shape):
     rng = np.random.default_rng(1)
     for _ in range(100):
         exact = rng.standard_normal(shape)
-        exact.flat[0] *= 1e-12 if exact.size > 1 else 1  # a sum that happens to cancel
+        exact.flat[0] *= 1e-12 if exact.size > 1 else 1  # a sum whose terms cancel by chance
         rounded = exact + rng.uniform(-4e-15, 4e-15, shape)
         assert function_error(rounded, exact) <= FUNCTION_LIMIT

@@ -74,7 +74,7 @@ def test_a_fault_does_not_hide_another(tmp_path, side):
     ],
 )
 def test_each_step_of_every_family_agrees_in_both_frameworks(case, tmp_path, name):
-    """With other inputs than its own, so that a step that ignores them would differ."""
+    """The inputs are not those of the run itself, so that a step that ignores them would differ."""
     facts = case(name).facts
     flags = Flags(
         num_attention_heads=facts.get("num_heads") or facts.get("encoder_num_heads"),
@@ -116,7 +116,7 @@ def trace(dtypes, arrays):
 
 @pytest.fixture
 def results():
-    """A's exact results and rounded steps, and B's steps, all equal up to rounding."""
+    """A's float64 results, A's float32 steps and B's steps, all equal up to rounding."""
     rng = np.random.default_rng(0)
     names = ("encoder.embedding", "encoder.blocks.0.output", "encoder.blocks.1.output")
     exact = {name: rng.standard_normal((2, 5, 8)) for name in names}

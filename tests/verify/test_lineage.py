@@ -1,4 +1,4 @@
-"""Lineage: weights, encoders and declared steps are recomputed; use of a record is reported."""
+"""Lineage: weights and encoders are compared, declared steps recomputed, records reported."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from mae_convert.formats.tensor import LazyTensor
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A pre-training model, and directories that were made of it."""
+    """A pre-training model, and directories that were converted from it."""
     folder = tmp_path_factory.mktemp("lineage")
     source = open_checkpoint(original(folder))
     for name, layout, expected in (
@@ -140,7 +140,7 @@ def test_records_are_sufficient_and_the_result_reports_their_use(models, lineage
         "unrelated",
         ["encoder", "decoder"],
     )
-    # What has a record is made of a checkpoint that is known by its record only.
+    # The checkpoint with a record was converted from one of which only a record is available.
     assert lineage(tmp_path / "same", models / "half")["relation"] == "derived"
 
 

@@ -1,4 +1,4 @@
-"""What a distance means: sentences that are computed from the results of both sides."""
+"""Sentences that explain a distance, computed from the results of both sides."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_pixels_are_in_grey_levels_and_features_in_similarities():
     rng = np.random.default_rng(0)
     logits, image = rng.standard_normal((2, 4, 6)), np.zeros((2, 3, 4, 4))
     other = image.copy()
-    other[0, 0, 0, 0] = 1.0  # half of 255 levels, in one of 96 values
+    other[0, 0, 0, 0] = 1.0  # 127.5 grey levels in one of 96 values
     a = trace("pretrain", logits=logits, reconstruction=image, loss=1.0)
     b = trace("pretrain", logits=logits * 1.001, reconstruction=other, loss=1.5)
     result = list(meanings(a, b))

@@ -1,9 +1,9 @@
 """The verification is tested: faults in one side must be detected, by tensors, traces or both.
 
 Every mutant is run by the PyTorch reference in this process, on the golden pre-training model. A
-forward pass is blind to some faults (what only enters as a sum, a consistent permutation), and so
-is the comparison of tensors to others (faults of the code, of configurations, of mapping tables);
-the lists below say which, and the scores are printed.
+forward pass cannot detect some faults (tensors that are only used as a sum, a consistent
+permutation), and the comparison of tensors cannot detect others (faults of the code, of
+configurations, of mapping tables). The lists below state which, and the scores are printed.
 """
 
 import subprocess
@@ -119,7 +119,7 @@ def exchanged_class_token(tensors):
 
 
 def moved(amount, *names):
-    """Add to some tensors; the caller takes it away from others."""
+    """Return a function that adds an amount to some tensors; another subtracts it from others."""
     return both(*(edit(name, lambda a: a + amount) for name in names))
 
 
@@ -230,7 +230,7 @@ WEIGHTS = [
 ]  # fmt: skip
 
 
-class Bench:
+class GoldenModel:
     """Traces the golden model and mutants of it in this process."""
 
     def __init__(self, case, folder: Path) -> None:
@@ -293,24 +293,24 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(case, tmp_path_factory):
-    return Bench(case, tmp_path_factory.mktemp("mutants"))
+def golden_model(case, tmp_path_factory):
+    return GoldenModel(case, tmp_path_factory.mktemp("mutants"))
 
 
-def test_the_model_itself_passes(bench):
-    again = bench.mutated(lambda tensors: None)
-    verdict = judge(bench.reference, again)
+def test_the_model_itself_passes(golden_model):
+    again = golden_model.mutated(lambda tensors: None)
+    verdict = judge(golden_model.reference, again)
     assert verdict.passed, verdict.failed()
     assert verdict.first_divergence is None
     assert not verdict.suspects
 
 
-def test_faults_in_the_weights_are_detected_by_tensors_and_by_traces(bench, capsys):
+def test_faults_in_the_weights_are_detected_by_tensors_and_by_traces(golden_model, capsys):
     by_tensors, by_traces, caught, blamed, blamed_by_traces = [], [], [], [], []
     for mutant in WEIGHTS:
-        trace = bench.mutated(mutant.change)
-        whole = judge(bench.reference, trace)
-        traces_only = judge(bench.reference, trace, compare_weights=False)
+        trace = golden_model.mutated(mutant.change)
+        whole = judge(golden_model.reference, trace)
+        traces_only = judge(golden_model.reference, trace, compare_weights=False)
         weights = [check for check in whole.checks if check.name.startswith("weights/")]
         by_tensors += [mutant.name] * any(not check.passed for check in weights)
         by_traces += [mutant.name] * (not traces_only.passed)
@@ -348,18 +348,18 @@ CONFIGURATIONS = {
     "normalised pixels": {"norm_pix_loss": True},
     "mask ratio": {"mask_ratio": 0.5},
 }
-# Only the configuration shows these: the outputs have both losses, and masking is made equal.
+# Only the configuration shows these: traces contain both losses, and both sides use one mask.
 FLAGS_ONLY = {"normalised pixels", "mask ratio"}
 
 
-def test_faults_in_the_configuration_are_detected(bench, capsys):
+def test_faults_in_the_configuration_are_detected(golden_model, capsys):
     by_traces = []
     for name, change in CONFIGURATIONS.items():
         run = {} if name in FLAGS_ONLY else change
-        trace = bench.trace(bench.source, **run)
+        trace = golden_model.trace(golden_model.source, **run)
         config = {**trace.description["config"], **change}
         trace = Trace({**trace.description, "config": config}, trace.arrays)
-        verdict = judge(bench.reference, trace)
+        verdict = judge(golden_model.reference, trace)
         assert not verdict.passed, name
         assert any(next(iter(change)) in cause for cause in verdict.causes), name
         function = [c for c in verdict.failed() if c.name.startswith("function/")]
@@ -391,7 +391,7 @@ def in_bfloat16(original):
 
 
 def bfloat16_below_float64(original):
-    """Less precision in the float32 run only: within any wide tolerance of the other side."""
+    """Compute only the float32 run with less precision, within a wide tolerance."""
 
     def attention(q, k, v, **options):
         if q.dtype == torch.float64:
@@ -402,7 +402,7 @@ def bfloat16_below_float64(original):
 
 
 def tf32_below_float64(original):
-    """A GPU's TF32: ten bits of mantissa in the factors of a product."""
+    """Round the factors of a product to ten bits of mantissa, as TF32 on a GPU."""
 
     def cut(tensor):
         return (tensor.view(torch.int32) & -8192).view(torch.float32)
@@ -433,27 +433,27 @@ CODE = {
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_code_with_lower_precision_is_detected(bench, name):
+def test_code_with_lower_precision_is_detected(golden_model, name):
     function, fault = CODE[name]
     with replaced(torch.nn.functional, function, fault):
-        trace = bench.trace(bench.source)
-    verdict = judge(bench.reference, trace)
+        trace = golden_model.trace(golden_model.source)
+    verdict = judge(golden_model.reference, trace)
     assert not verdict.passed
     failed = {check.name.split("/")[0] for check in verdict.failed()}
     assert failed == ({"float32"} if "proof" in name else {"function", "float32"} & failed)
 
 
-def test_biased_variance_is_detected(bench):
+def test_biased_variance_is_detected(golden_model):
     with replaced(torch, "var_mean", biased):
-        trace = bench.trace(bench.source)
-    verdict = judge(bench.reference, trace)
+        trace = golden_model.trace(golden_model.source)
+    verdict = judge(golden_model.reference, trace)
     names = [check.name for check in verdict.failed()]
     assert "function/loss_norm_pix" in names
     assert verdict.first_divergence == "loss_norm_pix"
 
 
 def changed(rows_, external, change):
-    """Return rows with one row changed; ``external`` is how it begins."""
+    """Return rows with one row changed, whose external name begins with ``external``."""
     changed_rows = []
     for row in rows_:
         if isinstance(row, Repeat):
@@ -519,12 +519,12 @@ def faulty_table(layout, external, change):
     return rows_, table
 
 
-def write_with(bench, layout, rows_, table, target):
+def write_with(golden_model, layout, rows_, table, target):
     """Convert with a faulty table, as a maintainer who made that mistake would."""
-    plan = plan_conversion(bench.source, target, layout)
+    plan = plan_conversion(golden_model.source, target, layout)
     faulty = Table(table.name, table.tasks, tuple(rows_))
-    rules = faulty.expand(bench.source.tensors)
-    tensors = write_tensors(bench.source.tensors, rules)
+    rules = faulty.expand(golden_model.source.tensors)
+    tensors = write_tensors(golden_model.source.tensors, rules)
     execute(Plan(**{**vars(plan), "rules": rules, "tensors": tensors}))
 
 
@@ -540,20 +540,20 @@ for job in sys.argv[1:]:
 """
 
 
-def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(bench, tmp_path, capsys):
+def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(golden_model, tmp_path, capsys):
     """Tensors compared through the faulty table itself would all be equal; traces are not."""
     jobs = []
     names = ["none", *TABLE_FAULTS]
     for number, name in enumerate(names):
         target = tmp_path / str(number)
         if name == "none":
-            execute(plan_conversion(bench.source, target, "transformers"))
+            execute(plan_conversion(golden_model.source, target, "transformers"))
         else:
             layout, external, change = TABLE_FAULTS[name]
-            write_with(bench, layout, *faulty_table(layout, external, change), target)
+            write_with(golden_model, layout, *faulty_table(layout, external, change), target)
         checkpoint = open_checkpoint(target)
         result = tmp_path / f"{number}.safetensors"
-        job = bench.job(checkpoint, Side("tensorflow"), result, dtypes=("float64",))
+        job = golden_model.job(checkpoint, Side("tensorflow"), result, dtypes=("float64",))
         job.save(tmp_path / f"{number}.json")
         jobs.append(tmp_path / f"{number}.json")
     root = str(ROOT)
@@ -564,7 +564,7 @@ def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(bench, tmp_pa
     )
     verdicts = {
         name: judge(
-            bench.reference,
+            golden_model.reference,
             Trace.load(tmp_path / f"{number}.safetensors"),
             compare_weights=False,
         )
@@ -573,6 +573,6 @@ def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(bench, tmp_pa
     assert verdicts.pop("none").passed
     caught = [name for name, verdict in verdicts.items() if not verdict.passed]
     with capsys.disabled():
-        print(f"\nfaults in mapping tables: {len(caught)}/{len(verdicts)} caught by traces alone")
+        print(f"\nfaults in mapping tables: {len(caught)}/{len(verdicts)} detected by traces alone")
     assert caught == list(TABLE_FAULTS)
     assert TRANSFORMERS.table_for("pretrain") is transformers.VERSION_4[0]

@@ -1,12 +1,12 @@
-"""A sample of the population of faults, and of good pairs; the script runs all of it, slowly.
+"""A sample of all faults and of good pairs; the slow tests use all of them.
 
-``scripts/mutation_score.py`` prints the score of the whole.
+``scripts/mutation_score.py`` prints the score of all faults.
 """
 
 import importlib.util
 
 import pytest
-from mutation.good_pairs import designs, failed_pairs, judge_pairs, runs_of_pairs
+from mutation.good_pairs import designs, failed_pairs, runs_of_pairs, verify_pairs
 from mutation.population import Population
 from mutation.repair import KNOWN, NOT, repairs
 from mutation.repair import remarks as not_repaired
@@ -19,8 +19,8 @@ SCRIPT = ROOT / "scripts" / "mutation_score.py"
 
 
 @pytest.fixture(scope="module")
-def judgements(tmp_path_factory):
-    """What becomes of some faults of each kind and of some good pairs, in both frameworks."""
+def verdicts(tmp_path_factory):
+    """The verdicts on some faults of each kind and on some good pairs, in both frameworks."""
     folder = tmp_path_factory.mktemp("population")
     population = Population(folder, seed=1)
     mutants = [
@@ -38,8 +38,8 @@ def judgements(tmp_path_factory):
 
 
 @pytest.fixture
-def sample(judgements):
-    return judgements[0]
+def sample(verdicts):
+    return verdicts[0]
 
 
 def test_every_fault_is_detected_by_the_checks_that_apply_to_it(sample, capsys):
@@ -47,7 +47,7 @@ def test_every_fault_is_detected_by_the_checks_that_apply_to_it(sample, capsys):
         print(f"\n{markdown(sample)}")
     missed = failures(sample)
     assert not missed["not caught"]
-    assert not [o for o in missed["not caught by traces"] if "[read]" not in o.mutant.name]
+    assert not [o for o in missed["not detected by traces"] if "[read]" not in o.mutant.name]
     assert all(score(kind, sample).total > 1 for kind in KINDS)
     assert len(sample) > 20
 
@@ -69,9 +69,9 @@ def test_faults_invisible_to_the_forward_pass_are_listed_with_the_check_that_det
         assert any(seen in line for line in message)
 
 
-def test_good_pairs_pass(judgements):
+def test_good_pairs_pass(verdicts):
     assert len({str(design) for design in designs(200, 0)}) == 200
-    assert judgements[1] == {}
+    assert verdicts[1] == {}
 
 
 def test_faults_are_repaired_bit_for_bit(tmp_path):
@@ -96,4 +96,4 @@ def test_whole_population_is_detected_and_explained(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_hundred_good_pairs_pass(tmp_path):
-    assert judge_pairs(200, 0, tmp_path) == {}
+    assert verify_pairs(200, 0, tmp_path) == {}

@@ -39,7 +39,7 @@ def trace(tmp_path_factory, fork_servers):
 
 @pytest.fixture
 def traced(trace, case, command, tmp_path):
-    """What the original computed, a function to compare it with the trace, and the trace."""
+    """The results of the original, a function that compares them with the trace, and the trace."""
     golden = case("pretrain_tiny").arrays
     arrays = {"img": golden["imgs"], "noise": golden["noise"], "pred": golden["f64/pred"],
               "hidden": golden["mask"], "enc.2": golden["f64/tap/blocks.2"]}  # fmt: skip

@@ -35,7 +35,7 @@ def source(case):
 
 
 def test_transformers_classes_are_a_further_runner(source, work):
-    """They load the directory themselves, and agree in every step, in losses and in gradients."""
+    """The classes load the directory themselves; all activations, losses and gradients agree."""
     target = open_checkpoint(work / "pt")
     options = Options(against=(Side("transformers"),), gradients=True)
     verification = run_verification(source, target, TORCH, TORCH, options)
@@ -191,11 +191,11 @@ def test_gradients_equal_the_original_under_canonical_names(command, case, tmp_p
     for part, expected in zip("qkv", np.split(fused, 3), strict=True):
         ours = trace[f"float64/grad/encoder.blocks.1.attention.{part}.weight"]
         assert distance(ours, expected) < FLOAT64_LIMIT
-    assert "float64/grad/encoder.position_embedding" not in trace  # it is not trained
+    assert "float64/grad/encoder.position_embedding" not in trace  # this parameter is not trained
 
 
 def test_blocked_gradient_is_detected_although_the_outputs_agree(source):
-    """The same numbers forward, but the target's mask token learns nothing."""
+    """The forward passes are equal, but the target's mask token gets no gradient."""
     from mae_convert.runtime.running import Run, run_together
     from mae_convert.verify import judge
     from mae_convert.verify.verification import common_request
@@ -227,7 +227,7 @@ def test_images_are_prepared_by_the_preprocessing_of_the_source(command, case, w
 
 
 def test_traces_that_apply_the_declared_steps_compare_as_verify_does(command, case, work, tmp_path):
-    """The source's machine has no target but its conversion record and weights."""
+    """The machine with the source has only the conversion record and the weights of the target."""
     pretrain = case("pretrain_tiny")
     command("convert", work / "tf", tmp_path / "half", "--to", "transformers", "--dtype", "float16",
         "--image-size", "48")  # fmt: skip

@@ -64,7 +64,7 @@ def test_trace_of_the_golden_inputs_equals_the_output_of_the_original(
 
 
 def test_compare_of_two_traces_gives_the_verdict_of_verify(command, run, case, work, tmp_path):
-    """Processes forked by the tests' servers give the same results as started ones."""
+    """Forked child processes give the same results as child processes that are started."""
     pretrain = case("pretrain_tiny")
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     assert command("trace", pretrain.checkpoint, a, "--taps", *pretrain.heads).status == 0
@@ -236,7 +236,7 @@ def test_different_heads_fail_and_a_flag_applies_to_the_file_that_lacks_the_fiel
 
 
 def test_results_that_are_not_compared_are_reported(command, work, tmp_path):
-    """An encoder without a record of its decoder: the common part is equal, the rest is named."""
+    """An encoder has no record of its decoder: the common part is equal, the decoder is listed."""
     command(
         "convert", work / "pt", tmp_path / "encoder", "--to", "transformers", "--task", "encoder"
     )
@@ -266,7 +266,7 @@ def test_two_names_of_one_activation_function_are_equal(command, work, tmp_path)
 
 
 def test_attention_with_large_logits_passes(command, case, work, tmp_path):
-    """Large logits make every side less precise in float32, in every implementation."""
+    """With large logits, float32 is less precise in every implementation."""
     from mae_convert.formats import LazyTensor, open_container, write_file
 
     def sharper(tensor):

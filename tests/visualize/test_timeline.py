@@ -1,4 +1,4 @@
-"""A training run seen checkpoint by checkpoint, on the same images with the same noise."""
+"""The checkpoints of a training run, evaluated on the same images with the same noise."""
 
 import csv
 import subprocess
@@ -15,7 +15,7 @@ from mae_convert.visualize.timeline import spread_indices
 
 
 def write_blurred(path, amount):
-    """Write the demonstration's checkpoint with noise on its weights, as if trained less."""
+    """Write the embedded checkpoint with noise added to its weights, as if it were trained less."""
     checkpoint = open_checkpoint(DEMO / "checkpoint.pth")
     rng = np.random.default_rng(0)
 
@@ -31,14 +31,14 @@ def write_blurred(path, amount):
 
 @pytest.fixture
 def training(tmp_path):
-    """Four checkpoints that get better, of which one cannot be read."""
+    """Four checkpoints with decreasing loss, one of which cannot be read."""
     for epoch, amount in ((0, 0.5), (9, 0.1), (10, 0.0)):
         write_blurred(tmp_path / f"checkpoint-{epoch}.pth", amount)
     (tmp_path / "checkpoint-5.pth").write_bytes(b"PK")
     return tmp_path
 
 
-def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, training):
+def test_the_loss_falls_with_training_and_a_damaged_checkpoint_is_listed(command, training):
     result = command(
         "timeline", "*.pth", "--images", DEMO, "-o", "t.html", "-o", "t.csv", "-o", "t.png",
         "--framework", "torch", "--shown", "3", "--json", cwd=training,
@@ -54,7 +54,9 @@ def test_the_loss_falls_with_training_and_a_broken_checkpoint_is_named(command, 
     assert "checkpoint-5.pth" in broken["error"]
     assert document["best_epoch"] == 10
     page = (training / "t.html").read_text()
-    assert page.count("<img ") == 4 * (2 + 3)  # for the broken one, the next is shown
+    assert page.count("<img ") == 4 * (
+        2 + 3
+    )  # instead of the damaged checkpoint, the next one is shown
     assert "http" not in page.replace("http-equiv", "")
     with (training / "t.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]
@@ -72,7 +74,7 @@ def test_without_any_loss_there_is_no_timeline(command, tmp_path):
 
 
 def test_the_loss_is_that_of_the_model_itself(command, training):
-    """The reference model's own loss for the same pixels and noise, with and without norms."""
+    """Compare with the reference model's loss, with and without ``norm_pix_loss``."""
     code = HELPERS / "timeline_worker.py"
     process = subprocess.run(
         [sys.executable, code, training / "checkpoint-9.pth", DEMO], capture_output=True, text=True,
@@ -108,7 +110,7 @@ def test_the_epoch_is_the_number_that_the_checkpoint_stores(tmp_path, case, stor
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 5), (5, 5), (6, 5), (7, 4), (800, 6), (9, 2)])
 def test_the_first_and_the_last_are_always_shown(count, expected):
-    places = spread_indices(count, expected)
-    assert len(set(places)) == min(count, expected)
-    assert (places[0], places[-1]) == (0, count - 1)
-    assert places == sorted(places)
+    indices = spread_indices(count, expected)
+    assert len(set(indices)) == min(count, expected)
+    assert (indices[0], indices[-1]) == (0, count - 1)
+    assert indices == sorted(indices)

@@ -53,14 +53,14 @@ def moving(count, height=40, width=48):
 
 
 def six_bands(count, height=40, width=36):
-    """Return measured values (T, H, W, 6) as they vary in a photograph."""
+    """Return values (T, H, W, 6) like those of satellite images, computed from a photograph."""
     colours = moving(count, height, width).astype(np.int16)
     return np.concatenate([colours * 12 + 200, colours * 9 + 800], axis=-1)
 
 
 @pytest.fixture
 def clip(tmp_path):
-    """Return a file of a clip that a family's models take."""
+    """Return a function that writes a clip with the input shape of a family."""
 
     def make(family, count=None, name="clip.npz"):
         frames = six_bands(count or 3) if family == "prithvi" else moving(count or 40)
@@ -168,7 +168,7 @@ def test_tiff_images_of_six_bands(tmp_path):
     assert np.array_equal(read_all(folder).pixels, frames)
 
 
-def test_a_package_that_is_missing_is_named(command, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported(command, tmp_path, monkeypatch):
     real = builtins.__import__
 
     def without(name, *more, **named):
@@ -216,7 +216,7 @@ def test_pixels_are_normalized_with_the_statistics_of_the_family(clip):
         checkpoint = opened(family)
         pixels = load_clips([clip(family)], checkpoint).pixel_values
         assert pixels.shape == (1, *checkpoint.configuration.model.pixel_shape)
-        # The shorter side, 40, is resized to 32, of the other 38 the middle is taken.
+        # The shorter side, 40, is resized to 32, and the other, then 38, is cropped at the middle.
         (indices,) = load_clips([clip(family)], checkpoint).indices
         frame = Image.fromarray(moving(40)[indices[1]]).resize((38, 32), Image.Resampling.BILINEAR)
         normalized = (np.asarray(frame)[:, 3:35] / 255 - mean) / std
@@ -274,7 +274,7 @@ def test_predictions_become_pixels_as_in_the_reference_model(family, normalized)
     )
     (predicted,) = result.predicted.values()
     assert distance(predicted[removed], whole[removed]) < 1e-5
-    # The frames that are compared are those that the loss is of.
+    # The frames that the loss is computed from are compared.
     assert distance(result.pixel_values[~removed], whole[~removed]) < 1e-6
     losses = objective(result, kind, config)
     assert losses.mean() == pytest.approx(float(outputs.loss), rel=1e-5)

@@ -24,7 +24,7 @@ WIDE = ViTMAEConfig(image_size=(96, 224))
 
 
 def kept(noise, count):
-    """The positions of the patches that a model keeps, as a boolean (N, L)."""
+    """Return which patches a model keeps, boolean (N, L)."""
     ranks = np.argsort(np.argsort(noise, axis=1), axis=1)
     return ranks < count
 
@@ -97,7 +97,7 @@ def test_sheet_shows_the_model_input(command, tmp_path):
     original, masked, _, whole = (
         sheet[top : top + tile, left + i * step : left + i * step + tile] for i in range(4)
     )
-    patch = slice(0, 24), slice(0, 24)  # the first, which a grid keeps
+    patch = slice(0, 24), slice(0, 24)  # the first patch, which a grid mask keeps
     assert np.array_equal(original[patch], masked[patch])
     assert np.array_equal(original[patch], whole[patch])
     beside = slice(0, 24), slice(24, 48)

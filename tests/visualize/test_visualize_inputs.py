@@ -42,7 +42,7 @@ def run():
 
 @pytest.fixture
 def model(tmp_path):
-    """Return a checkpoint of a model of so many channels."""
+    """Return a function that writes a checkpoint of a model with a number of channels."""
 
     def make(channels):
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Return an .npz of images of so many channels, each in a range of its own."""
+    """Return a function that writes an .npz of images whose channels have different ranges."""
 
     def make(channels, count=2, **more):
         random = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_each_channel_is_stretched_by_the_original(model):
     display = display_of(pixels, configuration, (5, 3, 1))
     colours = display(pixels)
     assert colours.shape == (1, 32, 32, 3)
-    for band in range(3):  # whatever its range, each is the same ramp
+    for band in range(3):  # each channel is the same ramp, regardless of its range
         assert distance(colours[0, ..., band], colours[0, ..., 0]) < FLOAT32_LIMIT
     assert (colours.min(), colours.max()) == (0, 1)
     assert display(pixels[:, ::-1])[0, ..., 0].max() == pytest.approx(0, abs=1e-3)

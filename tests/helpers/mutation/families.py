@@ -315,7 +315,7 @@ class FamilyPopulation(Population):
     def model_of(self, task: str) -> str:
         return {"classify": "mean"}.get(task, task)
 
-    def _unwitnessed(self, number: int | None) -> Iterator[Mutant]:
+    def _faults_undone_by_reader(self, number: int | None) -> Iterator[Mutant]:
         return iter(())
 
     def configurations(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:

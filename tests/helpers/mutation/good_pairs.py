@@ -160,8 +160,8 @@ def runs_of(design: Design, folder: Path) -> tuple[Run, Run]:
     return a, replace(a, checkpoint=open_checkpoint(target), framework="tensorflow")
 
 
-def judge_pairs(number: int, seed: int, folder: Path) -> dict[str, str]:
-    """Return the failed checks of every good pair that does not pass, by its design."""
+def verify_pairs(number: int, seed: int, folder: Path) -> dict[str, str]:
+    """Verify pairs that are the same function; return design → failed checks of those that fail."""
     chosen = list(designs(number, seed))
     return failed_pairs(chosen, run_all(runs_of_pairs(chosen, folder), folder / "runs"))
 
@@ -172,7 +172,12 @@ def runs_of_pairs(chosen: Sequence[Design], folder: Path) -> list[Run]:
 
 
 def failed_pairs(chosen: Sequence[Design], traces: Sequence[Trace | str]) -> dict[str, str]:
-    """Return what is wrong with pairs whose ``runs_of_pairs`` gave these traces."""
+    """Return design → failed checks or error, for the pairs that do not pass.
+
+    Args:
+        chosen: the designs of the pairs.
+        traces: the traces of their runs, in the order of `runs_of_pairs`; an error as text.
+    """
     failed = {}
     for design, a, b in zip(chosen, traces[::2], traces[1::2], strict=True):
         if not isinstance(a, Trace) or not isinstance(b, Trace):

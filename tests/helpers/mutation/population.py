@@ -175,14 +175,18 @@ class Population:
                     )
                     # A row that this model does not use is not a fault; another model may use it.
                     yield from islice((m for m in mutants if m.refused or m.changed_tensors), 1)
-        yield from self._unwitnessed(number)
+        yield from self._faults_undone_by_reader(number)
 
     def model_of(self, task: str) -> str:
         """Return the name of the model that shows faults in a table of a task."""
         return {"classify": "token"}.get(task, task)
 
-    def _unwitnessed(self, number: int | None) -> Iterator[Mutant]:
-        """Yield faults that a layout's one reader, our table, undoes: written and read by it."""
+    def _faults_undone_by_reader(self, number: int | None) -> Iterator[Mutant]:
+        """Yield faults of a table with which a file is both written and read, so that they cancel.
+
+        Only mae-convert's own table reads these layouts, and no other reader would detect the
+        fault.
+        """
         for layout in ("torchvision", "keras-hub", "mmpretrain", "lightly"):
             table = self.family.layouts[layout].tables[0]
             model = table.tasks[0]
@@ -196,7 +200,7 @@ class Population:
     def _written_and_read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
         source = self.models[model]
         target = self.converted(source, layout, table=wrong)
-        blind = "only our own table reads this layout, and undoes its mistake"
+        blind = "only mae-convert's own table reads this layout, so an error in it cancels"
         return Mutant("", "", self.native(model), self.run(target, "torch"),
                       self._changed_tensors(target, right), blind=blind)  # fmt: skip
 
