@@ -139,7 +139,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
     named, total = sum(s.named for s in semantic), sum(s.total for s in semantic)
     missed = failures(results)
     return (
-        not missed["not caught"]
+        not missed["not detected"]
         and (not names_causes or suspected >= LEAST_SUSPECTED * tensors)
         and (not names_causes or named >= LEAST_NAMED * total)
     )

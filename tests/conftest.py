@@ -164,9 +164,8 @@ def command(capfd, monkeypatch, forked_children):
     from mae_convert.cli.main import main
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(
-        sys, "unraisablehook", sys.unraisablehook
-    )  # the command line sets its own handlers
+    # The command line sets handlers of its own.
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def command(*arguments: Any, cwd: Path | None = None) -> Result:
         if cwd is not None:

@@ -304,10 +304,9 @@ def test_epoch_covers_every_index_once():
     crops = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=1)
     device = torch.device("cpu")
     batches = [pretrain.epoch_batches(crops, pretrain.Process(r, 2, device)) for r in (0, 1)]
-    places = [index for each in batches for batch in each for index in batch]
-    assert (
-        len(places) == len(set(places)) == 24
-    )  # 25 without those that do not fill a step of 2 x 2 x 3
+    indices = [index for each in batches for batch in each for index in batch]
+    # 24 of 25 indices fill steps of 2 x 2 x 3.
+    assert len(indices) == len(set(indices)) == 24
     later = pretrain.RandomCrops([None] * 5, ViTMAEConfig(), args, epoch=2)
     assert pretrain.epoch_batches(later, pretrain.Process(0, 2, device)) != batches[0]
 

@@ -84,7 +84,7 @@ MODULES = {
 
 
 def tf_name(name):
-    """Return the name in the TF classes of a facebookresearch/mae parameter; q, k, v are separate."""
+    """Return the name of a facebookresearch/mae parameter in the TF classes, q, k, v separate."""
     if name in TOKENS:
         return TOKENS[name]
     pattern = r"(?:(decoder_)?blocks\.(\d+)\.)?(.+)\.(weight|bias)"

@@ -38,12 +38,8 @@ def certified(run, case, tmp_path_factory):
     folder, pretrain = tmp_path_factory.mktemp("certificate"), case("pretrain_tiny")
     target = folder / "pt"
     run("convert", pretrain.checkpoint, target, "--to", "transformers", *pretrain.heads)
-    sides = [
-        "--framework-a",
-        "torch",
-        "--framework-b",
-        "transformers",
-    ]  # both frameworks start quickly
+    # Both runners start quickly.
+    sides = ["--framework-a", "torch", "--framework-b", "transformers"]
     result = run(
         "verify", pretrain.checkpoint, target, *sides, "--certify", "--require-proof",
         *pretrain.heads,

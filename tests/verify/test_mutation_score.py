@@ -46,7 +46,7 @@ def test_every_fault_is_detected_by_the_checks_that_apply_to_it(sample, capsys):
     with capsys.disabled():
         print(f"\n{markdown(sample)}")
     missed = failures(sample)
-    assert not missed["not caught"]
+    assert not missed["not detected"]
     assert not [o for o in missed["not detected by traces"] if "[read]" not in o.mutant.name]
     assert all(score(kind, sample).total > 1 for kind in KINDS)
     assert len(sample) > 20
@@ -64,8 +64,8 @@ def test_faults_invisible_to_the_forward_pass_are_listed_with_the_check_that_det
     blind = [o for o in sample if o.mutant.blind]
     assert blind
     for outcome in blind:
-        assert "traces" not in outcome.caught
-        seen = f"{outcome.mutant.blind}: seen by {', '.join(sorted(outcome.caught))}"
+        assert "traces" not in outcome.detected
+        seen = f"{outcome.mutant.blind}: seen by {', '.join(sorted(outcome.detected))}"
         assert any(seen in line for line in message)
 
 

@@ -54,9 +54,8 @@ def test_the_loss_falls_with_training_and_a_damaged_checkpoint_is_listed(command
     assert "checkpoint-5.pth" in broken["error"]
     assert document["best_epoch"] == 10
     page = (training / "t.html").read_text()
-    assert page.count("<img ") == 4 * (
-        2 + 3
-    )  # instead of the damaged checkpoint, the next one is shown
+    # Instead of the damaged checkpoint, the next one is shown.
+    assert page.count("<img ") == 4 * (2 + 3)
     assert "http" not in page.replace("http-equiv", "")
     with (training / "t.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "5", "9", "10"]

@@ -1,4 +1,4 @@
-"""Run the population, verify and explain every pair, and count."""
+"""Run all mutants, verify them against their sources, and explain the differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ class Outcome:
 
     Attributes:
         mutant: the fault.
-        caught: by what: "tensors", "traces", "configuration", "refused"; "proof" where the verdict
-            is passed but not proven.
-        suspect: whether the first suspect is one of the changed tensors, by the whole verdict.
-        by_traces: whether it is by traces alone.
-        named: whether the right cause is named.
-        reproduced: whether the explanation leaves nothing.
+        detected: how the fault was detected: by "tensors", "traces" or "configuration"; "refused";
+            "proof" if the verdict is passed but not proven.
+        suspect: whether the first suspect of the complete verdict is one of the changed tensors.
+        by_traces: whether the first suspect by traces alone is one of the changed tensors.
+        named: whether the correct cause is named.
+        reproduced: whether the explanation reproduces the difference completely.
         causes: the reported causes.
-        signs: what the traces alone show.
+        signs: the causes that follow from the traces alone.
     """
 
     mutant: Mutant
-    caught: frozenset[str]
+    detected: frozenset[str]
     suspect: bool = False
     by_traces: bool = False
     named: bool = False
@@ -45,14 +45,14 @@ def outcomes(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
 
 
 def runs_of(mutants: Sequence[Mutant]) -> list[Run]:
-    """Return the runs of all sources, each once, and of all targets."""
+    """Return the runs of the sources, without duplicates, followed by those of the targets."""
     runnable = [mutant for mutant in mutants if mutant.refused is None]
     sources = {_key(mutant.a): mutant.a for mutant in runnable}
     return [*sources.values(), *(mutant.b for mutant in runnable)]
 
 
 def judged(mutants: Sequence[Mutant], traces: Sequence[Trace | str]) -> list[Outcome]:
-    """Return the outcomes of mutants whose ``runs_of`` gave these traces."""
+    """Return the outcomes of mutants from the traces of their runs, in the order of `runs_of`."""
     runnable = [mutant for mutant in mutants if mutant.refused is None]
     sources = dict.fromkeys(_key(mutant.a) for mutant in runnable)
     trace_of = dict(zip(sources, traces, strict=False))
@@ -75,7 +75,7 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     if isinstance(b, str):  # the framework refuses the file
         return Outcome(mutant, frozenset({"refused"}), causes=(b,))
     verdict, alone = judge(a, b), judge(a, b, compare_weights=False)
-    caught = {_kind(check.name) for check in verdict.failed()}
+    detected = {_kind(check.name) for check in verdict.failed()}
     if verdict.passed:
         # Passed and not proven: --require-proof makes that a failure.
         return Outcome(mutant, frozenset() if verdict.proven else frozenset({"proof"}))
@@ -87,7 +87,7 @@ def outcome(mutant: Mutant, a: Trace, b: Trace | str) -> Outcome:
     sayable = bool(mutant.keys or mutant.words)
     return Outcome(
         mutant,
-        frozenset(caught),
+        frozenset(detected),
         suspect=bool(set(whole.suspects[:1]) & set(mutant.changed_tensors)),
         by_traces=bool(set(alone.suspects[:1]) & set(mutant.changed_tensors)),
         named=sayable and right and names_cause,
