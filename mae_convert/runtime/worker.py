@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -112,16 +112,35 @@ RUNNERS = {
 }
 
 
+# Packages that Keras imports if they are installed, for functions that no runner uses. Importing
+# scikit-learn takes a fifth of the time of importing Keras and TensorFlow.
+OPTIONAL_IN_KERAS = ("sklearn", "pandas", "IPython")
+
+
+@contextmanager
+def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
+    """Let the import of these packages raise ImportError, unless they are imported already."""
+    hidden = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as Python documents
+    try:
+        yield
+    finally:
+        for package in hidden:
+            del sys.modules[package]
+
+
 def import_runner(framework: str, loader: str) -> ModuleType:
     """Import the one module that runs a framework's model, and thereby the framework."""
-    if framework in ("tensorflow", "jax"):
+    in_keras = framework in ("tensorflow", "jax")
+    if in_keras:
         os.environ["KERAS_BACKEND"] = framework
     # The import of a framework creates a million permanent objects, which the garbage collector
     # need not examine.
     gc.disable()
     # transformers 4 had classes for two frameworks, which must not be in one process.
     name = LOADER_RUNNERS.get((framework, loader), RUNNERS[framework])
-    runner = importlib.import_module(f"mae_convert.runtime.{name}")
+    with as_if_not_installed(OPTIONAL_IN_KERAS if in_keras else ()):
+        runner = importlib.import_module(f"mae_convert.runtime.{name}")
     gc.freeze()
     gc.enable()
     return runner

@@ -440,3 +440,18 @@ def test_windows_is_refused_in_one_sentence_with_instructions(code, status):
     assert process.returncode == status
     assert "runs on Linux and macOS, not on Windows" in process.stderr.splitlines()[-1]
     assert ("Traceback" in process.stderr) == (status == 1)
+
+
+def test_a_package_that_keras_can_do_without_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "optional_of_keras.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        worker.as_if_not_installed(("optional_of_keras", "json")),
+        pytest.raises(ImportError, match="optional_of_keras"),
+    ):
+        import optional_of_keras
+    assert sys.modules["json"] is json  # was imported before
+    import optional_of_keras
+
+    assert optional_of_keras.__file__ == str(tmp_path / "optional_of_keras.py")
+    monkeypatch.delitem(sys.modules, "optional_of_keras")
