@@ -234,7 +234,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument(
-        "--state", type=Path, help="file with the finished inputs, from which a run continues"
+        "--state",
+        type=Path,
+        help="file with the results of finished inputs; an interrupted run continues from it",
     )
     parser.add_argument("--coverage", action="store_true", help="let atheris guide the mutations")
     parser.add_argument("--only", nargs="*", default=[], metavar="CONTAINER")

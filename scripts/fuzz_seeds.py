@@ -77,7 +77,7 @@ class Seed:
     """The functions that mutate the corrupted file."""
 
     def spoiled(self, number: int) -> bytes:
-        """Return the `number`-th corrupted content of the file, which is always the same."""
+        """Return a corrupted content of the file, which depends only on `number`."""
         chance = random.Random(f"{self.container} {number}")
         data = (self.folder / self.name).read_bytes()
         try:

@@ -273,7 +273,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class Process:
-    """The rank of this process among the cooperating ones, and its device."""
+    """The rank of this process among all processes of the training, and its device."""
 
     rank: int
     world_size: int

@@ -25,7 +25,7 @@ class Stage:
     """The directory of the target, which contains nothing else."""
 
     target: Path
-    """Its name."""
+    """The name of the target."""
 
     layout: str
     """The format of the target."""

@@ -88,7 +88,7 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
 
 @contextlib.contextmanager
 def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
-    """Start a conversion and pause it where it begins to write; it continues after the body."""
+    """Start a conversion and pause it when it begins to write, until the ``with`` block ends."""
     child = start(stage.command(source))
     while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
         time.sleep(0.0005)

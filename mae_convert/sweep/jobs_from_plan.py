@@ -241,7 +241,7 @@ def _completed(settings: Settings) -> Settings:
 
 
 def _contradiction(target: str | None, settings: Settings) -> tuple[str, object] | None:
-    """Return a field that contradicts others, and the reason; None if there is none."""
+    """Return a field that contradicts others, and the reason; None if there is no such field."""
     if problem := _field_without_effect(settings):
         return problem
     to, verified = settings.get("to"), settings.get("verify")
@@ -293,7 +293,7 @@ TOGETHER = (
 
 
 def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
-    """Return a field that has no effect on the job, and the reason; None if there is none."""
+    """Return a field without effect on the job, and the reason; None if there is no such field."""
     name = next((name for name in settings if name in VERIFY and settings[name]), None)
     if not settings.get("verify") and name:
         return name, "this field applies to a verification only; add verify: true"

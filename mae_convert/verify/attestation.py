@@ -40,7 +40,7 @@ def attest(
         folder: the directory, with its certificate.
         signer: the key, the certificate or the identity that signs.
         files: the names of the files to sign; None for all.
-        licence: the licence of the model; None for the one in its model card.
+        licence: the licence of the model; by default the licence in its model card.
 
     Returns:
         The path of the signature.
@@ -142,7 +142,7 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
 
 
 def _document(folder: Path) -> Any:
-    """Return the statement in a directory, or a statement without subjects if there is none."""
+    """Return the statement in a directory; without a statement, one that has no subjects."""
     path = folder / STATEMENT
     return json_in(ByteFile(path), ADVICE) if path.is_file() else {"subject": []}
 

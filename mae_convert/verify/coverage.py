@@ -118,7 +118,7 @@ def _results_of_one_side(a: Trace, b: Trace) -> Iterator[str]:
         if gradients:
             yield f"{plural(len(gradients), 'gradient')}, which only {name} has"
         if steps:
-            yield f"{len(steps)} intermediate activations, which only {name} has"
+            yield f"{plural(len(steps), 'intermediate activation')}, which only {name} has"
         if results:
             yield f"{', '.join(results)}, which only {name} has"
     if other_task and all(any(GRADIENT in n for n in t.arrays) for t in (a, b)):

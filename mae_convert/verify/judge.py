@@ -57,7 +57,7 @@ Results = Mapping[str, np.ndarray]
 Error = Callable[[np.ndarray, np.ndarray], float]
 RESULTS_OF_ONE_TASK = ("logits", "reconstruction", "loss", "loss_norm_pix")
 ARRAYS = "arrays"
-"""The framework name of arrays that another program stored."""
+"""The value of ``framework`` for a side that consists of arrays stored by another program."""
 PREPROCESSING_FIELDS = ("image_mean", "image_std")
 
 

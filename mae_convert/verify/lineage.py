@@ -16,7 +16,7 @@ from mae_convert.checkpoint.fingerprint import (
     function_fields,
     missing_fields,
 )
-from mae_convert.text import listing
+from mae_convert.text import listing, plural
 from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_between
 
 SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
@@ -39,7 +39,7 @@ class Ancestor:
     """Fingerprint of the source in the record."""
 
     steps: tuple[Step, ...]
-    """Declared steps since this source."""
+    """Declared steps from this source to the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class DifferingTensor:
-    """A canonical tensor that differs; its fields are None for a side without it."""
+    """A canonical tensor that differs; `a` or `b` is None if that side lacks the tensor."""
 
     name: str
     a: TensorDigest | None
@@ -88,7 +88,7 @@ class Lineage:
     """Whether applying the steps resulted in these weights; None without steps."""
 
     equal: int | None = None
-    """Number of bit-identical tensors; None if single tensors are not known."""
+    """Number of bit-identical tensors; None if digests of single tensors are not available."""
 
     tensors: tuple[DifferingTensor, ...] = ()
     """The differing tensors, after applying the declared steps."""
@@ -97,8 +97,8 @@ class Lineage:
     """Differing parts of the model."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Differing fields that change the function, with their values in A and B; digests if only
-    those are known."""
+    """Differing fields that change the function, with their values in A and B; their digests if
+    only these are available."""
 
     not_compared: tuple[str, ...] = ()
     """Sentences about what could not be compared."""
@@ -195,7 +195,8 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
     if _differing(expected, from_a) or not any(n.startswith("encoder.blocks.") for n in expected):
         return None
     configuration, not_compared = _configuration(after, second)
-    left_over = f"; {len(new)} tensors do not come from it: {new[0]} …" if new else ""
+    count = plural(len(new), "tensor")
+    left_over = f"; {count} not computed from the other checkpoint: {new[0]} …" if new else ""
     return Lineage(
         DERIVED,
         f"{pair} after its declared steps, which were applied again with an identical result"
@@ -255,7 +256,7 @@ def _configuration(
 
 
 def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
-    """Return the relation of two checkpoints of which at least one has only a record."""
+    """Return the relation of two checkpoints if only a record of at least one is available."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None
@@ -303,7 +304,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
 def _digests(
     left: Fingerprint, right: Fingerprint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Return the digests of two configurations that differ, and sentences about missing ones."""
+    """Return the configuration digests if they differ, and sentences about missing digests."""
     pair = left.configuration, right.configuration
     if None in pair:
         return {}, ("the configuration, which is not known for both",)

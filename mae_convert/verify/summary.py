@@ -197,9 +197,9 @@ def headline(verdict: Verdict) -> str:
 
 
 def suspects_title(verdict: Verdict) -> str:
-    """Return the title for a verdict's list of suspects."""
+    """Return the title for a verdict's list of tensors that may cause the difference."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
-    return "computed from tensors that are equal" if same else "suspects"
+    return "computed from tensors that are equal" if same else "tensors that may be the cause"
 
 
 def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:

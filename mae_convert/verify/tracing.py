@@ -23,28 +23,28 @@ from mae_convert.verify.declared_changes import apply_steps, steps_between
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """What to run for a trace, and which results to store."""
+    """The options of a trace."""
 
     inputs: InputChoice = field(default_factory=InputChoice)
-    """The images and the noise; random ones by default."""
+    """The images and the noise; by default random."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
     """The dtypes to run, in order."""
 
     taps: bool = False
-    """Store intermediate activations."""
+    """Whether to store intermediate activations."""
 
     gradients: bool = False
-    """Store the gradient of the loss for every parameter."""
+    """Whether to store the gradient of the loss for every parameter."""
 
     unmasked: bool = False
-    """Run without masking, with the patches in order."""
+    """Whether to run without masking, with the patches in order."""
 
     as_converted: Path | None = None
     """A conversion of this checkpoint; the steps that it declares are applied first."""
 
     overwrite: bool = False
-    """Replace an existing trace."""
+    """Whether to replace an existing trace."""
 
 
 def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: TraceOptions) -> None:

@@ -40,25 +40,25 @@ class Options:
     """The dtypes to run; float64 is always run, because the functions are compared in float64."""
 
     gradients: bool = False
-    """Also compare the gradient of the loss for every parameter."""
+    """Whether to compare the gradient of the loss for every parameter too."""
 
     mask_ratio: float | None = None
     """The mask ratio to run with instead of the configured one."""
 
     unmasked: bool = False
-    """Run without masking, with the patches in order, as a classifier does."""
+    """Whether to run without masking, with the patches in order, like a classifier."""
 
     against: tuple[Side, ...] = ()
     """Further runners: libraries with their own classes, and external code."""
 
     require_proof: bool = False
-    """Fail unless both sides are loaded without mae-convert's readers and mapping tables."""
+    """Whether to fail unless both sides are loaded without mae-convert's readers and tables."""
 
     isolate: bool = False
-    """Also compare step by step, with the same input for each step of both sides."""
+    """Whether to compare step by step too, with the same input for each step of both sides."""
 
     quick: bool = False
-    """Compare only the outputs in float64, without intermediate activations."""
+    """Whether to compare only the outputs in float64, without intermediate activations."""
 
 
 def parse_options(
@@ -302,7 +302,7 @@ def _with_further_run(verification: Verification, run: Run, source: Run) -> Veri
 
 
 def _known_difference(run: Run, verdict: Verdict) -> list[str]:
-    """Return a known deviation of a library if exactly that result differs.
+    """Return sentences about known deviations of a library that explain the first difference.
 
     Args:
         run: the run of the library.

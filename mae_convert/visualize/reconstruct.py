@@ -66,7 +66,7 @@ class ReconstructionOptions:
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the one or three channels that are displayed."""
+    """The numbers, from 1, of the displayed channels: one for grey, or three for colours."""
 
 
 def write_reconstructions(

@@ -118,7 +118,7 @@ class TimelineOptions:
     """The maximum number of images."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the one or three channels that are displayed."""
+    """The numbers, from 1, of the displayed channels: one for grey, or three for colours."""
 
 
 def timeline(
@@ -250,7 +250,7 @@ class _Evaluator:
             raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Load the images for the first checkpoint; check that later ones take the same inputs.
+        """Load the images for the first checkpoint; check that later ones have the same inputs.
 
         Raises:
             MaeConvertError: the checkpoint has another family or other inputs than the first one.

@@ -256,7 +256,7 @@ class TFViTForImageClassification(ClassifierModel):
         }
 
     def add_pooling(self) -> None:
-        """Add the norm of the mean of the patch tokens, if the configuration specifies it."""
+        """Add the norm that is applied to the mean of the patch tokens, if configured."""
         if self.config.normalises_mean:
             eps, dtype = self.config.layer_norm_eps, self.dtype_policy
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)

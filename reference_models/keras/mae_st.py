@@ -81,8 +81,8 @@ class Encoder(PositionedTrunk, VideoEncoder):
         """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
 
         Returns:
-            Tokens (N, kept, D), without the class token, after the final norm; if there is none,
-            the blocks' output (N, [1 +] L, D).
+            Tokens (N, kept, D), without the class token, after the final norm; without a final
+            norm, the output (N, [1 +] L, D) of the blocks.
         """
         tokens = self.run_blocks(self.embed(pixel_values, ids_keep), "encoder", taps)
         if self.norm is None:
@@ -232,7 +232,7 @@ class MAESTForVideoClassification(ClassifierModel):
         return {"final_norm": False}
 
     def add_pooling(self) -> None:
-        """Add norm and dropout of the mean of the tokens."""
+        """Add the norm and the dropout that are applied to the mean of the tokens."""
         dtype = self.dtype_policy
         self.fc_norm = LayerNorm(self.config.layer_norm_eps, name="norm", dtype=dtype)
         self.dropout = keras.layers.Dropout(self.config.classifier_dropout, dtype=dtype)

@@ -20,7 +20,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, axis: int, *, keepdims: bool = False) -> Tensor:
-    """Return the mean over an axis whose length is known."""
+    """Return the mean over an axis of fixed length."""
     return ops.sum(x, axis=axis, keepdims=keepdims) / x.shape[axis]
 
 

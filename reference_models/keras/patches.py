@@ -62,7 +62,7 @@ class PatchProjection(keras.layers.Layer):
 def add_positions(
     layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
 ) -> Any:
-    """Add position embeddings: learned if an initializer is given, else a fixed table."""
+    """Add position embeddings: learned with an initializer, or a fixed table without one."""
     return layer.add_weight(
         name=name,
         shape=table.shape,

@@ -362,7 +362,7 @@ class VideoMAEForVideoClassification(ClassifierModel):
         return {"final_norm": not self.config.use_mean_pooling}
 
     def add_pooling(self) -> None:
-        """Add the norm of the mean of the tokens, with ``use_mean_pooling``."""
+        """Add the norm that is applied to the mean of the tokens, with ``use_mean_pooling``."""
         if self.config.use_mean_pooling:
             eps, dtype = self.config.fc_norm_eps, self.dtype_policy
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
