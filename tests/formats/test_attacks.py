@@ -1,12 +1,12 @@
-"""Malicious files are refused in one sentence: none runs code or allocates the size it declares.
+"""Malicious files are refused with one sentence; no code is run, no declared size allocated.
 
-What no weight needs is passed over; then the weights are read as they are.
+Objects that no weight needs are skipped, and the weights are read unchanged.
 """
 
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, Attack, advisories, passed_over, scanners
+from attacks import ATTACKS, Attack, advisories, scanners, skipped_objects
 from attacks.run import outcome, warm_up
 
 from mae_convert.errors import CheckpointError
@@ -32,24 +32,26 @@ def test_malicious_file_is_refused_in_one_sentence_or_read_safely(
 
 def _message(pickled: bytes, folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        open_container(passed_over.write(folder, pickled))
+        open_container(skipped_objects.write(folder, pickled))
     return str(caught.value)
 
 
 def test_weights_inside_an_object_are_refused_by_its_name(tmp_path: Path) -> None:
-    inside = [passed_over.checkpoint(model) for model in passed_over.INSIDE.values()]
+    inside = [skipped_objects.checkpoint(model) for model in skipped_objects.INSIDE.values()]
     among = [
-        passed_over.checkpoint(passed_over.mapping(a=passed_over.tensor(), b=second))
-        for second in passed_over.AMONG.values()
+        skipped_objects.checkpoint(skipped_objects.mapping(a=skipped_objects.tensor(), b=second))
+        for second in skipped_objects.AMONG.values()
     ]
     for pickled in (*inside, *among):
         assert "loading that would run code" in _message(pickled, tmp_path)
 
 
 def test_object_constructed_with_the_weights_is_refused_by_name(tmp_path: Path) -> None:
-    aliased = [passed_over.checkpoint(extra=extra) for extra in passed_over.ALIASED.values()]
-    handed = [passed_over.checkpoint(*both) for both in passed_over.HANDED.values()]
-    for pickled in (*aliased, *handed):
+    aliased = [
+        skipped_objects.checkpoint(extra=extra) for extra in skipped_objects.ALIASED.values()
+    ]
+    passed = [skipped_objects.checkpoint(*both) for both in skipped_objects.PASSED.values()]
+    for pickled in (*aliased, *passed):
         assert "its pickle passes the weights to" in _message(pickled, tmp_path)
 
 
@@ -57,7 +59,7 @@ def test_names_of_published_exploits_are_refused_even_if_no_weight_uses_them(
     tmp_path: Path,
 ) -> None:
     for name in advisories.GLOBALS.values():
-        message = _message(passed_over.checkpoint(extra=advisories.call(name)), tmp_path)
+        message = _message(skipped_objects.checkpoint(extra=advisories.call(name)), tmp_path)
         assert f"its pickle refers to {name.replace(' ', '.')}, " in message
 
 

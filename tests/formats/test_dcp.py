@@ -32,7 +32,7 @@ TENSORS = {
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Return a folder with the checkpoints that two processes have written (see the worker)."""
+    """Return a folder with the checkpoints that two processes of `dcp_worker.py` have written."""
     folder = tmp_path_factory.mktemp("two")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = [
@@ -163,7 +163,7 @@ def weight(metadata):
 
 
 def in_chunks(*blocks):
-    """Damage `a.weight`: let it have these blocks, (offsets, sizes), all stored at one offset."""
+    """Return a change that gives `a.weight` chunks (offsets, sizes), all stored at one offset."""
 
     def damage(metadata) -> None:
         entry = weight(metadata)
@@ -179,7 +179,7 @@ def in_chunks(*blocks):
     return damage
 
 
-def place(**change):
+def with_byte_range(**change):
     def damage(metadata) -> None:
         index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
         metadata.storage_data[index] = replace(metadata.storage_data[index], **change)
@@ -187,7 +187,7 @@ def place(**change):
     return damage
 
 
-def drop_place(metadata) -> None:
+def drop_byte_range(metadata) -> None:
     index = next(i for i in metadata.storage_data if i.fqn == "model.a.weight")
     del metadata.storage_data[index]
 
@@ -218,13 +218,19 @@ DAMAGED = {
     "another rank": (in_chunks(((0,), (12,))), "invalid shape"),
     "another dtype": (cast, "differs from that in"),
     "an unknown dtype": (quantised, "refers to torch.qint8"),
-    "no place": (drop_place, "truncated or corrupt"),
-    "beyond the file": (place(length=1 << 40), "truncated or corrupt"),
-    "another place": (place(offset=0), "truncated or corrupt"),
-    "out of the directory": (place(relative_path="../one/__0_0.distcp"), "invalid offset"),
-    "an absolute path": (place(relative_path="/etc/passwd"), "invalid offset"),
-    "a missing file": (place(relative_path="__1_0.distcp"), "lacks the file __1_0.distcp"),
-    "packed": (place(transform_descriptors=["zstd"]), "encoded by an extension"),
+    "no with_byte_range": (drop_byte_range, "truncated or corrupt"),
+    "beyond the file": (with_byte_range(length=1 << 40), "truncated or corrupt"),
+    "another with_byte_range": (with_byte_range(offset=0), "truncated or corrupt"),
+    "out of the directory": (
+        with_byte_range(relative_path="../one/__0_0.distcp"),
+        "invalid offset",
+    ),
+    "an absolute path": (with_byte_range(relative_path="/etc/passwd"), "invalid offset"),
+    "a missing file": (
+        with_byte_range(relative_path="__1_0.distcp"),
+        "lacks the file __1_0.distcp",
+    ),
+    "packed": (with_byte_range(transform_descriptors=["zstd"]), "encoded by an extension"),
     "two entries at one path": (two_at_one_path, "two entries"),
 }
 
@@ -249,7 +255,7 @@ def test_metadata_without_the_paths_are_read_by_their_flat_names(one: Path) -> N
 
 
 def test_metadata_of_earlier_torch_versions_are_read(one: Path) -> None:
-    """There, the properties had another class, which PyTorch still provides."""
+    """In their metadata, the tensor properties have another class, which PyTorch still has."""
     path = one / ".metadata"
     metadata = pickle.loads(path.read_bytes())
     for name, tensor in TENSORS.items():

@@ -1,6 +1,6 @@
-"""Our reader of PyTorch files against `torch.load(weights_only=True)`: equal bits or two refusals.
+"""PyTorch files are read as by `torch.load(weights_only=True)`, or both readers refuse them.
 
-The files of other versions in `data/torch_formats` were made by `torch_formats.py`, run with them.
+The files in `data/torch_formats` were written by `torch_formats.py` with other PyTorch versions.
 """
 
 import zipfile
@@ -34,13 +34,13 @@ def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) ->
         expected = by_pytorch(path)
         assert expected in (None, by_us(path))
         refused += [path.name.partition("-")[2]] if expected is None else []
-    # What it wrote itself and does not read: new dtypes in the old format, a pickle of protocol 4.
+    # torch.load refuses some files of torch.save: new dtypes in the old format, pickle protocol 4.
     assert all("legacy" in name or name.endswith("-4.pth") for name in refused)
 
 
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.name)
 def test_files_of_other_pytorch_versions_are_read(path: Path) -> None:
-    if path.stem.endswith("-4"):  # which PyTorch refuses
+    if path.stem.endswith("-4"):  # PyTorch refuses this protocol
         assert by_us(path) == by_us(path.with_stem(path.stem.removesuffix("4") + "2"))
     else:
         assert_both_read(path)
@@ -87,7 +87,7 @@ MARKS: dict[str, Callable[[str, bytes], bytes | None]] = {
 def test_flags_in_a_zip_file(tmp_path: Path, mark: str) -> None:
     torch.save({"a": torch.randn(3, 5), "b": torch.randn(7)}, tmp_path / "x.pth")
     path = rewritten(tmp_path / "x.pth", MARKS[mark])
-    if mark == "a short storage":  # PyTorch may read it, with what is in memory behind it
+    if mark == "a short storage":  # PyTorch may read beyond the end of the storage
         assert by_us(path) is None
     else:
         assert by_us(path) == by_pytorch(path)

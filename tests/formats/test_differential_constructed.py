@@ -1,7 +1,7 @@
-"""Files made so that two readers may understand them differently: ours, and the format's library.
+"""Files constructed so that mae-convert and the library of the format could read them differently.
 
-Ours gives the same bits as the library, or refuses the file. A file that only ours reads is not an
-error: a verification then reports it.
+mae-convert reads the same bits as the library, or refuses the file. A file that only mae-convert
+reads is not an error, because a verification reports it.
 """
 
 import collections
@@ -43,7 +43,7 @@ def by_safetensors(path: Path) -> Bits | None:
     try:
         with safe_open(path, "numpy") as file:
             return bits({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except Exception:  # of whatever kind the Rust code chooses
+    except Exception:  # the Rust code raises many types
         return None
 
 
@@ -52,7 +52,7 @@ def by_numpy(path: Path) -> Bits | None:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
         return bits({n: a.astype(a.dtype.newbyteorder("=")) for n, a in arrays.items()})
-    except Exception:  # NumPy and zipfile raise many kinds
+    except Exception:  # NumPy and zipfile raise many types
         return None
 
 
@@ -63,12 +63,12 @@ def by_h5py(path: Path) -> Bits | None:
             file.visititems(lambda n, x: names.append(n) if isinstance(x, h5py.Dataset) else None)
             arrays = {name: file[name][()] for name in names}
         return bits({n: a.astype(a.dtype.newbyteorder("=")) for n, a in arrays.items()})
-    except Exception:  # h5py raises many kinds
+    except Exception:  # h5py raises many types
         return None
 
 
 def agree(path: Path, read: Callable[[Path], Bits | None]) -> bool:
-    """Require that ours refuses, or reads what the library reads; return whether both have read."""
+    """Require that mae-convert refuses a file or reads the same bits; return whether it does."""
     result = by_us(path)
     if result is None:
         return False
@@ -99,7 +99,7 @@ def zipped(path: Path, contents: Mapping[str, bytes]) -> Path:
     return path
 
 
-class Made:
+class PickledCall:
     """An object that a pickle creates by a call."""
 
     def __init__(self, function: Callable, *arguments: object) -> None:
@@ -113,13 +113,15 @@ ONES, TWOS = torch.ones(2), torch.full((2,), 2.0)
 HOOKS: Mapping = collections.OrderedDict()
 
 
-def with_state(state: object) -> Made:
-    return Made(torch._utils._rebuild_parameter_with_state, ONES, False, HOOKS, state)
+def with_state(state: object) -> PickledCall:
+    return PickledCall(torch._utils._rebuild_parameter_with_state, ONES, False, HOOKS, state)
 
 
-def of_type(state: object, kind: type = torch.nn.Parameter) -> Made:
+def of_type(state: object, kind: type = torch.nn.Parameter) -> PickledCall:
     rebuild = torch._utils._rebuild_parameter
-    return Made(torch._tensor._rebuild_from_type_v2, rebuild, kind, (ONES, False, HOOKS), state)
+    return PickledCall(
+        torch._tensor._rebuild_from_type_v2, rebuild, kind, (ONES, False, HOOKS), state
+    )
 
 
 def state(made: object) -> Make:
@@ -172,7 +174,7 @@ class Program(torch.nn.Module):
 
 
 def program(folder: Path, *, rename: bool = True) -> Path:
-    """Return a TorchScript program with good weights in a folder of it."""
+    """Return a TorchScript archive that also contains valid weights in a folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(Program()), str(folder / "s.pt"))
@@ -215,8 +217,8 @@ TORCH: dict[str, Make] = {
     "storages in capitals": renamed_members(lambda n: n.replace("/data/", "/DATA/")),
     "no folder": renamed_members(lambda n: n.removeprefix("s/")),
     "a member twice but for case": renamed_members(lambda n: n, **{"s/DATA/0": bytes(8)}),
-    "a member that nobody writes": renamed_members(lambda n: n, **{"s/extra": b"1"}),
-    "a version that is not known": renamed_members(lambda n: n, **{"s/version": b"11\n"}),
+    "a member that torch.save does not write": renamed_members(lambda n: n, **{"s/extra": b"1"}),
+    "an unknown version": renamed_members(lambda n: n, **{"s/version": b"11\n"}),
     "ends that contradict each other": with_two_ends,
     "a comment": with_comment,
 }
@@ -249,26 +251,26 @@ def test_the_constructions_are_read_by_pytorch(tmp_path: Path, name: str) -> Non
     of_type({"lr_scale": 0.5}),
     of_type(None),
 ])  # fmt: skip
-def test_attributes_that_change_nothing_are_read(tmp_path: Path, made: Made) -> None:
+def test_attributes_that_change_nothing_are_read(tmp_path: Path, made: PickledCall) -> None:
     path = state(made)(tmp_path)
     assert by_us(path) == by_pytorch(path)
     assert by_us(path)
 
 
 def spans(pickled: bytes) -> list[tuple[str, int, int]]:
-    """Return opcode, begin and end of each operation of a pickle."""
+    """Return the opcode, begin and end of each operation of a pickle."""
     operations = [(op.name, at) for op, _, at in pickletools.genops(pickled)]
     ends = [at for _, at in operations[1:]] + [len(pickled)]
     return [(name, at, end) for (name, at), end in zip(operations, ends, strict=True)]
 
 
-def respelled(random: np.random.Generator, name: str) -> str:
+def with_changed_name(random: np.random.Generator, name: str) -> str:
     change = random.integers(12)
     return {0: name.upper(), 1: f"y/{name}", 2: name.partition("/")[2]}.get(int(change), name)
 
 
 def swapped(random: np.random.Generator, pickled: bytes) -> bytes:
-    """Return a pickle in which two operations of one kind are exchanged."""
+    """Return a pickle in which two operations with the same opcode are exchanged."""
     by_name: dict[str, list[tuple[int, int]]] = {}
     for name, begin, end in spans(pickled):
         by_name.setdefault(name, []).append((begin, end))
@@ -293,10 +295,10 @@ def test_recombined_members_and_pickles_are_read_as_by_pytorch_or_refused(
     random, both = np.random.default_rng(count), 0
     for _ in range(count):
         main, other = (sources[i] for i in random.integers(len(sources), size=2))
-        parts = {respelled(random, n): d for n, d in main.items() if random.random() > 0.02}
+        parts = {with_changed_name(random, n): d for n, d in main.items() if random.random() > 0.02}
         if random.random() < 0.5:
             name = list(other)[random.integers(len(other))]
-            parts[respelled(random, name)] = other[name]
+            parts[with_changed_name(random, name)] = other[name]
         if random.random() < 0.5 and "s/data.pkl" in parts:
             parts["s/data.pkl"] = swapped(random, parts["s/data.pkl"])
         order = random.permutation(len(parts)) if random.random() < 0.3 else range(len(parts))
@@ -313,9 +315,9 @@ ENTRY = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 HEADERS = {
     "an offset that is a truth value": ENTRY.replace("[0,8]", "[false,8]"),
     "minus zero": ENTRY.replace("[0,8]", "[-0,8]"),
-    "a field that is no number": ENTRY[:-1] + ',"x":NaN}',
+    "a field that is not a number": ENTRY[:-1] + ',"x":NaN}',
     "a field that is too large": ENTRY[:-1] + ',"x":1e999}',
-    "a field that is deep": ENTRY[:-1] + ',"x":' + "[" * 200 + "]" * 200 + "}",
+    "a deeply nested field": ENTRY[:-1] + ',"x":' + "[" * 200 + "]" * 200 + "}",
     "half a character as a name": ENTRY.replace('"a"', '"\\ud800"'),
     "half a character in the metadata": '"__metadata__":{"x":"\\udc00"},' + ENTRY,
     "a name twice": f"{ENTRY},{ENTRY}",
@@ -450,12 +452,12 @@ def two_layouts(folder: Path) -> Path:
     layouts = [at for at in range(0, len(data) - 24, 8) if data[at : at + 4] == b"\x08\0\x18\0"]
     first, second = (bytes(data[at : at + 32]) for at in layouts)
     at = layouts[0] + 32
-    while data[at : at + 2] != b"\0\0":  # to the message that fills the rest of the header
+    while data[at : at + 2] != b"\0\0":  # find the message that fills the rest of the header
         at += 8 + struct.unpack_from("<H", data, at + 2)[0]
     (left,) = struct.unpack_from("<H", data, at + 2)
     data[at : at + 32] = second
     struct.pack_into("<HHI", data, at + 32, 0, left - 32, 0)
-    # One message more, in the head of the object.
+    # Add one to the number of messages in the object header.
     head = max(h for h in range(0, layouts[0], 8) if data[h : h + 2] == b"\x01\0" and data[h + 4])
     struct.pack_into("<H", data, head + 2, struct.unpack_from("<H", data, head + 2)[0] + 1)
     assert first != second
@@ -475,8 +477,8 @@ def wrong_checksum(folder: Path) -> Path:
 HDF5: dict[str, Make] = {
     "another bias": replaced(FLOAT32, FLOAT32[:-4] + b"\x7e\0\0\0"),
     "a mantissa with its first bit": replaced(FLOAT32, FLOAT32[:1] + b"\0" + FLOAT32[2:]),
-    "a sign elsewhere": replaced(FLOAT32, FLOAT32[:2] + b"\x1e" + FLOAT32[3:]),
-    "bytes in an order of VAX": replaced(FLOAT32, FLOAT32[:1] + b"\x61" + FLOAT32[2:]),
+    "a sign bit at another position": replaced(FLOAT32, FLOAT32[:2] + b"\x1e" + FLOAT32[3:]),
+    "a VAX byte order": replaced(FLOAT32, FLOAT32[:1] + b"\x61" + FLOAT32[2:]),
     "two layouts": two_layouts,
     "a wrong checksum": wrong_checksum,
 }
@@ -488,7 +490,7 @@ def test_files_that_hdf5_reads_differently_are_refused(tmp_path: Path, name: str
 
 
 def test_a_second_layout_is_read_by_hdf5(tmp_path: Path) -> None:
-    """The constructed file is valid for the library."""
+    """The HDF5 library reads the constructed file, so the file is not just damaged."""
     read = by_h5py(two_layouts(tmp_path))
     assert read is not None
     assert set(read) == {"v", "w"}
@@ -506,7 +508,7 @@ def test_the_checksum_of_chunks_is_that_of_hdf5(tmp_path: Path, size: int) -> No
 
 
 def structures(folder: Path) -> Iterator[bytes]:
-    """Yield files of every kind that is read: both formats of groups, plain, chunked and packed."""
+    """Yield files with both formats of groups, and contiguous, chunked and compressed datasets."""
     for libver, settings in itertools.product(
         ("earliest", "v110"),
         ({}, {"chunks": (4, 4), "compression": "gzip", "shuffle": True, "fletcher32": True}),
@@ -541,7 +543,7 @@ def test_recombined_hdf5_structures_are_read_as_by_h5py_or_refused(
 
 
 def test_shard_with_a_state_key_is_refused(tmp_path: Path) -> None:
-    """transformers takes the tensors of each part as they are, without any key."""
+    """transformers reads the tensors at the top level of each shard."""
     saved(tmp_path / "pytorch_model-00001-of-00001.bin", {"b": TWOS, "model": {"a": ONES}})
     index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))

@@ -34,7 +34,7 @@ FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3, layer_norm_e
 
 @pytest.fixture(scope="module")
 def work(case, tmp_path_factory):
-    """A folder with a `.keras` file of each case, and what Keras made of it."""
+    """Return a folder with a `.keras` file of each case, and the files that Keras saved from it."""
     folder = tmp_path_factory.mktemp("keras")
     for name, (golden, dtype) in CASES.items():
         source = open_checkpoint(case(golden).checkpoint, FLAGS)
@@ -191,7 +191,7 @@ DAMAGED = {
     "an absolute path": (lambda c: {**c, "/etc/passwd": b"x"}, "would be outside the archive"),
     "a Windows path": (lambda c: {**c, "C:\\x": b"x"}, "would be outside the archive"),
     "weights cut short": (lambda c: {**c, WEIGHTS: c[WEIGHTS][:5000]}, "truncated or corrupt"),
-    "weights that are none": (lambda c: {**c, WEIGHTS: b"x" * 5000}, "truncated or corrupt"),
+    "weights that are not HDF5": (lambda c: {**c, WEIGHTS: b"x" * 5000}, "truncated or corrupt"),
 }
 
 

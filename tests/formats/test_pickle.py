@@ -1,4 +1,4 @@
-"""No pickle is executed: inert types become plain data, and anything else is refused by name."""
+"""No pickle is executed: supported types become plain data, others are skipped or refused."""
 
 import argparse
 import collections
@@ -83,7 +83,7 @@ def test_pickle_that_would_run_code_is_refused_by_name(
 
 
 def history_buffer() -> type:
-    """mmengine's class as its checkpoints name it; it keeps functions of its own in its state."""
+    """Return a class with the name of mmengine's class; its state contains its own methods."""
 
     class HistoryBuffer:
         def __getstate__(self) -> dict:
@@ -228,7 +228,7 @@ def tensor_pickle(
     return f"\x80\x02(dS'a'\n{rebuilt}s.".encode("latin-1")
 
 
-def test_the_tensor_pickle_of_these_tests_is_right(tmp_path: Path) -> None:
+def test_tensor_pickle_without_damage_is_read(tmp_path: Path) -> None:
     opened = open_container(with_pickle(tmp_path / "x.pth", tensor_pickle("2", "1")))
     np.testing.assert_array_equal(opened.tensors["a"].load(), np.zeros(2, np.float32), strict=True)
 
@@ -245,7 +245,7 @@ LYING_TENSORS = {
     "endless and empty": {"shape": f"0 {10**30}", "strides": "1 1"},
     "endless rank": {"shape": "1 " * 100, "strides": "1 " * 100},
     "a storage of another size": {"shape": "2", "strides": "1", "count": 3},
-    "no such storage": {"shape": "2", "strides": "1", "key": "7"},
+    "a missing storage": {"shape": "2", "strides": "1", "key": "7"},
     "a storage outside": {"shape": "2", "strides": "1", "key": "../data.pkl"},
 }
 
@@ -258,7 +258,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, name: str) -> N
 
 
 def nested_twice(depth: int) -> bytes:
-    """Return a list of twice a list of twice …: 2^depth leaves in a few bytes."""
+    """Return nested lists, each with the next list twice: 2^depth leaves in a few bytes."""
     return b"]" + b"(22e".join([b""] * depth)
 
 
@@ -268,7 +268,7 @@ BOMBS = {
     "many bytes": b"cbuiltins\nbytearray\n(I1000000000000\ntR.",
     "many elements": b"cnumpy\ndtype\n(S'(1000000000,)f8'\ntR.",
     "a deep key": b"}" + b"(" * 0 + b"N" + b"2\x86" * 200 + b"Ns.",
-    "a far memo": b"Nr\xff\xff\xff\xff.",
+    "a large memo index": b"Nr\xff\xff\xff\xff.",
     "a large integer": b"\x8b" + struct.pack("<I", 2000) + b"\x7f" * 2000 + b".",
     "a long string": b"X\xff\xff\xff\xff.",
     "a long text of digits": b"I" + b"9" * 10_000 + b"\n.",
@@ -279,7 +279,7 @@ BOMBS = {
     "a state for a tuple": b")}b.",
     "an item of a tuple": b")Na.",
     "an odd mapping": b"}(Nu.",
-    "a name that is no text": b")N\x93.",
+    "a name that is not text": b")N\x93.",
     "an extension": b"\x82\x01.",
     "a buffer": b"\x97.",
 }

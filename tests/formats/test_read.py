@@ -134,7 +134,7 @@ def test_views_of_one_storage_are_read(tmp_path: Path, zipped: bool) -> None:
 
 def test_parameter_with_attributes_is_read(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3))
-    parameter.note = "kept by PyTorch, no business of ours"
+    parameter.note = "an attribute that mae-convert ignores"
     torch.save({"p": parameter}, tmp_path / "x.pth")
     assert_same_as_torch(tmp_path / "x.pth", {"p": parameter})
 
@@ -220,7 +220,7 @@ def test_keras_h5_of_any_depth_and_storage_is_read(tmp_path: Path) -> None:
         file["layers/dense/vars/1"] = arrays["layers/dense/vars/1"]
         file["top"] = arrays["top"]
         half = file.create_dataset("half", data=np.arange(3).astype(ml_dtypes.bfloat16))
-        half.attrs["dtype"] = "bfloat16"  # Keras's way
+        half.attrs["dtype"] = "bfloat16"  # the name of the dtype, as Keras stores it
     opened = open_container(tmp_path / "x.weights.h5")
     assert opened.kind == "keras_h5"
     half_read = opened.tensors["half"].load()
@@ -411,7 +411,7 @@ def test_truncated_file_is_refused_at_every_length(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pickletools")
 def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path: Path) -> None:
-    # Not HDF5: the C library itself can fail on bytes that were changed on purpose.
+    # Changed HDF5 files are compared with h5py in `test_differential_constructed.py`.
     random = np.random.default_rng(0)
     for path in whole_files(tmp_path):
         if path.suffix == ".h5":
@@ -442,7 +442,7 @@ INCONSISTENT_SAFETENSORS = {
     "a hole": (f"{{{ENTRY.format('a', 1, 0, 4)},{ENTRY.format('b', 1, 8, 12)}}}", 12),
     "an overlap": (f"{{{ENTRY.format('a', 2, 0, 8)},{ENTRY.format('b', 2, 4, 12)}}}", 12),
     "a rest": (f"{{{ENTRY.format('a', 1, 0, 4)}}}", 8),
-    "a negative place": (f"{{{ENTRY.format('a', 1, -4, 0)}}}", 0),
+    "a negative offset": (f"{{{ENTRY.format('a', 1, -4, 0)}}}", 0),
     "a name twice": (f"{{{ENTRY.format('a', 1, 0, 4)},{ENTRY.format('a', 1, 0, 4)}}}", 4),
     "a negative extent": (f"{{{ENTRY.format('a', '-1,-1', 0, 4)}}}", 4),
     "an endless extent": (f"{{{ENTRY.format('a', f'0,{10**30}', 0, 0)}}}", 0),
@@ -462,7 +462,7 @@ def test_inconsistent_safetensors_header_is_refused(tmp_path: Path, name: str) -
     path.write_bytes(safetensors_file(header, bytes(size)))
     with pytest.raises(CheckpointError):
         open_container(path)
-    if name != "a name twice":  # everything else the library refuses too
+    if name != "a name twice":  # the library refuses all other cases too
         with pytest.raises(safetensors.SafetensorError):
             safetensors.numpy.load_file(path)
 

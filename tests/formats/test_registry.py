@@ -32,7 +32,7 @@ def test_dtypes_and_reserved_names_are_those_of_the_modules():
 @pytest.mark.parametrize("kind", [NPZ, KERAS_H5])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_dtypes_without_numpy_support_are_refused_by_numpy_formats(tmp_path, kind, dtype):
-    """One of them has NumPy's kind "f"."""
+    """The kind of one of these dtypes is "f", as if NumPy supported it."""
     tensor = LazyTensor.from_array("a", np.zeros(2, torch_types.TORCH_DTYPES[dtype]))
     with pytest.raises(OutputError, match=f"cannot store a as {dtype}"):
         write_file(tmp_path / "x", kind, [tensor])
@@ -45,7 +45,7 @@ def test_file_that_begins_like_an_archive_is_not_read_as_safetensors(tmp_path: P
 
 
 def test_formats_are_named_in_the_table_only():
-    """Child processes that run a model import nothing of ours but the names in their job."""
+    """Only modules of child processes may, because these do not import the table."""
     package = Path(mae_convert.__file__).parent
     literal = re.compile(rf'(kind|format|containers) ?(==|=|!=) ?\(?"({"|".join(FORMATS)})"')
     files_with_names = {

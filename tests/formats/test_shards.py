@@ -126,7 +126,7 @@ def test_only_shards_written_by_us_may_be_replaced(tmp_path: Path) -> None:
 
 
 def test_tensor_above_the_shard_size_has_its_own_shard(tmp_path: Path) -> None:
-    """huggingface_hub would continue the previous shard here: we keep the order of the tensors."""
+    """huggingface_hub would continue the previous shard; mae-convert keeps the tensors in order."""
     folder = written(tmp_path / "model", "safetensors", 40)
     parts = [list(safetensors.numpy.load_file(p)) for p in sorted(folder.glob("*.safetensors"))]
     assert parts == [["z"], ["b.weight"], ["c", "a"]]

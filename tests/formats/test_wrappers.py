@@ -117,7 +117,7 @@ def test_flat_parameters_are_refused_with_instructions_to_gather_them(
 
 
 def deepspeed(folder: Path, *names: str) -> Path:
-    """Write a directory as DeepSpeed's `save_checkpoint` does, as far as the keys go."""
+    """Write a directory with the files and keys that DeepSpeed's `save_checkpoint` writes."""
     folder.mkdir(parents=True)
     state = {
         "module": ONE,

@@ -1,4 +1,4 @@
-"""Written files have the same bits when read by us and by other libraries."""
+"""Written files have the same bits when they are read by mae-convert and by other libraries."""
 
 import hashlib
 import json
@@ -133,7 +133,7 @@ def test_pth_has_the_file_structure_of_torch_save(tmp_path: Path) -> None:
             assert (entry.header_offset + head) % 64 == 0
 
 
-def test_the_safetensors_library_reads_ours(tmp_path: Path) -> None:
+def test_written_file_is_read_by_the_safetensors_library(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     arrays = all_dtypes("safetensors")
     write_file(path, "safetensors", lazily(arrays), config=CONFIG)
@@ -153,7 +153,7 @@ def test_the_safetensors_library_reads_ours(tmp_path: Path) -> None:
     assert list(header) == ["__metadata__", *arrays]
 
 
-def test_numpy_reads_ours(tmp_path: Path) -> None:
+def test_written_file_is_read_by_numpy(tmp_path: Path) -> None:
     arrays = all_dtypes("npz")
     write_file(tmp_path / "x.npz", "npz", lazily(arrays), config=CONFIG)
     with np.load(tmp_path / "x.npz") as file:
@@ -164,7 +164,7 @@ def test_numpy_reads_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tf_h5", "keras_h5"])
-def test_h5py_reads_ours(tmp_path: Path, kind: str) -> None:
+def test_written_file_is_read_by_h5py(tmp_path: Path, kind: str) -> None:
     arrays = all_dtypes(kind)
     write_file(tmp_path / "x.h5", kind, lazily(arrays), config=CONFIG, conversion=CONVERSION)
     with h5py.File(tmp_path / "x.h5") as file:
@@ -216,7 +216,7 @@ def test_long_lists_of_weights_are_split_as_keras_reads_them(tmp_path: Path) -> 
 
 
 def test_the_names_of_the_largest_model_need_no_split(tmp_path: Path) -> None:
-    """ViT-H: 32 blocks of 16 tensors, of the longest names that the TF classes have."""
+    """ViT-H has 32 blocks of 16 tensors, with the longest names of the TensorFlow classes."""
     names = [
         f"vit/tf_vi_tmae_for_pre_training/vit/encoder/layer_._{block}/attention/attention/query/{n}"
         for block in range(32)

@@ -1,9 +1,9 @@
-"""The distance of two arrays of floating-point numbers, for every test that compares them.
+"""The distance of two arrays of floating-point numbers, for tests that compare arrays.
 
-A sum of floating-point numbers depends on the order of its terms, and that depends on the processor
-and on the BLAS. Compared element by element, small elements that came out of large terms differ by
-more than any sensible tolerance. Compared as a whole, relative to its norm, an array that is right
-differs by a few units of roundoff everywhere.
+A sum of floating-point numbers depends on the order of its terms, which depends on the processor
+and on the BLAS. Compared element by element, small elements that are sums of large terms differ by
+more than any useful tolerance. Relative to the norm of the whole array, correct arrays differ by a
+few units of roundoff on every processor.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-# Largest distance of two results that were computed from the same numbers in this precision.
+# The largest distance of two results that were computed from the same numbers in this precision.
 FLOAT64_LIMIT = 1e-12
 FLOAT32_LIMIT = 1e-6
 
 
 def distance(measured: Any, expected: Any) -> float:
-    """Return the relative L2 distance of two arrays or tensors of one shape; 0/0 is 0.
+    """Return the relative L2 distance of two arrays or tensors of the same shape; 0/0 is 0.
 
     NaN in either makes it NaN, which is not below any limit.
     """
@@ -32,7 +32,7 @@ def distance(measured: Any, expected: Any) -> float:
 
 
 def assert_near(measured: Mapping[str, Any], expected: Mapping[str, Any], limit: float) -> None:
-    """Compare the gradients or weights of a model, each relative to its own norm."""
+    """Require that gradients or weights, by name, are near, each relative to its own norm."""
     assert set(measured) == set(expected)
     for name, array in expected.items():
         assert distance(measured[name], array) <= limit, name

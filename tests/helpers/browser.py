@@ -1,8 +1,8 @@
 """Pages opened in a real headless browser, and measurements of them.
 
-A second page, served beside the first, shows it in frames of several widths and reads in each: how
-wide it is, whether tables can be sorted, how well text stands out. The browser prints that second
-page when it has loaded.
+A second page shows the first one in frames of several widths and measures it in each: its width,
+whether tables can be sorted, the contrast of texts. The browser prints the second page when it has
+loaded.
 """
 
 import html
@@ -107,8 +107,8 @@ class Seen:
     """The measurements of a page in a browser.
 
     Attributes:
-        frames: what was measured at each width, see the page above.
-        messages: what the page wrote on the console, errors in its scripts included.
+        frames: the measurements at each width, see `measure` in the page above.
+        messages: the messages on the console, including errors in scripts.
     """
 
     frames: list[dict[str, Any]]
@@ -116,7 +116,7 @@ class Seen:
 
 
 def find_browser() -> str | None:
-    """Return the program of a browser, or None."""
+    """Return the path of a browser, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -136,7 +136,7 @@ def look(program: str, page: str, widths: tuple[int, ...], *, dark: bool = False
 def screenshot(
     program: str, page: str, path: Path, size: tuple[int, int], *, dark: bool = False
 ) -> None:
-    """Write a PNG image of a page in a window of a size, width and height in pixels."""
+    """Write a PNG image of a page in a window of the size (width, height) in pixels."""
     with _served({"page.html": page}) as (_, address):
         width, height = size
         options = (f"--screenshot={path}", f"--window-size={width},{height}", "--hide-scrollbars")

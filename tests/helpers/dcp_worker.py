@@ -1,4 +1,4 @@
-"""Writes distributed checkpoints as PyTorch does: started once per process by test_containers_dcp.
+"""Writes distributed checkpoints as PyTorch does: started for each process by `test_dcp.py`.
 
 Usage: python dcp_worker.py FOLDER RANK WORLD CHECKPOINT
 """

@@ -32,7 +32,7 @@ class Block:
     not_run: str = ""
 
     def commands(self) -> list[list[str]]:
-        """Return the words of each line of a shell block, continued lines joined."""
+        """Return the words of each command of a shell block; continued lines are one command."""
         lines = self.code.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 

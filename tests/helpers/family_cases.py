@@ -32,7 +32,7 @@ CLASSES = {
     "prithvi": {"pretrain": "PrithviForPreTraining", "encoder": "PrithviModel"},
 }
 CONFIGS = {"videomae": "VideoMAEConfig", "mae_st": "MAESTConfig", "prithvi": "PrithviConfig"}
-# What the authors call the fields of a configuration, and their factors of other fields.
+# The authors' names of fields; with a factor, the authors' field is a ratio to another field.
 FIELDS = {
     "img_size": "image_size",
     "patch_size": "patch_size",
@@ -90,7 +90,7 @@ def inputs(case):
 
 
 def expectations(case):
-    """Return the expected results by the names that ours have."""
+    """Return the expected results by the names of the reference model's results."""
     names = {
         "latent": "taps/encoder.norm",
         "pred": "logits",
@@ -183,7 +183,7 @@ PLACES = {
 def keras_weights(family, state):
     """Return a state dict (arrays) by the paths and in the orientation of the Keras model."""
     weights = {}
-    if family == "mae_st" and "head.weight" in state:  # its norm is the head's
+    if family == "mae_st" and "head.weight" in state:  # the classifier's norm is a part of its head
         state = {
             f"head_{name}" if name.startswith("norm.") else name: value
             for name, value in state.items()

@@ -34,7 +34,7 @@ def model_of(family, task, fields):
 
 
 def checkpoint(case):
-    """Return the state dict of a case under the names that our model has."""
+    """Return the state dict of a case with the parameter names of the reference model."""
     content = torch.load(GOLDEN / case / "checkpoint.pth", weights_only=True)
     wrappers = ("model", "module", "model_state")
     state = next((content[key] for key in wrappers if key in content), content)
@@ -55,8 +55,8 @@ def loaded(case):
 
 
 def tensors(arrays):
-    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {**given, "pixel_values": given["pixel_values"].double()}
+    model_inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**model_inputs, "pixel_values": model_inputs["pixel_values"].double()}
 
 
 def random_model(family, task, fields, seed=0):
@@ -75,16 +75,16 @@ def random_inputs(config, videos=2, seed=1):
     return pixels, torch.rand(videos, config.num_patches, generator=generator)
 
 
-def results(model, given):
-    """Return everything that a model computes, by the names of the expectations."""
-    output = model(**given, output_taps=True)
+def results(model, model_inputs):
+    """Return all results of a model by the names of the expected results."""
+    output = model(**model_inputs, output_taps=True)
     result = {f"taps/{name}": value for name, value in output.taps.items()}
     result |= {name: value for name, value in output._asdict().items() if value is not None}
     if hasattr(model, "forward_loss"):
-        shown = (given["pixel_values"], output.logits, output.mask)
+        shown = (model_inputs["pixel_values"], output.logits, output.mask)
         for name, flag in (("loss", False), ("loss_norm_pix", True)):
             result[name] = model.forward_loss(*shown, norm_pix_loss=flag)
-        result["target"] = model.patchify(given["pixel_values"])
+        result["target"] = model.patchify(model_inputs["pixel_values"])
         whole = output.logits.shape[1] == model.config.num_patches
         result["reconstruction"] = (
             model.unpatchify(output.logits) if whole else model.reconstruct(*shown)

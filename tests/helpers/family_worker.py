@@ -1,9 +1,9 @@
-"""Runs the Keras models of the video families in a process of their own.
+"""Runs the Keras models of the video families in a separate process.
 
     python family_worker.py FOLDER quick|slow
 
-``FOLDER/jobs.json`` lists models to run on given weights and inputs; what they return goes to
-``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_``
+``FOLDER/jobs.json`` lists models to run with specified weights and inputs; their results are
+written to ``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_``
 (quick) or ``long_check_`` (slow) is called, and ``FOLDER/checks.json`` has the traceback of each
 that failed.
 """

@@ -3,10 +3,9 @@
 Importing PyTorch takes a second of CPU time and importing TensorFlow three, for each side of each
 verification. ``ForkServers.popen`` replaces ``subprocess.Popen`` where the children of a
 verification are started: the same script runs, with the same arguments, environment and standard
-streams, in a process of its own. What a fork server cannot run as it is, such as another
-interpreter, is started as usual.
+streams, in a separate process. Other commands, such as another interpreter, are started as usual.
 
-``python fork_server.py MODULE`` is such a server; its standard input is the socket of its requests.
+``python fork_server.py MODULE`` starts a server; its standard input is the socket of its requests.
 """
 
 import gc
@@ -32,7 +31,7 @@ from mae_convert.diagnose.candidate_process import CANDIDATE_WORKER
 from mae_convert.runtime import children, worker
 from mae_convert.runtime.sides import WORKER
 
-# What a framework reads while it is imported: a request with other values needs another server.
+# Variables that a framework reads while it is imported: other values need another server.
 READ_AT_IMPORT = ("PYTHON", "KERAS", "TF_", "OMP_", "MKL_", "CUDA", "CUBLAS", "XLA", "JAX",
                   "TORCH_", "PYTORCH_")  # fmt: skip
 LONGEST_REQUEST = 1 << 20
@@ -42,13 +41,13 @@ LONGEST_REQUEST = 1 << 20
 
 
 def _preload(module: str) -> None:
-    """Import what a child would import first; PyTorch and what runs candidates share a server."""
+    """Import the modules that a child imports first; PyTorch and candidate runs share a server."""
     if module.endswith("run_keras"):
         os.environ["KERAS_BACKEND"] = "tensorflow"
     importlib.import_module(module)
-    if module.endswith("run_foreign"):  # whose code imports PyTorch
+    if module.endswith("run_foreign"):  # their code imports PyTorch
         importlib.import_module("mae_convert.runtime.foreign_torch")
-    if module.endswith("run_transformers"):  # which imports its models on first access
+    if module.endswith("run_transformers"):  # imports the models, which are loaded on first access
         from transformers import (  # noqa: F401
             ViTForImageClassification,
             ViTMAEForPreTraining,
@@ -74,7 +73,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def _run_and_report(request: dict, streams: list[int]) -> None:
-    """Run a request in a child; its number and then its status go to the last pipe."""
+    """Run a request in a child; write its process id and then its status to the last pipe."""
     *standard, report = streams
     child = os.fork()
     if child == 0:
@@ -139,7 +138,7 @@ class ForkedProcess:
         self.pid = int(self._report.readline())
 
     def poll(self) -> int | None:
-        """Return the exit status, or None where the process runs."""
+        """Return the exit status, or None if the process still runs."""
         with suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
@@ -157,7 +156,7 @@ class ForkedProcess:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
-        """Read standard error to its end, wait for the process, and return what was read.
+        """Read standard error to its end, wait for the process, and return the text.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -184,7 +183,7 @@ class ForkedProcess:
 
 
 def _stream(request: Any, child_end: ExitStack, mode: str) -> tuple[IO[str] | None, int]:
-    """Return our end of a standard stream and that of the process, which ``child_end`` closes."""
+    """Return the parent's and the child's end of a stream; ``child_end`` closes the latter."""
     if request == subprocess.PIPE:
         reading, writing = os.pipe()
         ours, other = (writing, reading) if mode == "w" else (reading, writing)
@@ -198,7 +197,7 @@ def _stream(request: Any, child_end: ExitStack, mode: str) -> tuple[IO[str] | No
 
 
 class ForkServers:
-    """A server for each framework and what it reads at its import; they end with the context."""
+    """A server for each framework and its environment variables; they end with the context."""
 
     def __init__(self) -> None:
         self._servers: dict[tuple[Any, ...], socket.socket] = {}
@@ -212,7 +211,7 @@ class ForkServers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let the children of verifications be forked."""
+        """Context in which the children of verifications are forked."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(children, "subprocess", SimpleNamespace(Popen=self.popen))
             yield
@@ -242,7 +241,7 @@ class ForkServers:
 
 
 def _runner(script: str, job: str) -> str | None:
-    """Return the module that a child imports with its framework, or None for one of its own."""
+    """Return the module of the server that runs a script, or None if no server can run it."""
     if Path(script) == CANDIDATE_WORKER:
         return "mae_convert.diagnose.candidate_run"
     described = json.loads(Path(job).read_text())

@@ -1,4 +1,4 @@
-"""Make a random checkpoint of the size of an official one, from its list of names and shapes.
+"""Write a random checkpoint of the size of an official one, from its list of names and shapes.
 
 python tests/helpers/full_size.py visualize_vit_base OUT.pth
 """
@@ -16,7 +16,7 @@ KEYS = GOLDEN / "keys"
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> LazyTensor:
-    """Values as after training: norms near one, small matrices, everything different from zero."""
+    """Return a tensor with values as after training: norms near one, small matrices, no zeros."""
 
     def load() -> np.ndarray:
         rng = np.random.default_rng(seed)

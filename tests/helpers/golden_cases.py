@@ -11,7 +11,7 @@ from paths import GOLDEN
 
 @dataclass(frozen=True)
 class Case:
-    """One golden case: a checkpoint of the original code and what that code computed."""
+    """One golden case: a checkpoint of the original code, and the results of that code."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Case:
         options = ["--num-heads", str(facts["num_heads"])]
         if facts["kind"] == "pretrain":
             options += ["--decoder-num-heads", str(facts["decoder_num_heads"])]
-        if self.name == "finetune_cls_tiny":  # whose names a pooled classifier has too
+        if self.name == "finetune_cls_tiny":  # a pooled classifier has the same names
             options += ["--global-pool", "token"]
         return options
 

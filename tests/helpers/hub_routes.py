@@ -15,13 +15,13 @@ from hub_state import Account, Commit, File, Repository
 
 REPO = r"([\w.-]+/[\w.-]+)"
 LFS_FROM = 10_000_000  # bytes; smaller files are in LFS by their suffix
-# Of the Hub's list, those that matter here.
+# The licences of the Hub's list that the tests use.
 LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0", "other"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, read."""
+    """One request that was read completely."""
 
     hub: Any
     method: str
@@ -93,7 +93,7 @@ def json_response(value: Any, **headers: str) -> Response:
 
 
 def catching_refusals(route: Callable[..., Response]) -> Callable[..., Response]:
-    """Let a function end a request by raising."""
+    """Return a route that converts `RefusedError` to its response."""
 
     def response(*arguments: Any) -> Response:
         try:
@@ -109,7 +109,7 @@ def is_of(account: Account, repo_id: str) -> bool:
 
 
 def readable(request: Request, repo_id: str) -> Repository:
-    """Return a repository that may be seen; one that may not does not exist."""
+    """Return a repository that the account may read; others are reported as missing."""
     if request.token and request.account is None:
         raise RefusedError(401, "Invalid credentials in Authorization header")
     repository = request.state.repositories.get(repo_id)
@@ -121,7 +121,7 @@ def readable(request: Request, repo_id: str) -> Repository:
 
 
 def writable(request: Request, repo_id: str, *, as_pull_request: bool = False) -> Repository:
-    """Return a repository that may be written to."""
+    """Return a repository that the account may write to."""
     repository = readable(request, repo_id)
     account = request.account
     if account is None:
@@ -220,9 +220,9 @@ def lfs_batch(request: Request, repo_id: str) -> Response:
 
 
 def _upload_actions(request: Request, oid: str, size: int) -> dict[str, Any]:
-    """Return where to put a file: at once, or in parts."""
+    """Return the URLs to upload a file to, as a whole or in parts."""
     url, part = request.hub.url, request.hub.part_size
-    # Signed, as addresses in real storage are: everyone with the address may write.
+    # Signed, as URLs of real storage: everyone with the URL may write.
     signature = "X-Amz-Signature=0123456789abcdef"
     verify = {"href": f"{url}/lfs/verify/{oid}"}
     if part is None or size <= part:
@@ -441,7 +441,7 @@ def cdn(request: Request, sha256: str) -> Response:
 
 @catching_refusals
 def static(request: Request, path: str) -> Response:
-    """Respond with a file outside of repositories, as a web server does."""
+    """Return the response with a file outside of repositories, as of a web server."""
     if path not in request.hub.static:
         raise RefusedError(404, "Not Found")
     data = request.hub.static[path]

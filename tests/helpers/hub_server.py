@@ -34,7 +34,7 @@ class Fault:
         kind: "status" (respond with it), "drop" (close the connection after some bytes of the
             request's body), "lose" (execute the request, and close without a response), "truncate"
             (close after some bytes of the response), "corrupt" (change one byte of the response),
-            "damage" (one byte of an upload is another) or "slow" (a pause before each piece of the
+            "damage" (change one byte of an upload) or "slow" (a pause before each piece of the
             response).
         times: how many requests it affects.
     """
@@ -68,13 +68,13 @@ class LocalHub:
         self.hooks: list[tuple[str, Callable[[], object]]] = []
         self.static: dict[str, bytes] = {}  # files outside of repositories, by path
         self.part_size: int | None = None  # uploads of more than this come in several parts
-        self.page_size = 3  # of listings: small, so that the client has to turn pages
+        self.page_size = 3  # entries of a page of a listing, so that there are several
         self.lfs_suffixes = LFS_SUFFIXES
         self.xet = False
         self.xet_store = f"local://{folder / 'xet'}"
         self._server = Server(("127.0.0.1", 0), self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # Another host, as a content delivery network: it must not receive a token.
+        # Another host, like a content delivery network, which must not receive a token.
         self.cdn = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "LocalHub":
@@ -86,7 +86,7 @@ class LocalHub:
         self._server.server_close()
 
     def xet_hashes(self) -> dict[str, str]:
-        """Return SHA-256 → Xet hash of what is in Xet storage."""
+        """Return SHA-256 → Xet hash of the files in Xet storage."""
         return xet_hashes(self.state.folder / "xet" / "xet" / "xorbs" / "shards")
 
     def fail(self, pattern: str, kind: str, **options: Any) -> None:
@@ -94,7 +94,7 @@ class LocalHub:
         self.faults.append(Fault(pattern, kind, **options))
 
     def meanwhile(self, pattern: str, action: Callable[[], object]) -> None:
-        """Do something just before the next request that matches, as another person would."""
+        """Call `action` just before the next request that matches, as a change by someone else."""
         self.hooks.append((pattern, action))
 
     def run_hooks(self, line: str) -> None:
@@ -131,7 +131,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request and sends the response of its route, as modified by a fault."""
+    """Reads a request, and sends the response of its route with a fault, if there is one."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # a body would wait 40 ms for the acknowledgement of its headers
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             data = request.uploaded.read_bytes()
             request.uploaded.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         if fault and fault.kind == "status":
-            body = json.dumps({"error": "so the test wants it"}).encode()
+            body = json.dumps({"error": "a fault of the test"}).encode()
             return self.send(Response(fault.status, fault.headers, body), None)
         with hub.state.lock:
             response = self.route(request)
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
         )  # fmt: skip
 
     def titled(self) -> dict[str, str]:
-        """Return the request's headers, spelt as in the RFCs."""
+        """Return the request's headers, with names written as in the RFCs."""
         return {name.title(): value for name, value in self.headers.items()}
 
     def route(self, request: Request) -> Response:
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
         return Response(404, {}, json.dumps({"error": f"no route for {self.path}"}).encode())
 
     def send(self, response: Response, fault: Fault | None) -> None:
-        """Send a response, as modified by a fault."""
+        """Send a response, with a fault if there is one."""
         size = response.size
         self.send_response(response.status)
         for name, value in response.headers.items():
@@ -254,7 +254,7 @@ def xet_hashes(shards: Path) -> dict[str, str]:
     """Return SHA-256 → Xet hash of the files in Xet storage on the disk.
 
     A shard lists files in records of 48 bytes: the file's hash and flags; its segments; if the
-    flags specify it, as many records of verification; and one that contains the SHA-256.
+    flags specify it, as many records of verification; and a record with the SHA-256.
     """
     hashes = {}
     for shard in shards.glob("*.mdb"):

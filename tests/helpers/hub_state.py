@@ -1,7 +1,7 @@
 """The state behind the local Hub of the tests: repositories with commits, branches and PRs.
 
-Contents are kept by hash in a folder, as git and LFS do, so that a model of any size is never in
-memory. A commit is a mapping of paths to files; nothing is ever changed in place.
+Contents are stored by hash in a folder, as git and LFS store them, so that large files are not kept
+in memory. A commit is a mapping of paths to files; nothing is ever changed in place.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ class Repository:
     pull_requests: list[PullRequest] = field(default_factory=list)
 
     def commit_at(self, revision: str) -> Commit | None:
-        """Return the commit that a branch, a PR or a (short) commit id means."""
+        """Return the commit of a branch, a PR or a (short) commit id."""
         if revision in self.refs:
             return self.commits[self.refs[revision]]
         return next((c for i, c in self.commits.items() if i.startswith(revision)), None)
@@ -104,7 +104,7 @@ class HubState:
         (folder / "lfs").mkdir()
 
     def create(self, repo_id: str, *, private: bool = False, gated: bool = False) -> Repository:
-        """Make a repository with its first commit, as the Hub does."""
+        """Create a repository with a first commit, as the Hub does."""
         repository = Repository(repo_id, private, gated)
         self.repositories[repo_id] = repository
         files = {".gitattributes": self.blob(GIT_ATTRIBUTES)}
@@ -112,7 +112,7 @@ class HubState:
         return repository
 
     def blob(self, data: bytes) -> File:
-        """Keep a small file."""
+        """Store a small file and return it."""
         path = self.folder / "blobs" / git_oid(data)
         path.write_bytes(data)
         return File(len(data), git_oid(data), path)
@@ -126,7 +126,7 @@ class HubState:
         return File(size, git_oid(pointer.encode()), self.lfs_path(sha256), sha256, xet_hash)
 
     def put(self, repo_id: str, files: dict[str, bytes | Path], revision: str = "main") -> Commit:
-        """Commit files behind the client's back, as another person would."""
+        """Commit files without the client, as a change by someone else."""
         repository = self.repositories.get(repo_id) or self.create(repo_id)
         before = repository.commit_at(revision)
         files_before = dict(before.files) if before else {}
@@ -149,7 +149,7 @@ class HubState:
         author: str,
         files: dict[str, File],
     ) -> Commit:
-        """Put a commit on a branch or PR."""
+        """Add a commit to a branch or PR and return it."""
         parent = repository.refs.get(revision)
         identity = f"{parent}{title}{description}{next(self._numbers)}{sorted(files)}"
         commit_id = hashlib.sha1(identity.encode(), usedforsecurity=False).hexdigest()
@@ -173,13 +173,13 @@ class HubState:
         repository.pull_requests[number - 1] = closed
 
     def file(self, repo_id: str, path: str, revision: str = "main") -> bytes:
-        """Return the bytes of a file, for a test to look at."""
+        """Return the bytes of a file."""
         commit = self.repositories[repo_id].commit_at(revision)
         assert commit is not None
         return commit.files[path].content.read_bytes()
 
     def names(self, repo_id: str, revision: str = "main") -> set[str]:
-        """Return the paths at a revision, but for the Hub's own."""
+        """Return the paths at a revision, except the files that the Hub created."""
         commit = self.repositories[repo_id].commit_at(revision)
         assert commit is not None
         return set(commit.files) - {".gitattributes"}

@@ -1,7 +1,8 @@
 """The embedded image MAE, which is trained, as a model of videos and of satellite images.
 
-A Prithvi of one time and without coordinates is an image MAE under other names. A MAE-ST of one
-time step sees two equal frames as the image MAE sees one if each has half of the patch embedding.
+A Prithvi model of one frame and without coordinates is an image MAE with other tensor names. A
+MAE-ST model of one time step computes for two equal frames what the image MAE computes for one, if
+the patch embedding of each frame is half of the image MAE's.
 """
 
 import json
@@ -17,7 +18,7 @@ def weights():
 
 
 def as_prithvi(folder):
-    """Write it with Prithvi's names; it takes measured values from 0 to 255 in three bands."""
+    """Write the model with Prithvi's names; its inputs are values from 0 to 255 in three bands."""
     state = {}
     for name, value in weights().items():
         part = "decoder" if name.startswith(("decoder", "mask_token")) else "encoder"
@@ -29,7 +30,7 @@ def as_prithvi(folder):
 
 
 def as_mae_st(folder):
-    """Write it with the names of MAE-ST, for two frames that are one time step."""
+    """Write the model with the names of MAE-ST, for two frames that are one time step."""
     state = {}
     for name, value in weights().items():
         if name == "patch_embed.proj.weight":
@@ -44,7 +45,7 @@ def as_mae_st(folder):
             state[name] = torch.cat([value, value])  # of each frame
         else:
             state[name] = value
-    # The decoder of an image MAE gets the encoder's class token, this one has its own.
+    # MAE-ST's decoder has its own class token; that of an image MAE gets the encoder's.
     state["decoder_cls_token"] = torch.zeros(1, 1, 128)
     torch.save({"model": state}, folder / "mae_st.pth")
     return folder / "mae_st.pth"

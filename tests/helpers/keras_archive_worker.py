@@ -1,7 +1,7 @@
 """Loads and saves `.keras` files with Keras itself: python keras_archive_worker.py FOLDER.
 
-Each `FOLDER/NAME.keras` is loaded, its variables go to `NAME.npz` and what Keras saves again to
-`again-NAME.keras`; one more, `trained.keras`, is saved after a step of training.
+Each `FOLDER/NAME.keras` is loaded; its variables are written to `NAME.npz`, and the model is saved
+as `again-NAME.keras`. Another model is saved as `trained.keras` after a training step.
 """
 
 import sys

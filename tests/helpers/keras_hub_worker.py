@@ -1,9 +1,9 @@
-"""Runs KerasHub's own classes in a process of their own: python keras_hub_worker.py FOLDER.
+"""Runs KerasHub's classes in a separate process: python keras_hub_worker.py FOLDER.
 
 ``encoder.weights.h5`` and ``classify.weights.h5`` in FOLDER are loaded into ViTBackbone and
-ViTImageClassifier; their outputs for ``images.npy`` (N, C, H, W) go to ``outputs.npz`` and what the
-classes save again to ``again-*.weights.h5`` and ``again-*.keras``. A backbone for other images
-is saved as ``preset``, and a classifier that pools as ``pooled.keras``.
+ViTImageClassifier; their outputs for ``images.npy`` (N, C, H, W) are written to ``outputs.npz``,
+and the models are saved as ``again-*.weights.h5`` and ``again-*.keras``. A backbone for other
+images is saved as ``preset``, and a classifier that pools as ``pooled.keras``.
 """
 
 import sys

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from arrays import FLOAT32_LIMIT, distance
-from keras_habits import CLASSIFIER, PRETRAIN, arrays, masked
+from keras_training import CLASSIFIER, PRETRAIN, arrays, masked
 
 from mae_convert.models import TFViTForImageClassification, TFViTMAEForPreTraining, TFViTMAEModel
 
@@ -94,7 +94,7 @@ def long_check_a_model_is_built_once():
 
 
 class Table:
-    """A data set with the method of ``datasets.Dataset`` that is called; it returns its options."""
+    """Has the method of ``datasets.Dataset`` that is called, which returns its options."""
 
     column_names = ("path", "pixel_values", "label")
 

@@ -1,4 +1,4 @@
-"""Runs Keras in processes of their own: PyTorch, which the tests import, must not share them."""
+"""Runs Keras in separate processes, because the tests import PyTorch."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ def checks_in(worker: str, prefix: str = "check_") -> list[str]:
 
 
 def run_worker(worker: str, backend: str, folder: Path, *arguments: str) -> Path:
-    """Run a script of this folder on a backend of Keras; return the folder that it wrote to."""
+    """Run a script of this folder on a backend of Keras, and return the folder of its results."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -1,4 +1,4 @@
-"""Calls through compiled blocks, and SavedModels; the checks run in ``models_worker.py``."""
+"""Checks of compiled blocks and of SavedModels, which run in ``models_worker.py``."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from arrays import FLOAT32_LIMIT, distance
 from keras import ops
-from keras_habits import BACKEND, CLASSIFIER, PRETRAIN, UNIT_ROUNDOFF, arrays, masked
 from keras_methods import inputs_of, models
+from keras_training import BACKEND, CLASSIFIER, PRETRAIN, UNIT_ROUNDOFF, arrays, masked
 
 from mae_convert.models import TFViTForImageClassification, TFViTMAEForPreTraining, TFViTMAEModel
 
@@ -169,7 +169,7 @@ def long_check_saved_models_have_useful_signatures_and_need_only_tensorflow():
 
 
 def compare_signatures(model, results, *, aliased):
-    """Check what a SavedModel returned against the model."""
+    """Compare the results of a SavedModel with those of the model."""
     images, noise = arrays(3)
     expected = {}
     if isinstance(model, TFViTForImageClassification):
@@ -188,7 +188,7 @@ def compare_signatures(model, results, *, aliased):
             outputs["reconstruction"] = shown
             assert shown.shape == (3, 32, 32, 3)
         expected |= {f"{name}/{n}": value for n, value in outputs.items()}
-    if aliased:  # Keras calls it "serve"
+    if aliased:  # Keras also names it "serve"
         pairs = [(n, v) for n, v in expected.items() if n.startswith("serving_default")]
         expected |= {n.replace("serving_default", "serve"): value for n, value in pairs}
     assert results.keys() == expected.keys(), (sorted(results), sorted(expected))

@@ -1,11 +1,11 @@
-"""Runs the Keras models in a process of their own, where no other framework is imported.
+"""Runs the Keras models in a separate process, in which no other framework is imported.
 
     python keras_worker.py FOLDER quick|slow
 
-``FOLDER/jobs.json`` lists models to run on given weights and inputs; what they return goes to
-``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_`` (quick)
-or ``long_check_`` (slow) is called, and ``FOLDER/checks.json`` has the traceback of each that
-failed.
+``FOLDER/jobs.json`` lists models to run with specified weights and inputs; their results are
+written to ``FOLDER/<job>.<mode>.npz``. Then every function here whose name begins with ``check_``
+(quick) or ``long_check_`` (slow) is called, and ``FOLDER/checks.json`` has the traceback of each
+that failed.
 """
 
 import importlib
@@ -202,7 +202,7 @@ def check_archives_of_earlier_versions_are_loaded():
         assert type(model) is cls
         with zipfile.ZipFile(folder / f"reference_models_{task}.keras") as archive:
             saved = json.loads(archive.read("config.json"))
-        # Keras imports this module where the classes are not registered yet.
+        # Keras imports this module if the classes are not registered yet.
         assert vars(importlib.import_module(saved["module"]))[saved["class_name"]] is cls
         names = ("pixel_values",) if task == "classify" else ("pixel_values", "noise")
         measured = result(model(*(expected[name] for name in names)))

@@ -2,8 +2,8 @@
 
     python models_worker.py FOLDER quick|slow
 
-Every function whose name begins with ``check_`` here (quick) or in ``keras_habits``,
-``keras_methods`` and ``keras_serving`` (slow, but for those in their QUICK) is called, and
+Every function whose name begins with ``check_`` here (quick) or in ``keras_training``,
+``keras_methods`` and ``keras_serving`` (slow, except those in their QUICK) is called, and
 ``FOLDER/checks.json`` contains the outcome: null, or a traceback. Keras runs on
 ``$KERAS_BACKEND``.
 """
@@ -283,14 +283,14 @@ def check_saved_and_loaded_it_is_the_same():
         model, inputs = model_of(task), inputs_of(task)
         model.encoder.norm.beta.assign(model.encoder.norm.beta + 0.5)
         expected = numbers(model(**inputs)[0])
-        with tempfile.TemporaryDirectory() as folder:  # which is there, and empty
+        with tempfile.TemporaryDirectory() as folder:  # it exists and is empty
             model.save_pretrained(folder)
             assert {p.name for p in Path(folder).iterdir()} >= {"config.json", "tf_model.h5"}
             again = cls.from_pretrained(folder)
             assert distance(numbers(again(**inputs)[0]), expected) < FLOAT32_LIMIT
             assert again.config == model.config
             model.save(f"{folder}/model.keras")
-            model.compile_blocks = False  # single operations, as of the reference model below
+            model.compile_blocks = False  # single operations, as in the reference model below
             archived = keras.models.load_model(f"{folder}/model.keras")
             assert type(archived) is cls
             assert archived.config.to_dict() == model.config.to_dict()
@@ -360,13 +360,13 @@ def outcome(check):
 
 
 def main(folder, speed):
-    import keras_habits
     import keras_methods
     import keras_serving
+    import keras_training
 
     assert "torch" not in sys.modules, "two frameworks in one process"
     checks, prefix = {}, {"quick": "check_", "slow": "long_check_"}[speed]
-    for names in map(vars, (sys.modules[__name__], keras_habits, keras_methods, keras_serving)):
+    for names in map(vars, (sys.modules[__name__], keras_training, keras_methods, keras_serving)):
         checks |= {name: check for name, check in names.items() if name.startswith(prefix)}
     outcomes = {name: outcome(check) for name, check in checks.items()}
     (folder / "checks.json").write_text(json.dumps(outcomes))

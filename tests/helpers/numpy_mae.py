@@ -1,8 +1,8 @@
 """A masked autoencoder in plain NumPy float64, an independent check of the reference models.
 
-It is written for reading, not speed, from the papers alone, and shares no code with what it checks:
-patches are cut by loops, and attention goes image by image and head by head. Weights are a mapping
-with the names of facebookresearch/mae.
+It is written from the papers, for readability and not for speed, and shares no code with the models
+that it checks: patches are cut by loops, and attention is computed for each image and head. Weights
+are a mapping with the names of facebookresearch/mae.
 """
 
 import math
@@ -100,7 +100,7 @@ def embed(weights, images, config):
 
 
 def pretrain(weights, images, noise, config):
-    """Return what the pre-training model computes, by name."""
+    """Return the results of the pre-training model by name."""
     order = np.argsort(noise, axis=1, kind="stable")
     visible_ids, count = order[:, : config.num_kept], len(images)
     mask = np.ones(noise.shape)

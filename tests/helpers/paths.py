@@ -1,4 +1,4 @@
-"""Where the data of the tests and the repository are."""
+"""Paths of the test data and of the repository."""
 
 from pathlib import Path
 

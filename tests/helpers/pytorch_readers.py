@@ -1,4 +1,4 @@
-"""A PyTorch file as our reader and as PyTorch itself read it."""
+"""Read a PyTorch file with mae-convert and with PyTorch, to compare the results."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def by_us(path: Path) -> Bits | None:
-    """Return dtype, shape and bytes of each tensor; None where the file is refused."""
+    """Return dtype, shape and bytes of each tensor; None if mae-convert refuses the file."""
     try:
         tensors = open_container(path).tensors
         return {
@@ -24,14 +24,14 @@ def by_us(path: Path) -> Bits | None:
 
 
 def by_pytorch(path: Path) -> Bits | None:
-    """Return what PyTorch reads; None where it refuses."""
+    """Return the same as `by_us`, read by `torch.load`; None if it refuses the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = torch.load(path, weights_only=True, map_location="cpu")
             value = value.get("model", value)
             return {n: bits_of(t) for n, t in value.items() if isinstance(t, torch.Tensor)}
-    except Exception:  # PyTorch refuses with whatever its parsers raise
+    except Exception:  # PyTorch's parsers raise many types
         return None
 
 

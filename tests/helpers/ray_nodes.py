@@ -1,7 +1,7 @@
-"""Nodes of a Ray cluster, started and stopped by the tests in a network that has loopback alone.
+"""Nodes of a Ray cluster, which tests run in a network with only the loopback interface.
 
 Ray replaces 127.0.0.1 by the address by which others reach this machine, and listens on all of its
-interfaces. So the nodes, and the sweep that uses them, run in a network namespace of their own.
+interfaces. Therefore the nodes, and the sweep that uses them, run in a separate network namespace.
 """
 
 import os
@@ -46,11 +46,11 @@ def own_network() -> Iterator[list[str]]:
                 yield ["nsenter", "--target", str(holder.pid), *enter, "--net"]
                 holder.stdin.close()
                 return
-    pytest.skip("the system gives no network namespace")
+    pytest.skip("the system does not allow network namespaces")
 
 
 class Node:
-    """One `ray start` that waits, with what it has started."""
+    """A running `ray start`, with the processes that it has started."""
 
     def __init__(self, *arguments: str, inside: list[str], folder: Path, cores: int) -> None:
         command = [
@@ -66,7 +66,7 @@ class Node:
         )  # fmt: skip
 
     def stop(self) -> None:
-        """End the node as `ray stop` would, but this one only."""
+        """End this node, as `ray stop` ends all nodes."""
         started = descendants(self.process.pid)
         self.process.terminate()
         try:
@@ -90,12 +90,12 @@ def free_port() -> int:
 
 @contextmanager
 def cluster(inside: list[str], folder: Path, *cores: int) -> Iterator[tuple[str, list[Node]]]:
-    """Run a node for each number of cores, and give the address and the nodes.
+    """Run a node for each number of cores; yield the address and the nodes.
 
     Args:
-        inside: what makes a command run in their network, from `own_network`.
-        folder: for logs.
-        cores: of each node.
+        inside: the prefix of commands that run in their network, from `own_network`.
+        folder: the directory for logs.
+        cores: the number of cores of each node.
     """
     port = free_port()
     address = f"{LOOPBACK}:{port}"
@@ -118,7 +118,7 @@ def cluster(inside: list[str], folder: Path, *cores: int) -> Iterator[tuple[str,
 
 
 def wait_for_nodes(inside: list[str], address: str, count: int) -> None:
-    """Wait until so many nodes have joined, as a program of its own sees it."""
+    """Wait until a separate program sees `count` nodes."""
     code = (
         "import ray, sys, time\n"
         "for _ in range(120):\n"
@@ -152,7 +152,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Return what a process calls itself."""
+    """Return the command line of a process."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:

@@ -10,17 +10,17 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_MAX_ATTEMPTS": "1",  # what fails is to reach us
+    "AWS_MAX_ATTEMPTS": "1",  # errors must reach the program
 }
 
 
 class Failing:
-    """A WSGI application around another, some of whose responses are errors or are truncated.
+    """A WSGI application that replaces some responses of another one by errors, or truncates them.
 
     Attributes:
-        share: of requests for objects that fail.
-        failed: how many did.
-        puts: keys that were written, in order.
+        share: the share of requests for objects that fail.
+        failed: the number of requests that failed.
+        puts: the keys that were written, in order.
     """
 
     def __init__(self, application: Any) -> None:
@@ -50,7 +50,7 @@ def _cut_short(response: Any) -> Iterator[bytes]:
 
 @contextmanager
 def s3_server() -> Iterator[tuple[str, Failing]]:
-    """Run a server, and give its address and what makes it fail."""
+    """Run a server; yield its address, and the application that makes requests fail."""
     import threading
 
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -68,5 +68,5 @@ def s3_server() -> Iterator[tuple[str, Failing]]:
 
 
 def in_environment(url: str) -> dict[str, str]:
-    """Return the variables by which every client finds the server."""
+    """Return the environment variables with which clients use the server."""
     return {**os.environ, **ENVIRONMENT, "AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_S3": url}

@@ -1,4 +1,4 @@
-"""Small checkpoints in every layout, and whether two files hold the same tensors."""
+"""Small checkpoints in every layout, and a comparison of the tensors of two files."""
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def can_hold(layout, checkpoint):
 
 
 def fields_of_task(config, task):
-    """The fields that matter for a task."""
+    """Return the fields that have an effect for a task."""
     fields = config.to_dict()
     if task != "pretrain":
         fields = {k: v for k, v in fields.items() if not k.startswith(("decoder_", "norm_pix"))}

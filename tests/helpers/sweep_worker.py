@@ -8,7 +8,7 @@ from mae_convert.sweep.run_job import run_job
 
 
 def dies_once(job, threads):
-    """Be killed the first time that a job's file of marks is not there, as by a lack of memory."""
+    """Be killed, as for lack of memory, unless an earlier run of the job has created its file."""
     mark = Path(f"{job.target}.begun")
     if not mark.exists():
         mark.touch()

@@ -4,7 +4,7 @@
 
 Every function whose name begins with ``idiom_`` is called, and ``FOLDER/checks.json`` has its
 outcome: null, or a traceback. With "transformers" the classes are those of transformers
-4.57.6, on which these scripts were tried (``TF_USE_LEGACY_KERAS=1``); else they are this project's.
+4.57.6, with which these scripts were tested (``TF_USE_LEGACY_KERAS=1``), otherwise this project's.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Save every kind of tensor in every format that the PyTorch that runs this can write.
+"""Save every kind of tensor in every format that the installed PyTorch version can write.
 
 python tests/helpers/torch_formats.py FOLDER
 
-Runs with PyTorch 1.13 as with the newest: what a version does not have is left out.
+It runs with PyTorch 1.13 and later; features that a version does not have are left out.
 """
 
 import collections
@@ -19,7 +19,7 @@ DTYPES = (
 
 
 def dtypes() -> list[torch.dtype]:
-    """Return what this version can save; 2.1 has float8 and cannot."""
+    """Return the dtypes that this version can save; 2.1 has float8 but cannot save it."""
     dtypes_of_torch = [getattr(torch, name) for name in DTYPES if hasattr(torch, name)]
     return [dtype for dtype in dtypes_of_torch if can_save(torch.zeros(1).to(dtype))]
 
@@ -67,7 +67,7 @@ def of_special_values() -> dict[str, torch.Tensor]:
 
 
 def states() -> dict[str, dict]:
-    """Return what is saved, by name."""
+    """Return the state dicts and checkpoints to save, by name."""
     everything = {**of_every_dtype(), **of_every_view(), **of_special_values()}
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     with torch.no_grad():

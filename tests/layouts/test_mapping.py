@@ -1,4 +1,4 @@
-"""The algebra of mapping tables: both directions, checked when built, nothing left over."""
+"""Mapping tables are valid in both directions, checked when built, and cover every tensor."""
 
 import json
 from dataclasses import replace

@@ -47,7 +47,7 @@ INPUTS = {
 
 @pytest.fixture(params=STATED)
 def pair(request, tmp_path):
-    """Our processor and transformers' own, of one file."""
+    """Return the image processors of mae-convert and of transformers for the same file."""
     ViTImageProcessorPil(**STATED[request.param]).save_pretrained(tmp_path)
     return (
         MaeImageProcessor.from_pretrained(tmp_path),

@@ -108,7 +108,7 @@ def test_every_output_equals_that_of_the_transformers_class(task):
     if task == "classify":
         inputs["labels"] = torch.tensor([3, 8])
     mine = ours.from_pretrained(path, dtype="float64")(**inputs, **EVERYTHING)
-    # Its fused attention is in float64 all along; to show probabilities it goes through float32.
+    # transformers computes attention in float32 if it returns probabilities, else in float64.
     for kernel, limit, expected_type in (
         ("sdpa", FLOAT64_LIMIT, ("hidden_states",)),
         ("eager", FLOAT32_LIMIT, ()),
@@ -143,12 +143,12 @@ def test_loss_of_a_classifier_equals_that_of_the_transformers_class(problem):
 
 
 def test_other_sizes_give_the_same_result_as_a_conversion_with_image_size(task, tmp_path):
-    """Interpolating is the conversion's own step, for the decoder too; transformers has another."""
+    """Positions are interpolated as by a conversion, in the decoder too; transformers differs."""
     ours, _, path = CLASSES[task]
     inputs = inputs_of(task, SIZE, torch.float64)
     model = ours.from_pretrained(path, dtype="float64")
     result = model(**inputs, interpolate_pos_encoding=True, **EVERYTHING)
-    # In float64 before, as a conversion rounds what it resamples to the dtype that it finds.
+    # First to float64, because a conversion rounds resampled positions to the stored dtype.
     save_model(model, tmp_path / "wide.pth", "facebook")
     source = open_checkpoint(tmp_path / "wide.pth")
     execute(plan_conversion(source, tmp_path / "model.pth", "facebook", geometry=Geometry(SIZE)))
@@ -233,7 +233,7 @@ def test_gradients_reach_every_trainable_parameter_and_kept_tensors(task):
     assert outputs.attentions[0].grad.any()
     for name, value in model.named_parameters():
         assert (value.grad is not None) == value.requires_grad, name
-        # A key's bias changes nothing that softmax does not cancel.
+        # Softmax cancels the effect of a key bias.
         assert not value.requires_grad or value.grad.any(), name
 
 
@@ -253,7 +253,7 @@ def test_saved_model_is_the_same_when_loaded_here_and_in_transformers(task, tmp_
     assert not any(loading_info.values())
     assert distance(real(**inputs)[0], expected) < FLOAT32_LIMIT
     state = torch.load(GOLDEN / "pretrain_tiny" / "checkpoint.pth", weights_only=False)["model"]
-    if task == "pretrain":  # the original's own, so that existing code takes it
+    if task == "pretrain":  # the names of the original, so that existing code can load it
         assert list(model.state_dict()) == list(state)
 
 

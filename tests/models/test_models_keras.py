@@ -1,7 +1,7 @@
 """A script for transformers' TensorFlow classes runs with its import changed, in Keras 3.
 
-Keras runs in a process of its own (``models_worker.py``), which PyTorch must not share; what is
-asserted here is what came of each of its checks.
+Keras runs in a separate process without PyTorch (``models_worker.py``); the tests assert the
+outcome of each of its checks.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ import json
 import pytest
 from keras_process import checks_in, run_worker
 
-FILES = ("models_worker.py", "keras_habits.py", "keras_methods.py", "keras_serving.py")
+FILES = ("models_worker.py", "keras_training.py", "keras_methods.py", "keras_serving.py")
 QUICK = [name for file in FILES for name in checks_in(file)]
 SLOW = [name for file in FILES for name in checks_in(file, "long_check_")]
 IDIOMS = checks_in("tensorflow_idioms.py", "idiom_")

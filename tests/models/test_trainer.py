@@ -99,7 +99,7 @@ def test_pre_training_is_trained_evaluated_saved_and_resumed(tmp_path):
     assert not any(report.values())
     assert reference.config.norm_pix_loss
 
-    # A run that stops after one step and is resumed ends where the whole run ended.
+    # A run that stops after one step and is resumed gives the weights of an uninterrupted run.
     fresh = ViTMAEForPreTraining.from_pretrained(PRETRAIN, norm_pix_loss=True, mask_ratio=0.5)
     resumed = trainer_for(fresh, tmp_path / "resumed", Images(), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

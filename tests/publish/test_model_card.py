@@ -1,4 +1,4 @@
-"""The model card: metadata, our section, and the text of other authors, which is unchanged."""
+"""The model card: metadata, generated section, and text of other authors, which is unchanged."""
 
 import pytest
 
@@ -25,14 +25,14 @@ def test_a_new_card_has_metadata_title_and_section():
     assert card.index("# my-mae") < card.index(BEGIN) < card.index(END)
 
 
-def test_only_missing_metadata_and_our_section_of_an_existing_card_change():
+def test_only_missing_metadata_and_the_generated_section_of_a_card_change():
     card, added = merged_card(THEIRS, OURS, METADATA, on_top=False)
     assert added == {"library_name": "transformers"}
     assert card == f"---\nlibrary_name: transformers\n{THEIRS[4:]}\n\n{OURS}\n"
     assert metadata_of(card)["license"] == "mit"
 
 
-def test_publishing_again_replaces_our_section_in_place():
+def test_publishing_again_replaces_the_generated_section_in_place():
     once, _ = merged_card(THEIRS, OURS, METADATA, on_top=False)
     moved = once.replace(OURS, f"{OURS}\n\n## After\n\nMore of theirs.\n")
     newer = marked("## What we say\n\nNewer: \\1 \\g<0>.")

@@ -36,7 +36,7 @@ def accounts(hub, monkeypatch):
 
 @pytest.fixture
 def model(certified, tmp_path):
-    """A certified directory of this test's own, with an image, so that none has to be made."""
+    """Return a certified directory that a test may change; its image need not be computed."""
     target = tmp_path / "model"
     shutil.copytree(certified, target)
     (target / "reconstruction.png").write_bytes(b"\x89PNG a picture")
@@ -149,7 +149,7 @@ UNPROVEN = {
 
 
 def replaced(path, data):
-    """Put another file at a path, as a program does that writes beside it and renames."""
+    """Replace a file by another one, as a program that renames a temporary file does."""
     (path.parent / "new").write_bytes(data)
     (path.parent / "new").replace(path)
 
@@ -215,7 +215,7 @@ def test_unverified_weights_are_published_only_on_request_with_a_warning_in_the_
     assert result.status == 0, result.err
     assert "NOT verified" in result.out
     assert card_of(hub)[1].strip().startswith("> **Not verified:**")
-    # The certificate of what was there before is not left beside it.
+    # The certificate of the previous weights is deleted.
     assert not PROOF & hub.state.names(REPO)
 
 
@@ -398,14 +398,24 @@ def test_publishing_to_an_organization(hub, command, model):
 
 REFUSALS = {
     "nobody": (None, REPO, (), "log in with"),
-    "a token that is none": ("hf_expired", REPO, (), "does not accept the token"),
-    "a token that may only read": ("hf_reader", REPO, (), "not allowed"),
+    "an invalid token": ("hf_expired", REPO, (), "does not accept the token"),
+    "a read-only token": ("hf_reader", REPO, (), "not allowed"),
     "someone else's": ("hf_other", REPO, (), "not allowed"),
-    "a pull request to nothing": (TOKEN, "someone/none", ("--create-pr",), "does not exist"),
+    "a pull request to a missing repository": (
+        TOKEN,
+        "someone/none",
+        ("--create-pr",),
+        "does not exist",
+    ),
     "no owner": (TOKEN, "my-mae", (), "owner/my-mae"),
     "no name": (TOKEN, "a/b/c", (), "a/b/c"),
     "a branch and a pull request": (TOKEN, REPO, ("--create-pr", "--branch", "x"), "--branch"),
-    "a name without other": (TOKEN, REPO, ("--license-name", "x"), "--license other"),
+    "a licence name without license other": (
+        TOKEN,
+        REPO,
+        ("--license-name", "x"),
+        "--license other",
+    ),
 }
 
 
@@ -433,9 +443,9 @@ def test_pickled_weights_and_files_are_not_published(hub, command, case, model, 
 
 @pytest.fixture
 def in_tensorflow(model, tmp_path, command):
-    """The same model as tf_model.h5 and as .weights.h5, with certificates of their own.
+    """Return the same model as tf_model.h5 and as .weights.h5, each with a certificate.
 
-    They are what a verification by PyTorch writes, made of the first one without running it again.
+    The certificates are derived from that of the first layout, without further verifications.
     """
     import hashlib
 

@@ -57,10 +57,10 @@ def assert_published_once(hub, converted, revision="main"):
 
 EVERY_REQUEST = {
     "the account": "GET /api/whoami",
-    "a look": "GET /api/models/someone/my-mae$",
-    "a look at files": "GET /api/models/someone/my-mae/revision/main",
+    "the repository": "GET /api/models/someone/my-mae$",
+    "the list of files": "GET /api/models/someone/my-mae/revision/main",
     "the card's check": "POST /api/validate-yaml",
-    "what goes where": "POST .*/preupload/",
+    "the preupload request": "POST .*/preupload/",
     "a batch": "POST .*/objects/batch",
     "an upload": "PUT /lfs/upload/",
     "an upload's check": "POST /lfs/verify/",
@@ -75,13 +75,13 @@ def test_temporary_hub_error_is_retried(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "status", status=500)
     result = send()
     assert result.status == 0, result.err
-    assert hub.faults[0].times == 0, "the fault was met"
+    assert hub.faults[0].times == 0, "the fault occurred"
     assert_published_once(hub, converted)
 
 
 # The client repeats the request for a download's headers immediately, and waits only after that.
 @pytest.mark.parametrize(
-    "name", ["the account", "what goes where", "an upload", "the commit", "a download"]
+    "name", ["the account", "the preupload request", "an upload", "the commit", "a download"]
 )
 def test_retry_after_of_the_hub_is_respected(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "status", status=429, headers={"Retry-After": "11"})
@@ -91,7 +91,7 @@ def test_retry_after_of_the_hub_is_respected(hub, send, converted, name):
     assert_published_once(hub, converted)
 
 
-@pytest.mark.parametrize("name", ["a look at files", "a batch", "an upload", "a download"])
+@pytest.mark.parametrize("name", ["the list of files", "a batch", "an upload", "a download"])
 def test_broken_connection_is_retried(hub, send, converted, name):
     hub.fail(EVERY_REQUEST[name], "drop", after=1000)
     result = send()
@@ -329,7 +329,7 @@ def test_run_killed_during_upload_creates_no_commit_and_the_next_resumes(
     assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), stderr
     wait_until(lambda: hub.state.lock.acquire(blocking=False))
     hub.state.lock.release()
-    # The Hub may have taken the commit, of which it had the whole: then that is what there is.
+    # The Hub may have created the commit if it had received the whole request.
     assert hub.state.names(REPO) in (set(), FILES)
     again = process()
     stderr, _ = again.communicate(timeout=60)

@@ -27,7 +27,7 @@ from mae_convert.runtime.sides import TF_CLASSES_FILE, Side, choose_side
 from mae_convert.sweep import ray_engine
 
 TORCH = ("--framework-a", "torch", "--framework-b", "torch")
-# As the installed program starts; what runs pytest may have it ignore signals.
+# Starts the program with the default action of a signal, which pytest's parent may ignore.
 PROGRAM = """
 import signal, sys
 from mae_convert.__main__ import main
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def hanging(tmp_path):
-    """A torch whose import takes a minute, and a folder for temporary files: as environment."""
+    """Return environment variables for a torch that takes a minute to import, and a TMPDIR."""
     (tmp_path / "path" / "torch").mkdir(parents=True)
     (tmp_path / "path/torch/__init__.py").write_text("import time\ntime.sleep(60)\n")
     (tmp_path / "temporary").mkdir()
@@ -191,7 +191,7 @@ def test_child_that_serves_requests_is_ended(tmp_path):
 
 
 def test_standard_input_ends_a_child_where_the_system_does_not(tmp_path):
-    """The portable part: a child whose parent lives, but has closed its standard input."""
+    """A child ends when its standard input is closed, even if its parent still runs."""
     code = "from mae_convert.runtime import worker as w; w._end_with_standard_input()"
     reading, writing = os.pipe()
     child = subprocess.Popen([sys.executable, "-c", code], stdin=reading)
@@ -207,7 +207,7 @@ def test_standard_input_ends_a_child_where_the_system_does_not(tmp_path):
 LIBRARIES = ("numpy", "torch", "safetensors", "h5py", "click", "rich", "yaml", "ml_dtypes",
              "filelock", "fsspec", "huggingface_hub", "PIL", "keras", "tensorflow",
              "mae_convert", "reference_models", "worker", "usercustomize")  # fmt: skip
-# Python itself imports others for `python -m`, before it comes to our code.
+# Python itself imports other modules for `python -m`, before it runs this package.
 AFTER_DASH_M = ("random", "queue", "json", "signal", "tempfile", "secrets", "shutil", "subprocess",
                 "logging", "threading", "hashlib", "zipfile", "dataclasses", "inspect",
                 *(name for name in LIBRARIES if name != "mae_convert"))  # fmt: skip
@@ -215,7 +215,7 @@ AFTER_DASH_M = ("random", "queue", "json", "signal", "tempfile", "secrets", "shu
 
 @pytest.fixture
 def trapped(tmp_path):
-    """A folder of modules, each of which notes that it was run."""
+    """Return a function that writes modules, each of which records that it was run."""
 
     def trapped(names):
         folder, marks = tmp_path / "trapped", tmp_path / "marks"
@@ -283,7 +283,7 @@ def test_no_module_beside_the_checkpoints_is_run_on_ray(tmp_path, case, trapped,
 
 
 def test_ray_is_not_started_in_the_directory_of_the_checkpoints(monkeypatch, tmp_path):
-    """It puts the directory in which it is started on the path of its workers."""
+    """Ray puts the directory in which it is started on the import path of its workers."""
     started = []
     ray = types.SimpleNamespace(init=lambda **_: started.append(Path.cwd()))
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -374,7 +374,7 @@ def test_folder_with_the_name_of_a_package_is_not_the_package(tmp_path, monkeypa
 
 
 def environment_without(folder, *names):
-    """Make an environment with the packages of this one but some; return its interpreter."""
+    """Create an environment without some packages of this one; return its interpreter."""
     import venv
 
     venv.create(folder, symlinks=True)
@@ -382,7 +382,7 @@ def environment_without(folder, *names):
     for entry in {entry for path in sys.path if path.endswith("site-packages")
                   for entry in Path(path).iterdir()}:  # fmt: skip
         package = entry.name.lower().partition("-")[0].partition(".")[0]
-        expected = package not in names and entry.suffix != ".pth"  # which name other folders
+        expected = package not in names and entry.suffix != ".pth"  # .pth files name other folders
         if expected and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
     (packages / "project.pth").write_text(f"{ROOT}\n")

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("forked_children")
 
 TORCH = Side("torch")
 
-# An encoder written by somebody else: one file, own names of modules and parameters, and a mask
-# that it draws itself.
+# An encoder of another project: one file, with other names of modules and parameters, that draws
+# its mask itself.
 OWN_MODEL = """
 import torch
 from torch import nn
@@ -137,14 +137,14 @@ def run_alone(checkpoint, against):
     run_together([Run(checkpoint, runner, request)], inputs)
 
 
-def test_external_model_is_verified_like_our_own(encoder, own):
+def test_external_model_is_verified_like_a_reference_model(encoder, own):
     verdict = verified(encoder, encoder, own(), dtypes=("float64", "float32"))
     assert verdict.passed, verdict.failed()
     assert verdict.witnesses[2]["foreign"] == "own.py:build"
     names = {check.name.removeprefix("against own.py:build/") for check in verdict.checks}
     assert {"function/mask", "function/last_hidden_state", "function/encoder.blocks.2.k",
             "float32/B/encoder.blocks.1.output"} <= names  # fmt: skip
-    assert "function/encoder.blocks.1.mlp" in names  # of the pair itself; not of the partial map
+    assert "function/encoder.blocks.1.mlp" in names  # of A and B, not of the code
     assert "against own.py:build/function/encoder.blocks.1.mlp" not in {
         check.name for check in verdict.checks
     }
@@ -158,7 +158,7 @@ def test_a_model_that_computes_something_else_fails_where_it_does(encoder, own):
 
 
 def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tmp_path):
-    """B is converted to them, unless A has them; without a request they are those of B's file."""
+    """B is converted to these names unless A has them; without LAYOUT, B's own names are used."""
     execute(plan_conversion(encoder, tmp_path / "pt", "transformers"))
     converted = open_checkpoint(tmp_path / "pt")
     verdict = verified(encoder, converted, own())
@@ -310,7 +310,7 @@ def test_external_keras_model_is_run(encoder, tmp_path):
     (tmp_path / "keras_code.py").write_text(KERAS_CODE)
     execute(plan_conversion(encoder, tmp_path / "tf", "transformers-tf"))
     target = open_checkpoint(tmp_path / "tf")
-    python = Path(sys.executable).with_name("python3")  # and no fork of one that has PyTorch
+    python = Path(sys.executable).with_name("python3")  # not forked from a process with PyTorch
     verdict = verified(encoder, target, f"{tmp_path}/keras_code.py:build={python}")
     names = {check.name for check in verdict.checks}
     assert verdict.passed, verdict.failed()

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model in one line, and a model that was trained becomes a checkpoint."""
+"""Checkpoints are loaded as models in one line, and trained models are saved as checkpoints."""
 
 import os
 import subprocess
@@ -215,14 +215,14 @@ PEAK = """
 import re, sys
 from mae_convert import load_model
 
-def high_water():  # getrusage tells that of the parent, where it is larger
+def peak_memory():  # getrusage returns that of the parent if it is larger
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
-load_model(sys.argv[2], num_attention_heads=4)  # imports what it takes
-open("/proc/self/clear_refs", "w").write("5")  # forgets what importing took for a while
-before = high_water()
+load_model(sys.argv[2], num_attention_heads=4)  # imports all modules
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak of the imports
+before = peak_memory()
 model = load_model(sys.argv[1], mmap=False)
-print((high_water() - before) / sum(p.nbytes for p in model.parameters()))
+print((peak_memory() - before) / sum(p.nbytes for p in model.parameters()))
 """
 
 

@@ -216,7 +216,7 @@ class Unknown:
 
 
 def test_a_file_that_pytorch_refuses_is_run_and_not_native(tmp_path, state):
-    """PyTorch does not read pickles of protocol 4 with ``weights_only``; our reader does."""
+    """PyTorch does not read pickles of protocol 4 with ``weights_only``; mae-convert does."""
     path = saved(tmp_path / "x.pth", {"model": state}, pickle_protocol=4)
     checkpoint = open_checkpoint(path, FLAGS)
     with pytest.raises(UnreadError, match=r"torch\.load does not read"):

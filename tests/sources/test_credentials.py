@@ -43,7 +43,7 @@ def test_neither_results_nor_their_page_contain_a_password(stored, tmp_path):
         results.begin(jobs)
         for row in rows:
             results.write(row)
-        refuse_targets(jobs[:1], results.begun())  # it is known as this sweep's own
+        refuse_targets(jobs[:1], results.begun())  # accepted: this sweep has begun to write it
     with sqlite3.connect(path) as file:
         dump = "\n".join(file.iterdump())
     system, _ = storage.filesystem(target)
@@ -53,7 +53,7 @@ def test_neither_results_nor_their_page_contain_a_password(stored, tmp_path):
         assert "model" in text
 
 
-def test_other_target_of_the_same_kind_is_not_mistaken_for_ours(stored, tmp_path):
+def test_target_with_a_similar_address_is_not_taken_for_that_of_the_sweep(stored, tmp_path):
     job = Job(stored, stored, {"to": "transformers"})
     with Results(tmp_path / "results.sqlite") as results:
         results.begin([replace(job, target=f"{ADDRESS}-other")])

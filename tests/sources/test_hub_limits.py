@@ -33,7 +33,7 @@ class RefusalError(Exception):
 
 
 class ConnectError(Exception):
-    """Named as the client's error for a connection that never was."""
+    """Has the name of the client's error for a connection that was not established."""
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def before_each_operation(monkeypatch, hook):
 
 @pytest.fixture
 def published(monkeypatch, models):
-    """List the runs that reported success, in this order; storage contained their model."""
+    """Return a list to which each successful run is added if storage contains its model then."""
     order, original = [], storage_upload.version_of
 
     def version_of(url):
@@ -109,7 +109,7 @@ def test_second_run_at_every_step_of_the_first_run(
 
 
 class Turns:
-    """Threads of which one at a time runs, up to its next step, in an order that a seed decides."""
+    """Runs threads one at a time, each up to its next step, in an order that a seed determines."""
 
     def __init__(self, seed):
         self.random, self.condition = random.Random(seed), threading.Condition()

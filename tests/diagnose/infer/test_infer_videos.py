@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 UNTRAINED = ("videomae_pretrain_tiny", "mae_st_pretrain_tiny", "prithvi_v2_tiny")
 TO_BANDS = np.array(
     [[0, 0, 1, 0.2, 0.5, 0.1], [0, 1, 0, 0.5, 0.4, 0.5], [1, 0, 0, 0.4, 0.2, 0.5]]
-) * (12, 14, 16, 24, 18, 12)  # RGB to six bands, as the toy was trained
+) * (12, 14, 16, 24, 18, 12)  # RGB to six bands, as the small model was trained
 
 
 def opened(path, **fields):

@@ -1,7 +1,7 @@
 """Published exploits of picklescan, fickling, modelscan, Keras and PyTorch, by advisory.
 
-Each pickle is stored as the epoch beside valid weights, where its value is not needed. It is
-refused nevertheless, because the name by which it runs code is not one of a class of settings.
+Each pickle is stored as the epoch beside valid weights, where its value is not needed. The file is
+refused nevertheless, because the pickle contains a name that is used to run code.
 """
 
 import json
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from attacks.corpus import attack, attacks
-from attacks.passed_over import checkpoint, mapping, named, tensor, text, write
+from attacks.skipped_objects import checkpoint, mapping, named, tensor, text, write
 
 FLAG = text("touch PWNED")
 
@@ -89,7 +89,7 @@ GLOBALS = {
 
 
 def call(name: str) -> bytes:
-    """Return a call of a function of that name, as protocol 4 names it, with a text."""
+    """Return the opcodes, of protocol 4, of a call of the named function with a text."""
     module, _, attribute = name.partition(" ")
     return text(module) + text(attribute) + b"\x93" + FLAG + b"\x85R"
 
@@ -151,7 +151,7 @@ EVIL = b"\x80\x04" + SYSTEM + b"."
 
 
 def archived(path: Path, changed: dict[str, bytes]) -> bytearray:
-    """Write a valid checkpoint with other members, and return its bytes."""
+    """Write a valid checkpoint with some members replaced, and return its bytes."""
     members = {
         "x/data.pkl": checkpoint(),
         "x/data/0": struct.pack("<2f", 1, 2),
@@ -234,7 +234,7 @@ LAMBDA = {"class_name": "Lambda", "config": {"name": "l", "function": ["4wEAAAAA
 KERAS = {
     "CVE-2025-1550, a module that is imported": {"module": "os", "class_name": "system",
                                                  "config": {"command": "touch PWNED"}},
-    "CVE-2024-3660, a layer that is a program": {"class_name": "Sequential",
+    "CVE-2024-3660, a layer that contains code": {"class_name": "Sequential",
                                                  "config": {"layers": [LAMBDA]}},
     "CVE-2025-8747, keras.utils.get_file": {"module": "keras.utils", "class_name": "get_file",
                                             "config": {"origin": "file:///etc/passwd"}},
@@ -262,7 +262,7 @@ def keras_archive(folder: Path, config: dict) -> Path:
 attacks(".keras", KERAS, keras_archive)
 
 
-@attack("hdf5", "CVE-2025-9905, a whole model with a layer that is a program")
+@attack("hdf5", "CVE-2025-9905, a whole model with a layer that contains code")
 def _(folder: Path) -> Path:
     with h5py.File(folder / "x.h5", "w") as file:
         layers = {"class_name": "Functional", "config": {"layers": [LAMBDA]}}
@@ -294,7 +294,7 @@ def _(folder: Path) -> Path:
     return folder / "x.weights.h5"
 
 
-@attack("pth", "a needed tensor behind a published name")
+@attack("pth", "a needed tensor that is created by a published name")
 def _(folder: Path) -> Path:
     model = mapping(a=tensor(), b=call("torch.storage _load_from_bytes"))
     return write(folder, checkpoint(model))

@@ -19,10 +19,10 @@ class Attack:
     """A malicious file.
 
     Attributes:
-        container: what it pretends to be.
-        name: what it tries.
-        build: makes it in a directory and returns what is to be opened.
-        weights: what is to be read of it, by name, where it is to be read; None where refused.
+        container: the file format that it pretends to have.
+        name: the attack.
+        build: creates the file in a directory and returns the path to open.
+        weights: the weights that must be read, by name; None if the file must be refused.
     """
 
     container: str
@@ -32,7 +32,7 @@ class Attack:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it takes seconds to create, or to refuse while memory is measured."""
+        """Whether the file takes seconds to create, or to refuse while memory is measured."""
         return self.name in HEAVY
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ HEAVY = ("20,000 names of one dataset", "a pickle of 80 MB packed to 80 kB")
 
 
 def attack(container: str, name: str) -> Callable[[Callable[[Path], Path]], Callable]:
-    """Add what a function makes to the corpus."""
+    """Add the file that the decorated function creates to the corpus."""
 
     def add(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
         ATTACKS.append(Attack(container, name, build))
@@ -54,7 +54,7 @@ def attack(container: str, name: str) -> Callable[[Callable[[Path], Path]], Call
 
 
 def attacks(container: str, cases: dict[str, object], make: Callable[[Path, object], Path]) -> None:
-    """Add what a function makes of each of several values, by their names."""
+    """Add the files that a function creates for each of several values, by name."""
     for name, case in cases.items():
         ATTACKS.append(Attack(container, name, lambda folder, case=case: make(folder, case)))
 
@@ -67,7 +67,7 @@ def benign(container: str, cases: dict[str, object], make: Callable[[Path, objec
 
 
 def with_pickle(folder: Path, pickled: bytes, storage: bytes = bytes(8)) -> Path:
-    """Make a zip checkpoint of one storage, 0, with this pickle."""
+    """Write a zip checkpoint with this pickle and one storage, 0."""
     path = folder / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickled)
@@ -77,7 +77,7 @@ def with_pickle(folder: Path, pickled: bytes, storage: bytes = bytes(8)) -> Path
 
 
 def with_config(folder: Path, change: dict[str, object] | str, name: str = "config.json") -> Path:
-    """Make a good model directory with one of its JSON files changed, or another text in it."""
+    """Write a valid model directory, but one JSON file has changed fields or another text."""
     path = folder / "model"
     shutil.copytree(MODEL, path, ignore=shutil.ignore_patterns("*.npz", "case.json"))
     given = path / name

@@ -11,7 +11,7 @@ from attacks.corpus import ATTACKS, Attack, attack
 
 
 def trick(name: str) -> Callable:
-    """Add a file with one valid dataset, changed by a function."""
+    """Add a file with one valid dataset that the decorated function changes."""
 
     def add(damage: Callable[[h5py.File], None]) -> Callable:
         def build(folder: Path) -> Path:
@@ -31,7 +31,7 @@ def _(file: h5py.File) -> None:
     file["b"] = h5py.ExternalLink("/etc/passwd", "/a")
 
 
-@trick("a link within")
+@trick("a soft link in the same file")
 def _(file: h5py.File) -> None:
     file["b"] = h5py.SoftLink("/a")
 
@@ -41,7 +41,7 @@ def _(file: h5py.File) -> None:
     file["b"], file["c"] = h5py.SoftLink("/c"), h5py.SoftLink("/b")
 
 
-@trick("a link to nowhere")
+@trick("a link to a missing object")
 def _(file: h5py.File) -> None:
     file["b"] = h5py.SoftLink("/none")
 
@@ -98,7 +98,7 @@ def _(file: h5py.File) -> None:
     file.create_dataset("b", data=[file["a"].regionref[:1]], dtype=h5py.regionref_dtype)
 
 
-@trick("lists of any length")
+@trick("lists of variable length")
 def _(file: h5py.File) -> None:
     file.create_dataset("b", (2,), dtype=h5py.vlen_dtype(np.float32))
 
@@ -138,7 +138,7 @@ def _(file: h5py.File) -> None:
     file.create_dataset("b", data=np.zeros(20_000_000, "f4"), chunks=(1 << 20,), compression=9)
 
 
-@trick("a filter that nobody has")
+@trick("an unknown filter")
 def _(file: h5py.File) -> None:
     file.create_dataset("b", data=np.zeros(100, "f4"), chunks=(10,), compression="lzf")
 
@@ -168,7 +168,7 @@ def _(file: h5py.File) -> None:
     file.attrs["layer_names"] = [b"none"]
 
 
-@trick("names of weights that reach out")
+@trick("names of weights outside the group")
 def _(file: h5py.File) -> None:
     file.attrs["layer_names"] = [b"g"]
     file.create_group("g").attrs["weight_names"] = [b"../a"]
@@ -179,20 +179,20 @@ def _(file: h5py.File) -> None:
     file.attrs["layer_names"] = np.arange(3)
 
 
-@trick("names of weights that are meant twice")
+@trick("names of weights that are listed twice")
 def _(file: h5py.File) -> None:
     file["g/a"] = np.zeros(2)
     file.attrs["layer_names"] = [b"g", b"g"]
     file["g"].attrs["weight_names"] = [b"a"]
 
 
-@trick("names that are no text")
+@trick("names that are not text")
 def _(file: h5py.File) -> None:
     file.id.links.create_hard(b"\xff\xfe", file.id, b"a")
 
 
 def patched(name: str, replace: Callable[[bytearray], None]) -> None:
-    """Add a plain file with some of its bytes changed."""
+    """Add a valid file with some of its bytes changed."""
 
     def build(folder: Path) -> Path:
         path = folder / "x.weights.h5"
@@ -232,17 +232,17 @@ patched("a tree in itself", tree_of_itself)
 patched("a node of 65,535 names", field(b"SNOD", 6, "<H", 0xFFFF))
 patched("a name beyond its heap", field(b"SNOD", 8, "<Q", 1 << 40))
 patched("an object beyond the file", field(b"SNOD", 16, "<Q", 1 << 40))
-patched("an object that is no object", field(b"SNOD", 16, "<Q", 1))
+patched("an object header without its signature", field(b"SNOD", 16, "<Q", 1))
 patched("a root beyond the file", lambda data: struct.pack_into("<Q", data, 64, 1 << 50))
 patched("addresses of 4 bytes", lambda data: struct.pack_into("<B", data, 13, 4))
 patched(
     "a file whose superblock is not at its beginning",
     lambda data: struct.pack_into("<Q", data, 24, 512),
 )
-patched("a version that nobody knows", lambda data: struct.pack_into("<B", data, 8, 9))
+patched("an unknown version", lambda data: struct.pack_into("<B", data, 8, 9))
 patched("a shape of 2^62", shape_of((1 << 62, 1)))
 patched("a shape that overflows", shape_of((1 << 32, 1 << 32)))
-patched("more numbers than there are", shape_of((1000, 1000)))
+patched("more numbers than the file has", shape_of((1000, 1000)))
 patched("an end in its beginning", lambda data: data.__delitem__(slice(40, None)))
 
 

@@ -27,7 +27,7 @@ class Calls:
 
 FLAG = "touch PWNED"
 
-# Every opcode that calls or looks up, by hand: what it is to call is on the stack or in the opcode.
+# Each opcode that calls or looks up a name; the name is on the stack or in the opcode.
 SYSTEM = b"cos\nsystem\n"
 ARGUMENT = b"X" + struct.pack("<I", len(FLAG)) + FLAG.encode()
 OPCODES = {
@@ -108,7 +108,7 @@ attacks("pth", {f"a call {n}": make(Calls(os.system, FLAG)) for n, make in WHERE
 attacks(
     "pth",
     {
-        "a program started": Calls(subprocess.Popen, ["touch", "PWNED"]),
+        "a subprocess that is started": Calls(subprocess.Popen, ["touch", "PWNED"]),
         "a call in a call": Calls(collections.OrderedDict, [("a", Calls(os.system, FLAG))]),
         "a file removed": Calls(shutil.rmtree, "PWNED"),
         "a whole model": torch.nn.Linear(2, 2),
@@ -186,7 +186,7 @@ attacks("pth", {f"a tensor with {name}": data for name, data in LYING.items()}, 
 
 
 def copies(item: bytes, maker: bytes, times: int) -> bytes:
-    """Return a pickle that makes copies of one value, each in a few bytes."""
+    """Return a pickle that creates copies of one value, each with a few bytes."""
     return b"\x80\x04" + item + b"q\x000](" + (maker + b"h\x00\x85R") * times + b"e."
 
 
@@ -219,8 +219,8 @@ ENDLESS = {
     "a text of 2^32 bytes": b"X\xff\xff\xff\xffx.",
     "a text of 2^63 bytes": b"\x8d" + struct.pack("<Q", 1 << 63) + b"x.",
     "bytes of 2^63 bytes": b"\x8e" + struct.pack("<Q", (1 << 63) - 1) + b"x.",
-    "a far place in the memo": b"Nr\xff\xff\xff\xff.",
-    "a place in the memo that is empty": b"j\xff\xff\xff\xff.",
+    "a large memo index": b"Nr\xff\xff\xff\xff.",
+    "an unset memo index": b"j\xff\xff\xff\xff.",
     "marks only": b"(" * 100_000 + b".",
     "no end": b"N" * 100_000,
     "nothing": b"",

@@ -28,11 +28,11 @@ HEADERS = {
     "a size that is not the shape's": (f"{{{entry('a', 3, 0, 8)}}}", 8),
     "a hole": (f"{{{A},{entry('b', 1, 8, 12)}}}", 12),
     "an overlap": (f"{{{entry('a', 2, 0, 8)},{entry('b', 2, 4, 12)}}}", 12),
-    "two tensors in one place": (f"{{{A},{entry('b', 1, 0, 4)}}}", 4),
+    "two tensors at the same offset": (f"{{{A},{entry('b', 1, 0, 4)}}}", 4),
     "a rest": (f"{{{A}}}", 8),
-    "a place beyond the file": (f"{{{entry('a', 1, 1 << 40, (1 << 40) + 4)}}}", 4),
-    "a place that overflows": (f"{{{entry('a', 1, (1 << 64) - 4, 1 << 64)}}}", 4),
-    "a negative place": (f"{{{entry('a', 1, -4, 0)}}}", 0),
+    "an offset beyond the file": (f"{{{entry('a', 1, 1 << 40, (1 << 40) + 4)}}}", 4),
+    "an offset that overflows": (f"{{{entry('a', 1, (1 << 64) - 4, 1 << 64)}}}", 4),
+    "a negative offset": (f"{{{entry('a', 1, -4, 0)}}}", 0),
     "an end before its beginning": (f"{{{entry('a', 1, 4, 0)}}}", 4),
     "a name twice": (f"{{{A},{A}}}", 4),
     "a field twice": (f"{{{A[:-1]},{A[5:-1].split(',', 1)[0]}}}}}", 4),
@@ -42,10 +42,10 @@ HEADERS = {
     "an extent of 10^6 digits": (f"{{{entry('a', '9' * 1_000_000, 0, 4)}}}", 4),
     "extents that overflow": (f"{{{entry('a', f'{1 << 32},{1 << 32}', 0, 0)}}}", 0),
     "a rank of 1,000": (f"{{{entry('a', ','.join('1' * 1000), 0, 4)}}}", 4),
-    "an extent that is no number": (f"{{{entry('a', 'null', 0, 4)}}}", 4),
+    "an extent that is null": (f"{{{entry('a', 'null', 0, 4)}}}", 4),
     "an extent that is a fraction": (f"{{{entry('a', '1.0', 0, 4)}}}", 4),
     "an extent that is true": (f"{{{entry('a', 'true', 0, 4)}}}", 4),
-    "an extent that is no number at all": (f"{{{entry('a', 'NaN', 0, 4)}}}", 4),
+    "an extent that is NaN": (f"{{{entry('a', 'NaN', 0, 4)}}}", 4),
     "a type that is not known": (f"{{{entry('a', 1, 0, 4, 'X9')}}}", 4),
     "no type": ('{"a":{"shape":[1],"data_offsets":[0,4]}}', 4),
     "metadata that are not text": ('{"__metadata__":{"a":1}}', 0),
@@ -152,7 +152,7 @@ attacks(
         "no JSON": "{",
         "brackets 100,000 deep": '{"a":' + "[" * 100_000,
         "9 MB": json.dumps({"a": "a" * 9_000_000}),
-        "bytes that are no text": "\udcff",
+        "bytes that are not text": "\udcff",
     },
     lambda folder, text: with_config(folder, "{}") if text is None else _raw(folder, text),
 )
@@ -161,7 +161,7 @@ attacks(
     {
         "image_mean of one number": {"image_mean": [0.5], "image_std": [1]},
         "image_mean of texts": {"image_mean": ["a"] * 3, "image_std": [1] * 3},
-        "image_mean that is no number": {"image_mean": [float("nan")] * 3, "image_std": [1] * 3},
+        "image_mean that is not a number": {"image_mean": [float("nan")] * 3, "image_std": [1] * 3},
         "image_std as a mapping": {"image_mean": [0.5] * 3, "image_std": {"a": 1}},
     },
     lambda folder, change: with_config(folder, change, "preprocessor_config.json"),
@@ -184,7 +184,7 @@ def _raw(folder: Path, text: str) -> Path:
 
 
 def of_names(folder: Path, change: object) -> Path:
-    """Make a good model directory with other names, or shapes, of its tensors."""
+    """Write a valid model directory, but with other names or shapes of its tensors."""
     path = folder / "model"
     path.mkdir()
     shutil.copy(MODEL / "config.json", path)

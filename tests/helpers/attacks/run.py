@@ -31,7 +31,7 @@ FORBIDDEN = (
     "os.chmod", "shutil.", "webbrowser.open", "urllib.Request", "mmap.",
 )  # fmt: skip
 
-# What is read so that no message repeats what is in it.
+# These files may be opened: they are read so that no message contains their secrets.
 CREDENTIALS = tuple(
     str(Path(name).expanduser()) for name in ("~/.cache/huggingface/token", "~/.aws/credentials")
 )
@@ -70,13 +70,13 @@ class Outcome:
     """The outcome of an attack.
 
     Attributes:
-        message: how it was refused, or None if it was not.
-        wanted: what is to be read of it, or None where it is to be refused.
-        weights: what was read of it.
-        error: what else was raised, or None.
-        memory: bytes that were allocated at most at one time.
-        seconds: how long it took.
-        events: what was done that a reader has no business to do.
+        message: the message with which the file was refused, or None.
+        expected: the weights that must be read, or None if the file must be refused.
+        weights: the weights that were read, or None.
+        error: another exception that was raised, or None.
+        memory: the peak of the allocated memory in bytes.
+        seconds: the duration.
+        events: audit events that a reader of a file must not cause.
     """
 
     message: str | None
@@ -84,16 +84,16 @@ class Outcome:
     memory: int
     seconds: float
     events: tuple[str, ...]
-    wanted: dict[str, list[float]] | None = None
+    expected: dict[str, list[float]] | None = None
     weights: dict[str, list[float]] | None = None
 
     def complaint(self) -> str | None:
-        """Return what is wrong with it, or None."""
+        """Return a description of what is wrong with the outcome, or None."""
         if self.error:
             return f"raised {self.error}"
-        if self.wanted is not None:
-            if self.weights != self.wanted:
-                return f"was not read as it is, but as {self.weights} ({self.message})"
+        if self.expected is not None:
+            if self.weights != self.expected:
+                return f"was not read unchanged, but as {self.weights} ({self.message})"
             return f"did {self.events[0]}" if self.events else None
         if self.message is None:
             return "was not refused"
@@ -107,8 +107,7 @@ class Outcome:
 def outcome(attack: Attack, folder: Path, *, timed: bool = False) -> Outcome:
     """Create a malicious file, open it, read all of it and plan its conversions.
 
-    Either what is allocated is counted, or the time that it takes, which that makes ten times as
-    long.
+    Either the memory or the time is measured, because measuring memory takes ten times as long.
     """
     path = attack.build(folder)
     message = error = weights = None
@@ -137,7 +136,7 @@ MODELS = ("names", "config.json", "preprocessor_config.json", "conversion.json")
 
 
 def read_everything(path: Path, *, as_model: bool) -> None:
-    """Open a file and read all its tensors; with `as_model` as a model that is to be converted."""
+    """Open a file and read all its tensors; with `as_model`, also plan its conversions."""
     if not as_model:
         for tensor in open_container(path).tensors.values():
             for _ in tensor.pieces():
@@ -150,7 +149,7 @@ def read_everything(path: Path, *, as_model: bool) -> None:
 
 
 def warm_up() -> None:
-    """Let everything be imported that reading good files imports."""
+    """Import all modules that reading valid files imports."""
     read_everything(MODEL, as_model=True)
     for pattern in ("*/*.pth", "*/*.safetensors", "*/*.h5", "*/*.npz"):
         for path in sorted(GOLDEN.glob(pattern))[:1]:
@@ -164,7 +163,7 @@ def warm_up() -> None:
 
 
 def main() -> int:
-    """Print a line for each container, and what is wrong; return 1 if anything is."""
+    """Print a line for each file format, and each wrong outcome; return 1 if there is one."""
     warm_up()
     counts: dict[str, int] = defaultdict(int)
     refused: dict[str, int] = defaultdict(int)

@@ -3,8 +3,8 @@
     cd tests && python -m attacks.scanners --python /tmp/scanners/bin/python
 
 The interpreter has picklescan, fickling and modelscan installed (`pip install picklescan fickling
-modelscan h5py typing_extensions`); another for each is given as `--python picklescan=PATH`. Nothing
-in the files is run: the scanners read them too.
+modelscan h5py typing_extensions`); `--python picklescan=PATH` specifies another one for one
+scanner. Nothing in the files is run: the scanners only read them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attacks import ATTACKS, Attack, advisories, passed_over
+from attacks import ATTACKS, Attack, advisories, skipped_objects
 from attacks.run import outcome, warm_up
 
 PROGRAMS = {
@@ -62,9 +62,9 @@ OURS = "mae-convert"
 
 
 def grouped() -> Iterator[tuple[str, Attack]]:
-    """Yield the files that are shown to all, each with the row that it counts in."""
+    """Yield the files that every scanner reads, each with the row of the table that counts it."""
     globals_ = {f"{which}: {name}" for which, name in advisories.GLOBALS.items()}
-    beside = {f"beside the weights: {name}" for name in passed_over.BESIDE}
+    beside = {f"beside the weights: {name}" for name in skipped_objects.BESIDE}
     for attack in ATTACKS:
         if attack.name == "beside the weights: nothing":
             yield "a checkpoint of tensors and plain data", attack
@@ -98,7 +98,7 @@ def scanned(name: str, python: str, paths: list[str]) -> tuple[str, Mapping[str,
 
 
 def our_result(attack: Attack, folder: Path) -> str:
-    """Return what this package does with a file: "refused", "read", or what it may not do."""
+    """Return the result of this package for a file: "refused", "read", or its wrong outcome."""
     result = outcome(attack, folder)
     if complaint := result.complaint():
         return f"WRONG: {complaint}"
@@ -106,7 +106,7 @@ def our_result(attack: Attack, folder: Path) -> str:
 
 
 def main() -> int:
-    """Print the table; return 1 where this package did what it may not."""
+    """Print the table; return 1 if this package has a wrong outcome."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", required=True, metavar="[SCANNER=]PATH")
     config = [text.rpartition("=")[::2] for text in parser.parse_args().python]

@@ -18,7 +18,7 @@ LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
 
 def good(folder: Path) -> tuple[Path, bytearray]:
-    """Make a good checkpoint, and return its bytes too."""
+    """Write a valid checkpoint, and return its path and its bytes."""
     path = with_pickle(folder, GOOD)
     return path, bytearray(path.read_bytes())
 
@@ -50,8 +50,8 @@ FIELDS = {
     "a record that is encrypted": at(CENTRAL, 1, 8, "<H", 1),
     "a record that is encrypted by its own header": at(LOCAL, 1, 6, "<H", 1),
     "a record packed by bzip2": at(CENTRAL, 1, 10, "<H", 12),
-    "a record packed by nobody knows what": at(CENTRAL, 1, 10, "<H", 99),
-    "a record packed for one header only": at(LOCAL, 1, 8, "<H", 8),
+    "a record with an unknown compression": at(CENTRAL, 1, 10, "<H", 99),
+    "a record that is compressed according to one header only": at(LOCAL, 1, 8, "<H", 8),
     "a record of 4 GB": at(CENTRAL, 1, 24, "<I", 0xFFFFFFF0),
     "a record of 4 GB, packed to as much": at(CENTRAL, 1, 20, "<I", 0xFFFFFFF0),
     "a record beyond the file": at(CENTRAL, 1, 42, "<I", 0xFFFFFF),
@@ -135,7 +135,7 @@ def _(folder: Path) -> Path:
     return packed(folder, {"x/data.pkl": b"\x80\x02" + b"N" * 80_000_000, "x/data/0": bytes(8)})
 
 
-@attack("pth", "a record that is packed shorter than it says")
+@attack("pth", "a record that is shorter than its header states")
 def _(folder: Path) -> Path:
     path = packed(folder, {"x/data.pkl": of_tensor("2", "1"), "x/data/0": b"12345678"})
     data = bytearray(path.read_bytes())
@@ -179,24 +179,24 @@ attacks(
     {
         "an array of objects": array_of_objects(),
         "a pickle in the place of an array": b"\x80\x04cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
-        "a head that calls": npy("__import__('os').system('touch PWNED')\n", EIGHT),
-        "a head that calls in a field": npy(head_of(shape="(open('PWNED', 'w'),)"), EIGHT),
-        "a head that multiplies": npy(head_of(shape="(2,) * 10**9"), EIGHT),
+        "a header with a call": npy("__import__('os').system('touch PWNED')\n", EIGHT),
+        "a header with a call in a field": npy(head_of(shape="(open('PWNED', 'w'),)"), EIGHT),
+        "a header with a multiplication": npy(head_of(shape="(2,) * 10**9"), EIGHT),
         "a head 3,000 deep": npy("(" * 3000 + ")" * 3000, EIGHT),
         "a head of 4 GB": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + EIGHT,
         "a head without fields": npy("{}\n", EIGHT),
-        "a head that is no mapping": npy("3\n", EIGHT),
+        "a header that is not a mapping": npy("3\n", EIGHT),
         "a type of fields": npy(head_of(descr="[('a', '<f4'), ('b', '|O')]"), EIGHT),
         "a type of objects": npy(head_of(descr="'|O'"), EIGHT),
-        "a type that is called": npy(head_of(descr="'os.system'"), EIGHT),
+        "a dtype with a call": npy(head_of(descr="'os.system'"), EIGHT),
         "elements of 10^9 bytes": npy(head_of(descr="'<U999999999'"), EIGHT),
         "a shape of 2^62": npy(head_of(shape=f"({1 << 62},)"), EIGHT),
         "a negative shape": npy(head_of(shape="(-2,)"), EIGHT),
         "a shape that overflows": npy(head_of(shape=f"({1 << 32}, {1 << 32})"), EIGHT),
-        "a shape that is no tuple": npy(head_of(shape="2"), EIGHT),
-        "a shape of half numbers": npy(head_of(shape="(2.0,)"), EIGHT),
-        "more numbers than there are": npy(head_of(shape="(3,)"), EIGHT),
-        "less numbers than there are": npy(head_of(shape="(1,)"), EIGHT),
+        "a shape that is not a tuple": npy(head_of(shape="2"), EIGHT),
+        "a shape with fractions": npy(head_of(shape="(2.0,)"), EIGHT),
+        "more numbers than the file has": npy(head_of(shape="(3,)"), EIGHT),
+        "fewer numbers than the file has": npy(head_of(shape="(1,)"), EIGHT),
         "no array": b"",
     },
     npz,

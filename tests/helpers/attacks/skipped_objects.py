@@ -1,8 +1,8 @@
 """Tensors inside objects that are skipped, and harmless objects beside the weights.
 
-In each file an object is of a class that is not read. If the weights are inside the object, or if
-it received them as arguments and so could have changed them, the file is refused; if it is only
-stored beside them, the weights are read unchanged.
+Each file contains an object of an unsupported class. If the weights are inside the object, or if
+the object received them as arguments and could have changed them, the file is refused. If the
+object is only stored beside the weights, the weights are read unchanged.
 """
 
 import struct
@@ -41,7 +41,7 @@ def mapping(**items: bytes) -> bytes:
 
 
 def memoised(index: int, value: bytes) -> bytes:
-    """Return a value that is memoized; `get(place)` is the same object."""
+    """Return the opcodes of a value that is memoized; `get(index)` refers to the same object."""
     return value + b"q" + bytes([index])
 
 
@@ -83,7 +83,7 @@ INSIDE = {
     "the slots of an object": NEW + b"N" + mapping(a=tensor()) + b"\x86b",
     "the argument of a class": CLASS + mapping(a=tensor()) + b"\x85\x81",
     "the argument of a function": FUNCTION + mapping(a=tensor()) + b"\x85R",
-    "the result of a function of nothing": FUNCTION + b")R",
+    "the result of a function without arguments": FUNCTION + b")R",
     "a keyword of a class": CLASS + b")" + mapping(a=tensor()) + b"\x92",
     "an object made by INST": b"(" + mapping(a=tensor()) + b"ivendor.objects\nThing\n",
     "an object made by OBJ": b"(" + CLASS + mapping(a=tensor()) + b"o",
@@ -98,12 +98,12 @@ INSIDE = {
     + mapping(a=tensor())
     + b"\x87R",
     "the pairs of a list that an object is": named("collections OrderedDict") + NEW + b"\x85R",
-    "a class and no object": CLASS,
-    "an object that is remembered": memoised(OTHER, NEW + text("a") + tensor() + b"s")
+    "a class instead of an object": CLASS,
+    "an object that is memoized": memoised(OTHER, NEW + text("a") + tensor() + b"s")
     + b"0"
     + get(OTHER),
 }
-"""The object instead of the state dict."""
+"""State dicts that are replaced by an object."""
 
 AMONG = {
     "made by a function": FUNCTION + tensor("1") + b"\x85R",
@@ -150,7 +150,7 @@ ALIASED = {
     "an object as an item": NEW + text("x") + get(STATE) + b"s",
     "an object by APPEND": NEW + get(STATE) + b"a",
     "an object by APPENDS": NEW + b"(" + get(STATE) + b"e",
-    "a method of its own": GETATTR
+    "a method of the object itself": GETATTR
     + get(STATE)
     + text("update")
     + b"\x86R"
@@ -199,7 +199,7 @@ ALIASED = {
 }
 """Further entries of a checkpoint whose state dict is an argument of a call."""
 
-HANDED = {
+PASSED = {
     "a tensor": (IN_TENSOR, FUNCTION + get(TENSOR) + b"\x85R"),
     "a tensor of the same storage": (IN_TENSOR, FUNCTION + tensor() + b"\x85R"),
     "a tensor in an object": (IN_TENSOR, FUNCTION + NEW + get(TENSOR) + b"b\x85R"),
@@ -243,7 +243,7 @@ OTHERWISE = {
     + b"\x85R"
     + mapping(a=tensor("1"))
     + b"u.",
-    "a state dict that is handed on before it is filled": checkpoint(
+    "a state dict that is passed on before it is filled": checkpoint(
         get(STATE) + text("a") + tensor() + b"s",
         before=memoised(STATE, b"}") + b"0" + FUNCTION + get(STATE) + b"\x85R0",
     ),
@@ -256,7 +256,7 @@ OTHERWISE = {
     "a __setstate__ of the state dict's own": checkpoint(
         ORDERED + text("a") + tensor() + b"s" + mapping(__setstate__=FUNCTION) + b"b}b"
     ),
-    "a __setstate__ of arguments": checkpoint(
+    "a __setstate__ of the arguments": checkpoint(
         extra=named("argparse Namespace") + b")R" + mapping(__setstate__=FUNCTION) + b"b}b"
     ),
     "a state for PyTorch's own function": checkpoint(
@@ -289,11 +289,11 @@ ENDLESS = {
 for _title, _cases in {
     "the weights are": {name: checkpoint(model) for name, model in INSIDE.items()},
     "a tensor": {name: checkpoint(mapping(a=tensor(), b=extra)) for name, extra in AMONG.items()},
-    "the state dict is handed to": {
+    "the state dict is passed to": {
         name: checkpoint(extra=extra) for name, extra in ALIASED.items()
     },
-    "a function is handed": {
-        name: checkpoint(model, extra) for name, (model, extra) in HANDED.items()
+    "a function is passed": {
+        name: checkpoint(model, extra) for name, (model, extra) in PASSED.items()
     },
     "hidden:": OTHERWISE,
     "endless:": ENDLESS,

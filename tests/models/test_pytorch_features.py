@@ -1,4 +1,4 @@
-"""PyTorch idioms work with a model: compilers, low precision, several processes."""
+"""Features of PyTorch work with a model: compilers, low precision, several processes."""
 
 import subprocess
 import sys
@@ -210,7 +210,7 @@ def test_recipe_has_warmup_and_cosine_decay_and_reduces_the_loss():
 
 
 def test_fine_tuning_code_for_the_original_loads_the_state_dict():
-    """As it begins: the encoder's names are the original's, the decoder's are what is left over."""
+    """That code loads the encoder by the original's names; only the decoder's are unexpected."""
     classifier = load_model(PRETRAIN, num_labels=10)
     state = load_model(PRETRAIN).state_dict()
     loading_info = classifier.load_state_dict(state, strict=False)

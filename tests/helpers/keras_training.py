@@ -1,4 +1,4 @@
-"""Keras idioms with a model; the checks run in the process of ``models_worker.py``."""
+"""Training and saving with Keras; the checks run in the process of ``models_worker.py``."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def long_check_fit_trains_further_without_a_loss_of_compile():
     fixed = ("position_embeddings", "decoder_pos_embed")
     for weight, old, new in zip(model.weights, before, values(model), strict=True):
         assert np.array_equal(old, new) == weight.path.endswith(fixed), weight.path
-    plain = load_model(PRETRAIN, BACKEND)  # the reference model itself, with noise of its own
+    plain = load_model(PRETRAIN, BACKEND)  # the reference model itself, which generates its noise
     pixels = arrays()[0]
     plain.compile(optimizer=keras.optimizers.AdamW(1e-2))
     history = plain.fit(pixels, batch_size=4, epochs=15, verbose=0).history["loss"]
@@ -77,7 +77,7 @@ def long_check_fit_needs_no_loss_in_compile():
     pixels, _ = arrays(2)
     labels = np.array([1, 3])
     model = TFViTForImageClassification.from_pretrained(PRETRAIN, num_labels=4)
-    expected = np.log(4)  # of a head of zeros
+    expected = np.log(4)  # the loss of a head of zeros
     eager = {"run_eagerly": BACKEND == "tensorflow"}
     for metrics, inputs in ((None, pixels), (["accuracy"], {"pixel_values": pixels})):
         model.compile(keras.optimizers.SGD(0.0), metrics=metrics, **eager)
@@ -172,7 +172,7 @@ def long_check_xla_and_eager_train_as_a_graph_does():
 
 
 def program_of_a_block(model):
-    """Return what JAX makes of a block."""
+    """Return the JAX program of a block, as text."""
     import jax
 
     tokens = np.ones((1, 5, 32), "float32")
@@ -198,10 +198,10 @@ def long_check_gradient_checkpointing_recomputes_and_does_not_change_the_gradien
             assert len(shown.attentions) == 3
     finally:
         block.call = original
-    if BACKEND == "jax":  # which traces a block once, and recomputes the compiled function
+    if BACKEND == "jax":  # traces a block once, and recomputes the compiled function
         assert "remat" in program_of_a_block(model)
     else:
-        assert results[True][2] > results[False][2], "nothing was computed anew"
+        assert results[True][2] > results[False][2], "nothing was recomputed"
     assert distance(results[True][0], results[False][0]) < FLOAT32_LIMIT
     for one, other in zip(results[True][1], results[False][1], strict=True):
         assert distance(one, other) < 1e-5

@@ -2,8 +2,8 @@
 
 Random checkpoints are read by this package and, if that succeeds, by `torch.load` without its
 protection. There, the skipped objects are replaced by classes and functions that change all their
-arguments: each reachable mapping or list and, in a call, every tensor too. The tensors read have
-to be the same.
+arguments: each reachable mapping or list and, in a call, also every tensor. Both must read the same
+tensors.
 """
 
 import collections
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks import passed_over as parts
+from attacks import skipped_objects as parts
 
 from mae_convert.errors import CheckpointError
 from mae_convert.formats import open_container
@@ -43,10 +43,10 @@ def damage(value: object, *, tensors: bool, seen: set[int]) -> None:
         damage(value.__dict__, tensors=tensors, seen=seen)
 
 
-class Thing:
+class MaliciousObject:
     """An object that changes all its arguments."""
 
-    def __new__(cls, *arguments: object, **keywords: object) -> "Thing":
+    def __new__(cls, *arguments: object, **keywords: object) -> "MaliciousObject":
         damage((arguments, keywords), tensors=True, seen=set())
         return super().__new__(cls)
 
@@ -62,39 +62,43 @@ class Thing:
         damage((key, value), tensors=False, seen=set())
 
     def append(self, value: object) -> None:
-        """Change what is appended."""
+        """Change the appended values."""
         self["appended"] = value
 
     def extend(self, values: list[object]) -> None:
-        """Change what is appended."""
+        """Change the appended values."""
         self["extended"] = values
 
 
-def make(*arguments: object) -> Thing:
-    """Change the arguments."""
+def make(*arguments: object) -> MaliciousObject:
+    """Change the arguments and return a new object."""
     damage(arguments, tensors=True, seen=set())
-    return Thing()
+    return MaliciousObject()
 
 
 class Writer:
-    """Writes random values as opcodes; each is one value on the stack."""
+    """Writes random values as pickle opcodes; each leaves one value on the stack."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     def value(self, depth: int = 0) -> bytes:
         """Return the opcodes of a value."""
-        kinds = [self.leaf] if depth > 3 else [self.leaf, self.container, self.thing, self.thing]
+        kinds = (
+            [self.leaf]
+            if depth > 3
+            else [self.leaf, self.container, self.skipped_object, self.skipped_object]
+        )
         return self.random.choice(kinds)(depth)
 
     def leaf(self, _depth: int) -> bytes:
-        """Return a scalar, a tensor of the model's storage or another, or what is remembered."""
+        """Return a scalar, a tensor of the model's or another storage, or a memoized value."""
         shared = [parts.get(parts.STATE), parts.get(parts.ROOT), parts.tensor("0")]
         others = [b"K\x01", b"N", parts.text("x"), parts.tensor("1"), parts.CLASS]
         return self.random.choice(shared if self.random.random() < 0.1 else others)
 
     def container(self, depth: int) -> bytes:
-        """Return a list, tuple or mapping, one of them with attributes."""
+        """Return a list, a tuple, a mapping or a mapping with attributes."""
         inner = self.value(depth + 1)
         return self.random.choice(
             [
@@ -106,7 +110,7 @@ class Writer:
             ]
         )
 
-    def thing(self, depth: int) -> bytes:
+    def skipped_object(self, depth: int) -> bytes:
         """Return an object that is skipped and receives a value as its argument."""
         inner = self.value(depth + 1)
         return self.random.choice(
@@ -128,7 +132,9 @@ def test_read_values_equal_those_after_loading_malicious_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendor, objects = types.ModuleType("vendor"), types.ModuleType("vendor.objects")
-    vars(objects).update(Thing=Thing, make=make, OrderedDict=collections.OrderedDict)
+    vars(objects).update(
+        MaliciousObject=MaliciousObject, make=make, OrderedDict=collections.OrderedDict
+    )
     monkeypatch.setitem(sys.modules, "vendor", vendor)
     monkeypatch.setitem(sys.modules, "vendor.objects", objects)
     read = refused = 0
