@@ -48,7 +48,9 @@ def run(command: Sequence[str | Path], **environment: str) -> Run:
         seconds = time.perf_counter() - started
         watching.join()
     if child.returncode:
-        raise SystemExit(f"{command[0]} ended with {child.returncode}: {errors[-2000:]}")
+        raise SystemExit(
+            f"{command[0]} ended with {child.returncode}: {(errors or output)[-2000:]}"
+        )
     return Run(seconds, max(peaks), output, _processor_time() - before)
 
 

@@ -8,7 +8,8 @@ TensorFlow a step is a batch of ``fit``, of `mae_convert.models` on Keras 3 and 
 4.57.6 on Keras 2, in one environment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from bench_forward import Model, started
 from bench_measure import by_turns, median, ratio
 
+Start = Callable[[], AbstractContextManager[Model]]
 PARTS = {"full": "pre-training", "classifier": "fine-tuning"}
 
 
@@ -52,24 +54,45 @@ def rows(
         if step.framework not in frameworks or python is None:
             continue
         for size in sizes:
+            models = {
+                name: partial(started, python, library, step.framework, size, step.part)
+                for name, library in (("ours", "reference"), ("theirs", step.library))
+            }
             for batch in batches:
-                with (
-                    started(python, "reference", step.framework, size, step.part) as ours,
-                    started(python, step.library, step.framework, size, step.part) as theirs,
-                ):
-                    yield row(step, size, batch, {"ours": ours, "theirs": theirs}, pairs)
+                yield _row(step, size, batch, _times(step, batch, models, pairs))
 
 
-def row(
-    step: Step, size: str, batch: int, models: dict[str, Model], pairs: int
-) -> dict[str, object]:
-    """Return a row of the table: both models take steps alternately, in changing order."""
-    for model in models.values():
+def _times(
+    step: Step, batch: int, models: dict[str, Start], pairs: int
+) -> dict[str, list[tuple[float, float, int]]]:
+    """Return seconds, seconds of processor time, and the peak of memory so far, of each turn.
+
+    In TensorFlow, two models with batches of 32 do not fit into the memory of small machines, so
+    that each turn has its own process.
+    """
+    if step.framework == "tensorflow":
+        return by_turns({n: partial(_alone, step, batch, m) for n, m in models.items()}, pairs)
+    with models["ours"]() as ours, models["theirs"]() as theirs:
+        both = {"ours": ours, "theirs": theirs}
+        for model in both.values():
+            model.measured(step.mode, batch, 1)  # creates the optimizer's state
+        return by_turns({n: partial(_turn, step, batch, m) for n, m in both.items()}, pairs)
+
+
+def _alone(step: Step, batch: int, start: Start) -> tuple[float, float, int]:
+    with start() as model:
         model.measured(step.mode, batch, 1)  # compiles, and creates the optimizer's state
-    ways = {name: partial(each.measured, step.mode, batch, 1) for name, each in models.items()}
-    times = by_turns(ways, pairs)
-    (a, cpu_a), (b, cpu_b) = (zip(*times[name], strict=True) for name in models)
-    peaks = [model.peak_memory() / 1e9 for model in models.values()]
+        return _turn(step, batch, model)
+
+
+def _turn(step: Step, batch: int, model: Model) -> tuple[float, float, int]:
+    return (*model.measured(step.mode, batch, 1), model.peak_memory())
+
+
+def _row(
+    step: Step, size: str, batch: int, times: dict[str, list[tuple[float, float, int]]]
+) -> dict[str, object]:
+    (a, cpu_a, held_a), (b, cpu_b, held_b) = (zip(*each, strict=True) for each in times.values())
     return {
         "framework": step.framework,
         "step of": PARTS[step.part],
@@ -80,6 +103,6 @@ def row(
         "theirs, s": f"{median(b):.2f}",
         "theirs / ours": f"{ratio(b, a):.2f}",
         "of processor time": f"{ratio(cpu_b, cpu_a):.2f}",
-        "memory, GB": f"{peaks[0]:.2f}",
-        "theirs, GB": f"{peaks[1]:.2f}",
+        "memory, GB": f"{max(held_a) / 1e9:.2f}",
+        "theirs, GB": f"{max(held_b) / 1e9:.2f}",
     }
