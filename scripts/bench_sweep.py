@@ -59,7 +59,7 @@ def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
         path = folder / f"{number}.pth"
         values = tensors["cls_token"].load() + np.float32(number / count)
         changed = LazyTensor("cls_token", values.shape, values.dtype, lambda values=values: values)
-        write_file(path, "pth", {**tensors, "cls_token": changed}.values())
+        write_file(path, "pth", {**tensors, "cls_token": changed}.values(), overwrite=True)
         verified = {} if number % 10 else VERIFIED
         entries.append({"source": str(path), "to": "transformers", **HEADS, **verified})
     yield from measured(entries, folder, rounds)
