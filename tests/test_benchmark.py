@@ -145,6 +145,7 @@ def test_what_lacks_its_options_is_left_out(capsys):
     assert "needs --original and --timm-python" in printed.err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_with_a_loop(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_sweep, "VERIFIED", {})
     rows = table(capsys, "--only", "sweep", "--jobs", 1, "--pairs", 1, "--folder", tmp_path)
