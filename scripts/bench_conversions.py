@@ -132,7 +132,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
         copies.append(work.copied())
         ours.append(work.converted(layout))
         phases.append(work.phases(layout))
-    copying, converting = [[made.seconds for made in runs] for runs in (copies, ours)]
+    copying, converting = [[measured.seconds for measured in runs] for runs in (copies, ours)]
     writing = [write for write, _ in phases]
     each_phase = [median(seconds) for seconds in zip(*phases, strict=True)]
     row: dict[str, object] = {
@@ -144,7 +144,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
         "ratio": f"{ratio(converting, copying):.2f}",
         "write + flush and compare, s": " + ".join(f"{seconds:.2f}" for seconds in each_phase),
         "write, ratio": f"{ratio(writing, copying):.2f}",
-        "memory, MB": round(max(made.anonymous for made in ours) / 1e6),
+        "memory, MB": round(max(measured.anonymous for measured in ours) / 1e6),
     }
     return row | (_against(work, layout, peer) if peer else {})
 
@@ -157,7 +157,7 @@ def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
     ):  # the TensorFlow classes read the directory that the PyTorch classes wrote
         source = work.folder / "theirs"
         run([peer, PEER, "transformers", work.checkpoint, source, str(HEADS[work.size])])
-    made = work.converted(layout)
+    measured = work.converted(layout)
     theirs = run(
         [peer, PEER, layout, source, work.target, str(HEADS[work.size])], TF_USE_LEGACY_KERAS="1"
     )
@@ -165,6 +165,6 @@ def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
         remove(path)
     return {
         "transformers, s": f"{theirs.seconds:.1f}",
-        "times as fast": f"{theirs.seconds / made.seconds:.1f}",
+        "times as fast": f"{theirs.seconds / measured.seconds:.1f}",
         "their memory, MB": round(theirs.anonymous / 1e6),
     }

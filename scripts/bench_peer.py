@@ -55,15 +55,17 @@ def to_pytorch(source: str, target: str, heads: int) -> None:
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    made = {}
+    state_renamed = {}
     for name, tensor in state.items():
         if ".qkv." in name:
             for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                made[renamed(name).replace("attn.qkv", f"attention.attention.{part}")] = third
+                state_renamed[renamed(name).replace("attn.qkv", f"attention.attention.{part}")] = (
+                    third
+                )
         else:
-            made[renamed(name)] = tensor
+            state_renamed[renamed(name)] = tensor
     model = ViTMAEForPreTraining(config)
-    model.load_state_dict(made, strict=True)
+    model.load_state_dict(state_renamed, strict=True)
     model.save_pretrained(target)
 
 

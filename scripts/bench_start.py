@@ -25,9 +25,9 @@ def rows(sizes: list[str], folder: Path, pairs: int) -> Iterator[dict[str, objec
         target = folder / "out"
         command = [*PROGRAM, "convert", checkpoint(size, folder), target, "--to", "transformers"]
         limited = ["sh", "-c", f'ulimit -v {LIMIT}; exec "$@"', "sh", *command]
-        made = run(limited)
+        measured = run(limited)
         remove(target)
-        yield _row(f"convert, {size}, in 1 GB of address space", [made.seconds])
+        yield _row(f"convert, {size}, in 1 GB of address space", [measured.seconds])
 
 
 def _row(what: str, seconds: list[float]) -> dict[str, object]:

@@ -142,9 +142,9 @@ def figures(root: Path) -> dict[str, str]:
     names = Counter(path.name for path in paths if path.name != "__init__.py")
     repeated = sorted(name for name, count in names.items() if count > 1)
     with tempfile.TemporaryDirectory() as folder:
-        made = f"{folder}/made"
-        convert = entered(root, "convert", CHECKPOINT, made, "--to", "transformers", "--json")
-        verify = entered(root, "verify", CHECKPOINT, made, "--json",
+        converted = f"{folder}/converted"
+        convert = entered(root, "convert", CHECKPOINT, converted, "--to", "transformers", "--json")
+        verify = entered(root, "verify", CHECKPOINT, converted, "--json",
                          "--framework-a", "torch", "--framework-b", "torch")  # fmt: skip
     return {
         "files": str(len(paths)),

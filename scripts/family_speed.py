@@ -45,9 +45,9 @@ def main() -> None:
             ("verify", ["verify", source, target, "--batch", str(options.batch)]),
         ):
             load = os.getloadavg()[0]
-            made = run([*program, *map(str, arguments)])
+            result = run([*program, *map(str, arguments)])
             print(
-                f"| {name} | {made.seconds:.1f} | {made.anonymous / 1e9:.1f} | {load:.1f} |",
+                f"| {name} | {result.seconds:.1f} | {result.anonymous / 1e9:.1f} | {load:.1f} |",
                 flush=True,
             )
 

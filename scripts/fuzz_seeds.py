@@ -88,8 +88,8 @@ class Seed:
 
 def make_seeds(folder: Path) -> list[Seed]:
     """Write valid checkpoints of every format."""
-    made = (_files, _packed_files, _hdf5_files, _torch_files, _directories, _proofs)
-    return [seed for make in made for seed in make(folder)]
+    makers = (_files, _packed_files, _hdf5_files, _torch_files, _directories, _proofs)
+    return [seed for make in makers for seed in make(folder)]
 
 
 def _tensors(layout: str) -> list[LazyTensor]:

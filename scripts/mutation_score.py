@@ -112,16 +112,16 @@ def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
 def faults(population: Population, kind: str, sample: int | None) -> list[Mutant]:
     """Return the faults of one kind: all, or a sample of each sort."""
     if kind == "weights":
-        made = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
+        mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
     elif kind == "tables":
-        made = population.tables(sample, by_tensorflow=sample or 1000)
+        mutants = population.tables(sample, by_tensorflow=sample or 1000)
     elif kind == "configurations":
-        made = population.configurations(sample, by_tensorflow=sample or 30)
+        mutants = population.configurations(sample, by_tensorflow=sample or 30)
     elif kind == "code":
-        made = population.code(sample, sample)
+        mutants = population.code(sample, sample)
     else:
-        made = population.precision(sample, sample)
-    return list(made)
+        mutants = population.precision(sample, sample)
+    return list(mutants)
 
 
 def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:

@@ -44,7 +44,7 @@ class Runner(Words):
     """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
-        """Return the text of a plan with the usual name of its framework.
+        """Return a runner with the usual name of its framework, such as "torch" for "pytorch".
 
         Raises:
             ValueError: the text is not a runner.

@@ -24,9 +24,9 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     limits = ml_dtypes.finfo(dtype)
     _, exponents = np.frexp(values)  # significands are in [0.5, 1)
     last_place = np.maximum(exponents - (limits.nmant + 1), limits.minexp - limits.nmant)
-    whole = np.rint(np.ldexp(values, -last_place))
+    integers = np.rint(np.ldexp(values, -last_place))
     with np.errstate(over="ignore"):
-        return np.ldexp(whole, last_place).astype(dtype)
+        return np.ldexp(integers, last_place).astype(dtype)
 
 
 def accept_either_rounding(

@@ -55,8 +55,8 @@ def element_error(a: np.ndarray, b: np.ndarray, negligible: float = 0.0) -> floa
         b: the exact values, all finite.
         negligible: if no error is larger than this, 0 may be returned, which is faster.
     """
-    away, size = np.abs(a - b), np.abs(b)
-    largest = away.max(initial=0.0)
+    difference, size = np.abs(a - b), np.abs(b)
+    largest = difference.max(initial=0.0)
     if largest == 0:
         return 0.0
     nonzero = np.count_nonzero(size)
@@ -66,7 +66,7 @@ def element_error(a: np.ndarray, b: np.ndarray, negligible: float = 0.0) -> floa
             return 0.0
     typical = np.quantile(size[size > 0], SMALL_QUANTILE, method="higher") if nonzero else 0.0
     with np.errstate(divide="ignore", over="ignore"):
-        return float((away / np.maximum(size, typical)).max())
+        return float((difference / np.maximum(size, typical)).max())
 
 
 def _largest(array: np.ndarray) -> float:

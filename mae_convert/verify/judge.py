@@ -183,8 +183,9 @@ def unread_in_words(verdict: Verdict) -> str:
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """Return the checks that a passed verdict must also pass to be a proof.
 
-    No mapping table was used, no missing tensor is undeclared, every field that a library may use
-    is read, and the two sides share no assumption about the function.
+    They require that no mapping table was used, that every tensor which only one side has is
+    declared, that every field which a library may use is read, and that the two sides share no
+    assumption about the function.
 
     Args:
         verdict: the verdict on the two traces.

@@ -244,8 +244,8 @@ def _size(row: Row, shape: float) -> tuple[int, int]:
 
 def _scaled(tile: np.ndarray, size: tuple[int, int]) -> Image.Image:
     image = Image.fromarray(eight_bits(tile))
-    whole = size[0] % image.width == 0 and size[1] % image.height == 0
-    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+    is_multiple = size[0] % image.width == 0 and size[1] % image.height == 0
+    return image.resize(size, Image.Resampling.NEAREST if is_multiple else Image.Resampling.BICUBIC)
 
 
 def _write(
@@ -292,13 +292,13 @@ def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bo
             return
         # All frames use the same palette; with different palettes the colours would flicker.
         palette = _side_by_side(frames).quantize(256)
-        first, *rest = (
+        first, *others = (
             frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames
         )
-        times = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
+        times = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
         if clip:
             times = [max(CLIP_MS // len(frames), SHORTEST_MS)] * len(frames)
-        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:

@@ -54,10 +54,10 @@ def test_names_and_shapes_equal_the_original(case):
 )
 def test_compiled_without_graph_breaks(case):
     torch._dynamo.reset()
-    model, given = loaded(case), tensors(inputs(case))
+    model, model_inputs = loaded(case), tensors(inputs(case))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        plain, fast = (run(**given, output_taps=True) for run in (model, compiled))
+        plain, fast = (run(**model_inputs, output_taps=True) for run in (model, compiled))
     assert distance(fast.logits, plain.logits) <= FLOAT64_LIMIT
     assert fast.taps.keys() == plain.taps.keys()
 
@@ -65,8 +65,11 @@ def test_compiled_without_graph_breaks(case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_reach_every_trained_parameter_of_the_family(case):
     family, task = CASES[case]
-    model, given = model_of(family, task, configuration(case)).double(), tensors(inputs(case))
-    output = model(**given)
+    model, model_inputs = (
+        model_of(family, task, configuration(case)).double(),
+        tensors(inputs(case)),
+    )
+    output = model(**model_inputs)
     (output.logits.square().sum() if output.loss is None else output.loss).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert not [name for name, gradient in gradients.items() if gradient is None]
@@ -93,18 +96,20 @@ def test_videomae_masks_the_same_number_of_patches_in_every_frame():
     noise = tube_noise(np.random.default_rng(0).random((3, 12)), 2)
     model = random_model("videomae", "pretrain", VIDEO)
     pixels = random_inputs(config, videos=3)[0]
-    for given in (torch.from_numpy(noise), None):
-        mask = model(pixels, given).mask.unflatten(1, (2, 12))
+    for model_inputs in (torch.from_numpy(noise), None):
+        mask = model(pixels, model_inputs).mask.unflatten(1, (2, 12))
         assert torch.equal(mask[:, 0], mask[:, 1])
         assert mask.sum((1, 2)).tolist() == [14.0] * 3
 
 
 def test_videomae_accepts_a_mask_as_noise():
     case = "videomae_pretrain_tiny"
-    model, given = loaded(case), tensors(inputs(case))
+    model, model_inputs = loaded(case), tensors(inputs(case))
     with torch.no_grad():
-        by_noise = model(**given)
-        by_mask = model(given["pixel_values"], torch.from_numpy(golden(case)["mask"]).float())
+        by_noise = model(**model_inputs)
+        by_mask = model(
+            model_inputs["pixel_values"], torch.from_numpy(golden(case)["mask"]).float()
+        )
     assert torch.equal(by_noise.logits, by_mask.logits)
 
 
@@ -302,8 +307,8 @@ def test_mae_st_without_biases_is_one_with_zero_biases():
     with torch.no_grad():
         for name in model.state_dict().keys() - own:
             model.get_parameter(name).zero_()
-        given = random_inputs(model.config)
-        assert distance(without(*given).logits, model(*given).logits) <= LIMIT
+        model_inputs = random_inputs(model.config)
+        assert distance(without(*model_inputs).logits, model(*model_inputs).logits) <= LIMIT
 
 
 def test_mae_st_classifier_always_ignores_the_first_token():
@@ -322,9 +327,9 @@ def test_mae_st_encoder_equals_that_of_the_pretraining_model():
     encoder = model_of("mae_st", "encoder", VIDEO).double()
     own = encoder.state_dict().keys()
     encoder.load_state_dict({n: v for n, v in model.state_dict().items() if n in own})
-    given = random_inputs(model.config)
+    model_inputs = random_inputs(model.config)
     with torch.no_grad():
-        alone, whole = encoder(*given), model(*given, output_taps=True)
+        alone, whole = encoder(*model_inputs), model(*model_inputs, output_taps=True)
     assert alone.last_hidden_state.shape == (2, model.config.num_kept, 12)
     assert torch.equal(alone.last_hidden_state, whole.taps["encoder.norm"])
 
@@ -359,33 +364,35 @@ def test_prithvi_features_of_everything_equal_the_original():
         state = checkpoint(case).items()
         own = {n.removeprefix("encoder."): v for n, v in state if n.startswith("encoder.")}
         encoder.load_state_dict(own)
-        given = tensors(inputs(case))
-        del given["noise"]
+        model_inputs = tensors(inputs(case))
+        del model_inputs["noise"]
         with torch.no_grad():
-            result = encoder.double().eval()(**given).last_hidden_state
+            result = encoder.double().eval()(**model_inputs).last_hidden_state
         assert distance(result, golden(case)["f64/features_unmasked"]) <= LIMIT, case
 
 
 def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded():
     case = "prithvi_v2_tl_tiny"
-    model, given = loaded(case), tensors(inputs(case))
+    model, model_inputs = loaded(case), tensors(inputs(case))
     names = ("temporal_coords", "location_coords")
     outputs = {}
     with torch.no_grad():
         for left_out in ((), names[:1], names[1:], names):
-            remaining = {name: value for name, value in given.items() if name not in left_out}
+            remaining = {
+                name: value for name, value in model_inputs.items() if name not in left_out
+            }
             outputs[left_out] = model(**remaining).logits
         plain = model_of("prithvi", "pretrain", {**configuration(case), "coords_encoding": []})
         own = plain.state_dict().keys()
         plain.load_state_dict({n: v for n, v in checkpoint(case).items() if n in own})
-        pixels, noise = given["pixel_values"], given["noise"]
+        pixels, noise = model_inputs["pixel_values"], model_inputs["noise"]
         assert torch.equal(plain.double()(pixels, noise).logits, outputs[names])
     values = list(outputs.values())
     assert all(distance(a, b) > 1e-3 for i, a in enumerate(values) for b in values[:i])
     with pytest.raises(ValueError, match="does not embed temporal_coords"):
-        plain(pixels, noise, temporal_coords=given["temporal_coords"])
+        plain(pixels, noise, temporal_coords=model_inputs["temporal_coords"])
     with pytest.raises(ValueError, match=r"location_coords must have shape \(2, 2\)"):
-        model(pixels, noise, location_coords=given["location_coords"][:1])
+        model(pixels, noise, location_coords=model_inputs["location_coords"][:1])
     with pytest.raises(ValueError, match="must be a list of time and location"):
         configurations.PrithviConfig(coords_encoding=["weather"])
     with pytest.raises(ValueError, match="must be a multiple of 4"):
@@ -396,11 +403,11 @@ def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded(
 
 def test_prithvi_in_float32_computes_coordinates_as_well_as_in_float64():
     case = "prithvi_v2_tl_tiny"
-    model, given = loaded(case), tensors(inputs(case))
+    model, model_inputs = loaded(case), tensors(inputs(case))
     embedding = model.encoder.temporal_embed_enc
     with torch.no_grad():
-        exact = embedding(given["temporal_coords"])
-        rounded = embedding.float()(given["temporal_coords"])
+        exact = embedding(model_inputs["temporal_coords"])
+        rounded = embedding.float()(model_inputs["temporal_coords"])
     assert rounded.dtype == torch.float32
     assert distance(rounded, exact) <= 2e-7
 

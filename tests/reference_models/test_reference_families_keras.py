@@ -73,15 +73,15 @@ def option_model(name):
 
 def option_inputs(model, task):
     pixels, noise = random_inputs(model.config)
-    given = {"pixel_values": pixels}
+    model_inputs = {"pixel_values": pixels}
     if task != "classify":
-        given["noise"] = noise
+        model_inputs["noise"] = noise
     if getattr(model.config, "encodes_time", False):
         times = [[2020.0 + frame, 40.0 * frame] for frame in range(model.config.num_frames)]
-        given["temporal_coords"] = torch.tensor([times, times[::-1]])
+        model_inputs["temporal_coords"] = torch.tensor([times, times[::-1]])
     if getattr(model.config, "encodes_location", False):
-        given["location_coords"] = torch.tensor([[-33.9, 18.4], [46.2, 6.1]])
-    return given
+        model_inputs["location_coords"] = torch.tensor([[-33.9, 18.4], [46.2, 6.1]])
+    return model_inputs
 
 
 def jobs():
@@ -94,19 +94,19 @@ def jobs():
     for name, (family, task, fields) in OPTIONS.items():
         model = option_model(name)
         state = {n: tensor.numpy() for n, tensor in model.state_dict().items()}
-        given = {n: tensor.numpy() for n, tensor in option_inputs(model, task).items()}
+        model_inputs = {n: tensor.numpy() for n, tensor in option_inputs(model, task).items()}
         config = {**VIDEO, **fields}
         job = {"family": family, "task": task, "config": config, "modes": ("eager",)}
-        yield {"name": name, **job}, keras_weights(family, state), given
+        yield {"name": name, **job}, keras_weights(family, state), model_inputs
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def folder(request, tmp_path_factory):
     """Run the worker on each backend that is installed; return the folder that it wrote to."""
     folder, listed = tmp_path_factory.mktemp(request.param), []
-    for job, weights, given in jobs():
+    for job, weights, model_inputs in jobs():
         np.savez(folder / f"{job['name']}.weights.npz", **weights)
-        np.savez(folder / f"{job['name']}.inputs.npz", **given)
+        np.savez(folder / f"{job['name']}.inputs.npz", **model_inputs)
         listed.append(job)
     (folder / "jobs.json").write_text(json.dumps(listed))
     return run_worker(WORKER, request.param, folder, "quick")
@@ -129,9 +129,9 @@ def test_everything_equals_the_original(folder, case, mode):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_equal_the_pytorch_model(folder, name):
     model = option_model(name)
-    given = option_inputs(model, OPTIONS[name][1])
+    model_inputs = option_inputs(model, OPTIONS[name][1])
     with torch.no_grad():
-        expected = results(model, given)
+        expected = results(model, model_inputs)
     del expected["taps"]
     measured = dict(np.load(folder / f"{name}.eager.npz"))
     assert {n for n in measured if n.startswith("taps/")} == {

@@ -271,11 +271,11 @@ def test_norm_pix_loss_is_a_field_and_an_argument():
     expected = numpy_mae.pretrain(weights_of(model), pixels.numpy(), noise.numpy(), ODD)
     with torch.no_grad():
         plain, other = model(pixels, noise), normalised(pixels, noise)
-        asked = model.forward_loss(pixels, plain.logits, plain.mask, norm_pix_loss=True)
+        requested = model.forward_loss(pixels, plain.logits, plain.mask, norm_pix_loss=True)
     assert plain.loss.shape == other.loss.shape == ()
     assert distance(plain.loss, expected["loss"]) <= FLOAT64_LIMIT
     assert distance(other.loss, expected["loss_norm_pix"]) <= FLOAT64_LIMIT
-    assert torch.equal(asked, other.loss)
+    assert torch.equal(requested, other.loss)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_nothing_masked_keeps_the_order_of_the_noise():
         straight = model(pixels, in_order, output_taps=True)
     assert shuffled.loss is None
     assert not shuffled.mask.any()
-    places = shuffled.ids_restore[..., None] + 1
-    restored = shuffled.taps["encoder.norm"].take_along_dim(places, dim=1)
+    indices = shuffled.ids_restore[..., None] + 1
+    restored = shuffled.taps["encoder.norm"].take_along_dim(indices, dim=1)
     assert distance(restored, straight.taps["encoder.norm"][:, 1:]) <= FLOAT64_LIMIT
     assert distance(shuffled.logits, straight.logits) <= FLOAT64_LIMIT
 
@@ -383,10 +383,10 @@ def test_taps_contain_the_documented_activations():
         expected = dict(zip("qkv", block.attn.qkv(normed).chunk(3, dim=-1), strict=True))
         between = taps["encoder.blocks.0.output"] + taps["encoder.blocks.1.attention"]
     parts = ("q", "k", "v", "attention", "mlp", "output")
-    places = [(f"{part}.blocks", n) for part, n in (("encoder", 2), ("decoder", 1))]
+    parts = [(f"{part}.blocks", n) for part, n in (("encoder", 2), ("decoder", 1))]
     assert list(taps) == [
         name
-        for position, depth in places
+        for position, depth in parts
         for name in (
             f"{position[:7]}.embedding",
             *(f"{position}.{index}.{part}" for index in range(depth) for part in parts),
@@ -416,10 +416,10 @@ def test_requesting_outputs_does_not_change_the_result():
         arguments = (pixels,) if task == "classify" else (pixels, noise)
         model, index = random_model(task, ODD), 0 if task == "encoder" else 1
         plain = model(*arguments)[index]
-        asked = model(*arguments, output_hidden_states=True, output_taps=True)[index]
-        assert distance(asked, plain) <= FLOAT64_LIMIT
-        asked = model(*arguments, output_attentions=True)[index]
-        assert distance(asked, plain) <= FLOAT64_LIMIT
+        requested = model(*arguments, output_hidden_states=True, output_taps=True)[index]
+        assert distance(requested, plain) <= FLOAT64_LIMIT
+        requested = model(*arguments, output_attentions=True)[index]
+        assert distance(requested, plain) <= FLOAT64_LIMIT
 
 
 # --- compiled, trained ---

@@ -243,13 +243,18 @@ def test_the_decoder_s_epsilon_is_a_field_of_its_own(case, tmp_path):
         assert (read.model.layer_norm_eps, read.model.decoder_layer_norm_eps) == (1e-6, 1e-5)
     # Without the option the decoder has the epsilon of the encoder, and the results differ.
     arrays = case("pretrain_tiny").arrays
-    given = (torch.tensor(arrays["imgs"]).double(), torch.tensor(arrays["noise"]).double())
+    images_and_noise = (
+        torch.tensor(arrays["imgs"]).double(),
+        torch.tensor(arrays["noise"]).double(),
+    )
     heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "dtype": "float64"}
     plain = load_model(case("pretrain_tiny").checkpoint, **heads)
     other = load_model(case("pretrain_tiny").checkpoint, **heads, decoder_layer_norm_eps=1e-5)
     target = load_model(tmp_path / "a.pth", dtype="float64")
     with torch.no_grad():
-        of_plain, of_other, of_target = (model(*given).logits for model in (plain, other, target))
+        of_plain, of_other, of_target = (
+            model(*images_and_noise).logits for model in (plain, other, target)
+        )
     assert distance(of_other, of_target) < FLOAT64_LIMIT
     assert 1e-8 < distance(of_target, of_plain) < 1e-2
 

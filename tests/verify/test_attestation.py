@@ -62,8 +62,8 @@ def authority(folder, name="ca"):
         builder = builder.add_extension(
             x509.KeyUsage(digital_signature=signs, key_cert_sign=ca, **usage), True
         )
-        made = builder.sign(own, hashes.SHA256())
-        (folder / file).write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        certificate = builder.sign(own, hashes.SHA256())
+        (folder / file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return folder / file
 
     def of_key(private, file, **usage):

@@ -19,21 +19,21 @@ def verdicts(tmp_path_factory):
     for family in FAMILIES:
         (own := folder / family).mkdir()
         population = FamilyPopulation.of(family, own, seed=2)
-        made = [
+        created = [
             *population.weights(1, by_tensorflow=0),
             *population.configurations(2, by_tensorflow=0),
             *population.code(4, 0),
         ]
-        mutants[family] = [mutant for mutant in made if mutant.refused is None]
-    pairs = {family: [(m.a, m.b) for m in made] for family, made in mutants.items()}
+        mutants[family] = [mutant for mutant in created if mutant.refused is None]
+    pairs = {family: [(m.a, m.b) for m in created] for family, created in mutants.items()}
     sources = {id(a.checkpoint): a for some in pairs.values() for a, _ in some}
     targets = [b for some in pairs.values() for _, b in some]
     traces = run_all([*sources.values(), *targets], folder / "runs")
     of_source = dict(zip(sources, traces, strict=False))
     left = iter(traces[len(sources) :])
     return {
-        family: [(m, of_source[id(m.a.checkpoint)], next(left)) for m in made]
-        for family, made in mutants.items()
+        family: [(m, of_source[id(m.a.checkpoint)], next(left)) for m in created]
+        for family, created in mutants.items()
     }
 
 

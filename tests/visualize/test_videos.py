@@ -260,14 +260,14 @@ def test_frames_are_prepared_as_by_the_processor_of_transformers(tmp_path):
 def test_predictions_become_pixels_as_in_the_reference_model(family, normalized):
     checkpoint = opened(family, norm_pix_loss=normalized)
     model = load_model(checkpoint, dtype="float64")
-    given = golden_inputs(CASES[family])
-    pixels, noise = (torch.from_numpy(given[name]) for name in ("pixel_values", "noise"))
+    model_inputs = golden_inputs(CASES[family])
+    pixels, noise = (torch.from_numpy(model_inputs[name]) for name in ("pixel_values", "noise"))
     with torch.inference_mode():
         outputs = model(pixels.double(), noise)
         whole = model.reconstruct(pixels.double(), outputs.logits, outputs.mask).numpy()
     run = Reconstructor(checkpoint, "torch")
     config, kind = checkpoint.configuration.model, checkpoint.family
-    result = run(given, kind.ratio_that_keeps(config.num_kept, config))
+    result = run(model_inputs, kind.ratio_that_keeps(config.num_kept, config))
     assert np.array_equal(result.mask, outputs.mask.numpy())
     removed = np.broadcast_to(
         np.moveaxis(mask_of_pixels(result.mask, result.shapes), -1, 1) > 0, whole.shape
@@ -278,7 +278,7 @@ def test_predictions_become_pixels_as_in_the_reference_model(family, normalized)
     assert distance(result.pixel_values[~removed], whole[~removed]) < 1e-6
     losses = objective(result, kind, config)
     assert losses.mean() == pytest.approx(float(outputs.loss), rel=1e-5)
-    stored = kind.predicted_pixels(given["pixel_values"], config)
+    stored = kind.predicted_pixels(model_inputs["pixel_values"], config)
     assert in_pixels(predicted, stored, kind, config).shape == stored.shape
 
 
@@ -553,13 +553,13 @@ def test_options_of_other_models_are_refused(command, clip, tmp_path, options, s
 
 def test_coordinates_of_a_file_of_inputs_are_used(command, tmp_path):
     case = "prithvi_v2_tl_tiny"
-    given = golden_inputs(case)
-    np.savez(tmp_path / "in.npz", **given)
+    model_inputs = golden_inputs(case)
+    np.savez(tmp_path / "in.npz", **model_inputs)
     source = GOLDEN / case / "checkpoint.pth"
     fields = {"num_attention_heads": 4, "decoder_num_attention_heads": 3, "image_size": (32, 32)}
     checkpoint = open_checkpoint(source, Flags(**fields))
     model = load_model(checkpoint)
-    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in model_inputs.items()}
     with torch.inference_mode():
         loss = float(model(**tensors).loss)
         without = float(model(tensors["pixel_values"], tensors["noise"]).loss)
@@ -572,7 +572,7 @@ def test_coordinates_of_a_file_of_inputs_are_used(command, tmp_path):
     assert np.mean(losses) == pytest.approx(loss, rel=1e-5)
     for name in ("with", "without"):
         path = tmp_path / f"{name}.npz"
-        arrays = given if name == "with" else {"pixel_values": given["pixel_values"]}
+        arrays = model_inputs if name == "with" else {"pixel_values": model_inputs["pixel_values"]}
         np.savez(path, **arrays)
         out = command("features", source, "--inputs", path, "-o", tmp_path / f"f-{name}.npz",
                       *HEADS[:2], *SIZE)  # fmt: skip
