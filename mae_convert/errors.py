@@ -46,7 +46,7 @@ IN_PLAN = {"run_mask_ratio": "at_mask_ratio"}
 
 
 def as_option(option: Option) -> str:
-    """Return an option as on the command line: ``--num-heads 12``, ``--no-norm-pix-loss``."""
+    """Return an option as on a command line, such as ``--num-heads 12``."""
     name = ON_COMMAND_LINE.get(option.name, option.name).replace("_", "-")
     if isinstance(option.value, bool):
         return f"--{name}" if option.value else f"--no-{name}"
@@ -94,7 +94,7 @@ def join(texts: Iterable[Text], separator: str) -> Text:
 
 
 def to_json(text: Text) -> str:
-    """Return a text as JSON, to be shown by another process."""
+    """Return a text as JSON, from which another process restores it with `from_json`."""
 
     def plain(part: Text) -> Any:
         if isinstance(part, str | Path):
@@ -110,7 +110,7 @@ def from_json(line: str) -> Text:
     """Return the text that `to_json` wrote.
 
     Raises:
-        ValueError: the line was not written by it.
+        ValueError: the line was not written by `to_json`.
     """
 
     def text(part: Any) -> Text:
@@ -127,7 +127,7 @@ def from_json(line: str) -> Text:
 
 
 def one_line(sentence: str) -> str:
-    """Return a message that may contain external text: printable, not long, without credentials."""
+    """Return a message on one printable line, shortened and without credentials."""
     plain = for_terminal(without_secrets(sentence))
     if len(plain) > LONGEST:
         return f"{plain[: LONGEST // 2]} [...] {plain[-LONGEST // 2 :]}"
@@ -193,7 +193,7 @@ class MaeConvertError(Exception):
         return one_line(render(self.parts, style))
 
     def renamed(self, path: Path, name: str) -> "MaeConvertError":
-        """Return the error with another name for a path and for the paths below it."""
+        """Return a copy of the error in which `name` replaces `path`, also in paths below it."""
 
         def shown(part: Text) -> Text:
             if isinstance(part, str | Option):
@@ -240,7 +240,7 @@ class CheckpointError(MaeConvertError):
 
 
 class LayoutError(MaeConvertError):
-    """Tensors do not fit the layout as which they are read or written."""
+    """The names or shapes of tensors do not match the layout in which they are read or written."""
 
 
 class ConfigurationError(MaeConvertError):
@@ -252,7 +252,7 @@ class ImageError(MaeConvertError, ValueError):
 
 
 class OutputError(MaeConvertError):
-    """The output already exists, cannot be written, or did not read back as written."""
+    """The output already exists, cannot be written, or differs when it is read back."""
 
 
 class HubError(MaeConvertError):
@@ -260,6 +260,6 @@ class HubError(MaeConvertError):
 
 
 class MissingRequirementError(MaeConvertError):
-    """A framework, package or network connection that is needed is missing; exit status 3."""
+    """A required framework, package or network connection is missing; exit status 3."""
 
     exit_status = 3

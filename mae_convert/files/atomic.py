@@ -55,7 +55,7 @@ class Destination:
     """Whether an existing target may be replaced."""
 
     may_replace: Callable[[Path], None] = lambda _: None
-    """Raises OutputError for a directory that must not be replaced."""
+    """A function that raises OutputError for an existing directory that must not be replaced."""
 
     def check(self) -> None:
         """Refuse a target that may not be replaced, before any work is done.
@@ -110,25 +110,26 @@ class Staged:
         """
         target = self.destination.target
         if self._old is not None and self.destination.is_directory and target.is_dir():
-            self.destination.may_replace(target)  # checked again: it may have changed meanwhile
+            self.destination.may_replace(target)  # checked again: the directory may have changed
         if _identity(target) != self._old:
-            raise _overtaken(target) if self.destination.overwrite else already_exists(target)
+            error = _written_meanwhile if self.destination.overwrite else already_exists
+            raise error(target)
         if self._old is None:
-            self._appear()
+            self._create()
         else:
             self._replace(self._old)
 
     def undo(self) -> None:
-        """Restore the state before `commit`, if that was called."""
+        """Restore the state before `commit`, if `commit` was called."""
         if self._undo is not None:
             self._undo()
             self._undo = None
 
-    def _appear(self) -> None:
+    def _create(self) -> None:
         try:
             rename_to_new(self.path, self.destination.target)
         except FileExistsError:
-            error = _overtaken if self.destination.overwrite else already_exists
+            error = _written_meanwhile if self.destination.overwrite else already_exists
             raise error(self.destination.target) from None
         self._undo = lambda: rename_to_new(self.destination.target, self.path)
 
@@ -149,7 +150,7 @@ class Staged:
         is_other = identity is None or identity[:2] != old[:2]
         if is_other:  # written by another process since the check
             exchange(self.path, target)
-            raise _overtaken(target)
+            raise _written_meanwhile(target)
         self._undo = lambda: exchange(self.path, target)
 
 
@@ -163,7 +164,8 @@ def staged(
 
     Args:
         destinations: the targets.
-        on_commit: called once all have been renamed, before any signal is delivered.
+        on_commit: called after all outputs have been renamed, before any deferred signal is
+            handled.
 
     Raises:
         OutputError: a target may not be replaced, was written by another process meanwhile, or the
@@ -185,7 +187,7 @@ def staged(
             if undone:
                 _undo(outputs)
             stack.close()
-            if not undone:  # a signal during the removal of the old outputs is too late
+            if not undone:  # a signal that arrived while the old outputs were removed has no effect
                 signals.forget()
                 on_commit()
         if undone:
@@ -267,10 +269,10 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def os_errors_explained(target: Path) -> Iterator[None]:
-    """Convert errors of the operating system to an `OutputError`.
+    """Convert an `OSError` that the block raises to an `OutputError` that names the target.
 
     Raises:
-        OutputError: the body raised an error of the operating system.
+        OutputError: the block raised an `OSError`.
     """
     try:
         yield
@@ -297,7 +299,7 @@ def already_exists(target: Path | str, detail: str = "") -> OutputError:
     )
 
 
-def _overtaken(target: Path) -> OutputError:
+def _written_meanwhile(target: Path) -> OutputError:
     return OutputError(
         target,
         " was written by another program in the meantime and was not changed",
@@ -315,7 +317,7 @@ def rename_to_new(source: Path, target: Path) -> None:
         renameat2(source, target, NO_REPLACE)
     except NotImplementedError:
         if not source.is_dir():
-            os.link(source, target)  # which does not replace either
+            os.link(source, target)  # os.link does not replace a target either
             source.unlink()
             return
         if os.path.lexists(target):
@@ -323,20 +325,20 @@ def rename_to_new(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def exchange(one: Path, other: Path) -> None:
+def exchange(first: Path, second: Path) -> None:
     """Exchange the names of two files or directories.
 
     Raises:
-        NotImplementedError: the operating system or this file system cannot.
+        NotImplementedError: the operating system or this file system cannot exchange names.
     """
-    renameat2(one, other, EXCHANGE)
+    renameat2(first, second, EXCHANGE)
 
 
 def renameat2(source: Path, target: Path, flags: int) -> None:
-    """Rename with the system call of that name.
+    """Rename a file or directory with the Linux system call ``renameat2``.
 
     Raises:
-        NotImplementedError: the operating system or this file system does not have it.
+        NotImplementedError: the operating system or this file system does not support the call.
         OSError: the system call failed.
     """
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

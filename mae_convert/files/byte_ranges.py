@@ -1,11 +1,11 @@
-"""Files that are open for reading, with checked byte ranges and hashes; changes are detected.
+"""Open files: reads of byte ranges that are checked, hashes, and detection of changes.
 
 Only regular files are opened: reading a named pipe, a terminal or another device could wait
-forever, and a directory or a socket gives an unclear error.
+forever, and the system's errors for directories and sockets are unclear.
 
 Bytes are read on request and not mapped into memory: reading a mapping of a file that has become
-shorter ends the process, and mappings count against its address space. A mapping is made only for
-parameters of models (`private_mapping`).
+shorter ends the process, and mappings count against its limit of address space. Files are mapped
+only for the parameters of models (`private_mapping`).
 """
 
 import copy
@@ -47,7 +47,7 @@ def open_input(path: Path) -> BinaryIO:
     if (kind := kind_of(path)) is not None:
         raise MaeConvertError(path, f" is {kind} and not a regular file", hint="name a file")
     try:
-        # Otherwise opening a pipe that has replaced it would wait.
+        # Without O_NONBLOCK, opening a named pipe that has just replaced the file would wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise MaeConvertError(path, " does not exist", hint="check the path") from error
@@ -76,7 +76,7 @@ SPECIFY = "specify the file of a checkpoint, or a model directory"
 
 
 class ByteFile:
-    """The bytes of a file, or of a range of it; the open file may be renamed or removed.
+    """The bytes of an open file or of a range in it; the path may be renamed or removed meanwhile.
 
     Args:
         path: the file.
@@ -90,7 +90,7 @@ class ByteFile:
         self.path = path
         self._descriptor = _open(path)
         weakref.finalize(self, os.close, self._descriptor)
-        self._whole: ByteFile = self  # keeps the descriptor open as long as a part exists
+        self._whole: ByteFile = self  # the file stays open while a range of it is in use
         status = os.fstat(self._descriptor)
         self._stamp = _stamp(status)
         if not stat.S_ISREG(status.st_mode):
@@ -103,7 +103,7 @@ class ByteFile:
         """Return a range of the bytes as a separate file.
 
         Raises:
-            CheckpointError: they are not all in the file.
+            CheckpointError: the range is not entirely in the file.
         """
         self.check(offset, size)
         part = copy.copy(self)
@@ -114,7 +114,7 @@ class ByteFile:
         """Require that `count` bytes from `offset` on are in the file.
 
         Raises:
-            CheckpointError: they are not.
+            CheckpointError: the file has fewer bytes.
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise damaged(self.path, f"data at {offset} to {offset + count} of {self.size} bytes")
@@ -123,7 +123,7 @@ class ByteFile:
         """Return a copy of `count` bytes.
 
         Raises:
-            CheckpointError: they are not all in the file.
+            CheckpointError: the range is not entirely in the file.
         """
         self.check(offset, count)
         buffer = bytearray(count)
@@ -134,7 +134,7 @@ class ByteFile:
         """Fill a buffer with the bytes from `offset` on.
 
         Raises:
-            CheckpointError: they are not all in the file, or the file has become shorter.
+            CheckpointError: the range is not entirely in the file, or the file has become shorter.
         """
         self.check(offset, len(buffer))
         filled = 0
@@ -151,7 +151,7 @@ class ByteFile:
         """Return a lazy array whose data begin at `offset`, in C order and native byte order.
 
         Raises:
-            CheckpointError: the data are not all in the file.
+            CheckpointError: the data are not entirely in the file.
         """
         self.check(offset, math.prod(shape) * dtype.itemsize)
         return FileArray(shape, dtype, self, offset)
@@ -192,8 +192,8 @@ class ByteFile:
     def pinned(self) -> Path:
         """A path to the open file, for programs that open files by path.
 
-        With ``/proc`` it refers to the open file, even if another file has its path by then;
-        otherwise it is the path of the file.
+        On systems with ``/proc`` it refers to the open file, even if the file has since been
+        replaced; on other systems it is the path of the file.
         """
         pinned = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
         return pinned if os.path.lexists(pinned) else self.path
@@ -214,7 +214,7 @@ def _open(path: Path) -> int:
     if (kind := kind_of(path)) is not None:
         raise CheckpointError(path, f" is {kind} and not a regular file", hint=SPECIFY)
     try:
-        # Otherwise opening a pipe would wait.
+        # Without O_NONBLOCK, opening a named pipe would wait.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(path, " does not exist", hint="check the path") from None
@@ -222,7 +222,7 @@ def _open(path: Path) -> int:
         raise CheckpointError(
             path, " cannot be read: permission denied", hint="change its permissions"
         ) from None
-    except (OSError, ValueError) as error:  # a link to itself, a name with a NUL character
+    except (OSError, ValueError) as error:  # a link to itself, or a NUL character in it
         if reason := shortage(error):
             raise CheckpointError(path, f" cannot be opened: {reason}") from error
         raise CheckpointError(path, f" cannot be opened ({error})", hint=SPECIFY) from None
@@ -236,7 +236,7 @@ class FileArray(SequentialArray):
     offset: int
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements that are read from the file; they must not be modified."""
+        """Return elements, read from the file; the array must not be modified."""
         array = np.empty(stop - start, self.dtype)
         if array.size:
             data = array.view(np.uint8).data
@@ -302,7 +302,7 @@ def open_sha256(file: ByteFile) -> str:
     """Return the SHA-256 of the bytes of an open file.
 
     Raises:
-        CheckpointError: it was changed since it was opened.
+        CheckpointError: the file was changed after it was opened.
     """
     digest = hex_digest(file, hashlib.sha256())
     file.require_unchanged()
@@ -340,10 +340,10 @@ def damaged(path: Path, what: str) -> CheckpointError:
 
 
 def refuse_nul(name: object) -> None:
-    """Refuse a name that the system cannot look up.
+    """Refuse a name that contains a NUL character, which no system can look up.
 
     Raises:
-        MaeConvertError: it contains a NUL character.
+        MaeConvertError: the name contains a NUL character.
     """
     if "\0" in str(name):
         raise MaeConvertError(
@@ -352,7 +352,7 @@ def refuse_nul(name: object) -> None:
 
 
 def is_plain_name(name: object) -> bool:
-    """Return whether a name from a file is the name of a file beside it, without a path."""
+    """Return whether a name is only a file name: it contains no separator and is not ".."."""
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         return False
     return len(name.encode("utf-8", "surrogatepass")) <= LONGEST_FILE_NAME

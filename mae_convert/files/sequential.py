@@ -1,7 +1,7 @@
 """Arrays whose elements are read in ranges, in C order, so that no array is entirely in memory.
 
 Tensors that are copied, rounded, split or concatenated along their first axis are read, written and
-compared in this way. A transpose needs another order of the elements and loads the whole array: at
+compared in this way. A transpose changes the order of the elements, so it loads the whole array: at
 most 26 MB in float32 for the largest official model, a ViT-H.
 """
 
@@ -25,7 +25,7 @@ class FilePosition(NamedTuple):
     """The whole file."""
 
     offset: int
-    """The number of bytes before them."""
+    """The number of bytes in the file before these bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,11 @@ class SequentialArray(ABC):
         memory[:] = self.elements(start, start + len(memory))
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the location of exactly these elements, contiguous, in a file.
+        """Return the position in a file of the elements from `start` to `stop` (exclusive).
 
         Returns:
-            The offset of the first element; None if the elements are not contiguous in one file.
+            The position of the first element; None if the elements are not stored contiguously, in
+            this order and with these values, in one file.
         """
         del start, stop
         return None
@@ -153,7 +154,7 @@ class Checked(Mapped):
 
 
 def split(array: SequentialArray, shapes: Sequence[tuple[int, ...]]) -> list[SequentialArray]:
-    """Return arrays of these shapes that are consecutive ranges of another array."""
+    """Return arrays of the given shapes that are consecutive ranges of `array`."""
     first = itertools.accumulate(map(math.prod, shapes), initial=0)
     return [
         ArrayRange(shape, array.dtype, array, at) for shape, at in zip(shapes, first, strict=False)

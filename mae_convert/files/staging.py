@@ -41,8 +41,7 @@ def staging_beside(target: Path) -> Iterator[Path]:
 def scratch_directory() -> Iterator[Path]:
     """Create a directory for temporary files, and remove it at the end.
 
-    Unlike those of `tempfile`, a directory that a killed process has left is removed by the next
-    run.
+    Unlike with `tempfile`, the next run removes a directory that a killed process has left.
 
     Raises:
         OSError: it cannot be created.
@@ -56,7 +55,7 @@ def _staging_in(directory: Path) -> Iterator[Path]:
     sweep(directory)
     made: list[tuple[Path, int]] = []
     try:
-        with undisturbed():  # a deferred signal is raised at its end
+        with undisturbed():  # a deferred signal is raised at the end of this block
             made.append(_make(directory))
         yield made[0][0]
     finally:
@@ -76,12 +75,12 @@ def sweep(directory: Path) -> list[Path]:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a temporary directory that no process uses; return whether it was one."""
+    """Remove a temporary directory if no process uses it; return whether it was removed."""
     lock = _lock(path, or_none=True) if _is_ours(path) else None
     if lock is None:
         return False
     remove(path)
-    os.close(lock)  # held until the directory is gone
+    os.close(lock)  # the lock is held until the directory is removed
     return True
 
 
@@ -102,14 +101,14 @@ def _make(directory: Path) -> tuple[Path, int]:
         lock = _lock(folder)
         if lock is not None:
             return folder, lock
-        # Another process has removed it as unused, before it was locked.
+        # Another process removed the new directory as unused before it was locked; create another.
 
 
 def _lock(folder: Path, *, or_none: bool = False) -> int | None:
     """Return a descriptor that holds the lock on a directory; None if another has it.
 
-    On a file system without locks, the descriptor holds none, or None is returned with `or_none`:
-    then unused directories are not removed.
+    On a file system without locks, the returned descriptor holds no lock; with `or_none`, None is
+    returned instead, so that unused directories are not removed.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -123,7 +122,7 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
         held = False
     except OSError:
         held = not or_none
-    with suppress(OSError):  # it may have been removed before it was locked
+    with suppress(OSError):  # another process may have removed the directory before it was locked
         if held and os.path.samestat(os.fstat(descriptor), folder.lstat()):
             return descriptor
     os.close(descriptor)
@@ -131,7 +130,7 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
 
 
 def _is_ours(path: Path) -> bool:
-    with suppress(OSError):  # its own process may just have removed it
+    with suppress(OSError):  # the process that created it may just have removed it
         status = path.lstat()
         return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     return False

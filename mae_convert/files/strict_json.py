@@ -1,7 +1,7 @@
-"""Strict JSON, which all parsers read alike; schemas; conversion of values to JSON.
+"""Strict JSON that every parser reads in the same way, JSON schemas, and values as JSON.
 
 The schemas are in ``data/schemas`` (draft 7). The validator is imported only when a document is
-checked: a file of weights alone does not need it.
+checked, because a file that contains only weights does not need it.
 """
 
 import json
@@ -18,14 +18,14 @@ LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
 
 
 class JsonError(ValueError):
-    """A text is not JSON, or is ambiguous JSON."""
+    """A text is not JSON, or parsers read it differently."""
 
 
 def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
-    Besides what is not JSON in UTF-8, it refuses duplicate keys, NaN and Infinity, which JSON does
-    not have, numbers beyond 64 bits, unpaired surrogates, and more than 200 levels of nesting.
+    Only JSON in UTF-8 is accepted. Duplicate keys, NaN, Infinity, numbers beyond 64 bits, unpaired
+    surrogates, and more than 200 levels of nesting are refused.
 
     Raises:
         JsonError: the text is refused; the message states why, without the name of the file.
@@ -112,7 +112,7 @@ def plain(value: Any) -> Any:
         return {in_unicode(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    # Whoever has a NumPy scalar has imported NumPy; the command line's help does without it.
+    # If the value is a NumPy scalar, NumPy is imported already; `--help` must not import it.
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic):
         value = value.item()
@@ -122,7 +122,7 @@ def plain(value: Any) -> Any:
 
 
 def in_unicode(value: Any) -> Any:
-    r"""Return a value in which every lone surrogate is an escape sequence, such as ``\udcff``.
+    r"""Return a copy of a value in which lone surrogates are escape sequences, such as ``\udcff``.
 
     Python represents file names that are not UTF-8 with lone surrogates, and some pickles contain
     them. Neither strict JSON nor SQLite can store them.
@@ -144,10 +144,10 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
         schema: name of the schema: "certificate", "config", "conversion", "index", "preprocessor"
             or "trace".
         where: the name of the file, for the message.
-        advice: what to do if it does not conform.
+        advice: what to do if the document does not conform.
 
     Raises:
-        CheckpointError: it does not conform; the message names the file and the field.
+        CheckpointError: the document does not conform; the message names the file and the field.
     """
     from fastjsonschema import JsonSchemaValueException
 
@@ -159,7 +159,7 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
 
 
 def load_schemas(*names: str) -> None:
-    """Compile schemas, which otherwise happens when the first document is checked."""
+    """Compile schemas now and not when the first document is checked."""
     for name in names:
         _validator(name)
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 MOST_WORKERS = 4
-"""Each thread may need one whole array, which is being transposed, and a block of it."""
+"""Each thread may need memory for one whole array and a block of it."""
 
 REUSED_BYTES = 30 << 20
 """Less than 32 MB, up to which glibc raises its mmap threshold to the size of a freed block."""
@@ -43,7 +43,7 @@ class WorkerThreads:
         reuse_freed_memory()
         self._progress = progress
         self._stop = threading.Event()
-        # One more than there are processors: some wait for the disk.
+        # One thread more than processors, because some threads wait for the disk.
         workers = min(MOST_WORKERS, (os.cpu_count() or 1) + 1)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mae-convert")
 
@@ -84,7 +84,7 @@ class WorkerThreads:
 
 
 def overlapped(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield `work(item)` for each item, computed in a thread while this one makes the next item."""
+    """Yield `work(item)` for each item, computed in a thread while the next item is produced."""
     with ThreadPoolExecutor(1, thread_name_prefix="mae-convert") as pool:
         running: Future[T] | None = None
         for item in items:

@@ -1,6 +1,7 @@
 """Errors that are caused by a lack of memory, file descriptors, processes or disk space.
 
-This uses only the standard library (and `text`): it is needed when other imports fail.
+This module imports only the standard library and `text`, because it must work when other imports
+fail for lack of memory.
 """
 
 import errno
@@ -10,7 +11,7 @@ from mae_convert.text import format_bytes, plural
 
 try:
     import resource
-except ImportError:  # not on every system
+except ImportError:  # a module that does not exist on every system
     resource = None  # type: ignore[assignment]
 
 MEMORY = "there is not enough memory{0}; free some, or raise the limit (ulimit -v, a container's)"
@@ -27,7 +28,7 @@ OF_NUMBERS = {
     errno.ENOSPC: DISK,
     errno.EDQUOT: DISK,
 }
-# Messages of the dynamic linker and of libraries with their own exceptions.
+# Messages of the dynamic linker and of libraries that raise exceptions of their own.
 OF_WORDS = (
     ("failed to map segment", MEMORY),
     ("cannot allocate memory", MEMORY),
@@ -45,7 +46,7 @@ NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return a sentence about an exhausted resource that caused an error, or None."""
+    """Return an error message about the exhausted resource that caused an error, or None."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -80,7 +81,7 @@ def _open_files() -> str:
 
 
 def too_little_address_space() -> str | None:
-    """Return a sentence if a limit leaves too little address space for loading NumPy."""
+    """Return an error message if a limit leaves too little address space for loading NumPy."""
     if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -88,7 +89,7 @@ def too_little_address_space() -> str | None:
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return None
     return (
-        f"{format_bytes(limit)} of address space are too little: NumPy needs"
+        f"{format_bytes(limit)} of address space is too little: NumPy needs"
         f" {format_bytes(needed)} with {plural(_threads(), 'thread')}; raise the limit (ulimit -v),"
         " or set OPENBLAS_NUM_THREADS=1"
     )

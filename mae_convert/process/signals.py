@@ -1,8 +1,8 @@
 """Signals that end a process: handling, deferring, and the exit status of the command line.
 
 A handler raises an exception, so that every ``finally`` runs: children are stopped, temporary
-directories removed, half-written outputs deleted. Python drops an exception that is raised where it
-cannot be caught, such as in a finalizer; then the signal is sent again.
+directories removed, half-written outputs deleted. Python ignores an exception that is raised where
+it cannot be caught, such as in a finalizer; then the signal is sent again.
 """
 
 import os
@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 # Ctrl-C, kill, a closed terminal, Ctrl-\, the warnings of batch systems, timers and a CPU limit:
-# every signal that ends a process and that it can handle, except those of crashes.
+# every signal that ends a process and that the process can handle, except those of crashes.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM",
          "SIGPROF", "SIGXCPU")  # fmt: skip
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -53,7 +53,7 @@ class Endings:
         """
         self.received.append(number)
         if _is_inside(frame, Endings.note_dropped):
-            return  # an exception would be dropped here too; the signal is sent again
+            return  # Python would ignore an exception here too; the signal is sent again later
         now = time.monotonic()
         if now < self._quiet_until and not self._dropped:
             return  # a clean-up that has begun is not interrupted again
@@ -62,7 +62,7 @@ class Endings:
         raise Interrupted if first == signal.SIGINT else Ended(128 + first)
 
     def note_dropped(self, unraisable: Any) -> None:
-        """Send a signal again whose exception Python dropped: the ``sys.unraisablehook``."""
+        """Send a signal again if Python ignored its exception; used as ``sys.unraisablehook``."""
         if not isinstance(unraisable.exc_value, Interrupted | Ended):
             sys.__unraisablehook__(unraisable)
             return
@@ -71,13 +71,13 @@ class Endings:
 
     def _send_again(self) -> None:
         while self._dropped:
-            time.sleep(RESEND_SECONDS)  # until the finalizer is done
+            time.sleep(RESEND_SECONDS)  # wait for the end of the finalizer
             if self._dropped:
                 os.kill(os.getpid(), self.received[0])
 
 
 def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
-    """Return whether a frame belongs to a function or to a call made by it."""
+    """Return whether a frame is that of a function, or of a function that it calls."""
     while frame is not None:
         if frame.f_code is function.__code__:
             return True
@@ -88,11 +88,11 @@ def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
 def raise_signals() -> list[int]:
     """Let signals that would end the process raise `Interrupted` or `Ended` instead.
 
-    Only for a process of mae-convert itself, from its main thread. Ignored signals stay ignored (as
-    with ``nohup``), and other handlers are kept, except that of Ctrl-C.
+    Call this only in the main thread of a process of mae-convert itself. Ignored signals stay
+    ignored (as with ``nohup``), and other handlers are kept, except that of Ctrl-C.
 
     Returns:
-        The list of received signals, which grows.
+        A list to which each received signal is appended.
     """
     endings = Endings()
     for number in SIGNALS:
@@ -104,7 +104,7 @@ def raise_signals() -> list[int]:
 
 
 def ignore_signals() -> None:
-    """Ignore further signals: the process is already ending."""
+    """Ignore further signals, because the process is already ending."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -144,7 +144,7 @@ class Signals:
 
 @contextmanager
 def undisturbed() -> Iterator[Signals]:
-    """Defer signals that end the process until the block is done."""
+    """Defer signals that would end the process until the end of the block."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals  # only the main thread receives signals
@@ -152,12 +152,12 @@ def undisturbed() -> Iterator[Signals]:
     before: dict[int, Any] = {}
     try:
         for number in SIGNALS:
-            if signal.getsignal(number) is not None:  # set by Python
+            if signal.getsignal(number) is not None:  # the handler was set by Python
                 before[number] = signal.getsignal(number)
                 signal.signal(number, signals.catch)
         yield signals
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) == signals.catch:  # the block may have ignored it
+            if signal.getsignal(number) == signals.catch:  # not if the block changed it
                 signal.signal(number, handler)
         signals.deliver(before)

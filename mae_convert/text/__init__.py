@@ -1,4 +1,4 @@
-"""Text for output: external text made safe, and numbers, sizes and counts as text.
+"""Text for output: external text in a safe form, and numbers, sizes and counts as text.
 
 File names, tensor names, configurations and responses of servers are external text, which may be
 malicious. There is one function for each kind of output; external text is passed through it where
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 LONGEST_SHOWN = 200
 
-CODE_SPAN_ENDS = frozenset("`|<")  # or the cell of a table, or a marker in a model card
+CODE_SPAN_ENDS = frozenset("`|<")  # also cells of tables, and markers in model cards
 MARKDOWN_ENTITIES = {
     "&": "&amp;",
     "<": "&lt;",
@@ -47,7 +47,7 @@ def for_terminal(text: object) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the most similar known name, or "" if none is similar."""
+    """Return "; did you mean 'x'?" with the most similar choice, or "" if no choice is similar."""
     near = get_close_matches(name, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -63,7 +63,7 @@ def for_xml(text: object) -> str:
 
 
 def for_markdown(text: object) -> str:
-    """Return text escaped for Markdown: no link, tag, emphasis, heading or table cell."""
+    """Return text escaped so that it is no Markdown link, tag, emphasis, heading or table cell."""
     line = "".join(MARKDOWN_ENTITIES.get(c, c) for c in for_terminal(text).strip())
     line = EMPHASIS.sub(lambda match: f"\\{match[0]}", line)
     line = BARE_LINK.sub(_broken_link, line)
@@ -83,10 +83,10 @@ def code_in_markdown(text: object) -> str:
 
 
 def link_in_markdown(label: str, address: object) -> str:
-    """Return a link in Markdown; only the label if the address is not that of a web page.
+    """Return a link in Markdown, or only the label if the address is not that of a web page.
 
     Args:
-        label: Markdown that is already safe.
+        label: Markdown in which external text is escaped.
         address: the URL; only http and https become links.
     """
     url = for_terminal(address).strip()
@@ -100,14 +100,14 @@ def link_in_markdown(label: str, address: object) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, of cells that are Markdown and already safe."""
+    """Return a table in Markdown; its cells must be Markdown in which external text is escaped."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 
 
 def for_yaml(value: Any) -> Any:
-    """Return a value for a YAML writer; every string in it is on one line and printable."""
+    """Return a copy of a value for a YAML writer, with every string on one line and printable."""
     if isinstance(value, dict):
         return {for_terminal(name): for_yaml(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

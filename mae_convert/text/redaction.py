@@ -17,8 +17,8 @@ from urllib.parse import quote
 from mae_convert.text import for_terminal
 
 HIDDEN = "<redacted>"
-SHORTEST = 8  # characters; shorter values occur in ordinary words
-LONGEST_FILE = 1 << 16  # characters of a file of credentials that are read
+SHORTEST = 8  # characters; shorter values may be part of ordinary words
+LONGEST_FILE = 1 << 16  # the number of characters read from a file of credentials
 # Names of environment variables whose values are credentials: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
 # AZURE_STORAGE_ACCOUNT_KEY, FSSPEC_S3_SECRET and the like.
 NAME_OF_SECRET = re.compile(
@@ -48,7 +48,8 @@ PATTERNS = (
         ),
         rf"\1\2{HIDDEN}",
     ),
-    # With a colon only in quotes, as in JSON: a sentence may continue after "the token:".
+    # With a colon only if the name is in quotes, as in JSON, because a sentence may contain "the
+    # token:".
     (
         re.compile(
             rf"""(?<![\w.-])({PARAMETERS})(\s?=\s?["']?|["']\s*[:=]\s*["']?){VALUE}""",
@@ -59,8 +60,7 @@ PATTERNS = (
     (re.compile(r"\b(bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}(?!\w)"), HIDDEN),
 )
-# name:password@ of an address. A password may contain slashes; a port before a path is not a
-# password.
+# name:password@ in a URL. A password may contain slashes; a port before a path is not a password.
 USER_OF_ADDRESS = re.compile(r"(\w://)(?:[^\s/@:]*:(?!\d+/)[^\s@]+|[^\s/@]+)@")
 
 
