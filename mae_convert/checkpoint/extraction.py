@@ -223,7 +223,7 @@ def find_model(
         if task is None or not any(c.readable for c in every):
             return None
         if why := _why_not(every, task):
-            raise UndecidedError(f"it cannot be read as a {task} model: {why}")
+            raise UndecidedError(f"the tensors cannot be read as a {task} model: {why}")
         return find_model(shapes, preferred, None, under)
     exact = [c for c in readable if under is not None and _dotted(under) == c.prefixes[0]]
     chosen, synonyms = _one_model(exact or readable, preferred)
@@ -443,7 +443,7 @@ def _one_model(
             raise LayoutError(
                 f"the tensors fit {chosen.reading.layout.name} and {other.reading.layout.name},"
                 " which would read them differently",
-                hint="put a config.json that specifies the layout beside the file",
+                hint="put a config.json that specifies the layout into the directory of the file",
             )
     same = [c.reading.layout.name for c in alike if c.prefixes == chosen.prefixes]
     return chosen, tuple(n for n in dict.fromkeys(same) if n != chosen.reading.layout.name)

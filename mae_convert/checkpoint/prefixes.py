@@ -20,7 +20,7 @@ LEADING = ("module.", "model.", "backbone.", "encoder.", "vit.")
 """Prefixes that can be removed from the names that begin with them."""
 
 FOREIGN = ("module.", "model.", *ANYWHERE)
-"""Prefixes that no layout uses: names with one of them cannot match any layout."""
+"""Prefixes that no layout uses; a name with such a prefix cannot match any layout."""
 
 MOST_REMOVED = 4
 MOST_COMBINATIONS = 32

@@ -80,7 +80,7 @@ def recognise(
             raise LayoutError(
                 f"the tensors fit {chosen.layout.name} and {other.layout.name}, which would read"
                 " them differently",
-                hint="put a config.json that specifies the layout beside the file",
+                hint="put a config.json that specifies the layout into the directory of the file",
             )
     return chosen, tuple(r.layout.name for r in fitting if r is not chosen)
 

@@ -72,12 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     received = raise_signals()
     has_output = prepare_streams()
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         if instruction := os.environ.get(COMPLETION):
             # Click's status for an unknown shell is 1, which here means that two checkpoints differ
             sys.exit(2 if shell_complete(cli, {}, "mae-convert", COMPLETION, instruction) else 0)
-        status, sentence = _outcome(given) if has_output else (2, NO_OUTPUT)
+        status, sentence = _outcome(words) if has_output else (2, NO_OUTPUT)
     except Ended as ended:
         status, sentence = int(ended.code or 0), None
     except Exception as error:

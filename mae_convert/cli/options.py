@@ -322,10 +322,10 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
             from mae_convert.verify.signing import Signer, secret_in
 
             names = ("private_key", "certificate", "chain", "keyless", "trust_config")
-            given = {name: options.pop(name) for name in names}
+            fields = {name: options.pop(name) for name in names}
             secrets = (options.pop("password_file"), options.pop("identity_token_file"))
             password, token = map(secret_in, secrets)
-            signer = Signer(**given, password=password, identity_token=token)
+            signer = Signer(**fields, password=password, identity_token=token)
             return command(signer=signer if signer != Signer() else None, **options)
 
         key = "--sign" if prefix else "--private-key"

@@ -23,8 +23,8 @@ class ReportingCommand(CheckedCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; write the reports if this fails."""
-        given = list(args)
-        with self._reporting(_reports_in(given), [Path(word) for word in given]):
+        words = list(args)
+        with self._reporting(_reports_in(words), [Path(word) for word in words]):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

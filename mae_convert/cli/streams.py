@@ -1,4 +1,4 @@
-"""Standard output, standard error and logging of a command: sentences, JSON and progress.
+"""Prepare the output streams and logging of a command; print sentences, JSON and progress.
 
 Closed streams and characters that cannot be encoded are handled. This module does not import the
 libraries that print tables.

@@ -224,7 +224,7 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 
 
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
-    """Return whether key biases are written for a model without them, as zeros.
+    """Return whether zero key biases are written for a model without key biases.
 
     If the layout has a naming variant without key biases, zero key biases are not written.
     """

@@ -156,13 +156,13 @@ class CandidateProcess:
         Returns:
             The comparison; None if a hypothesis does not fit the model.
         """
-        answer = self._request(hypotheses, trace, start=start, dtype=None)
-        return None if "error" in answer else CandidateResult(**answer)
+        response = self._request(hypotheses, trace, start=start, dtype=None)
+        return None if "error" in response else CandidateResult(**response)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
         """Return the fraction of the error of a result that a hypothesis does not explain."""
-        answer = self._request([hypothesis], trace, start=at, dtype=dtype)
-        return float(answer.get("unexplained", float("inf")))
+        response = self._request([hypothesis], trace, start=at, dtype=dtype)
+        return float(response.get("unexplained", float("inf")))
 
     def _request(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, **more: str | None
@@ -192,8 +192,8 @@ class CandidateProcess:
             raise MaeConvertError(
                 f"the child process that runs the changed model failed: {self._last_error_line()}"
             )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        response: dict[str, Any] = json.loads(line)
+        return response
 
     def _last_error_line(self) -> str:
         lines = self._errors.read_text().strip().splitlines()

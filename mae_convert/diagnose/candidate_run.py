@@ -273,7 +273,7 @@ class CandidateRun:
         Args:
             trace: the trace file.
             variants: the variants of the computation.
-            start: the first result to compute; earlier ones are taken from the trace.
+            start: the first result to compute; earlier results are taken from the trace.
 
         Returns:
             ``first``, the name of the first result that differs, or None, and ``largest``, the
@@ -326,8 +326,8 @@ class CandidateRun:
         before = {name: self._tensor(name).clone() for name in changed}
         try:
             for edits in steps:
-                made = [(e.target, e.apply([self._array(s) for s in e.sources])) for e in edits]
-                for name, array in made:
+                edited = [(e.target, e.apply([self._array(s) for s in e.sources])) for e in edits]
+                for name, array in edited:
                     self._tensor(name).copy_(torch.from_numpy(np.array(array, np.float64)))
             yield
         finally:

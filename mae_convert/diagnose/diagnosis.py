@@ -249,9 +249,9 @@ def _not_tested(kinds: Iterable[str]) -> str:
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
     """Return a sentence if the other side's tensors or configuration explain the difference."""
     a, b = names
-    given = " and ".join(hypothesis.statement for hypothesis in theirs)
+    changes = " and ".join(hypothesis.statement for hypothesis in theirs)
     return (
-        f"{a} with {given} computes the same as {b}: {_reproduced(largest)}; nothing else differs"
+        f"{a} with {changes} computes the same as {b}: {_reproduced(largest)}; nothing else differs"
     )
 
 
@@ -270,14 +270,14 @@ def search_sentences(
         names: the name of the changed side, and of the side whose results are explained.
     """
     a, b = names
-    given = f" with {' and '.join(h.statement for h in base)}" if base else ""
+    with_base = f" with {' and '.join(h.statement for h in base)}" if base else ""
     nearer = (
-        f"{a}{given} is closer to {b}: the next difference is at {result.first}" if base else ""
+        f"{a}{with_base} is closer to {b}: the next difference is at {result.first}" if base else ""
     )
     more = _findings(
         result,
-        f"{a}{given} computes {b}'s results if",
-        f"{a}{given} is closer to {b} if",
+        f"{a}{with_base} computes {b}'s results if",
+        f"{a}{with_base} is closer to {b} if",
         b,
     )
     return (*([nearer] if nearer else []), *more)

@@ -273,12 +273,12 @@ def _masking(first: str, model: Model, location: Location) -> Formula | None:
     noise = model.inputs.get("noise")
     if noise is None:
         return None
-    kept = int(model.config.num_kept)
+    visible = int(model.config.num_kept)
     lines = ['rank = argsort(argsort(t("noise")))']
     if first == "mask":
-        lines.append(f"return number(rank >= {kept})")
+        lines.append(f"return number(rank >= {visible})")
     elif model.family.predicts_removed_only:
-        lines.append(f"return argsort(argsort(number(rank >= {kept})))  # in the patches' order")
+        lines.append(f"return argsort(argsort(number(rank >= {visible})))  # in the patches' order")
     else:
         lines.append("return rank")
     return Formula(tuple(lines), arrays={"noise": noise[location.image : location.image + 1]})
@@ -288,8 +288,8 @@ def _embedding(model: Model, location: Location) -> Formula | None:
     """Return the formula of one token of the encoder's embedding."""
     if location.token is None or not _has_positions(model, "encoder"):
         return None
-    kept = _kept(model)
-    count = location.tokens - kept  # number of class tokens
+    visible = _visible_count(model)
+    count = location.tokens - visible  # number of class tokens
     if location.token < count:
         return _token('t("token")', {"token": "encoder.cls_token"}, ("encoder", 0))
     index = location.token - count
@@ -311,7 +311,7 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
         return None
     if not _has_positions(model, "decoder"):
         return None
-    kept, image = _kept(model), location.image
+    visible, image = _visible_count(model), location.image
     count = location.tokens - restore.shape[1]  # number of class tokens
     if location.token < count and "decoder.cls_token" in model.tensors:
         return _token('t("token")', {"token": "decoder.cls_token"}, ("decoder", 0))
@@ -320,12 +320,12 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
     else:
         source = int(restore[image, location.token - count]) if location.token >= count else -count
         row = location.token
-    if source >= kept:
+    if source >= visible:
         return _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
     leaves = [n for n in ("weight", "bias") if f"decoder.embed.{n}" in model.tensors]
     arguments = ", ".join(f't("embed.{leaf}")' for leaf in leaves)
     names = {f"embed.{leaf}": f"decoder.embed.{leaf}" for leaf in leaves}
-    number = latent.shape[1] - kept + source  # the first token may be the class token
+    number = latent.shape[1] - visible + source  # the first token may be the class token
     x = latent[image : image + 1, number : number + 1]
     return _token(f'linear(t("x"), {arguments})', names, ("decoder", row), {"x": x})
 
@@ -341,7 +341,7 @@ def _token(
     return Formula((line,), {}, tensors, {"position": row}, arrays or {})
 
 
-def _kept(model: Model) -> int:
+def _visible_count(model: Model) -> int:
     """Return the number of visible patches, the input of the encoder."""
     mask = model.results.get("mask")
     return int(model.config.num_patches if mask is None else (mask[0] == 0).sum())

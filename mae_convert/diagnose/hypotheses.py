@@ -123,9 +123,9 @@ def in_blocks(
         blocks = ((s, i) for s in stacks for i in range(s.depth))
         return tuple(e for s, i in blocks for e in make(s, i) if model.fits(e))
 
-    made = make(stack, index)
-    narrow = tuple(edit for edit in made if model.fits(edit))
-    if not narrow or len(narrow) < len(made):
+    edits_in_block = make(stack, index)
+    narrow = tuple(edit for edit in edits_in_block if model.fits(edit))
+    if not narrow or len(narrow) < len(edits_in_block):
         return
 
     def wider() -> Sequence[Hypothesis]:

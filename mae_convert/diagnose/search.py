@@ -120,9 +120,9 @@ def _fitting(
             continue
         seen.add(edits)
         tried += 1
-        answer = compare([*accepted, hypothesis], first)
-        if answer is not None and _later(answer.first, first):
-            fitting.append((hypothesis, answer))
+        comparison = compare([*accepted, hypothesis], first)
+        if comparison is not None and _later(comparison.first, first):
+            fitting.append((hypothesis, comparison))
     # The hypothesis with the latest next difference comes first; equal ones keep their order.
     fitting.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     return fitting, tried
@@ -144,18 +144,18 @@ def _confirmed(
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
     """Return the hypothesis for which the first difference of a complete run is the latest."""
-    confirmable = [(hypothesis, answer) for hypothesis, answer in fitting[:MOST_CONFIRMED]]
-    for hypothesis, answer in fitting[:MOST_CONFIRMED]:
-        if answer.first is not None:
+    confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
+    for hypothesis, comparison in fitting[:MOST_CONFIRMED]:
+        if comparison.first is not None:
             confirmable += _wider(compare, accepted, first, hypothesis)
     confirmable.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     while confirmable:
-        hypothesis, answer = confirmable.pop(0)
-        whole = compare([*accepted, hypothesis])
-        if whole is not None and whole.first == answer.first:
-            rest = [h for h, a in confirmable if whole.first is None and a.first is None]
+        hypothesis, comparison = confirmable.pop(0)
+        complete = compare([*accepted, hypothesis])
+        if complete is not None and complete.first == comparison.first:
+            rest = [h for h, a in confirmable if complete.first is None and a.first is None]
             others = tuple(_reproducing(compare, accepted, rest[:MOST_OTHERS]))
-            return Finding(hypothesis, first, whole.first, whole.largest, others)
+            return Finding(hypothesis, first, complete.first, complete.largest, others)
     return None
 
 
@@ -163,8 +163,8 @@ def _reproducing(
     compare: Compare, accepted: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis]
 ) -> Iterator[Hypothesis]:
     for hypothesis in hypotheses:
-        answer = compare([*accepted, hypothesis])
-        if answer is not None and answer.first is None:
+        comparison = compare([*accepted, hypothesis])
+        if comparison is not None and comparison.first is None:
             yield hypothesis
 
 
@@ -173,8 +173,8 @@ def _wider(
 ) -> Iterator[tuple[Hypothesis, CandidateResult]]:
     """Yield the wider variants of a hypothesis that remove the difference too."""
     for wider in hypothesis.widen():
-        answer = compare([*accepted, wider])
-        if answer is not None and _later(answer.first, first):
-            yield wider, answer
-            if answer.first is None:
+        comparison = compare([*accepted, wider])
+        if comparison is not None and _later(comparison.first, first):
+            yield wider, comparison
+            if comparison.first is None:
                 return

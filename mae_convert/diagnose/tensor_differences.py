@@ -160,17 +160,17 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
     """Yield descriptions of changes, possibly with rounding, whose result is exactly B's tensor."""
     for self_edit in self_edits(model, name):
         try:
-            made = self_edit.on(name).apply([x])
+            changed = self_edit.on(name).apply([x])
         except (ValueError, IndexError):  # the change does not apply to this shape
             continue
         # A change without effect on this tensor is not an explanation.
-        if not _sample_is_close(made, y) or np.array_equal(made, x):
+        if not _sample_is_close(changed, y) or np.array_equal(changed, x):
             continue
-        if np.array_equal(made, y):
+        if np.array_equal(changed, y):
             yield self_edit.description
             return
         for dtype in ("float16", "bfloat16", "float32"):
-            if np.array_equal(rounded(made, DTYPES[dtype]).astype(y.dtype), y):
+            if np.array_equal(rounded(changed, DTYPES[dtype]).astype(y.dtype), y):
                 yield f"{self_edit.description} and rounded to {dtype}"
                 return
     for dtype in ("float16", "bfloat16"):
@@ -179,12 +179,12 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
             return
 
 
-def _sample_is_close(made: np.ndarray, y: np.ndarray) -> bool:
+def _sample_is_close(changed: np.ndarray, y: np.ndarray) -> bool:
     """Return whether a sample of values is equal up to rounding to narrow dtypes."""
-    if made.shape != y.shape:  # the change applies only to other models
+    if changed.shape != y.shape:  # the change applies only to other models
         return False
     samples = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)
-    some, others = (z.ravel()[samples].astype(np.float64) for z in (made, y))
+    some, others = (z.ravel()[samples].astype(np.float64) for z in (changed, y))
     return bool(np.allclose(some, others, rtol=2.0**-7, atol=1e-6 * np.abs(others).max()))
 
 

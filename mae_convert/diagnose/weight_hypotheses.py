@@ -191,9 +191,9 @@ def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
 
 
 def _exchanged_pair(name: str, other: str) -> Iterator[Hypothesis]:
-    there, back = copy_tensor(name, other), copy_tensor(other, name)
-    yield Hypothesis("exchanged", f"{name} and {other} are exchanged", (there, back))
-    yield Hypothesis("exchanged", f"{name} holds {other}", (there,))
+    forward, back = copy_tensor(name, other), copy_tensor(other, name)
+    yield Hypothesis("exchanged", f"{name} and {other} are exchanged", (forward, back))
+    yield Hypothesis("exchanged", f"{name} holds {other}", (forward,))
 
 
 def copy_tensor(target: str, source: str) -> WeightEdit:

@@ -336,15 +336,15 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
     Raises:
         ConfigurationError: the value of an image size is not a size.
     """
-    given = {
+    fields = {
         field_name: values[option.name]
         for field_name, option in OF_FIELDS.items()
         if values.get(option.name) is not None
     }
-    if "image_size" in given:
-        height, width = size_of_image(given["image_size"], "source_image_size") or (0, 0)
-        given["image_size"] = height if height == width else (height, width)
-    return Flags(**given)
+    if "image_size" in fields:
+        height, width = size_of_image(fields["image_size"], "source_image_size") or (0, 0)
+        fields["image_size"] = height if height == width else (height, width)
+    return Flags(**fields)
 
 
 def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:

@@ -225,8 +225,8 @@ def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> Field
     Raises:
         ConfigurationError: an option contradicts the tensors, or the value is impossible.
     """
-    found = candidates(name, evidence, family.values_of(name, task, evidence))
-    chosen = next((one for one in found if one.value is not None), None)
+    values = candidates(name, evidence, family.values_of(name, task, evidence))
+    chosen = next((each for each in values if each.value is not None), None)
     _check_flag(name, evidence)
     if chosen is not None and name.endswith("num_attention_heads"):
         _check_heads(name, chosen.value, chosen.source, evidence)
@@ -289,7 +289,7 @@ def _check_flag(name: str, evidence: Evidence) -> None:
         raise ConfigurationError(
             *(
                 named(name, _written(flag)),
-                f" contradicts the tensors' shapes, from which it is {measured}",
+                f" contradicts the tensors' shapes, which imply {measured}",
             ),
             hint="leave it out",
         )

@@ -111,8 +111,8 @@ def candidates(
         # An earlier conversion may have chosen the names of the tensors based on an assumption.
         source = "the tensors' names" if name in BY_NAMES else "the tensors' shapes"
         yield _recorded(name, evidence.geometry.get(name), source, evidence)
-    given_by = f"option {OF_FIELDS[name].name}" if name in OF_FIELDS else ""
-    option = FieldValue(evidence.flags.get(name), given_by)
+    option_source = f"option {OF_FIELDS[name].name}" if name in OF_FIELDS else ""
+    option = FieldValue(evidence.flags.get(name), option_source)
     specified = [option, _from_configuration(name, evidence)]
     yield from reversed(specified) if evidence.fill_only else specified
     if name in PREPROCESSING:

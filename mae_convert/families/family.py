@@ -132,7 +132,7 @@ class Family(ABC):
     image_processors: ClassVar[tuple[str, ...]] = ()
 
     def with_layouts(self, layouts: Iterable[Layout]) -> Self:
-        """Return a copy of the family with further layouts, except those with names that exist."""
+        """Return a copy of the family with additional layouts; existing names are not replaced."""
         family = copy(self)
         further = {row.name: row for row in layouts if row.name not in self.layouts}
         family.layouts = {**self.layouts, **further}
@@ -329,7 +329,7 @@ class Family(ABC):
         """Return the fields that change the function and are not stored in tensors.
 
         Dropout (inactive in evaluation), the mask ratio (an argument of a run), and mean and
-        standard deviation of pixels (part of the preprocessing) are not among them.
+        standard deviation of pixels (part of the preprocessing) are not included.
         """
         fields = {
             "hidden_act": ACTIVATION_SYNONYMS.get(model.hidden_act, model.hidden_act),

@@ -53,14 +53,14 @@ def scratch_directory() -> Iterator[Path]:
 @contextmanager
 def _staging_in(directory: Path) -> Iterator[Path]:
     sweep(directory)
-    made: list[tuple[Path, int]] = []
+    created: list[tuple[Path, int]] = []
     try:
         with undisturbed():  # a deferred signal is raised at the end of this block
-            made.append(_make(directory))
-        yield made[0][0]
+            created.append(_make(directory))
+        yield created[0][0]
     finally:
         with undisturbed():
-            for folder, lock in made:
+            for folder, lock in created:
                 remove(folder)
                 os.close(lock)
 
@@ -117,13 +117,13 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
+        is_locked = True
     except BlockingIOError:
-        held = False
+        is_locked = False
     except OSError:
-        held = not or_none
+        is_locked = not or_none
     with suppress(OSError):  # another process may have removed the directory before it was locked
-        if held and os.path.samestat(os.fstat(descriptor), folder.lstat()):
+        if is_locked and os.path.samestat(os.fstat(descriptor), folder.lstat()):
             return descriptor
     os.close(descriptor)
     return None

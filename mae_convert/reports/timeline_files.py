@@ -106,7 +106,7 @@ def page(result: Timeline) -> str:
     sentence = (
         f"{len(result.points)} checkpoints, all evaluated in float32 on the same "
         f"{len(result.images)} images with the same noise: {objective_in_words(result)}, "
-        f"{result.mask_ratio:.0%} of them removed."
+        f"with {result.mask_ratio:.0%} of the patches removed."
     )
     parts = [
         "<h1>Training, checkpoint by checkpoint</h1>",

@@ -193,14 +193,14 @@ def features(
     checkpoint = open_with_notes(src, flags, state_key=state_key, incomplete=True)
     checkpoint.require_complete("encoder")
     paths, skipped = _files_below(folder, checkpoint, skip=skip_unreadable)
-    given = batch_from_inputs(inputs, checkpoint) if inputs else None
-    count = len(given.names if given else paths)
+    preprocessed = batch_from_inputs(inputs, checkpoint) if inputs else None
+    count = len(preprocessed.names if preprocessed else paths)
     with click.progressbar(
         length=count, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         result = features_of(
             checkpoint, folder, paths, Extraction(chosen, device, batch, frame_stride, tokens),
-            inputs=given, advance=bar.update,
+            inputs=preprocessed, advance=bar.update,
         )  # fmt: skip
     result.save(output, overwrite=overwrite)
     report = features_json(result, output) | {"skipped": [str(path) for path in skipped]}
@@ -210,7 +210,7 @@ def features(
 def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Return the images or videos in a folder, and the skipped ones with the reasons."""
+    """Return the images or videos in a folder, and skipped file → reason."""
     from mae_convert.checkpoint.clip_inputs import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError

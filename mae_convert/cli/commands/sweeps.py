@@ -115,7 +115,7 @@ def sweep(
     """Convert, verify and publish many checkpoints.
 
     PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. A sweep that is run
-    again skips completed jobs whose source and target are unchanged, and repeats failed ones. Exit
+    again skips completed jobs whose source and target are unchanged, and repeats failed jobs. Exit
     status 1 if a job failed.
 
     Example:
@@ -165,18 +165,18 @@ def _run(
 
 def _take_plan_fields(options: dict[str, Any]) -> dict[str, list[Any]]:
     """Remove the fields of a plan from the options of the command and return them."""
-    given: dict[str, list[Any]] = {}
+    plan_fields: dict[str, list[Any]] = {}
     for text in options.pop("assignments"):
         name, equals, value = text.partition("=")
         if not equals:
             raise click.UsageError(f"--set {text} is not of the form FIELD=VALUE")
-        given.setdefault(name, []).append(value)
+        plan_fields.setdefault(name, []).append(value)
     if to := options.pop("to"):
-        given["to"] = list(to)
+        plan_fields["to"] = list(to)
     for name in ("target", "verify"):
         if (value := options.pop(name)) is not None:
-            given[name] = [value]
-    return given
+            plan_fields[name] = [value]
+    return plan_fields
 
 
 def _default_results(plan: tuple[str, ...]) -> Path:

@@ -311,19 +311,19 @@ def verify(
     _check_outputs(b, reduce, trust, certify=certify, quick=options["quick"])
     check_report_names(reports, models=[s for s in (a, b) if isinstance(s, Path)])
     remove_old_reports(reports)
-    asked = parse_options(**options)
+    parsed = parse_options(**options)
     if b is None:
         require_sides(sides[0])
-        replayed = _replay(a, sides, asked, flags, trust)
+        replayed = _replay(a, sides, parsed, flags, trust)
     else:
-        require_sides(*sides, *asked.against)
+        require_sides(*sides, *parsed.against)
         keys: dict[str, Any] = {"state_key": state_key, "task": task}
         if use_infer:
             images = options["inputs"].images
             first, second = open_pair_and_infer((a, b), flags, images, **keys)
         else:
             first, second = open_pair_with_notes((a, b), flags, **keys)
-        replayed = run_verification(first, second, *sides, asked)
+        replayed = run_verification(first, second, *sides, parsed)
         if certify:
             _certify(replayed, second, b)
     replayed = _diagnosed(replayed)
@@ -392,11 +392,11 @@ def repair(
     from mae_convert.runtime.sides import require_sides
     from mae_convert.verify.verification import parse_options
 
-    asked = parse_options(**options)
+    parsed = parse_options(**options)
     require_sides(*sides)
     keys: dict[str, Any] = {"state_key": state_key, "task": task, "incomplete": True}
     first, second = open_pair_with_notes((a, b), flags, **keys)
-    repaired, verification = run_repair(first, second, out, sides, asked, restore=restore)
+    repaired, verification = run_repair(first, second, out, sides, parsed, restore=restore)
     verdict = verification.verdict
     if as_json:
         print_json({"out": str(out), "changes": repaired.changes, "verdict": verdict_json(verdict)})
@@ -518,7 +518,8 @@ def _diagnosed(verification: "Verification") -> "Verification":
 def _print_verdict(verdict: "Verdict", *, as_json: bool) -> None:
     """Print a verdict.
 
-    The printing modules are imported after the runs so that they do not delay them.
+    The modules that print are imported after the runs, so that their import does not delay the
+    runs.
     """
     from mae_convert.cli.output.verdict import verdict as show
     from mae_convert.cli.streams import print_json

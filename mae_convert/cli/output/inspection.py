@@ -63,7 +63,7 @@ def inspection(report: Mapping[str, Any]) -> None:
     out.print("\n[bold]Configuration that is not stored in the tensors, and its source[/bold]")
     out.print(assumptions(report["assumed"]))
     out.print("\n[bold]Can be converted to[/bold]")
-    out.print(pairs(("  " + name, answer) for name, answer in report["becomes"].items()))
+    out.print(pairs(("  " + name, reason) for name, reason in report["becomes"].items()))
     if "stats" in report:
         out.print("\n[bold]Values[/bold]")
         out.print(_statistics(report["stats"], out.width))

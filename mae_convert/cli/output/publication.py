@@ -13,7 +13,7 @@ from mae_convert.text import format_bytes, plural
 def plan(publication: Publication, *, with_card: bool) -> None:
     """Print the repository, the changes to its files, the licence, and the model card."""
     out, remote, request = console(), publication.remote, publication.request
-    kind = "there already" if remote.exists else "new"
+    kind = "existing" if remote.exists else "new"
     visibility = (
         "private" if remote.private else "public" if remote.exists else "by your account's default"
     )
@@ -54,10 +54,10 @@ def _files(publication: Publication) -> Grid:
 
 def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
     """Return path, planned change and size of each file, sorted as a tree."""
-    there, added = publication.remote.entries, {file.path for file in publication.add}
+    existing, added = publication.remote.entries, {file.path for file in publication.add}
     rows: list[tuple[str, str, int | None]] = []
     for path, file in publication.staged.items():
-        changed = "replaces" if path in there else "new"
+        changed = "replaces" if path in existing else "new"
         rows.append((path, changed if path in added else "unchanged", file.size))
     rows += [(path, "deleted", None) for path in publication.delete]
     return sorted(rows, key=lambda row: (row[0].count("/"), row[0]))
