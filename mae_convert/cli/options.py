@@ -384,7 +384,7 @@ def trust_options(command: Command) -> Command:
             click.option(
                 "--identity",
                 metavar="NAME",
-                help="Accept the signature of this identity, which was made without a key.",
+                help="Accept a signature that this identity created without a key.",
             ),
             click.option(
                 "--identity-provider",

@@ -369,7 +369,7 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
     if process.returncode == 0:
         script = reproducer.script
         reason = (
-            f"computed alone, {script.first} does not differ"
+            f"if only {script.first} is computed, it does not differ"
             if script.dtype == "float64"
             else f"the rounding errors in {script.dtype} add up over several steps, and that of "
             f"{script.first} alone is not too large"

@@ -106,8 +106,8 @@ def published(result: Published) -> None:
         out.print(f"[red]differs[/red]  {markup(path)}: {markup(how)}")
     files = plural(len(result.publication.staged), "file")
     if result.wrong:
-        out.print(f"[bold red]DIFFERENT[/bold red]: of {files} that the Hub serves now,"
-                  f" {len(result.wrong)} are not those that were published")  # fmt: skip
+        out.print(f"[bold red]DIFFERENT[/bold red]: of {files} on the Hub,"
+                  f" {len(result.wrong)} differ from the files that were published")  # fmt: skip
     else:
         out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and found equal")
     if committed.pull_request_url:

@@ -30,7 +30,11 @@ MODULE = f"{PACKAGE}.keras.mae"
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for a model."""
+    """Return the ``config.json`` of a ``.keras`` file for a model.
+
+    Args:
+        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
+    """
     class_path = f"{MODULE}:{TENSORFLOW_CLASSES[complete['task']]}"
     return archived_model(class_path, ViTMAEConfig.from_dict(complete).to_dict(), complete["dtype"])
 

@@ -72,7 +72,11 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` for ``timm.create_model("local-dir:...")``."""
+    """Return ``config.json`` for ``timm.create_model("local-dir:...")``.
+
+    Args:
+        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
+    """
     config = ViTMAEConfig.from_dict(complete)
     height, width = config.image_hw
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
@@ -85,7 +89,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": f"vit_{size}_patch{14 if size == 'huge' else 16}_224",
         "num_classes": labels,
         "num_features": config.hidden_size,
-        # timm does not mask and ignores these fields; a conversion back needs them.
+        # timm ignores these fields, because it never masks patches; a conversion back needs them.
         **({"key_bias": complete["key_bias"]} if "key_bias" in complete else {}),
         "mask_ratio": config.mask_ratio,
         "global_pool": config.global_pool if classifies else "token",

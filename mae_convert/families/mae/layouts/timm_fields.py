@@ -308,8 +308,8 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
     if not stored or stored["size"] != ours or not as_model or stored["do_center_crop"] > cropped:
         raise LayoutError(
-            "cannot write timm: timm's config.json cannot represent the resizing and cropping of the"
-            f" source's preprocessor_config.json (size {shown(config.get('size'))}, crop_size"
+            "cannot write timm: timm's config.json cannot represent the resizing and cropping of "
+            f"the source's preprocessor_config.json (size {shown(config.get('size'))}, crop_size"
             f" {shown(config.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
             hint="correct it, or convert to transformers or keras",
         )

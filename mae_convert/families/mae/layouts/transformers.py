@@ -114,7 +114,11 @@ MAE_FIELDS = (
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` as transformers writes it for the task's class."""
+    """Return ``config.json`` as transformers writes it for the task's class.
+
+    Args:
+        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
+    """
     task = complete["task"]
     names = SHARED_FIELDS if task == "classify" else SHARED_FIELDS + MAE_FIELDS
     written = {name: complete[name] for name in names}

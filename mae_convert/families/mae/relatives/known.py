@@ -23,7 +23,7 @@ class Relative:
     """Pattern of the name of a tensor that only this model has."""
 
     decoder: str | None = None
-    """Pattern of the names of a decoder other than MAE's, which are dropped if ``key`` matches."""
+    """Pattern of the names of the decoder's tensors, which are dropped; it is not MAE's decoder."""
 
     why_dropped: str = ""
     """Why the decoder is dropped, for the list of dropped tensors."""

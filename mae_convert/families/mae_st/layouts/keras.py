@@ -62,7 +62,11 @@ def _table(*, separate: bool, with_class: bool) -> Table:
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` of a ``.keras`` file for a model."""
+    """Return the ``config.json`` of a ``.keras`` file for a model.
+
+    Args:
+        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
+    """
     config = MAESTConfig.from_dict(complete).to_dict()
     return archived_model(CLASSES[complete["task"]], config, complete["dtype"])
 

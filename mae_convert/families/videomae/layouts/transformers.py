@@ -102,6 +102,9 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config.json`` as transformers writes it for the task's class.
 
     Version 4 reads ``qkv_bias``, and version 5 reads ``qv_bias``; both are written.
+
+    Args:
+        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
     """
     task = complete["task"]
     written = {name: complete[name] for name in FIELDS}
