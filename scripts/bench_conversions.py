@@ -150,7 +150,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 
 
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
-    """Return the columns of the classes of transformers: one run, right after one of ours."""
+    """Return the columns for transformers: one run, directly after a run of mae-convert."""
     source = work.checkpoint
     if (
         layout == "transformers-tf"

@@ -1,7 +1,7 @@
-"""Forward passes of this project's models and of other classes, alternating, in one environment.
+"""Time forward passes of this project's models and of other libraries' classes, alternating.
 
-This project's are the reference models in PyTorch, and in TensorFlow the classes of
-`mae_convert.models`.
+Both run in one environment. The models of this project are the reference models in PyTorch, and the
+classes of `mae_convert.models` in TensorFlow.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Time commands and watch their memory; medians, and tables in Markdown."""
+"""Measure the time and memory of commands, and format the results as Markdown tables."""
 
 import os
 import resource

@@ -2,8 +2,9 @@
 
 python scripts/bench_original.py CLONE [ARGUMENTS OF main_pretrain.py]
 
-The clone is not changed: this process restores the names of NumPy, timm and PyTorch that it uses,
-has the version of timm that it requires written in the module, and waits for no GPU.
+The clone is not changed. This process restores names that the clone uses and that current versions
+of NumPy, timm and PyTorch do not have, sets the version of timm that the clone requires, and does
+not wait for a GPU.
 """
 
 import runpy

@@ -1,4 +1,4 @@
-"""Convert with the classes of transformers 4.57.6; run by `benchmark.py`.
+"""Convert a checkpoint with the classes of transformers 4.57.6; run by `benchmark.py`.
 
 python scripts/bench_peer.py transformers CHECKPOINT DIRECTORY HEADS
 python scripts/bench_peer.py transformers-tf DIRECTORY DIRECTORY HEADS
@@ -40,7 +40,7 @@ def renamed(name: str) -> str:
 
 
 def to_pytorch(source: str, target: str, heads: int) -> None:
-    """Load a file of the original, and save it by the class in PyTorch."""
+    """Load a file of the original into the PyTorch class of transformers, and save the model."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -70,7 +70,7 @@ def to_pytorch(source: str, target: str, heads: int) -> None:
 
 
 def to_tensorflow(source: str, target: str) -> None:
-    """Load their directory into the class in TensorFlow, and save it."""
+    """Load a directory of the PyTorch class into the TensorFlow class, and save the model."""
     from transformers import TFViTMAEForPreTraining
 
     TFViTMAEForPreTraining.from_pretrained(source, from_pt=True).save_pretrained(target)

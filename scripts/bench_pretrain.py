@@ -3,8 +3,8 @@
 Both run in one environment, on CPU in float32, with the same model, images, batch size, number of
 workers that decode images, learning rate and transforms: random resized crop and flip with Pillow.
 The rate is the one that each program reports for its last epoch, so that neither imports and
-creating the model nor writing the checkpoint counts. Processor time and memory are those of the
-whole processes.
+creating the model nor writing the checkpoint is included. Processor time and memory are those of
+the whole processes.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Training steps of this project's classes and of other libraries' classes, alternating.
+"""Time training steps of this project's classes and of other libraries' classes, alternating.
 
-In PyTorch a step is forward, backward, and AdamW; this project's classes are those of
-`reference_models`, from which `mae_convert.models` derives its own. "The original's recipe" is the
-step of facebookresearch/mae with transformers' class, against the step of `scripts/pretrain.py`:
-both set the learning rate, check the loss, and exclude biases and norms from weight decay. In
-TensorFlow a step is a batch of ``fit``, of `mae_convert.models` on Keras 3 and of transformers
-4.57.6 on Keras 2, in one environment.
+In PyTorch a step is the forward pass, the backward pass and AdamW; the classes of this project are
+those of `reference_models`, from which the classes of `mae_convert.models` are derived. "The
+original's recipe" is the step of facebookresearch/mae with transformers' class, against the step of
+`scripts/pretrain.py`: both set the learning rate, check the loss, and exclude biases and norms from
+weight decay. In TensorFlow a step is a batch of ``fit``, of `mae_convert.models` on Keras 3 and of
+transformers 4.57.6 on Keras 2, in one environment.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,9 +1,10 @@
-"""A whole verification against what people do without it, alternating, with peak memory.
+"""Time a verification, compared with what users do without it, alternating, with peak memory.
 
-Ours: ``mae-convert verify`` of a random checkpoint in PyTorch against its ``tf_model.h5`` in
-TensorFlow: float64 and float32, intermediate activations; and with ``--quick`` float64 outputs. The
-peer: one comparison of float32 outputs with the classes of transformers 4.57.6, both loaded in one
-process, TensorFlow's from the PyTorch weights, saved, loaded again, and run.
+``mae-convert verify`` compares a random checkpoint in PyTorch with its ``tf_model.h5`` in
+TensorFlow: float64 and float32 with intermediate activations, or with ``--quick`` the outputs in
+float64. The other program compares the float32 outputs of the classes of transformers 4.57.6 once,
+in one process: it loads the TensorFlow model from the PyTorch weights, saves it, loads it again,
+and runs both.
 """
 
 from collections.abc import Iterator

@@ -90,7 +90,7 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
 
 
 def pytorch_step(model: Any, library: str, part: str, batch: int) -> Call:
-    """Return a training step: forward, backward, and AdamW."""
+    """Return a training step: forward pass, backward pass and AdamW."""
     import torch
 
     model.train()
@@ -133,10 +133,10 @@ def our_recipe(model: Any, batch: int) -> Call:
 
 
 def original_recipe(model: Any, batch: int) -> Call:
-    """Return a step as facebookresearch/mae takes it on CPU: autocast and scaler are disabled.
+    """Return a step like that of facebookresearch/mae on CPU: autocast and scaler are disabled.
 
     It sets the learning rate, checks that the loss is finite, and computes the norm of the
-    gradients; neither biases nor other parameters with one dimension decay.
+    gradients; biases and other parameters with one dimension have no weight decay.
     """
     import torch
 

@@ -2,11 +2,12 @@
 
 python scripts/benchmark.py --peer-python PYTHON --timm-python PYTHON2 --original CLONE
 
-PYTHON has transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; PYTHON2 timm, torchvision
-and torch, and, for a clone of facebookresearch/mae, also tensorboard and rich. What needs an option
-that is not specified is left out. All ratios are medians of ratios within a pair, whose members run
-directly one after the other, in one run of this script. Checkpoints are random ones of the official
-sizes in --folder, so that its disk is measured.
+The environment of PYTHON contains transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch;
+that of PYTHON2 contains timm, torchvision and torch and, for a clone of facebookresearch/mae,
+tensorboard and rich. Measurements that require an option which is not specified are omitted. All
+ratios are medians of ratios within a pair, whose members run directly one after the other, in one
+run of this script. Checkpoints are random ones of the official sizes in --folder, so that its disk
+is measured.
 """
 
 import argparse
