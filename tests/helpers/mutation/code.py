@@ -9,10 +9,10 @@ class CodeFault:
 
     Attributes:
         name: as in ``code_pytorch`` and ``code_keras``.
-        model: which of ``models.MODELS`` shows it.
-        keys: kinds of hypotheses that name it (see ``mae_convert.diagnose``), if any.
-        words: what a sentence that names the cause must contain. Without keys and words there is
-            no such sentence: the fault has to be detected, and counts as not named.
+        model: the model of ``models.MODELS`` in which the fault has an effect.
+        keys: the kinds of hypotheses that identify it (see ``mae_convert.diagnose``), if any.
+        words: the words that a sentence about the cause must contain. Without keys and words no
+            sentence is expected: the fault has to be detected, and counts as not named.
     """
 
     name: str
@@ -22,8 +22,10 @@ class CodeFault:
 
 
 def faults_of(model: str, key: str, *names: str) -> list[CodeFault]:
-    """Return faults of one kind; if a changed tensor would have the same effect as the code,
-    several keys are correct, separated by commas."""
+    """Return faults of one kind; `key` may be several keys, separated by commas.
+
+    Several keys are correct if a changed tensor would have the same effect as the code.
+    """
     return [CodeFault(name, model, tuple(key.split(", "))) for name in names]
 
 

@@ -11,14 +11,14 @@ from reference_models.keras import mae_st, patches, prithvi, videomae
 
 
 def everywhere(family: str, name: str, make: Callable) -> list[Patch]:
-    """Replace a function wherever the family's model, or what it is made of, has its name."""
+    """Return patches of a function in each module of the family's model that has its name."""
     module = importlib.import_module(f"reference_models.keras.{family}")
     owners = [owner for owner in (module, patches) if hasattr(owner, name)]
     return [(owner, name, make(getattr(owner, name))) for owner in owners]
 
 
 def method(kind: type, name: str, change: Callable) -> list[Patch]:
-    """Replace a method: (original, self, arguments) → result."""
+    """Return the patch of a method; change: (original, self, arguments) → result."""
     original = getattr(kind, name)
     return [(kind, name, lambda self, *a, **o: change(original, self, *a, **o))]
 
@@ -141,6 +141,6 @@ OWN: dict[str, dict[str, Callable[[], list[Patch]]]] = {
 
 
 def faults_of_family(name: str) -> list[Patch]:
-    """Return what a fault named "FAMILY: FAULT" replaces."""
+    """Return the patches of the fault "FAMILY: FAULT"."""
     family, _, fault = name.partition(": ")
     return OWN[family][fault]() if fault in OWN[family] else SHARED[fault](family)

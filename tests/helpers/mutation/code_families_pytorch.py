@@ -1,4 +1,4 @@
-"""Faults in the code of the PyTorch models of video families, put into them while a job runs."""
+"""Faults in the code of the PyTorch models of video families while a job runs."""
 
 import importlib
 from collections.abc import Callable
@@ -18,14 +18,14 @@ MASKING = ("mask_by_noise", "mask_in_order")
 
 
 def everywhere(family: str, name: str, make: Callable) -> list[Patch]:
-    """Replace a function wherever the family's model, or what it is made of, has its name."""
+    """Return patches of a function in each module of the family's model that has its name."""
     module = importlib.import_module(f"reference_models.pytorch.{family}")
     owners = [owner for owner in (module, patches, layers) if hasattr(owner, name)]
     return [(owner, name, make(getattr(owner, name))) for owner in owners]
 
 
 def method(kind: type, name: str, change: Callable) -> list[Patch]:
-    """Replace a method: (original, self, arguments) → result."""
+    """Return the patch of a method; change: (original, self, arguments) → result."""
     original = getattr(kind, name)
     return [(kind, name, lambda self, *a, **o: change(original, self, *a, **o))]
 
@@ -48,7 +48,7 @@ def channels_first(family: str) -> list[Patch]:
 
 
 def masking(family: str, change: Callable) -> list[Patch]:
-    """Change the choice of patches: (original, noise, kept) → (ids, mask, ids_restore)."""
+    """Return patches of the masking; change: (original, noise, kept) → (ids, mask, ids_restore)."""
 
     def by_noise(original):
         return lambda noise, visible: change(original, noise, visible)
@@ -294,7 +294,7 @@ EMBEDDING = prithvi.CoordinateEmbedding
 
 
 def coordinates(change: Callable) -> list[Patch]:
-    """Change what is embedded: (self, times, locations) → (times, locations)."""
+    """Return patches of the coordinates; change: (self, times, locations) → (times, locations)."""
     return method(
         COORDINATES,
         "add_to",
@@ -353,6 +353,6 @@ OWN = {"videomae": VIDEOMAE, "mae_st": MAE_ST, "prithvi": PRITHVI}
 
 
 def faults_of_family(name: str) -> list[Patch]:
-    """Return what a fault named "FAMILY: FAULT" replaces."""
+    """Return the patches of the fault "FAMILY: FAULT"."""
     family, _, fault = name.partition(": ")
     return OWN[family][fault]() if fault in OWN[family] else SHARED[fault](family)

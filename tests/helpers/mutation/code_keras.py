@@ -1,4 +1,4 @@
-"""Faults in the code of the Keras reference on TensorFlow, put into it while a job runs."""
+"""Faults in the code of the Keras reference model on TensorFlow while a job runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ Patch = tuple[object, str, object]
 
 
 def in_models(change: Callable) -> list[Patch]:
-    """Change every model that is built."""
+    """Return patches that change each model after it is built."""
     build = run_keras.build
 
     def built(job, dtype):
@@ -223,7 +223,7 @@ def shuffle_as_restore(original, noise, visible):
 
 
 def restoring(change: Callable) -> list[Patch]:
-    """Change the decoder's restoring of the order: (tokens, ids) → tokens."""
+    """Return patches of the decoder's unshuffling; change: (tokens, ids) → tokens."""
     return [(patches, "take_tokens", change)]
 
 
@@ -289,7 +289,7 @@ def reversed_blocks() -> list[Patch]:
 
 
 def dropout(chosen: Callable) -> list[Patch]:
-    """Dropout that is active outside of training."""
+    """Return patches that make dropout active outside of training."""
 
     def change(model):
         for block in blocks_of(model):
@@ -300,7 +300,7 @@ def dropout(chosen: Callable) -> list[Patch]:
 
 
 def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
-    """Compute a part in less precision, in the float64 run only where ``proof``."""
+    """Return patches that compute a part in lower precision, with ``proof`` also in float64."""
     import keras
 
     lower = LOWER[dtype]
@@ -424,7 +424,7 @@ def patches_of(name: str) -> list[Patch]:
 
 @contextmanager
 def fault(name: str | None) -> Iterator[None]:
-    """Put a fault into the reference model's code."""
+    """Context in which the reference model's code has a fault; None for no fault."""
     with ExitStack() as stack:
         for target, attribute, value in patches_of(name) if name else []:
             stack.enter_context(mock.patch.object(target, attribute, value))

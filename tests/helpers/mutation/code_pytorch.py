@@ -1,4 +1,4 @@
-"""Faults in the code of the PyTorch reference, put into it while a job runs."""
+"""Faults in the code of the PyTorch reference model while a job runs."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Patch = tuple[object, str, object]
 
 
 def in_models(change: Callable[[str, nn.Module], None]) -> list[Patch]:
-    """Change modules, by name, of every model that is built."""
+    """Return patches that change the modules, by name, of each model after it is built."""
     build = run_pytorch.build
 
     def built(job):
@@ -61,13 +61,13 @@ def attention(core: Callable) -> list[Patch]:
 
 
 def inside_out(x: torch.Tensor) -> torch.Tensor:
-    """(N, H, T, d) as if the width had been (d, H)."""
+    """Return (N, H, T, d) with channels split as (d, H) instead of (H, d)."""
     flat = x.transpose(1, 2).flatten(2)
     return flat.unflatten(2, (-1, x.shape[1])).permute(0, 3, 1, 2)
 
 
 def inside_in(x: torch.Tensor) -> torch.Tensor:
-    """(N, H, T, d) such that joining the heads gives (d, H)."""
+    """Return (N, H, T, d) such that the merged heads have the order (d, H)."""
     flat = x.permute(0, 2, 3, 1).flatten(2)
     return flat.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
 
@@ -121,7 +121,7 @@ def layer_scale(self, tokens, taps=None):
 
 
 def embedding(change: Callable) -> list[Patch]:
-    """Change what the encoder's blocks are given: (self, pixels, ids) → tokens."""
+    """Return patches of the embeddings; change: (original, self, pixels, ids) → tokens."""
     return [(mae.Encoder, "embed", partial_method(change, mae.Encoder.embed))]
 
 
@@ -154,7 +154,7 @@ def with_positions(places: Callable) -> Callable:
 
 
 def cut(change: Callable) -> list[Patch]:
-    """Change how patches (N, L, P) are cut for the embedding alone."""
+    """Return patches that change the image patches (N, L, P) of the embeddings only."""
 
     def patchify(pixels, config):
         apart = original(pixels, config).unflatten(2, (*config.patch_hw, -1))
@@ -190,7 +190,7 @@ def shuffle_as_restore(original, noise, visible):
 
 
 def restoring(change: Callable) -> list[Patch]:
-    """Change the decoder's input: (self, visible, ids_restore) → tokens."""
+    """Return patches of the decoder's input; change: (self, visible, ids_restore) → tokens."""
 
     def decoder_tokens(self, latent, restore):
         return change(self, self.decoder_embed(latent), restore)
@@ -237,7 +237,7 @@ def unpatchified(change: Callable) -> list[Patch]:
 
 
 def loss(change: Callable) -> list[Patch]:
-    """Change the loss: (self, target, logits, mask) → scalar."""
+    """Return patches of the loss; change: (self, target, logits, mask) → scalar."""
 
     def forward_loss(self, pixels, logits, mask, norm_pix_loss=None):
         target = self.patchify(pixels)
@@ -304,7 +304,7 @@ def blocks(order: Callable) -> list[Patch]:
 
 
 def dropout() -> list[Patch]:
-    """Dropout that is active outside of training."""
+    """Return patches that make dropout active outside of training."""
 
     def forward(self, x):
         return F.dropout(x, 0.1, training=True)
@@ -313,7 +313,7 @@ def dropout() -> list[Patch]:
 
 
 def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
-    """Compute a part in less precision, in the float64 run only where ``proof``."""
+    """Return patches that compute a part in lower precision, with ``proof`` also in float64."""
     lower = LOWER[dtype]
 
     def affected(x):
@@ -386,7 +386,7 @@ def mean_square(errors):
 
 
 def flipped(axis: int) -> list[Patch]:
-    """Flip the images in every function of the model that reads them."""
+    """Return patches that flip the images in each function of the model that reads them."""
     original = mae.patchify
     turned = lambda pixels, config: original(pixels.flip(axis), config)  # noqa: E731
     return [(mae, "patchify", turned), (patches, "patchify", turned)]
@@ -524,7 +524,7 @@ def patches_of(name: str) -> list[Patch]:
 
 @contextmanager
 def fault(name: str | None) -> Iterator[None]:
-    """Put a fault into the reference model's code."""
+    """Context in which the reference model's code has a fault; None for no fault."""
     with ExitStack() as stack:
         for target, attribute, value in patches_of(name) if name else []:
             stack.enter_context(mock.patch.object(target, attribute, value))

@@ -1,6 +1,6 @@
-"""The population of the families of video models: their small models, and faults of their own.
+"""The population of the video families: their small models, and their specific faults.
 
-Faults in tables, and the compared results, are those of `mutation.population`.
+Faults in mapping tables, and the compared results, are as in `mutation.population`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +72,7 @@ MODELS: Mapping[str, Mapping[str, tuple[str, dict[str, Any]]]] = {
 
 
 def small_tensors(family: Family, config: Any, task: str, seed: int) -> Tensors:
-    """Return canonical tensors of a small model, every one random but for fixed positions."""
+    """Return canonical tensors of a small model, all random except fixed positions."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in family.schema(config, task).items():
@@ -150,7 +150,7 @@ def single_faults(tensors: Tensors, config: Any) -> Iterator[WeightFault]:
 
 
 def compensating() -> Iterator[WeightFault]:
-    """Yield faults that undo each other, wholly or in the result."""
+    """Yield faults that cancel out, in the tensors or in the result."""
     block = "encoder.blocks.1"
     parts = (f"{block}.mlp.fc1.weight", f"{block}.mlp.fc1.bias", f"{block}.mlp.fc2.weight")
     name = "MLP units in another order"
@@ -162,7 +162,7 @@ def compensating() -> Iterator[WeightFault]:
 
 
 def _as_it_cancels(fault: WeightFault) -> WeightFault:
-    """Return an exchange as one that nothing shows if the two tensors are only added up."""
+    """Mark an exchange of two tensors as invisible if only their sum is used."""
     first, second = sorted(name.partition(".")[2] for name in fault.changed_tensors)
     same_part = len({name.partition(".")[0] for name in fault.changed_tensors}) == 1
     cancels = same_part and (first, second) == ("class_position_embedding", "cls_token")
@@ -191,7 +191,7 @@ OF_FAMILY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 
 def setting_faults(family: str) -> Iterator[SettingFault]:
-    """Yield wrong values of the fields of a family's models."""
+    """Yield wrong values of the configuration fields of a family's models."""
     for model, (task, stored) in MODELS[family].items():
         config = families()[family].configuration_class.from_dict({**SMALL, **stored})
         fields = {**FUNCTION, **OF_FAMILY[family], **(OF_DECODER if task == "pretrain" else {})}
@@ -203,7 +203,7 @@ def setting_faults(family: str) -> Iterator[SettingFault]:
         means: dict[str, tuple[Any, ...]] = {"image_mean": ([0.5] * 3,), "image_std": ([0.5] * 3,)}
         of_pixels = means if family != "prithvi" else {}
         for name, values in {**fields, **flags, **of_pixels}.items():
-            # VideoMAE's target are pixels before they were normalised.
+            # VideoMAE's targets are the pixels before normalisation.
             target = family == "videomae" and task == "pretrain" and name in means
             flag = name in flags or (name in of_pixels and not target)
             right = getattr(config, name, None)
@@ -265,7 +265,7 @@ OWN: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 
 def code_faults(family: str) -> list[CodeFault]:
-    """Return the faults in the code of a family's models, by the names that `fault` knows."""
+    """Return the faults in the code of a family's models, with the names that `fault` accepts."""
     shared = [CodeFault(f"{family}: {name}", "pretrain", ()) for name in SHARED]
     return shared + [CodeFault(f"{family}: {name}", model, ()) for name, model in OWN[family]]
 
@@ -292,7 +292,7 @@ class FamilyPopulation(Population):
         return by_task
 
     def weights(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
-        """Yield faults in tensors: of the pre-training model, and what others have besides."""
+        """Yield faults in tensors of the pre-training model, and in those that only others have."""
         faults = []
         names: set[str] = set()
         for model, checkpoint in self.models.items():

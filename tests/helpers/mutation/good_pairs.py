@@ -1,4 +1,4 @@
-"""Pairs that are the same function, in PyTorch and in TensorFlow: none may fail."""
+"""Pairs of the same function in PyTorch and TensorFlow, whose verification must not fail."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from reference_models.configuration import ACTIVATIONS, ViTMAEConfig
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16,
           "bfloat16": ml_dtypes.bfloat16}  # fmt: skip
-# Logits grow with its square, to some hundreds. Beyond, attention of this kind is ill-conditioned
-# in float32: two nearly equal keys change order in every implementation.
+# Attention logits grow with the square of the factor, to some hundreds. With larger factors,
+# float32 attention is ill-conditioned: two nearly equal keys change order in any implementation.
 SHARPEST = 8
 TARGETS = ("transformers", "transformers-tf", "keras")
 
@@ -34,12 +34,12 @@ class Design:
     Attributes:
         config: the model's configuration.
         task: "pretrain", "encoder" or "classify".
-        dtype: of the weights.
+        dtype: the dtype of the weights.
         sharp: factor on q and k, which makes the attention weights nearly one-hot.
         positions: factor on the position embeddings.
         images: "normal", "constant" (each patch of one colour), "large" or "zero".
-        layout: what the source is converted to.
-        seed: of weights and images.
+        layout: the layout of the target.
+        seed: the seed of weights and images.
     """
 
     config: ViTMAEConfig
@@ -133,7 +133,7 @@ def pixels_of(design: Design, pixels: np.ndarray) -> np.ndarray:
 
 
 def layout_of(design: Design, source: Checkpoint) -> str:
-    """Return the layout of the target: that of the design, or keras, which fits every model."""
+    """Return the layout of the target: that of the design if possible, else keras."""
     layout = LAYOUTS[design.layout]
     fits = layout.refusal(source.configuration.model, source.task) is None
     half = design.dtype == "bfloat16" and design.layout != "transformers"

@@ -1,4 +1,4 @@
-"""Candidate runs in this process, so that no child has to be started for each fault."""
+"""Candidate runs in this process, without a child process for each fault."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack

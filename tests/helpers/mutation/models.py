@@ -1,4 +1,4 @@
-"""Small random models that faults are put into, one for each task."""
+"""Small random models for the faults, one for each task."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mae_convert.layouts.table import write_tensors
 from reference_models.configuration import ViTMAEConfig
 from reference_models.positions import sincos_position_embedding
 
-# Sizes differ wherever they may, and all square matrices are the ones that really are square.
+# Sizes differ where possible; only the matrices that are square in every model are square.
 SMALL = {
     "hidden_size": 24,
     "num_hidden_layers": 3,

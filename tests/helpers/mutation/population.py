@@ -1,4 +1,4 @@
-"""The population: every fault as a pair of runs, of the source and of what a fault made of it."""
+"""The population: each fault as a pair of runs, of a source and of a target with the fault."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,11 +41,11 @@ class Mutant:
         kind: "weights", "tables", "configurations", "code" or "precision".
         a: the run of the source.
         b: the run of the target.
-        changed_tensors: canonical tensors of which the first suspect is to be one.
-        keys: the kinds of cause that are right; empty where no sentence is expected.
-        words: what the sentence must contain.
-        blind: why no forward pass sees it, or None.
-        refused: what refuses it before anything runs, or None.
+        changed_tensors: canonical tensors; the first suspect must be one of them.
+        keys: the correct kinds of cause; empty if no sentence is expected.
+        words: the words that the sentence must contain.
+        blind: why no forward pass detects it, or None.
+        refused: the error that refuses it before anything runs, or None.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Population:
     ) -> Checkpoint:
         """Convert a checkpoint by another table or with other tensors, and open the result.
 
-        A fault in a table is in both directions: what is written by it is read by it.
+        A faulty table is wrong in both directions: it reads what it has written.
         """
         target = self.target(layout)
         plan = plan_conversion(source, target, layout)
@@ -160,17 +160,21 @@ class Population:
     # Mapping tables
 
     def tables(self, number: int | None, by_tensorflow: int) -> Iterator[Mutant]:
-        """Yield faults in rows of the tables, as a real conversion shows them."""
+        """Yield faults in rows of the mapping tables, each with an effect in a real conversion."""
         for layout in self.family.layouts.values():
             for table in layout.tables:
                 if table.name.endswith("linear probe") or "*" in repr(table.rows):
                     continue  # rows of another table, with three, or any scope, for reading only
                 for index, fault in enumerate(self.some(table_faults(table), number)):
                     tensorflow = index < by_tensorflow
-                    way = self._way(layout.name, table, tensorflow=tensorflow, odd=index % 2 == 1)
+                    use = self._use_of(
+                        layout.name, table, tensorflow=tensorflow, odd=index % 2 == 1
+                    )
                     models = [self.model_of(task) for task in table.tasks]
                     mutants = (
-                        self._guarded(way, fault.name, model, layout.name, table, fault.table)
+                        self._mutant_or_error(
+                            use, fault.name, model, layout.name, table, fault.table
+                        )
                         for model in models
                     )
                     # A row that this model does not use is not a fault; another model may use it.
@@ -192,7 +196,7 @@ class Population:
             model = table.tasks[0]
             faults = self.some(table_faults(table), number)
             made = (
-                self._guarded(self._written_and_read, f.name, model, layout, table, f.table)
+                self._mutant_or_error(self._written_and_read, f.name, model, layout, table, f.table)
                 for f in faults
             )
             yield from islice((m for m in made if not m.refused and m.changed_tensors), number or 5)
@@ -204,8 +208,8 @@ class Population:
         return Mutant("", "", self.native(model), self.run(target, "torch"),
                       self._changed_tensors(target, right), blind=blind)  # fmt: skip
 
-    def _way(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
-        """Return how a faulty table is used such that the forward pass shows the fault."""
+    def _use_of(self, layout: str, table: Table, *, tensorflow: bool, odd: bool) -> Callable:
+        """Return a use of a faulty table in which the forward pass detects the fault."""
         written = self.family.layouts[layout].table_for(table.tasks[0]) is table
         native = self.family.native_loaders
         if (table.name, "tensorflow") in native and written and tensorflow:
@@ -214,30 +218,30 @@ class Population:
             return self._read_into_keras
         return self._read
 
-    def _guarded(self, way: Callable, name: str, model: str, *rest: Any) -> Mutant:
+    def _mutant_or_error(self, use: Callable, name: str, model: str, *rest: Any) -> Mutant:
         """Return a mutant, or one with the error that prevented it."""
-        label = f"{name} [{way.__name__.strip('_').replace('_', ' ')}]"
+        label = f"{name} [{use.__name__.strip('_').replace('_', ' ')}]"
         try:
-            return replace(way(model, *rest), name=label, kind="tables")
+            return replace(use(model, *rest), name=label, kind="tables")
         except (MaeConvertError, ValueError, IndexError) as error:
             return Mutant(label, "tables", refused=f"shapes: {error}")
 
     def _written(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
-        """The target is written by the faulty table and run by the framework that reads it."""
+        """The faulty table writes the target, which a framework runs natively."""
         source = self.models[model]
         target = self.converted(source, layout, table=wrong)
         changed_tensors = self._changed_tensors(target, right)
         return Mutant("", "", self.native(model), self.run(target, "tensorflow"), changed_tensors)
 
     def _read_natively(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
-        """The source is read by the faulty table; it runs without it, and what it became too."""
+        """The faulty table reads the source; source and result are both run natively."""
         source = reread(self.converted(self.models[model], layout), wrong)
         target = self.converted(source, self.own_layout)
         return Mutant("", "", self.run(source, "tensorflow"), self.run(target, "torch"),
                       self._changed_tensors(source, right))  # fmt: skip
 
     def _read_into_keras(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
-        """The source is read by the faulty table; PyTorch runs it without it, Keras the result."""
+        """The faulty table reads the source; PyTorch runs the source, Keras the result."""
         original = self.models[model]
         source = original if layout == self.own_layout else self.converted(original, layout)
         source = reread(source, wrong)
@@ -246,20 +250,20 @@ class Population:
                       self._changed_tensors(source, right))  # fmt: skip
 
     def _read(self, model: str, layout: str, right: Table, wrong: Table) -> Mutant:
-        """A file of the layout is right, and is read by the faulty table."""
+        """The faulty table reads a valid file of the layout."""
         source = self.models[model]
         if self.family.layouts[layout].table_for(source.task) is right:
             target = self.converted(source, layout)
         else:
-            target = self._spelled(source, layout, right)
+            target = self._in_naming_variant(source, layout, right)
         target = reread(target, wrong)
         changed_tensors = tuple(
             n for n, t in target.tensors.items() if not same(t, source.tensors[n])
         )
         return Mutant("", "", self.native(model), self.run(target, "torch"), changed_tensors)
 
-    def _spelled(self, source: Checkpoint, layout: str, table: Table) -> Checkpoint:
-        """Write a file in a spelling that is only read, and open it."""
+    def _in_naming_variant(self, source: Checkpoint, layout: str, table: Table) -> Checkpoint:
+        """Write a file in a naming variant that is only read, and open it."""
         from mae_convert.formats import write_file
 
         rules = table.expand(source.tensors)
@@ -269,7 +273,7 @@ class Population:
         return open_checkpoint(path)
 
     def _changed_tensors(self, misread: Checkpoint, right: Table) -> tuple[str, ...]:
-        """Return the tensors that the right table reads otherwise."""
+        """Return the tensors that differ from those that the correct table reads."""
         rightly = reread(misread, right).tensors
         return tuple(n for n, t in misread.tensors.items() if not same(t, rightly[n]))
 

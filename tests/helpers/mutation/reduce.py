@@ -58,9 +58,9 @@ def reductions(mutants: Sequence[Mutant], folder: Path) -> list[Reduced]:
 
 
 def _is_shown(difference, a, checkpoints, inputs, folder: Path) -> bool:
-    """Return whether a script computes in PyTorch what a side did, and ends with exit status 1.
+    """Return whether a script reproduces a side's result in PyTorch and ends with exit status 1.
 
-    Where a fault is in a table, the source's own file is read wrongly, too.
+    If the fault is in a table, the source's own file is read with it, too.
     """
     try:
         found = reproducer_of(difference, a, checkpoints, inputs, {"torch": None})
@@ -95,6 +95,6 @@ def table(found: Sequence[Reduced]) -> str:
 
 
 def remarks(found: Sequence[Reduced]) -> list[str]:
-    """Return at which results the others differ first, with their number."""
+    """Return the first differing results of the faults that no script reproduces, with counts."""
     others = [reduced.first for reduced in found if not reduced.shown]
     return [f"{others.count(first)} first at {first}" for first in sorted(set(others))]

@@ -1,4 +1,4 @@
-"""How many of the faults in weights, tables and configurations are repaired bit for bit."""
+"""Count the faults in weights, tables and configurations that are repaired bit for bit."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ class Repaired:
     Attributes:
         mutant: the fault.
         result: `KNOWN` if the fault was named and the result is the source bit for bit, `RESTORED`
-            if that takes the option ``restore``, or `NOT`.
-        words: what was changed, or why nothing was.
+            if that requires the option ``restore``, or `NOT`.
+        words: the changes, or the reason why nothing was changed.
     """
 
     mutant: Mutant
@@ -59,9 +59,9 @@ def _repaired(mutant: Mutant, path: Path) -> Repaired:
 
 
 def _pair(mutant: Mutant) -> tuple[Checkpoint, Checkpoint]:
-    """Return both sides as the right tables read them.
+    """Return both sides as the correct tables read them.
 
-    Where the file is right and a wrong table reads it, the target is what that table makes of it.
+    If a faulty table reads a valid file, the target is the result of that table.
     """
     a, b = (open_checkpoint(run.checkpoint.path) for run in (mutant.a, mutant.b))
     if mutant.kind == "tables" and not differing(a, b):

@@ -122,7 +122,7 @@ def remarks(outcomes: Sequence[Outcome], *, causes: bool = True) -> Iterator[str
 
 
 def _has_suspects(outcome: Outcome) -> bool:
-    """Return whether a verdict failed whose suspects are tensors."""
+    """Return whether a verdict failed and its suspects are tensors."""
     return outcome.mutant.kind in TENSORS and outcome.detected != {"proof"}
 
 

@@ -22,7 +22,7 @@ DTYPES = ("float64", "float32")
 ENVIRONMENT = {"PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
                "OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1",
                "TF_NUM_INTEROP_THREADS": "1"}  # fmt: skip
-AT_ONCE = 100  # jobs of one child, whose memory grows
+AT_ONCE = 100  # jobs of one child: its memory grows with each
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Run:
     """A checkpoint to be run.
 
     Attributes:
-        checkpoint: what to run.
+        checkpoint: the checkpoint.
         framework: "torch" or "tensorflow".
         inputs: ``pixel_values`` and ``noise``.
-        mask_ratio: to run at.
-        fault: in the code, by name.
+        mask_ratio: the mask ratio of the run.
+        fault: the name of a fault in the code, or None.
     """
 
     checkpoint: Checkpoint
@@ -81,7 +81,7 @@ def prepare(run: Run, folder: Path) -> Path:
 
 
 def run_all(runs: Sequence[Run], folder: Path) -> list[Trace | str]:
-    """Return the trace of each run, or what it failed with."""
+    """Return the trace of each run, or its error message."""
     jobs = [prepare(run, folder / str(number)) for number, run in enumerate(runs)]
     for framework in dict.fromkeys(run.framework for run in runs):
         listed = [

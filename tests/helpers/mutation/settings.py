@@ -11,9 +11,9 @@ class SettingFault:
 
     Attributes:
         name: field and value.
-        model: which of ``models.MODELS``.
-        fields: what is changed.
-        flag: outputs do not depend on it, or only by a part that is always computed both ways.
+        model: the model of ``models.MODELS``.
+        fields: the changed fields.
+        flag: whether the compared outputs do not depend on the fields.
     """
 
     name: str
@@ -36,7 +36,7 @@ PREPROCESSING: dict[str, tuple[Any, ...]] = {
     "image_mean": ([0.5, 0.5, 0.5], [0.406, 0.456, 0.485]),
     "image_std": ([0.5, 0.5, 0.5], [0.225, 0.224, 0.229]),
 }
-# What the tensors contradict: the file is refused when it is opened.
+# Values that contradict the tensors: the file is refused when it is opened.
 CONTRADICTED: dict[str, tuple[Any, ...]] = {
     "hidden_size": (32,),
     "num_hidden_layers": (2, 4),
@@ -66,7 +66,7 @@ def setting_faults() -> Iterator[SettingFault]:
 
 
 def contradictions() -> Iterator[SettingFault]:
-    """Yield wrong values that no checkpoint can be opened with."""
+    """Yield wrong values with which a checkpoint is refused when it is opened."""
     for field, values in CONTRADICTED.items():
         for value in values:
             yield SettingFault(f"pretrain: {field} is {value}", "pretrain", {field: value})

@@ -1,4 +1,4 @@
-"""Faults in mapping tables: what a maintainer may get wrong in a row."""
+"""Faults in mapping tables: mistakes in a row that a maintainer might make."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class FuseByHead(Fuse):
 
 @dataclass(frozen=True)
 class Reshape(Permute):
-    """Reshapes where the axes have to be permuted."""
+    """Reshapes an array whose axes have to be permuted."""
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         return arrays[0].reshape(self.write_shape([arrays[0].shape]))
@@ -51,15 +51,15 @@ class Reshape(Permute):
 
 @dataclass(frozen=True)
 class HeadsInsideOut(SplitHeads):
-    """Takes the channels as (channels, heads)."""
+    """Splits the channels as (channels, heads) instead of (heads, channels)."""
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return super().write([self._turned(arrays[0], undo=False)])
+        return super().write([self._reordered(arrays[0], undo=False)])
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        return [self._turned(super().read(array)[0], undo=True)]
+        return [self._reordered(super().read(array)[0], undo=True)]
 
-    def _turned(self, array: np.ndarray, *, undo: bool) -> np.ndarray:
+    def _reordered(self, array: np.ndarray, *, undo: bool) -> np.ndarray:
         array = array.T if self.kind == "output" else array
         sizes = (-1, self.heads) if undo else (self.heads, -1)
         turned = array.reshape(*sizes, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
@@ -67,7 +67,7 @@ class HeadsInsideOut(SplitHeads):
 
 
 def table_faults(table: Table) -> Iterator[TableFault]:
-    """Yield the table with every single fault, each in one row."""
+    """Yield the table with each single fault in one row."""
     for location, row in _rows(table.rows):
         for what, rows in _faulty(row):
             yield from _built(table, f"{row.external or row.canonical}: {what}", location, rows)

@@ -14,10 +14,10 @@ class WeightFault:
     """A fault in canonical tensors.
 
     Attributes:
-        name: what was done to which tensor.
+        name: the change and the tensor.
         change: returns the faulty tensors.
         changed_tensors: the tensors that it changes.
-        blind: no step of the computation shows it: what is changed cancels out.
+        blind: whether the change cancels out, so that no intermediate activation shows it.
     """
 
     name: str
@@ -164,7 +164,7 @@ def exchanged(first: str, second: str) -> Callable[[Tensors], Tensors]:
 
 
 def single_faults(tensors: Tensors) -> Iterator[WeightFault]:
-    """Yield every edit of every tensor that changes it."""
+    """Yield each edit of each tensor that changes its values."""
     for name, array in tensors.items():
         for what, edit in edits_of(name, array):
             change = alone(name, edit)
@@ -173,7 +173,7 @@ def single_faults(tensors: Tensors) -> Iterator[WeightFault]:
 
 
 def exchanges(tensors: Tensors) -> Iterator[WeightFault]:
-    """Yield every exchange of two tensors of one shape that may be mistaken for each other."""
+    """Yield each exchange of two related tensors of the same shape."""
     names = list(tensors)
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
@@ -184,7 +184,7 @@ def exchanges(tensors: Tensors) -> Iterator[WeightFault]:
 
 
 def related(first: str, second: str) -> bool:
-    """Return whether tensors are of one block, or the same ones of two, or of no block."""
+    """Return whether two tensors are in one block, are the same in two blocks, or in no block."""
     if (".blocks." in first) != (".blocks." in second):
         return False
     if ".blocks." not in first:
@@ -226,7 +226,7 @@ def scaled_against_each_other(first: str, second: str) -> Callable[[Tensors], Te
 
 
 def compensating(tensors: Tensors) -> Iterator[WeightFault]:
-    """Yield faults that undo each other, wholly or in the result."""
+    """Yield faults that cancel out, in the tensors or in the result."""
     pair = ("encoder.cls_token", "encoder.position_embedding")
     yield WeightFault(
         "class token and its position", class_token_and_its_position, pair, blind=True

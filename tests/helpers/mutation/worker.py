@@ -1,4 +1,4 @@
-"""Run many jobs in one child process, each with a fault in the code if one is named.
+"""Run many jobs in one child process, each with a fault in the code if the list names one.
 
 python worker.py FRAMEWORK LIST.json: the list contains pairs of a job's file and a fault or null.
 The error of a failed job is written beside its trace, as TRACE.error.
