@@ -15,7 +15,7 @@ if (
 import os
 import signal
 
-from mae_convert.process.shortage import shortage, too_little_address_space
+from mae_convert.errors.shortage import shortage, too_little_address_space
 
 
 def main() -> None:

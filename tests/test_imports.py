@@ -10,7 +10,7 @@ import mae_convert
 ROOT = Path(mae_convert.__file__).parents[1]
 # From bottom to top; a unit imports only from itself and from units before it.
 UNITS = (
-    "text", "errors", "process", "files", "formats", "layouts", "families", "checkpoint", "sources",
+    "text", "errors", "files", "formats", "layouts", "families", "checkpoint", "sources",
     "convert", "runtime", "verify", "diagnose", "models", "visualize", "publish", "sweep",
     "reports", "cli", "testing", "__main__",
 )  # fmt: skip

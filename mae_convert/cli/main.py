@@ -15,8 +15,8 @@ from mae_convert import __version__
 from mae_convert.cli.commands import checkpoints, hub, images, sweeps, verdicts
 from mae_convert.cli.streams import prepare_streams, print_to_stderr, print_unexpected
 from mae_convert.errors import MaeConvertError, as_option, one_line
-from mae_convert.process.shortage import shortage
-from mae_convert.process.signals import Ended, ended_by, ignore_signals, raise_signals
+from mae_convert.errors.shortage import shortage
+from mae_convert.errors.signals import Ended, ended_by, ignore_signals, raise_signals
 
 COMPLETION = "_MAE_CONVERT_COMPLETE"  # set by a shell that requests a completion
 NO_OUTPUT = (

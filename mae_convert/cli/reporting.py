@@ -10,7 +10,7 @@ import click
 
 from mae_convert.cli.contradictions import CheckedCommand
 from mae_convert.errors import MaeConvertError, OutputError, as_option, one_line
-from mae_convert.process.shortage import shortage
+from mae_convert.errors.shortage import shortage
 
 NOT_ERRORS = (click.exceptions.Exit, click.Abort, BrokenPipeError)
 

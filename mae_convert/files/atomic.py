@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_convert.errors import Option, OutputError
+from mae_convert.errors.signals import undisturbed
 from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.files.staging import staging_beside
-from mae_convert.process.signals import undisturbed
 from mae_convert.text import listing
 
 NO_REPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors.shortage import shortage
 from mae_convert.files.sequential import FilePosition, SequentialArray
-from mae_convert.process.shortage import shortage
 
 LONGEST_FILE_NAME = 255
 PIECE_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mae_convert import UNSUPPORTED
-from mae_convert.process.signals import undisturbed
+from mae_convert.errors.signals import undisturbed
 
 try:
     import fcntl

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.errors.shortage import shortage
 from mae_convert.files.byte_ranges import ByteFile, damaged
 from mae_convert.files.strict_json import JsonError, parse_json
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.process.shortage import shortage
 from mae_convert.text import shown
 
 KERAS = "keras"

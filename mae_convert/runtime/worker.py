@@ -207,7 +207,7 @@ def main() -> int:
     for package in ("mae_convert", "reference_models"):
         if package not in sys.modules:
             expose(package)
-    from mae_convert.process.shortage import shortage
+    from mae_convert.errors.shortage import shortage
 
     try:
         from mae_convert.errors import to_json

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_convert.errors import MaeConvertError
-from mae_convert.process.signals import ignore_signals, raise_signals
+from mae_convert.errors.signals import ignore_signals, raise_signals
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, memory_needed_by
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import Row, error_row

@@ -123,7 +123,7 @@ def test_options_of_a_checkpoint_are_given_by_either_of_their_names():
 
 # What writes options, or commands for a shell: the front end, a child's own arguments, a card's
 # examples.
-WRITES_OPTIONS = ("cli", "errors.py", "runtime/worker.py", "runtime/sides.py",
+WRITES_OPTIONS = ("cli", "errors/__init__.py", "runtime/worker.py", "runtime/sides.py",
                   "publish/card_usage.py")  # fmt: skip
 AN_OPTION = re.compile(r"(?<![\w-])(?<!var\()--[a-z][a-z-]+(?![\w:-])")  # not those of CSS
 

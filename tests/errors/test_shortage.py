@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mae_convert.process.shortage import shortage, too_little_address_space
+from mae_convert.errors.shortage import shortage, too_little_address_space
 
 MEMORY, FILES, DISK = "not enough memory", "too many files are open", "no space left"
 

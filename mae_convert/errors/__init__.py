@@ -3,6 +3,9 @@
 A message refers to an option by its neutral name, ``Option("num_heads")``, which is rendered where
 the message is shown: as ``--num-heads`` by the command line, as ``num_heads=`` in Python, and as
 ``num_heads`` for the plan of a sweep.
+
+`signals` turns signals into exceptions, and `shortage` explains exceptions that a lack of memory,
+file descriptors, processes or disk space has caused.
 """
 
 import json
