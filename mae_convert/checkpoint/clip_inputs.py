@@ -10,9 +10,10 @@ from PIL import Image
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.image_files import SUFFIXES
 from mae_convert.checkpoint.preprocessing import as_pixels, preprocessing_of
-from mae_convert.checkpoint.video_files import FILES, Frames, natural_order, read_frames
+from mae_convert.checkpoint.video_files import FILES, Frames, read_frames
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option
 from mae_convert.families.clips import ALL, Clips
+from mae_convert.text import natural_sort_key
 
 
 @dataclass(frozen=True)
@@ -226,4 +227,4 @@ def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
             f" contains no videos ({', '.join(FILES)}) and no folders of frames",
             hint="specify a folder of such files",
         )
-    return sorted(clips, key=lambda path: natural_order(str(path)))
+    return sorted(clips, key=lambda path: natural_sort_key(str(path)))

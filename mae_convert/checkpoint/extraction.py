@@ -30,8 +30,9 @@ from mae_convert.checkpoint.unused import UNKNOWN, Unused, sort_unused
 from mae_convert.errors import LayoutError, Option, Text, join
 from mae_convert.families import families, family_of
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.table import Table, listed
+from mae_convert.layouts.table import Table
 from mae_convert.layouts.transforms import Shape
+from mae_convert.text import listed
 
 MOST_PREFIXES = 8
 """Maximum number of prefixes that are tried for one layout; no real file contains more models."""

@@ -13,8 +13,9 @@ from mae_convert.errors import LayoutError
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import task_of
 from mae_convert.layouts.layout import Layout
-from mae_convert.layouts.table import Rule, Table, external_shapes, listed
+from mae_convert.layouts.table import Rule, Table, external_shapes
 from mae_convert.layouts.transforms import KEY_BIAS, Shape, SplitHeads
+from mae_convert.text import listed
 
 
 @dataclass(frozen=True)

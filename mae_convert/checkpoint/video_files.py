@@ -7,7 +7,6 @@ open another file or a URL.
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mae_convert.errors import CheckpointError, MaeConvertError, MissingRequirem
 from mae_convert.files.byte_ranges import ByteFile, open_input
 from mae_convert.formats.archive import Archive
 from mae_convert.formats.npz import arrays_in
+from mae_convert.text import natural_sort_key
 
 # Suffix → FFmpeg's name of the format.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska",
@@ -88,13 +88,7 @@ def read_frames(path: Path, choose: Choose) -> Frames:
 def frames_in(folder: Path) -> list[Path]:
     """Return the images directly in a folder, in the order of the numbers in their names."""
     files = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    return sorted(files, key=lambda path: natural_order(path.name))
-
-
-def natural_order(name: str) -> tuple[tuple[str, int], ...]:
-    """Return a key that sorts names by the numbers in them: frame2 before frame10."""
-    parts = re.findall(r"([^0-9]*)([0-9]*)", name)
-    return tuple((text, int(digits) if digits else -1) for text, digits in parts)
+    return sorted(files, key=lambda path: natural_sort_key(path.name))
 
 
 def _chosen(path: Path, choose: Choose, count: int, rate: float | None) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ from mae_convert.checkpoint.canonical_tensors import REASON
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.errors import Option, Text
 from mae_convert.families.position_embeddings import POSITION_EMBEDDINGS, position_in_words
-from mae_convert.layouts.table import listed
-from mae_convert.text import plural
+from mae_convert.text import listed, plural
 
 Statistics = Mapping[str, float]
 

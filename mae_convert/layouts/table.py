@@ -18,7 +18,7 @@ from mae_convert.errors import LayoutError, Option
 from mae_convert.files.sequential import Joined, SequentialArray, split
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.layouts.transforms import KEY_BIAS, SAME, Schema, Shape, SplitHeads, Transform
-from mae_convert.text import shown
+from mae_convert.text import listed
 
 DIGITS = "[0-9]{0,2}"
 """The digits after the first one of a block index: no model has a thousand blocks."""
@@ -261,12 +261,6 @@ def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
         if name in seen:
             raise LayoutError(f"{table}: {name} is in two rows")
         seen.add(name)
-
-
-def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Return names for a sentence, truncated after a few."""
-    first = ", ".join(map(shown, names[:limit]))
-    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
 def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mae_convert.families.checkpoint_options import name_of_dtype
 from mae_convert.formats.dtypes import DTYPES
-from mae_convert.layouts.table import listed
 from mae_convert.models.checkpointing import (
     disable_checkpointing,
     enable_checkpointing,
@@ -33,6 +32,7 @@ from mae_convert.models.torch_parts import EncoderPart, decoder_of
 from mae_convert.models.transformers_config import ReferenceConfig, as_config, plain
 from mae_convert.runtime.torch_model import check_same
 from mae_convert.runtime.torch_runs import WithoutValues
+from mae_convert.text import listed
 from reference_models import pytorch as reference
 from reference_models.pytorch.patches import patchify, unpatchify
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mae_convert.reports.html import Cell, document, heading, table
-from mae_convert.sources.patterns import natural_sort_key
 from mae_convert.sweep.result import ERROR, FAILED, FUNCTION_LIMIT, STATUS, Row
-from mae_convert.text import for_html, format_bytes, format_number, plural
+from mae_convert.text import for_html, format_bytes, format_number, natural_sort_key, plural
 
 TAG = re.compile("<[^>]*>")
 MOST_COLUMNS = 24  # maximum number of columns of a readable matrix

@@ -13,8 +13,8 @@ from mae_convert.files.sequential import FilePosition, SequentialArray
 from mae_convert.files.workers import reuse_freed_memory
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.layouts.table import listed
 from mae_convert.runtime.torch_runs import WithoutValues
+from mae_convert.text import listed
 
 READERS = 2
 """Threads that read tensors, while the model is being created."""

@@ -3,12 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.byte_ranges import refuse_nul
 from mae_convert.sources import storage
 from mae_convert.sources.reference import PAGES, PROTOCOL, parse_source
+from mae_convert.text import natural_sort_key
 
 MAGIC = re.compile(r"[*?[]")
 
@@ -64,10 +64,3 @@ def absolute(path: Path) -> str:
 
 def _relative(path: Path) -> str:
     return str(path.relative_to(path.anchor)) if path.anchor else str(path)
-
-
-def natural_sort_key(text: str) -> list[Any]:
-    """Return a sort key that puts checkpoint-9 before checkpoint-10, with numbers of any length."""
-    pieces = filter(None, re.split(r"(\d+)", text))
-    digits = ((p.isdecimal(), p.lstrip("0")) for p in pieces)
-    return [(0, len(rest), rest) if is_number else (1, 0, rest) for is_number, rest in digits]

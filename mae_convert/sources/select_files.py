@@ -15,9 +15,9 @@ from mae_convert.formats.registry import (
     NPZ,
     WEIGHTS_NAMES,
 )
-from mae_convert.layouts.table import listed
 from mae_convert.sources.reference import HubReference
 from mae_convert.sources.snapshot import Entry, Snapshot
+from mae_convert.text import listed
 
 # A repository often has the same weights in several formats: the first name in this list is used.
 PREFERENCE = tuple(

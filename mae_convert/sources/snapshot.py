@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mae_convert.errors import CheckpointError
 from mae_convert.files.byte_ranges import file_sha256
-from mae_convert.layouts.table import listed
 from mae_convert.sources.client import is_unreachable, unexpected_response, with_retries
 from mae_convert.sources.reference import HubReference
+from mae_convert.text import listed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

@@ -151,3 +151,16 @@ def shown(name: object) -> str:
     """Return a name that was read from a file, for a message: short, and on one line."""
     text = str(name)[:LONGEST_SHOWN]
     return text if text.isprintable() else ascii(text)
+
+
+def listed(names: Sequence[str], limit: int = 4) -> str:
+    """Return names for a sentence, truncated after a few."""
+    first = ", ".join(map(shown, names[:limit]))
+    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
+
+
+def natural_sort_key(text: str) -> list[Any]:
+    """Return a sort key that puts checkpoint-9 before checkpoint-10, with numbers of any length."""
+    pieces = filter(None, re.split(r"(\d+)", text))
+    digits = ((p.isdecimal(), p.lstrip("0")) for p in pieces)
+    return [(0, len(rest), rest) if is_number else (1, 0, rest) for is_number, rest in digits]

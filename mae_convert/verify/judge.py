@@ -18,9 +18,9 @@ from mae_convert.checkpoint.fingerprint import described_family
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.strict_json import plain
-from mae_convert.layouts.table import listed
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT, RESULTS
+from mae_convert.text import listed
 from mae_convert.verify.assumptions import assumptions, blocking, in_words
 from mae_convert.verify.coverage import left_out, missing_results, not_compared
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error

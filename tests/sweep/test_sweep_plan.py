@@ -3,10 +3,10 @@
 import pytest
 
 from mae_convert.errors import OutputError
-from mae_convert.sources.patterns import natural_sort_key
 from mae_convert.sweep.jobs_from_plan import read_plan
 from mae_convert.sweep.plan_file import PlanError
 from mae_convert.sweep.results import Results
+from mae_convert.text import natural_sort_key
 
 
 @pytest.fixture

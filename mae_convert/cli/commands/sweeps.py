@@ -254,9 +254,9 @@ def timeline(
     from mae_convert.cli.commands.images import installed
     from mae_convert.cli.output.visualization import timeline as show
     from mae_convert.cli.streams import print_json
-    from mae_convert.layouts.table import listed
     from mae_convert.reports.timeline_files import check_names, timeline_json, write
     from mae_convert.sources.patterns import sources_named
+    from mae_convert.text import listed
     from mae_convert.visualize.timeline import TimelineOptions
     from mae_convert.visualize.timeline import timeline as follow
 

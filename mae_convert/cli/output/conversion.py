@@ -12,8 +12,7 @@ from mae_convert.cli.output.inspection import family_rows
 from mae_convert.convert.changes import step_in_words
 from mae_convert.convert.plan import Plan
 from mae_convert.formats.dtypes import DTYPES
-from mae_convert.layouts.table import listed
-from mae_convert.text import format_number
+from mae_convert.text import format_number, listed
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.diff import Difference
