@@ -147,8 +147,8 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
         return LayoutError(
             f"{name!r} is not the name of a single layout", hint=f"choose {alternatives}"
         )
-    near = did_you_mean(name, layouts) or f"; the layouts are {', '.join(layouts)}"
-    return LayoutError(f"unknown layout {name!r}{near}")
+    near = did_you_mean(name, layouts) or f"the layouts are {', '.join(layouts)}"
+    return LayoutError(f"unknown layout {name!r}", hint=near)
 
 
 def native_frameworks(layout: str, family: str | None = None) -> list[str]:

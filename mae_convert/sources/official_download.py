@@ -46,7 +46,7 @@ def named(text: str) -> OfficialFile:
     official = official_named(text) or official_named(text.removesuffix(".pth"))
     if official is None:
         names = [official.name for official in official_files()]
-        near = did_you_mean(text, names).removeprefix("; ")
+        near = did_you_mean(text, names)
         raise MaeConvertError(
             f"there is no official checkpoint {text!r}",
             hint=near or f"there are {', '.join(names)}",

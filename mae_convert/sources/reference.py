@@ -70,7 +70,7 @@ def parse_source(text: str) -> Source:
             ),
         )
     if not path.is_absolute() and (hint := _hint(text)):
-        raise MaeConvertError(f"{text} does not exist{hint}")
+        raise MaeConvertError(f"{text} does not exist", hint=hint)
     return path
 
 
@@ -78,7 +78,7 @@ def _hint(text: str) -> str:
     """Return a hint about what a nonexistent name may refer to."""
     is_file_name = text.lower().endswith(FILE_SUFFIXES)
     if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
-        return f"; for a repository on the Hub write {PROTOCOL}{text}"
+        return f"for a repository on the Hub write {PROTOCOL}{text}"
     return did_you_mean(text, (official.name for official in official_files()))
 
 

@@ -127,7 +127,7 @@ def check_name(name: str) -> None:
         MaeConvertError: the field does not exist.
     """
     if name not in FIELDS:
-        raise MaeConvertError(f"there is no such field{_nearest(name)}")
+        raise MaeConvertError("there is no such field", hint=_nearest(name))
 
 
 def parse(name: str, value: Any) -> Any:
@@ -163,7 +163,7 @@ def parse(name: str, value: Any) -> Any:
 
 
 def _nearest(name: str) -> str:
-    return did_you_mean(name, FIELDS) or f"; fields are {', '.join(FIELDS)}"
+    return did_you_mean(name, FIELDS) or f"fields are {', '.join(FIELDS)}"
 
 
 @dataclass(frozen=True)

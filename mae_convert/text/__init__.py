@@ -47,9 +47,9 @@ def for_terminal(text: object) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the most similar choice, or "" if no choice is similar."""
+    """Return "did you mean 'x'?" with the most similar choice, or "" if no choice is similar."""
     near = get_close_matches(name, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def for_html(text: object) -> str:

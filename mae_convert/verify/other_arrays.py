@@ -72,8 +72,9 @@ def read_names(path: Path) -> dict[str, str]:
         if not BLOCK.fullmatch(name) and name not in RESULT_NAMES:
             raise CheckpointError(
                 path,
-                f" names {name!r}, which is not a result{did_you_mean(name, RESULT_NAMES)}",
-                hint=f"the names are {', '.join(RESULT_NAMES)}, and those of blocks, such as "
+                f" names {name!r}, which is not a result",
+                hint=did_you_mean(name, RESULT_NAMES)
+                or f"the names are {', '.join(RESULT_NAMES)}, and those of blocks, such as "
                 "encoder.blocks.N.output",
             )
     if len(set(names.values())) < len(names):
@@ -100,8 +101,9 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     """
     if missing := [name for name in names if name not in arrays]:
         raise MaeConvertError(
-            f"the file has no array {missing[0]!r}{did_you_mean(missing[0], arrays)}",
-            hint=("correct the name in the file of ", Option("names")),
+            f"the file has no array {missing[0]!r}",
+            hint=did_you_mean(missing[0], arrays)
+            or ("correct the name in the file of ", Option("names")),
         )
     results = {canonical: arrays[name] for name, canonical in names.items()}
     inputs = {name: results.pop(name) for name in INPUTS if name in results}
