@@ -44,7 +44,7 @@ class Preprocessing:
     """Height and width of the centre crop, or None."""
 
     rescale: float
-    """The factor for pixels from 0 to 255, or 1."""
+    """The factor by which pixels from 0 to 255 are multiplied; 1 if they are not rescaled."""
 
     mean: tuple[float, ...]
     """The mean of each channel, which is subtracted."""

@@ -420,7 +420,7 @@ def side_options(command: Command) -> Command:
                 type=RUNNER,
                 help=(
                     f"Framework that runs {what}, or external code as for `verify --against`. "
-                    "[default: the one that loads its tensor names natively]"
+                    "[default: the framework that loads its tensor names natively]"
                 ),
             ),
             click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),

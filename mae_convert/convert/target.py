@@ -44,7 +44,8 @@ class Packing:
         """Refuse options that the target does not support.
 
         Raises:
-            OutputError: an option applies to other targets, or the prefix would not be recognised.
+            OutputError: an option does not apply to the target, or the prefix would not be
+                recognised.
         """
         if self.prefix and is_directory:
             raise OutputError(

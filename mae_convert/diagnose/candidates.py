@@ -56,12 +56,12 @@ DECODER_EMBEDDINGS = (
     "position embeddings are shifted by one",
 )
 POOLS = (
-    "mean of all tokens with the class token",
+    "mean of all tokens, including the class token",
     "class token",
     "layer norm before the mean",
     "maximum instead of mean",
 )
-READ_OUTS = ("mean of patches", "mean of all tokens with the class token", "first patch")
+READ_OUTS = ("mean of patches", "mean of all tokens, including the class token", "first patch")
 PIXELS = (
     "in the order channel, row, column",
     "channels reversed",

@@ -205,14 +205,14 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variant
 
 POOLS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 1:].mean(dim=1, keepdim=True),
-    "mean of all tokens with the class token": lambda x: x.mean(dim=1, keepdim=True),
+    "mean of all tokens, including the class token": lambda x: x.mean(dim=1, keepdim=True),
     "class token": lambda x: x[:, :1],
     "maximum instead of mean": lambda x: x[:, 1:].amax(dim=1, keepdim=True),
 }
 READ_OUTS: Mapping[str | None, TensorFunction] = {
     None: lambda x: x[:, 0],
     "mean of patches": lambda x: x[:, 1:].mean(dim=1),
-    "mean of all tokens with the class token": lambda x: x.mean(dim=1),
+    "mean of all tokens, including the class token": lambda x: x.mean(dim=1),
     "first patch": lambda x: x[:, 1],
 }
 

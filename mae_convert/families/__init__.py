@@ -80,7 +80,7 @@ def _is_anything_registered() -> bool:
 
 
 def _registered(*groups: str) -> list[list[Any]]:
-    """Return group → the objects that installed packages register as entry points.
+    """Return, for each group, the objects that installed packages register as entry points.
 
     Raises:
         MissingRequirementError: a registered family cannot be imported.
