@@ -242,7 +242,7 @@ def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -
 
 @contextmanager
 def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield the path to write one file to; at the end it is flushed and renamed.
+    """Yield a temporary path for one file, which is flushed and renamed to the target at the end.
 
     Raises:
         OutputError: see `staged`.

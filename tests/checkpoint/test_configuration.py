@@ -106,9 +106,9 @@ def test_model_name_determines_heads_only_if_the_size_matches():
     ) as raised:
         resolve("pretrain", evidence(geometry=narrow, **arguments))
     assert "has an encoder of width 1024 with 24 blocks" in str(raised.value)
-    # The decoder is the one of that name, so that its heads are known.
+    # The decoder has the sizes of the named model, so its number of heads is known.
     with pytest.raises(ConfigurationError, match="name mae_vit_large_patch16"):
-        resolve("pretrain", evidence(**arguments))  # though the official ViT-B has these shapes
+        resolve("pretrain", evidence(**arguments))  # although the official ViT-B has these shapes
     assert "decoder_num_heads" not in str(raised.value)
 
 

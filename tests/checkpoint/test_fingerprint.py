@@ -1,4 +1,4 @@
-"""The fingerprint: as specified, the same after every conversion, another after every change.
+"""The fingerprint is as specified, equal after every conversion, and different after every change.
 
 All pairs of layouts are in test_matrix.
 """
@@ -51,7 +51,7 @@ def test_documented_program_computes_its_test_vectors_and_our_fingerprints(tmp_p
         r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL
     ).groups()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(program, {})  # ours: it is the specification
+        exec(program, {})  # the text of the specification is our code
     assert printed.getvalue() == vectors
     ours = []
     for task in ("pretrain", "classify"):
@@ -234,7 +234,7 @@ def test_command_prints_one_json_object_and_reports_missing_fields(case, command
     "options", [{}, {"dtype": "float16"}, {"task": "encoder"}], ids=["all", "rounded", "encoder"]
 )
 def test_single_file_contains_the_fingerprints_of_result_and_source(tmp_path, suffix, options):
-    """In its record, which is written before the digests of the tensors are known."""
+    """Its record, written before the digests of the tensors are known, contains the fingerprints."""
     source = open_checkpoint(original(tmp_path))
     target = tmp_path / f"model{suffix}"
     layout = "keras" if suffix in (".weights.h5", ".keras") else "facebook"

@@ -284,7 +284,7 @@ def test_encoder_and_decoder_may_have_prefixes_of_their_own(opened, mae, encoder
 
 
 def test_decoder_of_solo_learn_uses_the_epsilon_of_solo_learn(opened, mae):
-    """Its file may hold no settings; a value that the names suggest is an assumption."""
+    """The file may contain no settings; a value that the tensor names suggest is an assumption."""
     stored = parted(mae, "backbone.", "decoder.") | {"classifier.weight": noise(10, width(mae))}
     result = opened(stored).configuration
     assert result.model.decoder_layer_norm_eps == 1e-5
@@ -312,7 +312,7 @@ def test_a_child_process_reads_the_stored_file_by_itself(opened, mae, tmp_path, 
 
 
 def test_checkpoint_of_the_lightly_benchmark_is_read(opened, mae, golden):
-    """Both naming variants, with the online classifier and the backbone's mask token."""
+    """Both naming variants are read, with the online classifier and the backbone's mask token."""
     new = renamed(
         parted(mae, "backbone.vit.", "decoder."),
         ("decoder.decoder_embed", "decoder_embed"), ("decoder.decoder_pred", "prediction_head"),
@@ -376,7 +376,7 @@ def test_one_of_two_decoders_has_to_be_selected(opened, mae):
 
 
 def test_encoder_with_other_channels_is_read_if_the_decoder_has_another_objective(opened, mae):
-    """As the encoders of SSL4EO-S12 and FG-MAE: 13 channels and a different decoder."""
+    """The encoders of SSL4EO-S12 and FG-MAE have 13 channels and a different decoder."""
     encoder = {**encoder_of(mae), "patch_embed.proj.weight": noise(32, 13, 8, 8)}
     hog = {"decoder_pred.weight": noise(9, 24), "decoder_embed.weight": noise(24, 32)}
     checkpoint = opened({**encoder, **hog}, flags=Flags(num_attention_heads=4))
@@ -385,7 +385,7 @@ def test_encoder_with_other_channels_is_read_if_the_decoder_has_another_objectiv
 
 
 class TestSeveralTasks:
-    """A MAE with a linear head beside it, as of test_time_training_mae."""
+    """A MAE and a linear head in one file, as test_time_training_mae writes it."""
 
     @pytest.fixture
     def state(self, mae):
@@ -446,7 +446,7 @@ def test_head_with_unknown_layers_is_not_read_as_a_classifier(opened, classifier
 
 
 class TestNoKeyBias:
-    """Biases of query and value and no key bias: a bias of zeros."""
+    """Models with query and value biases but no key bias, which is equivalent to zero key biases."""
 
     def test_it_is_the_model_with_a_key_bias_of_zeros(self, opened, mae):
         checkpoint = opened(without_key_bias(mae))
@@ -560,7 +560,7 @@ def test_linear_probe_of_the_original_with_mean_pooling(opened, probe, pooled):
 
 
 class TestNoEmbedClass:
-    """timm's no_embed_class: position embeddings without a row for the class token."""
+    """timm models with no_embed_class, whose position embeddings lack the class token's row."""
 
     def test_it_is_refused_with_the_name_of_the_option(self, opened, classifier):
         state = {**classifier, "pos_embed": classifier["pos_embed"][:, 1:]}
@@ -574,7 +574,7 @@ class TestNoEmbedClass:
         state = {**classifier, "pos_embed": rows}
         flags = Flags(num_attention_heads=4, image_size=size)
         assert opened(state, flags=flags).configuration.model.grid_hw == (3, 5)
-        state["pos_embed"][:, 0] = 0  # as a fixed table has it for the class token
+        state["pos_embed"][:, 0] = 0  # as in the row of the class token in a fixed table
         with pytest.raises(ConfigurationError, match="source_image_size="):
             opened(state)
 

@@ -20,7 +20,7 @@ def without(shapes, name):
 
 
 def one_of_each_kind(names):
-    """Return one name of each part of a block, from another block each time, and all others."""
+    """Return one name of each part of a block, each from a different block, and all other names."""
     kinds = {}
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "N", name, count=1), []).append(name)

@@ -73,7 +73,7 @@ def edited(models, tmp_path):
 
 class TestTransformers:
     def test_every_field_of_the_installed_version_is_classified(self):
-        """A new version of transformers with a new field fails here first."""
+        """This test fails if a new version of transformers has a new field."""
         classified = {
             *(field.name for kind in (ViTMAEConfig, ViTConfig) for field in fields(kind)),
             *ViTMAEConfig().to_dict(),
@@ -148,7 +148,7 @@ class TestTransformers:
             open_checkpoint(path)
 
     def test_a_distributed_checkpoint_beside_the_weights_is_refused(self, models, tmp_path):
-        """Version 5 of transformers loads it, whatever model.safetensors contains."""
+        """Version 5 of transformers loads the distributed checkpoint and not model.safetensors."""
         shutil.copytree(models / "transformers", tmp_path / "model")
         part = "shard-00001-model-00001-of-00001.safetensors"
         shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)
@@ -263,7 +263,7 @@ class TestKeras:
         assert of_keras(with_policy("DTypePolicy", name)) == ()
 
     def test_mixed_precision_is_named(self):
-        """Keras then computes in float16, independent of the dtype of the weights."""
+        """With mixed precision, Keras computes in float16, whatever the dtype of the weights."""
         named = of_keras(with_policy("DTypePolicy", "mixed_float16"))
         assert named == ("dtype mixed_float16",)
 
@@ -500,7 +500,7 @@ def refused_or_read(read):
 
 @pytest.mark.parametrize("layout", ["transformers", "timm"])
 def test_unusual_values_of_every_field_are_refused_or_read(models, layout):
-    """The legacy form of timm, with everything in one mapping, included."""
+    """The older form of timm's configuration, one flat mapping, is included."""
     stored = json.loads((models / layout / "config.json").read_text())
     forms = [(stored, table, ()) for table in ((FIELDS,) if layout == "transformers" else ())]
     if layout == "timm":

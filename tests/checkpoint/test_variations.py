@@ -48,7 +48,7 @@ def saved(path, value):
 
 
 def wrapped_blocks(state):
-    """As FSDP and torch.compile name a model whose blocks are wrapped one by one."""
+    """Return a state dict with the names of blocks that FSDP and torch.compile wrap separately."""
     return {
         f"{FSDP}_orig_mod.{name.replace('blocks.1.', f'blocks.1.{FSDP}')}": tensor
         for name, tensor in state.items()
@@ -56,7 +56,7 @@ def wrapped_blocks(state):
 
 
 def encoder_in_a_program(state):
-    """A program that stores the encoder as a submodule beside the decoder."""
+    """Return the state dict of a program that has encoder and decoder as separate submodules."""
     return {
         name if name.startswith(("decoder", "mask")) else f"encoder.{name}": tensor
         for name, tensor in state.items()
@@ -117,7 +117,7 @@ def test_prefix_can_be_restored(tmp_path, state, name):
 @pytest.mark.parametrize("task", ["pretrain", "encoder", "classifier"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.backbone.", "encoder."])
 def test_names_that_only_begin_like_a_prefix_are_unchanged(golden, tmp_path, task, prefix):
-    """transformers has `vit.` and `encoder.` in names of its own."""
+    """The names of transformers contain `vit.` and `encoder.` themselves."""
     folder = golden / f"transformers_tf_{task}_tiny_v4pt"
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     safetensors.torch.save_file(under(prefix, tensors), tmp_path / "model.safetensors")
@@ -157,7 +157,7 @@ def test_removing_a_prefix_never_creates_duplicate_names():
     names = ["encoder.norm.weight", "norm.weight", "module.x", "module."]
     removed = {removal.removed for removals in prefix_removals(names) for removal in removals}
     assert not any("encoder." in prefixes for prefixes in removed)
-    assert not any("module." in prefixes for prefixes in removed)  # nothing of a name would be left
+    assert not any("module." in prefixes for prefixes in removed)  # the name would be empty
 
 
 def test_candidate_prefixes_are_tried_shortest_first_and_once_each():

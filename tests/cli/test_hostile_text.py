@@ -43,7 +43,7 @@ def hostile(request):
 
 
 def harmless_for(hostile: str) -> str:
-    """Return a text that is split at dots and slashes as the hostile one is, and does nothing."""
+    """Return a harmless text with dots and slashes at the same positions as in the hostile text."""
     return "w" + "".join(c if c in "./" or (c.isascii() and c.isalnum()) else "w" for c in hostile)
 
 
@@ -71,7 +71,7 @@ def with_text(value: Any, text: str, keep: tuple[str, ...] = ()) -> Any:
 
 
 class Structure(HTMLParser):
-    """The tags of a page with the names of their attributes, and the hosts they lead to."""
+    """The tags of a page with the names of their attributes, and the hosts of their links."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -107,12 +107,12 @@ def assert_same_page(make: Any, hostile: str) -> None:
 
 
 def blocks(markdown: str) -> list[Any]:
-    """Return the structure that Markdown is rendered to, without its text."""
+    """Return the structure of rendered Markdown, without the text."""
     return Structure(MARKDOWN.render(markdown)).found
 
 
 def pieces_of_code(results: list[Any]) -> list[Any]:
-    """Return the same where code has two spellings in Markdown, one of which is a tag."""
+    """Return the pieces with both forms of code in Markdown unified; one of the forms is a tag."""
     return [piece for piece in results if piece not in (("code", [], []), "/code")]
 
 
@@ -128,7 +128,7 @@ def assert_same_document(make: Any, hostile: str) -> None:
 
 @pytest.fixture
 def printed(capfd, monkeypatch):
-    """Return what is printed, having checked that a terminal can take it, and its lines."""
+    """Check that printed text is safe for a terminal; return the text and its lines."""
     monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 100_000)  # no line is folded
     monkeypatch.setenv("COLUMNS", "100000")
 
@@ -140,7 +140,7 @@ def printed(capfd, monkeypatch):
             captured = capfd.readouterr()
             printed_text.append(captured.out + captured.err)
         assert_printable(printed_text[1])
-        # Nothing ends a line, and nothing is taken for markup of the console and so left out.
+        # The text ends no line, and the console does not remove any of it as markup.
         assert printed_text[1].count("\n") == printed_text[0].count("\n")
         shown = [
             printed_text[1].count(for_terminal(hostile)),
@@ -427,7 +427,7 @@ def test_hostile_text_is_escaped_in_published_results(printed, hostile):
 
 
 def hostile_part(part, text):
-    """Return what is published, every text of its record and certificate hostile."""
+    """Return a part of a publication in which every text of record and certificate is hostile."""
     keep = ("passed", "proven", "sha256", "step")
     record = with_text(dict(part.record), text, keep)
     record["source"] |= {
@@ -489,7 +489,7 @@ def test_a_model_card(published_part, hostile):
         return card_of(published_part, text).split("\n---\n", 1)[1]
 
     assert_same_document(text_of, hostile)
-    # Of what a record names, only the link of a licence leads anywhere.
+    # Of the addresses in a record, only that of a licence becomes a link.
     links = [piece[2] for piece in blocks(text_of(hostile)) if piece[0] in ("a", "img")]
     assert {host for hosts in links for host in hosts} == {
         "#", "https://arxiv.org", "https://x.example"
@@ -555,7 +555,7 @@ def test_hostile_text_is_escaped_in_published_files(published_part, printed, hos
         show.published(Published(plan(text), commit, {f"a {text}": text}))
         show.published(Published(plan(text), commit, {}))
 
-    if "\0" not in hostile:  # no card has come so far
+    if "\0" not in hostile:  # no model card was uploaded
         printed(print_sweep, hostile)
 
 
@@ -586,7 +586,7 @@ NAME = "a\x1b[2J\x9b\u202e<b>[bold]:x:|`\n\r\u2028.pth"
 
 
 def test_checkpoint_with_malicious_names_and_strings(tmp_path, command):
-    """Names of files, tensors and other entries, and strings of configurations."""
+    """Names of files, tensors and other entries, and strings of configurations, are malicious."""
     torch = pytest.importorskip("torch")
     from mae_convert.convert.execute import execute
     from mae_convert.convert.plan import plan_conversion

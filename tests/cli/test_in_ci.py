@@ -105,7 +105,7 @@ def test_assert_parity_accepts_runners_by_name(pair):
 
 
 def test_github_action_of_this_repository_runs_its_documented_command(pair, tmp_path):
-    """Its steps are run by bash as a runner does, but for the installation."""
+    """Its steps, except the installation, are run by bash, as a runner of GitHub does."""
     action = yaml.safe_load((ROOT / ".github/actions/verify/action.yml").read_text())
     workflow = yaml.safe_load((ROOT / ".github/workflows/verify.yml").read_text())
     used = next(s for s in workflow["jobs"]["parity"]["steps"] if "verify" in s.get("uses", ""))

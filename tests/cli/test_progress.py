@@ -37,7 +37,7 @@ def test_bytes_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
     worked_on = 3 * DEMO.stat().st_size / 1e6  # read and hashed, written, compared
     assert f"/{worked_on:.1f} MB" in message
     assert "0:00:" in message
-    assert message.endswith("\x1b[2K")  # and at the end the line is empty
+    assert message.endswith("\x1b[2K")  # at the end, the line is empty
 
 
 def test_refusal_prints_only_the_error(tmp_path: Path) -> None:

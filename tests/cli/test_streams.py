@@ -96,11 +96,11 @@ def test_output_is_not_truncated_at_80_columns(monkeypatch, capsys):
     catalog.catalog(OFFICIAL, {})
     out = capsys.readouterr().out
     assert all(any(line.startswith(f"{o.name} ") for line in out.splitlines()) for o in OFFICIAL)
-    report = inspect(open_checkpoint(DEMO))  # the table of --stats is wider: names stay whole
+    report = inspect(open_checkpoint(DEMO))  # the table of --stats is wider
     report["ignored"] = {"n" * 300: "v" * 300}
     inspection.inspection(report)
     shown = capsys.readouterr().out
-    assert "n" * 300 in shown  # a name that may have to be typed stays in one piece
+    assert "n" * 300 in shown  # a name that users may type is not split
     assert "v" * 300 in shown
     whole = ("n" * 300, "v" * 300, "  https://")
     for line in (out + shown).splitlines():

@@ -54,7 +54,7 @@ def converted(source, target, layout="facebook", *, task=None, dtype=None, **geo
 def in_dtype(checkpoint, path, dtype_of):
     """Write a checkpoint of the original layout whose tensors have the specified dtypes."""
     tensors = [
-        # The factor gives values that only float64 has.
+        # The factor results in values that only float64 can represent.
         LazyTensor.from_array(
             name, rounded(tensor.load().astype(np.float64) * (1 + 1e-12), DTYPES[dtype_of(name)])
         )
@@ -65,7 +65,7 @@ def in_dtype(checkpoint, path, dtype_of):
 
 
 class TestRounding:
-    """Against exact rational arithmetic: the nearest value, ties to the even one."""
+    """Rounding is compared with exact rational arithmetic: to the nearest value, ties to even."""
 
     @settings(max_examples=300, deadline=None)
     @given(
@@ -254,7 +254,7 @@ class TestChannels:
         assert channel_statistics((0.5,), 3) == (0.5, 0.5, 0.5)
 
     def test_gray_image_gives_the_same_result_as_three_equal_channels(self, encoder, tmp_path):
-        """The sum over channels: the same tokens as of an image with the grey in every channel."""
+        """Weights are summed over channels, so an image with equal channels has the same tokens."""
         grey = converted(encoder, tmp_path / "grey.pth", in_channels=1)
         assert grey.configuration.model.num_channels == 1
         image = torch.randn(2, 1, 32, 32, dtype=torch.float64)
@@ -376,7 +376,8 @@ class TestVerdict:
         assert verdict.passed, verdict.failed()
         assert verdict.proven
         assert [step["step"] for step in verdict.steps] == ["image_size", "in_channels", "dtype"]
-        # The effect is that of rounding: other sizes have no results in common.
+        # The reported effect is that of rounding, because models of other sizes have no common
+        # results.
         assert 1e-6 < verdict.effects["logits"] < 1e-2
 
     def test_different_random_images_are_not_reported_as_a_change(self, pretrain, tmp_path):
@@ -480,7 +481,7 @@ def otherwise(embedding, fault):
 
 
 class TestWideGrid:
-    """Positions of 2 x 8 patches, which their number, 16, does not determine."""
+    """Models with positions of 2 x 8 patches, a grid that the number of patches does not determine."""
 
     @pytest.fixture
     def wide(self, pretrain, tmp_path):

@@ -278,7 +278,7 @@ def test_files_for_transformers_equal_those_of_version_4(golden, tmp_path, task)
 
 
 def assert_same_config(reference, ours):
-    """Every field that we write exists there; their other fields do not affect the function."""
+    """Check every written field; other fields of the reference do not affect the function."""
     reference, ours = (json.loads((p / "config.json").read_text()) for p in (reference, ours))
     surplus = {k: v for k, v in reference.items() if k not in ours}
     assert {k: reference[k] for k in ours if k in reference} == {

@@ -90,7 +90,7 @@ def forward_pass(sides, name, variants, start=None, known_values=None):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_step_by_step_forward_pass_equals_the_reference_model(sides, name):
-    """With its own modules or step by step, from the beginning or from any result on."""
+    """The results are equal with the model's modules and step by step, from every result on."""
     trace, plain = forward_pass(sides, name, Variants())
     expected = {
         **trace.results("float64"),

@@ -163,7 +163,7 @@ BIASED = """
 
 
 def by_other_code(source, folder, *, names=ALL, fields="{}", out="out", change="", **options):
-    """Verify a model that other code runs as B against itself."""
+    """Verify a model against itself, where other code runs side B."""
     code = OTHER_CODE.replace("NAMES}", f"**{names!r}}}").replace("FIELDS", fields)
     code = code.replace("OUT", out).replace("    CHANGE", change)
     (folder / "own.py").write_text(code)
@@ -175,7 +175,7 @@ def by_other_code(source, folder, *, names=ALL, fields="{}", out="out", change="
     ("first", "options"),
     [
         ("encoder.blocks.0.mlp", {"fields": "{'hidden_act': 'relu'}"}),
-        pytest.param(  # B shows the ends of blocks only: a whole block is one step
+        pytest.param(  # B records the outputs of blocks only, so a whole block is one step
             "encoder.blocks.0.output",
             {"fields": "{'hidden_act': 'relu'}",
              "names": {n: m for n, m in ALL.items() if n.endswith(("output", "embedding"))}},
@@ -198,7 +198,7 @@ def by_other_code(source, folder, *, names=ALL, fields="{}", out="out", change="
 def test_fault_in_code_is_shown_against_the_results_of_the_tensors(
     source, tmp_path, monkeypatch, capsys, first, options
 ):
-    """The formula gives what A has computed, from the tensors of A, which are those of B."""
+    """The formula computes A's result from A's tensors, which are equal to B's."""
     found = reduced(by_other_code(source, tmp_path, **options))
     assert found.script.first == first
     assert relative_error(found.arrays["result/B"], found.arrays["result/A"]) > 1e-3
@@ -249,7 +249,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
 
 
 def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
-    """A verification accepts it; only writing an output refuses it."""
+    """A verification accepts NaN; only conversions refuse it."""
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
     tensors["encoder.norm.bias"][0] = np.nan
     target = write_original(

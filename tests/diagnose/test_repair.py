@@ -132,7 +132,7 @@ def test_a_fault_of_weights_is_named_and_undone_bit_for_bit(source, target, tmp_
 
 
 def test_repair_is_verified_and_reports_its_changes(source, target, tmp_path, command):
-    """Weights and configuration of a model directory at once, by the command line."""
+    """The command repairs weights and configuration of a model directory together."""
     broken = target(
         lambda t: {**fused_by_heads(t), "encoder.cls_token": 0 * t["encoder.cls_token"]},
         "transformers",

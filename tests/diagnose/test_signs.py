@@ -272,7 +272,7 @@ def test_change_of_a_tensor_is_described_if_it_can_be_shown(tmp_path, sentence):
     ("side", "name"), [("A", "encoder.norm.weight"), ("B", "encoder.position_embedding")]
 )
 def test_rounding_is_reported_on_either_side(tmp_path, side, name):
-    """And nothing else: the class token's row in fixed positions is zero anyway."""
+    """Only rounding is reported; the class token's row of fixed positions is zero on both sides."""
     tensors = random_tensors(CONFIG, "pretrain", 0, learned=False)
     assert not tensors["encoder.position_embedding"][0, 0].any()
     coarse = {**tensors, name: tensors[name].astype(np.float16).astype(np.float32)}

@@ -129,7 +129,7 @@ AN_OPTION = re.compile(r"(?<![\w-])(?<!var\()--[a-z][a-z-]+(?![\w:-])")  # not t
 
 
 def texts_of(node):
-    """Yield every string of a module, an f-string whole, without the commands in backticks."""
+    """Yield every string of a module, also f-strings, without the commands in backticks."""
     inside = {id(v) for n in ast.walk(node) if isinstance(n, ast.JoinedStr) for v in n.values}
     for part in ast.walk(node):
         if isinstance(part, ast.JoinedStr):

@@ -191,7 +191,7 @@ def test_family_is_stored_in_a_single_file(command, tmp_path, name, target):
 
 
 def test_source_and_target_are_proven_to_be_the_same_encoder(command, tmp_path):
-    """The decoder, which the reference model does not have, is dropped without a table."""
+    """The decoder, which the reference model does not have, is dropped without a mapping table."""
     source = saved(tmp_path / "x.pth", audio_mae(64))
     command("convert", source, tmp_path / "m.pth", "--to", "facebook", *HEADS)
     result = command(
@@ -386,7 +386,7 @@ def test_edited_record_identifies_no_family():
 
 
 def zeros(shapes):
-    """Return a model of one zero that is meant many times, as large as a file may claim to be."""
+    """Return a model whose tensors are views of one zero, as large as a file may claim to be."""
     state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     count = sum(tensor.numel() for tensor in state.values())
     return {"model": state, "optimizer": torch.zeros(count // 64)}
@@ -404,7 +404,7 @@ def test_known_family_is_not_mistaken_for_an_official_checkpoint(command, tmp_pa
 
 
 def test_a_plain_vit_of_any_size_is_read(tmp_path):
-    """As in MAWS, medical_mae and others: other widths and depths without a family of their own."""
+    """MAWS, medical_mae and others have other widths and depths and are not separate families."""
     rng = np.random.default_rng(0)
     state = {n: torch.from_numpy(rng.standard_normal(s)) for n, s in encoder(4, 36).items()}
     torch.save(state, tmp_path / "x.pth")

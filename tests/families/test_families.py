@@ -15,7 +15,7 @@ WIDTH = 768
 
 
 def vit(prefix=""):
-    """The names that every ViT of timm's kind has."""
+    """Return the names that every ViT in timm's layout has."""
     shapes = {f"{prefix}cls_token": (1, 1, WIDTH), f"{prefix}pos_embed": (1, 197, WIDTH)}
     for index in range(2):
         block = f"{prefix}blocks.{index}"

@@ -193,7 +193,7 @@ class TestFormOfPth:
 
 
 class TestSynonyms:
-    """The original's encoder and timm's have the same names: other evidence selects."""
+    """The original's encoder and timm's have the same names; other evidence selects the layout."""
 
     def test_container_selects_between_equivalent_layouts(self, golden, case, tmp_path):
         original = open_checkpoint(case("encoder_tiny").checkpoint, FLAGS)
@@ -227,7 +227,7 @@ class TestSynonyms:
     ids=lambda value: next(iter(value)),
 )
 def test_tensorflow_classes_accept_fewer_models_than_those_of_pytorch(changes, tasks):
-    """Tried with 4.57.6: of these, the former fail to load or miss tensors, the latter load."""
+    """Tested with 4.57.6: only the PyTorch classes load these models completely."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
     for task in ("pretrain", "encoder", "classify"):
         assert (LAYOUTS["transformers-tf"].refusal(config, task) is not None) == (task in tasks)
@@ -279,7 +279,7 @@ def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, 
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_mmpretrain_accepts_only_models_that_its_decoder_and_head_support(changes):
-    """Tried with its own classes: ``MAEPretrainHead`` asserts square images, for example."""
+    """Tested with mmpretrain's classes: ``MAEPretrainHead`` asserts square images, for example."""
     config = replace(ViTMAEConfig(image_size=32, patch_size=8), **changes)
     assert "mmpretrain's" in render(LAYOUTS["mmpretrain"].refusal(config, "pretrain"), as_option)
     assert LAYOUTS["mmpretrain"].refusal(config, "encoder") is None

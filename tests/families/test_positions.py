@@ -41,7 +41,7 @@ SUFFIX = {"facebook": ".pth", "keras": ".weights.h5", "keras-hub": ".weights.h5"
 
 
 def by_torch(embedding, grid, new_grid):
-    """What the original's fine-tuning code computes, on (1, 1 + L, width), in float64."""
+    """Return what the original's fine-tuning code computes for (1, 1 + L, width), in float64."""
     tokens = torch.from_numpy(embedding.astype(np.float64))
     image = tokens[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
     image = torch.nn.functional.interpolate(
@@ -192,7 +192,7 @@ class TestFixedEmbeddings:
         assert made.load().tobytes() == fixed.astype(np.float32).tobytes()
         exact = fixed_positions(stored.astype(np.float64), (3, 4, 2), (5, 2, 7))
         assert distance(exact, fixed) < FLOAT64_LIMIT
-        stored[0, 5, 1] += 0.1  # a trained one is not replaced
+        stored[0, 5, 1] += 0.1  # a trained embedding is not replaced
         assert np.isnan(fixed_positions(stored, (3, 4, 2), (5, 2, 7))).all()
         option = Option("num_frames", 5)
         with pytest.raises(ConfigurationError, match="num_frames=5 would discard trained values"):

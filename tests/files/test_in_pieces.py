@@ -58,7 +58,7 @@ def peak(work) -> int:
 
 
 def test_large_tensor_is_never_completely_in_memory(tmp_path: Path) -> None:
-    """Statistics and rounding of 200 MB take less than a tenth of it."""
+    """Statistics and rounding of a 200 MB tensor need less than a tenth of that memory."""
     shape = (50_000, 1_000)
     header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 200_000_000]}}
     text = json.dumps(header).encode()

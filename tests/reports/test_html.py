@@ -1,4 +1,4 @@
-"""The builder of the HTML pages: escaped, labelled, one style, light and dark."""
+"""The functions that create HTML pages escape and label texts, in light and dark colours."""
 
 from pathlib import Path
 

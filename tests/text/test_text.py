@@ -23,7 +23,7 @@ from mae_convert.text import (
 )
 from mae_convert.text.redaction import HIDDEN, without_credentials, without_secrets
 
-# As a site renders it that knows tables, strikethrough and bare addresses.
+# A renderer that supports tables, strikethrough and bare URLs, as sites have.
 GITHUB = MarkdownIt("commonmark", {"linkify": False}).enable(["table", "strikethrough"])
 HOSTILE = [
     "\x1b]0;title\x07\x1b[2J",

@@ -113,7 +113,7 @@ def test_without_a_framework_only_the_weights_are_analyzed(bare: Path) -> None:
 
 @pytest.mark.parametrize("heads", [3, 6, 12])
 def test_coupled_channels_show_the_number_of_heads(heads: int) -> None:
-    """Queries and keys that share directions within each head, as training makes them."""
+    """As after training, queries and keys share directions within each head."""
     generator = np.random.default_rng(heads)
     width, channels = 96, 96 // heads
 

@@ -98,7 +98,7 @@ def test_heads_of_a_trained_video_model_are_inferred(tmp_path):
 
 
 def test_weights_show_the_heads_of_videomae():
-    """Queries and keys that share directions within each head, as training makes them."""
+    """As after training, queries and keys share directions within each head."""
     checkpoint = opened(GOLDEN / "videomae_pretrain_tiny" / "checkpoint.pth")
     generator = np.random.default_rng(0)
     tensors = dict(checkpoint.tensors)
