@@ -234,7 +234,7 @@ def test_command_prints_one_json_object_and_reports_missing_fields(case, command
     "options", [{}, {"dtype": "float16"}, {"task": "encoder"}], ids=["all", "rounded", "encoder"]
 )
 def test_single_file_contains_the_fingerprints_of_result_and_source(tmp_path, suffix, options):
-    """Its record, written before the digests of the tensors are known, contains the fingerprints."""
+    """Its record, written before the digests of tensors are known, contains the fingerprints."""
     source = open_checkpoint(original(tmp_path))
     target = tmp_path / f"model{suffix}"
     layout = "keras" if suffix in (".weights.h5", ".keras") else "facebook"

@@ -446,7 +446,7 @@ def test_head_with_unknown_layers_is_not_read_as_a_classifier(opened, classifier
 
 
 class TestNoKeyBias:
-    """Models with query and value biases but no key bias, which is equivalent to zero key biases."""
+    """Models with query and value biases but no key biases, which are equivalent to zeros."""
 
     def test_it_is_the_model_with_a_key_bias_of_zeros(self, opened, mae):
         checkpoint = opened(without_key_bias(mae))

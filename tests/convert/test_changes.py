@@ -481,7 +481,7 @@ def otherwise(embedding, fault):
 
 
 class TestWideGrid:
-    """Models with positions of 2 x 8 patches, a grid that the number of patches does not determine."""
+    """Models with positions of 2 x 8 patches; the number of patches does not determine the grid."""
 
     @pytest.fixture
     def wide(self, pretrain, tmp_path):
