@@ -12,7 +12,6 @@ from mae_convert.convert.target import container_kind, is_directory
 from mae_convert.errors import MaeConvertError, MissingRequirementError, Option, as_field
 from mae_convert.families import layouts_named
 from mae_convert.formats.registry import SUFFIX_FORMATS
-from mae_convert.layouts.layout import Layout
 from mae_convert.runtime.foreign import names_code, with_absolute_path
 from mae_convert.sources import storage
 from mae_convert.sources.patterns import absolute, sources_named
@@ -254,6 +253,13 @@ def _contradiction(target: str | None, settings: Settings) -> tuple[str, object]
         if not storage.exists(target):
             return "target", f"{target} does not exist, and without `to` the job only verifies it"
         return None
+    return _target_contradiction(to, target, settings)
+
+
+def _target_contradiction(
+    to: str, target: str | None, settings: Settings
+) -> tuple[str, object] | None:
+    """Return a field that contradicts the layout `to`, and the reason; None if there is none."""
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
@@ -261,17 +267,12 @@ def _contradiction(target: str | None, settings: Settings) -> tuple[str, object]
             "is written as a directory"
         )
     if target is None:
-        if verified or "publish" in settings:
+        if settings.get("verify") or "publish" in settings:
             return None
         return (
             "target",
             "specify target, or verify: true to verify the conversion without writing it",
         )
-    return _target_error(layout, target)
-
-
-def _target_error(layout: Layout, target: str) -> tuple[str, object] | None:
-    """Return the field `target` and an error if a layout cannot be written there, else None."""
     try:
         container_kind(layout, Path(PurePosixPath(target).name))
         if storage.is_remote(target):
