@@ -267,12 +267,14 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
             hint="if `verify A B` fails nevertheless, the error is in the program that runs B",
         )
     if planned.unexplained and not restore:
-        names = listing(planned.unexplained[:MOST_NAMED])
+        one = len(planned.unexplained) == 1
         more = len(planned.unexplained) - MOST_NAMED
-        names += f" and {more} more" if more > 0 else ""
+        named = planned.unexplained[:MOST_NAMED]
+        names = f"{', '.join(named)} and {more} more" if more > 0 else listing(named, "and")
         raise NotRepairedError(
-            f"no known fault explains how {names} of B differ from A, so they are not repaired",
-            hint=("pass ", Option("restore", True), " to copy them from A"),
+            f"no known fault explains how {names} of B {'differs' if one else 'differ'} from A, so "
+            f"{'it is' if one else 'they are'} not repaired",
+            hint=("pass ", Option("restore", True), f" to copy {'it' if one else 'them'} from A"),
         )
 
 

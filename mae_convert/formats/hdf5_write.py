@@ -115,7 +115,8 @@ def _file_layout(
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:
-        offsets = [_allocate(file, tensor, track_order) for tensor in tensors]
+        groups: dict[str, h5py.Group] = {"": file}
+        offsets = [_allocate(groups, tensor, track_order) for tensor in tensors]
         for name, value in settings.items():
             if value is not None:
                 file.attrs[name] = json.dumps(value)
@@ -132,11 +133,24 @@ def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:
     return h5py.File(h5py.h5f.create(b"in memory", h5py.h5f.ACC_EXCL, properties, access))
 
 
+def _group(groups: dict[str, h5py.Group], path: str, track_order: bool) -> h5py.Group:
+    """Return the group of a path; it and those above it are created and added to `groups`."""
+    if path not in groups:
+        above, _, name = path.rpartition("/")
+        groups[path] = _create_group(_group(groups, above, track_order), name, track_order)
+    return groups[path]
+
+
 def _create_group(parent: h5py.Group, name: str, track_order: bool) -> h5py.Group:
     properties = _without_times(h5py.h5p.GROUP_CREATE, track_order)
-    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    link.set_char_encoding(h5py.h5t.CSET_ASCII if name.isascii() else h5py.h5t.CSET_UTF8)
-    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), lcpl=link, gcpl=properties))
+    created = h5py.h5g.create(parent.id, name.encode(), lcpl=_link(name), gcpl=properties)
+    return h5py.Group(created)
+
+
+def _link(name: str) -> Any:
+    properties = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    properties.set_char_encoding(h5py.h5t.CSET_ASCII if name.isascii() else h5py.h5t.CSET_UTF8)
+    return properties
 
 
 def _without_times(kind: Any, track_order: bool) -> Any:
@@ -149,12 +163,10 @@ def _without_times(kind: Any, track_order: bool) -> Any:
     return properties
 
 
-def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
+def _allocate(groups: dict[str, h5py.Group], tensor: LazyTensor, track_order: bool) -> int:
     """Allocate space for a tensor and return the offset of its data."""
-    *parents, leaf = tensor.name.split("/")
-    group = file
-    for parent in parents:
-        group = group.get(parent) or _create_group(group, parent, track_order)
+    path, _, leaf = tensor.name.rpartition("/")
+    group = _group(groups, path, track_order)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -165,7 +177,7 @@ def _allocate(file: h5py.File, tensor: LazyTensor, track_order: bool) -> int:
     scalar = tensor.shape == ()
     space = h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape)
     dataset = h5py.h5d.create(group.id, None, kind, space, properties)
-    group[leaf] = h5py.Dataset(dataset)
+    h5py.h5o.link(dataset, group.id, leaf.encode(), lcpl=_link(leaf))
     return dataset.get_offset() or 0  # an empty dataset has no offset
 
 

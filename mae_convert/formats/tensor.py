@@ -52,6 +52,9 @@ class LazyTensor:
     """Returns the array, which must not be modified. If it is a `SequentialArray`, its elements can
     also be read in ranges."""
 
+    unchecked: "LazyTensor | None" = None
+    """The same tensor without the check of `checked`, for reading it again."""
+
     @property
     def nbytes(self) -> int:
         """The size of the array in bytes."""
@@ -71,14 +74,18 @@ class LazyTensor:
         """Return the tensor with a function applied to each element, which returns `dtype`."""
         load = self.load
         if isinstance(load, SequentialArray):
-            return replace(self, dtype=dtype, load=Mapped(self.shape, dtype, load, function))
-        return replace(self, dtype=dtype, load=lambda: function(load()))
+            new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)
+        else:
+            new = lambda: function(load())  # noqa: E731
+        return replace(self, dtype=dtype, load=new, unchecked=None)
 
     def checked(self, function: Callable[[np.ndarray], np.ndarray]) -> "LazyTensor":
         """Return the tensor with a function that checks the elements and returns its argument."""
         if isinstance(self.load, SequentialArray):
-            return replace(self, load=Checked(self.shape, self.dtype, self.load, function))
-        return self.mapped(function, self.dtype)
+            load: Callable[[], np.ndarray] = Checked(self.shape, self.dtype, self.load, function)
+        else:
+            load = self.mapped(function, self.dtype).load
+        return replace(self, load=load, unchecked=self)
 
     def read_into(self, memory: np.ndarray) -> None:
         """Write all elements in C order into a flat contiguous array of the dtype.

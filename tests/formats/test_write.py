@@ -314,6 +314,28 @@ def test_a_directory(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.tensors["a"].load(), arrays["a"])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_values_are_checked_when_they_are_written_but_not_when_they_are_compared(
+    tmp_path: Path, transposed: bool
+) -> None:
+    array, checked = np.arange(6.0).reshape(2, 3), []
+    loaded = open_container(_written(tmp_path / "a.npz", array)).tensors["a"]
+    if transposed:
+        loaded = LazyTensor("a", (3, 2), array.dtype, lambda load=loaded.load: load().T)
+    hashes = write_file(
+        tmp_path / "b.npz", "npz", [loaded.checked(lambda part: checked.append(part.size) or part)]
+    )
+    expected = np.ascontiguousarray(array.T if transposed else array)
+    assert checked == [6]
+    assert hashes == {"a": hashlib.sha256(expected.tobytes()).hexdigest()}
+    assert loaded.checked(np.negative).mapped(np.square, array.dtype).unchecked is None
+
+
+def _written(path: Path, array: np.ndarray) -> Path:
+    write_file(path, "npz", [LazyTensor.from_array("a", array)])
+    return path
+
+
 def test_lazy_tensor_can_be_renamed_and_has_a_size() -> None:
     lazy = LazyTensor.from_array("a", np.zeros((2, 3), np.float32))
     assert (lazy.renamed("b").name, lazy.name, lazy.nbytes) == ("b", "a", 24)
