@@ -5,7 +5,8 @@
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200
 .venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
-.venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step
+.venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step (also
+                                                           with --sample and --family)
 
 The exit status is 1 if a fault is not detected, if too few are explained, or if a good pair fails.
 """
@@ -54,7 +55,9 @@ def main() -> int:
     if options.good_pairs:
         return good_pairs(options.good_pairs, options.seed)
     if options.reduce:
-        return score_reductions(options.kind or REDUCIBLE, options.sample, options.seed)
+        for family in options.family or [None]:
+            score_reductions(family, options.kind or REDUCIBLE, options.sample, options.seed)
+        return 0
     if options.repair:
         return score_repairs(options.kind or REPAIRABLE, options.sample, options.seed)
     good = [scored(family, options) for family in options.family or [None]]
@@ -66,11 +69,8 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
     start = time.monotonic()
     scored_outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:
-        if family is None:
-            population, kinds = Population(Path(folder), options.seed), KINDS
-        else:
-            population = FamilyPopulation.of(family, Path(folder), options.seed)
-            kinds = KINDS_OF_FAMILIES
+        population = population_of(family, Path(folder), options.seed)
+        kinds = KINDS if family is None else KINDS_OF_FAMILIES
         for kind in options.kind or kinds:
             mutants = faults(population, kind, options.sample)
             scored_outcomes += outcomes(mutants, Path(folder) / kind)
@@ -80,18 +80,24 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
     return is_good(scored_outcomes, names_causes=family is None)
 
 
-def score_reductions(kinds: Sequence[str], sample: int | None, seed: int) -> int:
+def population_of(family: str | None, folder: Path, seed: int) -> Population:
+    """Return the faults of a family of video models, or of the image MAE."""
+    return FamilyPopulation.of(family, folder, seed) if family else Population(folder, seed)
+
+
+def score_reductions(
+    family: str | None, kinds: Sequence[str], sample: int | None, seed: int
+) -> None:
     """Run faults, and print how many of the failures are reduced to one step."""
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
-        population = Population(Path(folder), seed)
+        population = population_of(family, Path(folder), seed)
         for kind in kinds:
             scored_reductions += reductions(
                 faults(population, kind, sample), Path(folder) / f"{kind}-reduced"
             )
-    print(reduce_table(scored_reductions) + "\n")
-    print("\n".join(reduce_remarks(scored_reductions)))
-    return 0
+    print(f"{family or 'mae'}\n\n{reduce_table(scored_reductions)}\n")
+    print("\n".join(reduce_remarks(scored_reductions)), flush=True)
 
 
 def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:

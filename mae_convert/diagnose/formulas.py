@@ -1,12 +1,12 @@
 """Formulas that compute a result of a model from earlier results, as lines of a Python script.
 
-The lines call ``linear``, ``norm``, ``attend``, ``act`` and ``argsort``, which
+The lines call ``linear``, ``norm``, ``attend`` and other functions, which
 `mae_convert.diagnose.reproducer` defines for each framework, and ``t(NAME)``, a tensor or an
 input.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from mae_convert.families.family import Family
 from mae_convert.families.pixel_patches import cut
 from mae_convert.runtime.trace_check import MASKING
 from mae_convert.verify.localise import BLOCK_TAP
-from reference_models.configuration import VideoMAEConfig, ViTMAEConfig
+from reference_models.configuration import VideoMAEConfig
 from reference_models.positions import interleaved_position_embedding
 
 PROJECTIONS = ("q", "k", "v")
@@ -23,6 +23,8 @@ PROJECTIONS = ("q", "k", "v")
 TABLES = tuple(
     f"{kind}position_embedding" for kind in ("", "joint_", "class_", "spatial_", "temporal_")
 )
+# What is embedded besides pixels and positions, by the name of the learned factor → the input.
+COORDINATES = {"time": "temporal_coords", "location": "location_coords"}
 NORMS = ("encoder.norm", "decoder.norm", "head.norm")
 
 
@@ -297,9 +299,11 @@ def _embedding(model: Model, location: Location) -> Formula | None:
         index = int(np.argsort(restore[location.image])[index])
     patches = channels_first(model.inputs["pixel_values"][location.image :][:1], model.config)
     names = {f"patch.{leaf}": f"encoder.patch_embedding.{leaf}" for leaf in ("weight", "bias")}
-    return _token(
-        'linear(t("patch"), t("patch.weight"), t("patch.bias"))', names,
-        ("encoder", count + index), {"patch": patches[:, index : index + 1]},
+    return _with_coordinates(
+        _token(
+            'linear(t("patch"), t("patch.weight"), t("patch.bias"))', names,
+            ("encoder", count + index), {"patch": patches[:, index : index + 1]},
+        ), "encoder", index, model, location,
     )  # fmt: skip
 
 
@@ -321,13 +325,41 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
         source = int(restore[image, location.token - count]) if location.token >= count else -count
         row = location.token
     if source >= visible:
-        return _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
+        masked = _token('t("token")', {"token": "decoder.mask_token"}, ("decoder", row))
+        return _with_coordinates(masked, "decoder", row - count, model, location)
     leaves = [n for n in ("weight", "bias") if f"decoder.embed.{n}" in model.tensors]
     arguments = ", ".join(f't("embed.{leaf}")' for leaf in leaves)
     names = {f"embed.{leaf}": f"decoder.embed.{leaf}" for leaf in leaves}
     number = latent.shape[1] - visible + source  # the first token may be the class token
     x = latent[image : image + 1, number : number + 1]
-    return _token(f'linear(t("x"), {arguments})', names, ("decoder", row), {"x": x})
+    formula = _token(f'linear(t("x"), {arguments})', names, ("decoder", row), {"x": x})
+    if location.token < count:
+        return formula
+    return _with_coordinates(formula, "decoder", row - count, model, location)
+
+
+def _with_coordinates(
+    formula: Formula, part: str, index: int, model: Model, location: Location
+) -> Formula:
+    """Return the formula of a patch's token with the embeddings of its time and location.
+
+    Args:
+        formula: the formula without them, of one line.
+        part: "encoder" or "decoder".
+        index: the patch, time by time.
+        model: the model; its inputs have the coordinates that it embeds.
+        location: the image.
+    """
+    width = model.config.hidden_size if part == "encoder" else model.config.decoder_hidden_size
+    (line,), names, arrays = formula.lines, dict(formula.tensors), dict(formula.arrays)
+    for kind, name in COORDINATES.items():
+        if name in model.inputs:
+            values = model.inputs[name][location.image]
+            if values.ndim == 2:  # those of each frame
+                values = values[index // (model.config.num_patches // len(values))]
+            line += f' + t("{kind}.scale") * tensor(waves(data["{kind}"], {width}).astype(dtype))'
+            names[f"{kind}.scale"], arrays[kind] = f"{part}.{kind}_scale", values
+    return replace(formula, lines=(line,), tensors=names, arrays=arrays)
 
 
 def _token(
@@ -348,9 +380,7 @@ def _visible_count(model: Model) -> int:
 
 
 def _has_positions(model: Model, part: str) -> bool:
-    """Return whether positions are known, and tokens have no other embeddings that are added."""
-    if len(model.inputs) > len({"pixel_values", "noise"} & model.inputs.keys()):
-        return False  # times and coordinates of satellite images are added too
+    """Return whether the positions of tokens are known."""
     return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
 
 
@@ -385,28 +415,87 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
 
 
 def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula that computes the reconstruction or a loss from an MAE's predictions."""
-    config = model.config
-    if not isinstance(config, ViTMAEConfig) or "logits" not in model.results:
+    """Return the formula of the reconstruction or of a loss from the predicted patches."""
+    if "logits" not in model.results or "mask" not in model.results:
         return None
-    logits, patch = model.results["logits"], config.patch_dim
     if first == "reconstruction":
-        (rows, columns), (height, width) = config.grid_shape, config.patch_shape
-        shape = (1, rows, columns, height, width, config.num_channels)
-        whole = (1, config.num_channels, rows * height, columns * width)
-        line = f'return rearrange(t("logits"), {shape}, (0, 5, 1, 3, 2, 4), {whole})'
-        return Formula((line,), arrays={"logits": logits[location.image :][:1]}, one_token=False)
+        return _reconstruction(model, location)
+    if isinstance(model.config, VideoMAEConfig):
+        return _loss_per_channel(first, model)
     removed = model.results["mask"] > 0
-    target = channels_last(model.inputs["pixel_values"], config)[removed]
-    lines = ['target = t("target")']
+    patches = channels_last(_predicted_pixels(model), _predicted(model))
+    target, logits = patches[removed], model.results["logits"][removed]
+    lines, count = ['target = t("target")'], target.shape[-1]
     if first == "loss_norm_pix":
         lines += [
-            f"target = target - sums(target) / {patch}",
-            f"target = target / (sums(target * target) / {patch - 1} + 1e-6) ** 0.5",
+            f"target = target - sums(target) / {count}",
+            f"target = target / (sums(target * target) / {count - 1} + 1e-6) ** 0.5",
         ]
-    lines += ['errors = (t("logits") - target) ** 2', f"return total(errors) / {target.size}"]
-    arrays = {"logits": logits[removed], "target": target}
-    return Formula(tuple(lines), arrays=arrays, one_token=False)
+    return _mean_error(lines, {"logits": logits, "target": target})
+
+
+def _loss_per_channel(first: str, model: Model) -> Formula | None:
+    """Return the formula of a loss of VideoMAE.
+
+    Its targets are pixels as they were before they were normalized, and the channels of a patch are
+    normalized separately. Only removed patches are predicted.
+    """
+    config, logits = model.config, model.results["logits"]
+    patches = channels_last(_predicted_pixels(model), config)[model.results["mask"] > 0]
+    if patches.size != logits.size:
+        return None
+    apart = (len(patches), -1, config.num_channels)
+    arrays = {"logits": logits.reshape(apart), "target": patches.reshape(apart)}
+    arrays = {name: array.swapaxes(1, 2) for name, array in arrays.items()}  # channel, pixel
+    for name, values in (("mean", config.pixel_mean), ("deviation", config.pixel_std)):
+        arrays[name] = np.asarray(values, np.float64)[:, None]
+    lines = ['target = t("target") * t("deviation") + t("mean")  # pixels from 0 to 1']
+    count = arrays["target"].shape[-1]
+    if first == "loss_norm_pix":
+        lines += [
+            f"target = target - sums(target) / {count}",
+            f"target = target / ((sums(target * target) / {count - 1}) ** 0.5 + 1e-6)",
+        ]
+    return _mean_error(lines, arrays)
+
+
+def _mean_error(lines: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Formula:
+    """Return the formula of the mean squared error of all predicted pixels, from ``target``."""
+    last = f"return total(errors) / {arrays['target'].size}"
+    lines = (*lines, 'errors = (t("logits") - target) ** 2', last)
+    return Formula(lines, arrays=arrays, one_token=False)
+
+
+def _reconstruction(model: Model, location: Location) -> Formula | None:
+    """Return the formula of the predicted pixels as an image or a video."""
+    logits, mask = model.results["logits"][location.image :][:1], model.results["mask"]
+    shapes = _predicted(model)
+    if model.family.predicts_removed_only:  # zeros at the visible patches
+        removed = mask[location.image] > 0
+        predicted = np.zeros((1, len(removed), logits.shape[2]), logits.dtype)
+        if removed.sum() != logits.shape[1]:
+            return None
+        predicted[:, removed], logits = logits, predicted
+    grid, patch = tuple(shapes.grid_shape), tuple(shapes.patch_shape)
+    channels, axes = model.config.num_channels, len(grid)
+    pairs = [axis for n in range(axes) for axis in (1 + n, 1 + axes + n)]
+    order = (0, 1 + 2 * axes, *pairs)
+    whole = (1, channels, *(rows * size for rows, size in zip(grid, patch, strict=True)))
+    line = f'return rearrange(t("logits"), {(1, *grid, *patch, channels)}, {order}, {whole})'
+    return Formula((line,), arrays={"logits": logits}, one_token=False)
+
+
+def _predicted(model: Model) -> Any:
+    """Return the shapes of the predicted images and patches: of MAE-ST, fewer frames."""
+    return getattr(model.config, "prediction", model.config)
+
+
+def _predicted_pixels(model: Model) -> np.ndarray:
+    """Return the images, (N, C, [T,] H, W), of which the patches are predicted."""
+    pixels, config = model.inputs["pixel_values"], model.config
+    if hasattr(config, "predicted_frames"):
+        return pixels[:, :, list(config.predicted_frames)]
+    return pixels if pixels.ndim == 2 + len(config.patch_shape) else pixels[:, :, None]
 
 
 def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:

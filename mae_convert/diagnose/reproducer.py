@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 # The functions that the lines of a formula call, in each framework.
+WAVES = """\
+def waves(coordinates, width):  # in float64: angles are large
+    parts = []
+    for coordinate, size in zip(coordinates, (width // 2, width - width // 2)):
+        angles = coordinate * 10000.0 ** -(np.arange(size // 2) / (size / 2))
+        parts += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(parts)"""
 TORCH = {
     "": "import torch\nimport torch.nn.functional as F\n\ntensor = torch.from_numpy",
     "linear": "linear = F.linear",
@@ -25,6 +32,7 @@ act = lambda x, name: {
     "number": "number = lambda x: x.double()",
     "sums": "sums = lambda x: x.sum(-1, keepdim=True)",
     "total": "total = torch.sum",
+    "waves": WAVES,
     "rearrange": "rearrange = lambda x, a, axes, b: x.reshape(a).permute(axes).reshape(b)",
 }
 TENSORFLOW = {
@@ -52,6 +60,7 @@ act = lambda x, name: {
     "number": "number = lambda x: tf.cast(x, tf.float64)",
     "sums": "sums = lambda x: tf.reduce_sum(x, -1, keepdims=True)",
     "total": "total = tf.reduce_sum",
+    "waves": WAVES,
     "rearrange": "rearrange = lambda x, a, axes, b: "
     "tf.reshape(tf.transpose(tf.reshape(x, a), axes), b)",
 }
@@ -80,6 +89,7 @@ act = lambda x, name: {
     "number": "number = lambda x: x.astype(float)",
     "sums": "sums = lambda x: x.sum(-1, keepdims=True)",
     "total": "total = jnp.sum",
+    "waves": WAVES,
     "rearrange": "rearrange = lambda x, a, axes, b: x.reshape(a).transpose(axes).reshape(b)",
 }
 FRAMEWORKS: Mapping[str, Mapping[str, str]] = {"torch": TORCH, "tensorflow": TENSORFLOW, "jax": JAX}

@@ -2,14 +2,16 @@
 
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from mutation.families import FamilyPopulation
 from mutation.models import random_tensors, write_model, write_original
 
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.diagnose.reduce import reduced, write_reproducer
+from mae_convert.diagnose.reduce import Difference, reduced, reproducer_of, write_reproducer
 from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
 from mae_convert.runtime.child_files import BY_TABLES, stage
@@ -30,8 +32,6 @@ def source(tmp_path_factory):
 
 def failed(source, folder, *names, **fields):
     """Verify the model with changed tensors, or other fields, against itself."""
-    from dataclasses import replace
-
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
     for name in names:
         tensors[name] = tensors[name] + np.float32(0.25)
@@ -222,6 +222,32 @@ def test_rounding_errors_of_one_step_are_shown(source, tmp_path, monkeypatch, ca
     assert a[0] < 1e-6
     assert b[0] > 1e-4
     assert max(a[1], b[1]) < 1e-6  # of the framework's own operations
+
+
+@pytest.mark.parametrize("family", ["videomae", "prithvi", pytest.param("mae_st", marks=slow)])
+def test_pixels_losses_and_embeddings_of_videos_are_computed_by_the_script(
+    family, tmp_path, monkeypatch, capsys
+):
+    """The formulas give what A has computed, in an image and a token of B that differ."""
+    source = FamilyPopulation.of(family, tmp_path).models["pretrain"]
+    done = run_verification(source, source, TORCH, TORCH, FLOAT64)
+    a = done.traces[0]
+    embeddings = [("encoder.embedding", 0), ("encoder.embedding", 5), ("encoder.embedding", -1)]
+    embeddings += [("decoder.embedding", token) for token in (0, 1, -1)]
+    results = [(name, None) for name in ("loss", "loss_norm_pix", "reconstruction")]
+    for number, (first, token) in enumerate(results + embeddings):
+        name = f"float64/tap/{first}" if token is not None else f"float64/{first}"
+        changed = a.arrays[name].copy()
+        changed[(-1, token) if token is not None else ...] += 1
+        b = replace(a, arrays={**a.arrays, name: changed})
+        difference = Difference(first, b, "torch")
+        found = reproducer_of(difference, a, (source, source), done.inputs, {"torch": None})
+        status, lines = run_script(found, tmp_path / str(number), monkeypatch, capsys)
+        assert status == 1
+        assert not any("differs between" in line for line in lines)
+        for line in (line for line in lines if "settings of" in line):
+            of_a, of_b = (float(part.split()[0]) for part in line.split(": ")[1].split("result, "))
+            assert of_a < 1e-13 < of_b, first
 
 
 def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path):
