@@ -93,7 +93,9 @@ def parse_foreign(
         return None
     if target.endswith(".py"):
         if not Path(target).is_file():
-            raise MaeConvertError(*(Option(option, text), " is not a file"), hint=FORMS)
+            raise MaeConvertError(
+                *(Option(option, text), f": {target} is not a file"), hint="check the path"
+            )
         path = Path(target).resolve()
         return ForeignCode("file", str(path), factory, layout_in(path))
     if not all(part.isidentifier() for part in target.split(".")):
@@ -110,7 +112,7 @@ def layout_in(path: Path) -> str | None:
     try:
         tree = ast.parse(path.read_bytes(), path.name)
     except (SyntaxError, ValueError, OSError) as error:
-        raise MaeConvertError(path, f" is not Python code: {error}", hint=FORMS) from error
+        raise MaeConvertError(path, f" is not Python code: {error}", hint=f"specify {FORMS}") from error
     layouts = [
         node.value
         for node in tree.body

@@ -58,7 +58,7 @@ class Trace:
             raise CheckpointError(
                 path,
                 f" is not a trace ({type(error).__name__}: {error})",
-                hint=("make one with `mae-convert trace CKPT ", path, "`"),
+                hint="make one with `mae-convert trace CKPT OUT.safetensors`",
             ) from error
         version = description.get("format") if isinstance(description, dict) else None
         if version != FORMAT:

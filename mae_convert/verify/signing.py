@@ -7,6 +7,7 @@ with a key and its certificate, or without a key by sigstore, which needs a netw
 import base64
 import importlib.util
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,8 @@ class Trust:
                 hint=("give ", Option("identity"), " and ", Option("identity_provider")),
             )
         require_files([self.public_key, *self.chain, self.trust_config])
+        if self.public_key is not None:
+            _require_public_key(self.public_key)
 
     def problem(self, folder: Path, signature: Path) -> str | None:
         """Return why the signature of a directory is not accepted, or None if it is.
@@ -180,7 +183,9 @@ class Trust:
             if self.identity is not None and _is_of_network(error):
                 raise _sigstore_failure(error, "verify by") from error
             problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
-            return problem[:LONGEST]
+            if problem.startswith("Key mismatch"):
+                return "made with another key"
+            return textwrap.shorten(problem, LONGEST, placeholder=" ...")
         return None
 
     def _configured(self, config: Any) -> Any:
@@ -227,6 +232,24 @@ def require_files(paths: Sequence[Path | None]) -> None:
     for path in filter(None, paths):
         if not path.is_file():
             raise MaeConvertError(path, " is not a file", hint="specify an existing file")
+
+
+def _require_public_key(path: Path) -> None:
+    """Require that a file contains the public key of an elliptic curve."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise MaeConvertError(
+            path,
+            " is not the public key of an elliptic curve in PEM",
+            hint="get it from the private key: `openssl ec -in KEY -pubout`",
+        )
 
 
 def require_package() -> None:

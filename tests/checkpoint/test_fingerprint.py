@@ -222,7 +222,8 @@ def test_command_prints_one_json_object_and_reports_missing_fields(case, command
     assert values["fingerprint"].startswith(unknown["fingerprint"] + ":")
     shown = command("fingerprint", path)
     assert shown.out.splitlines()[0] == unknown["fingerprint"]
-    assert "no digest of the configuration" in shown.out
+    assert "unknown: a configuration field is missing" in shown.out
+    assert "specify it with --decoder-num-heads" in shown.out
     looked = command(
         "inspect", path, "--num-heads", 4, "--decoder-num-heads", 3, "--hash", "--json"
     )

@@ -217,7 +217,7 @@ def test_code_runs_a_side_itself(encoder, own):
         ({}, {"gradients": True}, r"own.py:build is run forward only.*leave gradients="),
         ({}, {"isolate": True}, r"own.py:build is run as a whole, .*leave isolate="),
         ({"mode": "compiled"}, {}, "own.py:build cannot be run in the mode compiled"),
-        ({"framework": "missing.py:build"}, {}, "is not a file"),
+        ({"framework": "missing.py:build"}, {}, "missing.py is not a file; check the path"),
         ({"framework": "nonsense"}, {}, "is neither a framework nor code"),
     ],
 )
@@ -254,7 +254,7 @@ def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("missing.py:build", "is not a file"),
+        ("missing.py:build", "missing.py is not a file; check the path"),
         ("original=missing", "is not a directory"),
         ("no_such_package.module:build", "no Python module no_such_package.module"),
         ("nonsense", "is neither a framework nor code .*; choose torch, .*PATH.py:FACTORY"),

@@ -244,6 +244,7 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
         (["verify", "DIR", "--identity-provider", "https://b.c"], "give one of --public-key,"),
         (["verify", "DIR", "--identity", "a", "--public-key", "KEY"], "give one of --public-key,"),
         (["verify", "DIR", "--certificate-chain", "none.pem"], "none.pem is not a file"),
+        (["verify", "DIR", "--public-key", "KEY"], "is not the public key of an elliptic curve"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_refused_before_anything_runs(
@@ -259,6 +260,7 @@ def test_the_signature_of_another_model_or_key_fails(signed, tmp_path, command):
     folder, _, _ = signed
     other, public = key_pair(tmp_path, "other")
     assert failed(folder, public) == ["certificate/signature"]
+    assert attestation_checks(folder, Trust(public))[0].measured == "made with another key"
     another = tmp_path / "another"
     shutil.copytree(folder, another)
     config = another / "preprocessor_config.json"

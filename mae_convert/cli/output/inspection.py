@@ -8,7 +8,9 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
+from mae_convert.errors import Option, as_option
 from mae_convert.families.evidence import OFFICIAL
+from mae_convert.families.options import OF_FIELDS
 from mae_convert.files.strict_json import plain
 from mae_convert.text import format_bytes, format_size, plural
 
@@ -230,7 +232,9 @@ def fingerprint(report: Mapping[str, Any]) -> None:
 def _value(name: str, report: Mapping[str, Any]) -> str:
     """Return the value of a field and, if the checkpoint does not store it, its source."""
     if name in report["missing"]:
-        return "missing: not stored in the checkpoint, so there is no digest of the configuration"
+        known = OF_FIELDS.get(name)
+        hint = f"; specify it with {as_option(Option(known.name))}" if known else ""
+        return f"missing: not stored in the checkpoint{hint}"
     value = report["fields"][name]
     text = _field(value)
     assumed = report["assumed"].get(name)
