@@ -112,7 +112,9 @@ def layout_in(path: Path) -> str | None:
     try:
         tree = ast.parse(path.read_bytes(), path.name)
     except (SyntaxError, ValueError, OSError) as error:
-        raise MaeConvertError(path, f" is not Python code: {error}", hint=f"specify {FORMS}") from error
+        raise MaeConvertError(
+            path, f" is not Python code: {error}", hint=f"specify {FORMS}"
+        ) from error
     layouts = [
         node.value
         for node in tree.body
