@@ -9,8 +9,8 @@ from rich.text import Text
 
 from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
 from mae_convert.errors import Option, as_option
+from mae_convert.families.checkpoint_options import OF_FIELDS
 from mae_convert.families.evidence import OFFICIAL
-from mae_convert.families.options import OF_FIELDS
 from mae_convert.files.strict_json import plain
 from mae_convert.text import format_bytes, format_size, plural
 
