@@ -145,7 +145,7 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
     """The outputs of the pre-training model; hidden states and attentions are the encoder's."""
 
     loss: Tensor | None
-    """Scalar, the mean squared error over removed patches; None if none is removed."""
+    """Scalar, the mean squared error over removed patches; None if no patch is removed."""
 
     logits: Tensor
     """(N, L, patch height x patch width x channels), the predicted patches."""

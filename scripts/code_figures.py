@@ -1,4 +1,4 @@
-"""Print a table of figures about the code: files, units, imports, files entered by a command.
+"""Print figures about the code: files, units, imports, files with functions that a command calls.
 
     python scripts/code_figures.py [DIRECTORY]...
 

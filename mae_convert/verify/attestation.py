@@ -52,7 +52,9 @@ def attest(
     """
     signer.check()
     if not folder.is_dir():
-        raise MaeConvertError(folder, " is not a model directory", hint="convert it to one")
+        raise MaeConvertError(
+            folder, " is not a model directory", hint="convert it to a model directory"
+        )
     certificate = read_certificate(folder)
     if failed := certificate.failed_checks():
         raise MaeConvertError(
