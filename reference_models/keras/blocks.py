@@ -8,6 +8,7 @@ float64 on every backend.
 In shape comments N is the number of images, T of tokens, H of heads; D is the width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,6 +27,19 @@ def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> ker
     return keras.layers.Dense(
         units, kernel_initializer=initializer or "glorot_uniform", name=name, dtype=dtype
     )
+
+
+def dropout(rate: float, *, dtype: Any) -> Callable[[Tensor], Tensor]:
+    """Return a dropout layer; for a rate of 0 a function that returns its argument.
+
+    Creating and calling a layer takes time even if it does nothing.
+    """
+    return keras.layers.Dropout(rate, dtype=dtype) if rate else unchanged
+
+
+def unchanged(tensor: Tensor) -> Tensor:
+    """Return the argument."""
+    return tensor
 
 
 def affine(tokens: Tensor, layer: keras.layers.Dense) -> Tensor:
@@ -81,8 +95,8 @@ class Attention(keras.layers.Layer):
             for part in ("query", "key", "value")
         )
         self.projection = dense(config.width, initializer, name="dense", dtype=dtype)
-        self.probability_dropout = keras.layers.Dropout(config.attention_dropout, dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
+        self.probability_dropout = dropout(config.attention_dropout, dtype=dtype)
+        self.dropout = dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the variables of the projections of queries, keys, values and output."""
@@ -126,7 +140,7 @@ class Block(keras.layers.Layer):
         self.fc1 = dense(config.hidden, initializer, name="dense", dtype=dtype)
         self.activation = ACTIVATION_FUNCTIONS[config.act]
         self.fc2 = dense(config.width, initializer, name="dense", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype)
+        self.dropout = dropout(config.dropout, dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create all variables of the block."""

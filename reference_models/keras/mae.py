@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from reference_models.configuration import ViTMAEConfig
-from reference_models.keras.blocks import Initializer, LayerNorm
+from reference_models.keras.blocks import Initializer, LayerNorm, dropout
 from reference_models.keras.model import ClassifierModel, MaskedModel
 from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
@@ -98,7 +98,7 @@ class Encoder(Trunk):
         self.embeddings = Embeddings(
             config, learned_positions=learned_positions, initializer=initializer, dtype=dtype
         )
-        self.embedding_dropout = keras.layers.Dropout(embedding_dropout, dtype=dtype)
+        self.embedding_dropout = dropout(embedding_dropout, dtype=dtype)
         self.add_blocks(config.encoder_block, config.num_hidden_layers, "layer_._")
         self.norm = (
             LayerNorm(config.layer_norm_eps, name="layernorm", dtype=dtype) if final_norm else None

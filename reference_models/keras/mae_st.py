@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from reference_models.configuration import MAESTConfig
-from reference_models.keras.blocks import LayerNorm
+from reference_models.keras.blocks import LayerNorm, dropout
 from reference_models.keras.model import ClassifierModel, MaskedModel
 from reference_models.keras.numerics import mean
 from reference_models.keras.patches import (
@@ -235,7 +235,7 @@ class MAESTForVideoClassification(ClassifierModel):
         """Add the norm and the dropout that are applied to the mean of the tokens."""
         dtype = self.dtype_policy
         self.fc_norm = LayerNorm(self.config.layer_norm_eps, name="norm", dtype=dtype)
-        self.dropout = keras.layers.Dropout(self.config.classifier_dropout, dtype=dtype)
+        self.dropout = dropout(self.config.classifier_dropout, dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Return the input (N, D) of the head for tokens (N, [1 +] L, D)."""

@@ -85,7 +85,7 @@ WRONG = {
     "no size": ({"image_size": True, **HEADS}, MaeConvertError, "cannot be True"),
     "head twice": (
         {"source": GOLDEN / "transformers_tf_classifier_tiny", "num_labels": 3},
-        MaeConvertError, r'num_labels= adds one .* task="encoder"\)',
+        MaeConvertError, r'num_labels= adds a head .* task="encoder"\)',
     ),
     "device": ({"device": "cuda:9", **HEADS}, MissingRequirementError, "cuda:9"),
     "unknown": ({"heads": 4}, TypeError, "the arguments are num_heads, decoder_num_heads"),

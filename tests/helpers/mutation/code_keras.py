@@ -288,13 +288,17 @@ def reversed_blocks() -> list[Patch]:
     return [(trunk.Trunk, "_blocks", blocks)]
 
 
-def dropout(chosen: Callable) -> list[Patch]:
-    """Return patches that make dropout active outside of training."""
+def dropout(chosen: Callable, name: str) -> list[Patch]:
+    """Return patches that make a dropout of each block active outside of training.
+
+    Args:
+        chosen: returns the layer of a block that has the dropout.
+        name: the attribute of that layer.
+    """
 
     def change(model):
         for block in blocks_of(model):
-            layer = chosen(block)
-            layer.call = lambda x, training=False: tf.nn.dropout(x, 0.1)
+            setattr(chosen(block), name, lambda x: tf.nn.dropout(x, 0.1))
 
     return in_models(change)
 
@@ -406,8 +410,8 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "no bias of fc2": lambda: without_bias(lambda m: [b.fc2.bias for b in blocks_of(m)]),
     "no patch bias": lambda: without_bias(lambda m: [m.encoder.embeddings.projection.bias]),
     "blocks in reverse order": reversed_blocks,
-    "dropout left on": lambda: dropout(lambda block: block.dropout),
-    "dropout of attention left on": lambda: dropout(lambda b: b.attention.probability_dropout),
+    "dropout left on": lambda: dropout(lambda block: block, "dropout"),
+    "dropout of attention left on": lambda: dropout(lambda b: b.attention, "probability_dropout"),
 }
 
 
