@@ -48,7 +48,7 @@ def rows(
     pythons: dict[tuple[str, str], Path],
     frameworks: list[str],
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each step, size and batch; `pythons` by framework and library."""
+    """Yield a row for each step, size and batch; `pythons` has the keys (framework, library)."""
     for step in STEPS:
         python = pythons.get((step.framework, step.library))
         if step.framework not in frameworks or python is None:

@@ -31,7 +31,7 @@ SIZES = ("base", "large", "huge")
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    """Return the arguments."""
+    """Return the parsed arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="has transformers 4.57.6")
     parser.add_argument("--timm-python", type=Path, metavar="PATH", help="has timm")

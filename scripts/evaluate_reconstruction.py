@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs=3,
         default=[255 * channel for channel in IMAGE_MEAN],
         metavar=("R", "G", "B"),
-        help="of the training set, 0 to 255 (default: that of ImageNet)",
+        help="mean colour of the training set, 0 to 255 (default: that of ImageNet)",
     )
     parser.add_argument("--panel", metavar="OUT.png", help="where to draw the middle squares")
     parser.add_argument("--zoom", type=int, default=2, metavar="N", help="of the panel")

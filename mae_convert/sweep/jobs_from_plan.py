@@ -233,7 +233,7 @@ def _without_unused_defaults(settings: Settings, entry: Entry) -> Settings:
 
 
 def _completed(settings: Settings) -> Settings:
-    """Return the settings with those that publishing implies: a certificate."""
+    """Return the settings, in which publishing implies a verification and a certificate."""
     if "publish" in settings and not settings.get("unverified"):
         return {**settings, "verify": True, "certify": True}
     return settings

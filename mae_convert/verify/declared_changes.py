@@ -119,7 +119,7 @@ def _changed(
     configuration: Configuration,
     of_target: Mapping[str, LazyTensor],
 ) -> Checkpoint:
-    """Return a checkpoint with changed tensors; those in ``of_target`` choose between roundings."""
+    """Return a checkpoint with changed tensors, rounded like those of the target where possible."""
     new = {
         name: _tensor(checkpoint.tensors[name], change, of_target.get(name))
         for name, change in changes.items()

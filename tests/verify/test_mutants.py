@@ -40,8 +40,8 @@ WIDTH, HEADS = 32, 4
 class Mutant:
     """A fault in the weights.
 
-    ``changed_tensors`` are canonical names; ``blind`` is set if no forward pass can detect the
-    fault, because the function and every tap stay the same.
+    ``changed_tensors`` are canonical names. ``blind`` is true if no forward pass can detect the
+    fault, because all outputs and activations stay the same.
     """
 
     name: str
@@ -541,7 +541,7 @@ for job in sys.argv[1:]:
 
 
 def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(golden_model, tmp_path, capsys):
-    """Tensors compared through the faulty table itself would all be equal; traces are not."""
+    """Tensors that are compared with the faulty table itself are all equal; traces are not."""
     jobs = []
     names = ["none", *TABLE_FAULTS]
     for number, name in enumerate(names):

@@ -78,7 +78,7 @@ def test_every_task_has_transformers_as_a_runner(case, tmp_path, command, name):
 
 @pytest.mark.parametrize("name", ["encoder_tiny", "finetune_gap_tiny", "finetune_cls_tiny"])
 def test_timm_model_is_a_runner(case, tmp_path, command, name):
-    """Only if timm is installed: it requires a CUDA build of PyTorch and is not a dependency."""
+    """This runs only if timm is installed, which requires a CUDA build of PyTorch."""
     pytest.importorskip("timm")
     source = case(name)
     command("convert", source.checkpoint, tmp_path / "timm", "--to", "timm", *source.heads)

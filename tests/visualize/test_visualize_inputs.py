@@ -1,4 +1,4 @@
-"""Visualization of models with any number of channels through --inputs, of preprocessed pixels."""
+"""Visualization of preprocessed images with any number of channels, specified by --inputs."""
 
 import json
 
