@@ -431,14 +431,14 @@ sys.platform, sys.modules["fcntl"] = "win32", None
     [
         ("from mae_convert.__main__ import main; main()", 3),
         ("from mae_convert import load_model", 1),
-        ("from mae_convert.checkpoint.open import open_checkpoint", 1),
+        ("from mae_convert.formats.write import write_file", 1),
     ],
 )
 def test_windows_is_refused_in_one_sentence_with_instructions(code, status):
     command = [sys.executable, "-c", WINDOWS.format(code), "layouts"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == status
-    assert "runs on Linux and macOS, not on Windows" in process.stderr.splitlines()[-1]
+    assert "runs on Linux and macOS, but not on Windows" in process.stderr.splitlines()[-1]
     assert ("Traceback" in process.stderr) == (status == 1)
 
 
