@@ -6,6 +6,7 @@ process, because each releases the interpreter lock.
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
@@ -83,16 +84,19 @@ class WorkerThreads:
         self._progress.advance(count)
 
 
-def overlapped(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield `work(item)` for each item, computed in a thread while the next item is produced."""
-    with ThreadPoolExecutor(1, thread_name_prefix="mae-convert") as pool:
-        running: Future[T] | None = None
+def overlapped(work: Callable[[S], T], items: Iterable[S], threads: int = 1) -> Iterator[T]:
+    """Yield `work(item)` for each item in order, computed in threads ahead of its use.
+
+    The items are made in this thread. At most one result more than there are threads is in memory.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="mae-convert") as pool:
+        running: deque[Future[T]] = deque()
         for item in items:
-            previous, running = running, pool.submit(work, item)
-            if previous is not None:
-                yield previous.result()
-        if running is not None:
-            yield running.result()
+            running.append(pool.submit(work, item))
+            if len(running) > threads:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def reuse_freed_memory() -> None:

@@ -12,11 +12,15 @@ import keras
 import numpy as np
 
 from mae_convert.errors import LayoutError, MissingRequirementError
+from mae_convert.files.workers import overlapped, reuse_freed_memory
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.keras_backend import ALIGNMENT, Unset, backend_tensor
 from mae_convert.runtime.keras_backend import device as on_device
 from mae_convert.runtime.loaders import LoadError
+
+READERS = 2
+"""Threads that read the next tensors while the model's variables are assigned."""
 
 
 def make(
@@ -26,7 +30,7 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors; they are read one by one.
+    """Return a model with exactly these tensors; a few are read while others are assigned.
 
     Args:
         model_class: the class to make.
@@ -57,13 +61,15 @@ def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: 
         raise LayoutError(
             f"the checkpoint has {len(variables)} tensors, but the model has {len(model.weights)}"
         )
-    for variable, tensor in zip(variables, tensors, strict=True):
+    reuse_freed_memory()
+    arrays = overlapped(read_aligned, tensors, READERS)
+    for variable, tensor, array in zip(variables, tensors, arrays, strict=True):
         if tuple(variable.shape) != tensor.shape or variable.dtype != str(tensor.dtype):
             raise LayoutError(
                 f"{tensor.name} is {tensor.dtype} of shape {tensor.shape} in the checkpoint and"
                 f" {variable.dtype} of shape {tuple(variable.shape)} in the model"
             )
-        variable.assign(backend_tensor(read_aligned(tensor)))
+        variable.assign(backend_tensor(array))
     return model
 
 

@@ -56,7 +56,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     """Return a reference model with the weights of a checkpoint; no file is written.
 
     The tensors are converted by the same plan, with the same checks, as to ``facebook`` or
-    ``keras``. There is never more in memory than the model and one tensor.
+    ``keras``. There is never more in memory than the model and a few tensors.
 
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official

@@ -5,10 +5,8 @@ malicious. There is one function for each kind of output; external text is passe
 the output is created.
 """
 
-import html
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -48,12 +46,16 @@ def for_terminal(text: object) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'?" with the most similar choice, or "" if no choice is similar."""
+    from difflib import get_close_matches
+
     near = get_close_matches(name, list(choices), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
 def for_html(text: object) -> str:
     """Return text escaped for an HTML element or a quoted attribute."""
+    import html
+
     return html.escape(for_terminal(text))
 
 

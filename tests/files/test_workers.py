@@ -28,6 +28,23 @@ def test_next_item_is_produced_while_the_previous_one_is_processed() -> None:
     assert list(overlapped(work, iter([]))) == []
 
 
+def test_several_threads_keep_the_order_and_few_results() -> None:
+    begun: list[int] = []
+    both = threading.Barrier(2, timeout=5)
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number < 2:
+            both.wait()  # the first two run at the same time
+        return number
+
+    used = 0
+    for used, number in enumerate(overlapped(work, range(9), threads=2)):
+        assert number == used
+        assert max(begun) <= used + 2
+    assert used == 8
+
+
 def test_an_error_of_either_thread_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(overlapped(lambda number: 1 // number, iter([1, 0, 1])))
