@@ -10,7 +10,7 @@ from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.cli.output.console import console, markup
-from mae_convert.cli.output.verdict import answer_line, checks_table
+from mae_convert.cli.output.verdict import checks_table, verdict_line
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.files.staging import scratch_directory
@@ -97,5 +97,5 @@ def print_results(verdicts: Mapping[str, Verdict], round_trips: Sequence[Check])
         out.print(checks_table(verdict.checks))
         bits = "all tensors are bit-identical" if back.passed else f"{back.measured} tensors differ"
         out.print(f"converted back to the original layout: {bits}")
-        out.print(answer_line(verdict))
+        out.print(verdict_line(verdict))
     return all(v.passed for v in verdicts.values()) and all(c.passed for c in round_trips)

@@ -54,7 +54,7 @@ def verdict(result: Verdict) -> None:
         out.print(steps_table(result.isolated))
     for line in _explanation(result):
         out.print(line)
-    out.print(answer_line(result))
+    out.print(verdict_line(result))
 
 
 def _explanation(result: Verdict) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _explanation(result: Verdict) -> Iterator[str]:
     yield from map(markup, effects_in_words(result.effects))
 
 
-def answer_line(result: Verdict) -> str:
+def verdict_line(result: Verdict) -> str:
     """Return the verdict in one line."""
     word, meaning = verdict_in_words(result, as_option)
     colour = COLOURS.get(word, "red")
@@ -158,7 +158,7 @@ def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
     if len(changes) > MOST_CHANGES:
         lines.print(f"... and {len(changes) - MOST_CHANGES} more; --json lists all")
     lines.print(f"wrote {markup(for_terminal(out))}, with the certificate of its verification")
-    lines.print(answer_line(verdict))
+    lines.print(verdict_line(verdict))
 
 
 COUNTS = {3: "three", 9: "nine"}
