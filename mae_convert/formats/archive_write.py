@@ -34,7 +34,7 @@ END = struct.Struct("<4s4H2IH")  # 4.3.16
 
 @dataclass(frozen=True)
 class Record:
-    """A record: bytes, followed by those of a tensor if it has one."""
+    """A record: bytes, optionally followed by the bytes of a tensor."""
 
     name: str
     """Its name in the archive."""
@@ -141,7 +141,7 @@ def _end(directory: int, entries: Sequence[bytes]) -> bytes:
 
 
 def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
-    """Return the CRC-32 of concatenated parts, each given as its own CRC-32 and its length."""
+    """Return the CRC-32 of concatenated parts from pairs (CRC-32 of a part, its length)."""
     whole = 0
     for checksum, count in parts:
         whole = _times(_power_of_x(8 * count), whole) ^ checksum

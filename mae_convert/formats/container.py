@@ -117,7 +117,7 @@ class Container:
     """All files that are needed to read the tensors, open for reading."""
 
     tensors: Mapping[str, LazyTensor]
-    """By name, in stored order."""
+    """The tensors by name, in stored order."""
 
     config: Mapping | None
     """The content of `config.json` in the same directory, or the configuration inside the file;

@@ -34,7 +34,7 @@ class Contents:
     """The format, as in `mae_convert.formats.container.Container`."""
 
     tensors: Mapping[str, LazyTensor]
-    """By name, in stored order."""
+    """The tensors by name, in stored order."""
 
     files: tuple[ByteFile, ...]
     """The files that hold the tensors, open for reading."""
@@ -84,8 +84,8 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
     except MemoryError as error:
         raise CheckpointError(
             path,
-            " cannot be read: there is not enough memory for what it contains or claims to contain",
-            hint="free some memory, or raise its limit",
+            " cannot be read: there is not enough memory for the contents that it declares",
+            hint="free some memory, or raise the memory limit",
         ) from error
     except damages as error:
         if reason := shortage(error):  # the file itself may be valid

@@ -156,7 +156,8 @@ def _byte_range(path: Path, info: Mapping[str, Any]) -> ByteRange:
         raise ValueError("an invalid offset")
     if info.get("transform_descriptors"):
         raise CheckpointError(
-            f"{path.parent} is encoded by an extension ({shown(info['transform_descriptors'])})",
+            f"{path.parent} was written with an extension of the format "
+            f"({shown(info['transform_descriptors'])})",
             hint="write it without the extension, in the program that created it",
         )
     return ByteRange(file, offset, length)

@@ -18,8 +18,8 @@ from mae_convert.formats.shards import SHARD
 from mae_convert.formats.tensorflow_files import refuse_tensorflow
 
 (KERAS_SUFFIX,) = FORMATS[KERAS_H5].suffixes
-# Files of a model directory that libraries read in addition to the weights: a file of such a name
-# that is added later can change what the model computes.
+# Files of a model directory that libraries read in addition to the weights: adding a file with one
+# of these names can change what the model computes.
 READ_BESIDE = (
     "config.json",
     "preprocessor_config.json",

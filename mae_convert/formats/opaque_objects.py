@@ -1,6 +1,6 @@
 """Objects of unsupported types in a pickle: nothing is imported or called to create them.
 
-The arguments that a pickle passes to such an object are recorded, to answer two questions: does the
+The arguments that a pickle passes to such objects are recorded, to answer two questions: does the
 object contain tensors, and may it have changed values that are read? An unknown function that gets
 the weights as an argument could change them, which cannot be determined without running it; then
 the file is refused.

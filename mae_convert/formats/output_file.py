@@ -27,7 +27,7 @@ BytesAt = tuple[int, bytes]
 
 @dataclass(frozen=True)
 class FileLayout:
-    """The layout of a file: the offset of everything in it, known before any tensor is read.
+    """The layout of a file: the offsets of its parts, known before any tensor is read.
 
     Tensors can therefore be written in any order, by several threads at once.
     """
@@ -39,7 +39,7 @@ class FileLayout:
     """The offset of each tensor's first byte, in the order of the tensors."""
 
     finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
-    """Returns the other parts of the file for the CRC-32 of each tensor's bytes."""
+    """Takes the CRC-32 of each tensor's bytes, and returns the other parts of the file."""
 
     checksums: Sequence[int] | None = None
     """If `finalize` needs them: the CRC-32 of the bytes before each tensor, to be continued with
@@ -104,7 +104,7 @@ class OutputFile:
     """The weights and settings to write."""
 
     layout: FileLayout
-    """The offsets of everything in it."""
+    """The offsets of the parts of the file."""
 
     descriptor: int
     """The descriptor of the open file."""
@@ -163,7 +163,7 @@ class OutputFile:
             raise OutputError(f"{tensor.name} is {end - at} bytes too short")
 
     def finalize(self, amend: Callable[[Mapping], Mapping]) -> "OutputFile":
-        """Write everything but the tensors.
+        """Write the parts of the file that are not tensors.
 
         Args:
             amend: returns the conversion record, of the same length, with the values known so far.
@@ -276,7 +276,7 @@ class OutputFile:
 
 
 def _equal(data: np.ndarray, piece: np.ndarray) -> bool:
-    """Return whether bytes equal those of an array; comparing words of 8 bytes is faster."""
+    """Return whether bytes equal the bytes of an array; words of 8 bytes are compared for speed."""
     expected = piece.view(np.uint8)
     words = len(data) // 8 * 8
     return bool(

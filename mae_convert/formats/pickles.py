@@ -36,7 +36,7 @@ LARGEST_INTEGER_BITS = 1024
 COLLECTIONS = (str, bytes, tuple, list, dict, set, frozenset)
 HIGHEST_PROTOCOL = 5
 FRAME_HEAD = 9
-"""Bytes of the opcode FRAME and its argument."""
+"""The number of bytes of the opcode FRAME and its argument."""
 
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
@@ -51,7 +51,7 @@ HOLDS_ANYTHING = frozenset(
 """Types whose objects are read even if they contain objects that are not read."""
 
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-"""Creates a tensor with the function that is its first argument, and converts it to a subclass."""
+"""The PyTorch function that calls its first argument and converts the tensor to a subclass."""
 
 DAMAGE = (
     IndexError,

@@ -12,16 +12,16 @@ from mae_convert.errors import OutputError
 from mae_convert.files.sequential import Checked, Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
-"""Bytes of a piece, which fits into the processor's cache."""
+"""The number of bytes of a piece, which fits into the processor's cache."""
 
 CACHED_BYTES = 1 << 18
-"""Bytes that are read and then checked at a time. Most processors have more cache for each core."""
+"""The number of bytes that are read and then checked at a time: less than a core's cache."""
 
 BLOCK_BYTES = 1 << 24
-"""Bytes that are copied at a time if an array is not contiguous in C order."""
+"""The number of bytes that are copied at a time if an array is not contiguous in C order."""
 
 TILE_ROWS, TILE_BYTES = 1024, 32
-"""Rows, and bytes of a row, of the blocks in which a matrix is transposed.
+"""The number of rows, and the bytes of a row, of the blocks in which a matrix is transposed.
 
 A row of a block is half a cache line of the output; the next block writes the other half while the
 line is in the cache. Measured for matrices of ViT-B, L and H: 1.1 to 1.5 times as fast as 512 rows
@@ -29,7 +29,7 @@ of a whole line.
 """
 
 SMALL_EXTENT = 256
-"""Rows or columns of a matrix that is transposed without blocks."""
+"""A matrix with at most this number of rows or columns is transposed without blocks."""
 
 LARGEST_EXTENT = 1 << 48
 LARGEST_RANK = 32

@@ -24,7 +24,8 @@ def refuse_tensorflow(path: Path) -> None:
     """Refuse a TensorFlow SavedModel or checkpoint: a directory, or one of its files.
 
     Raises:
-        CheckpointError: it is one; the message has Python code that writes a supported file.
+        CheckpointError: the path is a SavedModel or checkpoint; the message has Python code that
+            writes a supported file.
     """
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir())

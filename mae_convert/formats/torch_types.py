@@ -83,7 +83,7 @@ class StoredTensor(TensorPlace):
 
 
 def natural(number: object) -> bool:
-    """Return whether a value from a file is an integer that is possible as a number of bytes."""
+    """Return whether a value from a file is a valid number of bytes: an integer in [0, 2^62)."""
     return type(number) is int and 0 <= number < 1 << 62
 
 

@@ -27,7 +27,7 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""Pattern of the names of other such keys."""
+"""Pattern of further keys of copies of the weights, which are not in `OTHER_WEIGHTS`."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file
@@ -166,7 +166,7 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
     of their tensors, may have changed them; and an object among them may be one of them.
 
     Raises:
-        CheckpointError: there is such an object.
+        CheckpointError: an object can have changed the model.
     """
     among = [*selection.around[-1].values(), *(key for part in selection.around for key in part)]
     if opaque := next((item for item in among if isinstance(item, Opaque)), None):
@@ -209,7 +209,7 @@ def check_not_flat(path: Path, names: Iterable[str]) -> None:
     """Require that no tensor is a flat FSDP parameter, which contains several tensors.
 
     Raises:
-        CheckpointError: there is one.
+        CheckpointError: a tensor is a flat FSDP parameter.
     """
     for name in names:
         if FLAT.fullmatch(name):
@@ -348,7 +348,7 @@ def _listed(keys: Iterable[object]) -> str:
 
 
 def _beside(value: Mapping, keys: Keys) -> Iterator[tuple[Any, object]]:
-    """Yield everything but the model's tensors; nested values have dotted names."""
+    """Yield the contents besides the model's tensors; nested values have dotted names."""
     prefix = ""
     for key in keys:
         yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)

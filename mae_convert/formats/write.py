@@ -41,7 +41,7 @@ class Output:
     """Its name."""
 
     weights: Mapping[str, Weights]
-    """The weights of a file under "", those of a directory under the files' names."""
+    """The weights by file name; the name is "" if the output is a single file."""
 
     json_files: Mapping[str, JsonFile] = field(default_factory=dict)
     """JSON files in the same directory; one may be a function of the SHA-256 of each tensor's bytes
@@ -324,7 +324,7 @@ def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
 
 
 def _compare(threads: WorkerThreads, files: Sequence[OutputFile]) -> dict[str, str]:
-    """Re-read files and compare everything in them; return the SHA-256 of each tensor."""
+    """Re-read files and compare all their contents; return the SHA-256 of each tensor."""
     opened = [(file, file.reopen()) for file in files]
     pieces = [(file, read, n) for file, read in opened for n in range(len(file.weights.tensors))]
     work = [threads.start(file.comparer(read, number)) for file, read, number in pieces]

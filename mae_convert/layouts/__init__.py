@@ -1,1 +1,1 @@
-"""Mapping tables between layouts: rows, transforms, `Layout`; without the tables themselves."""
+"""The classes of mapping tables: rows, transforms and `Layout`; families have the tables."""

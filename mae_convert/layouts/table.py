@@ -21,11 +21,11 @@ from mae_convert.layouts.transforms import KEY_BIAS, SAME, Schema, Shape, SplitH
 from mae_convert.text import listed
 
 DIGITS = "[0-9]{0,2}"
-"""The digits after the first one of a block index: no model has a thousand blocks."""
+"""A pattern of the digits after the first digit of a block index: at most two more."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16
-"""Limit on the numbers in a name that may be the block index: more than any model's names have."""
+"""Limit on the numbers in a name of which each may be the block index."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _write(rule: Rule, parts: Sequence[LazyTensor]) -> LazyTensor:
         names = sorted(map(str, dtypes))
         raise LayoutError(
             f"{rule.external} fuses tensors of different dtypes ({listed(names)})",
-            hint=("pass ", Option("dtype"), " to make them one"),
+            hint=("pass ", Option("dtype"), " to convert them to the same dtype"),
         )
 
     def load() -> np.ndarray:

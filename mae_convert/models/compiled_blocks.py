@@ -59,7 +59,7 @@ class CompiledBlocks:
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:
-        """Return the function (weights, tokens) of all blocks that have the structure of this one.
+        """Return the function (weights, tokens) of all blocks with the structure of `block`.
 
         Args:
             block: a transformer block.

@@ -39,7 +39,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
     Args:
         learning_rate: the rate of the head; a number or a schedule.
         depth: number of blocks of the encoder.
-        layer_decay: the ratio of the rate of a layer to that of the next one.
+        layer_decay: the ratio of the learning rates of a layer and the next layer.
         decay: the weight decay.
         named: further arguments of ``keras.optimizers.Adam``.
     """
@@ -102,7 +102,7 @@ def fine_tuning_optimizer(
         epochs: epochs of the training.
         base_learning_rate: the rate for 256 images in a step; it is proportional to their number.
         warmup_epochs: epochs in which the rate increases from zero.
-        layer_decay: the ratio of the rate of a layer to that of the next one.
+        layer_decay: the ratio of the learning rates of a layer and the next layer.
     """
     warmup = min(warmup_epochs, epochs) * steps_per_epoch
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -47,7 +47,7 @@ def parameter_groups(
         model: a classifier with the original's parameter names.
         learning_rate: the rate of the head.
         weight_decay: the weight decay.
-        layer_decay: the ratio of the rate of a layer to that of the next one.
+        layer_decay: the ratio of the learning rates of a layer and the next layer.
 
     Returns:
         For each layer in order, a dictionary for the parameters with weight decay and one for those
@@ -97,7 +97,7 @@ def fine_tuning_optimizer(
         epochs: epochs of the training.
         base_learning_rate: the rate for 256 images in a step; it is proportional to their number.
         warmup_epochs: epochs in which the rate increases from zero.
-        layer_decay: the ratio of the rate of a layer to that of the next one.
+        layer_decay: the ratio of the learning rates of a layer and the next layer.
         weight_decay: the weight decay.
     """
     groups = parameter_groups(

@@ -26,7 +26,7 @@ class TransformersMethods:
         return False
 
     def build_in_name_scope(self) -> None:
-        """Create all variables; they exist already."""
+        """Do nothing, because the constructor creates the variables."""
 
     @property
     def input_signature(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
         whole_numbers: whether the labels are integers.
 
     Raises:
-        ValueError: the type needs several classes, and there is one.
+        ValueError: the type needs several classes, but the model has one class.
     """
     if config.problem_type:
         check_problem_type(config.problem_type, config.num_labels)
@@ -130,7 +130,7 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
 
 
 class PretrainedModel:
-    """A model that can be loaded from a checkpoint and saved as one.
+    """A model that can be loaded from a checkpoint and saved as a checkpoint.
 
     Attributes:
         task: the task.

@@ -285,7 +285,7 @@ class ViTMAEConfig:
         from mae_convert.models.model_names import stored_config
 
         stored, rest = stored_config(name, changes)
-        # Defaults of transformers for what its file does not contain.
+        # Defaults of transformers for fields that its file does not contain.
         usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
         return cls.from_dict({**usual, **stored}, return_unused_kwargs=return_unused_kwargs, **rest)
 

@@ -38,7 +38,7 @@ def marked(lines: str, *, warning: str = "") -> str:
 
 
 def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: bool) -> str:
-    """Return a card for a repository without one.
+    """Return a new card for a repository that has no card.
 
     Args:
         title: its heading.

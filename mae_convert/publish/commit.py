@@ -153,7 +153,7 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    """Return the bytes, or the path of the open file, even if its own path has changed."""
+    """Return the bytes, or a path of the open file that is valid even if the file was replaced."""
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 

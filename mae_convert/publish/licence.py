@@ -1,4 +1,4 @@
-"""The licence of published weights: that of their source, never a guessed one."""
+"""The licence of published weights: the licence of their source, which is never guessed."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 def decide_licence(
     artifact: Artifact, specified: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
-    """Return the licence of the source, or else the specified one, or else that of the card.
+    """Return the licence of the source, else the specified one, else the licence of the card.
 
     Args:
         artifact: the published model.

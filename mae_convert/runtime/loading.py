@@ -63,10 +63,10 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
             checkpoint, or an open checkpoint.
         framework: "torch", or for the Keras 3 model "tensorflow" or "jax". If Keras is not imported
             yet, the environment variable KERAS_BACKEND, which it reads then, is set.
-        task: "pretrain", "encoder" or "classify"; default: that of the checkpoint.
+        task: "pretrain", "encoder" or "classify"; default: the task of the checkpoint.
         dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
-            TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: that of the
-            checkpoint.
+            TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: the
+            dtype of the checkpoint.
         device: the device of the model: in PyTorch any; in Keras "cpu" or "cuda". Default: the CPU
             in PyTorch, and Keras's default in Keras.
         image_size: resample the position embeddings for images of this size: one number, or
@@ -94,7 +94,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     for files on a network file system, which another computer may change.
 
     Raises:
-        MaeConvertError: the checkpoint cannot be read, or is not such a model.
+        MaeConvertError: the checkpoint cannot be read, or cannot be loaded as the requested model.
         MissingRequirementError: the framework or the device is not available.
     """
     dtype, size = _dtype_name(framework, dtype), size_of_image(image_size)

@@ -147,7 +147,9 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
-        raise LoadError(weights.path, f" has {len(stored)} tensors, the model {len(model.weights)}")
+        raise LoadError(
+            weights.path, f" has {len(stored)} tensors, but the model has {len(model.weights)}"
+        )
 
 
 class Variable:

@@ -1,4 +1,4 @@
-"""Run transformers' PyTorch classes on a directory in their layout: independent code.
+"""Run transformers' PyTorch classes, which are independent code, on a directory in their layout.
 
 Versions 4 and 5 name their modules differently; both are supported.
 """

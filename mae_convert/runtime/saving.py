@@ -39,10 +39,10 @@ def save_model(
             ``torch.compile`` or ``DistributedDataParallel``.
         target: the directory or file to write, as in ``mae-convert convert``.
         layout: the layout to write.
-        dtype: round every tensor to this dtype; default: those of the model.
+        dtype: round every tensor to this dtype; default: the dtypes of the model.
         packing: how the tensors are stored in files.
-        metadata: the preprocessing and the names of the classes; default: those of the checkpoint
-            that the model was loaded from, else by convention.
+        metadata: the preprocessing and the names of the classes; default: from the
+            checkpoint that the model was loaded from, else by convention.
         overwrite: replace an existing target.
 
     Returns:

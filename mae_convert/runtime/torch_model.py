@@ -17,7 +17,7 @@ from mae_convert.runtime.torch_runs import WithoutValues
 from mae_convert.text import listed
 
 READERS = 2
-"""Threads that read tensors, while the model is being created."""
+"""The number of threads that read tensors while the model is being created."""
 
 
 def make(

@@ -118,7 +118,7 @@ def describe(
     *,
     converted_by: str | None,
 ) -> dict[str, Any]:
-    """Return a trace's metadata: everything that a verdict needs besides the results.
+    """Return a trace's metadata, which a verdict needs in addition to the results.
 
     ``tensors`` has shape, dtype and SHA-256 of every canonical tensor. ``native`` means that no
     code of mae-convert (``converted_by``) read or converted the stored tensors.

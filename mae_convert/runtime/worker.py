@@ -155,8 +155,8 @@ def run(job_path: Path) -> None:
     job = Job.load(job_path)
     note_stage(job_path, f"importing {job.framework}")
     if job.framework == "torch" and hasattr(os, "nice"):
-        # PyTorch is faster: the other side, for which the verdict waits, gets more of the time. Not
-        # the lowest priority, which gets almost no time if the machine has other work.
+        # The verdict waits for the other side, which is slower and should get more processor time.
+        # With the lowest priority, PyTorch would get almost none if the machine has other work.
         os.nice(5)
     runner = import_runner(job.framework, job.loader)
     import numpy as np

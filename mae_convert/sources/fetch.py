@@ -83,7 +83,8 @@ def fetch(request: DownloadRequest, cache: Path) -> tuple[Path, Record]:
     """Return the local path of a file and its record; it is downloaded once.
 
     Raises:
-        CheckpointError: its hash is not the published one, or not that of an earlier download.
+        CheckpointError: the file's hash is not the published hash, or not the hash of an earlier
+            download.
         HubError: the server does not have the file.
         MissingRequirementError: the server cannot be reached.
         OutputError: the cache cannot be written to.

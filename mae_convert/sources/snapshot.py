@@ -143,7 +143,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
 
 
 def mismatch(local: Path, entry: Entry) -> str:
-    """Return the difference of a file from the Hub's description; "" if there is none."""
+    """Return how a file differs from the Hub's description; "" if it does not differ."""
     if entry.sha256 is not None:
         measured, expected, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:

@@ -233,9 +233,10 @@ def _is_last(path: str) -> bool:
 def _locked(target: Target) -> Iterator[str]:
     """Lock a target, so that only one process at a time moves files to it.
 
-    Each process writes its lock file before it reads those of others, so at least one of two
-    processes sees the other. The one whose lock file has the smaller name, which begins with the
-    time, waits for the other to release its lock; the other releases it and fails.
+    Each process writes its lock file before it lists the lock files of other processes, so at least
+    one of two processes detects the other. The name of a lock file begins with the time. The
+    process with the smaller name waits until the other lock is released; the process with the
+    larger name releases its lock and fails.
 
     Raises:
         OutputError: another process has locked it.

@@ -230,7 +230,7 @@ DAMAGED = {
         with_byte_range(relative_path="__1_0.distcp"),
         "lacks the file __1_0.distcp",
     ),
-    "packed": (with_byte_range(transform_descriptors=["zstd"]), "encoded by an extension"),
+    "packed": (with_byte_range(transform_descriptors=["zstd"]), "written with an extension"),
     "two entries at one path": (two_at_one_path, "two entries"),
 }
 

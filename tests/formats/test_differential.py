@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import DATA
-from pytorch_readers import bits_of, by_pytorch, by_us
+from pytorch_readers import bits_of, by_mae_convert, by_pytorch
 from torch.utils import serialization
 from torch_formats import of_every_view, save_all
 
@@ -23,16 +23,16 @@ OLD = sorted((DATA / "torch_formats").glob("*.pth"))
 def assert_both_read(path: Path) -> None:
     expected = by_pytorch(path)
     assert expected
-    assert by_us(path) == expected
+    assert by_mae_convert(path) == expected
 
 
 def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) -> None:
     refused = []
     for path, state in save_all(tmp_path).items():
         tensors = state.get("model", state)
-        assert by_us(path) == {name: bits_of(tensor) for name, tensor in tensors.items()}
+        assert by_mae_convert(path) == {name: bits_of(tensor) for name, tensor in tensors.items()}
         expected = by_pytorch(path)
-        assert expected in (None, by_us(path))
+        assert expected in (None, by_mae_convert(path))
         refused += [path.name.partition("-")[2]] if expected is None else []
     # torch.load refuses some files of torch.save: new dtypes in the old format, pickle protocol 4.
     assert all("legacy" in name or name.endswith("-4.pth") for name in refused)
@@ -41,7 +41,9 @@ def test_every_kind_of_tensor_in_every_format_of_this_version(tmp_path: Path) ->
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.name)
 def test_files_of_other_pytorch_versions_are_read(path: Path) -> None:
     if path.stem.endswith("-4"):  # PyTorch refuses this protocol
-        assert by_us(path) == by_us(path.with_stem(path.stem.removesuffix("4") + "2"))
+        assert by_mae_convert(path) == by_mae_convert(
+            path.with_stem(path.stem.removesuffix("4") + "2")
+        )
     else:
         assert_both_read(path)
 
@@ -88,9 +90,9 @@ def test_flags_in_a_zip_file(tmp_path: Path, mark: str) -> None:
     torch.save({"a": torch.randn(3, 5), "b": torch.randn(7)}, tmp_path / "x.pth")
     path = rewritten(tmp_path / "x.pth", MARKS[mark])
     if mark == "a short storage":  # PyTorch may read beyond the end of the storage
-        assert by_us(path) is None
+        assert by_mae_convert(path) is None
     else:
-        assert by_us(path) == by_pytorch(path)
+        assert by_mae_convert(path) == by_pytorch(path)
 
 
 @st.composite
@@ -119,7 +121,7 @@ def test_damaged_files_are_never_read_in_two_ways(tmp_path: Path, zipped: bool) 
         damaged = whole.copy()
         damaged[random.integers(0, len(whole), 2)] = random.integers(0, 256, 2)
         (tmp_path / "damaged.pth").write_bytes(damaged.tobytes())
-        if (result := by_us(tmp_path / "damaged.pth")) is not None:
+        if (result := by_mae_convert(tmp_path / "damaged.pth")) is not None:
             expected = by_pytorch(tmp_path / "damaged.pth")
             assert expected in (None, result)
             both += expected is not None

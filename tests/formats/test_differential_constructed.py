@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pytorch_readers import Bits, by_pytorch, by_us
+from pytorch_readers import Bits, by_mae_convert, by_pytorch
 from safetensors import safe_open
 
 from mae_convert.errors import CheckpointError
@@ -69,7 +69,7 @@ def by_h5py(path: Path) -> Bits | None:
 
 def agree(path: Path, read: Callable[[Path], Bits | None]) -> bool:
     """Require that mae-convert refuses a file or reads the same bits; return whether it does."""
-    result = by_us(path)
+    result = by_mae_convert(path)
     if result is None:
         return False
     expected = read(path)
@@ -253,8 +253,8 @@ def test_the_constructions_are_read_by_pytorch(tmp_path: Path, name: str) -> Non
 ])  # fmt: skip
 def test_attributes_that_change_nothing_are_read(tmp_path: Path, made: PickledCall) -> None:
     path = state(made)(tmp_path)
-    assert by_us(path) == by_pytorch(path)
-    assert by_us(path)
+    assert by_mae_convert(path) == by_pytorch(path)
+    assert by_mae_convert(path)
 
 
 def spans(pickled: bytes) -> list[tuple[str, int, int]]:
@@ -337,13 +337,15 @@ def safetensors_of(path: Path, header: bytes, data: bytes) -> Path:
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_that_safetensors_refuses_are_refused(tmp_path: Path, name: str) -> None:
     text = "{" + HEADERS[name] + "}"
-    assert by_us(safetensors_of(tmp_path / "x.safetensors", text.encode(), bytes(8))) is None
+    assert (
+        by_mae_convert(safetensors_of(tmp_path / "x.safetensors", text.encode(), bytes(8))) is None
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-le", "utf-8-sig"])
 def test_a_header_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     header = ("{" + ENTRY + "}").encode(encoding)
-    assert by_us(safetensors_of(tmp_path / "x.safetensors", header, bytes(8))) is None
+    assert by_mae_convert(safetensors_of(tmp_path / "x.safetensors", header, bytes(8))) is None
 
 
 @seeds
@@ -486,7 +488,7 @@ HDF5: dict[str, Make] = {
 
 @pytest.mark.parametrize("name", HDF5)
 def test_files_that_hdf5_reads_differently_are_refused(tmp_path: Path, name: str) -> None:
-    assert by_us(HDF5[name](tmp_path)) is None
+    assert by_mae_convert(HDF5[name](tmp_path)) is None
 
 
 def test_a_second_layout_is_read_by_hdf5(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Config:
 
 
 def placed(monkeypatch: pytest.MonkeyPatch, kind: type, dotted: str) -> type:
-    """Return the class with the module and name of a library's class, as in a pickle of that."""
+    """Give a class the module and name of a library's class, so that pickles contain these."""
     module, _, name = dotted.rpartition(".")
     parts = module.split(".")
     for count in range(1, len(parts) + 1):

@@ -121,7 +121,7 @@ def find_browser() -> str | None:
 
 
 def look(program: str, page: str, widths: tuple[int, ...], *, dark: bool = False) -> Seen:
-    """Open a page in frames of some widths, in pixels."""
+    """Open a page in frames with the widths, in pixels, and return the measurements."""
     with _served({"page.html": page, "probe.html": PROBE.replace("WIDTHS", str(list(widths)))}) as (
         _,
         address,
@@ -177,7 +177,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Print nothing."""
 
     def do_GET(self) -> None:
-        """Respond to the request for an icon with an empty one."""
+        """Send an empty response to the request for an icon."""
         if self.path == "/favicon.ico":
             self.send_response(204)
             self.end_headers()

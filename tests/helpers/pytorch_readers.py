@@ -11,7 +11,7 @@ from mae_convert.formats import open_container
 Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def by_us(path: Path) -> Bits | None:
+def by_mae_convert(path: Path) -> Bits | None:
     """Return dtype, shape and bytes of each tensor; None if mae-convert refuses the file."""
     try:
         tensors = open_container(path).tensors
@@ -24,7 +24,7 @@ def by_us(path: Path) -> Bits | None:
 
 
 def by_pytorch(path: Path) -> Bits | None:
-    """Return the same as `by_us`, read by `torch.load`; None if it refuses the file."""
+    """Return the same as `by_mae_convert`, read by `torch.load`; None if it refuses the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

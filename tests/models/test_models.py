@@ -1,4 +1,4 @@
-"""A script for the PyTorch classes of transformers gives the same results with our import."""
+"""A script for the PyTorch classes of transformers gives the same results with mae-convert."""
 
 import copy
 import os

@@ -23,8 +23,8 @@ class Candidate:
     """The value."""
 
     loss: float | None = None
-    """Mean reconstruction loss on removed patches, relative to that of filling each image with one
-    colour (below 1 is better); None if no model was run."""
+    """Mean reconstruction loss on removed patches, relative to the loss if each image is filled
+    with one colour (below 1 is better); None if no model was run."""
 
     structure: float | None = None
     """For a number of heads, the log-likelihood ratio of `head_structure`; otherwise None."""

@@ -23,10 +23,10 @@ STATISTICS = (
 """Image means and standard deviations that models are commonly trained with."""
 SCREENING_CROPS = 4
 MOST_PAIRS = 64
-"""Up to this number of pairs of head counts, all pairs are tested; otherwise encoder and decoder
-are tested alternately."""
+"""If there are at most this many pairs of head counts, all pairs are tested; otherwise the heads of
+encoder and decoder are tested alternately."""
 COMMON_HEADS = 8
-"""Starting point of the alternating search."""
+"""The number of heads with which the alternating search starts."""
 BEST = "fits significantly better than every other candidate"
 NONE = "no candidate fits significantly better than every other"
 
@@ -121,7 +121,7 @@ class Search:
         return decisions
 
     def _screen(self) -> dict[Pair, Losses]:
-        """Return the losses on few crops of all pairs of head counts, or of those of a search."""
+        """Return pair of head counts → losses on few crops, for all pairs or those of a search."""
         few = self.crops.first(SCREENING_CROPS)
         encoder, decoder = (self._heads_to_try(name) for name in HEADS)
         pairs = list(product(encoder, decoder))

@@ -23,7 +23,7 @@ SMALLEST_HEAD = 4
 PERMUTATIONS = 100
 MOST_LAYERS = 6
 REJECTED_FROM = 5.0
-"""Standard deviations from the mean of the permutations at which a number of heads is rejected.
+"""A number of heads is rejected if it is this many standard deviations from the permutations.
 
 The best number is chosen from the same weights, so this is far above the usual 2 or 3."""
 

@@ -15,11 +15,11 @@ from mae_convert.runtime.loading import ModelRequest, make_model
 
 BATCH = 16
 SMALLEST_CROP = 0.2
-"""Range of the crop area relative to the image; MAE is trained on such crops (He et al. 2021,
+"""The smallest area of a crop relative to the image, as in the training of MAE (He et al. 2021,
 appendix A.1)."""
 MOST_MOVED = 0.35
-"""In a clip that is made from one image, the movement of the crop, relative to the distance to
-another random crop."""
+"""The largest movement of the crop in a clip that is made from one image, relative to the distance
+to another random crop."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def old_tree(
         address: the address of the root.
         kind: the type of the tree.
         key_width: the number of bytes of a key.
-        order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find some of
+        order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find all of
             them and reads other data.
 
     Raises:

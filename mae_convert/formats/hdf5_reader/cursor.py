@@ -6,7 +6,7 @@ from mae_convert.errors import CheckpointError
 from mae_convert.text import shown
 
 UNDEFINED = (1 << 64) - 1
-"""The undefined address."""
+"""The address of data that does not exist."""
 
 
 class Cursor:

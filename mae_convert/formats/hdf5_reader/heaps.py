@@ -13,7 +13,7 @@ def local_heap(structure: Structure, address: int) -> bytes:
     """Return the data of a local heap, which has the names of a group (section III.D).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no local heap at the address.
     """
     cursor = structure.at(address, 32)
     cursor.expect(b"HEAP")
@@ -132,7 +132,7 @@ def fractal_heap(structure: Structure, address: int) -> FractalHeap:
     """Read the header of a fractal heap.
 
     Raises:
-        ValueError: there is none, or it is compressed.
+        ValueError: there is no fractal heap at the address, or it is compressed.
     """
     cursor = structure.at(address, 142)
     cursor.expect(b"FRHP")

@@ -24,7 +24,7 @@ FLOATS = {
     (8, 11, 52, 1023): TORCH_DTYPES["float64"],
 }
 IMPLIED = 2
-"""The first bit of the mantissa is one and not stored, as in IEEE 754."""
+"""The code for mantissas whose first bit is one and not stored, as in IEEE 754."""
 
 
 @dataclass(frozen=True)
