@@ -209,7 +209,8 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
 def all_patches(logits: Any, mask: Any) -> Any:
     """Return predictions (N, L, P) of all patches.
 
-    For a model that predicts only removed patches, in the order of the image, the others are zeros.
+    If a model predicts only the removed patches, in the order of the image, the predictions of
+    visible patches are zeros.
 
     Args:
         logits: (N, M, P).

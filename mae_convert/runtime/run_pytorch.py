@@ -109,7 +109,8 @@ def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Resu
 def all_patches(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return predictions (N, L, P) of all patches.
 
-    For a model that predicts only removed patches, in the order of the image, the others are zeros.
+    If a model predicts only the removed patches, in the order of the image, the predictions of
+    visible patches are zeros.
 
     Args:
         logits: (N, M, P).

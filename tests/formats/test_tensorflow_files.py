@@ -156,7 +156,7 @@ def test_weights_of_a_functional_model_around_a_transformers_class_are_refused(
 
 
 def test_the_state_of_an_optimizer_in_mixed_precision_is_dropped(tmp_path: Path) -> None:
-    """As Keras 3.15 saves it for a model that was compiled under mixed_float16."""
+    """The file is like that of Keras 3.15 for a model that was compiled under mixed_float16."""
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3)
     execute(plan_conversion(open_checkpoint(TF_MODEL), tmp_path / "a.weights.h5", "keras"))
     remaining = open_container(tmp_path / "a.weights.h5")

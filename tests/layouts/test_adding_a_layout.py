@@ -1,4 +1,4 @@
-"""The example of docs/adding_a_layout.md, read from the page: registering it is sufficient."""
+"""The example layout in docs/adding_a_layout.md works as soon as it is registered."""
 
 import re
 

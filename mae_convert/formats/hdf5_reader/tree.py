@@ -39,7 +39,7 @@ class Tree:
 
     structure: Structure
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    """In the order of the file, depth first."""
+    """The datasets by path, in the order of the file, depth first."""
 
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
     """The attributes of the root (its path is empty), of groups and of datasets, by name."""
