@@ -98,10 +98,10 @@ def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
 
 def page(result: Timeline) -> str:
     """Return a self-contained HTML page."""
-    best, paid = result.best, result.near_best
-    gained = "" if paid is best else (
-        f" By epoch {paid.epoch}, the loss had made 99 % of the improvement from its first to its "
-        "lowest value."
+    best, near_best = result.best, result.near_best
+    improvement = "" if near_best is best else (
+        f" At epoch {near_best.epoch}, 99 % of the improvement from the first to the lowest loss is "
+        "reached."
     )  # fmt: skip
     sentence = (
         f"{len(result.points)} checkpoints, all evaluated in float32 on the same "
@@ -111,7 +111,7 @@ def page(result: Timeline) -> str:
     parts = [
         "<h1>Training, checkpoint by checkpoint</h1>",
         f'<p class="grey">{sentence}</p>',
-        f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{gained}</p>",
+        f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{improvement}</p>",
         plot(result),
         "<h2>Pictures</h2>",
         _images(result),

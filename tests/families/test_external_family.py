@@ -159,7 +159,7 @@ def test_documented_line_counts_are_correct():
         sum(bool(line.strip()) for line in example.splitlines())
         for example in EXAMPLES.findall(page)
     )
-    assert f"has {family} non-empty lines, its model {model}." in page
+    assert f"has {family} non-empty lines, and that of its model {model}." in page
 
 
 def test_adding_a_layout_does_not_change_the_family():
