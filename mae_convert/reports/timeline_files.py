@@ -100,8 +100,8 @@ def page(result: Timeline) -> str:
     """Return a self-contained HTML page."""
     best, near_best = result.best, result.near_best
     improvement = "" if near_best is best else (
-        f" At epoch {near_best.epoch}, 99 % of the improvement from the first to the lowest loss is "
-        "reached."
+        f" At epoch {near_best.epoch}, 99 % of the improvement from the first to the lowest loss "
+        "is reached."
     )  # fmt: skip
     sentence = (
         f"{len(result.points)} checkpoints, all evaluated in float32 on the same "
