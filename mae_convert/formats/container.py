@@ -135,7 +135,7 @@ class Container:
     """Arguments of the training run that created the file, or None."""
 
     conversion: Mapping | None
-    """The record of the conversion that created it, or None."""
+    """The record of the conversion that created the checkpoint, or None."""
 
     ignored: Mapping[str, str]
     """Other contents of the file: name and short description."""

@@ -51,7 +51,8 @@ def bin_layout(
     """
     if config is not None or conversion is not None:
         raise OutputError(
-            "a .bin file cannot store a configuration", hint="write it to files beside it"
+            "a .bin file cannot store a configuration",
+            hint="write the configuration to a file in the same directory",
         )
     return _checkpoint(_model(tensors), tensors)
 

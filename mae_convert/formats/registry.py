@@ -29,7 +29,7 @@ TORCH_DTYPES = (*NUMPY_DTYPES, "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 @dataclass(frozen=True)
 class Signature:
-    """The recognition of a file format, and the function that reads it."""
+    """A rule that recognises a file format, and the function that reads the format."""
 
     begins: re.Pattern[bytes]
     """A pattern of the file's first bytes."""
@@ -54,7 +54,7 @@ class Format:
     """The name, as in `Container.kind`."""
 
     suffixes: tuple[str, ...] = ()
-    """The suffixes of its files."""
+    """The suffixes of files in the format."""
 
     written: tuple[str, ...] = ()
     """The suffixes that select the format when a file is written."""
@@ -69,10 +69,10 @@ class Format:
     Empty if the format is only read."""
 
     dtypes: tuple[str, ...] = NUMPY_DTYPES
-    """The names of the dtypes that it can store."""
+    """The names of the dtypes that the format can store."""
 
     reserved: tuple[str, ...] = ()
-    """Names that its tensors cannot have."""
+    """Names that tensors in the format cannot have."""
 
     has_keys: bool = False
     """Whether the tensors may be under a key, as in a training checkpoint."""
@@ -87,10 +87,10 @@ class Format:
     """Whether several files can be read as one checkpoint, with an index."""
 
     sharded: bool = False
-    """Whether it can be written as several files with an index."""
+    """Whether the format can be written as several files with an index."""
 
     pickled: bool = False
-    """Whether it is or may contain a pickle."""
+    """Whether a file in the format is a pickle or may contain one."""
 
     in_directories: bool = True
     """Whether a directory that contains one such file is a checkpoint."""

@@ -108,7 +108,7 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
 
     Args:
         path: the file.
-        layers: the names in the attribute of its root.
+        layers: the layer names in the attribute ``layer_names`` of the root group.
     """
     layers = list(layers)
     mae = next((layer for layer in layers if layer.startswith("tf_vi")), None)

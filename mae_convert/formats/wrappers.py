@@ -50,7 +50,7 @@ class Selection:
     """The model's tensors by name, each as the file describes it (a `TensorPlace`)."""
 
     wrapper: str | None
-    """The key that contains them, or a dotted path of keys, or None."""
+    """The key that contains the tensors, or a dotted path of keys; None for the top level."""
 
     beside: Mapping[str, object]
     """All other contents, by dotted key."""

@@ -48,7 +48,7 @@ class Output:
     (little-endian, in C order), by the tensor's name."""
 
     is_directory: bool = False
-    """Whether it is a directory."""
+    """Whether the target is a directory."""
 
     def tensors(self) -> list[LazyTensor]:
         """Return the tensors of all files."""

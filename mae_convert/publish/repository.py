@@ -1,4 +1,4 @@
-"""The repository that is published to: its state, and its creation."""
+"""The target repository of a publication: its state, and its creation."""
 
 import json
 from collections.abc import Mapping
@@ -185,7 +185,7 @@ def _by_people(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def commit_url(api: "HfApi", repo_id: str, commit_id: str) -> str:
-    """Return the page of a commit."""
+    """Return the URL of a commit's page."""
     return f"{api.endpoint}/{repo_id}/commit/{commit_id}"
 
 

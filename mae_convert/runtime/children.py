@@ -97,7 +97,7 @@ class Clock:
     """The time limit of a child, which begins now.
 
     Args:
-        seconds: the limit; 0 for none, and None for that of the environment variable
+        seconds: the limit; 0 for no limit, and None for that of the environment variable
             ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
 
     Raises:

@@ -95,7 +95,7 @@ class Job:
     runner determines it."""
 
     configuration: str
-    """The class of its configuration, in the same form."""
+    """The class of the model's configuration, in the same form."""
 
     weights: StoredWeights
     """The files with the tensors."""

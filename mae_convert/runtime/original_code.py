@@ -158,7 +158,7 @@ def _encoder(config: Config) -> dict[str, Any]:
 
 
 def _as_encoder(model: nn.Module) -> nn.Module:
-    """Take the decoder off a model, so that an encoder's state dict fits strictly."""
+    """Remove the decoder of a model, so that an encoder's state dict can be loaded strictly."""
     for name in [*model._modules, *model._parameters]:
         if name.startswith("decoder") or name == "mask_token":
             delattr(model, name)

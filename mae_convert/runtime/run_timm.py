@@ -47,7 +47,7 @@ def build(job: Job) -> torch.nn.Module:
     try:
         return timm.create_model(f"local-dir:{job.weights.path}", pretrained=True).eval()
     except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise LoadError("timm does not take ", job.weights.path, f": {error}") from error
+        raise LoadError("timm cannot load ", job.weights.path, f": {error}") from error
 
 
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001

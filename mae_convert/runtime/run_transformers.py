@@ -60,9 +60,7 @@ def build(job: Job) -> nn.Module:
     try:
         model, info = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise LoadError(
-            f"{kind.__name__} does not take ", job.weights.path, f": {error}"
-        ) from error
+        raise LoadError(f"{kind.__name__} cannot load ", job.weights.path, f": {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):
             raise LoadError(

@@ -79,12 +79,10 @@ def _build(job: Job) -> Any:
     try:
         model, info = kind.from_pretrained(job.weights.path, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise LoadError(
-            f"{kind.__name__} does not take ", job.weights.path, f": {error}"
-        ) from error
+        raise LoadError(f"{kind.__name__} cannot load ", job.weights.path, f": {error}") from error
     if wrong := [key for keys in info.values() for key in keys]:
         raise LoadError(
-            f"{kind.__name__} does not take all of ", job.weights.path, f": {wrong[:4]}"
+            f"{kind.__name__} does not load all tensors of ", job.weights.path, f": {wrong[:4]}"
         )
     model.config.mask_ratio = job.config["mask_ratio"]
     return model

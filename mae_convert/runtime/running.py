@@ -71,7 +71,7 @@ class Run:
 
     @property
     def foreign(self) -> ForeignCode | None:
-        """The user-specified code that runs it, or None."""
+        """The user-specified code that runs the checkpoint, or None."""
         return self.side.foreign
 
     @property
@@ -90,7 +90,7 @@ class Running:
     """A running child process."""
 
     run: Run
-    """The checkpoint, and how it is run."""
+    """The checkpoint, and how to run it."""
 
     description: Future[Mapping[str, Any]]
     """The metadata of the run, computed in a thread meanwhile."""

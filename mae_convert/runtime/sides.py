@@ -105,7 +105,7 @@ class Side:
     variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
 
     foreign: ForeignCode | None = None
-    """The external code that runs it, set by `with_foreign`; ``framework`` is then `FOREIGN`."""
+    """The external code of the run, set by `with_foreign`; ``framework`` is then `FOREIGN`."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:

@@ -57,7 +57,7 @@ class Record:
     """The time of the first download."""
 
     fingerprint: str | None = None
-    """The fingerprint of the checkpoint in it when its hash was trusted; None if it is not a
+    """The fingerprint of the checkpoint in the file when its hash was trusted; None if it is not a
     checkpoint."""
 
 
@@ -72,7 +72,7 @@ class DownloadRequest:
     """The URL."""
 
     md5: str | None
-    """The published first digits of its MD5, or None."""
+    """The published first digits of the file's MD5, or None."""
 
     examine: Callable[[Path], str | None]
     """Returns the fingerprint of the checkpoint in the file, or None for another file; raises

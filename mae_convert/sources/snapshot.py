@@ -33,7 +33,7 @@ class Snapshot:
     """The reference that the user specified."""
 
     commit: str
-    """The commit of its revision."""
+    """The commit of the reference's revision."""
 
     entries: Mapping[str, Entry]
     """The files, by path."""
