@@ -74,7 +74,7 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Start measuring, for as many elements as the tensor has."""
+        """Start measuring; the next `size` elements are measured."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:

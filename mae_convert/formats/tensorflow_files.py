@@ -86,8 +86,8 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
 
     Args:
         path: the file.
-        config: its attribute `model_config`.
-        version: its attribute `keras_version`.
+        config: the file's attribute `model_config`.
+        version: the file's attribute `keras_version`.
     """
     name, layers = _layers_of(config)
     mae = next((layer for layer, kind in layers.items() if MAE.search(kind + layer)), "NAME")

@@ -73,19 +73,19 @@ class Permute:
     in_order: ClassVar[bool] = False
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the transposed view."""
+        """Return a view of the canonical array with its axes reordered."""
         return arrays[0].transpose(self.axes)
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the view transposed back."""
+        """Return a view of the external array with the axes in canonical order."""
         return [array.transpose(self._inverse())]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the canonical shape with its axes reordered."""
+        """Return the external shape: the canonical shape with its axes reordered."""
         return tuple(shapes[0][axis] for axis in self.axes)
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the external shape with its axes restored."""
+        """Return the canonical shape: the external shape with its axes in canonical order."""
         if len(shape) != len(self.axes):
             raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
         return [tuple(shape[axis] for axis in self._inverse())]
