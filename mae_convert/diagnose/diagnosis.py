@@ -37,7 +37,8 @@ CONFIGURATION_FIELDS = {
     "num_attention_heads": ("heads", "encoder.*"),
     "decoder_num_attention_heads": ("heads", "decoder.*"),
 }
-Names = tuple[str, str]  # of the side that is changed, and of the side that is explained
+# The name of the side that is changed, and of the side whose results are explained.
+Names = tuple[str, str]
 
 
 def diagnose(verification: Verification) -> Verification:

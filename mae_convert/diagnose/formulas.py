@@ -120,7 +120,7 @@ class _Writer:
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 
     def is_available(self, result: str) -> bool:
-        """Return whether a result can be an input: both sides have it, and it is not the first."""
+        """Return whether a result can be an input of the formula, because both sides have it."""
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:

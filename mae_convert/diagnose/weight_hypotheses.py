@@ -255,7 +255,7 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
                 copy_tensor(f"{stack.block(i)}.{part}", f"{stack.block(i + step)}.{part}")
                 for i in inner
             )
-            text = f"{part} holds that of the {where} in every block of the {stack.name}"
+            text = f"{part} in every block of the {stack.name} is that of the {where}"
             yield Hypothesis("neighbour", text, shifted)
             both = (copy_tensor(name, other), copy_tensor(other, name))
             yield Hypothesis("neighbour", f"{name} and {other} are exchanged", both)

@@ -97,8 +97,8 @@ def cause_without_secrets(error: BaseException) -> BaseException:
 def redact_logs() -> None:
     """Remove credentials and control characters from the log messages of this process.
 
-    The Hub's client logs URLs, which may be signed, and server responses. Only for processes that
-    mae-convert has started: the log of another program is not changed.
+    The Hub's client logs URLs, which may be signed, and server responses. Call this only in
+    processes that mae-convert has started, so that the log of another program is not changed.
     """
     before = logging.getLogRecordFactory()
     if getattr(before, "is_redacting", False):
