@@ -96,7 +96,7 @@ def directory_output(
     return Output(Path(path), files, {**index, **json_files}, is_directory=True)
 
 
-def require_ours(directory: Path) -> None:
+def require_own_files(directory: Path) -> None:
     """Raise OutputError if a directory contains anything that mae-convert did not write."""
     names = sorted(path.name for path in directory.iterdir())
     try:
@@ -225,7 +225,9 @@ def write_all(
         CheckpointError: the source cannot be read, or was changed meanwhile.
     """
     progress = progress or Progress()
-    destinations = [Destination(o.target, o.is_directory, overwrite, require_ours) for o in outputs]
+    destinations = [
+        Destination(o.target, o.is_directory, overwrite, require_own_files) for o in outputs
+    ]
     with staged(*destinations, on_commit=on_commit) as stagings:
         with _output_files(outputs, stagings) as files:
             hashes = _fill(files, source, progress)

@@ -181,7 +181,8 @@ class KerasModel(TransformersMethods, PretrainedModel):
         """
         if not hasattr(keras, "remat"):
             raise MissingRequirementError(
-                f"Keras {keras.__version__} cannot do that", hint="pip install 'keras>=3.9'"
+                f"Keras {keras.__version__} does not support gradient checkpointing",
+                hint="pip install 'keras>=3.9'",
             )
         for block in blocks_of(self):
             block.__dict__["call"] = RecomputedBlock(block)

@@ -7,7 +7,7 @@ from typing import Any
 from mae_convert.convert.target import Packing, byte_count
 from mae_convert.errors import ConfigurationError, OutputError
 from mae_convert.files.staging import staging_beside
-from mae_convert.formats.write import require_ours
+from mae_convert.formats.write import require_own_files
 from mae_convert.models.model_names import SET_ELSEWHERE
 from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.saving import save_model
@@ -93,7 +93,7 @@ def _has_other_files(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     try:
-        require_ours(directory)
+        require_own_files(directory)
     except OutputError:
         return True
     return False

@@ -17,10 +17,10 @@ class ModelMetadata:
     """The preprocessing of images for a model, and the names of its classes."""
 
     image_mean: tuple[float, ...]
-    """The mean of each channel, which is subtracted."""
+    """The mean of each channel, which is subtracted from the image."""
 
     image_std: tuple[float, ...]
-    """The standard deviation of each channel, by which it is then divided."""
+    """The standard deviation of each channel, by which the difference is divided."""
 
     labels: tuple[str, ...] | None = None
     """Names of the classes, or None if they are unknown."""

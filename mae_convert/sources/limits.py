@@ -30,7 +30,7 @@ _RESPONSES: ContextVar[Iterator[int] | None] = ContextVar("number of responses",
 
 @contextmanager
 def limits_on_responses() -> Iterator[None]:
-    """Apply the limits to the calls within this block."""
+    """Context in which the limits apply to calls of the client."""
     token = _RESPONSES.set(itertools.count(1))
     try:
         yield

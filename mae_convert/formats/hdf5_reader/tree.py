@@ -108,7 +108,7 @@ def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> li
             dense = _dense(structure, Cursor(message.data), LINK_TREES, order_width=8)
             links += [_link(structure, path, data) for data in dense]
     if len({link.name for link in links}) != len(links):
-        raise ValueError(f"a name is twice in the group {path}")
+        raise ValueError(f"a name occurs twice in the group {path}")
     return sorted(links, key=lambda link: (link.order, link.name.encode()))
 
 
