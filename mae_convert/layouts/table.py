@@ -188,7 +188,7 @@ class Table:
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield the prefix of a name that ends in one of the external names, with its dot."""
+        """Yield the prefix of a name before each external name that it ends in, with its dot."""
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
                 yield name.removesuffix(anchor)

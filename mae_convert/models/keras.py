@@ -183,7 +183,6 @@ class KerasModel(TransformersMethods, PretrainedModel):
             raise MissingRequirementError(
                 f"Keras {keras.__version__} does not support gradient checkpointing",
                 hint="pip install 'keras>=3.9'",
-                hint="pip install 'keras>=3.9'",
             )
         for block in blocks_of(self):
             block.__dict__["call"] = RecomputedBlock(block)

@@ -138,7 +138,7 @@ def _point(module: nn.Module, path: str, part: int, parts: int) -> Point:
 
 
 class _Drawn(TorchFunctionMode):
-    """Context in which ``torch.rand`` returns the given noise, in this thread only."""
+    """Context in which ``torch.rand`` returns the specified noise, in this thread only."""
 
     def __init__(self, noise: Tensor, label: str) -> None:
         super().__init__()

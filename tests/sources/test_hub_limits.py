@@ -272,7 +272,7 @@ def test_endless_paginated_listing_is_aborted(server, monkeypatch):
      "http://example.org:x", "http://example.org:99999", "http://exämple.org"],
 )  # fmt: skip
 def test_invalid_server_address_is_refused_before_it_is_used(monkeypatch, command, value):
-    """The client fails for some of them when it is imported, for others after all attempts."""
+    """For some addresses the import of the client fails, for others all its attempts."""
     monkeypatch.setenv("HF_ENDPOINT", value)
     monkeypatch.setenv("MAE_CONVERT_MIRROR", value)
     for arguments, variable in (
