@@ -28,7 +28,7 @@ class ModelPart:
     """A part of the computation that may be computed in lower precision."""
 
     name: str
-    """The name of the part for sentences."""
+    """The name of the part in sentences."""
 
     kinds: tuple[tuple[str, str, str], ...]
     """Kind, module pattern, and suffix of the precision in the value of each variant.
@@ -52,7 +52,7 @@ class Imprecision:
     """The name of the first result that the part computes imprecisely."""
 
     part: str
-    """The name of the part for sentences."""
+    """The name of the part in sentences."""
 
     where: str
     """A phrase about the blocks that contain the part; "" outside of blocks."""

@@ -36,10 +36,10 @@ def self_edits(model: Model, name: str) -> Iterator[SelfEdit]:
     part = name.rpartition(".blocks.")[2].partition(".")[2] if ".blocks." in name else name
     if len(shape) == 2:
         same = shape[0] == shape[1]
-        what = "is transposed" if same else "is reshaped where it has to be transposed"
+        what = "is transposed" if same else "was reshaped instead of transposed when it was read"
         yield SelfEdit("transposed", what, "permuted", {"axes": (1, 0)})
         if not same:
-            written = "is written reshaped where it has to be transposed"
+            written = "was reshaped instead of transposed when it was written"
             options = {"axes": (1, 0), "view": shape[::-1]}
             yield SelfEdit("transposed", written, "permuted", options)
     if part.startswith(("attention.q.", "attention.k.", "attention.v.")):
@@ -96,9 +96,9 @@ def _kernel(shape: Shape) -> Iterator[SelfEdit]:
         yield SelfEdit("patch axes", read, "permuted", options)
     exchanged = "has the height and width of the patch exchanged"
     yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 3, 2)})
-    reshaped = "is reshaped where its axes have to be permuted"
+    reshaped = "was reshaped instead of permuted when it was read"
     yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 1, 0)})
-    written = "is written reshaped where its axes have to be permuted"
+    written = "was reshaped instead of permuted when it was written"
     options = {"axes": (3, 2, 0, 1), "view": (rows, columns, channels, width)}
     yield SelfEdit("patch axes", written, "permuted", options)
     turned = {"axes": (0, 1, 2, 3), "flipped": (2, 3)}
@@ -119,9 +119,9 @@ def _kernel_of_frames(shape: Shape) -> Iterator[SelfEdit]:
         yield SelfEdit("patch axes", stored, "permuted", {"axes": (0, 2, 3, 4, 1)})
     exchanged = "has the height and width of the patch exchanged"
     yield SelfEdit("patch axes", exchanged, "permuted", {"axes": (0, 1, 2, 4, 3)})
-    reshaped = "is reshaped where its axes have to be permuted"
+    reshaped = "was reshaped instead of permuted when it was read"
     yield SelfEdit("patch axes", reshaped, "permuted", {"axes": (2, 3, 4, 1, 0)})
-    written = "is written reshaped where its axes have to be permuted"
+    written = "was reshaped instead of permuted when it was written"
     options = {"axes": (4, 3, 0, 1, 2), "view": (*shape[2:], shape[1], shape[0])}
     yield SelfEdit("patch axes", written, "permuted", options)
     for axis, what in ((2, "frames in reverse order"), (3, "pixels upside down"),

@@ -228,11 +228,11 @@ CHANGES = {
         "encoder.blocks.1.attention.q.bias", lambda x: np.roll(x, 8)),
     "is transposed and rounded to float16": (
         "encoder.blocks.1.attention.v.weight", lambda x: x.T.astype(np.float16)),
-    "is reshaped where it has to be transposed": (
+    "was reshaped instead of transposed when it was read": (
         "encoder.blocks.0.mlp.fc1.weight", lambda x: x.T.reshape(x.shape)),
-    "is written reshaped where it has to be transposed": (
+    "was reshaped instead of transposed when it was written": (
         "encoder.blocks.0.mlp.fc2.weight", lambda x: x.reshape(x.T.shape).T),
-    "is written reshaped where its axes have to be permuted": (
+    "was reshaped instead of permuted when it was written": (
         "encoder.patch_embedding.weight",
         lambda x: x.reshape(x.transpose(2, 3, 1, 0).shape).transpose(3, 2, 0, 1)),
     "is shifted by the class token's position": (
