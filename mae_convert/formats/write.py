@@ -311,7 +311,7 @@ def _fill(
 
 
 def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
-    """Return each tensor's file and number, in an order in which all files progress at one rate.
+    """Return each tensor's file and number, in an order in which all files progress equally fast.
 
     Files that are converted from one source then read the same part of it at the same time, so that
     the disk reads it once.

@@ -24,7 +24,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool]) -> None:
-    """Add the parameters and modules of a model that have certain names to another module."""
+    """Add to a module the parameters and modules of a model for whose names `has_name` is true."""
     for name, parameter in model.named_parameters(recurse=False):
         if has_name(name):
             part.register_parameter(name, parameter)

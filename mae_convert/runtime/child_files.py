@@ -60,7 +60,7 @@ class Staged:
     """The files."""
 
     loader: str
-    """The conversion of their names to those of the model."""
+    """The conversion of the stored tensor names to the names of the model's tensors."""
 
     converted_by: str | None = None
     """The code of mae-convert that reads or converts the stored tensors; None for a native run, in

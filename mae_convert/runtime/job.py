@@ -26,7 +26,7 @@ def additional_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The files with the tensors, and the conversion of their names to those of the model.
+    """The files with the tensors, and how to convert the tensor names to the model's names.
 
     The child process reads the files with the library of their format (``torch.load``, safetensors,
     NumPy, h5py, Keras), and then changes only names.
@@ -101,7 +101,7 @@ class Job:
     """The files with the tensors."""
 
     loader: str
-    """The mapping of the names to those of the reference model (see ``loaders``)."""
+    """The mapping of the tensor names to the reference model's names (see ``loaders``)."""
 
     inputs: str
     """.npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional inputs of
