@@ -39,7 +39,7 @@ class Clips:
     """The value that marks a missing measurement, and the value that replaces it."""
 
     colours: tuple[int, int, int] = (0, 1, 2)
-    """The channels that are red, green and blue, from 0."""
+    """The indices (from 0) of the red, green and blue channels."""
 
     def indices(self, count: int, length: int, rate: float | None, stride: int) -> list[int]:
         """Return the indices of the frames of a clip.

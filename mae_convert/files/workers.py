@@ -85,9 +85,9 @@ class WorkerThreads:
 
 
 def overlapped(work: Callable[[S], T], items: Iterable[S], threads: int = 1) -> Iterator[T]:
-    """Yield `work(item)` for each item in order, computed in threads ahead of its use.
+    """Yield `work(item)` for each item, in order; threads compute the results in advance.
 
-    The items are made in this thread. At most one result more than there are threads is in memory.
+    The calling thread iterates over `items`. At most ``threads + 1`` results are in memory.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="mae-convert") as pool:
         running: deque[Future[T]] = deque()

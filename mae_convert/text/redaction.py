@@ -108,7 +108,7 @@ def redact_logs() -> None:
         record = before(*arguments, **named)
         try:
             message = record.getMessage()
-        except Exception:  # the logger reports an error of its caller itself
+        except Exception:  # logging reports wrong arguments of a log call
             return record
         lines = without_secrets(message).splitlines()
         record.msg, record.args = "\n".join(map(for_terminal, lines)), ()

@@ -52,8 +52,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a configuration, a KerasHub preset or a ``.keras`` file.
 
     Raises:
-        ConfigurationError: the configuration is not one of these classes, or the classifier is
-            pooled.
+        ConfigurationError: the configuration is not that of one of these classes, or the classifier
+            is pooled.
     """
     if "keras" not in config:
         return dict(config)
