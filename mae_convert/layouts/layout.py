@@ -67,7 +67,7 @@ class Layout:
     """The implied fields that have a fixed value in the layout's own code."""
 
     class_defaults: tuple[str, ...] = ()
-    """The implied fields that its classes use if a configuration lacks the field."""
+    """The implied fields that the layout's own classes use if a configuration lacks them."""
 
     pooling_in_names: bool = True
     """Whether classifiers of the class token and pooled classifiers have different tensor names."""

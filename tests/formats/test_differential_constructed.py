@@ -68,7 +68,11 @@ def by_h5py(path: Path) -> Bits | None:
 
 
 def agree(path: Path, read: Callable[[Path], Bits | None]) -> bool:
-    """Require that mae-convert refuses a file or reads the same bits; return whether it does."""
+    """Require that mae-convert refuses a file, or reads the same bits as the library.
+
+    Returns:
+        Whether both read the file.
+    """
     result = by_mae_convert(path)
     if result is None:
         return False
