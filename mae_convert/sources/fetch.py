@@ -3,8 +3,7 @@
 The transfer is implemented by `huggingface_hub`, which resumes, retries and shows progress, and is
 already a dependency. pooch cannot resume downloads of files of 1.3 GB and needs a complete hash,
 but the publisher of the official files provides only six digits. If no hash is published, the first
-download is trusted and its hash recorded: a later download that differs is
-refused.
+download is trusted and its hash recorded: a later download that differs is refused.
 """
 
 import hashlib

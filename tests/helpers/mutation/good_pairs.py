@@ -37,7 +37,7 @@ class Design:
         dtype: the dtype of the weights.
         sharp: factor on q and k, which makes the attention weights nearly one-hot.
         positions: factor on the position embeddings.
-        images: "normal", "constant" (each patch of one colour), "large" or "zero".
+        pixels: the images: "normal", "constant" (each patch of one colour), "large" or "zero".
         layout: the layout of the target.
         seed: the seed of weights and images.
     """
