@@ -161,7 +161,7 @@ class ByteFile:
         return FilePosition(self._whole, self.start + offset)
 
     def private_mapping(self) -> mmap.mmap | None:
-        """Map the whole file into memory; what is written there does not change the file.
+        """Map the whole file into memory; writing to the mapping does not change the file.
 
         The mapping remains valid if the path is removed or refers to another file. If the file
         itself becomes shorter, reading the mapping ends the process.

@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 class WordGrid(Grid):
-    """A table without lines that wraps text between words and never inside a word.
+    """A table without grid lines, in which text is wrapped between words and never inside a word.
 
     Names and digests can therefore be copied even from a narrow terminal; lines may be longer.
     """
@@ -102,7 +102,7 @@ class Pairs:
 
 
 def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -> Grid:
-    """Return an empty table without lines that never breaks a word.
+    """Return an empty table without grid lines; words in its cells are not broken.
 
     Args:
         heads: headings of the columns.

@@ -99,7 +99,7 @@ class TrainingArguments:
             return None
         part = "a decoder" if prefix else "an encoder"
         return (
-            f"the training arguments name {match[0]}, which has {part} of width {width} with"
+            f"the training arguments specify {match[0]}, which has {part} of width {width} with"
             f" {depth} blocks, but the tensors have width {actual[0]} and {actual[1]} blocks"
         )
 
