@@ -18,6 +18,9 @@ from bench_forward import Model, started
 from bench_measure import by_turns, median, ratio
 
 Start = Callable[[], AbstractContextManager[Model]]
+MOST_TOGETHER = 16
+"""The largest batch with which two models in TensorFlow train at the same time."""
+
 PARTS = {"full": "pre-training", "classifier": "fine-tuning"}
 
 
@@ -67,10 +70,10 @@ def _times(
 ) -> dict[str, list[tuple[float, float, int]]]:
     """Return seconds, seconds of processor time, and the peak of memory so far, of each turn.
 
-    In TensorFlow, two models with batches of 32 do not fit into the memory of small machines, so
-    that each turn has its own process.
+    Two models in TensorFlow with large batches need more memory than small machines have: each turn
+    has its own process.
     """
-    if step.framework == "tensorflow":
+    if step.framework == "tensorflow" and batch > MOST_TOGETHER:
         return by_turns({n: partial(_alone, step, batch, m) for n, m in models.items()}, pairs)
     with models["ours"]() as ours, models["theirs"]() as theirs:
         both = {"ours": ours, "theirs": theirs}
