@@ -241,6 +241,8 @@ def _configuration(
     a: Checkpoint, b: Checkpoint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
     """Return the fields that differ, and sentences about fields that are not specified."""
+    if a.family.name != b.family.name:
+        return {"family": (a.family.name, b.family.name)}, ()
     left, right = (function_fields(c) for c in (a, b))
     missing = {"A": missing_fields(a), "B": missing_fields(b)}
     unknown = {name for names in missing.values() for name in names}

@@ -7,6 +7,7 @@ with a key and its certificate, or without a key by sigstore, which needs a netw
 import base64
 import importlib.util
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -182,10 +183,7 @@ class Trust:
         except Exception as error:  # the library raises many different exceptions for signatures
             if self.identity is not None and _is_of_network(error):
                 raise _sigstore_failure(error, "verify by") from error
-            problem = (one_line(str(error)) or type(error).__name__).partition(": Expected")[0]
-            if problem.startswith("Key mismatch"):
-                return "made with another key"
-            return textwrap.shorten(problem, LONGEST, placeholder=" ...")
+            return _problem(error)
         return None
 
     def _configured(self, config: Any) -> Any:
@@ -232,6 +230,20 @@ def require_files(paths: Sequence[Path | None]) -> None:
     for path in filter(None, paths):
         if not path.is_file():
             raise MaeConvertError(path, " is not a file", hint="specify an existing file")
+
+
+def _problem(error: Exception) -> str:
+    """Return in words why the library does not accept a signature."""
+    text = one_line(str(error)) or type(error).__name__
+    if text.startswith("Key mismatch"):
+        return "made with another key"
+    if changed := re.findall(r"Hash mismatch for \\*'([^'\\]*)\\*'", text):
+        return f"changed since it was made: {', '.join(changed)}"
+    if missing := re.match(r"Cannot use '([^']*)' as file or directory", text):
+        return f"a signed file is missing: {Path(missing[1]).name}"
+    if isinstance(error, LookupError | TypeError | AttributeError | json.JSONDecodeError):
+        text = f"not readable: {type(error).__name__} {text}"
+    return textwrap.shorten(text.partition(": Expected")[0], LONGEST, placeholder=" ...")
 
 
 def _require_public_key(path: Path) -> None:

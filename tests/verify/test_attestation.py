@@ -123,11 +123,22 @@ def test_every_changed_or_missing_file_fails(signed, tmp_path):
             continue
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert failed(folder, public) == ["certificate/signature"], path.name
+        assert problem(folder, public) == f"changed since it was made: {path.name}"
         path.unlink()
-        assert failed(folder, public) == ["certificate/signature"], path.name
+        assert problem(folder, public) == f"a signed file is missing: {path.name}"
         path.write_bytes(data)
     assert failed(folder, public) == []
+    signature = (folder / SIGNATURE).read_bytes()
+    for damaged in (b"{}", b"[]", signature[:300]):
+        (folder / SIGNATURE).write_bytes(damaged)
+        assert problem(folder, public).startswith("not readable: ")
+
+
+def problem(folder, public):
+    """Return why the signature is not accepted, the only failed check."""
+    (check,) = (check for check in attestation_checks(folder, Trust(public)) if not check.passed)
+    assert check.name == "certificate/signature"
+    return check.measured
 
 
 @needs_package

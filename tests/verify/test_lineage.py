@@ -123,6 +123,12 @@ def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, 
     assert [t["name"] for t in lineage_result["tensors"]] == list(source.tensors)
 
 
+def test_models_of_two_families_are_described_as_such(models, lineage, case):
+    found = lineage(models / "same", case("prithvi_v2_tiny").checkpoint)
+    assert found["configuration"] == {"family": {"a": "mae", "b": "prithvi"}}
+    assert (found["related"], found["not_compared"]) == (False, [])
+
+
 def test_records_are_sufficient_and_the_result_reports_their_use(models, lineage, tmp_path):
     for b, relation in (("same", "same weights"), ("half", "derived"), ("small", "derived")):
         (tmp_path / b).mkdir()
