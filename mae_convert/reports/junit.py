@@ -129,7 +129,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
         yield f"{suspects_title(verdict)}: {', '.join(verdict.suspects[:6])}"
     for line in summary(verdict.checks):
         if not line.passed:
-            yield f"{line.title}: {line.measured}, limit {line.limit}"
+            yield line.in_words()
 
 
 def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:

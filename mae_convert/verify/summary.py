@@ -52,6 +52,10 @@ class Line:
     limit: str
     passed: bool
 
+    def in_words(self) -> str:
+        """Return title, measured value and limit, such as "logits: 1.0e+00, limit 1.0e-10"."""
+        return _compared(self.title, self.measured, self.limit)
+
 
 def summary(checks: Iterable[Check]) -> list[Line]:
     """Return one line for each group of checks."""
@@ -59,6 +63,23 @@ def summary(checks: Iterable[Check]) -> list[Line]:
     for check in checks:
         groups.setdefault(_title(check.name), []).append(check)
     return [_line(title, group) for title, group in groups.items()]
+
+
+def check_in_words(check: Check) -> str:
+    """Return name, measured value and limit or expected value of a check."""
+    measured, limit = map(format_number, (check.measured, check.limit))
+    if check.name.startswith(("configuration/", "shape/")):
+        return f"{check.name}: {_or_missing(measured)} in B, {_or_missing(limit)} in A"
+    return _compared(check.name, measured, limit)
+
+
+def _or_missing(value: str) -> str:
+    return "missing" if value == "None" else value
+
+
+def _compared(name: str, measured: str, limit: str) -> str:
+    """Return a value and its limit, or the expected value if the limit is not a number."""
+    return f"{name}: {measured}, {'limit' if limit[:1].isdigit() else 'expected'} {limit}"
 
 
 def _line(title: str, group: Sequence[Check]) -> Line:
@@ -322,11 +343,7 @@ def verdict_text(verdict: Verdict) -> str:
     """Return the verdict as plain text: result, failed checks, and causes."""
     meaning = verdict_in_words(verdict, as_argument)[1]
     lines = [f"{headline(verdict)}: {meaning}"]
-    lines += [
-        f"  {line.title}: {line.measured}, limit {line.limit}"
-        for line in summary(verdict.checks)
-        if not line.passed
-    ]
+    lines += [f"  {line.in_words()}" for line in summary(verdict.checks) if not line.passed]
     if verdict.first_divergence:
         lines.append(f"first divergence: {verdict.first_divergence}")
     if verdict.suspects and not verdict.passed:

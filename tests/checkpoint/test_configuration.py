@@ -102,12 +102,12 @@ def test_model_name_determines_heads_only_if_the_size_matches():
     arguments = {"training_args": {"model": "mae_vit_large_patch16"}}
     narrow = {**GEOMETRY, "hidden_size": 192}
     with pytest.raises(
-        ConfigurationError, match=r"name mae_vit_large_patch16.* width 192"
+        ConfigurationError, match=r"specify mae_vit_large_patch16.* width 192"
     ) as raised:
         resolve("pretrain", evidence(geometry=narrow, **arguments))
     assert "has an encoder of width 1024 with 24 blocks" in str(raised.value)
     # The decoder has the sizes of the named model, so its number of heads is known.
-    with pytest.raises(ConfigurationError, match="name mae_vit_large_patch16"):
+    with pytest.raises(ConfigurationError, match="specify mae_vit_large_patch16"):
         resolve("pretrain", evidence(**arguments))  # although the official ViT-B has these shapes
     assert "decoder_num_heads" not in str(raised.value)
 

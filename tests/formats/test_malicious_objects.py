@@ -132,9 +132,7 @@ def test_read_values_equal_those_after_loading_malicious_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendor, objects = types.ModuleType("vendor"), types.ModuleType("vendor.objects")
-    vars(objects).update(
-        MaliciousObject=MaliciousObject, make=make, OrderedDict=collections.OrderedDict
-    )
+    vars(objects).update(Thing=MaliciousObject, make=make, OrderedDict=collections.OrderedDict)
     monkeypatch.setitem(sys.modules, "vendor", vendor)
     monkeypatch.setitem(sys.modules, "vendor.objects", objects)
     read = refused = 0

@@ -383,14 +383,14 @@ def test_taps_contain_the_documented_activations():
         expected = dict(zip("qkv", block.attn.qkv(normed).chunk(3, dim=-1), strict=True))
         between = taps["encoder.blocks.0.output"] + taps["encoder.blocks.1.attention"]
     parts = ("q", "k", "v", "attention", "mlp", "output")
-    parts = [(f"{part}.blocks", n) for part, n in (("encoder", 2), ("decoder", 1))]
+    depths = {"encoder": 2, "decoder": 1}
     assert list(taps) == [
         name
-        for position, depth in parts
+        for stack, depth in depths.items()
         for name in (
-            f"{position[:7]}.embedding",
-            *(f"{position}.{index}.{part}" for index in range(depth) for part in parts),
-            f"{position[:7]}.norm",
+            f"{stack}.embedding",
+            *(f"{stack}.blocks.{index}.{part}" for index in range(depth) for part in parts),
+            f"{stack}.norm",
         )
     ]
     for name, value in taps.items():

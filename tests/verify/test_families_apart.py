@@ -12,7 +12,7 @@ def test_other_families_are_named_before_tensors(command):
     result = command("verify", VIDEOMAE, MAE_ST, *HEADS)
     assert result.status == 1
     assert "cause: A is of the family videomae" in result.out
-    assert result.out.count("cause:") == 1
+    assert result.out.count("\ncause:") == 1
     result = command("diff", VIDEOMAE, MAE_ST, *HEADS)
     assert result.status == 1
     assert "family is videomae in A and mae_st in B" in result.out

@@ -16,6 +16,7 @@ from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.reference_results import ReferenceComparison
 from mae_convert.verify.summary import (
     by_depth,
+    check_in_words,
     effects_in_words,
     headline,
     runner_in_words,
@@ -46,8 +47,7 @@ def verdict(result: Verdict) -> None:
     out.print(checks_table(result.checks))
     failed = result.failed()
     for check in failed[:MOST_ROWS]:
-        measured = f"{format_number(check.measured)}, limit {format_number(check.limit)}"
-        out.print(f"[red]failed[/red]  {markup(check.name)}: {markup(measured)}")
+        out.print(f"[red]failed[/red]  {markup(check_in_words(check))}")
     if len(failed) > MOST_ROWS:
         out.print(f"... and {len(failed) - MOST_ROWS} more; --report FILE.json lists all")
     if result.isolated:
