@@ -25,7 +25,7 @@ SET_ELSEWHERE = {
 
 
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
-    """Return the source of a checkpoint by name; ``owner/name`` is on the Hub unless it is a path.
+    """Return the source of a checkpoint; ``owner/name`` is on the Hub unless the path exists.
 
     Options about the location are removed from ``options``. Options for the Hub's client have no
     effect on a local file.

@@ -61,12 +61,12 @@ def _values(self: Any) -> tuple[Any, ...]:
 
 
 def _items(self: Any) -> tuple[tuple[str, Any], ...]:
-    """Return names and values that are set."""
+    """Return the pairs of name and value of the values that are set."""
     return tuple(zip(self._fields, self, strict=True))
 
 
 def _get(self: Any, name: str, default: Any = None) -> Any:
-    """Return the value of a name, or a default."""
+    """Return the value with a name, or the default if it is not set."""
     return getattr(self, name) if name in self._fields else default
 
 
@@ -98,7 +98,11 @@ def _class(kind: Any, present: tuple[str, ...]) -> Any:
 
 
 def _classes() -> Iterator[tuple[tuple[str, tuple[str, ...]], Any]]:
-    """Yield every possible class: compilers require that no new class is created."""
+    """Yield the key and the class of each possible output.
+
+    All classes are created on import, because compilers do not support classes that are created
+    during a call.
+    """
     for kind, optional in OPTIONAL.items():
         fields = [name for name in kind._fields if name != "taps"]
         subsets = chain.from_iterable(
@@ -117,7 +121,7 @@ def _rebuilt(kind: str, items: dict[str, Any]) -> Any:
 
 
 def output_of(result: NamedTuple, *, as_tuple: bool = False, without: tuple[str, ...] = ()) -> Any:
-    """Return the result of a reference model as transformers' classes return it.
+    """Convert the result of a reference model to the output of the class in transformers.
 
     Args:
         result: the output of a reference model.

@@ -16,10 +16,10 @@ CHANNELS = (1, 3, 4)  # possible numbers of channels of an image
 
 
 def axes_named(name: Any, argument: str) -> str | None:
-    """Return "first" or "last" for an argument about the position of channels; None if it is None.
+    """Return "first" or "last" for an argument that specifies the axis of channels; None for None.
 
     Raises:
-        ImageError: it is neither.
+        ImageError: the argument is neither "channels_first" nor "channels_last".
     """
     if name is None:
         return None
@@ -80,8 +80,8 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
     """Return an image as an input of the model, (C, H, W), float32.
 
     Args:
-        image: a Pillow image, a path, or an array; with whole numbers from 0 to 255, also as
-            floats, or fractions from 0 to 1 if they are not rescaled.
+        image: a Pillow image, a path, or an array. An array contains whole numbers from 0 to 255,
+            of any dtype, or fractions from 0 to 1 if the preprocessing does not rescale.
         prepare: the preprocessing.
         axes: whether channels are "first" or "last" in an array; None if its shape determines it.
 
@@ -115,10 +115,10 @@ def _is_resizing(prepare: Preprocessing) -> bool:
 
 
 def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.ndarray:
-    """Return an array as (H, W, C); without an order, the number of channels determines it.
+    """Return an array as (H, W, C); if `axes` is None, its shape determines the axis of channels.
 
-    An axis with the model's number of channels has precedence over other numbers, and the first
-    axis over the last.
+    An axis with the model's number of channels has precedence over an axis with another possible
+    number of channels, and the first axis has precedence over the last.
     """
     if pixels.ndim == 2:
         return pixels[..., None]
@@ -141,7 +141,7 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
 
 
 def _is_whole(pixels: np.ndarray) -> bool:
-    """Return whether pixels are 8-bit values in any dtype, by transformers' criterion."""
+    """Return whether all pixels are whole numbers in any dtype, by transformers' criterion."""
     return pixels.dtype.kind != "f" or np.allclose(pixels, pixels.astype(np.int64))
 
 
@@ -155,7 +155,7 @@ def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels in [0, 1] as 8-bit values, for resizing."""
+    """Return pixels in [0, 1] multiplied by 255, to be converted to uint8 and resized."""
     if pixels.min() < 0 or pixels.max() > 1:
         raise ImageError(
             "floating-point pixels must be in the range from 0 to 1 to be resized",
@@ -165,7 +165,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
-    """Return pixels that already have the model's size and channels, normalised."""
+    """Normalise pixels that already have the model's image size and number of channels."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise ImageError(
             f"images with {prepare.channels} channels cannot be resized",

@@ -44,7 +44,7 @@ class RequestedOutputs(NamedTuple):
 
     @property
     def flags(self) -> dict[str, bool]:
-        """The arguments for the reference model."""
+        """The arguments of the reference model's ``forward`` that request these outputs."""
         return {
             "output_hidden_states": self.hidden_states,
             "output_attentions": self.attentions,
@@ -58,7 +58,7 @@ def requested_outputs(
     return_dict: bool | None,
     head_mask: Any = None,
 ) -> RequestedOutputs:
-    """Return the requested outputs: as the call specifies, else as the configuration does.
+    """Return the outputs that a call requests; the configuration replaces arguments that are None.
 
     Raises:
         NotImplementedError: head_mask is not None.
@@ -119,7 +119,7 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
         whole_numbers: whether the labels are integers.
 
     Raises:
-        ValueError: the type needs several classes, but the model has one class.
+        ValueError: the configured type is invalid, or needs several classes but the model has one.
     """
     if config.problem_type:
         check_problem_type(config.problem_type, config.num_labels)
@@ -133,7 +133,7 @@ class PretrainedModel:
     """A model that can be loaded from a checkpoint and saved as a checkpoint.
 
     Attributes:
-        task: the task.
+        task: "pretrain", "encoder" or "classify".
         layout: the layout that `save_pretrained` writes.
         config_class: the class of its configuration.
     """
@@ -164,21 +164,22 @@ class PretrainedModel:
     ) -> Any:
         """Return a model with the weights of a checkpoint.
 
-        Every tensor is used or reported, and none is initialised at random: an encoder alone cannot
-        be loaded as a pre-training model. A new head of a classifier, with zeros, is created if
-        ``num_labels`` requests it.
+        Every tensor is used or reported, and no parameter is initialised at random: an encoder
+        alone cannot be loaded as a pre-training model. A new classifier head, initialised with
+        zeros, is created if ``num_labels`` requires it.
 
         Args:
             pretrained_model_name_or_path: a file or directory, ``hf://owner/name[@revision]``, the
                 name of an official checkpoint, or a repository ``owner/name`` on the Hub.
-            config: a configuration whose fields are used.
+            config: a configuration; its fields have the same effect as those in ``options``.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
                 ``mmap``, as in `mae_convert.load_model`.
 
         Raises:
-            MaeConvertError: the checkpoint is missing or cannot be read (an OSError), or is not
-                such a model (a ValueError and RuntimeError).
+            MaeConvertError: the checkpoint is missing or cannot be read (the error is also an
+                OSError), or it is not a checkpoint that this class can load (the error is also a
+                ValueError and a RuntimeError).
             TypeError: an option is unknown.
         """
         if options.pop("state_dict", None) is not None:
@@ -218,7 +219,7 @@ class PretrainedModel:
 
     @classmethod
     def _check_family(cls, checkpoint: Checkpoint) -> None:
-        """Refuse models that classes of the image MAE cannot compute."""
+        """Raise ConfigurationError for models of families other than the image MAE."""
         if not isinstance(checkpoint.configuration.model, ReferenceConfig):
             raise ConfigurationError(
                 f"{checkpoint.name} is of {checkpoint.family.title}, and {cls.__name__} is a class"
@@ -237,7 +238,7 @@ class PretrainedModel:
         max_shard_size: int | str | None = None,
         **options: Any,
     ) -> None:
-        """Write a model directory, as the classes of transformers 4 and 5 load it.
+        """Write a model directory that the classes of transformers 4 and 5 can load.
 
         The result is read back and compared. Files of the same names are replaced.
 
@@ -282,7 +283,7 @@ class PretrainedModel:
 
         Raises:
             ConfigurationError: an option is not supported.
-            HubError: the Hub refuses.
+            HubError: the Hub refuses the request.
             MissingRequirementError: the Hub cannot be reached.
             TypeError: an option is unknown.
         """

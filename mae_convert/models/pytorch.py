@@ -95,7 +95,11 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @classmethod
     def _with_weights_of(cls, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
-        """Return a model of this subclass with a model's weights, and the names without a match."""
+        """Return a model of this subclass with the weights of a loaded model, and unmatched names.
+
+        The names are those of tensors that only the subclass (``missing_keys``) or only the loaded
+        model (``unexpected_keys``) has.
+        """
         model = cls(loaded.config).to(loaded.device, loaded.dtype)
         keys = model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
         if keys.missing_keys or keys.unexpected_keys:
@@ -174,13 +178,16 @@ class TorchModel(PretrainedModel, nn.Module):
         return self if self.task == "encoder" else self.vit
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of several dimensions that do not decay in fine-tuning."""
+        """Return the names of multi-dimensional parameters without weight decay in fine-tuning."""
         return {"cls_token", "pos_embed"}
 
     def floating_point_ops(
         self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
     ) -> int:
-        """Estimate the operations of a training step like transformers: 6 x inputs x parameters."""
+        """Estimate the floating-point operations of a training step, as transformers does.
+
+        The estimate is 6 x the number of input values x the number of parameters.
+        """
         values = input_dict[self.main_input_name].numel()
         return int(6 * values * self.num_parameters(exclude_embeddings=exclude_embeddings))
 
@@ -190,11 +197,11 @@ class TorchModel(PretrainedModel, nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute the activations inside blocks for their gradient instead of keeping them.
+        """Recompute the activations inside blocks in the backward pass instead of storing them.
 
         Args:
             gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
-            every_n_layers: checkpoint the first block and every n-th after it.
+            every_n_layers: recompute the first block and every n-th block after it.
             offload: store the inputs of blocks in CPU memory.
         """
         enable_checkpointing(self, gradient_checkpointing_kwargs, every_n_layers, offload=offload)
@@ -246,7 +253,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
 
     def for_size(self, pixel_values: Tensor | None, interpolate: bool | None) -> tuple[Any, Tensor]:
-        """Return a model with the same parameters for images of this size, and the cropped images.
+        """Return a model with the same parameters for the size of images, and the cropped images.
 
         Raises:
             ValueError: see `usable_size`; or there are no images.
@@ -260,7 +267,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return (self if size == self.config.image_hw else self._for_image_size(size)), pixel_values
 
     def _with_weights(self, state_dict: Mapping[str, Tensor]) -> Any:
-        """Return a model of the same configuration with the weights of a state dict, not copied.
+        """Return a model of the same configuration that uses the tensors of a state dict uncopied.
 
         Raises:
             LayoutError: names or shapes differ from the model's own.
@@ -307,7 +314,7 @@ def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
 
 
 class MaskedTorchModel(TorchModel):
-    """A model that removes patches."""
+    """Common base class of the models that mask patches: the encoder and the pre-training model."""
 
     def forward(
         self,
@@ -371,7 +378,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         return patchify(pixel_values, plain(self.config, image_size=size))
 
     def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
-        """Merge patches (N, L, P) to images (N, C, H, W) of a size."""
+        """Merge patches (N, L, P) into images (N, C, H, W), by default of the configured size."""
         size = tuple(original_image_size or self.config.image_hw)
         return unpatchify(patches, plain(self.config, image_size=size))
 
@@ -405,7 +412,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
 
     @property
     def num_labels(self) -> int:
-        """The number of classes of the configuration."""
+        """The number of classes in the configuration."""
         return int(self.config.num_labels)
 
     @num_labels.setter
@@ -437,7 +444,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         return output_of(result, as_tuple=requested.as_tuple)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K) as transformers chooses it, a scalar."""
+        """Return the loss of logits (N, K), a scalar; the loss function is that of transformers."""
         whole = not labels.is_floating_point()
         kind = problem_type(self.config, whole_numbers=whole)
         if kind == "regression":

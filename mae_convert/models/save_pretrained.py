@@ -66,12 +66,12 @@ def save_into(
 ) -> None:
     """Write a model directory, or add its files to a directory with other files.
 
-    A directory that is new, empty or written by mae-convert is replaced. Into another one the files
-    are renamed one by one after all are written; other files, such as a preprocessor's
-    configuration, are not changed.
+    A directory that is new, empty or written by mae-convert is replaced. In any other directory,
+    the files get their final names one by one after all of them are written; other files, and an
+    existing preprocessor_config.json, are not changed.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the directory cannot be written.
     """
     largest = None if max_shard_size is None else byte_count(max_shard_size)
     packing = Packing(max_shard_size=largest)
@@ -112,7 +112,7 @@ def push(
     """Upload the files of a model directory to a repository in one commit; return its URL.
 
     Raises:
-        HubError: the Hub refuses.
+        HubError: the Hub refuses the request.
         MissingRequirementError: the Hub cannot be reached.
     """
     with hub_errors_explained(repo_id):

@@ -1,11 +1,12 @@
 """Keras models as SavedModels that TensorFlow Serving runs without this project.
 
 Every signature takes any number of images. ``serving_default`` maps ``pixel_values`` (N, C, H, W)
-to ``last_hidden_state`` (N, 1 + L, D) of all patches in their order or, of a classifier, to
-``logits`` (N, K). Models that mask patches have a second signature, with ``noise`` (N, L).
-``reconstruct`` of a pre-training model returns ``logits``, ``mask``, ``ids_restore``, ``loss`` and
-``reconstruction`` (N, H, W, C), in which only the removed patches are predicted; ``encode_visible``
-of an encoder returns ``last_hidden_state``, ``mask`` and ``ids_restore``.
+to ``last_hidden_state`` (N, 1 + L, D) of all patches in their order or, in a classifier, to
+``logits`` (N, K). Models that mask patches have a second signature, which also takes ``noise``
+(N, L). In a pre-training model it is ``reconstruct``, which returns ``logits``, ``mask``,
+``ids_restore``, ``loss`` and ``reconstruction`` (N, H, W, C), in which only the removed patches are
+predicted. In an encoder it is ``encode_visible``, which returns ``last_hidden_state``, ``mask`` and
+``ids_restore``.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ Function = Any  # a tf.function of tensors, which returns tensors by name
 
 
 def serving_functions(model: Any) -> dict[str, Function]:
-    """Return the functions of a model by the names of their signatures.
+    """Return a dictionary from the name of each signature to its function.
 
     Args:
         model: a Keras model of `mae_convert.models`, on TensorFlow.
@@ -37,7 +38,7 @@ def export_saved_model(model: Any, target: str | Path, *, verbose: bool | None =
     Args:
         model: a Keras model of `mae_convert.models`, on TensorFlow.
         target: the directory.
-        verbose: print the signatures; default: as Keras does.
+        verbose: whether to print the signatures; None for the default of Keras.
     """
     archive = keras.export.ExportArchive()
     archive.track(model)

@@ -1,4 +1,7 @@
-"""A state dict with transformers' names, which its Trainer reads back after saving."""
+"""Convert the tensor names of transformers in a state dict to those of the PyTorch classes.
+
+``transformers.Trainer`` loads the files that `save_pretrained` writes, which have these names.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +19,11 @@ from reference_models.configuration import ViTMAEConfig
 def with_original_names(
     state: Mapping[str, Tensor], config: ViTMAEConfig, task: str
 ) -> Mapping[str, Tensor]:
-    """Return a state dict by the names of the original.
+    """Return a state dict with the tensor names of the original code.
 
     Args:
-        state: a state dict; it is returned unchanged unless it has all names of a class of
-            transformers for such a model.
+        state: a state dict; it is returned unchanged unless it has all tensor names of
+            transformers' class for the task.
         config: the configuration of the model.
         task: "pretrain", "encoder" or "classify".
     """
@@ -40,7 +43,10 @@ def with_original_names(
 def _rules_that_fit(
     state: Mapping[str, Any], config: ViTMAEConfig, task: str
 ) -> tuple[Rule, ...] | None:
-    """Return the rows of a naming variant whose tensors are all in a state dict, or None."""
+    """Return the rules of a naming variant of transformers if a state dict has all its names.
+
+    The rules map the names to canonical names. The result is None if no naming variant matches.
+    """
     names = schema(config, task)
     for table in layout_named("transformers").tables:
         try:

@@ -29,7 +29,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEModelOutput(Output):
-        """The output of the encoder, without taps."""
+        """The output of the encoder, without the field ``taps`` of the reference model's output."""
 
         last_hidden_state: Any = None
         mask: Any = None
@@ -39,7 +39,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEForPreTrainingOutput(Output):
-        """The output of the pre-training model, without taps."""
+        """The output of the pre-training model, without the field ``taps``."""
 
         loss: Any = None
         logits: Any = None
@@ -50,7 +50,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ImageClassifierOutput(Output):
-        """The output of the classifier, without taps."""
+        """The output of the classifier, without the field ``taps``."""
 
         loss: Any = None
         logits: Any = None
@@ -74,7 +74,7 @@ if ModelOutput is not None:
 
 
 def output_of(result: NamedTuple, *, as_tuple: bool = False) -> Any:
-    """Return the result of a reference model as transformers' classes return it.
+    """Convert the result of a reference model to the output of the class in transformers.
 
     Args:
         result: the output of a reference model.

@@ -1,4 +1,4 @@
-"""Encoder and decoder of a PyTorch model as modules, under the names of transformers.
+"""Encoder and decoder of a PyTorch model as modules with the attribute names of transformers.
 
 They share parameters and modules with the model: changes apply to the model.
 """
@@ -17,14 +17,17 @@ DECODER, HEAD = ("decoder_", "mask_token"), ("head", "fc_norm")
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the decoder of a pre-training model, to freeze or count parameters; not callable."""
+    """Return the decoder of a pre-training model, to freeze or count its parameters.
+
+    The decoder shares its parameters with the model; it cannot be called.
+    """
     part = nn.Module()
     add_part(part, model, lambda name: name.startswith(DECODER))
     return part
 
 
 def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool]) -> None:
-    """Add to a module the parameters and modules of a model for whose names `has_name` is true."""
+    """Register those parameters and modules of a model in `part` whose names `has_name` accepts."""
     for name, parameter in model.named_parameters(recurse=False):
         if has_name(name):
             part.register_parameter(name, parameter)
@@ -34,7 +37,7 @@ def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool])
 
 
 def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
-    """Return a module of parameters and modules under these names; it cannot be called."""
+    """Return a module with these parameters and modules as attributes; it cannot be called."""
     part = nn.Module()
     for name, value in named.items():
         setattr(part, name, value)
@@ -42,7 +45,7 @@ def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
 
 
 class EncoderPart(nn.Module):
-    """The encoder of a model: ``model.vit`` of scripts for transformers.
+    """The encoder of a model: ``model.vit`` in scripts for transformers.
 
     Its blocks are ``encoder.layer[n]``, as in version 4, and ``layers[n]``, as in version 5.
     """
@@ -96,7 +99,7 @@ class EncoderPart(nn.Module):
 
         Args:
             pixel_values: (N, C, H, W).
-            noise: (N, L), for a model that masks patches.
+            noise: (N, L), for a model that masks patches; None for random noise.
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the output of the embeddings and of each block.
             return_dict: False for a plain tuple.

@@ -55,17 +55,18 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
 
 
 class ViTMAEConfig:
-    """Configuration of a model, by the names of ``transformers.ViTMAEConfig``.
+    """Configuration of a model, with the field names of ``transformers.ViTMAEConfig``.
 
-    Every field can be set; an impossible value is refused. Two fields that contradict each other,
-    such as a number of heads that does not divide the width, are refused when a model is made, so
-    that they can be set in any order. Any other argument becomes an attribute, as in transformers.
-    The default of ``layer_norm_eps`` is 1e-6, with which the original is
-    trained, and not 1e-12. Two configurations are equal if `to_dict` is; as they can change, they
-    have no hash. `plain` returns the fields as the immutable configuration of ``reference_models``.
+    Every field can be set; an invalid value raises ValueError. Two fields that contradict each
+    other, such as a number of heads that does not divide the width, raise it when a model is
+    created, so that they can be set in any order. Any other argument becomes an attribute, as in
+    transformers. The default of ``layer_norm_eps`` is 1e-6, with which the original models were
+    trained, instead of transformers' 1e-12. Two configurations are equal if their results of
+    `to_dict` are equal; they have no hash, because they can change. `plain` returns the fields as
+    the immutable configuration of ``reference_models``.
 
     Raises:
-        ValueError: a field is impossible.
+        ValueError: the value of a field is invalid.
     """
 
     model_type = "vit_mae"
@@ -195,7 +196,7 @@ class ViTMAEConfig:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values as plain data for JSON."""
+        """Return all attributes as values that can be written as JSON."""
         rest = {
             name: value
             for name, value in self.__dict__.items()
@@ -207,7 +208,7 @@ class ViTMAEConfig:
         return {**stored, **rest, **named, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the values that differ from the defaults as plain data for JSON."""
+        """Return the attributes that differ from the defaults, in the form of `to_dict`."""
         usual = type(self)().to_dict()
         return {
             name: value
@@ -216,12 +217,12 @@ class ViTMAEConfig:
         }
 
     def to_json_string(self, use_diff: bool = False) -> str:
-        """Return all values, or only those that differ from the defaults, as JSON."""
+        """Return all attributes, or only those that differ from the defaults, as JSON."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, path: str | Path, use_diff: bool = False) -> None:
-        """Write `to_json_string` to a file, which is replaced."""
+        """Write the result of `to_json_string` to a file; an existing file is replaced."""
         write_file(Path(path), self.to_json_string(use_diff), overwrite=True)
 
     @classmethod
@@ -229,7 +230,8 @@ class ViTMAEConfig:
         """Return the configuration in a JSON file.
 
         Raises:
-            CheckpointError: the file is missing or is not a JSON object; an OSError.
+            CheckpointError: the file is missing or is not a JSON object; the error is also an
+                OSError.
         """
         from mae_convert.models.model_names import read_json
 
@@ -240,7 +242,7 @@ class ViTMAEConfig:
     def from_dict(
         cls, values: Mapping[str, Any], *, return_unused_kwargs: bool = False, **changes: Any
     ) -> Any:
-        """Return the configuration in a mapping.
+        """Return the configuration with the values of a mapping, with changes.
 
         With ``return_unused_kwargs``, the result is a pair: the configuration, and a dictionary of
         the changes that are not its attributes.
@@ -261,7 +263,8 @@ class ViTMAEConfig:
 
         Args:
             name: see `from_pretrained`.
-            options: ``revision`` and ``subfolder``, which are used, and others.
+            options: ``revision`` and ``subfolder`` of the checkpoint, and other options, which are
+                returned.
         """
         from mae_convert.models.model_names import stored_config
 
@@ -280,7 +283,8 @@ class ViTMAEConfig:
             changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
 
         Raises:
-            MaeConvertError: the checkpoint does not exist or cannot be read; an OSError.
+            MaeConvertError: the checkpoint does not exist or cannot be read; the error is also an
+                OSError.
         """
         from mae_convert.models.model_names import stored_config
 
@@ -296,7 +300,7 @@ class ViTMAEConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Return a field's value in the form of a configuration, regardless of other fields.
+    """Return a field's value as a configuration stores it, checked without the other fields.
 
     Raises:
         ValueError: the value is invalid.
@@ -314,7 +318,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _in_the_type_of(value: Any, name: str, text: str) -> Any:
-    """Return a text converted to the type of an attribute.
+    """Return `text` converted to the type of `value`, the current value of the attribute `name`.
 
     Raises:
         ValueError: it cannot be converted.
@@ -329,7 +333,7 @@ def _in_the_type_of(value: Any, name: str, text: str) -> Any:
 
 
 def as_config(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
-    """Return a configuration as an object of this module."""
+    """Convert a configuration or a mapping to a `ViTMAEConfig`."""
     if isinstance(config, ViTMAEConfig):
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
@@ -339,5 +343,5 @@ def as_config(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViT
 
 
 def plain(config: ViTMAEConfig | ReferenceConfig, **changes: Any) -> ReferenceConfig:
-    """Return the model's fields as an immutable value."""
+    """Return the immutable configuration of the reference models, with changes."""
     return ReferenceConfig(**{**{name: getattr(config, name) for name in FIELDS}, **changes})

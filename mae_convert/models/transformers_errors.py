@@ -48,7 +48,7 @@ KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
 
 @contextmanager
 def raising_as_transformers() -> Iterator[None]:
-    """Raise errors of mae-convert as subclasses of transformers' errors too."""
+    """Convert errors of mae-convert to errors that also have the type that transformers raises."""
     try:
         yield
     except MaeConvertError as error:

@@ -47,14 +47,17 @@ class Artifact:
 
     @property
     def own_sha256(self) -> str | None:
-        """The hash of its weights, which another artifact may have been verified against."""
+        """The SHA-256 of its weights in its certificate; None if it is not verified.
+
+        Another artifact may have been verified against these weights.
+        """
         if self.certificate is None:
             return None
         return str(self.certificate.document["target"].get("sha256"))
 
     @property
     def source_sha256(self) -> str | None:
-        """The hash of the source of its verification, or else of the source in its record."""
+        """The SHA-256 of the source in its certificate, or without one in its conversion record."""
         if self.certificate is not None:
             return str(self.certificate.document["source"].get("sha256"))
         source = self.record.get("source")
@@ -66,11 +69,11 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
 
     Args:
         target: the directory, or a file that contains its configuration.
-        unverified: publish without a proof; a certificate is then ignored.
+        unverified: whether to publish it without a certificate; an existing one is ignored.
 
     Raises:
         CheckpointError: the model cannot be published, or it has no certificate.
-        MaeConvertError: the certificate is for other files.
+        MaeConvertError: the certificate does not cover the files, or is for a failed verification.
     """
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")
@@ -133,7 +136,7 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
     """Refuse artifacts that are different models, or that cannot be in one repository.
 
     Raises:
-        MaeConvertError: other sources or tasks, or the same file twice.
+        MaeConvertError: two artifacts have different sources or tasks, or the same file name.
     """
     first, *others = artifacts
     names = {path.name for path in first.weights}

@@ -1,7 +1,7 @@
 """The model card: the generated section, and how it is inserted into an existing card.
 
-The text between two marks is regenerated each time; the rest of the card is not changed, except
-that missing metadata is added.
+The text between two markers (HTML comments) is regenerated each time; the rest of the card is not
+changed, except that missing metadata is added.
 """
 
 import re
@@ -32,7 +32,7 @@ MARK_LINE = re.compile(
 
 
 def marked(lines: str, *, warning: str = "") -> str:
-    """Return a section between its marks; a warning comes first, before the opening mark."""
+    """Return a section between its markers; a warning precedes the begin marker on its line."""
     first = f"{warning} {BEGIN}" if warning else BEGIN
     return f"{first}\n\n{lines.strip()}\n\n{END}"
 
@@ -42,7 +42,7 @@ def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: b
 
     Args:
         title: its heading.
-        section: the generated section with its marks.
+        section: the generated section with its markers.
         metadata: fields of the Hub's metadata.
         on_top: the section comes before the title.
     """
@@ -62,12 +62,12 @@ def merged_card(
 
     Args:
         existing: the existing card.
-        section: the generated section with marks.
+        section: the generated section with its markers.
         metadata: fields that are added if the card does not have them.
         on_top: insert the section at the beginning of the text, wherever it was.
 
     Raises:
-        HubError: the card's metadata cannot be read, or its marks do not pair.
+        HubError: the card's metadata cannot be read, or its markers are not one valid pair.
     """
     line_break = "\r\n" if "\r\n" in existing else "\n"
     head, text = _split(existing)
@@ -75,7 +75,7 @@ def merged_card(
     text = _with_section(text, section.replace("\n", line_break), line_break, on_top)
     if _rendered_marks(text) != ["begin", "end"]:
         raise HubError(
-            "the marks of mae-convert in the repository's README.md are inside a code block or "
+            "the markers of mae-convert in the repository's README.md are inside a code block or "
             "another comment, where the section would not be rendered as text",
             hint="correct them there, then publish again",
         )
@@ -123,11 +123,11 @@ def _check_depth(block: str) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
         if depth > DEEPEST or aliases > MOST_ALIASES:
-            raise ValueError("they are nested too deeply, or have too many aliases")
+            raise ValueError("it is nested too deeply, or has too many aliases")
 
 
 def _split(card: str) -> tuple[str, str]:
-    """Return the metadata block with its marks, and the text after it."""
+    """Return the metadata block with its delimiters ``---``, and the text after it."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     match = REGEX_YAML_BLOCK.search(card)
@@ -137,7 +137,7 @@ def _split(card: str) -> tuple[str, str]:
 def _with_missing(
     head: str, metadata: Mapping[str, Any], line_break: str
 ) -> tuple[str, dict[str, Any]]:
-    """Return the metadata block with lines for missing fields; other lines are unchanged."""
+    """Return the metadata block with lines for missing fields added, and the added fields."""
     from huggingface_hub import ModelCardData
 
     before = metadata_of(head) if head else {}
@@ -166,14 +166,14 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
     marks = [match[1] for match in MARK.finditer(text)]
     if marks not in ([], ["begin", "end"]):
         raise HubError(
-            f"the repository's README.md must have one begin mark and one end mark of"
+            f"the repository's README.md must have one begin marker and one end marker of"
             f" mae-convert, but has {', '.join(marks)}",
             hint="correct them there, then publish again",
         )
     lines = [line for line in text.split("\n") if MARK.search(line)]
     if wrong := [line for line in lines if not MARK_LINE.fullmatch(line)]:
         raise HubError(
-            "a mark of mae-convert in the repository's README.md is on the same line as other "
+            "a marker of mae-convert in the repository's README.md is on the same line as other "
             f"text, which would be lost ({shown(wrong[0])})",
             hint="correct it there, then publish again",
         )
@@ -186,7 +186,7 @@ def _with_section(text: str, section: str, line_break: str, on_top: bool) -> str
 
 
 def _rendered_marks(text: str) -> list[str]:
-    """Return, in order, the marks that Markdown renders as separate comments."""
+    """Return "begin" or "end" for each marker that Markdown renders as a comment, in order."""
     from markdown_it import MarkdownIt
 
     marks = []
@@ -216,7 +216,7 @@ def card_metadata(
     """Return the metadata of a card, which the Hub uses for search and widgets.
 
     Args:
-        repo_id: the repository, which must not be its own base model.
+        repo_id: the repository; it is not listed as its own base model.
         artifact: the published model.
         licence: the licence of the published model.
         base_model: a repository from which the model is derived, if the user specified one.

@@ -61,7 +61,7 @@ class CardData:
 
 
 def section(data: CardData) -> str:
-    """Return the section as Markdown, without its marks."""
+    """Return the section as Markdown, without its begin and end markers."""
     blocks = [
         introduction(data),
         "## Where the weights come from",
@@ -90,7 +90,7 @@ def _citation(artifact: Artifact) -> Iterator[str]:
 
 
 def introduction(data: CardData) -> str:
-    """Return a paragraph about the model, and the image."""
+    """Return a description of the model, a summary of its verification, and the image, if any."""
     checkpoint = data.artifacts[0].checkpoint
     model, family = checkpoint.configuration.model, checkpoint.family
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
@@ -112,7 +112,7 @@ def introduction(data: CardData) -> str:
 
 
 def _on_top(checkpoint: Checkpoint) -> str:
-    """Return the description of the decoder or head."""
+    """Return the description of the decoder or head; "" for an encoder."""
     model = checkpoint.configuration.model
     if checkpoint.task == "pretrain":
         pixels = "normalised" if model.norm_pix_loss else "plain"
@@ -127,7 +127,7 @@ def _on_top(checkpoint: Checkpoint) -> str:
 
 
 def provenance(data: CardData) -> str:
-    """Return a table of the source, its hash, the licence, and the program."""
+    """Return a table of the sources with their hashes, the licence, and the mae-convert version."""
     artifact = data.artifacts[0]
     rows = []
     for number_, source in enumerate(sources_of(artifact)):
@@ -157,9 +157,9 @@ def provenance(data: CardData) -> str:
 
 
 def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
-    """Return the origin of a checkpoint, linked if its address is one of the authors'.
+    """Return the origin of a checkpoint as Markdown; a link if the URL is one of the authors'.
 
-    The record is a file that anyone can write: other locations in it are shown without a link.
+    The record is a file that anyone can write: other URLs in it are shown without a link.
     """
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")
@@ -188,7 +188,10 @@ def _repository(name: object, revision: str) -> str:
 
 
 def _changes(artifact: Artifact) -> Iterator[str]:
-    """Yield the changes that the conversion made to the tensors."""
+    """Yield a list of the tensors that the conversion mapped, changed, dropped and created.
+
+    Nothing is yielded without a conversion record.
+    """
     record = artifact.record
     lines, steps = list[str](), record.get("steps", [])
     if "tensors" in record:  # a single file has a short record

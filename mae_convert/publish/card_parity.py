@@ -36,7 +36,7 @@ def in_short(artifact: Artifact) -> str:
 
 
 def verification(artifact: Artifact) -> str:
-    """Return the parity table of an artifact, and how it was measured."""
+    """Return a table of the measurements of an artifact's verification, and their description."""
     names = ", ".join(code_in_markdown(path.name) for path in artifact.weights[:1])
     if artifact.certificate is None:
         return f"{names} was **not verified**."

@@ -38,7 +38,7 @@ DESCRIPTION = "Created by `mae-convert publish`; the model card describes the ve
 
 @dataclass(frozen=True)
 class Change:
-    """The changes of a repository."""
+    """The changes to make to a repository."""
 
     add: Sequence[Staged]
     """Files that are new or changed."""
@@ -76,11 +76,12 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
     Args:
         api: the Hub's client.
         target: where to publish.
-        remote: the state of the repository; another change since then is refused.
+        remote: the state of the repository when it was checked; if it has changed since then,
+            nothing is committed.
         change: the changes.
 
     Raises:
-        HubError: the Hub refuses, or someone else has changed the branch meanwhile.
+        HubError: the Hub refuses the request, or someone else has changed the branch meanwhile.
         MissingRequirementError: the Hub cannot be reached, or remains unavailable.
     """
     attempt, waited = 0, 0.0
@@ -116,7 +117,7 @@ def _may_have_been_created(error: BaseException) -> bool:
 
 
 def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
-    """Upload large files, then create the commit if it is still needed.
+    """Upload large files, create the commit, and return the Hub's description of it.
 
     Raises:
         HubError: a file changed after it was checked; nothing is committed.
@@ -153,7 +154,7 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    """Return the bytes, or a path of the open file that is valid even if the file was replaced."""
+    """Return a file's bytes, or a path that refers to the open file even if it was replaced."""
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 

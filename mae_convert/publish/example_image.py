@@ -19,7 +19,9 @@ CREDIT = (
 
 
 def image_of(checkpoint: Checkpoint) -> bytes | None:
-    """Return a sheet of the embedded photographs as PNG, or None if it cannot be created.
+    """Return a PNG file with reconstructions of the embedded photographs, or None.
+
+    It is None if the image cannot be created.
 
     It cannot be created for models without a decoder or without exactly three channels, for video
     models, without a framework, or if the model cannot be run.

@@ -28,12 +28,12 @@ class Licence:
 
     @property
     def name(self) -> str:
-        """The licence in one word."""
+        """The Hub's identifier of the licence, or the name of a licence without an identifier."""
         return self.fields.get("license_name") or self.fields["license"]
 
 
 def is_repository(name: object) -> bool:
-    """Return whether a name from a record can be a repository on the Hub."""
+    """Return whether a name from a record is a valid name of a repository on the Hub."""
     return isinstance(name, str) and REPOSITORY.fullmatch(name) is not None
 
 
@@ -52,11 +52,11 @@ def decide_licence(
 
     Args:
         artifact: the published model.
-        specified: ``license`` and so on, as specified on the command line.
+        specified: ``license``, ``license_name`` and ``license_link`` of the command line, if any.
         existing_card: the metadata of the repository's card.
 
     Raises:
-        MaeConvertError: the licence is unknown, or the user contradicts the source.
+        MaeConvertError: the licence is unknown, or the specified one differs from the source's.
     """
     for source in sources_of(artifact):
         fields = {name: str(source[name]) for name in LICENCE_FIELDS if source.get(name)}

@@ -100,7 +100,7 @@ class Publication:
 
 
 def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publication:
-    """Plan a publication, and refuse what must not be published.
+    """Plan a publication; raise an error if the model must not be published.
 
     Args:
         request: the request.
@@ -109,8 +109,8 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
 
     Raises:
         CheckpointError: there is no model, or no certificate.
-        MaeConvertError: the certificate does not cover it, or its licence is not specified.
-        HubError: nobody is logged in, or the repository may not be written to.
+        MaeConvertError: the certificate does not cover the model, or its licence is not specified.
+        HubError: no account is logged in, or the Hub refuses access to the repository.
         MissingRequirementError: the Hub cannot be reached.
     """
     artifacts = _read_artifacts(request)
@@ -172,7 +172,7 @@ def _signed(
     licence: Licence,
     staged: Mapping[str, Staged],
 ) -> dict[str, Staged]:
-    """Sign the published files of the model directory; return statement and signature.
+    """Sign the published files of the model directory; return the files of the signature by name.
 
     Raises:
         MaeConvertError: the directory has no certificate, or the certificate of another model is
@@ -227,10 +227,11 @@ def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote,
 def _image(
     directory: Path, artifact: Artifact, staged: Mapping[str, Staged], remote: Remote
 ) -> tuple[Staged | None, str]:
-    """Return the image to publish, and its credits.
+    """Return the image to upload, or None, and the credits of its photographs.
 
-    It is the image in the directory or a new one. If the repository has an image of the same
-    weights, that image is used, because images from different machines differ in their last bits.
+    The image in the model directory has precedence over a new image. If the repository already has
+    an image of the same weights, no new image is created, because images from different machines
+    differ in their last bits.
     """
     if (directory / IMAGE).is_file():
         return stage(IMAGE, directory / IMAGE), ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """The commit, and how the files that the Hub serves differ: path → description."""
+    """The commit of a publication, and a description of each served file that differs, by path."""
 
     publication: Publication
     committed: Committed
@@ -36,7 +36,7 @@ def publish(publication: Publication) -> Published:
     """Publish in one commit, then check the files that the Hub serves.
 
     Raises:
-        HubError: the Hub refuses, or the repository was changed in the meantime.
+        HubError: the Hub refuses the request, or the repository was changed in the meantime.
         MissingRequirementError: the Hub cannot be reached, or fails repeatedly.
     """
     target, account = publication.request.target, publication.account
@@ -66,7 +66,7 @@ def _committed(api: "HfApi", publication: Publication, remote: Remote, account: 
 def differences(
     api: "HfApi", repo_id: str, commit: str, staged: Mapping[str, Staged]
 ) -> dict[str, str]:
-    """Return path → description for files on the Hub that differ from the published ones.
+    """Return a description of each file on the Hub that differs from the published one, by path.
 
     Each file is downloaded to a temporary location, hashed and removed, so the space needed is that
     of the largest file. A file that differs is downloaded again, in case the transfer failed.
@@ -82,7 +82,7 @@ def differences(
 
 
 def _served_sha256(api: "HfApi", repo_id: str, commit: str, path: str) -> str | None:
-    """Return the hash of a file on the Hub, or None if it does not exist."""
+    """Return the SHA-256 of a file on the Hub, or None if the file does not exist."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with scratch_directory() as folder:

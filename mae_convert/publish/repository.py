@@ -154,7 +154,7 @@ def check_card(card: str) -> None:
 
 
 def _complaints(error: ValueError) -> str:
-    """Return in one line the Hub's complaints about a card, which it sends as JSON."""
+    """Return the Hub's error messages about a card, which it sends as JSON, in one line."""
     try:
         return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
     except (ValueError, KeyError, TypeError):
@@ -180,7 +180,7 @@ def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
 
 
 def _by_people(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return the files that were added by people."""
+    """Return the files except .gitattributes, which the Hub creates in each new repository."""
     return {path: entry for path, entry in entries.items() if path != ATTRIBUTES}
 
 

@@ -21,7 +21,7 @@ LARGEST_IN_GIT = 10_000_000  # bytes; the Hub identifies larger files by their S
 
 @dataclass(frozen=True)
 class Staged:
-    """A file that is to be in the repository."""
+    """A file that the repository should contain."""
 
     path: str
     """The path in the repository."""
@@ -48,7 +48,7 @@ class Staged:
 
 
 def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
-    """Return a file with its size and hashes; a small file with its current bytes."""
+    """Return a file to upload with its size and hashes; a small file is read into memory."""
     if isinstance(content, Path):
         content = ByteFile(content)
     if isinstance(content, ByteFile):
@@ -64,11 +64,12 @@ def stage_artifacts(
 ) -> dict[str, Staged]:
     """Return the files of the artifacts, by their path in the repository.
 
-    The record and the certificate of the first artifact are at the root, unless the root has other
-    weights that libraries prefer. The weights of further directories are at the root, where their
-    framework loads them. Their records and certificates are in a separate folder, and so are files
-    that differ from a file of the same name at the root. The certificate of a single file is in the
-    same directory as the file.
+    Weights are always at the root, where frameworks load them. The files of the first model
+    directory are at the root too, unless the root has other weights that libraries prefer. The
+    record and the certificate of every later model directory are in a folder under
+    `CERTIFICATES_FOLDER`, and so is each of its other files if the root already has a different
+    file of the same name. The certificate of a single file is at the root, under a name that begins
+    with the name of the file.
 
     Args:
         artifacts: the published models.
@@ -103,7 +104,7 @@ def stage_artifacts(
 
 
 def _as_certified(artifact: Artifact, file: Staged) -> Staged:
-    """Return a file if its bytes are those that the certificate covers.
+    """Check that the certificate covers the bytes of a file, and return the file.
 
     Raises:
         MaeConvertError: the file changed since the certificate was checked.
@@ -128,14 +129,14 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
 
 
 def _is_taken(artifact: Artifact, existing: Mapping[str, Entry]) -> bool:
-    """Return whether readers of the repository would load weights other than the artifact's."""
+    """Return whether libraries would load other weights in the repository than the artifact's."""
     ours = [path.name for path in artifact.weights]
     first = next((name for name in PREFERENCE if name in existing or name in ours), None)
     return first is not None and first not in ours and not _is_in_place_of(first, ours)
 
 
 def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
-    """Return whether old shards are replaced by a single file, or the reverse."""
+    """Return whether the published files replace an existing safetensors file or its shards."""
     return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
 
 
@@ -144,9 +145,9 @@ def _same(file: Staged, ours: Staged | None, theirs: Entry | None) -> bool:
 
 
 def superseded(staged: Mapping[str, Staged], existing: Mapping[str, Entry]) -> list[str]:
-    """Return the files of the repository to delete, which would contradict the published files.
+    """Return the paths of files to delete because they contradict the published files.
 
-    A single file of weights and shards exclude each other, because readers load one or the other. A
+    If both a single weight file and shards remained, libraries would load only one of them. A
     certificate that is not published again describes weights that no longer exist.
     """
     publishes = any(_is_safetensors(path) for path in staged)
