@@ -19,7 +19,7 @@ from mae_convert.errors.shortage import shortage, too_little_address_space
 
 
 def main() -> None:
-    """Run the command line; an interrupt during its import only sets the exit status."""
+    """Run the command line; Ctrl-C while it is imported ends the process with exit status 130."""
     from mae_convert import UNSUPPORTED, is_supported
 
     if not is_supported():
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    """Print a message and exit without a clean-up, for which the memory may not suffice."""
+    """Print a message and exit at once, because there may be too little memory to clean up."""
     try:
         os.write(2, f"mae-convert: {sentence}\n".encode())
     finally:

@@ -1,9 +1,9 @@
-"""Canonical tensors that a file does not store as such: zero key biases, and a folded batch norm.
+"""Canonical tensors that are not stored in a file: zero key biases, and a head with a batch norm.
 
-Linear probes of the original have a ``BatchNorm1d(affine=False)`` before the linear layer (He et
-al. 2021, appendix A.1). In evaluation the batch norm is an affine map, so both layers can be
-replaced by one linear layer. The batch norm cannot be recovered from it; therefore the replacement
-is a declared step.
+Linear probes of the original code have a ``BatchNorm1d(affine=False)`` before the linear layer (He
+et al. 2021, appendix A.1). In evaluation the batch norm is an affine map, so both layers can be
+replaced by one linear layer. The batch norm cannot be recovered from the linear layer; therefore
+the replacement is declared as a step of the conversion record.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,11 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def canonical_tensors(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the canonical tensors, with the batch norm of a linear probe folded and declared."""
+    """Return the container, the mapping and the canonical tensors, with a batch norm folded.
+
+    If a linear probe has a batch norm, the batch norm is folded into the head: the returned
+    container declares this step, and the mapping lists the tensors of the batch norm as dropped.
+    """
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)
     if not has_batch_norm(canonical):
@@ -89,7 +93,7 @@ def with_step(container: Container, step: Mapping[str, Any]) -> Container:
 def _key_biases(
     created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
-    """Return key biases of zeros, with the dtype of the query biases."""
+    """Return zero key biases of the given shapes, with the dtypes of the query biases."""
     dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
     return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
 

@@ -108,7 +108,7 @@ class Checkpoint:
         """Return the checkpoint with some fields of its configuration set.
 
         Args:
-            fields: field of the model's configuration, such as ``num_attention_heads`` → value.
+            fields: name of a configuration field, such as ``num_attention_heads`` → value.
             source: the source of the values, for reports and records.
 
         Raises:
@@ -117,7 +117,7 @@ class Checkpoint:
         return replace(self, configuration=self.configuration.specified(fields, source))
 
     def require_complete(self, task: str | None = None) -> None:
-        """Require the configuration fields that a task needs.
+        """Check that the configuration has all fields that a task needs.
 
         Args:
             task: the task; default: the task of the checkpoint.
@@ -152,7 +152,7 @@ class Checkpoint:
 
 
 def require_images(checkpoint: Checkpoint, work: str) -> None:
-    """Require that the preprocessing of images or videos is known for a model's family.
+    """Check that the preprocessing of images or videos is known for a model's family.
 
     Args:
         checkpoint: the checkpoint.
@@ -222,7 +222,11 @@ def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option
 
 
 def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
-    """Check that every option applies to at least one checkpoint that was opened with `fill_only`.
+    """Check that no option contradicts all of the checkpoints.
+
+    Args:
+        flags: the options that the user specified, or None.
+        checkpoints: checkpoints that `open_checkpoint` opened with these options and ``fill_only``.
 
     Raises:
         ConfigurationError: an option contradicts all of the checkpoints.

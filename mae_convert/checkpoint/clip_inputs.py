@@ -139,7 +139,7 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
 
 
 def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Return the normalized centre of each frame of measured values."""
+    """Return the centre crops of frames of measured values, normalized, (C, T, H, W), float32."""
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
         raise MaeConvertError(
@@ -160,7 +160,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32 with missing values replaced; colours are unchanged."""
+    """Return measured values as float32, with missing values replaced; return colours unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)

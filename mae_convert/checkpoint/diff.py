@@ -102,7 +102,7 @@ def _bits(array: np.ndarray) -> bytes:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
-    """Return the number of differing elements, the relative L2 and the largest difference."""
+    """Return the number of differing elements, the relative L2 difference, and the largest one."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(invalid="ignore"):
         away = y - x

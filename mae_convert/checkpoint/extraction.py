@@ -61,7 +61,7 @@ class RecognisedModel:
     """The prefixes that were removed from the names of the model's tensors."""
 
     dropped: Mapping[str, str]
-    """All other tensors by stored name, with the reason why they are dropped."""
+    """Stored name → the reason why the tensor is dropped, for all other tensors."""
 
     also: tuple[str, ...] = ()
     """Other tasks for which every tensor is present and that need tensors outside this model."""
@@ -75,18 +75,18 @@ class RecognisedModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible model: a subset of the tensors that one table maps for one task."""
+    """A possible model: the tensors under a prefix that a mapping table maps for a task."""
 
     reading: Reading
     task: str
     prefixes: tuple[str, str]
-    """The prefix of the names of encoder and head, and the prefix of the names of the decoder."""
+    """The prefix of the encoder's and the head's names, and the prefix of the decoder's names."""
 
     stored: Mapping[str, str]
-    """Name without the prefix → stored name, for tensors that the table maps and the task needs."""
+    """Name without the prefix → stored name, for tensors in the table that the task needs."""
 
     outside_task: Mapping[str, str]
-    """Stored name → component, for tensors that the table maps but the task does not need."""
+    """Stored name → component, for tensors in the table that the task does not need."""
 
     encoder: frozenset[str]
     """Stored names of the encoder's tensors."""
@@ -100,7 +100,7 @@ class Candidate:
 
     @property
     def readable(self) -> bool:
-        """Whether the model is complete, and no unmapped tensor changes its function."""
+        """Whether the model is complete, and no tensor outside the table changes its outputs."""
         return self.complete and not self.unused.needed
 
     @cached_property
@@ -124,7 +124,7 @@ def recognise_model(
     under: str | None = None,
     family: str | None = None,
 ) -> RecognisedModel:
-    """Return the mapping of all tensors or, if that fails, of a complete model among them.
+    """Recognise the layout of all tensors or, if that fails, of a complete model among them.
 
     Args:
         shapes: stored names and shapes.
@@ -154,13 +154,13 @@ def recognise_model(
 
 
 class UndecidedError(LayoutError):
-    """The tensors contain several models, or not the specified one."""
+    """The tensors contain several models, or do not contain a model for the requested task."""
 
 
 def _recognise_all(
     shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
 ) -> RecognisedModel:
-    """Return the mapping of the tensors, all of which must belong to one model.
+    """Recognise the layout of tensors, all of which must belong to one model.
 
     Raises:
         LayoutError: no known layout fits, or several fit after removing different prefixes.
@@ -211,7 +211,7 @@ def find_model(
             prefix.
 
     Raises:
-        LayoutError: the function of the model depends on tensors that no layout contains, or there
+        LayoutError: the outputs of the model depend on tensors that no layout contains, or there
             are several complete models and it is not specified which one to read.
     """
     every = [c for c in _candidates(shapes) if under is None or _is_under(c.prefixes[0], under)]
@@ -291,9 +291,11 @@ def _wrappers(names: Iterable[str]) -> list[str]:
 def _without_decoder(
     candidate: Candidate, shapes: Mapping[str, Shape]
 ) -> tuple[tuple[Any, str] | None, Mapping[str, Shape], dict[str, str]]:
-    """Return the related model if only its encoder is read, and the shapes without its decoder.
+    """Separate the tensors of an unsupported decoder; see `Family.without_decoder`.
 
-    The third result is name → reason for the decoder's tensors, which are dropped.
+    Returns:
+        The related model and the tensor that identifies it, or None; the shapes of the remaining
+        tensors under the candidate's prefix; and the names of the dropped tensors with the reason.
     """
     prefix = candidate.prefixes[0]
     below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
@@ -329,7 +331,16 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Return the candidate for a task that consists of the tensors under the prefixes."""
+    """Return the candidate for a task.
+
+    Args:
+        layout: the layout.
+        table: the mapping table of the layout.
+        task: the task.
+        prefixes: the prefix of the encoder's and the head's names, and that of the decoder's names.
+        split: the result of `_parts` for these prefixes.
+        shapes: stored name → shape of all tensors.
+    """
     stored: dict[str, str] = {}
     outside_task: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -369,7 +380,11 @@ def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) ->
 
 
 def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:
-    """Return a name without its prefix, and the component of the model that contains it, or ''."""
+    """Return a name without its prefix, and the component of the model to which it belongs.
+
+    The component is "encoder", "decoder" or "head"; "dropped" for a tensor that the table declares
+    as unused; or "" for a name that the table does not contain.
+    """
     for prefix, parts in zip(prefixes, (("encoder", "head"), ("decoder",)), strict=True):
         if not name.startswith(prefix):
             continue
@@ -384,13 +399,16 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return the prefixes that occur before a tensor's name in the table, the shortest first."""
+    """Return the prefixes of names that end in one of the names `anchor`, the shortest first."""
     candidates = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
     return sorted(candidates, key=len)[:MOST_PREFIXES]
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:
-    """Return those of the other prefixes that share the longest beginning with `prefix`."""
+    """Return the prefixes in `others` that have the most first components in common with `prefix`.
+
+    If `prefix` itself is in `others`, it is the only result.
+    """
 
     def common(other: str) -> int:
         pairs = list(zip(prefix.split("."), other.split("."), strict=False))
@@ -403,7 +421,7 @@ def _nearest(prefix: str, others: list[str]) -> set[str]:
 
 
 def _largest(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates that are not subsets of other candidates."""
+    """Return the candidates whose tensors are not all contained in a larger candidate."""
     used = {candidate.used for candidate in candidates}
     largest = {some for some in used if not any(some < others for others in used)}
     return [candidate for candidate in candidates if candidate.used in largest]
@@ -412,7 +430,7 @@ def _largest(candidates: list[Candidate]) -> list[Candidate]:
 def _one_model(
     candidates: list[Candidate], preferred: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
-    """Return the candidate to read, and the layouts with the same names and shapes for its tensors.
+    """Return the candidate to read, and the names of other layouts that also fit its tensors.
 
     Raises:
         LayoutError: there are several models, or layouts that map the tensors differently.
@@ -467,7 +485,7 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the shortest beginning of a prefix that distinguishes it from the other prefixes."""
+    """Return the fewest first components of a prefix with which no other prefix begins."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])
@@ -491,7 +509,10 @@ def _why_not(candidates: Iterable[Candidate], task: str) -> str:
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the candidate for a task with the fewest problems, or None without such a task."""
+    """Return the unreadable candidate for a task that maps the most tensors, or None.
+
+    Candidates without any tensor of the task's last component (decoder, head, encoder) are ignored.
+    """
     own = f"{PARTS[task][-1]}."
     tried = [
         c
@@ -504,10 +525,11 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Return whether all tensors that the models ignore belong to other variants of their family.
+    """Return whether complete models are broken models of other variants in the same families.
 
-    For example, a model with query and key biases but without value biases is broken; it is not a
-    complete model of the variant without biases.
+    They are if every tensor that changes the outputs of a model, but is not part of it, is part of
+    such a variant. For example, a model with query and key biases but without value biases is
+    broken; it is not a complete model of the variant without biases.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:
@@ -532,6 +554,6 @@ def _needed_error(complete: list[Candidate], shapes: Mapping[str, Shape]) -> Lay
     return LayoutError(
         f"the file contains a complete {least.task} model of the {reading.layout.name} "
         f"layout{where}, but also {' and '.join(kinds)}: without these tensors the model would "
-        f"compute another function, and no supported layout can store them ({unexpected})",
+        f"compute different outputs, and no supported layout can store them ({unexpected})",
         hint="use the model with the program that wrote it, or train without this component",
     )

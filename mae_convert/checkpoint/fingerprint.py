@@ -1,8 +1,8 @@
 """The fingerprint of a checkpoint: a digest that is the same in every layout, format and order.
 
-It is computed from the canonical tensors, by name, and from the configuration fields that affect
-the function and are not stored in tensors. ``docs/fingerprint.md`` specifies it exactly, with test
-vectors; a change of the hashed data requires a new `VERSION`.
+It is computed from the canonical tensors, ordered by name, and from the configuration fields that
+affect the model's outputs and cannot be derived from the tensors. ``docs/fingerprint.md`` specifies
+it exactly, with test vectors; a change of the hashed data requires a new `VERSION`.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
-        """Return the digest of a tensor, which is read unless the digest of its bytes is passed."""
+        """Return the digest of a tensor; the tensor is not read if its SHA-256 is passed."""
         return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
 
     def line(self, name: str) -> str:
-        """Return the tensor's line in the text that is hashed for its part of the model."""
+        """Return the tensor's line in the text that is hashed for the encoder, decoder or head."""
         return f"{name} {self.dtype} {'x'.join(map(str, self.shape))} {self.sha256}\n"
 
 
@@ -94,7 +94,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
 
 
 def configuration_digest(family: "Family", model: Any, task: str) -> str:
-    """Return the digest of the fields that affect the function and are not stored in tensors.
+    """Return the digest of the fields that affect the outputs and do not follow from the tensors.
 
     Args:
         family: the family of the model, which determines the fields.
@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def missing_fields(checkpoint: "Checkpoint") -> list[str]:
-    """Return the fields of a checkpoint that affect its function and are unknown."""
+    """Return the missing configuration fields that affect the outputs of a checkpoint's model."""
     fields = function_fields(checkpoint)
     return [
         missing.field for missing in checkpoint.configuration.missing if missing.field in fields
@@ -132,7 +132,10 @@ def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
 
 
 def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return field → value for fields that affect the function and are not stored in tensors."""
+    """Return the values of the fields that affect the outputs and do not follow from the tensors.
+
+    The result is a dictionary, ordered by field name; see `Family.function_fields`.
+    """
     fields = checkpoint.family.function_fields(checkpoint.configuration.model, checkpoint.task)
     return dict(sorted(fields.items()))
 
@@ -159,7 +162,10 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 
 def described_family(description: Mapping[str, Any]) -> "Family":
-    """Return the family of a trace's checkpoint; the default is "mae", as in earlier versions."""
+    """Return the family of a trace's checkpoint: that of the trace's metadata, or else "mae".
+
+    Traces of earlier versions do not store the family.
+    """
     known_families = families()
     return known_families.get(description.get("family", ""), next(iter(known_families.values())))
 

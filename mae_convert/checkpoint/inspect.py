@@ -105,7 +105,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about programs of the layout that compute something different."""
+    """Return sentences about programs that read the layout and compute different outputs."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 

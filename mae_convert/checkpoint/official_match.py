@@ -15,9 +15,9 @@ from mae_convert.files.byte_ranges import ByteFile, hex_digest
 
 
 def probable(checkpoint: Checkpoint) -> list[Any]:
-    """Return the official files with the names and shapes of a checkpoint, the most likely first.
+    """Return the official files whose tensors have the names and shapes of a checkpoint's tensors.
 
-    If there are several, the checkpoint's file name determines which is the most likely.
+    An official file with the checkpoint's file name is the first.
     """
     if checkpoint.layout.name != checkpoint.family.model_layouts.get("torch"):
         return []
@@ -30,8 +30,9 @@ def probable(checkpoint: Checkpoint) -> list[Any]:
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
     """Return a description of the official file that a checkpoint probably is, or None.
 
-    ``or`` lists other official files with the same names and shapes. ``confirmed`` is whether the
-    published hash matches, or None if no hash is published.
+    The description has the fields ``probable``, the name of the official file; ``or``, the names of
+    other official files with the same names and shapes; and, with ``with_hash``, ``md5`` and
+    ``confirmed``: whether the published hash matches, or None if no hash is published.
     """
     officials = probable(checkpoint)
     if not officials:
@@ -46,7 +47,7 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
 
 
 def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Any:
-    """Return the official file with the names, shapes and published hash of a checkpoint, or None.
+    """Return the official file whose names, shapes and hash a checkpoint has, or None.
 
     Args:
         checkpoint: the checkpoint.
@@ -63,8 +64,8 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> A
 def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
     """Return the checkpoint with the configuration of the official file that its hash identifies.
 
-    The file is hashed only if an official file has the same names and shapes and a field is
-    assumed.
+    The file is hashed only if a field was assumed from an official file with the same names and
+    shapes.
 
     Args:
         checkpoint: the checkpoint.

@@ -28,7 +28,7 @@ NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 
 
 def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
-    """Return the layout to choose if several fit the tensors equally well.
+    """Return the name of the layout to choose if several fit the tensors equally well, or None.
 
     It is determined by the configuration in the directory or the file, else by the file format: the
     original code writes ``.pth``, timm publishes ``.safetensors``.
@@ -56,7 +56,7 @@ def _applicable(
 def _open(
     path: Path | str, state_key: str | None, *, optional: bool
 ) -> tuple[Container, str | None]:
-    """Open a file; return it and the name prefix that the state key specifies, or None.
+    """Return the container of a file, and the name prefix that the state key specifies, or None.
 
     A state key is the key of a mapping of tensors, a prefix of names, or both joined by a dot. With
     ``optional``, a state key that does not occur in the file is ignored: if two files are compared,
@@ -84,14 +84,18 @@ def _open(
 
 
 def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
-    """Return the container with its origin's configuration if the file contains none."""
+    """Return the container; if it has no configuration, with the configuration of its origin."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
 
 
 def _recognise(container: Container, task: str | None, under: str | None) -> RecognisedModel:
-    """Recognise the layout of a container; its configuration files help to explain an error."""
+    """Return the model that was recognised among the tensors of a container.
+
+    Raises:
+        LayoutError: no known layout fits; the configuration files are used to explain why.
+    """
     shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
     preferred = _layout_named_by(container.config or {}, container.kind)
     try:
@@ -145,9 +149,10 @@ def _check_class_position(
 ) -> None:
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
-    Such embeddings have a square number of rows, n², and n² - 1 is not a square. If an image size
-    is specified, or the first row is zero as in MAE's fixed embedding, the first row is that of the
-    class token.
+    The configuration may specify ``no_embed_class``. Otherwise, a square number of rows means that
+    there is one row for each patch and none for the class token, unless the user specified an image
+    size, the configured image size has one patch less than there are rows, or the first row is zero
+    as in MAE's fixed embedding.
 
     Raises:
         LayoutError: there is no row for the class token.
@@ -171,7 +176,7 @@ def _check_class_position(
             "token: this is a timm model created with no_embed_class=True, which no supported "
             "layout can store",
             hint=(
-                "to get the same function with a row for the class token, use "
+                "to get the same outputs with a row for the class token, use "
                 "torch.cat([torch.zeros(1, 1, D), pos_embed], 1), with D as the width (or pass ",
                 *(Option("source_image_size"), " if there is a row for the class token)"),
             ),
@@ -179,7 +184,7 @@ def _check_class_position(
 
 
 def _count(image_size: Any, reading: Reading) -> int | None:
-    """Return the number of patches of an image of a size, or None if the value is not a size."""
+    """Return the number of patches of an image, or None if `image_size` is not a size."""
     try:
         sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         patch = reading.geometry["patch_size"]
@@ -252,7 +257,7 @@ def open_checkpoint(
 def _opened(
     container: Container, match: RecognisedModel, configuration: Configuration
 ) -> Checkpoint:
-    """Return the checkpoint of a container whose layout and configuration are known."""
+    """Return the checkpoint for a container, its recognised model and its configuration."""
     container, reading, canonical = canonical_tensors(container, match.reading)
     order = family_of(reading.layout).schema(configuration.model, reading.task)
     stored = match.stripped.stored
@@ -317,7 +322,7 @@ def _evidence(
 
 
 def _pooling_unspecified(reading: Reading) -> bool:
-    """Return whether the names fit both a class-token classifier and a pooled classifier."""
+    """Return whether the names fit both a class-token classifier and a mean-pooled classifier."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
     # Only the original code writes a batch norm before the head, and it writes fc_norm if it pools.
@@ -327,6 +332,6 @@ def _pooling_unspecified(reading: Reading) -> bool:
 
 
 def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
-    """Return canonical name → position embedding."""
+    """Return a dictionary from canonical names to the position embeddings."""
     rules = [rule for rule in reading.rules if set(rule.canonicals) & POSITION_EMBEDDINGS]
     return read_tensors(container.tensors, rules)

@@ -1,7 +1,7 @@
 """Prefixes that wrapper modules and larger models add to tensor names, and their removal.
 
-These prefixes may occur in only some of the names. The module ``extraction`` removes any other
-prefix of a complete model.
+These prefixes may occur in only some of the names of a file. The module ``extraction`` removes any
+other prefix that all names of a model have.
 
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
 ``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from attributes of training
@@ -29,7 +29,7 @@ MOST_COMBINATIONS = 32
 
 @dataclass(frozen=True)
 class Stripped:
-    """Names without their prefixes."""
+    """Tensor names from which prefixes were removed."""
 
     removed: tuple[str, ...]
     """The removed prefixes, in the order of their removal."""
@@ -39,18 +39,18 @@ class Stripped:
 
     @property
     def foreign(self) -> bool:
-        """Whether only prefixes that no layout uses were removed."""
+        """Whether prefixes were removed, and no layout uses any of them."""
         return bool(self.removed) and set(self.removed) <= set(FOREIGN)
 
     @property
     def common(self) -> str | None:
-        """The prefix that every name had, or None if the names had different prefixes."""
+        """The removed prefix if it is the same for every name, else None."""
         prefixes = {stored_name.removesuffix(name) for name, stored_name in self.stored.items()}
         uniform = len(prefixes) == 1 and all(k.endswith(n) for n, k in self.stored.items())
         return prefixes.pop() if uniform else None
 
     def in_words(self) -> str | None:
-        """Return the removed prefixes as text, or None if nothing was removed."""
+        """Return the removed prefixes as text, or None if no prefix was removed."""
         return self.common or ", ".join(self.removed) or None
 
 
@@ -60,7 +60,7 @@ def as_stored(names: Iterable[str]) -> Stripped:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return name without the components of wrapper modules → stored name."""
+    """Return a dictionary from names without the components of wrapper modules to stored names."""
     stored: dict[str, str] = {}
     for name in names:
         short = name
@@ -73,9 +73,9 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def prefix_removals(names: Iterable[str]) -> Iterator[list[Stripped]]:
-    """Yield all ways to remove one prefix, then all ways to remove two, and so on.
+    """Yield all results of removing one prefix, then all results of removing two, and so on.
 
-    Removals that make two names equal or leave an empty name are skipped.
+    Results with an empty name or two equal names are skipped.
     """
     removals = [as_stored(names)]
     seen = {frozenset(removals[0].stored)}

@@ -1,8 +1,8 @@
 """Recognise the layout of a set of tensors by all their names and shapes.
 
-Every table of every layout is tried: it maps the names, the shapes determine the sizes of the
-model, and the result must be exactly the canonical schema of such a model. A table fits only if no
-tensor is missing or unexpected.
+Every mapping table of every layout is tried: the table maps the names to canonical names, the
+shapes determine the sizes of the model, and the result must be exactly the canonical schema of a
+model with these sizes. A table fits only if no tensor is missing or unexpected.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ from mae_convert.text import listed
 
 @dataclass(frozen=True)
 class Reading:
-    """The mapping of a set of external tensors with one table."""
+    """The result of mapping the tensors of a file to canonical tensors with one mapping table."""
 
     layout: Layout
     table: Table
     rules: tuple[Rule, ...]
-    """The mapping rules, one for each external tensor that is mapped."""
+    """The mapping rules, one for each tensor of the file that is mapped."""
 
     task: str
     """The task of the canonical tensors."""
@@ -34,14 +34,14 @@ class Reading:
     """Configuration fields that the shapes determine."""
 
     dropped: Mapping[str, str]
-    """External names that the table declares as unused, with the reason."""
+    """Stored name → reason, for tensors that the table declares as unused."""
 
     problems: tuple[str, ...]
     """Sentences about the mismatches; empty if the table fits."""
 
     created: Mapping[str, Shape] = field(default_factory=dict)
     """Key biases that are not stored although query and value have biases; they are created as
-    zeros, which does not change the function."""
+    zeros, which does not change the model's outputs."""
 
     relative: tuple[Any, str] | None = None
     """The related model if only its encoder is read, and the tensor by which it was recognised."""
@@ -54,15 +54,15 @@ def recognise(
     explain: bool = True,
     family: str | None = None,
 ) -> tuple[Reading, tuple[str, ...]]:
-    """Return the mapping of the tensors, and the other layouts with the same names and shapes.
+    """Return the mapping of the tensors, and the names of other layouts that also fit them.
 
     Args:
-        shapes: external names and shapes.
+        shapes: stored names and shapes.
         preferred: the layout to choose if several fit equally well, from the configuration in the
             directory or the file.
         family: the model family in that configuration; other families are not tried.
-        explain: if no layout fits, determine the nearest layout for the error message, which is
-            slow.
+        explain: if no layout fits, describe the nearest layout in the error message; to determine
+            it is slow.
 
     Raises:
         LayoutError: no layout fits (the message describes the nearest layout), or several layouts
@@ -89,12 +89,12 @@ def recognise(
 def _readings(
     shapes: Mapping[str, Shape], only: str | None, *, complete: bool
 ) -> Iterator[Reading]:
-    """Yield the mapping of the tensors with each table of all families.
+    """Yield the result of mapping the tensors with each mapping table of all families.
 
     Args:
-        shapes: external names and shapes.
-        only: the name of the only family whose tables are tried, or None.
-        complete: use only tables that contain every name.
+        shapes: stored names and shapes.
+        only: the name of the only family whose tables are tried; None, or an unknown name, for all.
+        complete: try only tables that contain every name.
     """
     for family in families().values():
         if only in families() and family.name != only:
@@ -116,7 +116,7 @@ def explain(
     """Return a message that explains why a known model is not supported, or None.
 
     Args:
-        shapes: external names and shapes.
+        shapes: stored names and shapes.
         config: ``config.json``, or None.
         adapter: ``adapter_config.json``, or None.
     """
@@ -136,7 +136,7 @@ def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
 
 
 def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
-    """Map external names and shapes with one table and collect the problems."""
+    """Return the result of mapping names and shapes with one mapping table, with all problems."""
     family = family_of(layout)
     rules: list[Rule] = []
     dropped: dict[str, str] = {}

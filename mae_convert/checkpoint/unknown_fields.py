@@ -88,7 +88,7 @@ def unread(
         The fields with their files, such as "config.json: fusion_config".
 
     Raises:
-        ConfigurationError: with this configuration, a library would compute another function.
+        ConfigurationError: with this configuration, a library would compute different outputs.
     """
     return tuple(_unread(container, layout, task, dtypes))
 
@@ -99,7 +99,7 @@ def _unread(
     if container.adapter is not None:
         raise ConfigurationError(
             "the directory contains adapter_config.json: transformers adds this adapter to the "
-            "model, so the weights alone compute another function",
+            "model, so the outputs of the weights alone are different",
             hint=f"{MERGE}, or remove adapter_config.json and the adapter's weights",
         )
     for name in family_of(layout).unread(container, layout.name, task, dtypes):

@@ -1,9 +1,9 @@
-"""Distinguish unused tensors that can be dropped from unused tensors that change the function.
+"""Distinguish tensors that can be dropped from tensors on which a model's outputs depend.
 
 A file may contain a complete model and tensors of a larger program: heads, projectors, copies,
 another decoder. Such tensors are dropped, each with a reason. Additional tensors in the modules of
 the model itself (a layer scale in a block, a norm in the attention), and some tensors elsewhere
-(register tokens), change the function of the model and are never dropped.
+(register tokens), change the outputs of the model and are never dropped.
 """
 
 import re
@@ -105,13 +105,13 @@ NORM = re.compile(r"(?i)(\w*_)?(norm|ln|layernorm)(\w*_\w*|\d*)$")
 
 @dataclass(frozen=True)
 class Unused:
-    """The tensors that a model does not use."""
+    """The tensors of a file that the mapping table of a model does not contain."""
 
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Tensor → why it can be dropped."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → description, for tensors that change the function of the model."""
+    """Tensor → description, for tensors that change the outputs of the model."""
 
 
 def sort_unused(
@@ -121,10 +121,10 @@ def sort_unused(
     task: str,
     width: int,
 ) -> Unused:
-    """Divide tensors that a model does not use into those to drop and those that it needs.
+    """Divide tensors that no mapping table contains into tensors to drop and tensors to keep.
 
     Args:
-        unused: the names and shapes of these tensors.
+        unused: the names and shapes of the tensors.
         encoder: the names of the encoder's tensors, whose common prefix is the root of the model.
         others: the names of the decoder's and the head's tensors.
         task: the task of the model.
@@ -146,7 +146,7 @@ def sort_unused(
 def _classify(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
-    """Return the description of a tensor and whether it changes the model's function."""
+    """Return the description of a tensor, and whether it changes the model's outputs."""
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))
@@ -166,9 +166,13 @@ def _classify(
 
 
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
-    """Return whether a tensor outside the encoder's modules is probably used by them.
+    """Return whether the encoder probably uses a tensor that is not in one of its modules.
 
-    This is decided by the names of the tensor and of its outermost module.
+    Args:
+        rest: the name of the tensor below the root of the model; its first component decides.
+        shape: the shape; a tensor with the name of an embedding or a norm must have an axis of
+            the encoder's width.
+        width: the encoder's width.
     """
     outermost = re.split(r"[./]", rest)[0]
     if any(re.search(f"(?i){pattern}", outermost) for pattern, _ in FUNCTION[:11]):
@@ -179,7 +183,7 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
 
 def description_of(name: str) -> str:
-    """Return a description of a tensor that changes what a model computes."""
+    """Return a description of a tensor that changes a model's outputs."""
     descriptions = (text for pattern, text in FUNCTION if re.search(f"(?i){pattern}", name))
     return next(descriptions, UNKNOWN)
 

@@ -148,7 +148,7 @@ def _bands(path: Path) -> np.ndarray | None:
                 if math.prod(series.shape) > MOST_NUMBERS:
                     raise MaeConvertError(
                         path,
-                        f" has {series.shape} values, which is more than {MOST_NUMBERS}",
+                        f" has {math.prod(series.shape)} values, which is more than {MOST_NUMBERS}",
                         hint="cut out the part that is needed",
                     )
                 pixels: np.ndarray = series.asarray()
@@ -284,7 +284,7 @@ def _video_stream(path: Path, container: Any) -> Any:
 
 
 def _of_arrays(path: Path, choose: Choose) -> Frames:
-    """Read the array ``frames`` (T, H, W, C)."""
+    """Read a video from the array ``frames`` (T, H, W, C) of an .npz file."""
     try:
         tensor = arrays_in(Archive(ByteFile(path)), (ARRAY,)).get(ARRAY)
     except CheckpointError as error:

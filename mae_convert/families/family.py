@@ -242,7 +242,7 @@ class Family(ABC):
         """Return fields of ``config.json`` that a library may use but mae-convert does not.
 
         Raises:
-            ConfigurationError: with this configuration, a library would compute another function.
+            ConfigurationError: with this configuration, a library would compute different outputs.
         """
         config: Mapping[str, Any] = container.config or {}
         if KERAS in config:
