@@ -250,7 +250,7 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return stored name → reason for all tensors that the chosen candidate does not use.
+    """Return the tensors that the chosen candidate does not use: stored name → reason.
 
     Args:
         chosen: the candidate that is read.

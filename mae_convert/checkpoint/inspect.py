@@ -85,7 +85,7 @@ def _missing(missing: Missing, style: OptionStyle) -> dict[str, str]:
 
 
 def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return configuration field → value; None for missing fields."""
+    """Return the values of the configuration fields by name; None for missing fields."""
     missing = {missing.field: None for missing in checkpoint.configuration.missing}
     return {**checkpoint.configuration.model.to_dict(), **missing}
 
@@ -111,7 +111,7 @@ def differences(checkpoint: Checkpoint) -> list[str]:
 
 
 def convertible_layouts(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
-    """Return layout → "yes", or the reason why the checkpoint cannot be converted to the layout."""
+    """Return, for each layout, "yes" or the reason why a checkpoint cannot be converted to it."""
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:

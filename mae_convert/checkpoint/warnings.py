@@ -45,7 +45,7 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return reason → the names to which it applies."""
+    """Return a dictionary from each reason to the names of the dropped tensors with this reason."""
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)

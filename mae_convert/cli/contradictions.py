@@ -38,7 +38,7 @@ def _sets(name: str) -> Callable[[Values], bool]:
 
 
 def _no_xla(framework: str, mode: str) -> Conflict:
-    """Return the conflict of PyTorch with mode xla, which it does not have."""
+    """Return the conflict between PyTorch and the mode xla, which PyTorch does not have."""
     option = f"--{mode.replace('_', '-')}"
     return Conflict(
         framework,

@@ -147,8 +147,8 @@ images_option = click.option(
     type=click.Path(path_type=Path),
     metavar="DIR",
     help=(
-        "With --infer: directory of images, or of videos, like those of training. [default: four "
-        "photographs]"
+        "With --infer: directory of images or videos that are similar to the training data. "
+        "[default: four photographs]"
     ),
 )
 
@@ -227,7 +227,13 @@ json_option = click.option(
 
 
 def with_options(command: Command, wrapper: Command, options: list[Command]) -> Command:
-    """Return `wrapper` with options added before the other options of a command."""
+    """Return `wrapper` as the function of a command with additional options.
+
+    Args:
+        command: the function whose name, docstring and options are copied to `wrapper`.
+        wrapper: a function that calls `command`; it is changed in place.
+        options: decorators of the additional options, which are listed first.
+    """
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     wrapper.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in reversed(options):

@@ -66,7 +66,7 @@ def _write(
     names: Sequence[str],
     error: Exception,
 ) -> None:
-    """Write the reports; errors are printed, because the command itself has failed already."""
+    """Write the error to the reports; if a report cannot be written, print the reason."""
     from mae_convert.files.atomic import replacing_file
     from mae_convert.reports.junit import error_junit
     from mae_convert.reports.verdict_files import check_report_names

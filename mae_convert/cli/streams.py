@@ -142,5 +142,5 @@ class _Bar(Progress):
             self._bar.advance(self._task, count)
 
     def end(self) -> None:
-        """Remove the bar from the screen."""
+        """Remove the progress bar from the terminal."""
         self._bar.stop()

@@ -34,7 +34,7 @@ PATCH_EMBEDDING = "encoder.patch_embedding.weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The inputs of the converted model; a property that is None is unchanged."""
+    """Changes of a model's inputs; properties that are None stay as in the source."""
 
     image_size: tuple[int, int] | None = None
     """Height and width in pixels."""
@@ -52,12 +52,12 @@ class Geometry:
 def with_geometry(
     source: Checkpoint, task: str, geometry: Geometry
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint as a model with other inputs, and the declared steps.
+    """Return the checkpoint of a model with changed inputs, and the declared steps.
 
     Args:
         source: an opened checkpoint.
         task: the task for which the checkpoint is converted.
-        geometry: the inputs of the new model; unchanged properties declare no step.
+        geometry: the changes of the inputs; unchanged properties declare no step.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.
@@ -164,7 +164,7 @@ def _with_num_frames(
 
 
 def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
-    """Return name → structure, for the position embeddings that a model for a task has."""
+    """Return the structures of the position embeddings that a model for a task has, by name."""
     return {
         name: table
         for name, table in source.family.position_tables(source.configuration.model).items()
@@ -185,7 +185,7 @@ def _regenerated(
 
 
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
-    """Return the configuration with another model, and with the source of the changed field."""
+    """Return the configuration with `new_model`; an option is the source of the changed field."""
     resized = f"option {field}"
     if (
         field in source.configuration.assumptions
@@ -254,9 +254,9 @@ def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
     The method is that of timm (``adapt_input_conv``). A single channel has the sum of the weights
-    of all channels, so that a grey image has the same result as its copies in every channel. More
-    channels repeat the weights of the old channels, scaled by old / new, so that sums over channels
-    keep their magnitude. The weights are computed in float64 and rounded.
+    of all channels, so that a grey image gives the same result as an image with the grey values in
+    every channel. Several channels repeat the weights of the old channels, scaled by old / new, so
+    that sums over channels keep their magnitude. The weights are computed in float64 and rounded.
     """
 
     def load() -> np.ndarray:

@@ -89,7 +89,7 @@ class Plan:
         return is_directory(self.layout, self.target)
 
     def target_schema(self) -> Schema:
-        """Return canonical name → shape for the target."""
+        """Return the shapes of the target's canonical tensors, by name."""
         return self.source.family.schema(self.configuration.model, self.task)
 
 
@@ -104,7 +104,7 @@ def plan_conversion(
     packing: Packing | None = None,
     purpose: Purpose = "write",
 ) -> Plan:
-    """Plan a conversion.
+    """Return the plan of a conversion; no data is written.
 
     Args:
         source: an opened checkpoint.
@@ -113,8 +113,9 @@ def plan_conversion(
         task: the task of the target; "encoder" drops the decoder or the head. Default: the task of
             the source.
         dtype: round every tensor to this dtype; default: dtypes are untouched.
-        geometry: the inputs of the target; default: the inputs of the source.
-        packing: how the tensors are stored in files; default: as in the layout's own programs.
+        geometry: the changes of the model's inputs (image size, channels, frames); default: none.
+        packing: options for how the tensors are stored in files; default: as the programs that use
+            the layout store them.
         purpose: "write" for a file whose record has the hashes of the canonical tensors; "load" for
             a model in memory, without hashes; "compare" for a run of a verification. "write" and
             "load" refuse NaN and infinity; a verification reports them.
@@ -188,7 +189,11 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> tuple[dict[str, LazyTensor], Measurements]:
-    """Return tensors that are rounded to a dtype, and hashed if the target stores other bytes."""
+    """Return the tensors, rounded to a dtype, and the measurements that are made as they are read.
+
+    The measurements are the rounding errors and, with `hashing`, the hashes of tensors that the
+    target stores with other bytes.
+    """
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
     to_hash = {*moved, *roundings} if hashing else ()
@@ -224,9 +229,10 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 
 
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
-    """Return whether zero key biases are written for a model without key biases.
+    """Return whether key biases are written.
 
-    If the layout has a naming variant without key biases, zero key biases are not written.
+    Zero key biases of a model without key biases are written only if the layout has no naming
+    variant without key biases.
     """
     if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
         return True
@@ -235,7 +241,10 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
 
 
 def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
-    """Return zero tensor → reason, for tensors that the class of the layout's library requires."""
+    """Return a dictionary from each added tensor, filled with zeros, to the reason.
+
+    The tensors are required by the class of the layout's library, but not part of the model.
+    """
     return {
         LazyTensor(
             prefix + drop.external,
@@ -250,7 +259,7 @@ def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> di
 
 
 def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
-    """Return canonical name → rounding for tensors whose dtype is not the requested one."""
+    """Return the roundings of the tensors whose dtype is not `dtype`, by canonical name."""
     if dtype is None:
         return {}
     target_dtype = DTYPES[dtype]

@@ -81,19 +81,19 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 
 def _differences(plan: Plan) -> dict[str, Any]:
-    """Return the known deviations of the target layout's programs from the model."""
+    """Return the record's field on programs whose outputs for the target differ; empty if none."""
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:
-    """Return the evidence of an experiment that determined fields; empty without an experiment."""
+    """Return the record's field on an experiment that determined fields; empty if none did."""
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the origin of a checkpoint, and the source from which it was converted, if known."""
+    """Return the record's fields on the origin of a checkpoint and on its own source, if known."""
     entry: dict[str, Any] = dict(source.origin.record) if source.origin else {}
     if not entry and (official := confirmed(source, md5)):
         entry = official.record
@@ -232,7 +232,7 @@ def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
 
 
 def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that is stored in a single file, without shapes."""
+    """Return the part of a record that is stored in the metadata of a single file."""
     names = ("mae_convert", "source", "task", "steps", "assumptions", "inferred", "repaired")
     short = {name: record[name] for name in names if name in record}
     family = record["family"]
@@ -256,9 +256,10 @@ def complete_config(plan: Plan) -> dict[str, Any]:
 
 
 def archived_config(plan: Plan) -> dict[str, Any]:
-    """Return the stored configuration with the configuration that Keras reads under "keras".
+    """Return the stored configuration, with the configuration that Keras reads under "keras".
 
-    The model has the dtype of its weights; if these differ, a dtype that can represent all of them.
+    The dtype of the Keras model is that of its weights; if the weights have several dtypes, it is
+    one that can represent all of them.
     """
     complete = complete_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
@@ -268,8 +269,8 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return the content of ``preprocessor_config.json``.
 
-    The content is the source's preprocessing, with a changed image size if necessary, or else the
-    preprocessing of the family.
+    Settings that the source does not specify are those of the family, and so are sizes if the
+    conversion changed the image size.
     """
     theirs, family = _preprocessor(plan), plan.source.family
     return {
@@ -280,7 +281,7 @@ def preprocessor_config(plan: Plan) -> dict[str, Any]:
 
 
 def _preprocessor(plan: Plan) -> dict[str, Any]:
-    """Return the source's preprocessing, with the image size of the target if that was changed."""
+    """Return the source's preprocessing, without sizes if the conversion changed the image size."""
     theirs = dict(plan.source.preprocessor)
     steps = [step for step in plan.steps if step["step"] == "image_size"]
     if steps != _declared(plan.source, "image_size"):
@@ -317,7 +318,7 @@ class SourceHashes:
         self.nbytes = sum(file.size for file in files)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Hash the files; `advance` is called with the numbers of hashed bytes."""
+        """Hash the files; `advance` is called with the number of bytes of each hashed piece."""
         self._hashes = [hex_digest(file, hashlib.sha256(), advance) for file in self._files]
 
     def md5(self) -> str:

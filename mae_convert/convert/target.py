@@ -116,7 +116,7 @@ def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
     """Return (layout, path) for each text: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
 
     Raises:
-        OutputError: none or several of the layouts are without a path, or two paths are equal.
+        OutputError: the number of layouts without a path is not 1, or two paths are equal.
     """
     parsed = []
     for text in texts:

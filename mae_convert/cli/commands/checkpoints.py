@@ -124,8 +124,8 @@ def inspect(
     "--in-channels",
     type=COUNT,
     help=(
-        "Number of input channels: sum (to 1) or repeat the patch embedding's channels; reported "
-        "as lossy."
+        "Number of input channels; 1 adds up the patch embedding's channels, other numbers repeat "
+        "them; reported as lossy."
     ),
 )
 @click.option(

@@ -30,10 +30,10 @@ PATH = click.Path(path_type=Path)
 
 
 def installed(framework: str | None) -> str:
-    """Return the requested framework, or the first one that is installed.
+    """Return the requested framework or, if it is None, the first installed framework.
 
     Raises:
-        MissingRequirementError: the framework, or any framework, is not installed.
+        MissingRequirementError: the requested framework is not installed, or no framework is.
     """
     from mae_convert.runtime.sides import first_framework, require_frameworks
 
@@ -107,9 +107,9 @@ def reconstruct(
     """Mask images or videos and show their reconstructions.
 
     The output shows the original, the masked image and the reconstruction. Images are files or
-    folders of files, or preprocessed with --inputs. Videos are files (.mp4, .gif ..., or .npz with
-    frames (T, H, W, C)), folders of frames, or folders of these. The mask ratio is --mask-ratio,
-    else that of the checkpoint, else the default of the model family.
+    folders of files; --inputs takes preprocessed images. Videos are files (.mp4, .gif ..., or .npz
+    with frames (T, H, W, C)), folders of frames, or folders of videos. The mask ratio is
+    --mask-ratio, else that of the checkpoint, else the default of the model family.
 
     Example:
 
@@ -146,7 +146,7 @@ def reconstruct(
 @click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Skip files that cannot be read as images, and list them.",
+    help="Skip files that cannot be read as images or videos, and list them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @json_option
@@ -210,7 +210,7 @@ def features(
 def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Return the images or videos in a folder, and skipped file → reason."""
+    """Return the paths of images or videos in a folder, and the skipped files with the reasons."""
     from mae_convert.checkpoint.clip_inputs import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError
@@ -243,9 +243,9 @@ def _files_below(
     help="Directory for the converted models and the image.",
 )
 def demo(output: Path) -> int:
-    """Convert the embedded checkpoint both ways and verify it.
+    """Convert the embedded checkpoint to other layouts and back, and verify it.
 
-    PyTorch and TensorFlow run it, or only one of them if the other is not installed.
+    The models are run in PyTorch and TensorFlow, or only in the one that is installed.
 
     Example:
 

@@ -197,10 +197,10 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Also run B (or A, if only A has tensor names for it) with the model classes of another "
-        "library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or MODULE:FACTORY), or "
-        "with a clone of the authors' code (original=DIRECTORY). Such code is run only if this "
-        "option specifies it."
+        "Also run B (or A, if only A has the tensor names that this requires) with the model "
+        "classes of another library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or "
+        "MODULE:FACTORY), or with a clone of the authors' code (original=DIRECTORY). Such code is "
+        "run only if this option specifies it."
     ),
 )
 @click.option(
@@ -220,7 +220,10 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
 @click.option(
     "--require-proof",
     is_flag=True,
-    help="Fail unless the result is a proof: both sides loaded natively, and no shared assumption.",
+    help=(
+        "Fail unless the result is a proof: each side is read by the library of its own format, "
+        "without mae-convert's mapping tables, and no assumption affects both sides."
+    ),
 )
 @click.option(
     "--isolate",
@@ -339,7 +342,7 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write the certificate if a verification passed; else report an older certificate."""
+    """Write a certificate if a verification passed; else note that a certificate is out of date."""
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:
@@ -412,8 +415,8 @@ def attest(folder: Path, signer: "Signer | None") -> None:
     """Sign a certified model directory.
 
     The outputs are attestation.json, an in-toto statement about the files and their verification,
-    and model.sig, the signature of all files. It is created with a key, with a key and its
-    certificate, or online without a key. `verify DIR` with --public-key, --certificate-chain or
+    and model.sig, the signature of all files. The signature is created with a key, with a key and
+    its certificate, or online without a key. `verify DIR` with --public-key, --certificate-chain or
     --identity checks both files.
 
     Example:
@@ -505,7 +508,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(verification: "Verification") -> "Verification":
-    """Return the verification; if it failed, with causes and the meaning of the differences."""
+    """Return a verification; if it failed, add the causes and the meaning of the differences."""
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose

@@ -189,7 +189,7 @@ def _official(
 
 
 def _statistics(stats: Mapping[str, Mapping[str, float]], width: int) -> Grid | Group:
-    """Return a table of each tensor's statistics, on a narrow terminal below the tensor's name."""
+    """Return a table of tensor statistics; names are on separate lines if `width` is too small."""
     numbers = ("min", "max", "mean", "std", "zeros", "not finite")
     rows = {
         name: [*(f"{s[key]:.4g}" for key in numbers[:4]), str(s["zeros"]), str(s["not_finite"])]

@@ -95,7 +95,7 @@ def _runner(entry: Mapping[str, Any]) -> str:
 
 
 def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of fields that no tensor and no configuration contains."""
+    """Yield a line for each source of fields that are stored in no tensor and no configuration."""
     if runner["side"].startswith("against"):  # the assumptions of A and B were already printed
         return
     by_source: dict[str, list[str]] = {}
