@@ -1,1 +1,1 @@
-"""Run two checkpoints on the same inputs and decide whether they are the same function."""
+"""Run two checkpoints on the same inputs and decide whether they compute the same function."""

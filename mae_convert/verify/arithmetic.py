@@ -1,8 +1,8 @@
 """The arithmetic of declared conversion steps, implemented independently of the conversion.
 
-Positions are resampled with Hermite polynomials instead of a convolution kernel, sines and cosines
-come from a complex exponential, channels are mixed by a matrix product, and rounding works on the
-significand.
+Position embeddings are resampled with Hermite polynomials instead of a convolution kernel, sines
+and cosines come from a complex exponential, the weights of input channels are computed by a matrix
+product, and rounding works on the significand.
 """
 
 import math
@@ -32,7 +32,7 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def accept_either_rounding(
     exact: np.ndarray, rounded: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """Return the rounded values, replaced by those of the target where these are equally close.
+    """Return `rounded`, with the values of `target` where they are at least as close to `exact`.
 
     Two algorithms can compute float64 values on opposite sides of the midpoint between two values
     of the stored dtype, and then round differently; both roundings are accepted.
@@ -53,6 +53,8 @@ def resampled_positions(
 ) -> np.ndarray:
     """Return a position embedding (1, first + t h w, width) resampled bicubically to another grid.
 
+    Each of the t time steps is resampled separately.
+
     Args:
         embedding: the position embedding.
         grid: h and w of the embedding.
@@ -72,8 +74,9 @@ def resampled_positions(
 def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
     """Resample the first of three axes with cubic Hermite polynomials between the samples.
 
-    The centre of new sample i is at ((2 i + 1) old / new - 1) / 2, or, with aligned corners, at
-    i (old - 1) / (new - 1), computed exactly in integers.
+    For a number of samples that changes from old to new, the centre of new sample i is at
+    ((2 i + 1) old / new - 1) / 2, or, with aligned corners, at i (old - 1) / (new - 1). These
+    positions are computed exactly in integers.
     """
     if aligned:
         position, unit = np.arange(size) * (len(samples) - 1), max(size - 1, 1)
@@ -94,9 +97,9 @@ def fixed_positions(
 ) -> np.ndarray:
     """Return the fixed sine-cosine position embedding for another grid.
 
-    An embedding that is not the fixed one, for example because it was trained, is resampled
-    instead, so that it differs from a target in which it was replaced by the fixed one. It cannot
-    be resampled to another number of frames; all values of the result are then NaN.
+    If `embedding` is not the fixed one, for example because it was trained, it is resampled
+    instead, so that the result differs from a target in which it was replaced by the fixed one. It
+    cannot be resampled to another number of frames; all values of the result are then NaN.
 
     Args:
         embedding: (1, 1 + L, width).
@@ -131,7 +134,11 @@ def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def mixed_channels(weight: np.ndarray, count: int) -> np.ndarray:
-    """Return a patch embedding (width, channels, [t,] h, w) for another number of channels."""
+    """Return the weight (width, channels, [t,] h, w) of a patch embedding for `count` channels.
+
+    For one channel, the weights of all channels are added; otherwise they are repeated and
+    multiplied by channels / count.
+    """
     old = weight.shape[1]
     copies = np.eye(old)[np.arange(count) % old] * (old / count)
     return np.einsum("nc,oc...->on...", np.ones((1, old)) if count == 1 else copies, weight)

@@ -1,7 +1,7 @@
-"""Assumptions that change the function: which side makes them and whether they prevent a proof.
+"""Assumed values of configuration fields that affect the outputs, and whether they prevent a proof.
 
-If both sides share an assumption, their outputs agree even if it is wrong, so a comparison cannot
-confirm it. If only one side assumes a value and the other specifies the same value, it is
+If both sides assume the same value, their outputs agree even if it is wrong, so a comparison cannot
+confirm it. If only one side assumes a value and the other side specifies the same value, it is
 confirmed.
 """
 
@@ -31,11 +31,12 @@ Assumption = Mapping[str, Any]
 
 
 def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
-    """Return the assumptions of both sides about fields that change the function.
+    """Return the assumptions of both sides about configuration fields that affect the outputs.
 
     Returns:
         Assumptions with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
-        ``blocks_proof``: whether both sides share it although other values are common.
+        ``blocks_proof``: whether it prevents a proof, because both sides share it and the value
+        differs between models with the same tensor names and shapes.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]
@@ -93,7 +94,7 @@ def in_words(assumed: Sequence[Assumption]) -> str:
 
 
 def how_to_confirm(assumed: Sequence[Assumption]) -> Text:
-    """Return how to confirm the assumptions that prevent a proof."""
+    """Return advice on how to confirm the assumptions that prevent a proof."""
     options = [named(a["field"]) for a in assumed if a["field"] in OF_FIELDS]
     words = "specify what you know (", join(dict.fromkeys(options), ", "), ")"
     if any("official" in str(assumption["source"]) for assumption in assumed):

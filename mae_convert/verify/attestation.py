@@ -119,7 +119,7 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: there is no signature, or a file that the options name does not exist.
+        MaeConvertError: there is no signature, or a file specified by an option does not exist.
     """
     trust.check()
     signature = folder / SIGNATURE
@@ -144,13 +144,13 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
 
 
 def _document(folder: Path) -> Any:
-    """Return the statement in a directory; without a statement, one that has no subjects."""
+    """Return the statement in a directory; if there is none, a statement without subjects."""
     path = folder / STATEMENT
     return json_in(ByteFile(path), ADVICE) if path.is_file() else {"subject": []}
 
 
 def _statement_checks(folder: Path) -> Iterator[Check]:
-    """Yield checks that the statement describes these files and repeats their certificate."""
+    """Yield checks that the statement matches the files in a directory and their certificate."""
     path = folder / STATEMENT
     if not path.is_file():
         yield Check("certificate/statement", False, "missing", STATEMENT)

@@ -103,7 +103,8 @@ class Certificate:
     def failed_checks_of_files(self, checkpoint: Checkpoint) -> list[Check]:
         """Return failed checks of files that affect the model but are not in the certificate.
 
-        A step that the certificate declares but the checkpoint does not is also a failed check.
+        A conversion step that the certificate declares and the checkpoint's record does not is
+        also a failed check.
         """
         files, declared = self.document["files"], declared_steps(checkpoint)
         new = [name for name in _files(checkpoint) if name not in files]
@@ -114,7 +115,7 @@ class Certificate:
         ]
 
     def failed_checks_of_run(self, trace: Trace) -> list[Check]:
-        """Return failed checks of the weights in a new run."""
+        """Return a failed check if the weights of a new run are not the certified ones."""
         recorded, measured = self.document["target"].get("fingerprint"), trace.fingerprint
         if recorded is None or recorded.split(":")[:2] == str(measured).split(":")[:2]:
             return []
@@ -139,7 +140,7 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
-    """Return file name → SHA-256 for each file that affects what the target computes.
+    """Return the SHA-256 of each file that affects what the target computes, by file name.
 
     The hashes are those of the bytes that were read for the verification.
 
@@ -164,8 +165,8 @@ def write_certificate(verification: Verification, target: Checkpoint) -> Path:
     """Write the certificate of a passed verification and return the path of its document.
 
     The arrays are renamed to their final name first, so a document never exists without its arrays.
-    The certificate covers the bytes that were run; if the files have changed since, no certificate
-    is written.
+    The certificate covers the bytes of the files that were verified; if a file has changed since
+    the verification, no certificate is written.
 
     Raises:
         CheckpointError: a file of the target changed since it was verified.

@@ -39,7 +39,7 @@ def _has_activations(trace: Trace) -> bool:
 
 
 def not_compared(a: Trace, b: Trace) -> list[str]:
-    """Return sentences about everything that the verdict does not cover."""
+    """Return phrases that name everything that the verdict does not cover."""
     parts = [
         f"{plural(count, 'tensor')} of {name} that a model for the task {task} does not have"
         f" ({'declared' if declared else 'NOT declared in any conversion record'})"
@@ -55,13 +55,13 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
 
 
 def _activations(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield a sentence if neither run recorded intermediate activations."""
+    """Yield a phrase if neither run recorded intermediate activations."""
     if not any(trace.description.get("taps", True) for trace in (a, b)):
         yield "intermediate activations, which neither run recorded"
 
 
 def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield sentences about optional inputs of a model that the runs did not use."""
+    """Yield phrases that name optional inputs of a model that the runs did not use."""
     for name, trace in (("A", a), ("B", b)):
         used = trace.description.get("additional_inputs", ())
         inputs = trace.family.additional_shapes(trace.configuration.model)
@@ -71,7 +71,7 @@ def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _precisions(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield sentences about dtypes that were not run on both sides."""
+    """Yield phrases that name dtypes that were not run on both sides."""
     left, right = a.description["dtypes"], b.description["dtypes"]
     for name, own, other in (("A", left, right), ("B", right, left)):
         if alone := [dtype for dtype in own if dtype not in other]:
@@ -81,7 +81,7 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield the number of tensors of a side that the other side lacks because its task differs.
+    """Yield, for each side, the number of tensors that the other lacks because its task differs.
 
     Such tensors were dropped by the other side's conversion or created by this side's conversion.
 
@@ -104,7 +104,7 @@ def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
 
 
 def _results_of_one_side(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield sentences about optional results (activations, gradients) that only one side has."""
+    """Yield phrases about optional results (activations, gradients) that only one side has."""
     other_task = a.description["task"] != b.description["task"]
     required = {name for name, _ in missing_results(a, b)}
     for name, one, other in (("A", a, b), ("B", b, a)):

@@ -1,7 +1,8 @@
 """Apply declared conversion steps to the source before the target is compared with it.
 
 The arithmetic is implemented in `mae_convert.verify.arithmetic`, independently of the conversion.
-The mapping table is used only to find a tensor and to write it back, so its errors cancel here.
+A layout's mapping table is used only to read a tensor and to write it back, so that an error in the
+table cancels.
 """
 
 import math
@@ -35,7 +36,7 @@ FLOAT32 = DTYPES["float32"]
 
 @dataclass(frozen=True)
 class Change:
-    """The effect of a step on one tensor."""
+    """The effect of a conversion step on one tensor."""
 
     shape: tuple[int, ...]
     """The new shape."""
@@ -54,7 +55,7 @@ def declared_steps(checkpoint: Checkpoint) -> list[Step]:
     """Return the steps that a checkpoint's conversion record declares.
 
     Raises:
-        MaeConvertError: a step is unknown to this version.
+        MaeConvertError: this version of mae-convert does not support a step.
     """
     steps = list((checkpoint.container.conversion or {}).get("steps", []))
     for step in steps:

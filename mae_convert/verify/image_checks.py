@@ -38,8 +38,8 @@ class DifferingSetting(NamedTuple):
 def compare_preprocessing(a: Trace, b: Trace) -> Iterator[DifferingSetting]:
     """Yield preprocessing settings that differ, with the distance between the resulting pixels.
 
-    Resizing and cropping are compared if both sides specify them and have the same image size; mean
-    and standard deviation are compared elsewhere.
+    Resizing and cropping are compared if both sides specify them and have the same image size. A
+    difference of ``image_mean`` or ``image_std`` has a check of its own and is not reported here.
     """
     left, right = (trace.description.get("preprocessing") for trace in (a, b))
     if left is None or right is None:
@@ -69,7 +69,10 @@ def _plain(value: Any) -> Any:
 
 
 def _largest_pixel_distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Preprocess two test images with both settings; return the larger relative L2 distance."""
+    """Preprocess two test images with both settings; return the larger relative L2 distance.
+
+    The distance is infinite if a side of an image would be longer than `LARGEST`.
+    """
     pair = [_from_plain(settings) for settings in (left, right)]
     if max((length for one in pair for length in _lengths(one)), default=1) > LARGEST:
         return math.inf
@@ -83,7 +86,10 @@ def _lengths(one: Preprocessing) -> list[int]:
 
 
 def _pixel_distance(pair: list[Preprocessing], size: tuple[int, ...]) -> float:
-    """Return the relative L2 distance between the pixels of a random image (H, W)."""
+    """Preprocess a random image of `size` (H, W) with both settings; return the L2 distance.
+
+    The distance is relative, and infinite if the image cannot be preprocessed.
+    """
     channels = pair[0].channels
     random = np.random.Generator(np.random.Philox(0))
     pixels = random.integers(0, 256, (*size, channels), dtype=np.uint8)

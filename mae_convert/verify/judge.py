@@ -1,10 +1,10 @@
 """The verdict on two traces: function, numerics, configuration and weights.
 
-Function: in float64 both sides agree to rounding. Numerics: in each lower precision, each side's
-rounding error (its distance to its own float64 run) is small and not much larger than the other's,
-so a side that silently computes in lower precision fails even if both agree within a wide
-tolerance. A forward pass does not show parameters that softmax cancels, nor flags, so tensors and
-configurations are compared too.
+Function: the float64 results of both sides are equal up to rounding errors. Numerics: in each lower
+precision, each side's rounding error (its distance from its own float64 run) is small and not much
+larger than that of the other side, so a side that silently computes in lower precision fails even
+if both agree within a wide tolerance. Tensors and configurations are compared too, because some of
+them do not affect a forward pass: softmax cancels the bias of the keys, for example.
 """
 
 import math
@@ -104,22 +104,22 @@ class Verdict:
     """Declared steps that were applied to the source before it was run."""
 
     not_compared: tuple[str, ...] = ()
-    """Sentences about everything that the verdict does not cover."""
+    """Phrases that name everything that the verdict does not cover."""
 
     replayed: bool = False
     """The results of A were taken from B's certificate; A itself was not run. Such a verdict is not
     a proof: a certificate can contain the results of any model."""
 
     assumptions: tuple[Mapping[str, Any], ...] = ()
-    """Assumptions that change the function, as returned by
+    """Assumptions about fields that affect the outputs, as returned by
     `mae_convert.verify.assumptions.assumptions`."""
 
     inferred: Mapping[str, Any] | None = None
     """The evidence of the experiment that determined fields of the source, or None."""
 
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Side ("A", "B") → configuration fields that a library may use but mae-convert does not read;
-    if there are any, nothing is proven."""
+    """The configuration fields of each side ("A", "B") that a library may use but mae-convert does
+    not read; if there are any, nothing is proven."""
 
     isolated: tuple[Mapping[str, Any], ...] = ()
     """The steps of a step-isolated comparison, as returned by
@@ -143,7 +143,8 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
             the forward passes.
 
     Raises:
-        MaeConvertError: the traces cannot be compared: different inputs, no float64 run.
+        MaeConvertError: the traces have different inputs or no result in common, or one of them
+            has no float64 run or is incomplete.
     """
     _check_comparable(a, b)
     function = list(_function(a, b))
@@ -176,7 +177,7 @@ def _native(a: Trace, b: Trace) -> bool:
 
 
 def unread_in_words(verdict: Verdict) -> str:
-    """Return the fields that mae-convert does not read as text by side; "" if there are none."""
+    """Return the configuration fields that mae-convert does not read, as text for each side."""
     return "; ".join(f"{side}: {listed(fields, 8)}" for side, fields in verdict.unread.items())
 
 
@@ -185,7 +186,7 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
 
     They require that no mapping table was used, that every tensor which only one side has is
     declared, that every field which a library may use is read, and that the two sides share no
-    assumption about the function.
+    assumption that the comparison cannot confirm.
 
     Args:
         verdict: the verdict on the two traces.
@@ -214,7 +215,7 @@ def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return output name → float64 distance between two traces."""
+    """Return the relative L2 distance in float64 of each output of two traces, by name."""
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])
@@ -287,8 +288,8 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
     """Return the distance of a result from the exact one.
 
     The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
-    is the rounding error of a sum over the terms of the key weight's gradient, so it is compared
-    with that gradient.
+    is a rounding error, whose size depends on the terms of the key weight's gradient; so the
+    distance is relative to the norm of that gradient, if it is larger.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
@@ -302,7 +303,7 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
 
 def rounding_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
-    """Return result name → rounding error: the distance of a result from that of the float64 run.
+    """Return the rounding error of each result: its distance from the result of the float64 run.
 
     A trace from a certificate contains these numbers instead of the results.
     """
@@ -334,9 +335,9 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
 def ceiling_units(trace: Trace) -> float:
     """Return the largest allowed rounding error of a result, in units of roundoff.
 
-    If q and k have errors of some units, an attention logit of magnitude m has an error of about m
-    times as many, and so has its exponential, in any implementation: large attention logits raise
-    the limit. The logits are computed from the taps of q and k.
+    Large attention logits raise the limit: if q and k have a relative error of e, a logit of
+    magnitude m has an absolute error of about m e, and its exponential has a relative error of
+    about m e, in any implementation. The logits are computed from the recorded q and k.
     """
     if (stored := trace.description.get("ceiling_units")) is not None:
         return min(float(stored), LARGEST_CEILING_UNITS)
@@ -413,7 +414,7 @@ def _config(trace: Trace, name: str) -> Any:
 def differing_tensors(a: Trace, b: Trace) -> list[str]:
     """Return the canonical tensors that are not bit-identical on both sides.
 
-    For models with different tasks, only the common part is compared.
+    For models with different tasks, only tensors that both sides have are compared.
     """
     left, right = a.description["tensors"], b.description["tensors"]
     same_task = a.description["task"] == b.description["task"]

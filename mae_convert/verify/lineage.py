@@ -30,7 +30,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ancestor:
-    """The source of a conversion, as stated in its record."""
+    """A source of a conversion, as stated in the conversion record."""
 
     name: str
     """Name of the source in the record."""
@@ -97,15 +97,15 @@ class Lineage:
     """Differing parts of the model."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Differing fields that change the function, with their values in A and B; their digests if
-    only these are available."""
+    """Differing fields that affect the outputs, with their values in A and B; the digests of the
+    configurations if only these are available."""
 
     not_compared: tuple[str, ...] = ()
-    """Sentences about what could not be compared."""
+    """Phrases that name what could not be compared."""
 
     @property
     def related(self) -> bool:
-        """Whether one was derived from the weights of the other and computes the same function."""
+        """Whether the relation is `SAME`, `ENCODER` or `DERIVED`, and the configuration is equal."""
         return self.relation in (SAME, ENCODER, DERIVED) and not self.configuration
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
 
 
 def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
-    """Return the result "B is A after its declared steps" if applying these steps to A gives B."""
+    """Return a `DERIVED` result if applying the declared steps of B to A gives B, else None."""
     (first, left), (second, right) = a, b
     steps = steps_between(first, second)
     if not any(step["step"] in CHANGES for step in steps):
@@ -240,7 +240,7 @@ def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDi
 def _configuration(
     a: Checkpoint, b: Checkpoint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Return the fields that differ, and sentences about fields that are not specified."""
+    """Return the configuration fields that differ, and phrases about unspecified fields."""
     if a.family.name != b.family.name:
         return {"family": (a.family.name, b.family.name)}, ()
     left, right = (function_fields(c) for c in (a, b))
@@ -306,7 +306,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
 def _digests(
     left: Fingerprint, right: Fingerprint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Return the configuration digests if they differ, and sentences about missing digests."""
+    """Return the configuration digests if they differ, and a phrase if a digest is missing."""
     pair = left.configuration, right.configuration
     if None in pair:
         return {}, ("the configuration, which is not known for both",)

@@ -32,7 +32,7 @@ def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) ->
 
     Args:
         checkpoint: the checkpoint.
-        with_record: include the sources in its conversion record.
+        with_record: include the sources that its conversion record names.
 
     Raises:
         CheckpointError: its record contradicts itself.

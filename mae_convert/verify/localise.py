@@ -58,7 +58,7 @@ def candidate_tensors(first: str, diverging: set[str], a: "Trace", b: "Trace") -
 
 
 def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str]:
-    """Return the tensor names of modules; position embeddings may consist of several tables."""
+    """Return the names of the tensors of modules, including tokens and position embeddings."""
     names: list[str] = []
     for module in modules:
         if module.endswith("position_embedding"):
@@ -71,9 +71,13 @@ def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str
 
 
 def _position_tables(part: str, names: list[str]) -> list[str]:
-    """Return the tables and factors of the position embedding of encoder or decoder.
+    """Return the names of the tensors of which the position embedding of `part` consists.
 
     The decoder's own class token, if any, comes last.
+
+    Args:
+        part: "encoder" or "decoder".
+        names: the names of all tensors.
     """
     tokens = (f"{part}.cls_token", f"{part}.mask_token")
     tables = [n for n in names if n.startswith(f"{part}.") and n.count(".") == 1]
@@ -155,7 +159,8 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     """Return the modules of the decoder's embedding that can explain a difference.
 
-    Removed patches are mask tokens; visible patches and the class token are embedded latents.
+    Mask tokens represent removed patches; the other tokens are the encoder's output after
+    ``decoder.embed``.
     """
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
     results, mask = _results(name, a, b), a.arrays.get("mask")
@@ -187,7 +192,7 @@ def class_tokens(trace: "Trace", embedding: np.ndarray) -> int:
 
 
 def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
-    """Return which tokens (N, count) of the decoder represent removed patches.
+    """Return a boolean array (N, count): whether a token of the decoder represents a removed patch.
 
     Args:
         trace: the trace of a pre-training model.

@@ -50,7 +50,7 @@ def meanings(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _as_rounding(a: Trace, name: str, distance: float) -> str:
-    """Return the comparison of a distance with the measured rounding error in float32 as text."""
+    """Return text that compares a distance with the measured rounding error in float32."""
     own = rounding_errors(a, "float32").get(name)
     if not own:
         return f"is {distance / UNIT_ROUNDOFF['float32']:.2g} units of roundoff of float32"
@@ -76,7 +76,10 @@ def precision_in_words(distance: float, own: float) -> str:
 
 
 def _similarity(exact: np.ndarray, other: np.ndarray) -> Iterator[str]:
-    """Yield the cosine similarity of an image's features in both models and that of two images."""
+    """Yield a sentence about the cosine similarity of an image's mean token in both models.
+
+    For comparison, it also contains the similarity of two different images in A.
+    """
     left, right = (x.mean(axis=1) for x in (exact, other))  # (N, D)
     same = min(_cosine(x, y) for x, y in zip(left, right, strict=True))
     sentence = f"an image's mean tokens in A and in B have a cosine similarity of {same:.6f}"

@@ -94,7 +94,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     Args:
         a: the trace.
         arrays: the arrays of the other program.
-        names: name of an array → canonical name of the result.
+        names: the canonical name of the result, for each name of an array.
 
     Raises:
         MaeConvertError: nothing can be compared, or the inputs differ.

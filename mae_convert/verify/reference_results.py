@@ -1,6 +1,6 @@
 """Reference results that third parties published for official checkpoints.
 
-A reference result is a corner of the logits, [0, :3, :3], for a specific image and noise, with four
+A reference result consists of nine logits, [0, :3, :3], for a specific image and noise, with four
 decimals. It proves far less than a comparison with the source, but it was computed independently
 from the original weights.
 """
@@ -35,7 +35,8 @@ class ReferenceResult:
         corner: the published values, logits [0, :3, :3].
         absolute: absolute tolerance.
         relative: relative tolerance, which is added to the absolute one.
-        layer_norm_eps: the epsilon of the computation if it is not that of the checkpoint.
+        layer_norm_eps: the LayerNorm epsilon with which the values were computed, if it differs
+            from the checkpoint's; otherwise None.
         where: the publisher.
         image_size: side of the model's input image.
         what: the elements of the logits that were published.
@@ -118,7 +119,8 @@ def reference_result_of(name: str) -> ReferenceResult:
 def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
     """Return noise (1, L) float32 that orders the patches like the noise of a reference result.
 
-    PyTorch's CPU generator is MT19937, as is NumPy's `RandomState`; it makes a float32 of 24 bits.
+    PyTorch's CPU generator is MT19937, as is NumPy's `RandomState`; PyTorch makes a random float32
+    from the lowest 24 bits of each 32-bit number.
     """
     generator = np.random.RandomState(SEED)
     if reference.noise == "torch":
@@ -131,7 +133,7 @@ def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
 
 
 class PublishedValues(Protocol):
-    """Protocol of the reference results for models of images and of videos, both dataclasses."""
+    """Protocol of the reference results for image and video models, which are dataclasses."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -153,7 +155,10 @@ class PublishedValues(Protocol):
 
     @property
     def layer_norm_eps(self) -> float | None:
-        """The epsilon of the computation if it is not that of the checkpoint."""
+        """The LayerNorm epsilon of the published computation, if it differs from the checkpoint's.
+
+        Otherwise None.
+        """
 
     def allowed(self) -> np.ndarray:
         """Return the allowed difference of each value."""
@@ -193,7 +198,7 @@ def compare_with_reference(
         checkpoint: the pre-training model of the reference result, or a conversion of it.
         reference: the reference result.
         image: the downloaded image.
-        side: how to run it.
+        side: how to run the checkpoint.
 
     Raises:
         MaeConvertError: the checkpoint has another task or image size, or the run failed.
@@ -224,7 +229,7 @@ def compare_with_reference(
 
 
 def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> Preprocessing:
-    """Return the preprocessing of the publisher: transformers resized bilinearly at that time."""
+    """Return the publisher's preprocessing: transformers resized images bilinearly at that time."""
     return Preprocessing(
         channels=3,
         resize=(reference.image_size, reference.image_size),
@@ -238,7 +243,7 @@ def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> 
 
 
 def share_of_allowed(corner: np.ndarray, reference: PublishedValues) -> float:
-    """Return the largest difference from the published values, divided by its tolerance."""
+    """Return the largest ratio of a value's distance from the published value to its tolerance."""
     distance = np.abs(corner.astype(np.float64) - np.array(reference.corner))
     return float(np.max(distance / reference.allowed()))
 

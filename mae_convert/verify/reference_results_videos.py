@@ -1,7 +1,8 @@
 """Reference results in transformers' conversion script for thirteen VideoMAE models.
 
-A reference result is the first three logits of a classifier for a specific clip, or a corner of the
-logits of a pre-training model for that clip and a specific mask, with four decimals.
+A reference result consists of the first three logits of a classifier for a specific clip, or of
+nine logits, [0, :3, :3], of a pre-training model for that clip and a specific mask, with four
+decimals.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,7 @@ class VideoReferenceResult:
     """Absolute tolerance."""
 
     layer_norm_eps: float = EPSILON
-    """The epsilon of the computation."""
+    """The LayerNorm epsilon of the published computation."""
 
     where: str = "transformers, convert_videomae_to_pytorch.py"
     """The publisher."""
@@ -120,7 +121,7 @@ def compare_video_with_reference(
         reference: the reference result.
         frames: the downloaded clip.
         mask: the downloaded mask for a pre-training model.
-        side: how to run it.
+        side: how to run the model.
 
     Raises:
         MaeConvertError: the checkpoint has another family, task or image size, the file is not such
@@ -189,7 +190,7 @@ def _mask(path: Path, model: Any) -> np.ndarray:
 
 
 def _pixels(path: Path, count: int, size: int) -> np.ndarray:
-    """Return a clip (1, 3, T, H, W) after the preprocessing of the script."""
+    """Return a clip (1, 3, T, H, W), preprocessed as in the conversion script."""
     try:
         frames = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -37,7 +37,7 @@ def replay(
         target: the model directory, or a file with the certificate beside it.
         side: how to run the checkpoint; by default in the framework that loads it natively.
         options: only ``dtypes`` and ``require_proof`` are used.
-        flags: fields that the user specified.
+        flags: configuration fields that the user specified.
         origin: where the checkpoint was downloaded from.
 
     Raises:

@@ -206,10 +206,10 @@ def signed_files(signature: Path) -> set[str]:
 
 
 def secret_in(path: Path | None) -> str | None:
-    """Return the password or token in a file, without the end of its line.
+    """Return the password or token in a file, without the newline at its end; None for None.
 
     Raises:
-        MaeConvertError: it is not a text file.
+        MaeConvertError: the file cannot be read as text.
     """
     if path is None:
         return None
@@ -225,7 +225,7 @@ def require_files(paths: Sequence[Path | None]) -> None:
     """Require that PEM and JSON files exist.
 
     Raises:
-        MaeConvertError: one does not exist.
+        MaeConvertError: a file does not exist.
     """
     for path in filter(None, paths):
         if not path.is_file():
@@ -233,7 +233,7 @@ def require_files(paths: Sequence[Path | None]) -> None:
 
 
 def _problem(error: Exception) -> str:
-    """Return in words why the library does not accept a signature."""
+    """Return the reason why model-signing does not accept a signature."""
     text = one_line(str(error)) or type(error).__name__
     if text.startswith("Key mismatch"):
         return "made with another key"

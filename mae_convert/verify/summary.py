@@ -111,7 +111,7 @@ def _title(name: str, runner: str | None = None) -> str:
 
     Args:
         name: the name of the check.
-        runner: the runner of B if the check belongs to ``--against``.
+        runner: the library or code that replaces B, for a check of ``--against``; else None.
     """
     if name.startswith("against "):
         group, _, rest = name.partition("/")
@@ -138,7 +138,7 @@ def _title_of_isolated(name: str) -> str:
 
 
 def _steps(name: str) -> str | None:
-    """Return the name of the group that a result belongs to, or None."""
+    """Return "gradients" or "intermediate activations", or None if the result is an output."""
     if name.startswith("grad/"):
         return "gradients"
     return "intermediate activations" if "." in name else None
@@ -259,7 +259,7 @@ def _reason_not_proven(verdict: Verdict) -> str:
 
 
 def _how_it_was_loaded(verdict: Verdict) -> str:
-    """Return a phrase that names the part of mae-convert with which a side was loaded."""
+    """Return a phrase that names the part of mae-convert that loaded a side, with advice."""
     parts = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, parts), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")
@@ -331,7 +331,7 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output about its change by a declared rounding."""
+    """Return a sentence for each output that says how much a declared rounding changes it."""
     return [
         f"the declared rounding changes {name} by {format_number(effect)} (relative L2,"
         " not a check)"

@@ -111,7 +111,7 @@ def verify(
     side_b: Side | None = None,
     options: Options | None = None,
 ) -> Verdict:
-    """Return the verdict on whether two checkpoints are the same function with the same weights.
+    """Return the verdict on whether two checkpoints compute the same function with equal weights.
 
     Arguments and errors are those of ``run_verification``.
     """
@@ -125,7 +125,7 @@ def run_verification(
     side_b: Side | None = None,
     options: Options | None = None,
 ) -> Verification:
-    """Run two checkpoints on the same inputs and decide whether they are the same function.
+    """Run two checkpoints on the same inputs and decide whether they compute the same function.
 
     ``mae_convert.diagnose`` finds the cause of a failed verification.
 
@@ -134,7 +134,7 @@ def run_verification(
         b: the target; the steps that its conversion record declares are applied to the source
             first.
         side_a: how to run the source; by default in the framework that loads it natively.
-        side_b: how to run the target.
+        side_b: how to run the target; same default.
         options: what to run and to compare.
 
     Raises:
@@ -188,7 +188,8 @@ def _with_requested_checks(
 
     Args:
         verification: the runs of both sides and their verdict.
-        whole: the same runs with the whole checkpoints, also if only their encoders were run.
+        whole: the runs of both sides with complete checkpoints, even if only their encoders were
+            run.
         options: what to run and to compare.
     """
     for runner in options.against:
@@ -203,9 +204,10 @@ def _with_requested_checks(
 
 
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
-    """Return the fingerprint of a side, from its trace unless a modified model was run.
+    """Return the fingerprint of a checkpoint.
 
-    A modified model is the source after declared steps, or its encoder only.
+    It is taken from the trace unless a modified checkpoint was run: the source after declared
+    steps, or only the encoder.
     """
     if run.checkpoint is checkpoint:
         return trace.fingerprint
@@ -230,9 +232,9 @@ def common_request(
 
 
 def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
-    """Return the part of a checkpoint that can be run: timm has no decoder.
+    """Return the part of a checkpoint that a side can run: for timm, the encoder.
 
-    If a model is compared with an encoder, the decoder's number of heads is not required.
+    The encoder is also returned if the number of heads of the decoder is not known.
     """
     if checkpoint.task != "pretrain":
         return checkpoint
@@ -242,10 +244,10 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 
 
 def _further_run(runner: Side, source: Run, target: Run) -> Run:
-    """Return the run of a further library, specified with ``against``.
+    """Return the run of a library or external code that was specified with ``against``.
 
-    The library runs the target, or the source if it natively loads only that one; the source is not
-    run again with the framework that has already run it.
+    A library runs the target. If it loads only the source natively, it runs the source, unless the
+    same framework has already run it.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:
@@ -258,9 +260,9 @@ def _further_run(runner: Side, source: Run, target: Run) -> Run:
 
 
 def _run_of_foreign_code(code: ForeignCode, source: Run, target: Run) -> Run:
-    """Return the run whose checkpoint the external code loads.
+    """Return the run, of source or target, whose checkpoint the external code loads.
 
-    That is the target's run, unless only the source has the layout that the code expects.
+    It is the target's run, unless only the source has the layout that the code expects.
     """
     family, layout = target.checkpoint.family, code.layout
     if code.kind == ORIGINAL:
@@ -273,7 +275,7 @@ def _run_of_foreign_code(code: ForeignCode, source: Run, target: Run) -> Run:
 
 
 def _with_further_run(verification: Verification, run: Run, source: Run) -> Verification:
-    """Return the verification with a further run that is compared with the source."""
+    """Return the verification with an additional run, which is compared with the source."""
     runner, request = run.side.framework or "", source.request
     inputs, trace_a = verification.inputs, verification.traces[0]
     if runner in UNMASKED and request.mask_ratio:

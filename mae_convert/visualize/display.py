@@ -42,13 +42,13 @@ class Display:
         return np.broadcast_to(colours, (*colours.shape[:-1], 3))
 
     def selected_channels(self, difference: np.ndarray) -> np.ndarray:
-        """Return the displayed channels of colours (N, [T,] H, W, C) as (N, [T,] H, W, 3)."""
+        """Return the displayed channels of an array (N, [T,] H, W, C) as (N, [T,] H, W, 3)."""
         shown = difference[..., list(self.channels)]
         return np.broadcast_to(shown, (*shown.shape[:-1], 3))
 
     @property
     def note(self) -> str:
-        """A note about the colours, or ""."""
+        """A note on how the channels are displayed; "" for photographs."""
         if self.low is None:
             return ""
         numbers = ", ".join(str(channel + 1) for channel in self.channels)
@@ -61,15 +61,15 @@ class Display:
 
 
 def check_bands(bands: Sequence[int] | None, inputs: Path | None, checkpoint: Checkpoint) -> None:
-    """Refuse a choice of channels for photographs, whose colours are not changed.
+    """Check that no channels are selected for photographs, whose colours are not changed.
 
     Args:
         bands: the channels, or None.
-        inputs: a file of preprocessed images with any number of channels.
+        inputs: a file of preprocessed images with any number of channels, or None.
         checkpoint: the checkpoint of the model.
 
     Raises:
-        MaeConvertError: the images are photographs or videos.
+        MaeConvertError: channels are selected, but the images are photographs or videos.
     """
     clips = checkpoint.family.clips
     if bands is None or inputs is not None or (clips is not None and clips.measured):
@@ -89,7 +89,7 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return how to display images: photographs unchanged, other channels scaled separately.
+    """Return the `Display` of images: photographs unchanged, other channels scaled separately.
 
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed

@@ -45,7 +45,7 @@ class Features:
     """A sentence about how the frames of videos were sampled; "" for images."""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
-        """Write an ``.npz`` file with these arrays."""
+        """Write the arrays to an ``.npz`` file."""
         names = ("names", "labels", "cls", "mean", "tokens")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         with replacing_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
@@ -81,14 +81,14 @@ def features_of(
     inputs: ImageBatch | None = None,
     advance: Progress | None = None,
 ) -> Features:
-    """Run a checkpoint's encoder on images or videos, without masking, in float32.
+    """Return the encoder's features of images or videos, computed without masking in float32.
 
     Args:
         checkpoint: a checkpoint with an encoder.
         folder: the folder to which names and labels are relative.
-        paths: the images in it, or videos for a video model.
+        paths: the images, or videos for a video model.
         options: how to compute the features.
-        inputs: preprocessed images, instead of a folder; their noise is not used.
+        inputs: preprocessed images, used instead of `paths`; their noise is not used.
         advance: called with the number of processed images after each batch.
 
     Raises:

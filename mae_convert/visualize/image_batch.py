@@ -62,12 +62,13 @@ def batch_from_files(
         paths: images, or, for a video model, videos or series of images; or folders of them.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
-        stride: the distance between the frames of a clip; None for that of the family's training.
+        stride: the distance between the frames of a clip; None for the one that was used in the
+            family's training.
         most: the maximum number of files.
 
     Raises:
         MaeConvertError: a file is not an image or video, or does not fit the model.
-        MissingRequirementError: the package that reads it is not installed.
+        MissingRequirementError: the package that reads a file is not installed.
     """
     if checkpoint.family.clips is not None:
         clips = paths_of_clips(paths, checkpoint)[:most]
@@ -137,7 +138,7 @@ def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
     Args:
         batch: the batch.
         mask: the kind of mask that the user specified.
-        default: the default kind of mask, the only one that is allowed with noise.
+        default: the default of ``mask``, which it must have if the batch has noise.
 
     Raises:
         MaeConvertError: both the batch and ``mask`` specify a mask.

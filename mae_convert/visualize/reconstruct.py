@@ -143,14 +143,14 @@ def write_reconstructions(
 
 
 def _check_mask_of_animation(options: ReconstructionOptions, *, fixed_ratio: bool) -> None:
-    """Refuse options that fix the mask ratio, because an animation shows several.
+    """Check that no option fixes the mask ratio, because an animation shows several ratios.
 
     Args:
         options: the options.
         fixed_ratio: whether a mask ratio is specified although only animations are written.
 
     Raises:
-        MaeConvertError: an option fixes it.
+        MaeConvertError: an option fixes the mask ratio.
     """
     if options.mask not in KINDS:
         raise MaeConvertError(
@@ -208,7 +208,7 @@ def without_animations(animations: Sequence[Path], outputs: Sequence[Path]) -> l
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note about reconstructed pixels that are taken from the original, or None."""
+    """Return a note on what a reconstruction takes from the original image, or None."""
     notes = []
     if checkpoint.family.predicts_removed_only:
         notes.append(ONLY_REMOVED)
@@ -238,7 +238,7 @@ def _masked(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws the reconstructions of a batch."""
+    """Draws contact sheets of the reconstructions of a batch."""
 
     batch: ImageBatch
     checkpoint: Checkpoint

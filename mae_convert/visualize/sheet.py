@@ -64,13 +64,13 @@ class Sheet:
 
 
 def columns_of(result: Reconstruction, display: Display) -> dict[str, np.ndarray]:
-    """Return the columns of a sheet of reconstructions: heading → colours (N, [T,] H, W, 3).
+    """Return the columns of a sheet of reconstructions: colours (N, [T,] H, W, 3) by heading.
 
     For one framework the columns are the original, the masked image, the reconstruction, and the
-    reconstruction with the visible patches of the original; a model that predicts removed patches
-    only has no separate third column. For two frameworks the columns are the original, the masked
-    image, the reconstruction of each framework with the visible patches of the original, and the
-    amplified difference between the two.
+    reconstruction with the visible patches of the original; for a model that predicts only removed
+    patches, the third column is omitted. For two frameworks the columns are the original, the
+    masked image, the reconstruction of each framework with the visible patches of the original, and
+    the amplified difference between the two reconstructions.
 
     Args:
         result: the reconstructions.
@@ -183,7 +183,7 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
 
     Args:
         sheet: the contents.
-        across: the number of groups side by side; None to choose it from the shape of the sheet.
+        across: the number of groups side by side; None for `Sheet.default_across`.
     """
     across = min(across or sheet.default_across, len(sheet.rows) // sheet.rows_per_group)
     sizes = [_size(row, shape) for row, shape in zip(sheet.rows, sheet.shapes, strict=True)]
@@ -226,9 +226,9 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _size(row: Row, shape: float) -> tuple[int, int]:
-    """Return width and height of an image on the sheet.
+    """Return the width and height in pixels of an image on the sheet.
 
-    They are integer multiples of the image's pixels, unless it is displayed with another shape.
+    They are integer multiples of the image's own, unless its displayed aspect ratio is different.
     """
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))
@@ -255,7 +255,7 @@ def _write(
     width: int,
     ink: tuple[int, int, int],
 ) -> None:
-    """Draw a line of text in Pillow's own font, truncated if it does not fit."""
+    """Draw a line of text in Pillow's default font, truncated if it does not fit."""
     font = ImageFont.load_default(FONT_SIZE)
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = for_terminal(text).encode("ascii", "replace").decode()
@@ -276,7 +276,7 @@ def check_name(path: Path, *, overwrite: bool) -> None:
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bool = False) -> None:
-    """Write an image, or several as a looping animation.
+    """Write the first image or, if the suffix is that of an animation, all images in a loop.
 
     Args:
         frames: the images.

@@ -83,7 +83,10 @@ class Timeline:
 
     @property
     def near_best(self) -> Point:
-        """The first point whose loss is at most 1 % of the total decrease above the lowest."""
+        """The first point whose loss is close to the lowest loss.
+
+        The difference is at most 1 % of the decrease from the first loss to the lowest.
+        """
         points = [p for p in self.points if p.loss is not None]
         first, lowest = points[0].loss or 0.0, self.best.loss or 0.0
         return next(p for p in points if (p.loss or 0.0) <= lowest + NEGLIGIBLE * (first - lowest))
@@ -106,7 +109,7 @@ class TimelineOptions:
     """Number of checkpoints whose reconstructions are displayed."""
 
     flags: Flags | None = None
-    """Fields that the user specified."""
+    """Configuration fields that the user specified."""
 
     state_key: str | None = None
     """The key of the weights in a PyTorch checkpoint, if they cannot be recognised."""
@@ -204,7 +207,7 @@ def _in_order(points: Sequence[Point]) -> list[Point]:
 
 
 class _Evaluator:
-    """Evaluates checkpoints on the same images and noise, which the first checkpoint determines."""
+    """Evaluates checkpoints on the same images and noise, prepared for the first checkpoint."""
 
     def __init__(self, images: Sequence[Path], options: TimelineOptions) -> None:
         self._images, self._options = images, options
