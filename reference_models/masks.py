@@ -1,4 +1,4 @@
-"""Masks for videos that follow other rules than sorting uniform noise; they use NumPy only."""
+"""Tube masking and running cell masking of videos, implemented in NumPy."""
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ def tube_noise(noise: npt.NDArray[np.floating], time_steps: int) -> npt.NDArray[
 def running_cells(
     grid_shape: tuple[int, int, int], phase: int, decoded: int = 2
 ) -> npt.NDArray[np.int64]:
-    """Return the patches (M,), ascending, that a dual-masked VideoMAE decodes.
+    """Return the indices (M,), ascending, of the patches that a dual-masked VideoMAE decodes.
 
     This is the running cell masking of Wang et al. 2023 (arXiv:2303.16727, section 3.2): in each
     cell of 2 x 2 positions, the decoded positions move on by one at every time step.

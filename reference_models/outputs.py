@@ -1,8 +1,8 @@
 """The outputs and intermediate activations of the models, the same in every framework.
 
-Outputs are named tuples, which every compiler and tree utility understands. Outputs that were not
-requested are ``None``. Shapes: N images, L patches, T tokens (class token first), D width, K
-labels.
+Outputs are named tuples, which compilers such as `torch.compile` and `jax.jit` support. Outputs
+that were not requested are ``None``. Shapes: N images, L patches, T tokens (class token first), D
+width, K labels.
 """
 
 from collections.abc import Mapping

@@ -9,8 +9,8 @@ _LONGEST_PERIOD = 10000.0
 def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Return the embedding (1, 1 + rows x columns, width) of a class token and a grid of patches.
 
-    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) along both axes, as He
-    et al. 2021 use it (appendix A.1). The first quarter of the channels contains the sines of the
+    The embedding is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) for each axis, as
+    in He et al. 2021 (appendix A.1). The first quarter of the channels contains the sines of the
     column, the second its cosines, the third the sines of the row and the fourth its cosines. The
     class token has no position: its embedding is zero, and so are the remaining channels if the
     width is not divisible by 4.
@@ -30,7 +30,7 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
 def interleaved_position_embedding(width: int, positions: int) -> npt.NDArray[np.float64]:
     """Return the embedding (1, positions, width) of consecutive positions.
 
-    The recipe is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels
+    The embedding is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels
     are sines and odd channels are cosines; the frequency decreases with the channel.
     """
     # The powers are computed one by one, as in the original: NumPy can round the powers of an array

@@ -171,7 +171,7 @@ class Configuration:
 
     @property
     def num_kept(self) -> int:
-        """Number of visible patches: L (1 - mask_ratio), rounded down as in the original."""
+        """Number of visible patches: L (1 - mask_ratio), rounded down as in the authors' code."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """Shapes of predicted images or videos and their patches, if they differ from the input's."""
+    """The shapes of a model's prediction and of its patches, if they differ from the input's."""
 
     pixel_shape: tuple[int, ...]
     """Channels, [frames,] height and width."""
@@ -221,7 +221,7 @@ class PatchGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfiguration(Configuration):
-    """The additional fields of families whose input is a video (N, C, T, H, W)."""
+    """Configuration with the additional fields of families for videos (N, C, T, H, W)."""
 
     num_frames: int = 16
     """Number of frames in a video, T."""

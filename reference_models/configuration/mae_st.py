@@ -22,8 +22,8 @@ class MAESTConfig(VideoConfiguration):
     Attributes:
         pred_t_dim: number of frames that the decoder predicts, evenly spaced in the video; None for
             all. The published models predict 8 of 16 frames.
-        sep_pos_embed: whether the position embedding is the sum of a table for space and a table
-            for time; otherwise it is one table.
+        sep_pos_embed: whether the position embedding is the sum of a spatial and a temporal
+            embedding, which are separate parameters; otherwise it is one parameter.
         cls_embed: whether encoder and decoder have a class token.
         qkv_bias: whether the query, key and value projections have biases.
         classifier_dropout: dropout probability before a classifier's head.

@@ -19,7 +19,7 @@ class PrithviConfig(VideoConfiguration):
         layer_norm_eps: added to the variance in every layer normalisation; the published models
             were trained with 1e-6, but the authors' library has used 1e-5 since December 2024.
         coords_encoding: the coordinates that are embedded: "time", "location", both or neither.
-        coords_scale_learn: whether the factors of these embeddings are trained.
+        coords_scale_learn: whether the factors that multiply these embeddings are trained.
     """
 
     hidden_size: int = 1024

@@ -34,9 +34,10 @@ class VideoMAEConfig(VideoConfiguration):
         final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
             transformers sets to 1e-5 regardless of its configuration; None if it is the same as in
             the other norms.
-        image_mean: mean of each channel that was subtracted from the pixels; None for that of
-            ImageNet or, if there are not three channels, 0. For the loss this is undone.
-        image_std: standard deviation of each channel by which the pixels were divided; None for
+        image_mean: mean of each channel, which was subtracted from the pixels; None for that of
+            ImageNet or, if there are not three channels, 0. The loss is computed after this
+            normalization has been undone.
+        image_std: standard deviation of each channel, by which the pixels were divided; None for
             that of ImageNet or, if there are not three channels, 1.
     """
 
@@ -80,21 +81,21 @@ class VideoMAEConfig(VideoConfiguration):
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Mean of each channel that was subtracted from the pixels."""
+        """Mean of each channel, which was subtracted from the pixels."""
         if self.image_mean is not None:
             return self.image_mean
         return IMAGENET_MEAN if self.num_channels == 3 else (0.0,) * self.num_channels
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel by which the pixels were divided."""
+        """Standard deviation of each channel, by which the pixels were divided."""
         if self.image_std is not None:
             return self.image_std
         return IMAGENET_STD if self.num_channels == 3 else (1.0,) * self.num_channels
 
     @property
     def num_kept(self) -> int:
-        """Number of visible patches: at each time step all but ``int(mask_ratio x patches)``."""
+        """Number of visible patches; each time step loses ``int(mask_ratio * rows * columns)``."""
         time, rows, columns = self.grid_shape
         return time * (rows * columns - int(self.mask_ratio * rows * columns))
 

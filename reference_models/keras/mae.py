@@ -53,7 +53,7 @@ class Embeddings(keras.layers.Layer):
         )
 
     def build(self) -> None:
-        """Create tokens, positions and projection."""
+        """Create the class token, the position embeddings and the projection."""
         config, width = self.config, self.config.hidden_size
         random = self.initializer or keras.initializers.RandomNormal(
             stddev=config.initializer_range
@@ -135,7 +135,7 @@ class Decoder(DecoderTrunk):
         super().__init__(config, outputs=config.patch_dim, **options)
 
     def build_positions(self) -> None:
-        """Create the fixed positions."""
+        """Create the fixed position embeddings."""
         table = sincos_position_embedding(self.width, self.config.grid_hw)
         self.position_embeddings = add_positions(self, "decoder_pos_embed", table)
 
@@ -161,7 +161,7 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        ``training`` is by default that of the surrounding call.
+        By default, ``training`` has the value of the surrounding call.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).

@@ -46,7 +46,7 @@ class PositionedTrunk(Trunk):
     prefix = ""  # the prefix of the variables' names
 
     def build_positions(self) -> None:
-        """Create the class token and the position embeddings: separate tables or one for all."""
+        """Create the class token and the position embeddings, as separate variables or as one."""
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.cls_embed:
             self.cls_token = self.add_table(f"{self.prefix}cls_token")
@@ -60,7 +60,7 @@ class PositionedTrunk(Trunk):
             self.pos_embed_class = self.add_table(f"{name}_class")
 
     def positions(self) -> Tensor:
-        """Return the positions (1, [1 +] L, D) of class token and patches."""
+        """Return the position embeddings (1, [1 +] L, D) of class token and patches."""
         config = self.config
         if not config.sep_pos_embed:
             return ops.convert_to_tensor(self.pos_embed)
@@ -220,7 +220,7 @@ class MAESTForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
     The head reads the mean of all tokens except the first, after ``norm``. The first token is the
-    class token; in a model without one it is the first patch, which the original excludes too.
+    class token; in a model without one it is the first patch, which the authors' code excludes too.
     """
 
     configuration_class = MAESTConfig

@@ -101,7 +101,7 @@ class EncoderModel(ConfiguredModel):
 
     Args:
         config: the configuration, or its fields.
-        initializer: the initializer of all weights, instead of those of the paper.
+        initializer: the initializer of all weights; by default those of the paper are used.
         kwargs: ``name`` and ``dtype``, as for any Keras model.
     """
 

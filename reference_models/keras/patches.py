@@ -62,7 +62,7 @@ class PatchProjection(keras.layers.Layer):
 def add_positions(
     layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
 ) -> Any:
-    """Add position embeddings: learned with an initializer, or a fixed table without one."""
+    """Add position embeddings: trained if there is an initializer, else fixed to `table`."""
     return layer.add_weight(
         name=name,
         shape=table.shape,
@@ -174,7 +174,7 @@ def random_masking(
 
 
 def default_noise(images: Any, config: Patches, seed: keras.random.SeedGenerator) -> Tensor:
-    """Return noise (N, L): uniform or, to keep all patches in order, ascending."""
+    """Return noise (N, L): uniform, or ascending if all patches are kept."""
     patches = config.num_patches
     if config.num_kept == patches:
         return ops.broadcast_to(ops.arange(patches, dtype="float32"), (images, patches))
@@ -264,8 +264,8 @@ class PixelPrediction:
         """Return predicted patches as images (N, C, [T,] H, W).
 
         If the model predicts normalized pixels, the mean and the standard deviation of each patch
-        are taken from ``pixel_values``. With ``mask`` (N, L), only removed patches are predicted
-        ones; the others are taken from ``pixel_values``.
+        are taken from ``pixel_values``. With ``mask`` (N, L), the visible patches are replaced
+        by those of ``pixel_values``.
         """
         patches, logits = self.patchify(pixel_values), self._cast(logits)
         if self.config.norm_pix_loss:

@@ -39,7 +39,10 @@ from reference_models.positions import sincos_frequencies, spacetime_position_em
 
 
 class CoordinateEmbedding(keras.layers.Layer):
-    """The sines and cosines of two coordinates, each in half of the channels, times a factor."""
+    """An embedding of two coordinates: their sines and cosines, multiplied by a factor.
+
+    Each coordinate is embedded in half of the channels.
+    """
 
     def __init__(self, config: PrithviConfig, width: int, *, name: str, dtype: Any) -> None:
         # Inputs are not cast to the compute dtype: bfloat16 has too few digits for a year.
@@ -70,12 +73,12 @@ class CoordinateEmbedding(keras.layers.Layer):
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with fixed positions, and embeddings of times and locations if configured."""
+    """Blocks with fixed position embeddings and, if configured, those of times and locations."""
 
     suffix: str  # the suffix of the embeddings' names
 
     def add_position_layers(self) -> None:
-        """Add the embeddings that the configuration specifies."""
+        """Add the embeddings of times and locations that the configuration specifies."""
         self.embeds_time = self.embeds_location = None
         options = {"config": self.config, "width": self.width, "dtype": self.dtype_policy}
         if self.config.encodes_time:
@@ -86,7 +89,7 @@ class PositionedTrunk(Trunk):
             self.embeds_location = CoordinateEmbedding(name=name, **options)
 
     def build_table(self, name: str) -> None:
-        """Create the positions (1, 1 + L, D), and the factors of the coordinate embeddings."""
+        """Create the position embeddings (1, 1 + L, D) and factors of coordinate embeddings."""
         time, rows, columns = self.config.grid_shape
         table = spacetime_position_embedding(self.width, (time, rows, columns))
         self.position_embeddings = add_positions(self, name, table)
@@ -97,7 +100,7 @@ class PositionedTrunk(Trunk):
     def patch_positions(
         self, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Return the positions of patches plus the embeddings of coordinates, (1 or N, L, D).
+        """Return the position embeddings of patches plus those of coordinates, (1 or N, L, D).
 
         Args:
             temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
@@ -119,7 +122,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
     suffix = "enc"
 
     def build_positions(self) -> None:
-        """Create class token and positions."""
+        """Create the class token and the position embeddings."""
         self.cls_token = self.add_table("cls_token")
         self.build_table("pos_embed")
 
@@ -131,7 +134,11 @@ class Encoder(PositionedTrunk, VideoEncoder):
         location_coords: Tensor | None = None,
         taps: Taps | None = None,
     ) -> Tensor:
-        """Encode the patches ``ids_keep`` (N, kept) of samples (N, C, T, H, W)."""
+        """Encode the patches ``ids_keep`` (N, kept) of samples (N, C, T, H, W).
+
+        Returns:
+            Tokens (N, 1 + kept, D), after the final norm.
+        """
         patches = take_tokens(patchify(pixel_values, self.config), ids_keep)
         positions = self.patch_positions(temporal_coords, location_coords)
         tokens = self.projection(patches) + take_tokens(positions, ids_keep)
@@ -150,7 +157,7 @@ class Decoder(PositionedTrunk, DecoderTrunk):
         super().__init__(config, outputs=config.patch_dim, **options)
 
     def build_positions(self) -> None:
-        """Create the positions."""
+        """Create the position embeddings."""
         self.build_table("decoder_pos_embed")
 
     def call(
@@ -197,7 +204,7 @@ class MaskedPrithvi(MaskedModel):
         return latent, mask, ids_restore
 
     def _with_time(self, pixel_values: Tensor) -> Tensor:
-        """Return samples (N, C, T, H, W); samples of one time step may be images (N, C, H, W)."""
+        """Return samples as (N, C, T, H, W); for one time step, (N, C, H, W) is accepted too."""
         single = self.config.num_frames == 1 and len(pixel_values.shape) == 4
         pixels = ops.expand_dims(pixel_values, 2) if single else pixel_values
         return self._cast(pixels)

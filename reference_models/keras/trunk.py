@@ -23,7 +23,7 @@ class Trunk(keras.layers.Layer):
 
     Args:
         config: the configuration of the model.
-        initializer: the initializer of all weights, instead of those of the paper.
+        initializer: the initializer of all weights; by default those of the paper are used.
         name: the layer's name.
         dtype: the dtype policy of the layer.
     """
@@ -49,13 +49,13 @@ class Trunk(keras.layers.Layer):
             setattr(self, f"block_{index}", block)
 
     def add_position_layers(self) -> None:
-        """Add the layers that compute positions; most families have no such layers."""
+        """Add the layers that compute position embeddings; most families have no such layers."""
 
     def build_positions(self) -> None:
-        """Create the variables of tokens and positions; some families have no such variables."""
+        """Create the class token and the position embeddings; some families have neither."""
 
     def add_table(self, name: str, length: int = 1) -> Any:
-        """Add a variable (1, length, D), by default normal with ``initializer_range`` as std."""
+        """Add a variable (1, length, D), by default normal with the std ``initializer_range``."""
         random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
         return self.add_weight(
             name=name, shape=(1, length, self.width), initializer=self.initializer or random
@@ -89,7 +89,7 @@ class Trunk(keras.layers.Layer):
 class VideoEncoder(Trunk):
     """Base class of encoders for videos: patch projection, blocks and, if requested, a final norm.
 
-    A subclass adds positions and defines ``call``. Arguments are those of `Trunk`, and
+    A subclass adds position embeddings and defines ``call``. Arguments are those of `Trunk`, and
     ``final_norm``, whether there is a final norm.
     """
 

@@ -91,7 +91,7 @@ class Encoder(VideoEncoder):
 
 
 def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
-    """Return the positions (1, L, D) in float32; checkpoints do not store them."""
+    """Return the fixed position embeddings (1, L, D), rounded to float32; they are not stored."""
     table = interleaved_position_embedding(layer.width, config.num_patches).astype(np.float32)
     return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
 

@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Initialize every parameter as the original does.
+        """Initialize every parameter as facebookresearch/mae does.
 
         The weights of linear layers and of the patch projection are Xavier uniform (He et al. 2021,
         appendix A.1), biases are zero, and tokens are normal with ``initializer_range``.
@@ -154,7 +154,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialize every parameter as the original does."""
+        """Initialize every parameter as facebookresearch/mae does."""
         super().initialize()
         nn.init.normal_(self.mask_token, std=self.config.initializer_range)
         set_sincos_positions(self.decoder_pos_embed, self.config)

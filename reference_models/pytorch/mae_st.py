@@ -60,12 +60,12 @@ class SeparateAttention(Attention):
 
 
 class Positions(nn.Module):
-    """Base class with learned position embeddings, whose parameters belong to the model itself."""
+    """Base class of models with learned position embeddings, which are parameters of the model."""
 
     config: MAESTConfig
 
     def add_positions(self, prefix: str, width: int) -> None:
-        """Add position tables for space, time and class token, or one table for all of them.
+        """Add position embeddings: separate ones for space, time and class token, or one for all.
 
         Args:
             prefix: the prefix of the parameters' names: "" or "decoder_".
@@ -184,7 +184,7 @@ class MAESTModel(MaskedEncoder):
 
 
 class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the original's state dict."""
+    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the authors' state dict."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)
@@ -249,8 +249,8 @@ class MAESTForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
     The head reads the mean of all tokens except the first, after ``norm``. The first token is the
-    class token; in a model without one it is the first patch, which the original excludes too.
-    ``load_state_dict(strict=True)`` accepts the original's state dict.
+    class token; in a model without one it is the first patch, which the authors' code excludes too.
+    ``load_state_dict(strict=True)`` accepts the authors' state dict.
     """
 
     def __init__(self, config: MAESTConfig) -> None:

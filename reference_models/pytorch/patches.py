@@ -160,7 +160,7 @@ def random_masking(
 
 
 def default_noise(images: int, config: Any, device: torch.device) -> Tensor:
-    """Return noise (N, L): uniform or, to keep all patches in order, ascending."""
+    """Return noise (N, L): uniform, or ascending if all patches are kept."""
     patches = config.num_patches
     if config.num_kept == patches:
         return torch.arange(patches, dtype=torch.float32, device=device).expand(images, -1)
@@ -240,8 +240,8 @@ class PixelPrediction:
         """Return predicted patches as images (N, C, [T,] H, W).
 
         If the model predicts normalized pixels, the mean and the standard deviation of each patch
-        are taken from ``pixel_values``. With ``mask`` (N, L), only removed patches are predicted
-        ones; the others are taken from ``pixel_values``.
+        are taken from ``pixel_values``. With ``mask`` (N, L), the visible patches are replaced
+        by those of ``pixel_values``.
         """
         patches = self.patchify(pixel_values)
         if self.config.norm_pix_loss:

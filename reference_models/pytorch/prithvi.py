@@ -37,7 +37,10 @@ from reference_models.pytorch.patches import (
 
 
 class CoordinateEmbedding(nn.Module):
-    """The sines and cosines of two coordinates, each in half of the channels, times a factor."""
+    """An embedding of two coordinates: their sines and cosines, multiplied by a factor.
+
+    Each coordinate is embedded in half of the channels.
+    """
 
     def __init__(self, config: PrithviConfig, width: int) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class Coordinates(nn.Module):
     config: PrithviConfig
 
     def add_coordinates(self, suffix: str, width: int) -> None:
-        """Add the embeddings that the configuration specifies."""
+        """Add the embeddings of times and locations that the configuration specifies."""
         self.suffix = suffix
         if self.config.encodes_time:
             self.add_module(f"temporal_embed_{suffix}", CoordinateEmbedding(self.config, width))
@@ -76,7 +79,7 @@ class Coordinates(nn.Module):
     def add_to(
         self, positions: Tensor, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Return positions plus the embeddings of the coordinates, (1 or N, L, D).
+        """Return position embeddings plus those of the coordinates, (1 or N, L, D).
 
         Args:
             positions: (1, L, D), the position embeddings of the patches.
@@ -167,14 +170,14 @@ class Encoder(Coordinates):
 
 
 def fixed_positions(config: PrithviConfig, width: int) -> nn.Parameter:
-    """Return the positions (1, 1 + L, D) of class token and patches, which are not trained."""
+    """Return the position embeddings (1, 1 + L, D) as a parameter that is not trained."""
     time, rows, columns = config.grid_shape
     table = spacetime_position_embedding(width, (time, rows, columns))
     return nn.Parameter(torch.from_numpy(table).float(), requires_grad=False)
 
 
 def with_time(pixel_values: Tensor, config: PrithviConfig) -> Tensor:
-    """Return samples (N, C, T, H, W); samples of one time step may be images (N, C, H, W)."""
+    """Return samples as (N, C, T, H, W); for one time step, (N, C, H, W) is accepted too."""
     single = config.num_frames == 1 and pixel_values.ndim == 4
     return pixel_values.unsqueeze(2) if single else pixel_values
 

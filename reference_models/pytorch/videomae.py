@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
 
 def fixed_positions(config: VideoMAEConfig, width: int) -> Tensor:
-    """Return the positions (1, L, D) in float32; checkpoints do not store them."""
+    """Return the fixed position embeddings (1, L, D), rounded to float32; they are not stored."""
     return torch.from_numpy(interleaved_position_embedding(width, config.num_patches)).float()
 
 
@@ -192,7 +192,7 @@ class Decoder(nn.Module):
 
 
 class VideoMAEForPreTraining(PixelPrediction, nn.Module):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the original's state dict."""
+    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the authors' state dict."""
 
     decoder_positions: Tensor
 
@@ -353,7 +353,7 @@ class VideoMAEForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
     The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
-    first token after ``norm``. ``load_state_dict(strict=True)`` accepts the original's state dict.
+    first token after ``norm``. ``load_state_dict(strict=True)`` accepts the authors' state dict.
     """
 
     def __init__(self, config: VideoMAEConfig) -> None:
