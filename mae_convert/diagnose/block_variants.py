@@ -217,7 +217,7 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
 def _attend_in_lower_precision(
     q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
 ) -> Tensor:
-    """Compute attention in lower precision: at every step, at input and output, or in products."""
+    """Compute attention in lower precision: every step, input and output, or matrix products."""
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
     q, k, v = lower(q), lower(k), lower(v)

@@ -160,7 +160,7 @@ class CandidateProcess:
         return None if "error" in response else CandidateResult(**response)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return the fraction of the error of a result that a hypothesis does not explain."""
+        """Return the fraction of the error of the result `at` that remains with a hypothesis."""
         response = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(response.get("unexplained", float("inf")))
 
@@ -253,7 +253,7 @@ def candidate_job(
 def _killed_after_time_limit(
     process: subprocess.Popen[str], clock: Clock
 ) -> Iterator[threading.Event]:
-    """Kill a child that does not respond within the time limit; then the event is set."""
+    """Kill a child at the end of the time limit; the yielded event is set if this happens."""
     late = threading.Event()
 
     def kill() -> None:
@@ -322,7 +322,12 @@ class Pair:
     def start_process(
         self, result: SideResult, other_tensors: Sequence[str] = ()
     ) -> CandidateProcess:
-        """Start the child for one side; hypotheses may use `other_tensors` of the other side."""
+        """Start the child process that runs the model of one side.
+
+        Args:
+            result: the side.
+            other_tensors: names of tensors of the other side that hypotheses may use.
+        """
         other = self.b if result is self.a else self.a
         return self.process_class(
             result,

@@ -290,7 +290,7 @@ class CandidateRun:
         return {"first": None, "largest": largest}
 
     def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
-        """Return the fraction of the error of a trace's result that variants do not explain.
+        """Return the fraction of the error of a recorded result that remains with variants.
 
         Args:
             request: ``trace``, the ``dtype`` of the run, and ``start``, the name of the result,
@@ -298,8 +298,8 @@ class CandidateRun:
             variants: variants that compute in lower precision.
 
         Returns:
-            ``unexplained``: the distance to the trace with the variants, divided by the distance
-            without them; 0 is a full explanation.
+            ``unexplained``: the distance to the recorded result with the variants, divided by the
+            distance without them; infinity if the distance without them is 0.
         """
         dtype, at = DTYPES[request["dtype"]], request["start"]
         results = TraceResults(request["trace"], request["dtype"])

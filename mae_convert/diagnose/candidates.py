@@ -235,7 +235,7 @@ Scope = tuple[str, str]  # pattern of module paths, and its description in a sen
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope, with the other scopes as wider hypotheses."""
+    """Return a hypothesis about the last scope; its wider variants are about the other scopes."""
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope
@@ -348,7 +348,7 @@ def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
 def model_hypotheses(
     kind: str, path: str, what: str, values: Sequence[str]
 ) -> Iterator[Hypothesis]:
-    """Yield one hypothesis for each value of a variant of a step that occurs once in a model."""
+    """Yield a hypothesis for each value of a variant; the changed step occurs once in a model."""
     for value in values:
         key = kind if kind != "embedding" else f"{path} code"
         yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

@@ -71,8 +71,9 @@ def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
     """Return a failed verdict with its causes, and the explanation by candidate runs.
 
     The order of the causes is: causes confirmed by candidate runs, descriptions of differing
-    tensors and, if no candidate run explains the difference, descriptions of the traces. Among the
-    suspects, tensors whose change explains the difference come first.
+    tensors and, if no candidate run explains the difference, descriptions of the traces. In the
+    verdict's ``suspects`` (tensors that may cause the difference), tensors whose change explains
+    the difference come first.
     """
     explanation = explain_by_running(pair, verdict)
     different = set(differing_tensors(pair.a.trace, pair.b.trace))
@@ -138,7 +139,7 @@ def _same_model(pair: Pair) -> bool:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Runs the model of one side with hypotheses applied; compares the results with a trace."""
+    """A function that runs one side's model with hypotheses and compares it with a trace."""
 
     process: CandidateProcess
     trace: Trace
@@ -248,7 +249,7 @@ def _not_tested(kinds: Iterable[str]) -> str:
 
 
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
-    """Return a sentence if the other side's tensors or configuration explain the difference."""
+    """Return the sentence that the other side's tensors or configuration explain the difference."""
     a, b = names
     changes = " and ".join(hypothesis.statement for hypothesis in theirs)
     return (

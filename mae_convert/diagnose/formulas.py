@@ -44,7 +44,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Formula:
-    """The lines that compute a result, and their inputs."""
+    """Lines of Python that compute a result, and the inputs of these lines."""
 
     lines: tuple[str, ...]
     """Lines of Python; the last line returns the result."""
@@ -115,7 +115,7 @@ class _Writer:
         self.one_token = True
 
     def formula(self, result: str) -> Formula:
-        """Return the formula; ``result`` is the expression that it returns."""
+        """Return the formula of the written lines, which returns the expression `result`."""
         lines = (*self.lines, f"return {result}")
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 
@@ -124,7 +124,7 @@ class _Writer:
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:
-        """Return the formula of a result of a block: "q", "k", "v", "attention", "mlp" ..."""
+        """Return the formula of a result of a block ("q", "attention", "mlp" ...), or None."""
         name = f"{part}.blocks.{number}"
         projected = all(self.is_available(f"{name}.{p}") for p in PROJECTIONS)
         if not (wanted == "attention" and projected) and not self.stream(part, number):
@@ -133,9 +133,10 @@ class _Writer:
         return self.formula(wanted)
 
     def stream(self, part: str, number: int) -> bool:
-        """Write ``x``, the input of a block, from the last available result; return success.
+        """Write the lines that compute ``x``, the input of a block, from the last available result.
 
-        Blocks between that result and the block are computed in a loop.
+        Blocks between the result and the block are computed in a loop. Return whether there is such
+        a result.
         """
         before = [f"{part}.embedding", *(f"{part}.blocks.{i}.output" for i in range(number))]
         available = [index for index, name in enumerate(before) if self.is_available(name)]
@@ -158,7 +159,7 @@ class _Writer:
         return True
 
     def steps(self, block: str, wanted: str, *, alone: bool = False) -> None:
-        """Write the lines of a block from its input ``x`` to a result of it.
+        """Write the lines that compute a result of a block from the block's input ``x``.
 
         Args:
             block: the canonical name of the block.
@@ -220,7 +221,7 @@ class _Writer:
         self.lines.append(f"{out} = linear({x}, {arguments})")
 
     def end(self) -> Formula | None:
-        """Return the formula of a norm after the blocks, or of the last linear layer."""
+        """Return the formula of a norm after the blocks or of the last linear layer, or None."""
         config, task = self.model.config, self.model.task
         first = self.first
         if first == "last_hidden_state":
@@ -248,7 +249,10 @@ class _Writer:
         return self.formula("logits")
 
     def last_norm(self, first: str) -> Formula | None:
-        """Return the formula of a norm after the blocks, in a pooled model applied to the mean."""
+        """Return the formula of a norm after the blocks, or None.
+
+        In pooled models, the norm is applied to the mean of the tokens.
+        """
         part, config = first.partition(".")[0], self.model.config
         part = "encoder" if part == "head" else part
         depth = "num_hidden_layers" if part == "encoder" else "decoder_num_hidden_layers"
@@ -287,7 +291,7 @@ def _masking(first: str, model: Model, location: Location) -> Formula | None:
 
 
 def _embedding(model: Model, location: Location) -> Formula | None:
-    """Return the formula of one token of the encoder's embedding."""
+    """Return the formula of one token of the encoder's embedding, or None."""
     if location.token is None or not _has_positions(model, "encoder"):
         return None
     visible = _visible_count(model)
@@ -308,7 +312,7 @@ def _embedding(model: Model, location: Location) -> Formula | None:
 
 
 def _decoder_embedding(model: Model, location: Location) -> Formula | None:
-    """Return the formula of one token of the decoder's embedding."""
+    """Return the formula of one token of the decoder's embedding, or None."""
     latent = model.results.get("encoder.norm", model.results.get("last_hidden_state"))
     restore = model.results.get("ids_restore")
     if latent is None or restore is None or location.token is None:
@@ -344,11 +348,11 @@ def _with_coordinates(
     """Return the formula of a patch's token with the embeddings of its time and location.
 
     Args:
-        formula: the formula without them, of one line.
+        formula: a formula of one line for the token without these embeddings.
         part: "encoder" or "decoder".
-        index: the patch, time by time.
-        model: the model; its inputs have the coordinates that it embeds.
-        location: the image.
+        index: the index of the patch; patches are ordered by time.
+        model: the model; its inputs contain the coordinates, if it embeds any.
+        location: the location, which specifies the image.
     """
     width = model.config.hidden_size if part == "encoder" else model.config.decoder_hidden_size
     (line,), names, arrays = formula.lines, dict(formula.tensors), dict(formula.arrays)
@@ -380,7 +384,7 @@ def _visible_count(model: Model) -> int:
 
 
 def _has_positions(model: Model, part: str) -> bool:
-    """Return whether the positions of tokens are known."""
+    """Return whether the encoder or decoder has stored or fixed position embeddings."""
     return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
 
 
@@ -437,7 +441,7 @@ def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
 def _loss_per_channel(first: str, model: Model) -> Formula | None:
     """Return the formula of a loss of VideoMAE.
 
-    Its targets are pixels as they were before they were normalized, and the channels of a patch are
+    The targets are pixels before the normalization of the inputs, and the channels of a patch are
     normalized separately. Only removed patches are predicted.
     """
     config, logits = model.config, model.results["logits"]
@@ -486,12 +490,15 @@ def _reconstruction(model: Model, location: Location) -> Formula | None:
 
 
 def _predicted(model: Model) -> Any:
-    """Return the shapes of the predicted images and patches: of MAE-ST, fewer frames."""
+    """Return an object with the shapes of predicted images and patches.
+
+    It is the configuration, except for MAE-ST, which predicts fewer frames.
+    """
     return getattr(model.config, "prediction", model.config)
 
 
 def _predicted_pixels(model: Model) -> np.ndarray:
-    """Return the images, (N, C, [T,] H, W), of which the patches are predicted."""
+    """Return the images, or the frames of videos, that are predicted: (N, C, [T,] H, W)."""
     pixels, config = model.inputs["pixel_values"], model.config
     if hasattr(config, "predicted_frames"):
         return pixels[:, :, list(config.predicted_frames)]

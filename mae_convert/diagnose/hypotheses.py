@@ -1,4 +1,4 @@
-"""Hypotheses about the cause of a difference: a statement, and changes of a model that test it."""
+"""Hypotheses about the cause of a difference: statements, and changes of a model as tests."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +31,7 @@ class Hypothesis:
     """Returns the same hypothesis for larger sets of modules or tensors, the largest set first."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
-        """Return a copy of the hypothesis with `wider` set."""
+        """Return a copy of the hypothesis whose wider variants are returned by `wider`."""
         return replace(self, widen=lambda: tuple(wider()))
 
     @property
@@ -49,7 +49,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Stack:
-    """The blocks of encoder or decoder."""
+    """The properties of the transformer blocks of the encoder or the decoder."""
 
     name: str
     depth: int
@@ -57,7 +57,7 @@ class Stack:
     heads: int
 
     def block(self, index: int) -> str:
-        """Return the canonical prefix of a block's tensors."""
+        """Return the canonical prefix of a block's tensors, without a dot at its end."""
         return f"{self.name}.blocks.{index}"
 
 
@@ -116,7 +116,8 @@ def in_blocks(
         key: the kind of fault.
         statement: a function that returns the statement for the prefix of a block's tensors, such
             as "encoder.blocks.0.".
-        make: a function that returns the edits in a block; edits of missing tensors are ignored.
+        make: a function that returns the edits in a block. If a tensor of an edit is missing in
+            this block, nothing is yielded; in other blocks, the edit is ignored.
     """
 
     def edits(stacks: Sequence[Stack]) -> tuple[WeightEdit, ...]:

@@ -1,6 +1,6 @@
 """Compute the steps before and after the blocks differently from the reference model.
 
-These steps are images, masking, embedding and decoder input; pooling, reconstruction and losses.
+These steps are: input images, masking, embedding, decoder input, pooling, reconstruction, losses.
 
 In shape comments, N is the number of images, C of channels, L of patches, D the width, and P the
 number of values of a patch, in the order row, column, channel.
@@ -218,7 +218,7 @@ READ_OUTS: Mapping[str | None, TensorFunction] = {
 
 
 def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the normalised mean of patches, (N, 1, D), of tokens (N, 1 + L, D)."""
+    """Return the layer-normalised mean of patch tokens, (N, 1, D), for tokens (N, 1 + L, D)."""
     kind = variants.get("pool", "head")
     if kind == "layer norm before the mean":
         return POOLS[None](norm(model.fc_norm, tokens, "head.norm", variants))
@@ -232,7 +232,7 @@ def read_out(normed: Tensor, variants: Variants) -> Tensor:
 
 
 def without_class_token(tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the patch tokens (N, L, D)."""
+    """Return the patch tokens (N, L, D) of tokens (N, 1 + L, D)."""
     kind = variants.get("patches", "logits")
     return (
         tokens[:, :-1]
@@ -319,7 +319,7 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 
 def _normalised(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P) normalised with different statistics."""
+    """Return patches (N, L, P), each normalised by a variant of its mean and variance."""
     if statistics == "epsilon added to the standard deviation":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)

@@ -187,7 +187,7 @@ def _in_block(step: str) -> Iterator[ModelPart]:
 def explain_float64_difference(
     process: CandidateProcess, pair: Pair, first: str
 ) -> Explanation | None:
-    """Explain a difference in float64 by lower precision; None if that does not reproduce it."""
+    """Explain a difference in float64 by parts computed in lower precision, or return None."""
     steps = _steps(pair.b.trace, "float64")
     failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
     causes = _causes_in_run(process, pair.b.trace, "float64", failing, pair.names[1])

@@ -173,9 +173,9 @@ def _formula(
 def _implied(
     first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return inputs of blocks that only A records, if both sides agree in a later result.
+    """Return inputs of blocks that not both sides record, if both sides agree in a later result.
 
-    A later result depends on these inputs, so both sides agree in them too.
+    The later result depends on these inputs, so both sides agree in the inputs too.
     """
     order = execution_order(first)
     later = [execution_order(name) for name in common if execution_order(name) < order]
@@ -185,7 +185,7 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework in which the script is written for a side's framework or library."""
+    """Return the framework of the script for a side that a framework or library has run."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
@@ -223,7 +223,10 @@ def first_difference(verification: Verification) -> Difference:
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
-    """Return the float64 result with which a lower precision is compared; None in float64."""
+    """Return A's float64 result, with which results in a lower precision are compared.
+
+    The result is None for a difference in float64.
+    """
     if difference.dtype == "float64":
         return None
     return a.results("float64").get(difference.first)
@@ -275,7 +278,7 @@ def _arrays(
     checkpoint: Checkpoint,
     inputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Return name in the formula → array, for the inputs and tensors of one side."""
+    """Return the inputs and tensors of one side that a formula reads, by name in the formula."""
     arrays = {name: _cut(results[r], location, formula) for name, r in formula.inputs.items()}
     for name, canonical in formula.tensors.items():
         if canonical in checkpoint.tensors:

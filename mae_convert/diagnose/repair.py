@@ -78,7 +78,7 @@ class Repair:
         return [repair.name for repair in self.repairs if repair.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
-        """Return the source with the tensors of the target after all changes."""
+        """Return the repaired checkpoint: the source with the repaired tensors of the target."""
         cured = {repair.name: repair.tensor for repair in self.repairs}
         tensors = {**self.source.tensors, **self.target.tensors, **cured}
         unchanged = {name: tensors[name] for name in self.source.tensors}
@@ -204,7 +204,10 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
 
 
 def _rounding(a: Checkpoint, b: Checkpoint) -> Step | None:
-    """Return a step that rounds A's tensors to B's dtype, if that is narrower; else None."""
+    """Return the step that rounds A's tensors to B's dtype.
+
+    The result is None if B has several dtypes, or if A has the same dtype.
+    """
     dtypes = {str(tensor.dtype) for tensor in b.tensors.values()}
     before = {str(tensor.dtype) for name, tensor in a.tensors.items() if name in b.tensors}
     if len(dtypes) != 1 or before == dtypes:

@@ -31,7 +31,10 @@ class Compare(Protocol):
     def __call__(
         self, hypotheses: Sequence[Hypothesis], start: str | None = None
     ) -> CandidateResult | None:
-        """Return the comparison from result ``start`` on; None if a hypothesis does not fit."""
+        """Return the comparison, beginning with the result `start`.
+
+        The result is None if a hypothesis does not fit the model.
+        """
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the hypothesis for which the first difference of a complete run is the latest."""
+    """Return the hypothesis with the latest next difference that a complete run confirms.
+
+    The result is None if no hypothesis is confirmed.
+    """
     confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
     for hypothesis, comparison in fitting[:MOST_CONFIRMED]:
         if comparison.first is not None:

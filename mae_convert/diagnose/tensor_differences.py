@@ -109,7 +109,7 @@ class Fingerprints:
 
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
-        """(shape, bytes of the first values) → tensor names."""
+        """The names of tensors with the same (shape, bytes of the first values)."""
         groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
             groups.setdefault(self._key(tensor.load()), []).append(name)
@@ -214,7 +214,7 @@ def _reordered(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
 
 
 def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
-    """Return whether both arrays have the same rows or columns, in any order."""
+    """Return whether both arrays have the same slices along an axis, in any order."""
     parts = [np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1) for z in (x, y)]
     in_order = [part[np.lexsort(part.T[:8])] for part in parts]
     return np.array_equal(in_order[0], in_order[1])
@@ -231,7 +231,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a description if B's tensor is A's up to some value and is zero after it."""
+    """Yield a description if B's tensor equals A's up to an element and is zero from there on."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
-        yield f"is zero from value {first} of {x.size} on"
+        yield f"is zero from element {first} of {x.size} on"

@@ -291,7 +291,11 @@ def _are_one(shares: tuple[float, float] | None) -> bool:
 
 
 def _residual_factors(results: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float] | None]:
-    """Return block output → factors of attention and MLP in its sum, or None if not a sum."""
+    """Return the factors of attention and MLP in each block output, by the output's name.
+
+    The factors are None if the block output is not the sum of the block's input and multiples of
+    attention and MLP.
+    """
     factors: dict[str, tuple[float, float] | None] = {}
     for name in sorted(results, key=execution_order):
         match = BLOCK_TAP.fullmatch(name)

@@ -53,8 +53,8 @@ def permuted(
 ) -> np.ndarray:
     """Return the array with its axes permuted, reshaped to the original shape.
 
-    If the permuted shape is the original shape, this is a transposition. Otherwise it is the result
-    of a reshape that was used instead of a transposition.
+    If permuting does not change the shape, the result is the transposed array. Otherwise it is the
+    array that a reshape gives by mistake instead of a transposition.
 
     Args:
         array: the tensor.
@@ -106,7 +106,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v that result if a fused (3, rows) matrix is read as (groups, 3, rows)."""
+    """Return q, k or v as it results if a fused (3, rows) matrix is read as (groups, 3, rows)."""
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
@@ -115,7 +115,7 @@ def fused_as_groups(
 def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v that result if a fused (groups, 3, rows) matrix is read as (3, rows)."""
+    """Return q, k or v as it results if a fused (groups, 3, rows) matrix is read as (3, rows)."""
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 

@@ -124,7 +124,7 @@ def from_json(line: str) -> Text:
         try:
             return Option(**part)
         except TypeError as error:
-            raise ValueError(f"{part!r} is not a part of a text") from error
+            raise ValueError(f"{part!r} is not a string, a list or an option") from error
 
     return text(json.loads(line))
 
@@ -138,7 +138,7 @@ def one_line(sentence: str) -> str:
 
 
 class MaeConvertError(Exception):
-    """The input or the call was wrong; the command line prints it and exits with status 2.
+    """The input or the call was wrong; the command line prints the error and exits with status 2.
 
     Text from files and servers in the message is shortened, made printable and freed of
     credentials. ``str(error)`` shows options as arguments of Python; `render` shows them in another

@@ -36,7 +36,7 @@ class Endings:
     """The signals that this process received, and whether an exception could be raised.
 
     Attributes:
-        received: their numbers, in order.
+        received: the numbers of the signals, in the order of arrival.
     """
 
     def __init__(self) -> None:

@@ -109,7 +109,7 @@ FAULTS = {
     "float16": (alone("encoder.norm.bias", lambda a: a.astype(np.float16).astype(np.float32)),
                 "is rounded to float16", FROM_A),
     "half loaded": (alone("decoder.prediction.bias", half),
-                    "is zero from value 96 of 192 on", FROM_A),
+                    "is zero from element 96 of 192 on", FROM_A),
     "NaN": (alone("decoder.mask_token", with_nan),
             "has 1 values that are NaN or infinite (the first at index (0, 0, 7))", FROM_A),
 }  # fmt: skip

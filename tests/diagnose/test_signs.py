@@ -241,7 +241,7 @@ CHANGES = {
         x.reshape(8, 8, 3), 2, 0).ravel()),
     "is stored as (row, column, channel) and read as (channel, row, column)": (
         "encoder.patch_embedding.weight", lambda x: x.transpose(0, 2, 3, 1).reshape(x.shape)),
-    "is zero from value 12 of 24 on": (
+    "is zero from element 12 of 24 on": (
         "encoder.norm.bias", lambda x: np.where(np.arange(24) < 12, x, 0)),
     "differs in rows 3-4 of 24 only": (
         "encoder.blocks.0.attention.k.weight",

@@ -6,8 +6,7 @@ There are two kinds of evidence, which require only the trained weights and some
     measurable in the products of the query and key matrices.
 - `reconstruction`: a model reconstructs images best with the configuration of its training.
 
-Each is a statistical test with a stated confidence; if the tests are not significant, the field
-stays undecided.
+Each is a statistical test; if the tests are not significant, the field stays undecided.
 """
 
 from mae_convert.diagnose.infer.decision import Candidate, Decision, Inference

@@ -1,8 +1,8 @@
 """The result of an experiment for a field: its candidates, and whether one is significant.
 
 Losses of candidates on the same images and masks are compared in pairs. Crops of one image are
-alike. So images are resampled first, and then the crops of each (a hierarchical bootstrap): a
-candidate that wins on one image only is not significant.
+similar, so a hierarchical bootstrap is used: it resamples the images, and then the crops of each
+image. A candidate that is better on one image only is therefore not significant.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class Inference:
     """The framework that ran the model, or ""."""
 
     def decided(self) -> dict[str, Any]:
-        """Return field → value of the decided fields."""
+        """Return the values of the decided fields, by name."""
         return {name: d.value for name, d in self.decisions.items() if d.decided}
 
     def as_json(self) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
         seed: the seed of the bootstrap.
 
     Returns:
-        The smallest share, over the other candidates, of bootstrap samples in which ``best`` is
-        lower; 1.0 if there are no other candidates.
+        The fraction of bootstrap samples in which ``best`` has a lower mean loss than another
+        candidate: the smallest fraction for any of them; 1.0 if there are no other candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)

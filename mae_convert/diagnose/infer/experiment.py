@@ -1,4 +1,4 @@
-"""Determine the open fields of a configuration from weights and images."""
+"""Determine configuration fields that a checkpoint does not specify from weights and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +91,7 @@ def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return the checkpoint with all decided fields and the experiment as their source."""
+    """Return the checkpoint with the values that an experiment decided, and with its evidence."""
     for name, value in inference.decided().items():
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
@@ -107,7 +107,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
 
 
 def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return a target with its missing or assumed fields set to the decisions for a source."""
+    """Return a target with its missing or assumed fields set to the values decided for a source."""
     decided = inference.decided()
     for name in open_fields(target):
         if name in decided:
@@ -151,7 +151,11 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
 def _images(
     checkpoint: Checkpoint, options: InferenceOptions
 ) -> list[Image.Image] | list[np.ndarray]:
-    """Return images or, for a video model and a folder, the frames of the clips in it."""
+    """Return the images of an experiment or, for a video model and a folder, the clips' frames.
+
+    Raises:
+        ConfigurationError: there are too few images or clips.
+    """
     clips = checkpoint.family.clips is not None and options.images is not None
     images: list[Image.Image] | list[np.ndarray]
     if clips:
@@ -164,7 +168,7 @@ def _images(
             options.images or EMBEDDED_IMAGES,
             f" has {len(images)} {'clips' if clips else 'images'}, but the experiment needs at "
             f"least {FEWEST_IMAGES}",
-            hint="add ones like those that the model was trained on",
+            hint="add files that are similar to the training data",
         )
     return images
 
@@ -174,7 +178,7 @@ def _crops(
     checkpoint: Checkpoint,
     options: InferenceOptions,
 ) -> Crops:
-    """Return crops of images or clips."""
+    """Return the random crops of images or clips on which the model is run."""
     family, model = checkpoint.family, checkpoint.configuration.model
     count = options.crops if family.clips is None else min(options.crops, MOST_CLIP_CROPS)
     frames = [image for image in images if isinstance(image, np.ndarray)]

@@ -41,7 +41,7 @@ def heads_decision(
     confidence: float | None,
     reason: str = "",
 ) -> Decision:
-    """Return the decision on a number of heads from both kinds of evidence.
+    """Return the decision on a number of heads from the weights and from reconstruction losses.
 
     Args:
         name: the field.
@@ -74,7 +74,7 @@ def heads_decision(
 
 @dataclass
 class Search:
-    """Runs of one checkpoint's weights with candidate values of its fields."""
+    """A search for the configuration values with which a model has the lowest losses."""
 
     checkpoint: Checkpoint
     """The checkpoint, whose patch grid is known."""
@@ -100,7 +100,7 @@ class Search:
         self.runner = Runner(self.framework, self.device)
 
     def run(self) -> dict[str, Decision]:
-        """Return the decisions on the requested fields, except the grid."""
+        """Return the decision on each requested field except ``image_size``, by field name."""
         screened = self._screen()
         target = self._target(screened)
         best = min(screened, key=lambda pair: _mean(screened[pair], target))
@@ -121,7 +121,11 @@ class Search:
         return decisions
 
     def _screen(self) -> dict[Pair, Losses]:
-        """Return pair of head counts → losses on few crops, for all pairs or those of a search."""
+        """Return the losses on few crops by pair of encoder and decoder head counts.
+
+        All pairs are run or, if there are more than `MOST_PAIRS`, the pairs of a search that
+        changes the two head counts alternately.
+        """
         few = self.crops.first(SCREENING_CROPS)
         encoder, decoder = (self._heads_to_try(name) for name in HEADS)
         pairs = list(product(encoder, decoder))
@@ -150,7 +154,7 @@ class Search:
         return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
 
     def _target(self, losses: Mapping[Pair, Losses]) -> bool:
-        """Return whether the predictions fit normalised patches better than pixels."""
+        """Return the value of ``norm_pix_loss``: as configured, or with which losses are lower."""
         if "norm_pix_loss" not in self.fields:
             return self.checkpoint.configuration.model.norm_pix_loss
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
@@ -211,7 +215,7 @@ class Search:
         return heads_decision(name, self.structures[name], relative, confidence, why_unfit)
 
     def _statistics(self, pair: Pair, target: bool, why_unfit: str) -> dict[str, Decision]:
-        """Return the decisions on image mean and standard deviation, among common values."""
+        """Return the decisions on image mean and standard deviation; common values are tested."""
         checkpoint = self._with_heads(pair)
         configuration = checkpoint.configuration
         current = configuration.image_mean, configuration.image_std

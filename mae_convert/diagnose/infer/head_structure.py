@@ -5,12 +5,13 @@ channel therefore depends on the key channels of the same head and on no others,
 the entries of the matrix product ``W_q W_kᵀ`` (width x width) are larger if both channels belong to
 the same head.
 
-It is an exact permutation test. The initialisation does not depend on the channel index, and
+The test is an exact permutation test. The initialisation does not depend on the channel index, and
 training treats the channels of a head equally. So if a layer has h heads, permuting the channels
 within each head and permuting the heads gives weights of the same probability. A number of heads is
 rejected if such permutations destroy a structure in the weights.
 
-Few layers with few heads have few such permutations; then twice the true number is not rejected.
+If there are few layers with few heads, there are few such permutations, and twice the true number
+of heads is not rejected.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,12 +54,12 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The smallest deviation of all numbers of heads except the best one."""
+        """The smallest of the `deviations` of numbers of heads other than the best; 0.0 if none."""
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property
     def decided(self) -> bool:
-        """Whether every number of heads but the best one is rejected."""
+        """Whether the best score is large enough, and every other number of heads is rejected."""
         return self.scores[self.best] >= SMALLEST_SCORE and self.margin >= REJECTED_FROM
 
 
@@ -71,8 +72,8 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
     """Test every possible number of heads of attention layers of one width.
 
     Args:
-        layers: functions that return the weights of a layer; at most `MOST_LAYERS`, evenly spaced,
-        are used.
+        layers: functions that return the query and key weights of a layer; at most `MOST_LAYERS`
+            evenly spaced layers are used.
         seed: the seed of the permutations.
     """
     chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
@@ -139,7 +140,11 @@ def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> f
 def _deviation(
     matrices: Sequence[np.ndarray], heads: int, best: int, generator: np.random.Generator
 ) -> float:
-    """Return the deviation of the score for ``best`` heads from scores of permuted weights."""
+    """Return the deviation of the score for `best` heads from scores of permuted weights.
+
+    The weights are permuted as for `heads` heads. The unit of the deviation is the standard
+    deviation of the scores of permuted weights.
+    """
     observed = sum(_score(matrix, best) for matrix in matrices)
     permuted = np.array(
         [

@@ -56,7 +56,7 @@ class Crops:
     """(images, crops, L), float32."""
 
     def first(self, crops: int) -> "Crops":
-        """Return the first crops of each image."""
+        """Return the first `crops` crops of each image or clip."""
         return Crops(self.pixels[:, :crops], self.noise[:, :crops])
 
 
@@ -243,7 +243,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return the pixels that a model with this configuration predicts, cut into patches."""
+    """Return the target of the predictions for a configuration, cut into patches."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)
