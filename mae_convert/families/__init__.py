@@ -2,8 +2,9 @@
 
 `families` returns the families of this project and of other packages. Other packages register an
 instance of `mae_convert.families.family.Family` with the entry point
-``mae_convert.families``, and further layouts of a family by ``mae_convert.layouts``. Only installed
-packages have entry points: no checkpoint causes anything to be imported.
+``mae_convert.families``, and further layouts of a family with the entry point
+``mae_convert.layouts``. Only installed packages have entry points: no checkpoint causes anything to
+be imported.
 """
 
 import sys

@@ -91,7 +91,7 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
     indices = [int(match[1]) for name in names if (match := index.match(name))]
     highest = max(indices, default=-1)
     if highest >= len(names):
-        raise LayoutError(f"there is a block {highest} among {len(names)} tensors")
+        raise LayoutError(f"block {highest} is present, but there are only {len(names)} tensors")
     return highest + 1
 
 
@@ -102,7 +102,7 @@ def square_grid(count: int) -> tuple[int, int] | None:
 
 
 def check_task(task: str, available: str, *, whole: str = "", heads: bool = True) -> None:
-    """Require that a model for a requested task can be made from a checkpoint.
+    """Check that a checkpoint contains a model for a requested task.
 
     Args:
         task: the requested task.

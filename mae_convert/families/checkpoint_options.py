@@ -298,7 +298,7 @@ class Flags:
     )
 
     def given(self) -> dict[str, Any]:
-        """Return field → value, for the fields that are not None."""
+        """Return a dictionary of the fields that are not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

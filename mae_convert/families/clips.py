@@ -65,9 +65,9 @@ class Clips:
     def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
         """Return the preprocessing of frames with the fields of ``preprocessor_config.json``.
 
-        Colours are preprocessed like by transformers' VideoMAEImageProcessor: the shorter side is
-        resized, and the centre is cropped. For models with rectangular inputs, frames are only
-        resized.
+        Colours are preprocessed as by transformers' VideoMAEImageProcessor: the shorter side is
+        resized, and the centre is cropped. For models with rectangular inputs, frames are resized
+        to the size of the inputs without cropping.
         """
         if self.measured:
             return {"do_normalize": True, "do_rescale": False, "do_resize": False}

@@ -81,14 +81,14 @@ class Configuration:
         return getattr(self, name) if name in PREPROCESSING else getattr(self.model, name)
 
     def assumed(self) -> dict[str, dict[str, Any]]:
-        """Return field → value and source, for every field that is not stored in tensors."""
+        """Return the value and the source of every field that is not stored in tensors, by name."""
         return {
             name: {"value": self.value(name), "source": source}
             for name, source in self.sources.items()
         }
 
     def only_assumed(self) -> dict[str, dict[str, Any]]:
-        """Return the fields of `assumed` that are assumptions, with the kind as ``assumption``."""
+        """Return the fields of `assumed` that are assumptions, with the kind in ``assumption``."""
         return {
             name: {**entry, "assumption": self.assumptions[name]}
             for name, entry in self.assumed().items()
@@ -363,7 +363,7 @@ def check_config(task: str, evidence: Evidence) -> None:
 def _values_along(
     values: Mapping[str, Any], config: Mapping[str, Any], taken: Sequence[str]
 ) -> dict[str, Any]:
-    """Return fields, such as dropout, for which the configuration is the only source."""
+    """Return the values of fields, such as dropout, whose only source is the configuration."""
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.items()

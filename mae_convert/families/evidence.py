@@ -1,10 +1,10 @@
 """Evidence about configuration fields that are not stored in tensors, in order of priority.
 
 The order is: an option; a configuration in the file or in its directory; evidence that the model
-family evaluates (training arguments in the checkpoint, fixed position tables, official models with
-exactly these names and shapes ...); the convention of the layout. Values from sources after the
-training arguments and the position tables are assumptions. There is no convention for the number of
-heads.
+family evaluates (training arguments in the checkpoint, fixed position embeddings, official models
+with exactly these names and shapes ...); the convention of the layout. Values from sources after
+the training arguments and the position embeddings are assumptions. There is no convention for the
+number of heads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -72,13 +72,13 @@ class Family(ABC):
             "transformers", that of the library's class. They are strings so that no framework is
             imported.
         model_layouts: framework → the layout of its reference model; "keras" for both backends.
-        native_loaders: (name of a table, framework) → the loader that loads tensors with the names
-            of the table into the framework's model without using the table (see
+        native_loaders: (name of a mapping table, framework) → the loader that loads tensors with
+            the names of the table into the framework's model without using the table (see
             `mae_convert.runtime.sides`).
         transformers_classes: task → the classes of transformers for the task; empty if the family
             has no layout of transformers.
-        encoder_prefixes: name of a table of pre-training models → the prefix that the names of the
-            encoder's tensors have in these models and not in an encoder alone.
+        encoder_prefixes: name of a mapping table of pre-training models → the prefix that the names
+            of the encoder's tensors have in these models, but not in an encoder alone.
         official: published models, as `mae_convert.families.official_models` describes them.
         catalog_advice: purposes, names and notes of the official files, which ``mae-convert
             catalog`` prints.
@@ -94,9 +94,9 @@ class Family(ABC):
             initialised, a key of ``FIXED`` in that module; None if they are initialised at random.
         may_lack_class_position: whether some programs use the same names for position embeddings
             without a row for the class token.
-        additional_inputs: names of the inputs besides pixels and noise; a model takes them if its
-            configuration specifies it.
-        takes_images: whether an input is one image, as the commands for images require.
+        additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
+            model specifies which of them it takes.
+        takes_images: whether each input of a model is one image.
         card: the description for model cards; None for only the `title`.
         clips: the preprocessing of videos or series of images; None for images.
         has_hypotheses: whether `mae_convert.diagnose` can test hypotheses by running changed
@@ -156,19 +156,19 @@ class Family(ABC):
 
     @abstractmethod
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with a geometry.
+        """Return the schema that all models with the same sizes have in common.
 
         Args:
-            geometry: the result of `geometry`.
+            geometry: the result of the method `geometry`.
             task: the task.
-            names: the canonical names of the checkpoint, for optional tensors.
+            names: the canonical names of the checkpoint, which determine the optional tensors.
 
         Raises:
-            ValueError: the geometry is impossible.
+            ValueError: no model has these sizes.
         """
 
     def position_tables(self, config: Any) -> Mapping[str, PositionTable]:
-        """Return canonical name → structure, for position embeddings with a row for each patch."""
+        """Return the structures of position embeddings with a row for each patch, by name."""
         return {}
 
     def layout(self, name: str) -> Layout:
@@ -229,11 +229,19 @@ class Family(ABC):
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return the related model to which a checkpoint belongs, or None."""
+        """Return the related model to which a checkpoint belongs, or None.
+
+        Args:
+            by_key: the related model that `without_decoder` found, and the tensor that identifies
+                it, or None.
+            arguments: the training arguments in the checkpoint.
+            recorded: the related model in the checkpoint's conversion record, or None.
+            fields: the result of `geometry`, and the ``task``.
+        """
         return None
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return field → value, for fields that a program fixes for all models with these names."""
+        """Return the values of fields that are the same for all models with these tensor names."""
         return {}
 
     def unread(
@@ -266,13 +274,16 @@ class Family(ABC):
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field with a priority between a configuration and a convention."""
+        """Yield values of a field from sources between a configuration and a layout's convention.
+
+        The sources, such as training arguments and official models, are ordered by priority.
+        """
         yield FieldValue(self.argument(name, evidence), "training arguments")
         if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
             yield from self.of_official(name, task, evidence)
 
     def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield the values of a field in the official models with exactly the same geometry."""
+        """Yield the values of a field in the official models with exactly the same sizes."""
         for official in self.official:
             model = official.model
             if official.task == task and self._has_geometry(model, task, evidence.geometry):
@@ -280,7 +291,7 @@ class Family(ABC):
                 yield FieldValue(getattr(model, name), source, OFFICIAL)
 
     def _has_geometry(self, model: Any, task: str, geometry: Fields) -> bool:
-        """Return whether a model has a geometry, regardless of its number of classes."""
+        """Return whether a model has the sizes in `geometry`; the number of classes is ignored."""
         if any(getattr(model, n) != geometry[n] for n in ("hidden_size", "num_hidden_layers")):
             return False
         own = self.geometry(self.schema(model, task))
@@ -317,7 +328,7 @@ class Family(ABC):
         check_config(task, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return fields that follow from other fields.
+        """Return the values of fields that follow from other fields, by name.
 
         Args:
             values: field → value for all resolved fields, with ``image_mean`` and ``image_std``.
@@ -326,7 +337,7 @@ class Family(ABC):
         return {}
 
     def function_fields(self, model: Any, task: str) -> dict[str, Any]:
-        """Return the fields that change the function and are not stored in tensors.
+        """Return the values of the fields that affect the outputs and do not follow from tensors.
 
         Dropout (inactive in evaluation), the mask ratio (an argument of a run), and mean and
         standard deviation of pixels (part of the preprocessing) are not included.
@@ -414,13 +425,13 @@ class Family(ABC):
         return ((ranks + 0.5) / patches).astype(np.float32)
 
     def additional_shapes(self, config: Any) -> Mapping[str, Shape]:
-        """Return name → shape of one sample, for each additional input of a model."""
+        """Return the shape of one sample of each additional input of a model, by name."""
         return {}
 
     def draw_additional(
         self, config: Any, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
-        """Return name → random values (batch, ...), float32, for each additional input."""
+        """Return random values (batch, ...), float32, for each additional input, by name."""
         return {}
 
     def prediction_shapes(self, config: Any) -> tuple[int, tuple[int, ...]]:
@@ -438,7 +449,7 @@ class Family(ABC):
         return self.card or Card(self.title[:1].upper() + self.title[1:], "", (self.name,))
 
     def inputs_in_words(self, model: Any) -> str:
-        """Return a phrase that describes the inputs of a model, the beginning of a sentence."""
+        """Return a phrase about the inputs of a model, with which a sentence can begin."""
         (height, width), patch = model.image_hw, " x ".join(map(str, model.patch_shape))
         frames = "" if self.clips is None else f"{model.num_frames} frames of "
         return (
@@ -447,7 +458,7 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return the possible official source of a model, as text, and its licence; or None."""
+        """Return the possible official source of a model as text and its licence, or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 
@@ -483,7 +494,7 @@ class Family(ABC):
         return self.clips.colours if self.clips is not None else (0, 1, 2)
 
     def prediction(self, config: Any) -> Any:
-        """Return an object with the geometry of the images or videos that a decoder predicts.
+        """Return an object with the sizes of the images or videos that a decoder predicts.
 
         Its attributes are those of `reference_models.configuration.base.PatchGeometry`.
         """
