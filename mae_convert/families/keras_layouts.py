@@ -1,8 +1,9 @@
 """The common parts of all families' ``keras`` layouts: configurations and mapping rows.
 
-Keras's ``config.json`` is in a ``.keras`` archive or in a preset of KerasHub. The name of a dataset
-consists of the attributes that lead to its layer and the number of the variable in the order of
-creation: 0 is the kernel of a dense layer and 1 its bias; for a norm, 0 is gamma and 1 is beta.
+Keras's ``config.json`` is in a ``.keras`` archive or in a preset of KerasHub. In an HDF5 file of
+Keras, the name of a dataset consists of the path of attributes that leads to its layer, and the
+index of the variable in the order of creation: 0 is the kernel of a dense layer and 1 its bias; for
+a norm, 0 is gamma and 1 is beta.
 """
 
 import re
@@ -71,14 +72,14 @@ TASK: Mapping[str, Treatment] = {
 
 
 def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...]:
-    """Return the fields of Keras's ``config.json`` that may change the function in an unknown way.
+    """Return the fields of Keras's ``config.json`` whose effect on the model's outputs is unknown.
 
     Args:
-        settings: ``config.json``.
-        configuration: the class of the configurations of this project's models.
+        settings: the content of ``config.json``.
+        configuration: the configuration class of the model family.
 
     Raises:
-        ConfigurationError: with this configuration, the model is not supported by any layout.
+        ConfigurationError: no layout supports models with this configuration.
     """
     if not isinstance(settings, Mapping):
         return ()
@@ -97,7 +98,7 @@ def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...
 
 
 def _table(settings: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
-    """Return field → treatment, for the fields of the models' configuration class."""
+    """Return the treatment of each field in the item "config" of Keras's ``config.json``."""
     if not str(settings.get("registered_name")).startswith("keras_hub>"):
         return {**OURS, "config": Fields({f.name: READ for f in fields(configuration)})}
     config = settings.get("config")
@@ -108,7 +109,7 @@ def _table(settings: Mapping[str, Any], configuration: type[Any]) -> Mapping[str
 
 
 def _policy(policy: Any) -> str | None:
-    """Return the name of a dtype policy.
+    """Return the name of a dtype policy, or None if no policy is specified.
 
     Raises:
         ConfigurationError: layers have separate dtype policies or quantized weights.
@@ -146,7 +147,7 @@ OPTIMIZER = (
 
 
 def dense(canonical: str, external: str) -> tuple[Row, Row]:
-    """Return the rows of a dense layer: the kernel is the transposed weight."""
+    """Return the mapping rows of a dense layer, whose kernel is the transposed weight."""
     return (
         Row(f"{canonical}.weight", f"{external}/vars/0", TRANSPOSE),
         Row(f"{canonical}.bias", f"{external}/vars/1"),
@@ -154,7 +155,7 @@ def dense(canonical: str, external: str) -> tuple[Row, Row]:
 
 
 def norm(canonical: str, external: str) -> Row:
-    """Return the row of a layer normalisation."""
+    """Return the mapping row of a layer normalisation."""
     return Row(canonical + ".{weight,bias}", external + "/vars/{0,1}")
 
 
@@ -173,7 +174,7 @@ BLOCK = (
 def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return the ``config.json`` of a ``.keras`` file, from which Keras creates the model.
 
-    The content is the same as Keras 3 writes for a model that was not compiled.
+    The content is the same as that which Keras 3 writes for a model that was not compiled.
 
     Args:
         class_path: "module:Class" of the model.
@@ -201,19 +202,21 @@ def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> di
 
 
 def _snake_case(name: str) -> str:
-    """Return the name that Keras gives to a layer of a class by default."""
+    """Return the default name of a layer in Keras, given the name of its class."""
     words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a configuration; for a ``.keras`` file, the fields that Keras reads.
+    """Return the configuration fields in the configuration that a file contains.
 
-    Fields that only mae-convert reads (image mean and std, class names) are added.
+    For a ``.keras`` file, these are the fields in Keras's ``config.json``, and the fields in the
+    metadata that mae-convert stores with the weights (among them image mean, image std and class
+    names).
 
     Raises:
-        ConfigurationError: ``config.json`` is not that of a model of this project, or it
-            contradicts mae-convert's fields.
+        ConfigurationError: Keras's ``config.json`` is not that of a model of this project, or it
+            contradicts the metadata.
     """
     if "keras" not in config:
         return dict(config)

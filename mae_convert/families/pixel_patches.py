@@ -25,18 +25,18 @@ def cut(pixels: np.ndarray, shapes: Any) -> np.ndarray:
 
 
 def patch_axes(shapes: Any) -> tuple[int, ...]:
-    """Return the axes of the result of `cut` along which the pixels of a patch lie."""
+    """Return the axes of the result of `cut` that index the pixels within a patch."""
     return tuple(range(3, 3 + 2 * len(shapes.patch_shape), 2))
 
 
 def over_patches(values: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return the mean of each patch over all channels, (N, L), of the result of `cut`."""
+    """Return the mean over the pixels and channels of each patch, (N, L), of a result of `cut`."""
     means: np.ndarray = values.mean(axis=(1, *patch_axes(shapes))).reshape(len(values), -1)
     return means
 
 
 def statistics_of_patches(pixels: np.ndarray, shapes: Any, *, per_channel: bool) -> Statistics:
-    """Return mean and unbiased variance of each patch, which broadcast to the result of `cut`."""
+    """Return mean and unbiased variance of each patch, as arrays that broadcast with `cut`'s."""
     axes = patch_axes(shapes) if per_channel else (1, *patch_axes(shapes))
     patches = cut(pixels.astype(np.float64), shapes)
     return patches.mean(axis=axes, keepdims=True), patches.var(axis=axes, ddof=1, keepdims=True)

@@ -57,9 +57,9 @@ def resampled(
 ) -> LazyTensor:
     """Return a position embedding that is resampled for another grid of patches.
 
-    Like in the original's fine-tuning, the interpolation is bicubic in two dimensions (Dosovitskiy
-    et al. 2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. The grid
-    of each time is resampled separately.
+    As in the original's fine-tuning, the interpolation is bicubic in two dimensions (Dosovitskiy et
+    al. 2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. The grids
+    of different time steps are resampled separately.
 
     Args:
         tensor: the embedding.
@@ -128,7 +128,9 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Return the fixed sine-cosine embedding for another grid; the tensor is read.
+    """Return the fixed sine-cosine embedding for another grid.
+
+    The tensor is loaded to check that it is fixed, and to which dtype it was rounded.
 
     Args:
         tensor: the embedding.
@@ -163,8 +165,8 @@ def fixed_precision(
 ) -> np.dtype | None:
     """Return the dtype to which a fixed embedding was rounded before it was stored.
 
-    The original computes in float64 and rounds to float32; the stored dtype may differ. The result
-    is None if the tensor, which is read, is not exactly the rounded fixed embedding of the grid.
+    The original computes in float64 and rounds to float32; the stored dtype may differ. The tensor
+    is loaded; the result is None if it is not exactly the rounded fixed embedding of the grid.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

@@ -182,15 +182,15 @@ class Classes:
 
 
 def unknown_in_config(config: Mapping[str, Any], classes: Classes) -> tuple[str, ...]:
-    """Return the fields that may change the function in transformers in an unknown way.
+    """Return the fields of ``config.json`` whose effect on transformers' outputs is unknown.
 
     Args:
-        config: ``config.json``.
+        config: the content of ``config.json``.
         classes: the classes for the task of the checkpoint.
 
     Raises:
-        ConfigurationError: with a field, transformers would compute another function from the
-            tensors.
+        ConfigurationError: because of a field, transformers would compute other outputs than the
+            reference model.
     """
     unknown = list(unknown_fields(config, {**FIELDS, **classes.fields}, "config.json"))
     if config.get("model_type") not in (None, *classes.model_types):
@@ -206,7 +206,7 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     """Check that the fields of ``config.json`` about the weights match the weights.
 
     Args:
-        config: ``config.json``.
+        config: the content of ``config.json``.
         weights_file: the file that is read, or the index of several files.
         dtypes: the dtypes of the tensors in the file.
 

@@ -89,7 +89,7 @@ class ImageMAE(Family):
     has_hypotheses = True
 
     def position_tables(self, config: ViTMAEConfig) -> Mapping[str, PositionTable]:
-        """Return canonical name → structure, for position embeddings with a row for each patch."""
+        """Return the structure of each position embedding that is stored, by canonical name."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable())
 
     def schema(self, config: ViTMAEConfig, task: str) -> Schema:
@@ -101,7 +101,7 @@ class ImageMAE(Family):
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with a geometry, whatever the grid of the patches."""
+        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
         left_out = ("num_patches", "num_attention_heads")
         fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
@@ -136,7 +136,7 @@ class ImageMAE(Family):
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return field → value, for fields that a program fixes for all models with these names."""
+        """Return the fields that have a fixed value in all models with these tensor names."""
         return conventions_by_names(list(names))
 
     def unread(
@@ -150,12 +150,12 @@ class ImageMAE(Family):
         return super().unread(container, layout, task, dtypes)
 
     def unspecified_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that matter for a task and are not stored in tensors."""
+        """Return the fields that a task needs and that are not stored in tensors."""
         pooling = ("global_pool",) if task == "classify" else ()
         return (*UNSPECIFIED, *UNSPECIFIED_OF_TASK[task], *pooling, *PREPROCESSING)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field with a priority between a configuration and a convention."""
+        """Yield values of a field, in order of priority, in case no configuration specifies it."""
         return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
@@ -176,18 +176,18 @@ class ImageMAE(Family):
             fields.check_position_tables(size, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return ``fc_norm``, whether the mean of the patches is normalized, from the names."""
+        """Return ``fc_norm`` for a pooled classifier: False if the norm is before the pooling."""
         if values.get("global_pool") != "avg":
             return {}
         return {"fc_norm": None if "global_pool" in evidence.geometry else False}
 
     def function_fields(self, model: ViTMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that change the function and are not stored in tensors."""
+        """Return the fields that change the model's outputs and do not follow from its tensors."""
         pooling = {"global_pool": model.global_pool} if task == "classify" else {}
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return the possible official source of a model, as text, and its licence; or None."""
+        """Return the official files that a model may come from, and their licence; or None."""
         names = " or ".join(official.file for official in candidates(model, task))
         return (f"{names}, which has the same names and shapes", LICENSE) if names else None
 

@@ -1,4 +1,4 @@
-"""Evidence about the image MAE's fields that are not stored in tensors, and contradictions."""
+"""Determine the image MAE's fields that are not stored in tensors, and detect contradictions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_si
 
 
 def arguments(evidence: Evidence) -> TrainingArguments:
-    """Return the training arguments of a checkpoint, for comparison with the geometry."""
+    """Return the training arguments of a checkpoint, with the shapes that they must agree with."""
     return TrainingArguments.of(evidence.training_args, evidence.geometry)
 
 
@@ -73,10 +73,10 @@ def values_of(
 
 
 def _image_size(evidence: Evidence) -> FieldValue:
-    """Return the image size of the training arguments or of the fixed position table.
+    """Return the image size in the training arguments, or that of the fixed position table.
 
     Raises:
-        ConfigurationError: arguments and table contradict each other, or the arguments the shapes.
+        ConfigurationError: the arguments contradict the table or the tensors' shapes.
     """
     table = grid_of_tables(evidence.positions, evidence.geometry["num_patches"])
     size = arguments(evidence).image_size(table)
@@ -129,7 +129,8 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 def check_pooling(task: str, evidence: Evidence) -> None:
     """Refuse a configuration with pooling if the tensors are those of a class-token classifier.
 
-    A pooled classifier without ``fc_norm`` has the same names if it normalises before pooling.
+    A pooled classifier that normalises before the pooling has the same tensor names, so a
+    configuration with ``fc_norm`` False is accepted.
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
         return
@@ -144,7 +145,7 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 
 
 def check_image_size(size: Any, evidence: Evidence) -> None:
-    """Refuse an image size for which the number of patches is not that of the stored positions."""
+    """Refuse an image size whose number of patches is not the number of stored positions."""
     patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
     where = named("image_size") if evidence.flags.get("image_size") else evidence.config_source
     try:

@@ -1,8 +1,9 @@
-"""Recognise the grid of patches of a fixed position table by the values of the table.
+"""Determine the grid of patches from the values of a fixed position embedding.
 
-A fixed table encodes each patch's row and column in sines and cosines. For a number of patches
-there is a finite number of fixed tables: one for each grid of rows x columns and each order of the
-two halves of a row.
+A fixed position embedding (here: a fixed table) encodes each patch's row and column in sines and
+cosines; other position embeddings are trained. For a number of patches there is a finite number of
+fixed tables: one for each grid of rows x columns, and each order of the two halves of an embedding,
+of which one encodes the row of a patch and the other its column.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,12 +50,12 @@ def grids(count: int) -> Iterator[Grid]:
 
 
 def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | None:
-    """Return the grid of the fixed position tables of encoder and decoder, or None.
+    """Load the position tables of encoder and decoder, and return the grid of the fixed tables.
 
-    The tables are read. No grid follows from trained tables.
+    The result is None if no table is fixed: trained tables do not determine a grid.
 
     Args:
-        tables: canonical name → table (1, 1 + count, width).
+        tables: the tables, of shape (1, 1 + count, width), by canonical name.
         count: the number of patches.
 
     Raises:
@@ -75,7 +76,7 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
-    """Return the grid of a table, which is read; None if the table is not fixed."""
+    """Load a table and return its grid; None if the table is not fixed."""
     if (
         not 2 <= count <= LARGEST_COUNT
         or table.shape != (1, 1 + count, table.shape[-1])
@@ -114,7 +115,7 @@ def _last_patch(width: int, grid: Grid) -> np.ndarray:
 
 
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
-    """Return a table with its halves exchanged: mmpretrain and MoCo v3 encode the row first."""
+    """Exchange the halves of the last axis: mmpretrain and MoCo v3 encode the patch's row first."""
     half = 2 * (table.shape[-1] // 4)
     parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)

@@ -64,7 +64,7 @@ class TrainingArguments:
         return self._heads(name) if matching is None and name in HEADS else matching
 
     def _pooling(self) -> str | None:
-        """Return the pooling in the arguments, used if the tensors do not include ``fc_norm``.
+        """Return the pooling in the arguments; called if the tensors do not include ``fc_norm``.
 
         Raises:
             ConfigurationError: the original's program was run with pooling, which requires
@@ -87,7 +87,7 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return a sentence if the arguments name a model with other shapes, or None."""
+        """Return a sentence if the model in the arguments has other shapes than the tensors."""
         match, prefix = self._factory(), HEADS[name]
         if match is None or (prefix and not match["pretrain"]):
             return None
@@ -210,7 +210,8 @@ def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict
         geometry: fields that follow from the tensors' shapes.
 
     Returns:
-        Field → value, and ``input_size`` and ``patch_size`` as in the original's arguments.
+        The values of the fields, and ``input_size`` and ``patch_size`` as in the original's
+        arguments.
     """
     meta = _mapping_at(arguments, "meta")
     settings = _mapping_at(meta, "cfg") or _mapping_at(meta, "config")

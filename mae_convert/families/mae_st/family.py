@@ -59,11 +59,11 @@ class MAEST(Family):
     has_key_bias = False  # query, key and value all have biases, or none of them
 
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
-        """Return name → structure, for embeddings with a row for each patch of a time or a video.
+        """Return the structure of each position embedding that is resampled, by canonical name.
 
-        The authors' program does not resample separate positions (those of patches and those of
-        times). Here, positions of patches are resampled like those of an image, and joint positions
-        for each time step.
+        The authors' program does not resample embeddings if there are separate ones for the patches
+        of a time step and for the time steps. Here, the former are resampled like those of an
+        image, and joint position embeddings are resampled for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)
@@ -80,11 +80,11 @@ class MAEST(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with a geometry."""
+        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
         return canonical.expected(geometry, task)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field with a priority between a configuration and a convention."""
+        """Yield values of a field, in order of priority, in case no configuration specifies it."""
         yield from super().values_of(name, task, evidence)
         if name == "image_size" and (grid := square_grid(_patches_per_time(evidence))):
             patch = evidence.geometry["patch_size"]
@@ -117,8 +117,8 @@ class MAEST(Family):
         """Return the number of predicted frames; check size and frames against the positions.
 
         Raises:
-            ConfigurationError: size and frames result in another number of patches than of
-                positions.
+            ConfigurationError: the image size and the number of frames result in a number of
+                patches that is not the number of positions.
         """
         measured, frames = evidence.geometry, values["num_frames"]
         size, patch = values["image_size"], measured["patch_size"]
@@ -149,7 +149,7 @@ class MAEST(Family):
         return config.prediction.patch_dim, config.prediction.pixel_shape
 
     def prediction(self, config: MAESTConfig) -> Any:
-        """Return the geometry of the predicted videos, which may have fewer frames."""
+        """Return the shapes of the predicted videos, which may have fewer frames than the input."""
         return config.prediction
 
     def predicted_frames(self, config: MAESTConfig) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ class MAEST(Family):
         return config.predicted_frames
 
     def predicted_pixels(self, pixel_values: np.ndarray, config: MAESTConfig) -> np.ndarray:
-        """Return the frames that are predicted, (N, C, frames, H, W)."""
+        """Return the frames of the input that the decoder predicts, (N, C, frames, H, W)."""
         return pixel_values[:, :, list(config.predicted_frames)]
 
     def decoder_tokens(self, config: MAESTConfig) -> int:

@@ -77,20 +77,20 @@ class Prithvi(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with a geometry."""
+        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
         return canonical.expected(geometry, task)
 
     def position_tables(self, config: PrithviConfig) -> Mapping[str, PositionTable]:
-        """Return canonical name → structure, for position embeddings with a row for each patch."""
+        """Return the structure of each position embedding that is stored, by canonical name."""
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the image statistics of version 1, if the names are the flat ones of its file."""
+        """Return the image mean and std of version 1 if the tensors have the names in its file."""
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field with a priority between a configuration and a convention."""
+        """Yield values of a field, in order of priority, in case no configuration specifies it."""
         yield from super().values_of(name, task, evidence)
         source = "convention of version 1, because of the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
@@ -117,11 +117,11 @@ class Prithvi(Family):
         return _fields_of(grid, evidence).get(name, 1)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Check size and frames against the number of positions, and return no fields.
+        """Check image size and frames against the number of positions, and return no fields.
 
         Raises:
-            ConfigurationError: size and frames result in another number of patches than of
-                positions.
+            ConfigurationError: the image size and the number of frames result in a number of
+                patches that is not the number of positions.
         """
         measured, size = evidence.geometry, values["image_size"]
         sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, measured["patch_size"])),
@@ -159,7 +159,7 @@ class Prithvi(Family):
             )
 
     def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:
-        """Return name → shape of one sample, for each kind of coordinates that a model embeds.
+        """Return the shape of one sample of each kind of coordinates that a model takes, by name.
 
         ``temporal_coords`` are year and day of the year of each frame, and ``location_coords`` are
         latitude and longitude in degrees.
@@ -193,9 +193,9 @@ def _size(evidence: Evidence) -> Any:
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids (times, rows, columns) with as many patches as positions, by ascending times.
+    """Yield the grids (times, rows, columns) whose number of patches is that of the positions.
 
-    Images are assumed to be square unless their size is specified.
+    The number of times increases. Images are assumed to be square unless their size is specified.
     """
     patches, tubelet = evidence.geometry["num_patches"], evidence.geometry["tubelet_size"]
     if size := _size(evidence):
@@ -212,7 +212,7 @@ def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
 
 
 def _grid_of_table(evidence: Evidence) -> tuple[int, int, int] | None:
-    """Return the grid of the stored position table, or None if the table is not fixed. Reads it."""
+    """Load the position embedding and return its grid, or None if it is not the fixed embedding."""
     table = evidence.positions.get(TABLE)
     if table is None:
         return None

@@ -88,7 +88,7 @@ class VideoMAE(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema of all models with a geometry."""
+        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
         return canonical.expected(geometry, task, names)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
@@ -103,7 +103,7 @@ class VideoMAE(Family):
         return value if type(value) is kind else None
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return fields that follow from others."""
+        """Return fields that follow from other fields and from the tensors."""
         scale = evidence.config.get("layer_scale_init_value") or 1e-5
         fields: dict[str, Any] = {
             "layer_scale_init_value": scale if evidence.geometry["layer_scale"] else 0.0,
@@ -115,7 +115,7 @@ class VideoMAE(Family):
         return fields
 
     def function_fields(self, model: VideoMAEConfig, task: str) -> dict[str, Any]:
-        """Return the fields that change the function and are not stored in tensors."""
+        """Return the fields that change the model's outputs and do not follow from its tensors."""
         fields = super().function_fields(model, task)
         if task == "pretrain":
             fields["decoder_norm_eps"] = float(model.decoder_norm_eps)
@@ -159,9 +159,9 @@ class VideoMAE(Family):
             )
 
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
-        """Return distinct noise (batch, L) that removes the same patches at every time step.
+        """Return noise (batch, L) that removes the same patches at every time step.
 
-        The patches with the lowest noise remain visible.
+        Its values are all distinct. The patches with the lowest noise remain visible.
         """
         time, rows, columns = config.grid_shape
         patches, total = rows * columns, config.num_patches
@@ -170,7 +170,7 @@ class VideoMAE(Family):
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
 
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
-        """Return the mean and the deviation that convert a prediction to normalized pixels.
+        """Return the mean and standard deviation that convert a prediction to normalized pixels.
 
         The prediction consists of pixels from 0 to 1 or, with ``norm_pix_loss``, of pixels
         normalized for each channel of a patch.
@@ -183,7 +183,7 @@ class VideoMAE(Family):
         return mean, np.sqrt(variance) + DEVIATION_FLOOR / scale
 
     def ratio_that_keeps(self, visible: int, config: VideoMAEConfig) -> float:
-        """Return a mask ratio with which a model has a number of visible patches."""
+        """Return a mask ratio with which `visible` patches remain visible."""
         time, rows, columns = config.grid_shape
         patches, of_time = rows * columns, visible // time
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches

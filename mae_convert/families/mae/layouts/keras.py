@@ -1,9 +1,9 @@
 """This project's Keras 3 models: ``.weights.h5``, and the archives ``.keras`` of ``model.save``.
 
-The name of a dataset consists of the attributes that lead to its layer and the number of the
-variable in the order of creation. Numbers 0 and 1 are kernel and bias of a dense layer, gamma and
-beta of a norm, class token and positions of the embeddings, mask token and positions of the
-decoder.
+The name of a dataset consists of the path of attributes that leads to its layer, and the index of
+the variable in the order of creation. Indices 0 and 1 are the kernel and bias of a dense layer, the
+gamma and beta of a norm, the class token and position embedding of the encoder, and the mask token
+and position embedding of the decoder.
 """
 
 from collections.abc import Mapping

@@ -49,11 +49,11 @@ def _backbone(prefix: str) -> tuple[Row | Repeat, ...]:
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a configuration, a KerasHub preset or a ``.keras`` file.
+    """Return the configuration fields in the configuration of a preset or a ``.keras`` file.
 
     Raises:
-        ConfigurationError: the configuration is not that of one of these classes, or the classifier
-            is pooled.
+        ConfigurationError: the configuration is not that of ``ViTBackbone`` or
+            ``ViTImageClassifier``, or the pooling of the classifier is not "token".
     """
     if "keras" not in config:
         return dict(config)

@@ -163,7 +163,7 @@ LEGACY = {**DATA, **FIELDS, "labels": READ}
 
 
 def unknown_in_config(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of ``config.json`` that may change the function in timm in an unknown way.
+    """Return the fields of ``config.json`` whose effect on timm's outputs is unknown.
 
     Raises:
         ConfigurationError: a field changes the model in a way that no supported layout can
@@ -177,8 +177,8 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     """Return the configuration fields that an architecture's name implies.
 
     Raises:
-        ConfigurationError: the architecture has more than other sizes: other layers, epsilon or
-            activation.
+        ConfigurationError: the architecture differs from a plain ViT in its layers, epsilon or
+            activation, and not only in its sizes.
     """
     plain = PLAIN.fullmatch(str(architecture))
     if plain is None:
@@ -317,7 +317,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
 
 
 def _share(inner: int, outer: Any) -> float | None:
-    """Return the crop_pct for which timm resizes images to exactly this size, or None."""
+    """Return the ``crop_pct`` with which timm resizes to `outer` and crops to `inner`, or None."""
     if type(outer) is not int or outer < 1:
         return None
     exact = inner / outer

@@ -11,7 +11,7 @@ EPSILON = 1e-6
 
 
 def _table(name: str, fc1: str, fc2: str) -> Table:
-    """Return the table for the names of the MLP's two layers."""
+    """Return the mapping table in which the two layers of the MLP have these names."""
     block = (
         Row(".norm1.{weight,bias}", ".ln_1.{weight,bias}"),
         Row(

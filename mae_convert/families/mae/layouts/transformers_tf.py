@@ -26,7 +26,7 @@ Rows = tuple[Row | Repeat, ...]
 
 
 def dense(canonical: str, external: str) -> tuple[Row, Row]:
-    """Return the rows of a dense layer: the kernel is the transposed weight."""
+    """Return the mapping rows of a dense layer, whose kernel is the transposed weight."""
     return (
         Row(f"{canonical}.weight", f"{external}/kernel:0", TRANSPOSE),
         Row(f"{canonical}.bias", f"{external}/bias:0"),
@@ -34,7 +34,7 @@ def dense(canonical: str, external: str) -> tuple[Row, Row]:
 
 
 def norm(canonical: str, external: str) -> Row:
-    """Return the row of a layer normalisation."""
+    """Return the mapping row of a layer normalisation."""
     return Row(canonical + ".{weight,bias}", external + "/{gamma,beta}:0")
 
 
@@ -75,9 +75,9 @@ def _decoder(decoder: str) -> Rows:
 
 
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
-    """Return the tables of the three classes, whose name scopes are given.
+    """Return the mapping tables of the three classes, with these name scopes.
 
-    With "" as the scope, the names contain no layer either.
+    If a scope is empty, the names contain neither the scope nor the layer before it.
     """
 
     def at(layer: str, scope: str) -> str:

@@ -87,7 +87,7 @@ MAE = tuple(
 def _spectrogram(frames: int, mean: float, deviation: float) -> Fields:
     """Return the fields of AudioMAE's pre-training (``main_pretrain.py``) for a data set.
 
-    Pixels are log mel energies from which the mean is subtracted, divided by twice the deviation.
+    Pixels are log mel energies, minus their mean, divided by twice their standard deviation.
     """
     return {
         "image_size": (frames, 128),

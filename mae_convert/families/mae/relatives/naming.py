@@ -40,7 +40,7 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return the model's fields for a number of patches; empty if only shapes suggest it."""
+        """Return the model's fields for a number of patches; empty if the model is not certain."""
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
@@ -84,7 +84,7 @@ def name_relative(
         by_key: the related model that a tensor's name identifies, and that name.
         arguments: the training arguments in the checkpoint.
         recorded: the related model in the conversion record of the file.
-        fields: the geometry that follows from the shapes, and ``task``.
+        fields: the configuration fields that follow from the tensors' shapes, and ``task``.
 
     Raises:
         CheckpointError: the training arguments are those of a variant that is not supported.
@@ -115,7 +115,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the related model in a conversion record, if it is known and was certain."""
+    """Return the related model in a conversion record; None if it is unknown or was uncertain."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)

@@ -249,7 +249,7 @@ shown unchanged."""
 
 
 def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
-    """Return the model that the tensor names identify, and the first identifying name, or None."""
+    """Return the model that the tensor names identify, and the first of these names; or None."""
     for family in REFUSED:
         matches = [_first_match(key, shapes) for key in family.keys]
         if None not in matches:
@@ -258,7 +258,7 @@ def recognise_family(shapes: Mapping[str, Shape]) -> tuple[Refused, str] | None:
 
 
 def _first_match(key: Key, shapes: Mapping[str, Shape]) -> str | None:
-    """Return the first name that matches a key, or None."""
+    """Return the first tensor name that matches the pattern `key`, or None."""
     pattern, rank = (key, None) if isinstance(key, str) else key
     names = (n for n, shape in shapes.items() if rank in (None, len(shape)))
     return next(filter(re.compile(pattern).fullmatch, names), None)
@@ -304,7 +304,11 @@ def explain(
 
 
 def _reason_in_config(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return the field in a configuration, the model's name and a library for it, or None."""
+    """Return why a configuration is that of an unsupported model, or None.
+
+    Returns:
+        The identifying field and its value, the model's name, and a library that reads the model.
+    """
     if isinstance(architecture := config.get("architecture"), str):  # timm's
         if not re.match(r"(vit|samvit)_", architecture):
             return f"architecture {architecture}", f"timm's {architecture}", "timm.create_model"

@@ -1,4 +1,8 @@
-"""This project's Keras 3 models of MAE-ST; a table for each combination of tokens and positions."""
+"""This project's Keras 3 models of MAE-ST.
+
+There is a mapping table for each combination of position embeddings (separate or joint) and class
+token (present or absent).
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,7 +30,15 @@ CLASSES = {
 
 
 def _tokens(part: str, *, separate: bool, with_class: bool) -> Iterator[Row]:
-    """Yield the rows for tokens and positions of a part, numbered in the order of creation."""
+    """Yield the mapping rows of the tokens and position embeddings of the encoder or decoder.
+
+    Their external names contain their index in the order of creation.
+
+    Args:
+        part: "encoder" or "decoder".
+        separate: whether patches and time steps have separate position embeddings.
+        with_class: whether there is a class token.
+    """
     names = ["mask_token"] * (part == "decoder")
     names += ["cls_token"] * with_class
     if separate:

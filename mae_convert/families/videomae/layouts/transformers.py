@@ -151,7 +151,7 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return the norms in which transformers' classes have another epsilon than the model."""
+    """Return the norms whose epsilon in transformers' classes differs from that of the model."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
