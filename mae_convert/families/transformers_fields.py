@@ -218,7 +218,7 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
         raise ConfigurationError(
             f"{other} is in the directory of {weights_file.name}: transformers 5 loads such shards "
             "of a distributed checkpoint and no other weights",
-            hint="move one of the two away",
+            hint="move one of them to another directory",
         )
     named = config.get("transformers_weights")
     if named is not None and named != weights_file.name:

@@ -213,7 +213,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
 
     Args:
         target: the path of the file.
-        overwrite: whether it may replace a file.
+        overwrite: whether an existing file may be replaced.
         suffixes: the suffixes that the name may have, in lower case; empty if any is allowed.
 
     Raises:
@@ -230,7 +230,7 @@ def check_target(target: Path, *, overwrite: bool = False, suffixes: Collection[
 
 
 def write_file(target: Path, content: bytes | str, *, overwrite: bool = False) -> None:
-    """Write a UTF-8 text file atomically.
+    """Write bytes, or text in UTF-8, to a file atomically.
 
     Raises:
         OutputError: see `staged`.
@@ -291,7 +291,7 @@ def _identity(path: Path) -> Identity | None:
 
 
 def already_exists(target: Path | str, detail: str = "") -> OutputError:
-    """Return the error for an output that would be replaced without permission."""
+    """Return the error for an existing target that may not be replaced."""
     return OutputError(
         f"{target} already exists{detail}",
         hint=("choose another name or pass ", Option("overwrite", True)),

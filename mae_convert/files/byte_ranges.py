@@ -62,7 +62,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the type of a path that is not a regular file; None also if it does not exist."""
+    """Return the type of a path in words; None if it is a regular file or does not exist."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -76,7 +76,9 @@ SPECIFY = "specify the file of a checkpoint, or a model directory"
 
 
 class ByteFile:
-    """The bytes of an open file or of a range in it; the path may be renamed or removed meanwhile.
+    """The bytes of an open file, or of a range in it.
+
+    While the file is open, its path may be renamed or removed.
 
     Args:
         path: the file.
@@ -157,7 +159,7 @@ class ByteFile:
         return FileArray(shape, dtype, self, offset)
 
     def position(self, offset: int) -> FilePosition:
-        """Return the position of a byte in the whole file."""
+        """Return the open file, and the position in it of the byte at `offset` of this range."""
         return FilePosition(self._whole, self.start + offset)
 
     def private_mapping(self) -> mmap.mmap | None:
@@ -245,13 +247,13 @@ class FileArray(SequentialArray):
         return array
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Read elements of the file into memory."""
+        """Read the elements from `start` on into a flat contiguous array of the dtype."""
         if memory.size:
             offset = self.offset + start * self.dtype.itemsize
             self.file.read_into(memory.view(np.uint8).data, offset)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in the file."""
+        """Return the position of the element `start` in the file."""
         del stop
         return self.file.position(self.offset + start * self.dtype.itemsize)
 

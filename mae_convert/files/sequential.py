@@ -65,21 +65,21 @@ class SequentialArray(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ArrayRange(SequentialArray):
-    """A contiguous range of the elements of another array, from `first` on."""
+    """A contiguous range of the elements of the array `of`, from the element `first` on."""
 
     of: SequentialArray
     first: int
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of the other array."""
+        """Return the elements from `start` to `stop` (exclusive) of this range."""
         return self.of.elements(self.first + start, self.first + stop)
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write elements of the other array into memory."""
+        """Write the elements of this range, from `start` on, into a flat contiguous array."""
         self.of.fill(memory, self.first + start)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position of the elements of the other array."""
+        """Return the position in a file of the element `start` of this range, or None."""
         return self.of.stored_at(self.first + start, self.first + stop)
 
 
@@ -90,7 +90,7 @@ class Joined(SequentialArray):
     parts: Sequence[SequentialArray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return the elements from the parts that contain them."""
+        """Return elements of the joined array, read from the parts that contain them."""
         pieces = [part.elements(low, high) for part, low, high in self._ranges(start, stop)]
         if not pieces:
             return np.empty(0, self.dtype)
@@ -104,7 +104,7 @@ class Joined(SequentialArray):
             filled += high - low
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[SequentialArray, int, int]]:
-        """Yield each part with elements between `start` and `stop`, and their range in the part."""
+        """Yield each part with elements from `start` to `stop`, and the range of these elements."""
         first = 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.size)
@@ -113,7 +113,7 @@ class Joined(SequentialArray):
             first += part.size
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position of the first part if the other parts follow it in its file."""
+        """Return the position of the element `start`; None if the elements are not contiguous."""
         begins: FilePosition | None = None
         expected: FilePosition | None = None
         for part, low, high in self._ranges(start, stop):
@@ -129,7 +129,7 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """Another array with a function applied to each element, which returns `dtype`."""
+    """The results of applying `function`, which returns `dtype`, to each element of `of`."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]
@@ -141,15 +141,15 @@ class Mapped(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Checked(Mapped):
-    """Another array whose elements are checked by a function that returns its argument."""
+    """The array `of`; `function` checks its elements when they are read, and returns them."""
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write elements of the other array into memory and check them."""
+        """Write the elements from `start` on into a flat contiguous array, and check them."""
         self.of.fill(memory, start)
         self.function(memory)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position of the elements of the other array."""
+        """Return the position in a file of the element `start`, or None."""
         return self.of.stored_at(start, stop)
 
 

@@ -66,7 +66,7 @@ def _staging_in(directory: Path) -> Iterator[Path]:
 
 
 def sweep(directory: Path) -> list[Path]:
-    """Remove directories that killed processes of this user have left, and return them."""
+    """Remove directories that killed processes of this user have left; return their paths."""
     swept: list[Path] = []
     with suppress(OSError), os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries if NAME.fullmatch(entry.name))
@@ -105,7 +105,7 @@ def _make(directory: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path, *, or_none: bool = False) -> int | None:
-    """Return a descriptor that holds the lock on a directory; None if another has it.
+    """Return a descriptor that holds the lock on a directory; None if another process holds it.
 
     On a file system without locks, the returned descriptor holds no lock; with `or_none`, None is
     returned instead, so that unused directories are not removed.

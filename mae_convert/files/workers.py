@@ -27,10 +27,10 @@ class Progress:
     """Receives the progress of a long operation; this base class ignores it."""
 
     def begin(self, total: int) -> None:
-        """Start an operation on `total` bytes, after the previous one."""
+        """Begin an operation on `total` bytes, which ends the previous operation."""
 
     def advance(self, count: int) -> None:
-        """Add `count` bytes; called from any thread."""
+        """Report that `count` more bytes were processed; may be called from any thread."""
 
 
 class _StoppedError(Exception):
@@ -103,8 +103,9 @@ def reuse_freed_memory() -> None:
     """Make the allocator keep freed blocks for reuse.
 
     glibc returns blocks larger than a threshold to the system at once, and allocating them again
-    costs a page fault for every 4 kB. It raises that threshold to the size of freed blocks
-    (mallopt(3), M_MMAP_THRESHOLD). Other allocators are not affected.
+    costs a page fault for every 4 kB. When a larger block is freed, glibc raises that threshold to
+    its size (mallopt(3), M_MMAP_THRESHOLD), so one is allocated and freed here. Other allocators
+    are not affected.
     """
     import numpy as np  # not needed by the command line's help, which imports this module
 

@@ -143,7 +143,7 @@ class Archive:
     def array(
         self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array from an offset of a record.
+        """Return a function that reads an array whose values begin at an offset in a record.
 
         Raises:
             CheckpointError: the array is not completely inside the record.

@@ -149,7 +149,10 @@ def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
 
 
 def _times(a: int, b: int) -> int:
-    """Return the product of two polynomials."""
+    """Return the product of two polynomials over GF(2), modulo the polynomial of the CRC-32.
+
+    A polynomial is an integer whose most significant bit is the coefficient of 1.
+    """
     product, bit = 0, ONE
     while bit:
         if a & bit:

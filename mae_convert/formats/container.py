@@ -81,7 +81,10 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
 
 
 def _is_archived(signature: Signature, archive: Archive | None) -> bool:
-    """Return whether a signature applies: to an archive by its members, or to other files."""
+    """Return whether a file is the kind of zip archive that a signature requires.
+
+    If the signature requires no archive, return whether the file is not an archive.
+    """
     if archive is None or signature.members is None:
         return archive is None and signature.members is None
     return signature.members(archive.path.name, archive.records.keys())

@@ -24,7 +24,7 @@ INFINITY_BITS: Mapping[np.dtype, int] = {np.dtype(np.float16): 0x7C00, BFLOAT16:
 def all_finite(array: np.ndarray) -> bool:
     """Return whether no value is NaN or infinite.
 
-    Of 16-bit floats the bits are compared, which takes a tenth of the time of `np.isfinite`.
+    For 16-bit floats, the bits are compared, which takes a tenth of the time of `np.isfinite`.
     """
     infinity = INFINITY_BITS.get(array.dtype)
     if infinity is None:
@@ -48,7 +48,7 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
     """Return float64 values as float32 such that a second rounding gives the correct result.
 
     Values that float32 cannot represent become the neighbour whose last bit is one, which is never
-    a tie of a format with at least two bits less (Boldo and Melquiond 2008,
+    a tie in a format with at least two bits less (Boldo and Melquiond 2008,
     doi:10.1109/TC.2007.70819).
     """
     near = array.astype(np.float32)
@@ -58,10 +58,10 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
 
 
 class MeasuredRounding:
-    """Rounds a tensor to a dtype, and can measure the rounding errors.
+    """Rounds a tensor to a dtype in consecutive parts, and can measure the rounding errors.
 
-    A conversion reads a tensor to write it and again to compare it; only the first time is
-    measured.
+    A conversion reads a tensor twice: to write it, and to compare it with the written file. The
+    errors are measured only once, for the elements that follow a call of `begin`.
 
     Args:
         dtype: the dtype to round to.
@@ -74,11 +74,11 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Start measuring; the next `size` elements are measured."""
+        """Reset the errors, and measure those of the next `size` elements."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        """Return the next elements of the tensor, rounded."""
+        """Round the next elements of the tensor, and update the errors if they are measured."""
         made = rounded(array, self.dtype)
         if self._left > 0:
             error = rounding_error(array, made)
@@ -88,7 +88,7 @@ class MeasuredRounding:
         return made
 
     def error(self) -> dict[str, float]:
-        """Return the largest errors that were measured, as `rounding_error`."""
+        """Return the largest measured errors, in the format of `rounding_error`."""
         return {"absolute": self._absolute, "relative": self._relative}
 
 
@@ -100,7 +100,8 @@ def rounding_error(array: np.ndarray, rounded_values: np.ndarray) -> dict[str, f
         rounded_values: the values after rounding.
 
     Returns:
-        ``absolute``, and ``relative`` to the rounded value; the two may occur at different values.
+        ``absolute``, the largest absolute error, and ``relative``, the largest error relative to
+        the value before rounding; they may be errors of different elements.
     """
     absolute = relative = 0.0
     for before, after in zip(blocks(array), blocks(rounded_values), strict=True):
@@ -114,7 +115,7 @@ def rounding_error(array: np.ndarray, rounded_values: np.ndarray) -> dict[str, f
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the elements in order, some at a time."""
+    """Yield the elements of an array in C order, in flat arrays of limited size."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         yield flat[start : start + BLOCK]

@@ -92,7 +92,12 @@ class _Written(io.RawIOBase):
         return len(buffer)
 
     def _pages_of(self, count: int) -> Iterator[tuple[int, tuple[bytearray, slice]]]:
-        """Yield for the next `count` bytes: the offset, a page, and the slice of it."""
+        """Yield the pages that contain the next `count` bytes.
+
+        Yields:
+            The number of these bytes before the page; the page, and the slice of it that contains
+            the bytes.
+        """
         at = 0
         while at < count:
             number, start = divmod(self._position + at, PAGE)
@@ -108,10 +113,10 @@ def _file_layout(
     *,
     track_order: bool,
 ) -> FileLayout:
-    """Create the file in memory with the HDF5 library, without the data.
+    """Create a file in memory with the HDF5 library, without the tensors' data; return its layout.
 
-    The data is then written without the library, which would report a full disk only when it closes
-    the file, and then fail to close it.
+    The data is later written without the library, which would report a full disk only when it
+    closes the file, and then fail to close it.
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:
@@ -134,7 +139,7 @@ def _create(stream: io.RawIOBase, track_order: bool) -> h5py.File:
 
 
 def _group(groups: dict[str, h5py.Group], path: str, track_order: bool) -> h5py.Group:
-    """Return the group of a path; it and those above it are created and added to `groups`."""
+    """Return the group at a path; missing groups are created and added to `groups`."""
     if path not in groups:
         above, _, name = path.rpartition("/")
         groups[path] = _create_group(_group(groups, above, track_order), name, track_order)

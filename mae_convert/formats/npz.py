@@ -126,8 +126,8 @@ def _read_head(archive: Archive, name: str) -> _Head:
         if not isinstance(descr, str) or not DESCR.fullmatch(descr):
             raise CheckpointError(
                 archive.path,
-                f" contains {shown(name)} as {shown(descr)}, which is not an array of numbers (a"
-                " bfloat16 loses its type in .npz, an object is a pickle)",
+                f" contains {shown(name)} as {shown(descr)}, which is not an array of numbers (.npz"
+                " does not keep the dtype bfloat16, and stores object arrays as pickles)",
                 hint="write it as float32",
             )
         return _Head(tuple(shape), columns_first, np.dtype(descr), begins)
@@ -139,7 +139,9 @@ def _lazy(archive: Archive, name: str) -> LazyTensor:
     native = dtype.newbyteorder("=")
     if native not in NUMPY_DTYPES:
         raise CheckpointError(
-            archive.path, f" contains {shown(name)} as {dtype}", hint="write it as float32"
+            archive.path,
+            f" contains {shown(name)} as {dtype}, which is not supported",
+            hint="write it as float32",
         )
     size = head.begins + math.prod(shape) * dtype.itemsize
     if archive.size(f"{name}{SUFFIX}") != size:

@@ -78,7 +78,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return the weights with the settings in the form of the file: tuples as lists."""
+        """Return the weights with the settings as they are read from JSON: tuples become lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
@@ -188,10 +188,10 @@ class OutputFile:
         return finalized
 
     def completed(self, hashes: Mapping[str, str]) -> "OutputFile | None":
-        """Write the conversion record again, completed with the tensors' hashes.
+        """Write the conversion record again, completed with the tensors' SHA-256.
 
         Returns:
-            The file, which must be flushed again; None if nothing was added.
+            The file, which must be flushed again; None if there is no record to complete.
 
         Raises:
             OutputError: the operating system refuses, or the file differs when it is re-read.
@@ -293,7 +293,8 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
     """Require that a format can store all tensors.
 
     Raises:
-        OutputError: it cannot store a name, a dtype, or two names together.
+        OutputError: the format cannot store the name or the dtype of a tensor, or not both of two
+            names.
     """
     form, names = FORMATS[kind], [tensor.name for tensor in tensors]
     for name in names:

@@ -55,7 +55,7 @@ class PickleStream:
         return data
 
     def readline(self) -> bytes:
-        """Return the bytes up to and including the next line end, which a too long line lacks."""
+        """Return the bytes up to and including the next line end; empty if there is none."""
         limit = STEP
         while (end := self._buffer.find(b"\n", self._at)) < 0:
             if limit > LONGEST_LINE or not self._fill(limit):

@@ -42,7 +42,7 @@ class Maker:
 
 
 class WouldRunCodeError(Exception):
-    """A call that runs code with any arguments."""
+    """The result of a call in a pickle cannot be determined without running code."""
 
 
 class Opaque:
@@ -133,7 +133,7 @@ class NumpyArray:
 
 
 class Record:
-    """An object of a listed type, stored as its state; each equals only itself."""
+    """The state of an object of a supported type; a record equals only itself."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -147,7 +147,8 @@ class Record:
 def _attributes(state: Any) -> dict:
     """Return attributes that a pickle sets on an object.
 
-    Python would call one named `__setstate__` when the object's state is set again.
+    An attribute named `__setstate__` is refused: Python would call it when the object's state is
+    set again.
     """
     if not isinstance(state, dict) or "__setstate__" in state:
         raise TypeError("attributes that are not a mapping from names to values")
@@ -157,7 +158,8 @@ def _attributes(state: Any) -> dict:
 def check_hashable(key: Any) -> Any:
     """Return a value that may be a key: a scalar, a record, or a tuple of these.
 
-    Nested tuples are refused: the hash of one that a short pickle describes may never end.
+    Nested tuples are refused: a short pickle can describe a tuple whose hash takes practically
+    unlimited time to compute.
     """
     parts = key if type(key) is tuple else (key,)
     if not all(isinstance(part, (*SCALARS, Record, Opaque)) for part in parts):
@@ -227,7 +229,7 @@ def _make_size(extents: Any = ()) -> tuple[int, ...]:
 
 
 def _make_text(*parts: Any) -> str:
-    """Return "cuda:0" of ("cuda", 0): a device, a memory layout."""
+    """Return a device or a memory layout as text: "cuda:0" for the arguments ("cuda", 0)."""
     if not all(isinstance(part, str | int) for part in parts):
         raise TypeError("a name that is not text")
     return ":".join(map(str, parts))
@@ -320,7 +322,7 @@ def _torch_makers() -> dict[str, Callable[..., object]]:
 
 
 def _values() -> dict[str, object]:
-    """Return names that are never called: types and dtypes as values, storages."""
+    """Return the replacements of names that are never called: types, dtypes, storage types."""
     return {
         **{f"{module}.{name}": name for module in BUILTINS for name in TYPE_NAMES},
         "__builtin__.long": "int",

@@ -100,10 +100,10 @@ class PickleReader:
         self.begins = self.made = 0
 
     def load(self, stream: PickleStream | io.BytesIO) -> object:
-        """Return the value of the pickle at the stream's position, which then is the pickle's end.
+        """Read the pickle at the stream's position and return its value.
 
-        Lists, dicts and scalars are returned as such, other types as `inert` defines, or as an
-        `Opaque`.
+        Lists, dicts and scalars are returned unchanged; objects of other types are replaced as
+        `inert` defines, or by an `Opaque`. Afterwards, the stream is at the end of the pickle.
 
         Raises:
             CheckpointError: the pickle is damaged, or contains a name that is used to run code.

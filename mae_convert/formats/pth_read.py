@@ -186,14 +186,16 @@ TORCHSCRIPT = ("constants.pkl", "code/")
 def folder_of(archive: Archive) -> str | None:
     """Return the folder of the archive that `torch.save` wrote to, with a slash at the end.
 
-    `torch.load` uses the folder of the first member and ignores case. To ensure that both read the
-    same, there must be one folder, and only members that `torch.save` writes.
+    `torch.load` uses the folder of the first member and ignores case. To ensure that this project
+    and `torch.load` read the same data, there must be a single folder, which contains only members
+    that `torch.save` writes.
 
     Returns:
         The folder, or None if no member is a pickle of `torch.save`.
 
     Raises:
-        CheckpointError: it is a TorchScript program, or has members that no checkpoint has.
+        CheckpointError: the archive is a TorchScript program, or has members that no checkpoint
+            has.
     """
     names = list(archive.records)
     if not any(name.lower().rpartition("/")[2] == PICKLE for name in names):
@@ -223,17 +225,19 @@ def folder_of(archive: Archive) -> str | None:
 def read_value(
     archive: Archive, folder: str, *, strict: bool = False
 ) -> tuple[object, ReadStorage, Effects]:
-    """Return the value that `torch.save` wrote into a zip archive, and a function for its storages.
-
-    The third value is the operations of the pickle on objects of unsupported types.
+    """Read the value that `torch.save` wrote into a zip archive.
 
     Args:
         archive: the file.
         folder: its folder that contains all members, with a slash at the end.
         strict: refuse any object of an unsupported type, even if no weight needs it.
 
+    Returns:
+        The value; a function that reads arrays from the storages of its tensors; and the operations
+        of the pickle on objects of unsupported types.
+
     Raises:
-        CheckpointError: it is damaged, or would run code.
+        CheckpointError: the archive is damaged, or loading it would run code.
     """
     versions = [name for name in VERSIONS if f"{folder}{name}" in archive.records]
     if not versions:

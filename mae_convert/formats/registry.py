@@ -42,7 +42,7 @@ class Signature:
     """Returns whether a zip archive with this name and these members has the format."""
 
     def read(self, *arguments: Any) -> Any:
-        """Call the reader."""
+        """Import and call the reader."""
         return _function(self.reader)(*arguments)
 
 
@@ -96,7 +96,7 @@ class Format:
     """Whether a directory that contains one such file is a checkpoint."""
 
     def lay_out(self, *arguments: Any) -> Any:
-        """Call the writer."""
+        """Import and call the writer, and return the layout of the file."""
         return _function(self.writer)(*arguments)
 
 

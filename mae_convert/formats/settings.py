@@ -1,9 +1,10 @@
 """Contents of a checkpoint besides tensors: settings as plain values, and the rest described.
 
-Nothing is imported or run. Settings of configuration libraries are objects in a pickle, which are
-read from the values that the pickle passes to them, if these are exactly as the library writes
-them, or a text of mmengine and mmcv: assignments of literals, `dict(...)` and lists in Python,
-which are parsed into a syntax tree. Everything else is ignored.
+Nothing is imported or run. Configuration libraries store settings in one of two forms. Most store
+objects in a pickle; their settings are the values that the pickle passes to the objects, and are
+read if these values are exactly as the library writes them. mmengine and mmcv store a text of
+Python assignments, which is parsed into a syntax tree; literals, lists and `dict(...)` are read.
+Everything else is ignored.
 """
 
 import ast
@@ -43,7 +44,9 @@ MAPPINGS = (*ATTRIBUTE_DICTS, *CONFIG_DICTS)
 
 
 def settings_in(item: Opaque) -> Any:
-    """Return the settings in an object, one level deep: a mapping, a list or a value.
+    """Return the settings in an object of a configuration library: a mapping, a list or a value.
+
+    Objects inside the mapping or list are returned unchanged.
 
     Returns:
         The settings, or `UNKNOWN` if the object has another type or form.
@@ -65,13 +68,13 @@ def _omegaconf_state(item: Opaque, name: str) -> Any:
 
 
 def _resolved(value: Any) -> Any:
-    """Return a value, or `UNKNOWN` if it is a reference to another value or missing."""
+    """Return a value of omegaconf; `UNKNOWN` if it is missing or refers to another value."""
     text = value if isinstance(value, str) else ""
     return UNKNOWN if "${" in text or text == "???" else value
 
 
 def _items(item: Opaque) -> Any:
-    """Return the items of a subclass of dict; some store them as attributes too."""
+    """Return the items of an object whose type is a subclass of dict, or `UNKNOWN`."""
     _, *arguments, _ = item.arguments or (None, None)
     pairs: list[tuple[Any, Any]] = []
     if len(arguments) == 1 and isinstance(arguments[0], dict):
@@ -239,7 +242,7 @@ def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return the objects in a value that are not read, by path, each with a description."""
+    """Return descriptions of the objects in a value that are not read, by their paths."""
     descriptions: dict[str, str] = {}
     named: set[str] = set()
     more = 0

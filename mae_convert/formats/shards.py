@@ -96,7 +96,7 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
 
 
 def _without_scope(name: str) -> str:
-    """Return the name of a variable in a TensorFlow shard, which lacks the name of the model."""
+    """Return a name without the part before the first slash, which TensorFlow shards lack."""
     return name.partition("/")[2]
 
 
@@ -135,7 +135,11 @@ def shard_names(weights_name: str, count: int) -> list[str]:
 
 
 def index_of(shards: Mapping[str, Sequence[LazyTensor]]) -> dict[str, Any]:
-    """Return the index of such shards in transformers' format, with sorted keys."""
+    """Return the index of shards in transformers' format.
+
+    Args:
+        shards: the tensors of each shard, by the name of its file.
+    """
     tensors = [tensor for shard in shards.values() for tensor in shard]
     return {
         "metadata": {

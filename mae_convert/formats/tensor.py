@@ -1,4 +1,4 @@
-"""Lazy tensors, which are read on demand, the order of their bytes, and digests of these."""
+"""Lazy tensors, which are read on demand: their elements in C order, and digests of their bytes."""
 
 import hashlib
 import math
@@ -71,7 +71,7 @@ class LazyTensor:
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return the tensor with a function applied to each element, which returns `dtype`."""
+        """Return the results of applying `function`, which returns `dtype`, to each element."""
         load = self.load
         if isinstance(load, SequentialArray):
             new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)
@@ -80,7 +80,11 @@ class LazyTensor:
         return replace(self, dtype=dtype, load=new, unchecked=None)
 
     def checked(self, function: Callable[[np.ndarray], np.ndarray]) -> "LazyTensor":
-        """Return the tensor with a function that checks the elements and returns its argument."""
+        """Return a tensor with the same elements, which `function` checks when they are read.
+
+        Args:
+            function: raises an error for an invalid element, or returns its argument.
+        """
         if isinstance(self.load, SequentialArray):
             load: Callable[[], np.ndarray] = Checked(self.shape, self.dtype, self.load, function)
         else:
@@ -105,7 +109,7 @@ class LazyTensor:
             _copy(array, memory.reshape(array.shape))
 
     def read_through(self) -> None:
-        """Read all elements only for their checks; no more than a block is kept in memory.
+        """Read all elements so that they are checked; at most a block is kept in memory at a time.
 
         Raises:
             OutputError: the array has another shape or dtype than the tensor.

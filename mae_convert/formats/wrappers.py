@@ -62,7 +62,11 @@ class Selection:
     """The mappings that contain the model, from the outermost to the model's own."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the keys in `beside` at the level of the model, or else at the top level."""
+        """Return the key in `beside` of each setting: next to the model, or at the top level.
+
+        Args:
+            names: the names of the settings; those that are not stored are left out.
+        """
         level = (self.wrapper or "").rpartition(".")[0]
         keys = {name: f"{level}.{name}" if level else name for name in names}
         keys_of = {name: key if key in self.beside else name for name, key in keys.items()}
@@ -163,10 +167,11 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
     """Require that no object of an unsupported type can have changed the model.
 
     An object that received the weights or a mapping that contains them, or a call that received one
-    of their tensors, may have changed them; and an object among them may be one of them.
+    of their tensors, may have changed the weights. An object in the mapping of the weights may
+    itself be a weight.
 
     Raises:
-        CheckpointError: an object can have changed the model.
+        CheckpointError: an object can have changed the model, or may be one of its weights.
     """
     among = [*selection.around[-1].values(), *(key for part in selection.around for key in part)]
     if opaque := next((item for item in among if isinstance(item, Opaque)), None):
@@ -313,11 +318,11 @@ def _at_key(
     hidden: Mapping[Keys, Opaque],
     state_key: str,
 ) -> Keys:
-    """Return the path for a dotted key.
+    """Return the path of the mapping of tensors at a dotted key.
 
     Raises:
-        NoSuchKeyError: there are no tensors.
-        CheckpointError: there is an object of an unsupported type.
+        NoSuchKeyError: there are no tensors at the key.
+        CheckpointError: an object of an unsupported type is at the key.
     """
     for keys in holders:
         if ".".join(keys) == state_key:

@@ -35,7 +35,7 @@ RECORD = "conversion.json"
 
 @dataclass(frozen=True)
 class Output:
-    """A file, or a directory of files."""
+    """A file or a model directory that is to be written."""
 
     target: Path
     """Its name."""
@@ -56,7 +56,7 @@ class Output:
 
 
 def file_output(path: Path | str, weights: Weights) -> Output:
-    """Return a single file to be written."""
+    """Return the output for a single file."""
     return Output(Path(path), {"": weights})
 
 
@@ -68,7 +68,7 @@ def directory_output(
     *,
     max_shard_size: int | None = None,
 ) -> Output:
-    """Return a model directory to be written.
+    """Return the output for a model directory.
 
     Args:
         path: the path of the directory.

@@ -1,1 +1,1 @@
-"""The classes of mapping tables: rows, transforms and `Layout`; families have the tables."""
+"""The classes for mapping tables: rows, transforms and `Layout`; families define the tables."""

@@ -37,16 +37,18 @@ class Only:
 
 @dataclass(frozen=True)
 class Reported:
-    """A field with an unknown effect, unless it has one of these values."""
+    """A field whose effect is unknown for all but some values."""
 
     values: tuple[Any, ...] = (None,)
+    """The values without effect."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A nested mapping of fields, with its own table."""
+    """A field that is itself a mapping of fields."""
 
     table: Mapping[str, "Treatment"]
+    """How each of these fields is treated."""
 
 
 Treatment = Read | Harmless | Only | Reported | Fields
@@ -58,7 +60,7 @@ NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 def unknown_fields(
     config: Mapping[str, Any], table: Mapping[str, Treatment], where: str
 ) -> tuple[str, ...]:
-    """Return the fields, as dotted names, that the library may use and mae-convert does not.
+    """Return the fields, as dotted names, that a library may use but mae-convert does not.
 
     Args:
         config: a configuration as the library reads it.

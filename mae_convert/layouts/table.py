@@ -1,9 +1,10 @@
-"""The algebra of mapping tables: rows that are valid in both directions, expanded and checked.
+"""Tables that map canonical tensors to those of a layout, and back.
 
-A table is a tuple of rows in the external layout's own order. ``#`` is a block's index, ``[_#]`` an
-index that the first block lacks (``block``, ``block_1``, ...), and ``{a,b}`` a list of names. A
-list in both columns is expanded to one row per name; a list in the canonical column only means
-that these canonical tensors are fused into one external tensor.
+A canonical tensor has the name and shape that this project uses; an external tensor has those of a
+layout. A table is a tuple of rows in the order of the layout's own programs. In the names, ``#`` is
+a block's index, ``[_#]`` an index that the first block lacks (``block``, ``block_1``, ...), and
+``{a,b}`` a list of names. A list in both columns is expanded to one row per name; a list in the
+canonical column only means that these canonical tensors are fused into one external tensor.
 """
 
 import itertools
@@ -152,7 +153,7 @@ class Table:
         return True
 
     def rule_for(self, external: str) -> Rule | None:
-        """Return the rule for an external name, with block index and name inserted."""
+        """Return the rule for an external name, with the index of the block inserted, or None."""
         rule, index = self._matching(external)
         if rule is None:
             return None
@@ -188,7 +189,10 @@ class Table:
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield the prefix of a name before each external name that it ends in, with its dot."""
+        """Yield the part of a name before each external name in `anchors` that it ends in.
+
+        The part is empty or ends in a dot.
+        """
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
                 yield name.removesuffix(anchor)
@@ -248,7 +252,8 @@ def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
 def _regex(external: str) -> re.Pattern[str]:
     """Return the pattern of an external name.
 
-    ``#`` is an index, ``[_#]`` one that the first block lacks, ``*`` one path component.
+    ``#`` matches an index, ``[_#]`` an index that the first block lacks, and ``*`` one component of
+    a path.
     """
     quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
     quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)
@@ -264,7 +269,12 @@ def _refuse_duplicates(table: str, names: Iterable[str]) -> None:
 
 
 def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
-    """Return the name and shape of each external tensor, in order, for canonical shapes."""
+    """Return the name and shape of each external tensor, in the order of the rules.
+
+    Args:
+        rules: the rules of all canonical tensors.
+        schema: the name and shape of each canonical tensor.
+    """
     return {
         rule.external: rule.transform.write_shape([schema[name] for name in rule.canonicals])
         for rule in rules
@@ -272,7 +282,12 @@ def external_shapes(rules: Iterable[Rule], schema: Schema) -> dict[str, Shape]:
 
 
 def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
-    """Return lazy canonical tensors for the external tensors of the rules."""
+    """Return the canonical tensors, by name, that the external tensors contain.
+
+    Args:
+        tensors: the external tensors by name.
+        rules: the rules of the external tensors.
+    """
     return {
         canonical.name: canonical
         for rule in rules
@@ -296,7 +311,11 @@ def _read(rule: Rule, tensor: LazyTensor) -> Iterator[LazyTensor]:
 
 
 def write_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> list[LazyTensor]:
-    """Return lazy external tensors, in the order of the rules.
+    """Return the external tensors, in the order of the rules.
+
+    Args:
+        tensors: the canonical tensors by name.
+        rules: the rules of the canonical tensors.
 
     Raises:
         LayoutError: tensors to be fused have different dtypes.

@@ -23,7 +23,7 @@ class Transform(Protocol):
     def in_order(self) -> bool:
         """Whether the external array has the elements of the canonical arrays in order.
 
-        Then a tensor can be read and written in ranges of elements.
+        If so, a tensor can be read and written in ranges of elements.
         """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -141,7 +141,7 @@ class SplitHeads:
 
     @property
     def in_order(self) -> bool:
-        """Whether it is a bias, for which splitting heads does not move elements."""
+        """Whether the tensor is a bias, whose elements stay in order when heads are split."""
         return self.kind == "bias"
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Activation checkpointing in PyTorch: blocks recompute their activations in the backward pass.
 
-It replaces a method of the block object itself, so that other models are not affected.
+The method ``forward`` of the block objects is replaced, not that of their class, so that other
+models are not affected.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ def blocks_of(model: nn.Module) -> list[Any]:
 def enable_checkpointing(
     model: nn.Module, options: Mapping[str, Any] | None, every_n_layers: int, *, offload: bool
 ) -> None:
-    """Recompute the activations inside blocks for their gradient instead of keeping them.
+    """Recompute the activations inside blocks in the backward pass instead of storing them.
 
     Args:
         model: a model with transformer blocks.

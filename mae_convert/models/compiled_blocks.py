@@ -1,9 +1,9 @@
 """Blocks of a Keras model compiled by TensorFlow, for inference calls outside a graph.
 
-A model that is called eagerly spends most of its time between operations. Here each block is a call
-of a `tf.function` that takes the weights as arguments, so that all blocks of a stack share one
-graph. Only one block is traced, which takes a fraction of a second: a first call takes about as
-long as an eager one, and the results do not depend on how often a model was called before.
+A model that is called eagerly spends most of its time between operations. Here each block calls a
+`tf.function` that takes the weights as arguments, so that all blocks of an encoder or decoder share
+one graph. Only one block is traced, which takes a fraction of a second: the first call takes about
+as long as an eager call, and the results do not depend on how often a model was called before.
 """
 
 from collections import OrderedDict
@@ -46,9 +46,9 @@ def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
 
 
 class CompiledBlocks:
-    """The graphs of one model's blocks.
+    """The TensorFlow graphs of the blocks of one model.
 
-    It is a plain object, so that neither Keras nor TensorFlow saves it with the model.
+    The class is not a Keras or TensorFlow class, so that the graphs are not saved with the model.
     """
 
     def __init__(self) -> None:
@@ -59,13 +59,16 @@ class CompiledBlocks:
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:
-        """Return the function (weights, tokens) of all blocks with the structure of `block`.
+        """Return the compiled function that all blocks with the structure of `block` share.
+
+        It takes the values of a block's variables and tokens (N, T, D), with any N, and returns the
+        block's output and a dictionary of the requested intermediate activations.
 
         Args:
             block: a transformer block.
-            tokens: (N, T, D); a function takes any N.
+            tokens: tokens (N, T, D) with which the function will be called.
             variables: the variables of the block, in order.
-            taps: a dictionary that specifies which activations the function returns too, or None.
+            taps: specifies the intermediate activations that the function returns; None for none.
         """
         recorded = None if taps is None else (taps.attentions, taps.activations)
         key = (tuple(tokens.shape[1:]), tokens.dtype, recorded, _structure(block, variables))
@@ -78,7 +81,7 @@ class CompiledBlocks:
 
 
 class _CompiledBlock:
-    """A block that is called through the function of its stack."""
+    """A block that is computed by the function that it shares with similar blocks."""
 
     def __init__(self, functions: CompiledBlocks, block: Any) -> None:
         self.functions, self.block = functions, block
@@ -94,7 +97,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return the layers whose ``call`` is in a block's graph, with their classes."""
+    """Return the layers of this project whose ``call`` is in a block's graph, and their classes."""
     return (
         (block, Block),
         (block.attention, Attention),

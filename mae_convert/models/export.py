@@ -125,8 +125,8 @@ def float_dtype(model: Any) -> str:
 def encoder_function(model: Any, *, as_constants: bool = False) -> Any:
     """Return the encoder as a TensorFlow function of any number of images.
 
-    With ``as_constants`` the weights are constants of it: the converter to TFLite would make
-    Keras's variables empty, and the program would return NaN.
+    With ``as_constants``, the weights are constants of the function, because the converter to
+    TFLite would make Keras's variables empty, and the program would return NaN.
     """
     import keras
     import tensorflow as tf

@@ -18,7 +18,10 @@ TOKENS = ("cls_token", "position_embeddings")
 
 
 def layer_of(path: str, depth: int) -> int:
-    """Return the layer that a variable belongs to: 0 the embeddings, depth + 1 norm and head.
+    """Return the number of the layer that a variable belongs to.
+
+    Layer 0 is the embeddings, layers 1 to `depth` are the blocks, and layer `depth` + 1 is the
+    final norm and the head.
 
     Args:
         path: the variable's path.
@@ -33,8 +36,8 @@ def layer_of(path: str, depth: int) -> int:
 class LayerDecayAdamW(keras.optimizers.Adam):
     """AdamW with a learning rate for each layer.
 
-    Weights decay by ``learning rate of the layer x weight_decay``; biases, norms, class token and
-    position embeddings do not decay.
+    In a step, weights decay by ``learning rate of the layer x decay``. Weight decay is not applied
+    to biases, norms, the class token and position embeddings.
 
     Args:
         learning_rate: the rate of the head; a number or a schedule.
@@ -57,7 +60,7 @@ class LayerDecayAdamW(keras.optimizers.Adam):
         self.depth, self.layer_decay, self.decay = depth, layer_decay, decay
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Determine the layer of each variable."""
+        """Determine the learning-rate factor of each variable, and whether it has weight decay."""
         super().build(variables)
         top = self.depth + 1
         self.scales = [

@@ -20,7 +20,10 @@ NO_DECAY = ("cls_token", "pos_embed")
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Return the layer that a parameter belongs to: 0 the embeddings, depth + 1 norm and head.
+    """Return the number of the layer that a parameter belongs to.
+
+    Layer 0 is the embeddings, layers 1 to `depth` are the blocks, and layer `depth` + 1 is the
+    final norm and the head.
 
     Args:
         name: the parameter's name in the original.
@@ -40,8 +43,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the parameters of a classifier in groups, each with its learning rate, for AdamW.
 
-    Biases, norms, class token and position embeddings do not decay. Parameters that do not require
-    a gradient are in no group.
+    Weight decay is not applied to biases, norms, the class token and position embeddings.
+    Parameters that do not require a gradient are in no group.
 
     Args:
         model: a classifier with the original's parameter names.

@@ -91,7 +91,7 @@ class MaeImageProcessor:
     Args:
         settings: as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,
             ``image_std``, ``do_resize``, ``do_rescale``, ``rescale_factor``, ``do_normalize`` ...;
-            others have transformers' defaults. Each is an attribute.
+            unspecified settings have transformers' defaults. Each setting is an attribute.
     """
 
     model_input_names = ("pixel_values",)
@@ -196,8 +196,8 @@ class MaeImageProcessor:
 
         Raises:
             ConfigurationError: a setting is impossible.
-            ImageError: an argument is not an image, or the images have different sizes; a
-                ValueError.
+            ImageError: an argument is not an image, or the images have different sizes. It is also
+                a ValueError.
             TypeError: a setting is unknown.
         """
         order, result = (

@@ -65,8 +65,8 @@ class KerasModel(TransformersMethods, PretrainedModel):
     """Common base class of the three models.
 
     Attributes:
-        compile_blocks: whether inference calls outside a graph go through compiled blocks, on
-            TensorFlow; False for single operations. It can be set for a model or for its class.
+        compile_blocks: on TensorFlow, whether inference calls outside a graph use compiled blocks;
+            if False, each operation is called eagerly. It can be set for a model or its class.
     """
 
     layout = "transformers-tf"
@@ -105,7 +105,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     @classmethod
     def default_dtype(cls) -> str | None:
-        """Return the global dtype policy."""
+        """Return the name of Keras's global dtype policy."""
         return str(keras.config.dtype_policy().name)
 
     def __call__(self, inputs: Any = None, *more: Any, **named: Any) -> Any:

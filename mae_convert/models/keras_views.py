@@ -39,7 +39,7 @@ class RecomputedBlock:
 
 
 def shared(layer: Any, **changes: Any) -> Any:
-    """Return a layer that shares all variables of another, with some attributes replaced."""
+    """Return a copy of a layer that shares its variables, with some attributes replaced."""
     view = object.__new__(type(layer))
     view.__dict__.update({**layer.__dict__, **changes})
     return view
@@ -49,7 +49,7 @@ def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
     """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
     The interpolation is bicubic in two dimensions, in float64 (on JAX only if enabled), and the
-    result is rounded; it is differentiable.
+    result is rounded to the dtype of the embeddings. The function is differentiable.
     """
     table = ops.convert_to_tensor(positions)
     rows, columns = (

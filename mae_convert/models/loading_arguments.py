@@ -47,7 +47,7 @@ OUTPUT_FIELDS = ("output_hidden_states", "output_attentions", "return_dict", "pr
 
 
 def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments except those about how transformers loads a model.
+    """Return the arguments without those that only control how transformers loads a model.
 
     Raises:
         ConfigurationError: an argument requests an unsupported feature.
@@ -85,7 +85,7 @@ def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, 
     """Return the configuration fields among the arguments.
 
     Raises:
-        TypeError: a name that is neither a field nor another known argument.
+        TypeError: an argument is neither a configuration field nor another known argument.
     """
     names = (*FIELDS, *OUTPUT_FIELDS, "id2label", "label2id")
     if unknown := sorted(options.keys() - set(names)):

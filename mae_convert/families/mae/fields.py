@@ -138,8 +138,8 @@ def check_pooling(task: str, evidence: Evidence) -> None:
     before = pooling == "avg" and evidence.config.get("fc_norm") is False
     if pooling not in (None, "token") and not before:
         raise ConfigurationError(
-            f"{evidence.config_source} specifies global_pool as {pooling}, but the tensors, "
-            "without fc_norm, are those of a model with global_pool token",
+            f"{evidence.config_source} specifies global_pool {pooling}, but the tensors have no "
+            "fc_norm, so they are those of a model with global_pool token",
             hint="this configuration belongs to other weights",
         )
 

@@ -1,14 +1,15 @@
 """A reader of HDF5 files, written for files from untrusted sources.
 
 It exists because the HDF5 library, which h5py calls, is written in C and has a record of memory
-errors: a malicious or corrupt file can crash the program that opens it, and links
-in a file can make it open others. No option of h5py prevents this. This reader parses the bytes in
-Python, so that a malicious file can only cause an error. Tensors are read as byte ranges of the
-file that was checked and hashed, by several threads, and no HDF5 library is loaded. Files are
-written by h5py.
-It reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes, contiguous,
-compact and chunked datasets, gzip) and reports unsupported features. Section numbers in this
-package are those of the HDF5 File Format Specification, version 3.0.
+errors: a malicious or corrupt file can crash the program that opens it, and links in a file can
+make it open other files. No option of h5py prevents this. This reader parses the bytes in Python,
+so that a malicious file can only cause an error. Tensors are read as byte ranges of the file that
+was checked and hashed, by several threads, and no HDF5 library is loaded. Only for writing is h5py
+used.
+
+The reader reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes,
+contiguous, compact and chunked datasets, gzip) and reports unsupported features. Section numbers in
+this package are those of the HDF5 File Format Specification, version 3.0.
 """
 
 from mae_convert.formats.hdf5_reader.datasets import Dataset

@@ -132,7 +132,7 @@ def _records(tree: _NewTree, address: int, count: int, height: int) -> Iterator[
 
 
 def _below(tree: _NewTree, node: Cursor, height: int) -> Iterator[bytes]:
-    """Yield the records of the next child of a node."""
+    """Read the reference to the next child of a node, and yield the records below that child."""
     address, count = node.address(), node.number(tree.widths[height][0])
     node.take(tree.widths[height][1])
     yield from _records(tree, address, count, height - 1)

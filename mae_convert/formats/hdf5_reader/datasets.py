@@ -204,7 +204,11 @@ class _Chunks:
         return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))
 
     def _corners(self) -> set[tuple[int, ...]]:
-        """Return the offsets of all chunks; ValueError if the file cannot contain so many."""
+        """Return the index of the first element of each chunk.
+
+        Raises:
+            ValueError: the file is too small for so many chunks.
+        """
         sides = [range(0, n, step) for n, step in zip(self.shape, self.chunk, strict=True)]
         if math.prod(map(len, sides)) * LEAST_ENTRY > self.structure.file.size:
             raise ValueError(f"{self.name} lacks most of its chunks")
@@ -232,8 +236,9 @@ class _Chunks:
 def fletcher32(data: bytes) -> int:
     """Return HDF5's checksum of a chunk: two sums, modulo 65535, of big-endian 16-bit words.
 
-    The second sum adds up the first one after each word. A sum other than zero is represented by 1
-    to 65535, because the format adds with end-around carry.
+    After each word, the current value of the first sum is added to the second sum. Because the
+    format adds with end-around carry, a sum that is a multiple of 65535 is stored as 65535, unless
+    all words are 0.
     """
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     if not words.any():
@@ -245,7 +250,7 @@ def fletcher32(data: bytes) -> int:
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:
-    """Undo the shuffle filter, which stores the first byte of each element, then the second."""
+    """Undo the shuffle filter: it stores all elements' first bytes, then all second bytes, ..."""
     whole = len(data) // width * width
     planes = np.frombuffer(data[:whole], np.uint8).reshape(width, -1)
     return planes.T.tobytes() + data[whole:]

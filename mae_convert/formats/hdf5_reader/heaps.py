@@ -10,7 +10,7 @@ LARGEST_BLOCK = 1 << 26
 
 
 def local_heap(structure: Structure, address: int) -> bytes:
-    """Return the data of a local heap, which has the names of a group (section III.D).
+    """Return the data of a local heap, which contains the names of a group (section III.D).
 
     Raises:
         ValueError: there is no local heap at the address.
@@ -25,7 +25,7 @@ def local_heap(structure: Structure, address: int) -> bytes:
 
 
 def global_object(structure: Structure, address: int, index: int) -> bytes:
-    """Return an object of a global heap, which has the texts of attributes (section III.E).
+    """Return an object of a global heap, which contains the texts of attributes (section III.E).
 
     Raises:
         ValueError: there is no such object.
@@ -59,7 +59,7 @@ def _collection(structure: Structure, address: int) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class FractalHeap:
-    """A fractal heap, which has the links or attributes of a large group (section III.G)."""
+    """A fractal heap, which contains the links or attributes of a large group (section III.G)."""
 
     structure: Structure
     widths: tuple[int, int]

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Message:
-    """One message of an object header; a shared one only points to its data."""
+    """One message of an object header; if it is shared, `data` is a reference to its data."""
 
     kind: int
     data: bytes
@@ -149,5 +149,5 @@ def _continuation(data: bytes) -> tuple[int, int]:
 
 
 def defined(address: int) -> bool:
-    """Return whether an address is defined."""
+    """Return whether an address is not the value that means that there is no address."""
     return address != UNDEFINED

@@ -50,7 +50,7 @@ class Tree:
         return None if attribute is None else attribute.text(self.structure)
 
     def texts(self, path: str, name: str) -> list[str]:
-        """Return the elements of an attribute that is a list of texts; empty if it is not."""
+        """Return the elements of an attribute that is a list of texts; otherwise an empty list."""
         attribute = self.attributes[path].get(name)
         return (attribute.texts(self.structure) if attribute else None) or []
 

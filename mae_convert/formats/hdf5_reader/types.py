@@ -45,7 +45,7 @@ def read_type(cursor: Cursor) -> Type:
     """Return the type that a message describes.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the message is damaged.
     """
     head = cursor.number(1)
     kind, version, flags, size = head & 15, head >> 4, cursor.number(3), cursor.number(4)
@@ -73,7 +73,7 @@ def _integer(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | 
 
 
 def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | None:
-    """Return the dtype of an IEEE 754 number; HDF5 converts all others when reading."""
+    """Return the dtype of a float type; None if the type is not supported."""
     offset, precision = cursor.number(2), cursor.number(2)
     exponent_at, exponent, mantissa_at, mantissa = (cursor.number(1) for _ in range(4))
     dtype = FLOATS.get((size, exponent, mantissa, cursor.number(4)))
@@ -88,7 +88,7 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the bool dtype for an enumeration of FALSE and TRUE, as which h5py stores it."""
+    """Return the bool dtype for an enumeration of FALSE and TRUE, as h5py stores it, or None."""
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
@@ -98,7 +98,7 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype for a compound type of `r` and `i`, as h5py stores it."""
+    """Return the complex dtype for a compound type of `r` and `i`, as h5py stores it, or None."""
     if count != 2 or size not in (8, 16):
         return None
     parts = []
@@ -127,7 +127,7 @@ def read_shape(cursor: Cursor) -> tuple[int, ...] | None:
     """Return the shape that a message describes; None for an empty dataspace.
 
     Raises:
-        ValueError: it is corrupt, or no array can have it.
+        ValueError: the message is corrupt, or no array can have this shape.
     """
     version, rank, flags = cursor.version(1, 2), cursor.number(1), cursor.number(1)
     if version == 2 and cursor.number(1) == 2:
@@ -148,8 +148,10 @@ class Attribute:
     """Its name."""
 
     type: Type | None
+    """The type of its elements; None if the type or the shape is shared with other objects."""
+
     shape: tuple[int, ...] | None
-    """The address of its elements; None if they are shared with other attributes or empty."""
+    """Its shape; None if the type or the shape is shared, or if there are no elements."""
 
     data: bytes
     """The elements."""
@@ -168,16 +170,16 @@ class Attribute:
         return [_text(structure, cursor, self.type) for _ in range(count)]
 
     def text(self, structure: Structure) -> str | None:
-        """Return the single element; None if it is not text, or a list of texts."""
+        """Return the text of an attribute with a single text; None for other attributes."""
         texts = self.texts(structure) if self.shape == () else None
         return texts[0] if texts else None
 
 
 def read_attribute(data: bytes) -> Attribute:
-    """Return an attribute by its message.
+    """Return the attribute that a message describes.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the message is damaged.
     """
     cursor = Cursor(data)
     version = cursor.version(1, 2, 3)

@@ -237,8 +237,9 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
         raise ConfigurationError(
             "pretrained_cfg in config.json has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
-            f"{shown(share)}",
-            hint=f"supported are {', '.join(INTERPOLATIONS)}, crop_mode center and squash",
+            f"{shown(share)}, which is not supported",
+            hint=f"supported are the interpolations {', '.join(INTERPOLATIONS)}, the values center"
+            " and squash of crop_mode, and crop_pct up to 4",
         )
     scaled = math.floor(height / share), math.floor(width / share)
     size = {"height": scaled[0], "width": scaled[1]}
