@@ -243,7 +243,7 @@ def test_timm_model_with_contradictory_pooling_is_refused(case, tmp_path, poolin
     assert stored["global_pool"] == "token"
     stored["model_args"]["global_pool"] = pooling
     config.write_text(json.dumps(stored))
-    with pytest.raises(ConfigurationError, match=f"global_pool as {pooling}, but the tensors,"):
+    with pytest.raises(ConfigurationError, match=f"global_pool {pooling}, but the tensors have"):
         open_checkpoint(tmp_path / "model")
 
 
