@@ -45,7 +45,7 @@ print(json.dumps([filled - begun, ended - filled]))
 
 @dataclass(frozen=True)
 class Work:
-    """A checkpoint and a folder on the same disk."""
+    """A checkpoint to convert, and a folder for outputs on the same disk."""
 
     size: str
     """"base", "large" or "huge"."""
@@ -81,14 +81,14 @@ class Work:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, and wait for the disk."""
+    """Remove a file or a directory, and wait until the caches are written to the disk."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     os.sync()
     time.sleep(0.5)
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Return a random checkpoint of an official size; "tiny" is the embedded checkpoint."""
+    """Return a random checkpoint of an official size; "tiny" is the one in mae-convert."""
     if size == "tiny":
         return TINY
     path = folder / f"{size}.pth"
@@ -102,7 +102,7 @@ def checkpoint(size: str, folder: Path) -> Path:
 
 
 def heads(size: str) -> list[str]:
-    """Return the options for the numbers of heads; only the embedded checkpoint stores them."""
+    """Return the options for the numbers of heads, which only the "tiny" checkpoint stores."""
     if size == "tiny":
         return []
     return ["--num-heads", str(HEADS[size]), "--decoder-num-heads", "16"]
@@ -118,7 +118,7 @@ def converted(size: str, folder: Path, layout: str, *options: str) -> Path:
 
 
 def rows(sizes: list[str], folder: Path, pairs: int, peer: Path | None) -> Iterator[dict]:
-    """Yield a row of the table for each size and target."""
+    """Yield a row of the table for each size and target layout."""
     for size in sizes:
         with_files = Work(size, checkpoint(size, folder), folder / "work")
         with_files.folder.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 
 
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
-    """Return the columns for transformers: one run, directly after a run of mae-convert."""
+    """Convert with mae-convert, then with transformers; return columns that compare them."""
     source = work.checkpoint
     if (
         layout == "transformers-tf"

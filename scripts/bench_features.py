@@ -1,4 +1,4 @@
-"""Time features of a folder of images, compared with loops over a DataLoader of other libraries."""
+"""Time ``mae-convert features``, compared with loops over a DataLoader with other libraries."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -70,7 +70,10 @@ MOST = 1e-3
 def rows(
     size: str, folder: Path, count: int, pairs: int, pythons: dict[str, Path]
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each library of `pythons`: a random ViT and `count` images, alternating."""
+    """Compare ``mae-convert features`` with each library of `pythons`; yield a table row for each.
+
+    All programs run a random ViT on the same `count` images, in alternating order, `pairs` times.
+    """
     images = made_images(folder / "images", count)
     directory = converted(size, folder, "transformers")
     ours = [*PROGRAM, "features", directory, images, "-o", folder / "ours.npz", "--overwrite"]
@@ -91,7 +94,7 @@ def rows(
 
 
 def _check_equal(ours: Path, theirs: Path) -> None:
-    """End the program if features of the class token or their means differ."""
+    """End the program if the class tokens or the mean features in two files differ."""
     import numpy as np
 
     with np.load(ours) as a, np.load(theirs) as b:
@@ -115,7 +118,7 @@ def _row(count: int, library: str, ours: list[Run], theirs: list[Run]) -> dict[s
 
 
 def made_images(folder: Path, count: int) -> Path:
-    """Return a folder of JPEGs: smooth random colours with noise."""
+    """Write `count` JPEG images of smooth random colours with noise; return their folder."""
     import numpy as np
     from PIL import Image
 

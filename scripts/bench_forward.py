@@ -1,7 +1,7 @@
 """Time forward passes of this project's models and of other libraries' classes, alternating.
 
-Both run in one environment. The models of this project are the reference models in PyTorch, and the
-classes of `mae_convert.models` in TensorFlow.
+Both run in the same Python environment. The models of this project are the reference models in
+PyTorch, and the classes of `mae_convert.models` in TensorFlow.
 """
 
 import json
@@ -22,7 +22,7 @@ TURN = 0.4
 
 
 class Comparison(NamedTuple):
-    """Two models of the same function: this project's, and the class of a library."""
+    """A model of this project and a class of a library that computes the same function."""
 
     library: str
     framework: str
@@ -41,7 +41,7 @@ MODES = ("eager", "compiled")
 
 
 class Model:
-    """A model in a separate process, which computes on request."""
+    """A model in a separate process, which runs it on request."""
 
     def __init__(self, process: subprocess.Popen, errors: IO[str]) -> None:
         self._process = process
@@ -126,7 +126,7 @@ def rows(
 def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Run both models alternately, in changing order, and return the seconds of each pair."""
+    """Run both models in turn, in alternating order; return the seconds of each run."""
     models = {"ours": ours, "theirs": theirs}
     for model in models.values():
         model.seconds(mode, batch, 2)  # compiles

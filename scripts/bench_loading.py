@@ -1,4 +1,4 @@
-"""Time to load a ViT-B as a model; each measurement is a process of its own, alternating.
+"""Time the loading of a ViT-B as a model; each measurement has a process of its own.
 
 For ``from_pretrained``, the first and the second call are timed, without imports; for the
 other rows, the whole process.
@@ -48,7 +48,7 @@ WHOLE = {
 
 
 def rows(folder: Path, rounds: int) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each way of loading."""
+    """Yield a row of the table for each method of loading a model."""
     directory, file = converted("base", folder, "transformers"), checkpoint("base", folder)
     programs = {**IN_PROCESS, **WHOLE}
     runs: dict[str, list[Run]] = {name: [] for name in programs}

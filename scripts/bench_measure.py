@@ -36,7 +36,7 @@ class Run:
 
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
-    """Run a command that must succeed, and measure it."""
+    """Run a command and return its time and memory; end the program if it fails."""
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -81,7 +81,7 @@ def _anonymous(pid: int) -> int:
 
 
 def require(python: Path, *modules: str) -> None:
-    """End the program with a sentence if a Python interpreter lacks modules or cannot be run."""
+    """End the program with a message if a Python interpreter lacks modules or cannot run."""
     command = [python, "-c", MISSING, *modules]
     try:
         found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -95,7 +95,7 @@ def require(python: Path, *modules: str) -> None:
 
 
 def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Return the results of functions that are called one after the other, in changing order."""
+    """Call functions in turn, in alternating order, and return the results of each."""
     results: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 else reversed(ways):
@@ -109,11 +109,11 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of the ratios of pairs; what slows both members of a pair cancels."""
+    """Return the median ratio of pairs; a slowdown of both members of a pair cancels."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows as a table in Markdown; their keys are the columns."""
+    """Return rows as a Markdown table; the keys of a row are the column headings."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -2,9 +2,9 @@
 
 python scripts/bench_original.py CLONE [ARGUMENTS OF main_pretrain.py]
 
-The clone is not changed. This process restores names that the clone uses and that current versions
-of NumPy, timm and PyTorch do not have, sets the version of timm that the clone requires, and does
-not wait for a GPU.
+The clone is not changed. This script adds the names that the clone uses and that current versions
+of NumPy, timm and PyTorch no longer have, sets ``timm.__version__`` to the version that the clone
+requires, and replaces ``torch.cuda.synchronize`` if there is no GPU.
 """
 
 import runpy
@@ -23,7 +23,7 @@ REQUIRED_TIMM = "0.3.2"
 
 
 def main() -> None:
-    """Restore the names, and run the program."""
+    """Add the missing names, and run main_pretrain.py."""
     clone = Path(sys.argv[1])
     bridge_numpy()
     bridge_timm()

@@ -28,7 +28,7 @@ IN_A_BLOCK = (
 
 
 def renamed(name: str) -> str:
-    """Return transformers' name of a tensor."""
+    """Return the name in transformers of a tensor of facebookresearch/mae."""
     for ours, theirs in RENAMED:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -40,7 +40,7 @@ def renamed(name: str) -> str:
 
 
 def to_pytorch(source: str, target: str, heads: int) -> None:
-    """Load a file of the original into the PyTorch class of transformers, and save the model."""
+    """Load a facebookresearch/mae file into the PyTorch class of transformers, and save it."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -70,7 +70,7 @@ def to_pytorch(source: str, target: str, heads: int) -> None:
 
 
 def to_tensorflow(source: str, target: str) -> None:
-    """Load a directory of the PyTorch class into the TensorFlow class, and save the model."""
+    """Load a directory that the PyTorch class saved into the TensorFlow class, and save it."""
     from transformers import TFViTMAEForPreTraining
 
     TFViTMAEForPreTraining.from_pretrained(source, from_pt=True).save_pretrained(target)

@@ -1,10 +1,10 @@
-"""Images per second of `scripts/pretrain.py` and of the original's main_pretrain.py, alternating.
+"""Measure images per second of `pretrain.py` and of facebookresearch/mae's main_pretrain.py.
 
-Both run in one environment, on CPU in float32, with the same model, images, batch size, number of
-workers that decode images, learning rate and transforms: random resized crop and flip with Pillow.
-The rate is the one that each program reports for its last epoch, so that neither imports and
-creating the model nor writing the checkpoint is included. Processor time and memory are those of
-the whole processes.
+The programs run in alternating order, in the same environment, on CPU in float32, with the same
+model, images, batch size, number of workers that decode images, learning rate and transforms:
+random resized crop and flip with Pillow. The rate is the one that each program reports for its last
+epoch; it excludes imports, the creation of the model and the writing of the checkpoint. Processor
+time and memory are those of the whole processes.
 """
 
 import json
@@ -46,7 +46,7 @@ def rows(
     python: Path,
     clone: Path,
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each size and batch: an epoch of `count` images."""
+    """Yield a table row for each size and batch size, measured in one epoch of `count` images."""
     if not (clone / "main_pretrain.py").is_file():
         raise SystemExit(f"{clone} contains no main_pretrain.py: specify a clone of its repository")
     require(python, "torch", "torchvision", "timm", "tensorboard", "PIL", "rich")

@@ -1,4 +1,4 @@
-"""Time commands that should start quickly, and a conversion with little memory."""
+"""Time commands that should start quickly, and a conversion with limited memory."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ LIMIT = 1_000_000
 
 
 def rows(sizes: list[str], folder: Path, pairs: int) -> Iterator[dict[str, object]]:
-    """Yield a row for each command."""
+    """Yield a row of the table for each command."""
     bare = [sys.executable, "-c", "pass"]
     yield _row("python -c pass", [run(bare).seconds for _ in range(2 * pairs)])
     helped = [*PROGRAM, "--help"]

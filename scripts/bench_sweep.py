@@ -1,8 +1,8 @@
 """The overhead of a sweep and the speed-up by workers: bench_sweep.py CHECKPOINT.
 
-The same plan is run alternately as whole processes: its jobs by calling the function in a loop, and
-by ``mae-convert sweep`` with one worker, and with two. `benchmark.py --only sweep` does this with
-small checkpoints, every tenth of which is also verified.
+Each round runs the same plan in three ways, each in a new process: by calling `run_job` for each
+job in a loop, by ``mae-convert sweep`` with one worker, and with two workers. `benchmark.py --only
+sweep` does this with small checkpoints, and also verifies every tenth conversion.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
-    """Yield a row for each method: `count` small checkpoints, every tenth of them verified."""
+    """Yield a table row for each method; every tenth of `count` small checkpoints is verified."""
     folder.mkdir(exist_ok=True)
     tensors = open_container(SMALL).tensors
     entries: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
 def measured(
     entries: Sequence[dict[str, Any]], folder: Path, rounds: int
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each method; `entries` are those of the plan, without targets."""
+    """Yield a table row for each method; `entries` are the jobs of the plan without targets."""
     work = folder / "work"
     plan = [{**entry, "target": str(work / str(n))} for n, entry in enumerate(entries)]
     sweep = [*PROGRAM, "sweep", work / "plan.yaml", "--workers"]
@@ -91,7 +91,7 @@ def measured(
 
 
 def _run(command: list[str | Path], work: Path, plan: list[dict[str, Any]]) -> Run:
-    """Run a command in a new directory with the plan, in JSON, which is also YAML."""
+    """Write the plan into a new directory, as JSON, which is valid YAML, and run a command."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "plan.yaml").write_text(json.dumps(plan))

@@ -2,10 +2,10 @@
 
 In PyTorch a step is the forward pass, the backward pass and AdamW; the classes of this project are
 those of `reference_models`, from which the classes of `mae_convert.models` are derived. "The
-original's recipe" is the step of facebookresearch/mae with transformers' class, against the step of
+original's recipe" compares the step of facebookresearch/mae, with transformers' class, with that of
 `scripts/pretrain.py`: both set the learning rate, check the loss, and exclude biases and norms from
-weight decay. In TensorFlow a step is a batch of ``fit``, of `mae_convert.models` on Keras 3 and of
-transformers 4.57.6 on Keras 2, in one environment.
+weight decay. In TensorFlow a step is ``fit`` on one batch, with `mae_convert.models` on Keras 3 and
+with transformers 4.57.6 on Keras 2, in the same environment.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,10 @@ def rows(
     pythons: dict[tuple[str, str], Path],
     frameworks: list[str],
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each step, size and batch; `pythons` has the keys (framework, library)."""
+    """Yield a row of the table for each step, size and batch size.
+
+    The keys of `pythons` are (framework, library).
+    """
     for step in STEPS:
         python = pythons.get((step.framework, step.library))
         if step.framework not in frameworks or python is None:
@@ -68,10 +71,10 @@ def rows(
 def _times(
     step: Step, batch: int, models: dict[str, Start], pairs: int
 ) -> dict[str, list[tuple[float, float, int]]]:
-    """Return seconds, seconds of processor time, and the peak of memory so far, of each turn.
+    """Return seconds, seconds of processor time, and peak memory in bytes for each step.
 
-    Two models in TensorFlow with large batches need more memory than small machines have: each turn
-    has its own process.
+    For large batches in TensorFlow each step has its own process, because two models together need
+    more memory than small machines have.
     """
     if step.framework == "tensorflow" and batch > MOST_TOGETHER:
         return by_turns({n: partial(_alone, step, batch, m) for n, m in models.items()}, pairs)

@@ -1,10 +1,10 @@
-"""Time a verification, compared with what users do without it, alternating, with peak memory.
+"""Measure time and peak memory of a verification, compared with a script that uses transformers.
 
 ``mae-convert verify`` compares a random checkpoint in PyTorch with its ``tf_model.h5`` in
 TensorFlow: float64 and float32 with intermediate activations, or with ``--quick`` the outputs in
-float64. The other program compares the float32 outputs of the classes of transformers 4.57.6 once,
-in one process: it loads the TensorFlow model from the PyTorch weights, saves it, loads it again,
-and runs both.
+float64. The script, which runs in turn with it, compares the float32 outputs of the classes of
+transformers 4.57.6 in one process: it loads the TensorFlow model from the PyTorch weights, saves
+it, loads it again, and runs both models.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ assert np.abs(a - b).max() < 1e-3, np.abs(a - b).max()
 def rows(
     sizes: list[str], folder: Path, pairs: int, python: Path | None
 ) -> Iterator[dict[str, object]]:
-    """Yield a row for each size, with and without ``--quick``."""
+    """Yield a row of the table for each size, with and without ``--quick``."""
     if python is None:
         return
     require(python, "torch", "tensorflow", "tf_keras", "transformers")

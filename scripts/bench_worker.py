@@ -49,7 +49,7 @@ Call = Callable[[], object]
 
 
 def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that creates a call of a PyTorch model from mode and batch."""
+    """Return a function that maps a mode and a batch size to a function that runs the model."""
     import torch
 
     if library == "timm":
@@ -90,7 +90,7 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
 
 
 def pytorch_step(model: Any, library: str, part: str, batch: int) -> Call:
-    """Return a training step: forward pass, backward pass and AdamW."""
+    """Return a function that runs a training step: forward pass, backward pass and AdamW."""
     import torch
 
     model.train()
@@ -115,7 +115,7 @@ def pytorch_step(model: Any, library: str, part: str, batch: int) -> Call:
 
 
 def our_recipe(model: Any, batch: int) -> Call:
-    """Return a step of `scripts/pretrain.py`, in float32 on CPU, without reading images."""
+    """Return a function that runs a step of `scripts/pretrain.py` in float32 on random pixels."""
     import pretrain
     import torch
 
@@ -133,9 +133,9 @@ def our_recipe(model: Any, batch: int) -> Call:
 
 
 def original_recipe(model: Any, batch: int) -> Call:
-    """Return a step like that of facebookresearch/mae on CPU: autocast and scaler are disabled.
+    """Return a function that runs a step like facebookresearch/mae on CPU, in float32.
 
-    It sets the learning rate, checks that the loss is finite, and computes the norm of the
+    The step sets the learning rate, checks that the loss is finite, and computes the norm of the
     gradients; biases and other parameters with one dimension have no weight decay.
     """
     import torch
@@ -167,7 +167,7 @@ def original_recipe(model: Any, batch: int) -> Call:
 
 
 def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
-    """Return one step of ``fit``."""
+    """Return a function that runs one step of ``fit``."""
     import tensorflow as tf
 
     if library == "transformers":
@@ -184,7 +184,7 @@ def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that creates a call of a TensorFlow model from mode and batch."""
+    """Return a function that maps a mode and a batch size to a function that runs the model."""
     import tensorflow as tf
 
     if library == "transformers":
@@ -211,7 +211,7 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
 
 
 def seconds(call: Call, calls: int) -> tuple[float, float]:
-    """Return the seconds and the seconds of processor time of one call."""
+    """Return the seconds and the seconds of processor time of a call, averaged over `calls`."""
     started = time.perf_counter(), time.process_time()
     for _ in range(calls):
         call()
@@ -220,7 +220,7 @@ def seconds(call: Call, calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Build the model; then read requests, lines of JSON, and print the seconds of each."""
+    """Build the model; then read requests as lines of JSON, and print the seconds of each."""
     library, framework, size, part = sys.argv[1:]
     call_of = {"pytorch": pytorch, "tensorflow": tensorflow}[framework](library, size, part)
     made: dict[tuple[str, int], Call] = {}

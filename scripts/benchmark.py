@@ -1,4 +1,4 @@
-"""Measure the speed compared with `cp`, transformers, timm and the original, as Markdown tables.
+"""Compare the speed with `cp`, transformers, timm and facebookresearch/mae, in Markdown tables.
 
 python scripts/benchmark.py --peer-python PYTHON --timm-python PYTHON2 --original CLONE
 
@@ -80,7 +80,7 @@ def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
 
 
 def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure the training scripts, this project's and the original's."""
+    """Measure the training scripts of this project and of facebookresearch/mae."""
     if given.original is None or given.timm_python is None:
         print("Left out: it needs --original and --timm-python.", file=sys.stderr)
         return []
@@ -90,7 +90,7 @@ def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
 
 
 def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure features of a folder of images."""
+    """Measure the computation of features of images in a folder."""
     pythons = {"transformers": Path(sys.executable), "timm": given.timm_python}
     pythons = {name: python for name, python in pythons.items() if name in given.against}
     for size in given.sizes or ["base"]:

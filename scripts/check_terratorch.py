@@ -1,10 +1,10 @@
-"""Compare position embeddings for other sizes and frames with those of TerraTorch.
+"""Compare position embeddings that were changed to another size with those of TerraTorch.
 
 python scripts/check_terratorch.py CKPT --num-heads 12 --decoder-num-heads 16
 
-It runs by hand in an environment that has TerraTorch. The rest of a model is compared by
-``mae-convert verify CKPT TARGET --against terratorch[=PYTHON]``. Exit status 1 if a table differs
-by more than the rounding of float32.
+Run it by hand in an environment that has TerraTorch. The rest of a model is compared by
+``mae-convert verify CKPT TARGET --against terratorch[=PYTHON]``. The exit status is 1 if a position
+embedding differs by more than the rounding of float32.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LIMIT = 1e-6  # the values are at most 1, in float32
 
 
 def main() -> int:
-    """Compare the tables for several sizes and numbers of frames."""
+    """Compare the position embeddings for several image sizes and numbers of frames."""
     parser = argparse.ArgumentParser(description="Compare position embeddings with TerraTorch's.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num-heads", type=int)
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def compare(source: Checkpoint, geometry: Geometry) -> float:
-    """Return the largest difference of the tables of a geometry."""
+    """Return the largest difference of the position embeddings after a change of geometry."""
     before = source.configuration.model
     after, _ = with_geometry(source, source.task, geometry)
     model, worst = after.configuration.model, 0.0

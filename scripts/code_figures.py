@@ -1,4 +1,4 @@
-"""Print figures about the code: files, units, imports, files with functions that a command calls.
+"""Print statistics about the code: files, units, imports, files whose functions a command calls.
 
     python scripts/code_figures.py [DIRECTORY]...
 
@@ -85,7 +85,7 @@ def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str
 
 
 def levels(graph: Mapping[str, set[str]]) -> str:
-    """Return the length of the longest chain of imports between units."""
+    """Return the length of the longest chain of imports between units, or a cycle, as text."""
     depth: dict[str, int] = {}
     try:
         for unit in TopologicalSorter(graph).static_order():
@@ -115,7 +115,7 @@ def duplicates(trees: Mapping[Path, ast.AST]) -> int:
 
 
 def entered(root: Path, *arguments: str) -> list[str]:
-    """Return the files in which functions run while a command does, in its own process."""
+    """Run a command in a new process, and return the files whose functions it calls."""
     process = subprocess.run(
         [sys.executable, "-c", TRACE, root, *arguments],
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -128,7 +128,7 @@ def entered(root: Path, *arguments: str) -> list[str]:
 
 
 def figures(root: Path) -> dict[str, str]:
-    """Return the figures of a checkout, by name."""
+    """Return the statistics of a checkout, by name."""
     paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
     trees = {path: ast.parse(text) for path, text in texts.items()}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure how well a masked autoencoder reconstructs removed patches of images, and draw them.
+"""Measure how well a masked autoencoder reconstructs removed patches, and draw reconstructions.
 
-Nine squares of each image are evaluated: the largest one in the middle and eight of 60 % of its
-side, in the corners and between them, each with several masks. The errors, over removed pixels
-only, are compared with three predictions without a model: one colour for all (the mean of the
-training set), the mean colour of the visible patches, and the mean colour of the nearest visible
-patch.
+Nine squares of each image are evaluated, each with several masks: the largest square in the middle,
+and eight squares with 60 % of its side, in the corners and at the middle of the edges. The errors,
+over removed pixels only, are compared with those of three predictions without a model: one colour
+for all (the mean of the training set), the mean colour of the visible patches, and the mean colour
+of the nearest visible patch.
 
     python scripts/evaluate_reconstruction.py CHECKPOINT IMAGE... [--panel OUT.png]
 """
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load_model(path: str) -> ViTMAEForPreTraining:
-    """Build the model that a checkpoint describes."""
+    """Load the model from a checkpoint that `pretrain.py` wrote."""
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint:
         sys.exit(f"{path} has no config: use a file that pretrain.py wrote")
@@ -60,7 +60,7 @@ def load_model(path: str) -> ViTMAEForPreTraining:
 
 
 def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
-    """Cut an image into squares of the model's size, the largest in the middle first."""
+    """Yield nine squares of an image in the model's image size; the largest is the first."""
     side = min(image.size)
     small = 0.6 * side
     yield cut(image, 0.5, 0.5, side, config)
@@ -79,13 +79,13 @@ def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfi
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return patches (N, L, P) of one colour, whose R, G and B are from 0 to 255."""
+    """Return normalised patches (N, L, P) of one colour (R, G, B), from 0 to 255."""
     normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
-    """Return patches (N, L, P) of the mean colour of an image's visible patches."""
+    """Return patches (N, L, P) in the mean colour of the visible patches of their image."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     visible = (1 - mask).unsqueeze(-1)
     mean = (colours * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
@@ -93,7 +93,7 @@ def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
 
 
 def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Return patches (N, L, P) of the mean colour of the nearest visible patch."""
+    """Return patches (N, L, P), each in the mean colour of the nearest visible patch."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     cells = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
     distances = torch.cdist(cells, cells) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
@@ -112,7 +112,7 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 def evaluate(
     model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return the errors of the model and of predictions without a model; pixels (N, 3, H, W)."""
+    """Return the errors, for pixels (N, 3, H, W), of the model and predictions without it."""
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask
     guesses = {
@@ -132,7 +132,11 @@ def make_noise(images: int, config: ViTMAEConfig, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.ndarray:
-    """Return original | masked | reconstruction | with the visible patches, (H, 4 W, 3) uint8."""
+    """Return four images side by side, (H, 4 W, 3) uint8.
+
+    They are the first of `pixels`, the masked image, the reconstruction, and the reconstruction
+    with the visible patches of the original.
+    """
     output = model(pixels, noise)
     patches = model.patchify(pixels)
     removed = output.mask.unsqueeze(-1) > 0
@@ -148,7 +152,7 @@ def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.n
 
 
 def main() -> None:
-    """Print the errors, one line for each image, and draw the panel."""
+    """Print the errors, one line for each image, and draw the panel if it is requested."""
     args = parse_arguments()
     model = load_model(args.checkpoint)
     rows = []

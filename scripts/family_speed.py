@@ -1,8 +1,8 @@
-"""Time conversion and verification of a random model of the size of a published one.
+"""Time the conversion and verification of a random model with the size of a published one.
 
 python scripts/family_speed.py [--family videomae] [--model "VideoMAE ViT-B/16"] [--batch 1]
 
-The pre-training model is written as its authors' file, converted to Keras, and verified: PyTorch
+The pre-training model is written in its authors' layout, converted to Keras, and verified: PyTorch
 against TensorFlow, float64 and float32, all intermediate activations. Memory is that of all
 processes together. The load of the machine is printed, because other programs make times longer.
 """
@@ -25,7 +25,7 @@ from mae_convert.layouts.table import external_shapes
 
 
 def main() -> None:
-    """Make the checkpoint, run the commands, print the figures."""
+    """Make the checkpoint, run the commands, print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", default="videomae")
     parser.add_argument("--model", default="VideoMAE ViT-B/16")

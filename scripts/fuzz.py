@@ -3,8 +3,8 @@
 python scripts/fuzz.py --inputs 200000 --state fuzz.jsonl   # continues an interrupted run
 python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris, if it is installed
 
-Valid files of each format are corrupted at random, opened, read completely, and planned as a
-conversion to every layout; certificates and traces are read and compared. Only errors of
+Valid files of each format are corrupted at random, opened and read completely, and their conversion
+to every layout is planned; certificates and traces are read and compared. Only errors of
 mae-convert may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory.
 Child processes run some thousand inputs each, and one that is killed counts as a crash. Prints a
 summary; the exit status is 1 if an input failed.
@@ -69,7 +69,7 @@ class Tally:
 
 
 class HangError(BaseException):
-    """An input takes too long; code that reads files must not catch this."""
+    """Raised if an input takes too long; not an `Exception`, so that no other code catches it."""
 
 
 def examine(path: Path) -> None:
@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Examine some corrupted files of a seed; `work` contains the current file."""
+    """Examine the corrupted files with these numbers; the current one is written into `work`."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)
@@ -145,7 +145,7 @@ def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
 
 
 def limit_this_process() -> None:
-    """Limit the time of each input, and the memory in addition to what is used already."""
+    """Limit the time for each input, and the memory that this process may allocate from now on."""
 
     def late(_number: int, _frame: FrameType | None) -> None:
         raise HangError
@@ -172,7 +172,7 @@ def child(container: str, numbers: range, coverage: bool) -> None:
 
 
 def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, int]]:
-    """Yield formats and numbers of inputs, so that all formats progress at the same rate."""
+    """Yield ranges (format, start, stop) of inputs, so that all formats progress equally."""
     each = -(-inputs // len(containers))
     for start in range(0, each, SHARD):
         for container in containers:
@@ -230,7 +230,7 @@ def summary(tallies: Sequence[Tally]) -> bool:
 
 
 def main() -> int:
-    """Fuzz, or run the shard that the parent process requests."""
+    """Run all shards, or, in a child process, the requested shard."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Mutations of files: for any format, and for each format such that checksums remain valid."""
+"""Mutations of files: for any format, and for specific formats so that files remain parseable."""
 
 import io
 import json
@@ -93,17 +93,17 @@ IN_PLACE: Sequence[Mutation] = (_flip, _set, _number, _number, _swap)
 
 
 def spoil(data: bytes, chance: random.Random, most: int = 4) -> bytes:
-    """Return bytes with a few mutations."""
+    """Return the data with a few random mutations."""
     return _spoiled(data, chance, most, MUTATIONS)
 
 
 def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
-    """Return bytes of the same length, with a few mutations in place."""
+    """Return the data with a few random mutations that do not change its length."""
     return _spoiled(data, chance, 4, IN_PLACE)
 
 
 def spoil_places(data: bytes, chance: random.Random) -> bytes:
-    """Return bytes of the same length, with a few numbers changed that may be offsets or sizes."""
+    """Return the data with a few numbers changed that may be offsets or sizes."""
     offsets = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
     spoiled = bytearray(data)
     for at in chance.sample(offsets, min(len(offsets), chance.randint(1, 3))):
@@ -149,7 +149,7 @@ def spoil_in_zip(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_header(data: bytes, chance: random.Random) -> bytes:
-    """Return a safetensors file with a corrupted header of the correct length."""
+    """Return a safetensors file with a corrupted header, whose stored length is correct."""
     (length,) = struct.unpack("<Q", data[:8])
     spoil_text = _spoil_json if chance.random() < 0.5 else spoil
     header = spoil_text(data[8 : 8 + length], chance)
@@ -157,7 +157,7 @@ def spoil_header(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_description(data: bytes, chance: random.Random) -> bytes:
-    """Return a trace whose description, JSON in the header's JSON, is corrupted."""
+    """Return a trace whose description, a JSON text in the header, is corrupted."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     spoiled = spoil_json(header["__metadata__"]["trace"].encode(), chance)
@@ -167,7 +167,7 @@ def spoil_description(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_shapes(data: bytes, chance: random.Random) -> bytes:
-    """Return a safetensors file with a valid header, with arrays renamed, reshaped or removed."""
+    """Return a safetensors file with a valid header in which arrays are renamed or changed."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]

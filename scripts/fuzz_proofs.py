@@ -1,4 +1,4 @@
-"""Certificates and traces for `fuzz.py`, created without a framework, and their examination."""
+"""Create certificates and traces for `fuzz.py` without a framework, and examine mutated ones."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ DTYPES = {"float64": np.float64, "float32": np.float32}
 
 
 def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return a trace with random results of the correct shapes, and its supposed inputs."""
+    """Return a trace with random results of the correct shapes, and inputs that belong to it."""
     inputs, model = make_inputs(InputChoice(), checkpoint), checkpoint.configuration.model
     chance, tokens, images = np.random.default_rng(0), 1 + model.num_kept, len(inputs["noise"])
     shapes = {
@@ -88,7 +88,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Run the steps of a replay and a publication with a certificate, without running the model.
+    """Use a certificate as verification and publication do, but without running the model.
 
     Raises:
         MaeConvertError: the certificate is refused.

@@ -77,7 +77,7 @@ class Seed:
     """The functions that mutate the corrupted file."""
 
     def spoiled(self, number: int) -> bytes:
-        """Return a corrupted content of the file, which depends only on `number`."""
+        """Return corrupted contents of the file, which depend only on `number`."""
         chance = random.Random(f"{self.container} {number}")
         data = (self.folder / self.name).read_bytes()
         try:
@@ -87,7 +87,7 @@ class Seed:
 
 
 def make_seeds(folder: Path) -> list[Seed]:
-    """Write valid checkpoints of every format."""
+    """Write valid checkpoints of every format, and return them with their mutations."""
     makers = (_files, _packed_files, _hdf5_files, _torch_files, _directories, _proofs)
     return [seed for make in makers for seed in make(folder)]
 
@@ -143,7 +143,7 @@ def _packed_files(folder: Path) -> Iterator[Seed]:
 
 
 def _hdf5_files(folder: Path) -> Iterator[Seed]:
-    """Yield seeds of HDF5 files: in the new format, and with compressed chunks."""
+    """Yield seeds of HDF5 files: in the latest file format, and with compressed chunks."""
     for container, version, options in (
         ("h5 new", "latest", {}),
         ("h5 in chunks", "earliest", {"compression": "gzip", "shuffle": True, "fletcher32": True}),

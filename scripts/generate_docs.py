@@ -108,7 +108,7 @@ MODELS = {
 
 
 def models_of_each_layout() -> str:
-    """Return a table of layouts and the models that they support, and the number of pairs."""
+    """Return a table of the models that each layout supports, and the number of layout pairs."""
     held = {title: _layouts_that_hold(*model) for title, model in MODELS.items()}
     lines = ["| layout | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
     for name in LAYOUTS:
@@ -160,7 +160,7 @@ def generated(text: str) -> str:
 
 
 def main() -> int:
-    """Write or check the pages; the status is 1 if a check finds one out of date."""
+    """Write the pages, or check them; return 1 if a check finds an outdated page, else 0."""
     check = "--check" in sys.argv[1:]
     status = 0
     for page in PAGES:

@@ -1,14 +1,15 @@
-"""Count how many faults in models, tables, configurations and code a verification detects.
+"""Count how many generated faults in models, tables, configurations and code verify detects.
 
 .venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
-.venv/bin/python scripts/mutation_score.py --good-pairs 200
+.venv/bin/python scripts/mutation_score.py --good-pairs 200  pairs that compute the same function
 .venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
 .venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step (also
                                                            with --sample and --family)
 
-The exit status is 1 if a fault is not detected, if too few are explained, or if a good pair fails.
+The exit status is 1 if a fault is not detected, if too few are explained, or if one of the
+good pairs fails.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def population_of(family: str | None, folder: Path, seed: int) -> Population:
 def score_reductions(
     family: str | None, kinds: Sequence[str], sample: int | None, seed: int
 ) -> None:
-    """Run faults, and print how many of the failures are reduced to one step."""
+    """Verify models with faults; print how many of the failures are reduced to one step."""
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = population_of(family, Path(folder), seed)
@@ -135,8 +136,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
     Args:
         results: all outcomes.
-        names_causes: whether causes are searched for, as for models with hypotheses; otherwise
-            the first suspect follows from the results alone.
+        names_causes: whether the diagnosis searches for causes, and faults must be explained.
     """
     scores = [score(kind, results) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]
@@ -152,7 +152,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
 
 def good_pairs(number: int, seed: int) -> int:
-    """Verify pairs that are the same function and print those that fail."""
+    """Verify pairs of checkpoints that compute the same function; print those that fail."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
         failed = verify_pairs(number, seed, Path(folder))

@@ -6,18 +6,18 @@ weight decay 0.05, a cosine schedule after a warm-up, random resized crops and f
 patches removed. The learning rate is --blr x images per step / 256.
 
 One process:     python scripts/pretrain.py IMAGES OUTPUT --model mae_vit_base_patch16
-Many:            torchrun --nproc_per_node 8 scripts/pretrain.py IMAGES OUTPUT ...
+Several:         torchrun --nproc_per_node 8 scripts/pretrain.py IMAGES OUTPUT ...
 Interrupted:     the same command with --resume
-Further:         python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
+From weights:    python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
 
 OUTPUT/checkpoint.pth has the layout of facebookresearch/mae: model, optimizer, epoch, scaler, args,
 and beside them config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is
 kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, contains
 only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
-There is no random state between steps: the order of the images depends on seed and epoch, and the
-crop, flip and mask of an image on seed, epoch and its index in that epoch. So a resumed run gives
-the same result as an uninterrupted one, and several processes the same as one.
+No random state is kept between steps: the order of the images depends on seed and epoch, and the
+crop, flip and mask of an image depend on seed, epoch and its index in that epoch. So a resumed run
+gives the same result as an uninterrupted one, and several processes give the same as one.
 """
 
 import argparse
@@ -83,13 +83,13 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; options of the original's training script have the same meaning."""
+    """Read the command line; options of facebookresearch/mae's script have the same meaning."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data_path", metavar="PICTURES", help="folder, searched with subfolders")
+    parser.add_argument("data_path", metavar="IMAGES", help="folder, searched with subfolders")
     parser.add_argument("output_dir", metavar="OUTPUT", help="folder for checkpoint and log")
     add_model_arguments(parser.add_argument_group("model"))
     add_recipe_arguments(parser.add_argument_group("recipe"))
@@ -142,7 +142,7 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_running_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add options that affect only rounding errors of the result."""
+    """Add options that do not affect the result, except for its rounding errors."""
     add = group.add_argument
     add("--resume", action="store_true", help="continue from OUTPUT/checkpoint.pth if it exists")
     add_number(group, "--save-every", 1, "epochs between checkpoints")
@@ -159,7 +159,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
-    """Add an option with the type of its default, which the help states."""
+    """Add an option with the type of its default, which the help text shows."""
     kind = type(default)
     text = f"{text} (default: {default:g})"
     group.add_argument(flag, type=kind, default=default, metavar="NX"[kind is float], help=text)
@@ -184,7 +184,7 @@ def complete_arguments(
 ) -> argparse.Namespace:
     """Return the arguments with all defaults resolved, as a checkpoint stores them.
 
-    ``model`` is the name of a preset only if the widths are that preset's.
+    ``model`` is the name of the preset with the same sizes, or "custom" if there is none.
     """
     arguments = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))
@@ -194,7 +194,7 @@ def complete_arguments(
 
 
 def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
-    """Return whether two configurations have the same sizes."""
+    """Return whether two configurations have the same widths, depths and numbers of heads."""
     return all(getattr(a, name) == getattr(b, name) for name in WIDTHS)
 
 
@@ -220,8 +220,8 @@ def random_crop_box(
 ) -> tuple[float, float, float, float]:
     """Draw a box (left, upper, right, lower) of random area and aspect ratio.
 
-    The shape, width / height, is log-uniform in [3/4, 4/3]. If ten boxes do not fit, the largest
-    box of an allowed shape in the middle is used (Szegedy et al. 2014, arXiv:1409.4842).
+    The aspect ratio, width / height, is log-uniform in [3/4, 4/3]. If ten boxes do not fit, the
+    largest centred box with an allowed aspect ratio is used (Szegedy et al. 2014, arXiv:1409.4842).
     """
     for _ in range(10):
         area = width * height * rng.uniform(least_scale, 1)
@@ -236,7 +236,7 @@ def random_crop_box(
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return (3, H, W) float32, normalised by mean and deviation of ImageNet's colours."""
+    """Return an image as (3, H, W) float32, normalised with ImageNet's mean and std."""
     values = np.asarray(image, dtype=np.float32) / 255  # (H, W, 3)
     mean, std = (np.array(three, dtype=np.float32) for three in (IMAGE_MEAN, IMAGE_STD))
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
@@ -244,7 +244,7 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
-    """The crops of one epoch: index -> (pixels (3, H, W), noise (L,) of the mask)."""
+    """A dataset of the crops of one epoch: pixels (3, H, W) and the noise (L,) of the mask."""
 
     images: list[Path] | list[Image.Image]
     config: ViTMAEConfig
@@ -306,7 +306,8 @@ def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor,
 def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
     """Return the indices of this process's batches; images of an incomplete step are dropped.
 
-    In each step all processes together take the same crops as one with their total batch size.
+    In each step, all processes together use the same crops as a single process with their total
+    batch size.
     """
     args = crops.args
     order = np.random.default_rng([args.seed, crops.epoch]).permutation(len(crops))
@@ -321,7 +322,7 @@ def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a .pth without running code in it; tensors at the top level are the model's."""
+    """Read a .pth file without running code in it; the result has the key "model"."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -350,7 +351,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
 
 
 def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
-    """Return AdamW; only matrices decay, not biases, norms, tokens and position embeddings."""
+    """Return AdamW without weight decay for biases, norms, tokens and position embeddings."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     spared = {n for n, p in trained.items() if p.ndim == 1 or n.endswith(("_token", "pos_embed"))}
     groups = [
@@ -361,7 +362,7 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Ad
 
 
 def learning_rate(epoch: float, args: argparse.Namespace) -> float:
-    """Return the learning rate at a time in epochs: linear warm-up, then half a cosine."""
+    """Return the learning rate at a fractional epoch: linear warm-up, then half a cosine."""
     if epoch < args.warmup_epochs:
         return float(args.lr * epoch / args.warmup_epochs)
     progress = (epoch - args.warmup_epochs) / (args.epochs - args.warmup_epochs)
@@ -390,7 +391,7 @@ class Training:
 
 
 def prepare(args: argparse.Namespace, process: Process) -> tuple[Training, ViTMAEConfig]:
-    """Build model and optimizer, and load the initial weights."""
+    """Build model and optimizer, and load the initial weights or the checkpoint to resume."""
     initial = read_checkpoint(args.init_from) if args.init_from else None
     try:
         config = build_config(args, initial)
@@ -421,7 +422,7 @@ def take_steps(
     args: argparse.Namespace,
     process: Process,
 ) -> Iterator[float]:
-    """Take a step after every ``accum_iter`` batches of an epoch; yields the loss of each step."""
+    """Take a step after every ``accum_iter`` batches of an epoch; yield the loss of each step."""
     losses: list[Tensor] = []
     for pixels, noise in batches:
         last_of_step = len(losses) + 1 == args.accum_iter
@@ -455,7 +456,7 @@ def compute_loss(
 
 
 def mean_loss(losses: list[Tensor], process: Process) -> float:
-    """Return the mean over batches and processes; ends the training if it is not finite."""
+    """Return the mean over batches and processes; end the program if it is not finite."""
     mean = torch.stack(losses).mean()
     if process.world_size > 1:
         dist.all_reduce(mean)
@@ -498,7 +499,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, epoch: float, args: argparse.Namespace) -> None:
-    """Set the learning rate of the optimizer for a time in epochs."""
+    """Set the learning rate of the optimizer for a fractional epoch."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(epoch, args)
 
@@ -514,7 +515,7 @@ def progress_bar(process: Process) -> Progress:
 
 
 def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> None:
-    """Print a line about an epoch, and add one to the log."""
+    """Print a line about an epoch, and append one to ``log.jsonl``."""
     rate = learning_rate(epoch + 1, args)
     print(
         f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} images/s",
@@ -526,7 +527,7 @@ def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> N
 
 
 def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.Namespace) -> None:
-    """Write a checkpoint like the original's, with the configuration; at the end also weights."""
+    """Write the checkpoints of an epoch and, after the last epoch, ``weights.pth``."""
     last = epoch + 1 == args.epochs
     weights = {"model": training.model.state_dict(), "config": stored_config(config)}
     if last or (epoch + 1) % args.save_every == 0:
@@ -545,7 +546,7 @@ def store(training: Training, config: ViTMAEConfig, epoch: int, args: argparse.N
 
 
 def stored_config(config: ViTMAEConfig) -> dict[str, Any]:
-    """Return the configuration as plain data, with the normalisation of pixels."""
+    """Return the configuration as plain data, with the mean and std of the pixels."""
     return config.to_dict() | {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
 
 

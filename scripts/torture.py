@@ -1,7 +1,7 @@
-"""Kill and interrupt conversions, fill their disk, run several at once; check the files afterwards.
+"""Kill and interrupt conversions, fill the disk, run several at once; check the files afterwards.
 
-python scripts/torture.py --moments 200                    # the embedded small checkpoint
-python scripts/torture.py --moments 200 --checkpoint X.pth # your own, of any size
+python scripts/torture.py --moments 200                    # the small checkpoint in mae-convert
+python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any size
 
 Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
 the old output or the new one must be complete, with at most a hidden directory beside it, and a

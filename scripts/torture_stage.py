@@ -19,7 +19,7 @@ TARGETS = {"file": ("out.weights.h5", "keras"), "directory": ("out", "transforme
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder with two checkpoints and the output of a conversion of each."""
+    """The checkpoint and the target of a trial, and the outputs that are allowed afterwards."""
 
     folder: Path
     """The directory of the target, which contains nothing else."""
@@ -44,7 +44,7 @@ class Stage:
 
     @property
     def size(self) -> int:
-        """Bytes of the old output."""
+        """Size of the old output in bytes."""
         return sum(f.stat().st_size for f in [self.old, *self.old.rglob("*")] if f.is_file())
 
     def command(self, source: Path | None = None) -> list[str]:
@@ -53,7 +53,7 @@ class Stage:
         return [*COMMAND, *where, "--overwrite"]
 
     def arguments(self) -> list[str]:
-        """Return the arguments of that command, without the interpreter."""
+        """Return the command of the conversion without the Python interpreter."""
         return self.command()[len(COMMAND) - 1 :]
 
     def reset(self) -> None:
@@ -97,7 +97,7 @@ def digest(path: Path) -> str:
 
 
 def stages(checkpoint: Path, work: Path, kinds: Iterable[str]) -> Iterator[Stage]:
-    """Prepare targets of these kinds, one after the other; the old output has other weights."""
+    """Yield a `Stage` for each kind of target; the old output has other weights than the new."""
     other = work / "other.pth"
     disturbed(checkpoint, other)
     for kind in kinds:
@@ -118,7 +118,7 @@ def stages(checkpoint: Path, work: Path, kinds: Iterable[str]) -> Iterator[Stage
 
 
 def disturbed(checkpoint: Path, other: Path) -> None:
-    """Write a checkpoint that differs in one number."""
+    """Write a copy of a checkpoint that differs in one value."""
     opened = open_container(checkpoint)
     tensors = list(opened.tensors.values())
     first = tensors[0].load().copy()
@@ -128,7 +128,7 @@ def disturbed(checkpoint: Path, other: Path) -> None:
 
 
 def start(command: list[str]) -> subprocess.Popen:
-    """Start a command."""
+    """Start a command, and return its process."""
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -1,4 +1,8 @@
-"""The disturbances of `torture.py`; each trial yields the resulting states."""
+"""The faults that `torture.py` injects into a conversion.
+
+Each trial yields the state of the output after the fault: "old", "new" or a description of an
+error.
+"""
 
 import contextlib
 import os
@@ -44,7 +48,10 @@ main()
 
 
 def and_again(stage: Stage, state: str) -> str:
-    """Run again without a fault: it must succeed and remove stray files. Return the state."""
+    """Run the conversion again; return `state`, with a description of a failure if it fails.
+
+    The second run must succeed and remove stray files.
+    """
     status, printed = run(stage.command())
     if status or stage.state() != "new":
         return f"{state}, then status {status}, {stage.state()}: {printed[-200:]}"
@@ -72,7 +79,7 @@ def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
 
 
 def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Press Ctrl-C at random moments: status 130, one line, and no stray files."""
+    """Send SIGINT (Ctrl-C) at random moments: status 130, one line, and no stray files."""
     for _ in range(moments):
         stage.reset()
         with start([sys.executable, "-c", SAYING_WHEN, *stage.arguments()]) as child:
@@ -88,7 +95,7 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
 
 @contextlib.contextmanager
 def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
-    """Start a conversion and pause it when it begins to write, until the ``with`` block ends."""
+    """Context manager that starts a conversion and pauses it when it begins to write."""
     child = start(stage.command(source))
     while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
         time.sleep(0.0005)
@@ -98,7 +105,7 @@ def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]
 
 
 def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
-    """Return the state of a conversion that must end with status 2 and these words in one line."""
+    """Return the state after a conversion that must fail with status 2 and `words` in one line."""
     _, stderr = child.communicate(timeout=600)
     if child.returncode == 2 and len(stderr.strip().splitlines()) == 1 and re.search(words, stderr):
         return stage.state()
@@ -123,7 +130,7 @@ def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterato
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """Mount a small file system in memory."""
+    """Context manager that mounts a small file system in memory on a folder."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
@@ -148,7 +155,7 @@ def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator
 
 
 def read_only(stage: Stage, *_: object) -> Iterator[str]:
-    """Convert to targets that cannot be written: on a read-only mount, and a directory."""
+    """Convert to a read-only mount, and to a directory without write permission."""
     with mounted(stage.folder, "size=90%"):
         stage.reset()
         subprocess.run(["mount", "-o", "remount,ro", stage.folder], check=True)
@@ -177,7 +184,7 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
-    """Start two runs with the same target: one succeeds and the other reports this."""
+    """Start two runs with the same target: one succeeds; the other succeeds too or reports it."""
     for number in range(moments):
         stage.reset()
         command = stage.command()
@@ -194,7 +201,7 @@ def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A disturbance of a conversion, which is tried many times."""
+    """A kind of fault that is injected into conversions many times."""
 
     name: str
     """The name in the table."""
