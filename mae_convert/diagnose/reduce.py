@@ -364,7 +364,7 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
             f"the reproducer did not end within {limit:g} seconds",
-            hint=f"set {TIME_LIMIT_VARIABLE} to more seconds; 0 is no limit",
+            hint=f"set {TIME_LIMIT_VARIABLE} to more seconds; 0 means no limit",
         ) from error
     if process.returncode not in (0, 1) or not process.stdout:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]

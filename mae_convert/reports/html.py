@@ -105,7 +105,7 @@ def document(title: str, parts: Iterable[str], *, script: str = "", wide: bool =
         title: the title, as text.
         parts: the content, as HTML.
         script: the JavaScript code of the page.
-        wide: whether the page has the whole width of the window.
+        wide: whether the page uses the whole width of the window.
     """
     general, _, narrow = STYLE.rpartition("@media NARROW")
     style = general + "".join(
@@ -141,8 +141,8 @@ def table(
         heads: the column headings, as text.
         rows: the cells, as HTML.
         attributes: attributes of each row, such as `id="..."` or `class="..."`.
-        sorted_as: "text", "number" or "" (not sortable) for each column, if a script sorts the
-            table.
+        sorted_as: how a script of the page sorts by each column: as "text", as "number", or ""
+            if not at all; empty if the table cannot be sorted.
         name: the id of the table.
     """
     labels = [for_html(head) for head in heads]
@@ -186,8 +186,8 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
     Args:
         colours: (H, W, 3), uint8.
         description: the alternative text.
-        least_width: in pixels; a narrower image is enlarged by an integer factor without
-            interpolation.
+        least_width: the minimum width in pixels. A narrower image is enlarged by an integer factor
+            without interpolation. If it is not 0, the image is stored without loss, as PNG.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)
@@ -238,7 +238,7 @@ class Chart:
         )
 
     def level(self, fraction: float, label: str) -> str:
-        """Return a horizontal line at a fraction of the height, with a label, as SVG."""
+        """Return a horizontal line at a fraction of the plot's height, with a label, as SVG."""
         y = self.y(fraction)
         return (
             f'<line class="line" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}"'

@@ -84,7 +84,10 @@ class Suite:
 
 
 def verdict_junit(verification: "Verification") -> str:
-    """Return a verdict as JUnit XML: a case for each passed group of checks and for each cause."""
+    """Return a verdict as JUnit XML.
+
+    There is a failed test case for each cause, and a passed one for each group of passed checks.
+    """
     verdict = verification.verdict
     names = [_short(w["checkpoint"]["name"]) for w in _sides(verdict)]
     suite = Suite(
@@ -109,7 +112,7 @@ def verdict_junit(verification: "Verification") -> str:
 
 
 def _causes(verdict: Verdict) -> list[list[str]]:
-    """Return the sentences of each cause; those about the same tensor or field are one cause."""
+    """Return a list of sentences for each cause; sentences about the same tensor are one cause."""
     groups: list[tuple[set[str], list[str]]] = []
     for sentence in dict.fromkeys(verdict.causes):
         names = set(IDENTIFIER.findall(sentence))
@@ -137,7 +140,7 @@ def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
 
 
 def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield name and value of the suite's properties: files, hashes, assumptions and versions."""
+    """Yield name and value of each property of the suite: files, hashes, assumptions, versions."""
     yield "verdict", headline(verdict)
     for runner in verdict.witnesses:
         side, checkpoint = runner["side"], runner["checkpoint"]
@@ -183,7 +186,7 @@ def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def error_junit(command: str, names: Sequence[str], sentence: str, status: int) -> str:
-    """Return JUnit XML for a command that ended with an error, so that it has no result.
+    """Return JUnit XML for a command that ended with an error instead of a result.
 
     Args:
         command: the name of the command.
@@ -205,5 +208,5 @@ def _short(name: str) -> str:
 
 
 def _class_name(command: str, name: str) -> str:
-    """Return a class name; CI systems display its parts between dots as packages."""
+    """Return the class name of test cases; CI systems show its parts before dots as packages."""
     return f"mae_convert.{command}.{name.replace('.', '_')}"

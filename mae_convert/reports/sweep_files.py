@@ -16,7 +16,7 @@ from mae_convert.sweep.result import COLUMNS, MAPPINGS, Row
 
 
 def check_names(paths: Sequence[Path]) -> None:
-    """Refuse paths to which no report can be written, before any work is done.
+    """Raise an error for paths to which no report can be written, before any work is done.
 
     Raises:
         OutputError: the suffix is unknown, the directory is missing, or the path is a directory.
@@ -51,7 +51,7 @@ def _junit(rows: Sequence[Row], not_run: int) -> bytes:
 
 
 def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
-    """Return a Parquet file with a row for each job and the columns of the results file."""
+    """Return the bytes of a Parquet file with a row for each job and the results file's columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

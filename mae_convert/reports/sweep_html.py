@@ -38,7 +38,7 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return the page about the jobs that were run, with the number of jobs that were not run."""
+    """Return an HTML page about the jobs that were run; it states how many were not run."""
     counts = Counter(row.outcome for row in rows)
     amiss = [f"{counts[o]} {STATUS[o]}" for o in (FAILED, ERROR) if counts[o]]
     amiss += [f"{not_run} not run"] if not_run else []
@@ -65,7 +65,11 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
-    """Yield the matrix of verdicts as HTML: rows are sources, columns combinations of settings."""
+    """Yield a table of verdicts as HTML, with a row for each source and a column for each setting.
+
+    A column is a combination of the settings in which the jobs differ. Nothing is yielded if there
+    are too many columns.
+    """
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))
     bad = {row.source for row in rows if not row.is_good}
@@ -110,7 +114,7 @@ def _words(value: Any) -> str:
 
 
 def _short_names(sources: Sequence[str]) -> dict[str, str]:
-    """Return source → path without the parent directories that all sources have in common."""
+    """Return a dictionary from each source to its path without the common parent directories."""
     folders = [source.rpartition("/")[0].split("/") for source in sources]
     common = 0
     while all(len(f) > common and f[common] == folders[0][common] for f in folders):
@@ -129,7 +133,7 @@ def _mark(row: Row, *, link: bool = False) -> str:
 
 
 def _why(row: Row) -> str:
-    """Return why a job has no result, or the assumptions of its verdict."""
+    """Return why a job has an error or a failed verdict, else the assumptions of its verdict."""
     if row.is_good:
         return f"assuming {row.assuming}" if row.assuming else ""
     if row.error:
@@ -157,7 +161,7 @@ def _seconds(value: float) -> str:
 
 
 def _details(row: Row) -> Cell:
-    """Return a cell with collapsed further details, which the filter searches too."""
+    """Return a cell with further details, which are collapsed; the page's filter searches them."""
     facts = {
         "target": row.published or row.target,
         "weights": None if row.source_bytes is None else format_bytes(row.source_bytes),

@@ -1,4 +1,4 @@
-"""Write a timeline to files: a page with plot, images and table, or only images or table."""
+"""Write a timeline to files: an HTML page with plot, images and table; or only images or values."""
 
 import csv
 import io

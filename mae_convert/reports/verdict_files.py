@@ -43,7 +43,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def check_report_names(paths: Sequence[Path], models: Sequence[Path] = ()) -> None:
-    """Refuse paths to which no report can be written, before any work is done.
+    """Raise an error for paths to which no report can be written, before any work is done.
 
     Raises:
         OutputError: the suffix is unknown, the directory is missing, or the file belongs to a
@@ -122,7 +122,7 @@ def markdown(verification: "Verification") -> str:
 
 
 def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of a table of the step-isolated comparison, if it was made."""
+    """Yield the lines of a Markdown table of the step-isolated comparison, if there is one."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)

@@ -110,7 +110,7 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:
-    """Yield a table of the step-isolated comparison as HTML, if it was made."""
+    """Yield a table of the step-isolated comparison as HTML, if there is one."""
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)
@@ -223,7 +223,7 @@ def _image(colours: np.ndarray, name: str) -> str:
 
 
 def is_noise(pixel_values: np.ndarray) -> bool:
-    """Return whether pixels (N, C, H, W) are random: neighbouring pixels are not correlated."""
+    """Return whether pixels (N, C, H, W) are random, so that neighbours are not correlated."""
     left, right = pixel_values[..., :-1].ravel(), pixel_values[..., 1:].ravel()
     if left.std() == 0 or right.std() == 0:
         return False

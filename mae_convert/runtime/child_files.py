@@ -1,7 +1,7 @@
 """Prepare the files that a child process loads: the checkpoint's own files if possible.
 
-A child opens files by path. If another program replaced files during a verification, the files that
-were run would not be those that were hashed. Therefore the child gets links to the open files.
+A child opens files by path. If another program replaced files during a verification, the child
+would read files other than those that were hashed. Therefore it gets links to the open files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -81,11 +81,11 @@ def stage(
 ) -> Staged:
     """Return the weights for a child process.
 
-    Files with the framework's own tensor names are loaded unchanged, by the library of their
-    format. After declared steps, mae-convert writes the new tensors to a file, and the library
-    confirms the tensors from which they were computed. Files that no library reads in that process
-    are read by mae-convert and written again under the same names. Files with other names are
-    converted by the mapping tables.
+    If the tensors have the framework's own names, the library of the file format loads the files
+    unchanged. If declared steps were applied, mae-convert writes the new tensors to a file, and the
+    child checks with the library that the stored tensors were read correctly. If no library can
+    read the files in the child process, mae-convert reads them and writes the tensors to a file
+    under the same names. If the tensors have other names, the mapping tables convert them.
 
     Args:
         checkpoint: the checkpoint.
@@ -93,7 +93,7 @@ def stage(
         work: a directory for files that are created.
         as_stored: whether the tensors are those of the checkpoint's files; False after declared
             steps.
-        unread: why the library does not read the files, if that has been tried.
+        unread: why the library could not read the files, if a first attempt failed; otherwise None.
     """
     loader = loader_for(checkpoint, framework) if unread is None else None
     if loader is not None and as_stored:
@@ -125,7 +125,7 @@ def stage_foreign(
         checkpoint: the checkpoint to run.
         layout: the layout that the code requires; None for that of the checkpoint.
         work: a directory for temporary files.
-        unread: why the library could not read the files, if it was tried.
+        unread: why the library could not read the files, if a first attempt failed; otherwise None.
 
     Raises:
         MaeConvertError: the layout does not support the model.
@@ -146,7 +146,7 @@ def stage_foreign(
 
 
 def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
-    """Return the stored weights of a checkpoint."""
+    """Return a description of the checkpoint's own files, for a process that reads them."""
     container = checkpoint.container
     if framework in READ_DIRECTORIES:
         return StoredWeights((str(checkpoint.path),), container.kind)
@@ -163,13 +163,13 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
 
 
 def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the prefix of the encoder's names in a pre-training model."""
+    """Return the prefix of the encoder's names to remove, if it is in a pre-training model."""
     prefix = checkpoint.family.encoder_prefixes.get(checkpoint.table.name)
     return (prefix,) if prefix and checkpoint.task == "encoder" else ()
 
 
 def _reading(checkpoint: Checkpoint) -> ReadTensors:
-    """Return the tensors that mae-convert's reader has read, before declared steps."""
+    """Return hashes of the stored tensors as mae-convert's reader reads them."""
     stored = replace(_stored(checkpoint, ""), prefixes=())
     before = open_container(checkpoint.path, checkpoint.container.state_key)
     used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
@@ -178,7 +178,7 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 
 
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
-    """Return the reader or mapping table of mae-convert that was used, and the reason."""
+    """Return a phrase for reports: mae-convert's own reader was used, and why."""
     kind = checkpoint.container.kind
     if unread is None and kind == DCP:
         unread = "PyTorch would run the pickle of a distributed checkpoint"
@@ -203,13 +203,16 @@ def _under_its_own_names(
 
 
 def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
-    """Return the used tensors by their stored names."""
+    """Return the tensors of the file that the model uses, with their stored names."""
     used = {rule.external for rule in checkpoint.rules}
     return [tensor for name, tensor in checkpoint.container.tensors.items() if name in used]
 
 
 def _widened(tensor: LazyTensor) -> LazyTensor:
-    """Return a tensor in a dtype of HDF5 and NumPy: float32 has every value of bfloat16."""
+    """Return a bfloat16 tensor as float32, which has the same values; other tensors unchanged.
+
+    HDF5 and NumPy do not support bfloat16.
+    """
     if tensor.dtype != DTYPES["bfloat16"]:
         return tensor
     wide = DTYPES["float32"]
@@ -217,7 +220,7 @@ def _widened(tensor: LazyTensor) -> LazyTensor:
 
 
 def _exact_dtype(checkpoint: Checkpoint) -> str | None:
-    """Return a dtype that represents all values, if a single dtype is needed."""
+    """Return a single dtype that represents all values exactly; None to keep the stored dtype."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1 and "bfloat16" not in dtypes:
         return None
@@ -234,7 +237,7 @@ def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
 def linked_to_open_files(
     staged: Staged, checkpoint: Checkpoint, work: Path
 ) -> tuple[Staged, Sequence[ByteFile]]:
-    """Return the weights with links instead of paths, and the open files.
+    """Return the weights with their paths replaced by links to the open files, and these files.
 
     Args:
         staged: files of the checkpoint, its directory, or files that were created in ``work``.
@@ -261,7 +264,7 @@ def linked_to_open_files(
 
 
 def _paths(weights: StoredWeights, work: Path) -> list[Path]:
-    """Return the files that a child reads, except those that were created for it."""
+    """Return the checkpoint's files that a child reads, without those in `work`."""
     paths = [path for path in map(Path, weights.files) if not path.is_relative_to(work)]
     if paths and paths[0].is_dir():
         inside = paths[0].iterdir()
@@ -270,7 +273,7 @@ def _paths(weights: StoredWeights, work: Path) -> list[Path]:
 
 
 def _linked(weights: StoredWeights, work: Path) -> StoredWeights:
-    """Return weights with the paths of links instead of their own."""
+    """Return the weights with the paths of the links; weights in `work` are unchanged."""
     paths = [Path(file) for file in weights.files]
     folder = work / "files"
     if all(path.is_relative_to(work) for path in paths):

@@ -21,7 +21,7 @@ TIME_LIMIT_VARIABLE = "MAE_CONVERT_TIME_LIMIT"
 
 
 def environment_of_child(**more: str) -> dict[str, str]:
-    """Return the environment of a Python process that imports nothing from the current directory.
+    """Return environment variables with which Python imports nothing from the current directory.
 
     Python before 3.11 ignores PYTHONSAFEPATH; there the script's directory comes first.
     """
@@ -37,7 +37,7 @@ def environment_of_child(**more: str) -> dict[str, str]:
 def python_process(
     python: str | None, arguments: list[Path], environment: Mapping[str, str], **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start an interpreter, and end it at the end of the context.
+    """Start a Python interpreter, and kill it at the end of the context.
 
     Args:
         python: the interpreter; None for this one.
@@ -78,7 +78,7 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
 
 @contextmanager
 def _pipe_to_parent() -> Iterator[int]:
-    """Return the reading end of a pipe whose other end is open only in this process."""
+    """Yield the reading end of a pipe whose writing end is open only in this process."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -107,7 +107,9 @@ class Clock:
     def __init__(self, seconds: float | None) -> None:
         self.limit = _from_environment() if seconds is None else seconds
         if not self.limit >= 0:
-            raise MaeConvertError(f"a time limit of {self.limit} seconds", hint="specify 0 or more")
+            raise MaeConvertError(
+                f"the time limit is {self.limit} seconds", hint="specify 0 or more"
+            )
         self._end = time.monotonic() + self.limit
 
     def left(self) -> float | None:
@@ -119,20 +121,20 @@ class Clock:
 
         Args:
             what: the child, for the message.
-            job: its job file; the file with its current stage is in the same directory.
+            job: the job file of the child; its directory has a file with the child's current stage.
         """
         return MaeConvertError(
             f"{what} was terminated after {self.limit:g} seconds, {stage_of(job)}",
             hint=(
                 "give it more time with ",
                 Option("time_limit", placeholder="SECONDS"),
-                " (0 is no limit)",
+                " (0 means no limit)",
             ),
         )
 
 
 def stage_of(job: Path) -> str:
-    """Return the last stage of the child of a job, such as "while importing torch"."""
+    """Return the stage that the child of a job last reported, such as "while importing torch"."""
     with suppress(OSError):
         if stage := stage_file(job).read_text():
             return f"while {stage}"
@@ -147,5 +149,5 @@ def _from_environment() -> float:
         return float(text)
     except ValueError as error:
         raise MaeConvertError(
-            f"{TIME_LIMIT_VARIABLE}={text} is not a number of seconds", hint="0 is no limit"
+            f"{TIME_LIMIT_VARIABLE}={text} is not a number of seconds", hint="0 means no limit"
         ) from error

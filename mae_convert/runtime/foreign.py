@@ -1,8 +1,8 @@
-"""Code of the user or of a model's authors that runs a checkpoint: location and properties.
+"""External code, of the user or of a model's authors, that runs a checkpoint: where and what it is.
 
 The code is imported and run in a child process, and only if the user specified it as the framework
-of a side or with the option ``against``. This module does not run it: the layout that it requires
-is read from its source text.
+of a side or with the option ``against``. This module does not run it: the layout that the code
+requires is read from its source text.
 """
 
 import ast
@@ -29,7 +29,7 @@ class ForeignCode:
     Attributes:
         kind: "file", "module", or "original" for a clone of the authors' code.
         path: the file, the module's dotted name, or the directory.
-        factory: the function or class that makes the model; "" for the authors' code.
+        factory: the function or class that creates the model; "" for the authors' code.
         layout: the layout of the state dict that it loads; None for that of the checkpoint.
     """
 
@@ -58,7 +58,7 @@ def names_code(text: str) -> bool:
 
 
 def with_absolute_path(text: str, folder: Path) -> str:
-    """Return a specification of code in which a relative path is resolved against a folder."""
+    """Return one of `FORMS` with its relative path resolved against a folder."""
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
         target, equals, python = rest.partition("=")
@@ -70,11 +70,11 @@ def with_absolute_path(text: str, folder: Path) -> str:
 def parse_foreign(
     text: str, python: str | None = None, option: str = "against"
 ) -> ForeignCode | None:
-    """Return the code that an option specifies, or None.
+    """Return the external code that a text specifies, or None if it has none of the `FORMS`.
 
     Args:
         text: one of `FORMS`.
-        python: the Python interpreter that finds a module; None for the current one.
+        python: the Python interpreter whose environment has the module; None for the current one.
         option: the neutral name of the option for messages.
 
     Raises:
@@ -107,7 +107,7 @@ def layout_in(path: Path) -> str | None:
     """Return the value of ``LAYOUT`` in a file of Python code, which is not run.
 
     Raises:
-        MaeConvertError: the file is not Python, or the value is not a text.
+        MaeConvertError: the file is not Python code, or the value is neither a string nor None.
     """
     try:
         tree = ast.parse(path.read_bytes(), path.name)
@@ -137,7 +137,7 @@ FIND = (
 
 
 def _file_of_module(name: str, python: str | None) -> Path:
-    """Return the file of a module; the packages that it is in are imported in a child process."""
+    """Return the file of a module; a child process imports its parent packages to find it."""
     import sys
 
     command: Sequence[str] = [python or sys.executable, "-c", FIND, name]
@@ -150,7 +150,7 @@ def _file_of_module(name: str, python: str | None) -> Path:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
-            f"{name} was not found within {SECONDS} seconds, in which its packages were imported",
+            f"importing the packages of {name} took more than {SECONDS} seconds",
             hint="specify its file as PATH.py:FACTORY",
         ) from error
     lines = process.stdout.strip().splitlines()

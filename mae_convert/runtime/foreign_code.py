@@ -1,13 +1,13 @@
 """Import external code in a child process and determine how to run it.
 
-A file or module of such code has a factory, and may have further names (``docs/runners.md``):
+A file or module of such code has a factory, and may define these names (``docs/runners.md``):
 
 - ``LAYOUT``: the layout of the state dict; see `mae_convert.runtime.foreign`.
 - ``load_state(model, state)``: loads the tensors into the model.
-- ``forward(model, pixel_values, noise)``: runs it and returns results by name.
-- ``MASK``: how noise is passed, "argument" or "torch.rand".
-- ``OUTPUTS``: the names of the results where the model returns a tuple.
-- ``ACTIVATIONS``: canonical names and modules.
+- ``forward(model, pixel_values, noise)``: runs the model and returns results by name.
+- ``MASK``: how the model gets the noise: as an "argument", from "torch.rand", or not at all (None).
+- ``OUTPUTS``: the names of the results if the model returns a tuple.
+- ``ACTIVATIONS``: a dictionary from canonical names of activations to names of modules.
 """
 
 import importlib
@@ -47,8 +47,9 @@ class Code:
         forward: runs the model; None for a call of the model.
         mask: one of `MASKS`.
         outputs: names of the items of a tuple that the model returns.
-        activations: canonical name → name of a module; ``{}`` in both is the number of a block. The
-            output for a name with ``{q,k,v}`` is split into equal parts along the last axis.
+        activations: a dictionary from the canonical name of an activation to the name of the module
+            that computes it; ``{}`` in both stands for the number of a block. For a name with
+            ``{q,k,v}``, the output of the module is split into equal parts along the last axis.
     """
 
     label: str
@@ -74,10 +75,10 @@ class Code:
             raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
 
     def points(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield each activation: canonical name, module, index of its part, and number of parts.
+        """Yield canonical name, module name, index of the part and number of parts of activations.
 
-        The output of the module is split into this number of equal parts. The number of a block is
-        still ``{}`` in both names.
+        The activation is one of the equal parts into which the module's output is split. In both
+        names, ``{}`` stands for the number of a block.
         """
         for name, module in self.activations.items():
             match = BRACES.search(name)
@@ -87,7 +88,7 @@ class Code:
 
 
 def _line(error: Exception) -> str:
-    """Return where an error was raised as text: the last line in the code or in a library."""
+    """Return a phrase for where an error was raised: the last line in the code or in a library."""
     ours = str(Path(__file__).resolve().parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
     theirs = [
@@ -103,7 +104,7 @@ def _words(error: Exception) -> str:
 
 
 def import_code(about: Mapping[str, Any], task: str) -> Code:
-    """Import the code that a job names.
+    """Import the external code of a job.
 
     Args:
         about: the result of `ForeignCode.plain`.
@@ -148,7 +149,7 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
 
 
 def _file(path: Path) -> Any:
-    """Import a file, which may import others from its directory."""
+    """Import a file, which may import other files of its directory; return the module."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(NAME, path)
     assert spec is not None
@@ -179,10 +180,10 @@ def _check(code: Code) -> None:
 
 
 def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
-    """Return the argument of a factory: the configuration and three more fields.
+    """Return the argument of a factory: the fields of the configuration and three further fields.
 
     These are ``task``; ``num_kept``, the number of patches that are not removed; and ``dtype``, the
-    dtype in which a Keras model is to be created. A PyTorch model is converted to it afterwards.
+    dtype in which a Keras model must be created. A PyTorch model is converted to it afterwards.
     """
     config = class_named(job.configuration).from_dict(job.config)
     more = {"task": job.task, "num_kept": config.num_kept, "dtype": dtype or job.dtypes[0]}
@@ -193,7 +194,8 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     """Return the results of a model by name, without those that are None.
 
     Raises:
-        LoadError: the final result of a model for the task is missing.
+        LoadError: the output that every model for the task must return is missing, or the number
+            of values differs from that of ``OUTPUTS``.
     """
     if isinstance(returned, Mapping):
         results = dict(returned)

@@ -24,7 +24,7 @@ def runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the code failed, or does not take the tensors.
+        LoadError: the code failed, or the tensors do not fit its model.
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))
@@ -79,9 +79,10 @@ def _load(code: Code, model: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def _recorded(code: Code, model: Any) -> dict[str, Any]:
-    """Record the outputs of the layers that the code specifies; return the dictionary of results.
+    """Record the activations that the code specifies; return the dictionary that is filled.
 
-    A layer's own ``call`` is replaced in this model only.
+    The ``call`` of each specified layer is replaced on the layer instance, so its class is
+    unchanged.
     """
     taps: dict[str, Any] = {}
     named = (layer for layer in model._flatten_layers(include_self=False) if layer.path)

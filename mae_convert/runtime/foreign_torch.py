@@ -34,7 +34,7 @@ def runs(
         model: the result of the factory.
 
     Raises:
-        LoadError: the code failed, or does not take the state dict.
+        LoadError: the code failed, or the state dict does not fit its model.
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))
@@ -52,10 +52,12 @@ def runs(
 
 
 def loaded(code: Code, job: Job, model: Any) -> nn.Module:
-    """Return a model of the code's factory with a checkpoint's state dict, loaded strictly.
+    """Return a model of the code's factory after loading a checkpoint's state dict, in eval mode.
+
+    The code's ``load_state`` loads the state dict; without it, it is loaded with ``strict=True``.
 
     Raises:
-        LoadError: it is not a PyTorch model, or does not take the state dict.
+        LoadError: it is not a PyTorch model, or the state dict does not fit it.
     """
     if not isinstance(model, nn.Module):
         raise LoadError(f"{code.label} returns {type(model).__name__} and not a torch.nn.Module")
@@ -110,7 +112,7 @@ class _Run:
             return call(pixels, **additional)
 
     def points(self, model: Any) -> dict[str, Point]:
-        """Return the activations that the code names, with the modules that compute them."""
+        """Return the positions of the activations that the code specifies, by canonical name."""
         modules = dict(model.named_modules())
         matched = {}
         for name, path, part, parts in self.code.points():
@@ -138,7 +140,7 @@ def _point(module: nn.Module, path: str, part: int, parts: int) -> Point:
 
 
 class _Drawn(TorchFunctionMode):
-    """Context in which ``torch.rand`` returns the specified noise, in this thread only."""
+    """Context in which ``torch.rand`` returns the masking noise, in this thread only."""
 
     def __init__(self, noise: Tensor, label: str) -> None:
         super().__init__()
@@ -154,18 +156,18 @@ class _Drawn(TorchFunctionMode):
         sizes = (named or {}).get("size", arguments[0] if one else arguments)
         if np.prod(sizes) != self.noise.numel():
             raise LoadError(
-                f"{self.label} draws random numbers of shape {tuple(sizes)}, and the noise of the "
-                f"mask has {tuple(self.noise.shape)}"
+                f"{self.label} draws random numbers of shape {tuple(sizes)}, but the masking noise "
+                f"has shape {tuple(self.noise.shape)}"
             )
         return self.noise.reshape(tuple(sizes))
 
 
 @contextmanager
 def drawn_noise(noise: Tensor, label: str) -> Iterator[None]:
-    """Let ``torch.rand`` return the noise of the mask, (N, L), while a model runs.
+    """Let ``torch.rand`` return the masking noise (N, L) while a model runs.
 
     Raises:
-        LoadError: it draws another number of values.
+        LoadError: the model draws another number of values.
     """
     with _Drawn(noise, label):
         yield

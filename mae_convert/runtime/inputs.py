@@ -45,9 +45,10 @@ MOST_IMAGES = 16
 
 
 def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Return ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
+    """Return the inputs of a run: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
 
-    Videos are (N, C, T, H, W). Random inputs include the additional inputs of the model.
+    Videos are (N, C, T, H, W). Random inputs include the additional inputs of the model, such as
+    coordinates; an .npz file may include them.
 
     Raises:
         MaeConvertError: the file or the folder cannot be used for this model.
@@ -86,16 +87,16 @@ def random_inputs(
 
 
 def in_order(inputs: Arrays) -> dict[str, np.ndarray]:
-    """Return the inputs with noise that keeps the patches in order."""
+    """Return the inputs with their noise sorted, so that the patches keep their order."""
     noise = np.sort(inputs["noise"], axis=1)
     return {**inputs, "noise": noise}
 
 
 def load_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray]:
-    """Read ``IN.npz`` and check it against a model's configuration.
+    """Return the inputs in an .npz file, checked against a model's configuration.
 
-    If the file has no noise, the noise keeps the patches in order. Without additional inputs, the
-    model is run without them.
+    If the file has no noise, noise that keeps the patches in order is added. If it has no
+    additional inputs, the model is run without them.
 
     Raises:
         MaeConvertError: the file is not an .npz file of inputs, or shapes, dtypes or values do not
@@ -108,7 +109,7 @@ def load_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray
 
 
 def read_inputs(path: Path, family: Family, config: Any) -> dict[str, np.ndarray]:
-    """Read ``pixel_values`` and, if the file has them, ``noise`` and additional inputs; check them.
+    """Read and check ``pixel_values``, and ``noise`` and additional inputs if the file has them.
 
     Raises:
         MaeConvertError: see `load_inputs`.
@@ -128,7 +129,7 @@ def _noise_in_order(count: int, config: Any) -> np.ndarray:
 
 
 def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> None:
-    """Check that arrays are inputs of a model: ``pixel_values``, ``noise`` and additional ones.
+    """Check that arrays are inputs of a model: ``pixel_values``, ``noise``, additional inputs.
 
     Args:
         path: the file that contains them, for the message.
@@ -157,7 +158,7 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config: Any) -> None:
-    """Check the shapes of inputs: arrays, or tensors that are not read yet."""
+    """Check the shapes of inputs, which are arrays or tensors that were not read yet."""
     if "pixel_values" not in arrays:
         raise MaeConvertError(
             path,
@@ -199,7 +200,7 @@ def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
     """Return the arrays of an .npz that are inputs, without reading their values.
 
     Raises:
-        MaeConvertError: the file is not an .npz, or they are not arrays of numbers.
+        MaeConvertError: the file is not an .npz file, or the inputs are not arrays of numbers.
     """
     try:
         names = ("pixel_values", "noise", *family.additional_inputs)
@@ -231,7 +232,7 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
 
 
 def inputs_sha256(inputs: Arrays) -> str:
-    """Return one hash over names, shapes and bytes, which identifies the inputs of a trace."""
+    """Return the SHA-256 of all names, dtypes, shapes and bytes; it identifies a trace's inputs."""
     digest = hashlib.sha256()
     for name in sorted(inputs):
         array = np.ascontiguousarray(inputs[name])

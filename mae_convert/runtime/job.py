@@ -20,13 +20,13 @@ PIXELS_AND_NOISE = ("pixel_values", "noise")
 
 
 def additional_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs besides pixels and noise, which models take as keyword arguments."""
+    """Return the inputs other than pixels and noise; models take them as keyword arguments."""
     return {name: array for name, array in inputs.items() if name not in PIXELS_AND_NOISE}
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The files with the tensors, and how to convert the tensor names to the model's names.
+    """The files with the tensors, and the prefixes to remove from the tensor names.
 
     The child process reads the files with the library of their format (``torch.load``, safetensors,
     NumPy, h5py, Keras), and then changes only names.
@@ -55,14 +55,14 @@ class StoredWeights:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "StoredWeights":
-        """Return the value from the result of ``asdict``."""
+        """Return the object that ``dataclasses.asdict`` converted to `plain`."""
         lists = ("files", "unused", "prefixes")
         return cls(**{**plain, **{name: tuple(plain[name]) for name in lists}})
 
 
 @dataclass(frozen=True)
 class ReadTensors:
-    """Hashes of the data that mae-convert's reader read, to compare a library's reader with it."""
+    """Hashes of tensors that mae-convert's reader has read, to check a library's reader."""
 
     weights: StoredWeights
     """The files."""
@@ -73,7 +73,7 @@ class ReadTensors:
 
 @dataclass(frozen=True)
 class Job:
-    """One side of a comparison."""
+    """The run of one side of a comparison in a child process."""
 
     framework: str
     """One of ``FRAMEWORKS``."""
@@ -145,7 +145,7 @@ class Job:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Job":
-        """Return the job from the result of ``asdict``."""
+        """Return the job that ``dataclasses.asdict`` converted to `plain`."""
         confirmed = plain["confirmed"]
         if confirmed is not None:
             weights = StoredWeights.from_plain(confirmed["weights"])

@@ -44,7 +44,13 @@ def device(name: str) -> Any:
 
 
 def set_precision(dtype: str, device: str) -> None:
-    """Disable TF32, in which GPUs by default round the factors of float32 products to 10 bits."""
+    """Enable TF32 if `dtype` is "tf32", else disable it; make TensorFlow deterministic.
+
+    With TF32, which is the default of GPUs, the factors of float32 products are rounded to 10 bits.
+
+    Raises:
+        LoadError: TF32 is requested on another device than "cuda".
+    """
     if dtype == "tf32" and device != "cuda":
         raise LoadError(
             "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
@@ -63,10 +69,10 @@ def set_precision(dtype: str, device: str) -> None:
 
 
 class Unset(keras.initializers.Initializer):
-    """An initialiser without random values, which are slow: weights are loaded afterwards."""
+    """An initialiser that leaves values arbitrary, which is fast: weights are loaded afterwards."""
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
-        """Return a tensor with any values."""
+        """Return a tensor with arbitrary values."""
         dtype = keras.backend.standardize_dtype(dtype)
         if _is_jax():
             return keras.ops.zeros(shape, dtype)
@@ -90,7 +96,7 @@ def backend_tensor(array: np.ndarray) -> Any:
 
 
 def compiled(function: Function, model: Any, mode: str) -> Function:
-    """Return a function of tensors, compiled according to a mode of ``job.MODES``.
+    """Return a function of tensors, compiled if the mode is "compiled" or "xla".
 
     On JAX the model's variables are arguments of the compiled function; otherwise they would be
     constants in it.
@@ -108,7 +114,7 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
 
 
 def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
-    """Return a function that computes the gradients of a scalar function by variables."""
+    """Return a function that computes the gradients of a scalar function for variables."""
     if _is_jax():
         import jax
 
@@ -130,7 +136,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
 
 
 def _with_values(function: Function, variables: Sequence[Any]) -> Function:
-    """Return a function with the values of variables as first arguments."""
+    """Return a function that takes the values of variables as an additional first argument."""
 
     def pure(values: Sequence[Any], *inputs: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

@@ -30,17 +30,17 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors; a few are read while others are assigned.
+    """Return a model with exactly these tensors, some of which are read while others are assigned.
 
     Args:
-        model_class: the class to make.
+        model_class: the class of the model.
         config: its configuration.
         tensors: with the names of the ``keras`` layout, in the dtype of the policy's variables.
         policy: name of a Keras dtype policy.
         device: "cpu" or "cuda"; None for Keras's default.
 
     Raises:
-        LayoutError: the tensors are not the model's.
+        LayoutError: names, shapes or dtypes of the tensors are not those of the model.
         MissingRequirementError: the device does not exist.
     """
     if device is None:
@@ -97,7 +97,7 @@ def variable_at(model: Any, name: str) -> Any:
 
 
 def tensors_of(model: Any, names: Iterable[str]) -> dict[str, LazyTensor]:
-    """Return a model's tensors by their names in the ``keras`` layout; copied when read."""
+    """Return a model's tensors by their names in the ``keras`` layout; reading one copies it."""
     return {name: _lazy(name, variable_at(model, name)) for name in names}
 
 

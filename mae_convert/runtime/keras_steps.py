@@ -1,4 +1,4 @@
-"""Run each step of a Keras reference model on a specified input, not on the preceding result."""
+"""Run each step of a Keras reference model on a specified input instead of the previous output."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +70,7 @@ def replace_steps(model: Any, replacements: Mapping[str, Any]) -> dict[str, Any]
 
 
 def replaced(computed: Any, replacement: Any) -> tuple[Any, Any]:
-    """Return a computed activation (N, T, D), and the result that the layer returns instead.
+    """Return a computed activation (N, T, D), and the output that the layer returns instead.
 
     Args:
         computed: the result of a layer, (N, T, D). It may begin with tokens that the activation

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class LoadError(MaeConvertError):
-    """The file's tensors are not exactly those of the reference model."""
+    """A checkpoint cannot be loaded into a model, or the model cannot be run as requested."""
 
 
 class UnreadError(LoadError):
@@ -46,11 +46,11 @@ class UnreadError(LoadError):
 def tensors_in(
     weights: StoredWeights, read: Callable[[StoredWeights, str], Mapping[str, T]]
 ) -> dict[str, T]:
-    """Return the used tensors of files by their stored names.
+    """Return the tensors that the model uses, from all files, by their stored names.
 
     Args:
         weights: the files.
-        read: returns the tensors of one file.
+        read: a function of `weights` and a file that returns the tensors of the file.
 
     Raises:
         LoadError: a tensor is in two files.
@@ -69,7 +69,7 @@ def renamed(tensors: Mapping[str, T], prefixes: Iterable[str]) -> dict[str, T]:
     """Return tensors with prefixes removed from their names.
 
     Raises:
-        LoadError: two tensors have the same name without a prefix.
+        LoadError: two tensors have the same name after a prefix is removed.
     """
     for prefix in prefixes:
         shorter = {without(prefix, name): tensor for name, tensor in tensors.items()}
@@ -130,7 +130,7 @@ def require_safe_torch_load(version: str) -> None:
 
 
 def _can_map(path: str) -> bool:
-    """Return whether a file's storages are uncompressed: memory mapping does not decompress."""
+    """Return whether a file can be memory-mapped: its storages are not compressed."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -138,7 +138,10 @@ def _can_map(path: str) -> bool:
 
 
 def _at(stored: Any, key: str) -> Iterator[Any]:
-    """Yield the values at a path of keys joined by dots; keys may contain dots themselves."""
+    """Yield the values in nested dictionaries at keys that are joined by dots.
+
+    There may be several values, because the keys may contain dots themselves.
+    """
     for name, value in stored.items() if isinstance(stored, Mapping) else ():
         if name == key:
             yield value
@@ -200,7 +203,7 @@ def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
 
 
 def _hdf5(path: Any) -> dict[str, Stored]:
-    """Return the datasets that are listed in a file's attributes, or all if none are listed."""
+    """Return the datasets that a file's attributes list, or all datasets if there is no list."""
     import h5py
 
     file = h5py.File(path, "r")
@@ -213,7 +216,7 @@ def _hdf5(path: Any) -> dict[str, Stored]:
 
 
 def _names_of_layer(file: Any, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; in shards each weight is listed like a layer."""
+    """Return the paths of a layer's weights; in shards, each weight is listed as a layer."""
     if not hasattr(file[layer], "keys"):
         return [layer]
     return [f"{layer}/{name}" for name in _listed(file[layer], "weight_names")]
@@ -224,7 +227,7 @@ def _dataset(item: Any) -> Stored:
 
 
 def _listed(group: Any, attribute: str) -> list[str]:
-    """Return a list of names; Keras splits a long list into numbered attributes."""
+    """Return the names in an attribute; Keras splits a long list into numbered attributes."""
     if attribute in group.attrs:
         return [_text(name) for name in group.attrs[attribute]]
     numbered = (f"{attribute}{number}" for number in range(len(group.attrs)))
@@ -281,7 +284,13 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
 
 
 def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dict[str, Stored]:
-    """Return the arrays of a transformers PyTorch file by variable path, by transformers' rule."""
+    """Return the arrays of a transformers PyTorch file by the paths of Keras variables.
+
+    Tensors are renamed and transposed by transformers' own rule; see `transformers_name`.
+
+    Raises:
+        LoadError: a tensor of the model is missing, or the file has other tensors.
+    """
     state = numpy_arrays(weights)
     arrays = {}
     for variable in variables:
@@ -313,9 +322,12 @@ def _as_kernel(weight: Stored) -> Stored:
 
 
 def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None:
-    """Assign every variable exactly once; missing, extra or wrongly shaped arrays are errors.
+    """Assign the array with its path to each variable.
 
     One array is read at a time, so a large model is in memory only once.
+
+    Raises:
+        LoadError: an array is missing or has another shape, or no variable has its name.
     """
     remaining = dict(arrays)
     for variable in variables:
@@ -335,14 +347,14 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
 
 
 def confirm(reading: ReadTensors | None, *, by_torch: bool) -> None:
-    """Check that the library reads what mae-convert's reader has read, bit for bit.
+    """Check that a file format's library reads the same tensors as mae-convert's reader has read.
 
     Args:
-        reading: the data to compare with; None to skip the check.
+        reading: hashes of the tensors that mae-convert has read; None to skip the check.
         by_torch: whether PyTorch is the framework of this process.
 
     Raises:
-        LoadError: they differ.
+        LoadError: names, dtypes, shapes or bytes of the tensors differ.
     """
     if reading is None:
         return

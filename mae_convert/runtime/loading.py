@@ -56,7 +56,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     """Return a reference model with the weights of a checkpoint; no file is written.
 
     The tensors are converted by the same plan, with the same checks, as to ``facebook`` or
-    ``keras``. There is never more in memory than the model and a few tensors.
+    ``keras``. Memory never holds more than the model and a few tensors.
 
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
@@ -116,9 +116,9 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 
 
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
-    """Warn of options that have no effect on models of these tasks.
+    """Issue a warning for each option that has no effect on the models of these checkpoints.
 
-    The warning refers to the line that called the function that calls this one.
+    The warning refers to the line of code that called the caller of this function.
     """
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):
@@ -143,12 +143,12 @@ class ModelRequest:
 
 
 def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:
-    """Return a model with the weights of a checkpoint, as `load_model`.
+    """Return a model with the weights of an open checkpoint; see `load_model`.
 
     Args:
-        checkpoint: an opened checkpoint.
-        request: the requested model; ``model_class`` is a subclass of the reference model, used
-            instead.
+        checkpoint: the checkpoint.
+        request: the requested model; ``model_class``, if it is not None, is a subclass of the
+            reference model that is used instead of it.
     """
     request = replace(request, dtype=_dtype_name(request.framework, request.dtype))
     target = NAMED_AS[request.framework]
@@ -178,7 +178,11 @@ def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:
 
 
 def _dtype_name(framework: str, dtype: Any) -> str | None:
-    """Return the name of the requested dtype."""
+    """Return the name of a requested dtype, or None for None.
+
+    Raises:
+        ConfigurationError: the framework is unknown, or does not support the dtype.
+    """
     if framework not in NAMED_AS:
         raise ConfigurationError(
             f"unknown framework {framework!r}", hint=f"choose {', '.join(NAMED_AS)}"
@@ -202,7 +206,7 @@ def _make(plan: Plan, request: ModelRequest) -> Any:
 
 
 def one_dtype(checkpoint: Checkpoint) -> str:
-    """Return a dtype for all values of a checkpoint, because a Keras model has a single dtype."""
+    """Return a single dtype that represents all values of a checkpoint, for a Keras model."""
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1:
         return dtypes.pop()

@@ -44,7 +44,7 @@ class ModelMetadata:
 
     @classmethod
     def of(cls, plan: Plan) -> "ModelMetadata":
-        """Return the metadata for a conversion."""
+        """Return the metadata of the model that a conversion creates."""
         configuration = plan.configuration
         return cls(
             image_mean=configuration.image_mean,

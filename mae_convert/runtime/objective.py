@@ -1,9 +1,9 @@
-"""The scalar function whose gradients are compared, for tasks without a loss.
+"""The scalar function whose gradients are compared, for each task.
 
-A pre-training model has its reconstruction loss (MAE, section 3), without per-patch normalisation.
-A classifier gets the cross-entropy against fixed labels. An encoder has no loss: its output is
-projected on a fixed direction, because the gradient of, for example, its norm is nearly zero after
-a layer norm.
+For a pre-training model it is the reconstruction loss (MAE, section 3), without per-patch
+normalisation. For a classifier it is the cross-entropy of fixed labels. An encoder has no loss: the
+function is the projection of its output on a fixed direction, because, for example, the gradient of
+the output's norm is nearly zero after a layer norm.
 """
 
 import numpy as np
@@ -15,6 +15,6 @@ def labels(images: int, classes: int) -> np.ndarray:
 
 
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Return the direction that an encoder's output is projected on, float64 of its shape."""
+    """Return the direction on which an encoder's output of this shape is projected, float64."""
     size = int(np.prod(shape))
     return np.sin(1.0 + np.arange(size, dtype=np.float64)).reshape(shape)

@@ -34,14 +34,14 @@ APART = {f"{{stack}}.blocks.{{{{}}}}.{part}": f"{{blocks}}.{{{{}}}}.attn.{part}"
 
 
 def original_code(folder: Path, task: str) -> Code:
-    """Return the functions that run the code in a clone.
+    """Return the functions that create and run the models of the authors' code in a clone.
 
     Args:
         folder: the directory of the clone.
         task: "pretrain", "encoder" or "classify".
 
     Raises:
-        LoadError: it is not a clone of one of the three, or has no model for the task.
+        LoadError: it is not a clone of one of the three repositories, or has no model for the task.
     """
     has = {name for name in ("models_mae.py", "modeling_pretrain.py") if (folder / name).is_file()}
     if "modeling_pretrain.py" in has:
@@ -69,7 +69,7 @@ def bridge_numpy() -> None:
 
 
 def bridge_timm() -> None:
-    """Restore modules that timm has moved and the argument ``qk_scale`` of its block.
+    """Restore the old names of modules that timm has moved, and its block's argument ``qk_scale``.
 
     Raises:
         ImportError: timm is not installed.
@@ -84,7 +84,7 @@ def bridge_timm() -> None:
             sys.modules[f"timm.models.{old}"] = importlib.import_module(new)
 
     class Block(vision_transformer.Block):
-        """timm's block with an argument that it no longer has but the authors' code passes."""
+        """timm's block with the argument ``qk_scale``, which timm removed; it must be None."""
 
         def __init__(self, *arguments: Any, qk_scale: float | None = None, **named: Any) -> None:
             if qk_scale is not None:
@@ -95,11 +95,13 @@ def bridge_timm() -> None:
 
 
 def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str, str]:
-    """Return canonical name → module of each activation in the blocks.
+    """Return a dictionary from the canonical name of each activation in the blocks to its module.
 
     Args:
-        stacks: "encoder" or "decoder" → the name of its list of blocks in the authors' model.
-        qkv: canonical name → module of the activations of query, key and value in a block.
+        stacks: a dictionary from "encoder" and "decoder" to the name of the list of their blocks in
+            the authors' model.
+        qkv: a dictionary from the canonical names of query, key and value in a block to the modules
+            that compute them.
     """
     return {
         name.format(stack=stack): module.format(blocks=blocks)
@@ -109,7 +111,11 @@ def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str,
 
 
 def _side(value: Any) -> int:
-    """Return a size in pixels, which the authors' models take as one number."""
+    """Return the side of a square size in pixels, because the authors' models take one number.
+
+    Raises:
+        LoadError: the height and the width differ.
+    """
     sides = value if isinstance(value, list | tuple) else [value]
     if len(set(sides)) != 1:
         raise LoadError(f"the authors' code takes square images and patches only, not {value}")
@@ -117,7 +123,7 @@ def _side(value: Any) -> int:
 
 
 def _common(config: Config) -> dict[str, Any]:
-    """Return the arguments that the models of all three repositories have."""
+    """Return the arguments that the constructors of the models in all three repositories have."""
     if config["hidden_act"] != "gelu":
         raise LoadError(f"the authors' code computes gelu, not {config['hidden_act']}")
     return {
@@ -129,7 +135,7 @@ def _common(config: Config) -> dict[str, Any]:
 
 
 def _decoder(config: Config) -> dict[str, Any]:
-    """Return arguments of the decoder.
+    """Return the arguments of a constructor that configure the decoder.
 
     Raises:
         LoadError: the decoder has another mlp_ratio or epsilon than the encoder, which the authors'
@@ -137,10 +143,10 @@ def _decoder(config: Config) -> dict[str, Any]:
     """
     ratio = config["decoder_intermediate_size"] / config["decoder_hidden_size"]
     if ratio != config["intermediate_size"] / config["hidden_size"]:
-        raise LoadError("the authors' code has the same mlp_ratio for encoder and decoder")
+        raise LoadError("the authors' code requires the same mlp_ratio for encoder and decoder")
     eps = config.get("decoder_layer_norm_eps")
     if eps not in (None, config["layer_norm_eps"]):
-        raise LoadError("the authors' code has the same epsilon for encoder and decoder")
+        raise LoadError("the authors' code requires the same epsilon for encoder and decoder")
     return {
         "decoder_embed_dim": config["decoder_hidden_size"],
         "decoder_depth": config["decoder_num_hidden_layers"],
@@ -166,7 +172,10 @@ def _as_encoder(model: nn.Module) -> nn.Module:
 
 
 def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """Run a model of facebookresearch/mae or mae_st, whose mask is drawn by ``torch.rand``."""
+    """Return the results of a pre-training model of facebookresearch/mae or mae_st by name.
+
+    The model draws its masking noise by ``torch.rand``, which returns `noise` (N, L) meanwhile.
+    """
     with drawn_noise(noise, LABEL):
         latent, mask, ids_restore = model.forward_encoder(pixels, config["mask_ratio"])
     mask, ids_restore = (x.reshape(noise.shape) for x in (mask, ids_restore))
@@ -184,12 +193,12 @@ def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> d
 
 
 def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
-    """Return the reconstruction, except for mae_st, whose method needs a preceding call."""
+    """Return the reconstruction, except for mae_st: its ``unpatchify`` needs a preceding call."""
     return {} if hasattr(model, "pred_t_dim") else {"reconstruction": model.unpatchify(logits)}
 
 
 def _classified(model: Any, pixels: Tensor, noise: None) -> dict[str, Tensor]:  # noqa: ARG001
-    """Run facebookresearch/mae's classifier without the additional pooling of current timm."""
+    """Return the logits of facebookresearch/mae's classifier, without the pooling of later timm."""
     return {"logits": model.head(model.forward_features(pixels))}
 
 
@@ -281,7 +290,7 @@ def _mae_st(folder: Path, task: str) -> Code:
 
 
 def _bridge_logging() -> None:
-    """Replace mae_st's logging module if it needs packages that are not installed."""
+    """Replace the logging module of mae_st if it requires packages that are not installed."""
     try:
         importlib.import_module("mae_st.util.logging")
     except ImportError:

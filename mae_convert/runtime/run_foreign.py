@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return other settings that a result depends on, of PyTorch."""
+    """Return PyTorch's settings that a result depends on, if the code has imported PyTorch."""
     if "torch" not in sys.modules:
         return {}
     from mae_convert.runtime.torch_runs import settings as torch_settings

@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return other settings that a result depends on: float32 precision and determinism."""
+    """Return the backend's settings that a result depends on: float32 precision and determinism."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -99,7 +99,10 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 
 def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
-    """Run each step of the model on the input in the job; return the dictionary of results."""
+    """Let each step of the model run on the activation that the job specifies as its input.
+
+    Return a dictionary that is filled with the computed activations; see `replace_steps`.
+    """
     if not job.step_outputs:
         return {}
     given = load_file(job.step_outputs)
@@ -109,9 +112,9 @@ def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
 
 
 def layout_names(model: Any) -> dict[int, str]:
-    """Return the name of each variable in the ``keras`` layout, by its ``id``.
+    """Return a dictionary from the ``id`` of each variable to its name in the ``keras`` layout.
 
-    A name is the attributes that lead to a layer, and the index of the variable in that layer.
+    A name consists of the attribute path of a layer, and the index of the variable in that layer.
     """
     names: dict[int, str] = {}
 
@@ -128,7 +131,7 @@ def layout_names(model: Any) -> dict[int, str]:
 
 
 def build(job: Job, dtype: str) -> Any:
-    """Return the reference model in a dtype with the job's weights."""
+    """Return the reference model with the weights of a job, in a dtype."""
     config = class_named(job.configuration).from_dict(job.config)
     model = class_named(job.model)(config, dtype=dtype, initializer=backend.Unset())
     if job.loader == "keras":
@@ -143,7 +146,11 @@ def build(job: Job, dtype: str) -> Any:
 
 
 def load_weights_file(model: Any, weights: StoredWeights) -> None:
-    """Load ``.weights.h5`` or ``.keras`` with Keras; refuse extra tensors, which Keras ignores."""
+    """Load a ``.weights.h5`` or ``.keras`` file with Keras.
+
+    Raises:
+        LoadError: the file has more tensors than the model, which Keras would ignore.
+    """
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
     if len(stored) != len(model.weights):
@@ -153,7 +160,7 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
 
 
 class Variable:
-    """A model's variable under its path without the model's own name."""
+    """A variable of a model; its path does not begin with the model's name."""
 
     def __init__(self, variable: Any, root: str) -> None:
         self.path = variable.path.removeprefix(f"{root}/")
@@ -172,7 +179,7 @@ def _without_root(model: Any) -> list[Variable]:
 def forward(
     model: Any, training: bool, pixels: Any, noise: Any = None, **additional: Any
 ) -> dict[str, Any]:
-    """Return the model's outputs and the taps."""
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``."""
     if noise is None:
         outputs = model(pixels, output_taps=True, training=training, **additional)
         results = {"logits": outputs.logits}
@@ -240,10 +247,10 @@ def _objective(results: Mapping[str, Any], task: str) -> Any:
 
 
 def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
-    """Return a result as an array.
+    """Return a result as an array, float32 for bfloat16.
 
     Raises:
-        LoadError: it has another dtype than was requested.
+        LoadError: the result does not have the requested dtype.
     """
     if name == "mask":
         return ops.convert_to_numpy(ops.cast(value, "float32"))
@@ -253,6 +260,6 @@ def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
     # A loss over a float32 mask is summed in float32 at least.
     wide = name in ("loss", "loss_norm_pix") and dtype_of_value == "float32"
     if dtype_of_value != dtype and not (wide and dtype != "float64"):
-        raise LoadError(f"{name} came out as {dtype_of_value}, although {dtype} was requested")
+        raise LoadError(f"{name} has dtype {dtype_of_value}, although {dtype} was requested")
     exact = ops.cast(value, "float32") if dtype == "bfloat16" else value  # NumPy has no bfloat16
     return ops.convert_to_numpy(exact)

@@ -45,7 +45,7 @@ def forward(
     noise: torch.Tensor | None,
     **additional: torch.Tensor,
 ) -> Results:
-    """Return the outputs that the model has, and the taps.
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
     Args:
         model: the model.
@@ -69,7 +69,10 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return the modules of a reference model whose activations end a step."""
+    """Return the positions of the activations at the ends of a reference model's steps, by name.
+
+    A step is the embedding, a block or a norm.
+    """
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
     points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
     if hasattr(decoder, "decoder_blocks"):

@@ -33,7 +33,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class does not support the model, or not all of its tensors.
+        LoadError: the class does not support the model, or the file's tensors are not the model's.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
@@ -68,13 +68,13 @@ def build(job: Job) -> nn.Module:
         "coords_scale_learn": config.coords_scale_learn,
     }
     if config.hidden_act != "gelu" or not config.qkv_bias:
-        raise LoadError("TerraTorch's PrithviMAE has GELU and biases of query, key and value only")
+        raise LoadError("TerraTorch's PrithviMAE requires GELU and biases of query, key and value")
     if job.task == "encoder":
         model = prithvi_mae.PrithviViT(**fields)
     else:
         if config.decoder_intermediate_size / config.decoder_hidden_size != ratio:
             raise LoadError(
-                "TerraTorch's PrithviMAE has the same mlp_ratio for encoder and decoder"
+                "TerraTorch's PrithviMAE requires the same mlp_ratio for encoder and decoder"
             )
         model = prithvi_mae.PrithviMAE(
             **fields,
@@ -103,11 +103,11 @@ def forward(
     temporal_coords: Tensor | None = None,
     location_coords: Tensor | None = None,
 ) -> Results:
-    """Return the outputs and the taps.
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
-    The class generates its noise itself, so its method that removes patches is replaced by one
-    with this noise. In a float64 run the sines and cosines of coordinates are computed in float64,
-    which the library's own function does not support.
+    TerraTorch's encoder draws its own noise, so its method ``random_masking`` is replaced by one
+    that uses the argument `noise` (N, L). In a float64 run, the sines and cosines of coordinates
+    are computed in float64, which the library's own function does not support.
     """
     encoder = getattr(model, "encoder", model)
     masking, coordinates = encoder.random_masking, (temporal_coords, location_coords)
@@ -137,7 +137,7 @@ def _both_losses(model: Any, pixels: Tensor, logits: Tensor, mask: Tensor) -> Re
 
 
 def _coordinates(dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
-    """Return a function that embeds coordinates (M,) as (M, D) in a dtype."""
+    """Return a function that maps coordinates (M,) to embeddings (M, D), computed in a dtype."""
     library = getattr(prithvi_mae, SINES_AND_COSINES)
 
     def embed(width: int, coordinates: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run timm's own model on a directory in its layout: code independent of this project."""
+"""Run timm's own model, which is independent of this project, on a directory in timm's layout."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,7 +51,10 @@ def build(job: Job) -> torch.nn.Module:
 
 
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001
-    """Return the outputs and the taps; ``noise`` is None for a classifier."""
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
+
+    ``noise`` is None for a classifier.
+    """
     with recording(_points(model)) as taps:
         if noise is None:
             results = {"logits": model(pixels)}

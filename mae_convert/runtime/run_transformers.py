@@ -1,4 +1,4 @@
-"""Run transformers' PyTorch classes, which are independent code, on a directory in their layout.
+"""Run transformers' own PyTorch classes on a directory in their layout.
 
 Versions 4 and 5 name their modules differently; both are supported.
 """
@@ -71,7 +71,10 @@ def build(job: Job) -> nn.Module:
 
 
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001
-    """Return the outputs and the taps; ``noise`` is None for a classifier."""
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
+
+    ``noise`` is None for a classifier.
+    """
     with recording(_points(model)) as taps:
         outputs = model(pixels) if noise is None else model(pixels, noise=noise)
     results = {"last_hidden_state": taps["encoder.norm"]}
@@ -86,7 +89,10 @@ def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | N
 
 
 def _both_losses(model: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:
-    """Return the loss without and with per-patch normalisation, which is a field of its config."""
+    """Return the losses without and with per-patch normalisation of the pixels.
+
+    For each loss, ``norm_pix_loss`` is set in the model's config.
+    """
     configured, losses = model.config.norm_pix_loss, {}
     for name, normalised in (("loss", False), ("loss_norm_pix", True)):
         model.config.norm_pix_loss = normalised
@@ -109,7 +115,7 @@ def _points(model: Any) -> dict[str, Point]:
 
 
 def points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
-    """Return the activations in each block of an encoder or decoder, by name."""
+    """Return the positions of the activations in each block of an encoder or decoder, by name."""
     names = {name for name, _ in blocks[0].named_modules()}
     parts = next(parts for first, parts in PARTS.items() if first in names)
     points = {}

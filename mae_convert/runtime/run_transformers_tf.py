@@ -1,7 +1,8 @@
-"""Run transformers' TensorFlow classes on ``tf_model.h5``; version 4.57 is the last with them.
+"""Run transformers' TensorFlow classes on ``tf_model.h5``; version 4.57 is the last that has them.
 
-Their only intermediate activations are hidden states. Their loss with normalised pixels uses the
-biased variance, which is an error that mae-convert does not reproduce: that loss is not compared.
+The only intermediate activations that they return are hidden states. Their loss with normalised
+pixels uses the biased variance, which is an error that mae-convert does not reproduce: that loss is
+not compared.
 """
 
 import os
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return other settings that a result depends on."""
+    """Return settings of a run: whether TF32 is enabled, and the results that are omitted."""
     return {
         "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
         "omits": ["loss_norm_pix"],
@@ -89,9 +90,10 @@ def _build(job: Job) -> Any:
 
 
 def _let_positions_be_float64() -> None:
-    """Convert the table of initial positions to the model's dtype; the weights replace it later.
+    """Let transformers create the initial position embeddings in the model's dtype.
 
-    The class creates the table in float32 and assigns it to a variable of the model's dtype.
+    Its class creates them in float32 and assigns them to a variable of the model's dtype, which
+    fails in float64. The weights replace them later.
     """
     from transformers.models.vit_mae import modeling_tf_vit_mae as module
 
@@ -104,8 +106,8 @@ def _let_positions_be_float64() -> None:
 def _make_constants_exact(model: Any) -> None:
     """Replace constants that the library computes in float32 by float64 values.
 
-    The square roots in its GELU and attention scale change results by 2e-9, which no float32 run
-    can show, and which is not caused by the weights.
+    They are the square roots in GELU and in the scale of attention. In float32, they would change
+    the float64 results by 2e-9, which is a difference that the weights do not cause.
     """
 
     def gelu(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Run transformers' PyTorch classes for videos, whose inputs are (N, T, C, H, W) and a mask."""
+"""Run transformers' PyTorch classes for videos, which take pixels (N, T, C, H, W) and a mask."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,10 @@ __all__ = ["runs", "settings", "versions"]
 
 
 def settings() -> dict[str, Any]:
-    """Return other settings that a result depends on; the library's loss is at most in float32."""
+    """Return PyTorch's settings that a result depends on, and the results that are omitted.
+
+    The losses are omitted because the library computes them in float32 at most.
+    """
     return {**torch_settings(), "omits": ["loss", "loss_norm_pix"]}
 
 
@@ -39,7 +42,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 
 def _build(job: Job) -> torch.nn.Module:
-    """Return the library's model.
+    """Return the library's model with the weights of a directory.
 
     Raises:
         LoadError: see `require_biases` and `build`.
@@ -50,12 +53,12 @@ def _build(job: Job) -> torch.nn.Module:
 
 
 def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
-    """Require that the model has the biases of queries and values that are stored.
+    """Check that the library has loaded the stored biases of queries and values.
 
     Versions of transformers from 5.0 until pull request 48675 loaded them as zeros.
 
     Raises:
-        LoadError: all of them are zero in the model, and those in the file are not.
+        LoadError: all of them are zero in the model, but not in the file.
     """
     names = re.compile(r"(query|value)\.bias|[qv]_bias|(q|v)_proj\.bias")
     loaded = [p for name, p in model.named_parameters() if names.search(name)]
@@ -79,14 +82,14 @@ def forward(
     pixels: torch.Tensor,
     noise: torch.Tensor | None,
 ) -> Results:
-    """Return the outputs and the taps; ``noise`` is None for a classifier.
+    """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
     Args:
         config: the configuration, which determines the number of visible patches.
         model: the model of the library.
         call: not used.
         pixels: (N, C, T, H, W).
-        noise: (N, L).
+        noise: (N, L); None for a classifier.
     """
     videos = pixels.transpose(1, 2)
     results: Results = {}

@@ -76,7 +76,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """A name of the run for messages."""
+        """A phrase for messages, such as "the torch run"."""
         code = self.foreign
         return f"the {self.side.framework} run" if code is None else f"the run by {code.label}"
 
@@ -122,9 +122,9 @@ class Running:
 
         Raises:
             MissingRequirementError: the child could not import its framework.
-            UnreadFileError: the library does not read the file.
-            MaeConvertError: the child failed or exceeded the time limit; the message has its last
-                message or stage.
+            UnreadFileError: the library for the format cannot read the file.
+            MaeConvertError: the child failed or exceeded the time limit; the message contains the
+                last line of its standard error, or its last stage.
             CheckpointError: a file of the checkpoint was modified meanwhile.
         """
         with self.opened:
@@ -150,7 +150,7 @@ class Running:
         if status == 0 and self.run.foreign is not None:
             return MaeConvertError(
                 f"{self.run.label} ended without a result",
-                hint="remove calls of sys.exit from the code, and what runs when it is imported",
+                hint="remove sys.exit from the code, and statements that run when it is imported",
             )
         if status == 0:
             return MaeConvertError(
@@ -171,7 +171,7 @@ class Running:
 
 
 def _reported(line: str) -> Text:
-    """Return the error that a child reported in its last line."""
+    """Return the error message in the last line that a child wrote to standard error."""
     reported = line.removeprefix(REPORT)
     try:
         return from_json(reported) if reported != line else line
@@ -180,12 +180,12 @@ def _reported(line: str) -> Text:
 
 
 def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None) -> Running:
-    """Start the child process that runs a checkpoint on ``pixel_values`` and ``noise``.
+    """Start the child process that runs a checkpoint.
 
     Args:
         run: the checkpoint, and how it is run.
-        inputs: the inputs.
-        unread: why the library does not read the files, if that has been tried.
+        inputs: ``pixel_values``, ``noise`` and additional inputs of the comparison.
+        unread: why the library could not read the files, if a first attempt failed; otherwise None.
     """
     with ExitStack() as opened:
         work = opened.enter_context(scratch_directory())
@@ -207,11 +207,11 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
 def _prepare(
     run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
 ) -> tuple[Path, str | None, Sequence[ByteFile]]:
-    """Write the files that the child needs.
+    """Write the files that the child process needs to the directory `work`.
 
     Returns:
-        Its job file, the code of mae-convert that reads or converts tensors, and the files that
-            must not change.
+        The job file; the code of mae-convert that reads or converts the tensors, or None; and the
+            open files, which must not change during the run.
     """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
@@ -262,7 +262,7 @@ def _prepare(
 
 
 def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the inputs of a comparison that a checkpoint's model takes."""
+    """Return those inputs of a comparison that the model of a checkpoint takes."""
     taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
     others = additional_inputs(inputs)
     return {name: a for name, a in inputs.items() if name in taken or name not in others}
@@ -277,7 +277,7 @@ def _save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> str:
 
 
 def _in_background(function: Callable[[], Mapping[str, Any]]) -> Future[Mapping[str, Any]]:
-    """Call a function in a separate thread with a low priority, and return its future result."""
+    """Call a function in a separate thread with a low priority; return a Future for its result."""
     executor = ThreadPoolExecutor(1, initializer=_lower_priority)
     future = executor.submit(function)
     executor.shutdown(wait=False)
@@ -337,9 +337,10 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 
 
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
-    """Return the trace of a child process.
+    """Wait for a child process and return its trace.
 
-    If its library cannot read the file, another child gets the tensors from mae-convert's reader.
+    If its library cannot read the file, another child is started, for which mae-convert's reader
+    reads the tensors.
     """
     try:
         return running.result()

@@ -49,8 +49,8 @@ def save_model(
         The conversion record.
 
     Raises:
-        MaeConvertError: it is not a reference model, its weights are not finite, or the layout does
-            not support it.
+        MaeConvertError: the model is not a reference model, its weights are not finite, or the
+            layout does not support it.
         OutputError: the target exists, or cannot be written.
     """
     name = name_of_dtype(dtype, tuple(DTYPES))
@@ -60,7 +60,7 @@ def save_model(
 
 
 def checkpoint_of(model: Any, metadata: ModelMetadata | None = None) -> Checkpoint:
-    """Return a model as an open checkpoint; its tensors are copied when they are read."""
+    """Return a model in memory as an open checkpoint; a tensor is copied when it is read."""
     model = unwrapped(model)
     family, framework, task = kind_of(model)
     layout = family.layout(family.model_layouts[framework])
@@ -140,7 +140,7 @@ def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTens
 
 
 def _container(tensors: dict[str, LazyTensor], metadata: ModelMetadata) -> Container:
-    """Return a container without a file, with the metadata that a file would have."""
+    """Return the tensors and metadata of a model in memory as a container without a file."""
     return Container(
         path=Path(IN_MEMORY),
         kind="memory",

@@ -1,4 +1,4 @@
-"""The runner of a side: framework, Python interpreter, and whether it is loaded natively."""
+"""How a side of a comparison is run: framework, interpreter, and whether it is loaded natively."""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ PROBE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Side:
-    """The settings of the run of one side of a comparison."""
+    """How to run one side of a comparison."""
 
     framework: str | None = None
     """One of ``FRAMEWORKS``, or user-specified code in one of the forms of `foreign.FORMS`; None to
@@ -109,14 +109,15 @@ class Side:
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
-    """Return a side with its external code, if its framework is external code.
+    """Return a side in which `foreign` is set if its framework is specified as external code.
 
     Args:
         side: the side as specified.
         option: the neutral name of the option for the framework, for messages.
 
     Raises:
-        MaeConvertError: it is neither a framework nor code that exists, or is not run eagerly.
+        MaeConvertError: the value is neither a framework nor existing code, or the mode is not
+            "eager".
     """
     if side.framework in (None, *FRAMEWORKS) or side.foreign is not None:
         return side
@@ -128,14 +129,15 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
         )
     if side.mode != "eager":
         raise MaeConvertError(
-            f"{foreign.label} cannot be run in the mode {side.mode}: external code is run eagerly",
+            f"{foreign.label} cannot be run in the mode {side.mode}: external code can only be run"
+            " eagerly",
             hint="leave the mode out",
         )
     return replace(side, framework=FOREIGN, foreign=foreign)
 
 
 def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = False) -> None:
-    """Require that user-specified code supports the requested results.
+    """Raise an error if results are requested that external code does not support.
 
     Args:
         sides: the results of `with_foreign`.
@@ -143,7 +145,7 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
         isolate: whether a step-isolated comparison is requested.
 
     Raises:
-        MaeConvertError: gradients or single steps are requested from external code.
+        MaeConvertError: gradients or a step-isolated comparison are requested of external code.
     """
     for foreign in filter(None, (side.foreign for side in sides)):
         for asked, what, option in (
@@ -158,14 +160,13 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
-    """Return a side with its framework: the specified one, or an installed one.
+    """Return a side whose framework is set: the specified framework, or an installed one.
 
-    A framework that loads the tensor names of the checkpoint natively is preferred.
-
-    A framework counts as installed if everything that the run imports is installed.
+    A framework that loads the tensor names of the checkpoint natively is preferred. A framework
+    counts as installed if everything that the run imports is installed.
 
     Raises:
-        MissingRequirementError: the requested framework, or any framework, is missing.
+        MissingRequirementError: the specified framework is not installed, or no framework is.
     """
     side = with_foreign(side)
     if side.foreign is not None:
@@ -188,14 +189,17 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
 
 
 def _computes_another_function(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library's own classes compute another function than the model."""
+    """Return whether a library's own classes compute outputs that differ from the model's."""
     model = checkpoint.configuration.model
     own = framework in THIRD_PARTIES and framework == checkpoint.layout.name
     return own and bool(checkpoint.layout.differences(model, checkpoint.task))
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that reads a checkpoint without mae-convert's tables, or None."""
+    """Return the loader that loads a checkpoint natively, or None.
+
+    The library of the file format reads the files, and no mapping table of mae-convert is used.
+    """
     loader = named_loader(checkpoint, framework)
     container = checkpoint.container
     if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
@@ -205,9 +209,9 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader for the tensor names of a checkpoint, or None.
+    """Return the loader of a framework for the tensor names of a checkpoint, or None.
 
-    Without a loader, names are converted by the mapping tables, and the result is not proven.
+    Without a loader, mae-convert's mapping tables convert the names, and the verdict is not proven.
     """
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in READ_DIRECTORIES and not _finds_its_files(checkpoint, framework):
@@ -216,7 +220,7 @@ def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library finds the same tensor files in the directory as mae-convert."""
+    """Return whether a library would load the same tensor files of a directory as mae-convert."""
     container, path = checkpoint.container, checkpoint.path
     name = container.weights_file.name
     parts = framework == "transformers" and name in INDEX_NAMES
@@ -230,7 +234,7 @@ def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
 
 
 def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
-    """Return the fields of a job that name the classes of the model and its configuration."""
+    """Return the fields ``model`` and ``configuration`` of a job: import paths of their classes."""
     models = checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
     return {
         "model": models.get(checkpoint.task, ""),
@@ -239,12 +243,13 @@ def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
-    """Return whether an interpreter finds the packages of a run, without importing them.
+    """Return whether an interpreter can find the packages that a run imports; none is imported.
 
     Args:
         framework: one of ``FRAMEWORKS``.
         python: the Python interpreter; None for the current one.
-        loader: the result of ``loader_for``: transformers has classes for two frameworks.
+        loader: the result of `loader_for`; it determines whether the PyTorch or the TensorFlow
+            classes of transformers are run.
 
     Raises:
         MaeConvertError: the interpreter does not exist.
@@ -264,10 +269,10 @@ def require_frameworks(*frameworks: str) -> None:
 
 
 def require_sides(*sides: Side) -> None:
-    """Require what runs certainly need, before a checkpoint is opened.
+    """Require that the specified frameworks are installed, before a checkpoint is opened.
 
-    The framework of a side without a specified one depends on the checkpoint; `choose_side` checks
-    it.
+    If a side has no specified framework, some framework must be installed; the choice depends on
+    the checkpoint, and `choose_side` makes it.
 
     Raises:
         MissingRequirementError: a framework is not installed; the message states how to install it.
@@ -283,7 +288,7 @@ def require_sides(*sides: Side) -> None:
 
 
 def _has_tf_classes(framework: str, python: str | None) -> bool:
-    """Return whether a framework has classes of TensorFlow, which need no PyTorch."""
+    """Return whether the framework is transformers and its TensorFlow classes are installed."""
     return framework == TF_CLASSES[0] and has_framework(framework, python, TF_CLASSES[1])
 
 
@@ -291,7 +296,7 @@ def first_framework() -> str:
     """Return the first installed framework of PyTorch, TensorFlow and JAX.
 
     Raises:
-        MissingRequirementError: none is installed.
+        MissingRequirementError: no framework is installed.
     """
     for framework in ("torch", "tensorflow", "jax"):
         if has_framework(framework, None):
@@ -302,7 +307,7 @@ def first_framework() -> str:
 
 
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
-    """Return the requirements of a run that an interpreter cannot find."""
+    """Return the packages required for a run that an interpreter cannot find."""
     by_tf_classes = (framework, loader) == TF_CLASSES
     own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
     requirements = (*own, *NEEDED_BY_EVERY_RUN)
@@ -310,7 +315,7 @@ def _lacking(framework: str, python: str | None, loader: str | None) -> list[str
 
 
 def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
-    """Return the requirements that another interpreter cannot find."""
+    """Return those requirements that another Python interpreter cannot find."""
     command = [python, str(WORKER), "--missing", *requirements]
     try:
         process = subprocess.run(

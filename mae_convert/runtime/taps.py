@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Point(NamedTuple):
-    """An intermediate activation: a module, and a function of its input and output."""
+    """The position of an activation: a module, and a function that selects its input or output."""
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
@@ -17,18 +17,18 @@ class Point(NamedTuple):
 
 
 def output_of(module: nn.Module) -> Point:
-    """Return the activation that is a module's output, or its first element."""
+    """Return the position of a module's output, or of the first element if it is a tuple."""
     return Point(module, lambda _, out: out[0] if isinstance(out, tuple) else out)
 
 
 def input_of(module: nn.Module) -> Point:
-    """Return the activation that is a module's first input."""
+    """Return the position of a module's first input."""
     return Point(module, lambda arguments, _: arguments[0], of_input=True)
 
 
 @contextmanager
 def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that is filled with the activations by name while the model runs."""
+    """Yield a dictionary that is filled with the activations at `points` while the model runs."""
     taps: dict[str, Tensor] = {}
 
     def hook_for(name: str, pick: Callable[[Any, Any], Tensor]) -> Callable[..., None]:
@@ -56,7 +56,7 @@ def replacing(
 
     Args:
         points: the position of each activation in the model, by name.
-        replacements: the replacing activations by name, (N, T, D), of any dtype and device.
+        replacements: the activations (N, T, D) to insert, by name, of any dtype and device.
 
     Yields:
         A dictionary that is filled with the activations that the model itself has computed.
@@ -93,7 +93,7 @@ def replacing(
 
 
 def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a computed activation (N, T, D), and the result that the module returns instead.
+    """Return a computed activation (N, T, D), and the output that the module returns instead.
 
     Args:
         computed: the result of a module, (N, T, D), or (N, D) for pooled tokens. It may begin with

@@ -30,19 +30,20 @@ def make(
 ) -> Any:
     """Return a model in evaluation mode with exactly these tensors.
 
-    The model is created without memory, and each tensor is read into its final memory: there is
-    never more in memory than the model and a piece of a few tensors.
+    The model is created without memory, and each tensor is read into its final memory: memory never
+    holds more than the model and pieces of a few tensors.
 
     Args:
-        model_class: the class to make.
+        model_class: the class of the model.
         config: its configuration.
         tensors: with the names of the state dict.
         device: the device of the parameters; None for the CPU.
         mapped: whether a tensor that is stored unchanged in a file becomes a view of a private
-            mapping of the file, instead of a copy. It is read once for its checks, without mapping.
+            mapping of the file, instead of a copy. It is also read once, without the mapping, to
+            check it.
 
     Raises:
-        LayoutError: the tensors are not the model's.
+        LayoutError: names or shapes of the tensors are not those of the model.
         MissingRequirementError: the device does not exist.
     """
     views = mapped_memory(tensors) if mapped and device in (None, "cpu") else {}
@@ -62,7 +63,7 @@ def make(
 
 
 def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, int]]:
-    """Return the private mapping of a file, and the offset in it, for tensors that can be mapped.
+    """Return a private mapping of the file and an offset for each tensor that can be mapped.
 
     Of tensors that share bytes of a file only the first is mapped: otherwise, training would change
     them together.
@@ -82,7 +83,10 @@ def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, i
 
 
 def file_position(tensor: LazyTensor) -> FilePosition | None:
-    """Return the location of an unchanged tensor in a file, aligned for its dtype, or None."""
+    """Return the location of a tensor in a file, or None.
+
+    It is None if the tensor is not stored unchanged, or not aligned for its dtype.
+    """
     if not isinstance(tensor.load, SequentialArray) or not tensor.nbytes:
         return None
     position = tensor.load.stored_at(0, tensor.load.size)
@@ -94,9 +98,9 @@ def mapped_or_read(
 ) -> torch.Tensor:
     """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
 
-    In both cases the elements are read through their checks. The elements of a mapped tensor
-    are read from the file: if the file becomes shorter meanwhile, this raises an error, while
-    reading them from the mapping would end the process.
+    In both cases, all elements are read once to check them. For this, a mapped tensor is read from
+    the file and not from the mapping: if the file becomes shorter meanwhile, reading the file
+    raises an error, but reading the mapping would end the process.
     """
     if tensor.name not in views:
         return read_tensor(tensor, device)
@@ -107,7 +111,7 @@ def mapped_or_read(
 
 
 def with_config(model: Any, config: Any) -> Any:
-    """Return a model of another configuration that shares the parameters of the first.
+    """Return a model with another configuration that shares the parameters of `model`.
 
     Raises:
         RuntimeError: the parameters have other names or shapes.
@@ -145,7 +149,7 @@ def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, LazyTensor]:
-    """Return a model's tensors by their names in its state dict; copied when read.
+    """Return the tensors of a model's state dict by name; a tensor is copied when it is read.
 
     Raises:
         LayoutError: a tensor has a dtype that checkpoints cannot have.

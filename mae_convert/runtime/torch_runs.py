@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return other settings that a result depends on: float32 precision and determinism."""
+    """Return PyTorch's settings that a result depends on: determinism and reduced precision."""
     return {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
@@ -41,17 +41,17 @@ def settings() -> dict[str, Any]:
 
 
 class WithoutValues(TorchFunctionMode):
-    """A context in which models built in this thread have parameters without values.
+    """A context in which models that are created in this thread have parameters without values.
 
-    Their parameters are on the meta device and are not initialised, because for random numbers on
-    that device PyTorch would import SymPy, which takes a second. Other threads are not affected:
-    PyTorch has these modes for each thread.
+    Their parameters are on the meta device. Initialisation is skipped, because for random numbers
+    on that device PyTorch would import SymPy, which takes a second. Other threads are not affected,
+    because a ``TorchFunctionMode`` applies to one thread.
     """
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
-        """Call a PyTorch function, except initialisation functions."""
+        """Call a PyTorch function; create tensors on the meta device and skip initialisation."""
         named = named or {}
         if function in INITIALIZERS:
             return arguments[0] if arguments else named["tensor"]
@@ -80,10 +80,10 @@ def torch_runs(
     Args:
         job: the job.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
-        build: creates the model with its weights; called again after a run that rounded them.
+        build: creates the model with its weights; it is called again after a run that rounded them.
         forward: runs the model.
-        points: returns the positions of the activations at the end of each step: the embeddings,
-            the output of each block, the norms.
+        points: returns the positions in a model of the activations at the end of each step: the
+            embeddings, the output of each block, the norms.
 
     Raises:
         LoadError: the weights do not fit, or a result does not have the requested dtype.
@@ -112,7 +112,10 @@ def torch_runs(
 
 
 def _isolated(forward: Forward, points: Points, replacements: Mapping[str, Tensor]) -> Forward:
-    """Return a forward pass in which the results of steps are replaced by activations."""
+    """Return a forward function in which the activations `replacements` replace results of steps.
+
+    The computed activations are among its results, as ``tap/NAME``.
+    """
 
     def run(model: Any, *inputs: Any, **additional: Any) -> Results:
         with replacing(points(model), replacements) as computed:
@@ -130,7 +133,13 @@ def _be_deterministic(mode: str) -> None:
 
 
 def _set_precision(dtype: str, device: str) -> None:
-    """Disable TF32, in which GPUs by default round the factors of float32 products to 10 bits."""
+    """Enable TF32 if `dtype` is "tf32"; disable other reduced precision of GPUs.
+
+    With TF32, the factors of float32 products are rounded to 10 bits.
+
+    Raises:
+        LoadError: the device does not exist, or does not support TF32.
+    """
     if dtype == "tf32" and device != "cuda":
         raise LoadError(
             "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
@@ -192,6 +201,6 @@ def _as_numpy(name: str, value: Tensor, kind: torch.dtype) -> np.ndarray:
     # A loss over a float32 mask is summed in float32 at least.
     wide = name in ("loss", "loss_norm_pix") and value.dtype == torch.float32
     if value.dtype != kind and not (wide and kind != torch.float64):
-        raise LoadError(f"{name} came out as {value.dtype}, although {kind} was requested")
+        raise LoadError(f"{name} has dtype {value.dtype}, although {kind} was requested")
     exact = value.float() if kind == torch.bfloat16 else value  # NumPy has no bfloat16
     return exact.cpu().numpy()

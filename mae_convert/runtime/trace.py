@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Trace:
-    """The results of one side, with their description."""
+    """The results of one side of a comparison, with their description."""
 
     description: Mapping[str, Any]
     """Framework, versions, device, configuration, hashes; see ``describe``."""
@@ -92,7 +92,7 @@ class Trace:
         return described_fingerprint(self.description)
 
     def results(self, dtype: str) -> dict[str, np.ndarray]:
-        """Return the results of one run: outputs and taps by name, gradients as ``grad/NAME``."""
+        """Return the outputs, activations and gradients (``grad/NAME``) of one run, by name."""
         prefix = f"{dtype}/"
         return {
             name.removeprefix(prefix).removeprefix("tap/"): array
@@ -120,8 +120,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return a trace's metadata, which a verdict needs in addition to the results.
 
-    ``tensors`` has shape, dtype and SHA-256 of every canonical tensor. ``native`` means that no
-    code of mae-convert (``converted_by``) read or converted the stored tensors.
+    Its ``tensors`` contains shape, dtype and SHA-256 of every canonical tensor. Its ``native`` is
+    true if `converted_by` is None: no code of mae-convert read or converted the stored tensors.
     """
     hashes = files_sha256(checkpoint.container.opened)
     description = {
@@ -156,13 +156,12 @@ def describe(
 def with_canonical_gradients(trace: Trace) -> Trace:
     """Return a trace whose gradients, if any, have canonical names and layouts.
 
-    A gradient has the layout of its parameter. A child process uses its own parameter names for
-    gradients, because it has no mapping tables: the names of the state dict in PyTorch, those of
-    the ``keras`` layout in Keras. The transforms of a table only move values, so they apply to
-    gradients exactly.
+    A child process has no mapping tables, so it names and shapes gradients like the parameters of
+    its model: with the names of the state dict in PyTorch, with those of the ``keras`` layout in
+    Keras. The transforms of a table only move values, so they apply to gradients exactly.
 
     Raises:
-        LayoutError: a parameter's name is in no table.
+        LayoutError: the name of a parameter is not in the layout's mapping tables.
     """
     arrays: dict[str, np.ndarray] = {}
     rules: Mapping[str, Rule] | None = None
@@ -182,7 +181,7 @@ def with_canonical_gradients(trace: Trace) -> Trace:
 
 
 def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
-    """Return the layout with the parameter names of a framework's model, and its rules by name."""
+    """Return the layout with the parameter names of the run's model, and its rules by name."""
     family, framework = described_family(description), description["framework"]
     layout = family.layout(family.model_layout(MODELS_OF.get(framework, framework)))
     config = family.configuration_class.from_dict(description["config"])
@@ -192,7 +191,11 @@ def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
 
 
 def _in_memory(layout: Layout, name: str) -> Rule:
-    """Return the rule for a parameter name that a library uses in memory but not in files."""
+    """Return the mapping rule for a parameter name that is used in memory but not in files.
+
+    Raises:
+        LayoutError: no mapping table of the layout has the name.
+    """
     for table in layout.tables:
         if rule := table.rule_for(name):
             return rule

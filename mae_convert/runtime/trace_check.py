@@ -1,4 +1,4 @@
-"""Check a trace from a file: its description, and that its arrays match the description."""
+"""Check a trace that was read from a file: its description, and its arrays against it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yield sentences about problems; later checks rely on earlier ones."""
+    """Yield a sentence for each problem; a check relies on the checks before it."""
     if has_control_characters(description):
         yield "a string in it contains control characters"
     family = described_family(description)
@@ -104,7 +104,10 @@ def _array_problems(
 
 
 def _required_results(description: Mapping[str, Any]) -> list[str]:
-    """Return the results of a float64 run; external code may omit all but the last one."""
+    """Return the names of the results that a float64 run must have.
+
+    External code may omit all results except the final one.
+    """
     task = description["task"]
     settings = description.get("settings") or {}
     omitted = settings.get("omits", ()) if "foreign" in description else ()
@@ -130,7 +133,7 @@ def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
 def _shape(
     result: str, family: Family, config: Any, description: Mapping[str, Any]
 ) -> Shape | None:
-    """Return the shape of a result, or None if no run has a result of this name."""
+    """Return the expected shape of a result, or None if no run has a result of this name."""
     patches = config.num_patches
     if result.startswith(GRADIENT):
         entry = description["tensors"].get(result.removeprefix(GRADIENT))
@@ -166,7 +169,7 @@ def _tap_shape(name: str, family: Family, config: Any) -> Shape | None:
 
 
 def has_control_characters(value: Any) -> bool:
-    """Return whether a string in plain data has control characters."""
+    """Return whether a string in a value, including nested ones, has control characters."""
     if isinstance(value, str):
         return bool(CONTROL.search(value))
     if isinstance(value, Mapping):

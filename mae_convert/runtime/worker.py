@@ -1,11 +1,11 @@
-"""The child process of a trace: one framework, one checkpoint, one file of results.
+"""The child process that runs one checkpoint in one framework and writes a trace.
 
 It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
-with NumPy, safetensors and the framework, but without mae-convert. Therefore it makes the packages
-that it needs importable from the directories of this file, and no others. It ends when its standard
-input is closed, which is when its parent ends.
+with NumPy, safetensors and the framework, but without mae-convert. Therefore it makes this
+project's packages importable from the directory tree of this file, and nothing else in that tree.
+It ends when its standard input is closed, which happens when its parent ends.
 
-``python worker.py --missing REQUIREMENT...`` prints which requirements that interpreter lacks.
+``python worker.py --missing REQUIREMENT...`` prints the requirements that the interpreter lacks.
 """
 
 import gc
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def expose(package: str) -> ModuleType:
-    """Make one package of this project importable, but not its parent directory."""
+    """Import a package of this project without adding its parent directory to ``sys.path``."""
     folder = ROOT / package
     spec = importlib.util.spec_from_file_location(
         package, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -40,7 +40,7 @@ def expose(package: str) -> ModuleType:
 
 
 def missing(requirements: Sequence[str]) -> list[str]:
-    """Return the requirements that are not installed; none of them is imported.
+    """Return the requirements that are not installed, without importing any.
 
     Args:
         requirements: names of packages, such as ``torch``, or paths in a package, such as
@@ -62,12 +62,12 @@ def _is_installed(requirement: str) -> bool:
 
 
 def stage_file(job_path: Path) -> Path:
-    """Return the file in which the child of a job records its current step."""
+    """Return the file in which the child of a job records its current stage."""
     return job_path.with_name("stage.txt")
 
 
 def note_stage(job_path: Path, stage: str) -> None:
-    """Note the next stage, such as "importing torch", for the message of a time limit."""
+    """Record the current stage, such as "importing torch", for the message about a time limit."""
     with suppress(OSError):  # the work itself will report a full disk
         stage_file(job_path).write_text(stage)
 
@@ -79,7 +79,7 @@ def end_with_parent() -> None:
 
 
 def be_killed_with_parent() -> None:
-    """Let Linux kill this process when its parent ends; does nothing on other systems."""
+    """Let the kernel kill this process when its parent ends; do nothing except on Linux."""
     if sys.platform == "linux":
         with suppress(Exception):  # for example without ctypes
             import ctypes
@@ -119,7 +119,7 @@ OPTIONAL_IN_KERAS = ("sklearn", "pandas", "IPython")
 
 @contextmanager
 def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
-    """Let the import of these packages raise ImportError, unless they are imported already."""
+    """Make the import of packages raise ImportError, except of those that are already imported."""
     hidden = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as Python documents
     try:
@@ -130,7 +130,7 @@ def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
 
 
 def import_runner(framework: str, loader: str) -> ModuleType:
-    """Import the one module that runs a framework's model, and thereby the framework."""
+    """Import the module that runs a framework's model, which imports the framework; return it."""
     in_keras = framework in ("tensorflow", "jax")
     if in_keras:
         os.environ["KERAS_BACKEND"] = framework
@@ -147,7 +147,7 @@ def import_runner(framework: str, loader: str) -> ModuleType:
 
 
 def run(job_path: Path) -> None:
-    """Run the job and write its trace."""
+    """Run the job in a job file and write its trace."""
     from mae_convert.files.workers import reuse_freed_memory
     from mae_convert.runtime.job import Job
 
@@ -195,7 +195,10 @@ def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Run the job file on the command line; a failure is one line on standard error."""
+    """Run the job file on the command line and return the exit status.
+
+    An error is reported in the last line of standard error.
+    """
     # The directory of this file has modules with common names; nothing must be imported from it.
     sys.path[:] = [
         entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "mae_convert/runtime"
@@ -237,7 +240,7 @@ def main() -> int:
 
 
 def _report(sentence: str) -> None:
-    """Print the error as the last line of standard error, in the form of `to_json`."""
+    """Print an error message as the last line of standard error, in the format of `to_json`."""
     print(f"{REPORT}{json.dumps(sentence)}", file=sys.stderr)
 
 

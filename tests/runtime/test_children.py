@@ -156,7 +156,7 @@ def test_hanging_child_is_ended_and_its_task_is_reported(hanging, run, case):
     assert (result.status, result.err) == (
         2,
         "mae-convert: the torch run was terminated after 1.5 seconds, while importing torch; give "
-        "it more time with --time-limit SECONDS (0 is no limit)\n",
+        "it more time with --time-limit SECONDS (0 means no limit)\n",
     )  # fmt: skip
     assert left_behind(hanging["TMPDIR"]) == []
 
