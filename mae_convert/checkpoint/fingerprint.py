@@ -69,7 +69,7 @@ class Fingerprint:
         return ":".join(piece for piece in pieces if piece)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the digests as plain data, for reports and records."""
+        """Return the digests as a dictionary, for reports and records."""
         return {
             "fingerprint": str(self),
             "parts": dict(self.parts),
@@ -171,7 +171,7 @@ def described_family(description: Mapping[str, Any]) -> "Family":
 
 
 def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return the output of ``mae-convert fingerprint`` as plain data."""
+    """Return the output of ``mae-convert fingerprint --json`` as a dictionary."""
     fields = function_fields(checkpoint)
     missing = missing_fields(checkpoint)
     assumed = dict(checkpoint.configuration.only_assumed())

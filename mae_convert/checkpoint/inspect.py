@@ -21,7 +21,7 @@ def inspect(
     with_hash: bool = False,
     style: OptionStyle = as_argument,
 ) -> dict[str, Any]:
-    """Return the output of ``mae-convert inspect`` as plain data.
+    """Return the output of ``mae-convert inspect --json`` as a dictionary.
 
     Args:
         checkpoint: an opened checkpoint.

@@ -115,7 +115,7 @@ def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Prepro
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return a checkpoint's preprocessing as plain data; None if images cannot be its inputs.
+    """Return a checkpoint's preprocessing as a dictionary; None if images cannot be its inputs.
 
     ``stated`` is whether the checkpoint itself specifies its preprocessing; ``problem`` is why its
     settings cannot be applied.

@@ -121,7 +121,9 @@ def sort_unused(
     task: str,
     width: int,
 ) -> Unused:
-    """Divide tensors that no mapping table contains into tensors to drop and tensors to keep.
+    """Divide tensors that are not in a model's mapping table into unneeded and needed tensors.
+
+    A needed tensor changes the model's outputs, so a model without it would be wrong.
 
     Args:
         unused: the names and shapes of the tensors.

@@ -72,7 +72,7 @@ def open_pair_and_infer(
 
 
 def print_unused_options(flags: "Flags", *checkpoints: "Checkpoint") -> None:
-    """Print on standard error the options that have no effect on models for these tasks."""
+    """Print on standard error the options that have no effect on the checkpoints' tasks."""
     from mae_convert.checkpoint.checkpoint import without_effect
     from mae_convert.errors import as_option
 

@@ -1,7 +1,7 @@
 """Check for options that contradict each other or have no effect, before any work is done.
 
-One table serves all commands. Combinations that depend on the checkpoint or the layout (such as
-``--prefix`` with a layout that is written as a directory) are checked later.
+All commands use one table of conflicts. Combinations that depend on the checkpoint or the layout
+(such as ``--prefix`` with a layout that is written as a directory) are checked later.
 """
 
 from collections.abc import Callable, Mapping

@@ -87,7 +87,7 @@ def discard_output() -> None:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return plain data as JSON in printable ASCII; non-finite numbers become strings."""
+    """Return a value as JSON in printable ASCII; non-finite numbers become strings."""
     return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
 
 

@@ -1,8 +1,8 @@
 """Changes of a model that a conversion declares: other inputs, or a new head for fine-tuning.
 
-A declared step is plain data: its name under ``step``, and the values before and after as ``from``
-and ``to``. When a conversion is verified, `mae_convert.verify.declared_changes` applies the
-declared steps to the source with independent code.
+A declared step is a dictionary: its name is under ``step``, and the values before and after are
+under ``from`` and ``to``. When a conversion is verified, `mae_convert.verify.declared_changes`
+applies the declared steps to the source with independent code.
 """
 
 import math

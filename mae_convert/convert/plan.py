@@ -112,7 +112,7 @@ def plan_conversion(
         layout_name: the layout to write.
         task: the task of the target; "encoder" drops the decoder or the head. Default: the task of
             the source.
-        dtype: round every tensor to this dtype; default: dtypes are untouched.
+        dtype: round every tensor to this dtype; default: dtypes are unchanged.
         geometry: the changes of the model's inputs (image size, channels, frames); default: none.
         packing: options for how the tensors are stored in files; default: as the programs that use
             the layout store them.

@@ -223,7 +223,10 @@ def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
-    """Return the largest rounding errors of the parts of one tensor; empty if it is not rounded."""
+    """Return the largest rounding errors of the canonical tensors in one tensor of the target.
+
+    The result is empty if the tensor is not rounded.
+    """
     roundings = plan.measured.roundings
     errors = [roundings[name].error() for name in canonicals if name in roundings]
     if not errors:

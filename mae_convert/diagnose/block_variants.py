@@ -113,7 +113,7 @@ def _mlp(mlp: Any, inner: Tensor, path: str, variants: Variants) -> Tensor:
 
 
 def norm(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
-    """Normalise tokens (..., D)."""
+    """Apply a layer norm to tokens (..., D)."""
     eps, kind = variants.get("eps", path), variants.get("norm", path)
     eps = module.eps if eps is None else eps
     lower = LOWER[variants.get("norm precision", path)]
@@ -158,7 +158,7 @@ def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def activate(mlp: Any, hidden: Tensor, path: str, variants: Variants) -> Tensor:
-    """Apply the MLP's activation."""
+    """Apply the activation function of an MLP to the hidden features."""
     name = variants.get("activation", path)
     return (mlp.activation if name is None else ACTIVATIONS[name])(hidden)
 

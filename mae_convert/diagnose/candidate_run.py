@@ -246,7 +246,7 @@ class CandidateRun:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "CandidateRun":
-        """Return the object for the content of a job file."""
+        """Create the object from the content of a job file."""
         job = Job.from_plain(description["job"])
         return cls(job, description["locations"], description["other"])
 

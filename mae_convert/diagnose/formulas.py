@@ -464,7 +464,7 @@ def _loss_per_channel(first: str, model: Model) -> Formula | None:
 
 
 def _mean_error(lines: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Formula:
-    """Return the formula of the mean squared error of all predicted pixels, from ``target``."""
+    """Return the formula of the mean squared error; `lines` compute ``target`` from `arrays`."""
     last = f"return total(errors) / {arrays['target'].size}"
     lines = (*lines, 'errors = (t("logits") - target) ** 2', last)
     return Formula(lines, arrays=arrays, one_token=False)

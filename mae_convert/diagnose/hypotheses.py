@@ -40,7 +40,7 @@ class Hypothesis:
         return tuple(dict.fromkeys(edit.target for edit in self.edits))
 
     def plain(self) -> dict[str, Any]:
-        """Return the hypothesis as plain data for the child process."""
+        """Return the hypothesis as a dictionary, for a request to the child process."""
         return {
             "edits": [asdict(edit) for edit in self.edits],
             "variants": [list(variant) for variant in self.variants],

@@ -37,7 +37,7 @@ class ModelPart:
     """
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
-        """Return the hypothesis that the part of one block is computed in a precision."""
+        """Return the hypothesis that the part is computed in `precision` in one block."""
         variants: tuple[Variant, ...] = tuple(
             (kind, path.format(block), precision + suffix) for kind, path, suffix in self.kinds
         )

@@ -1,9 +1,10 @@
 """A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
 
 All results before the first differing result agree, so the step that computes this result can be
-isolated: with its inputs from A, its tensors in A and in B, and the results of both. If only the
-rounding errors in a lower precision are too large, each side has its own inputs. A script that
-needs only NumPy and one framework computes the step again with the tensors of each side.
+isolated. The reproducer contains the inputs of the step from A, the tensors of the step in A and in
+B, and the results of both sides. If only the rounding errors in a lower precision are too large, it
+contains the inputs of each side. A script that needs only NumPy and one framework computes the step
+again with the tensors of each side.
 """
 
 import subprocess

@@ -70,8 +70,8 @@ def grouped_causes(
 ) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
     """Yield groups of tensor names with the same causes, and the causes.
 
-    Causes of tensors in different blocks are the same if they refer to the same tensor in the
-    block.
+    Causes of tensors in different blocks are the same if they refer to tensors with the same name
+    in their blocks.
     """
     groups: dict[tuple[Cause, ...], list[str]] = {}
     for name, own in causes.items():

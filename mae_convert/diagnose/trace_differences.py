@@ -98,7 +98,7 @@ def _differences_at(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _additional_token(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a sentence if one side has one token more than the other."""
+    """Yield a sentence if a result has one token more on one side than on the other side."""
     if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return
     for fewer, more, side in ((x, y, "B"), (y, x, "A")):

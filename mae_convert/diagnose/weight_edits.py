@@ -1,6 +1,6 @@
 """Weight edits: computations of a canonical tensor from the same or other tensors.
 
-Operations are specified by name, so that an edit can be sent to a child process as plain data. They
+Operations are specified by name, so that an edit can be sent to a child process as JSON. They
 accept NumPy arrays of any dtype, so that the result can be compared exactly with a stored tensor.
 """
 
@@ -106,7 +106,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v as it results if a fused (3, rows) matrix is read as (groups, 3, rows)."""
+    """Return q, k or v of a fused (3, rows) matrix that is wrongly read as (groups, 3, rows)."""
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
@@ -115,7 +115,7 @@ def fused_as_groups(
 def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v as it results if a fused (groups, 3, rows) matrix is read as (3, rows)."""
+    """Return q, k or v of a fused (groups, 3, rows) matrix that is wrongly read as (3, rows)."""
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 
@@ -126,7 +126,7 @@ def class_position_multiplied(array: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sincos_positions(array: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return the fixed sine-cosine position embedding of this shape."""
+    """Return the fixed sine-cosine position embedding with the shape of `array`."""
     table = sincos_position_embedding(array.shape[-1], (grid[0], grid[1]))
     return table.astype(np.float32).astype(array.dtype)
 

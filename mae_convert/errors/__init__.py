@@ -140,9 +140,9 @@ def one_line(sentence: str) -> str:
 class MaeConvertError(Exception):
     """The input or the call was wrong; the command line prints the error and exits with status 2.
 
-    Text from files and servers in the message is shortened, made printable and freed of
-    credentials. ``str(error)`` shows options as arguments of Python; `render` shows them in another
-    style.
+    Text from files and servers in the message is shortened and made printable, and credentials in
+    it are removed. ``str(error)`` shows options as arguments of Python; `render` shows them in
+    another style.
 
     Args:
         message: what is wrong: strings, options and paths, which are concatenated.
@@ -215,7 +215,7 @@ class MaeConvertError(Exception):
         return error
 
     def __reduce__(self) -> Any:
-        """Pickle the fields too: errors of jobs come from other processes."""
+        """Pickle the error with its fields, because other processes send the errors of jobs."""
         return _restored, (type(self), self.args, dict(self.__dict__))
 
 

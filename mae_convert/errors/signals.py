@@ -33,7 +33,7 @@ class Ended(SystemExit):
 
 
 class Endings:
-    """The signals that this process received, and whether an exception could be raised.
+    """The signal handler that raises `Interrupted` or `Ended`, and the received signals.
 
     Attributes:
         received: the numbers of the signals, in the order of arrival.
@@ -45,7 +45,7 @@ class Endings:
         self._dropped = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise `Interrupted` or `Ended`, unless one was raised a moment ago.
+        """Raise `Interrupted` or `Ended`, unless one of them was raised a moment ago.
 
         Raises:
             Interrupted: Ctrl-C came first.
@@ -77,7 +77,7 @@ class Endings:
 
 
 def _is_inside(frame: FrameType | None, function: Callable[..., Any]) -> bool:
-    """Return whether a frame is that of a function, or of a function that it calls."""
+    """Return whether a frame belongs to a function, or to code that the function has called."""
     while frame is not None:
         if frame.f_code is function.__code__:
             return True
@@ -110,7 +110,7 @@ def ignore_signals() -> None:
 
 
 def ended_by(number: int) -> tuple[int, str]:
-    """Return the exit status and the reason for a process that was ended by a signal."""
+    """Return the exit status and the error message of a process that was ended by a signal."""
     name = signal.Signals(number).name
     return 128 + number, "interrupted" if number == signal.SIGINT else f"ended by {name}"
 
@@ -133,7 +133,7 @@ class Signals:
         self._caught.clear()
 
     def deliver(self, handlers: Mapping[int, Any]) -> None:
-        """Handle the first signal that was caught."""
+        """Handle the first signal that was caught with its handler in `handlers`."""
         for number, frame in self._caught[:1]:
             handler = handlers[number]
             if callable(handler):

@@ -104,7 +104,7 @@ def _further_json() -> list[dict[str, Any]]:
 
 
 def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return the catalog as plain data; ``fingerprint`` is None without a downloaded file."""
+    """Return the catalog as a dictionary; ``fingerprint`` is None without a downloaded file."""
     rows = [
         {
             "name": official.name,
@@ -142,7 +142,7 @@ def _kinds(entry: Layout) -> str:
 
 
 def layout(entry: Layout) -> None:
-    """Print the mapping tables of a layout, one line for each declared row."""
+    """Print the mapping tables of a layout, one line for each row."""
     out = console()
     out.print(f"[bold]{entry.name}[/bold]: {entry.title}")
     for mapping in entry.tables:
@@ -163,7 +163,7 @@ def layout(entry: Layout) -> None:
 
 
 def table_rows(rows: Iterable[Row | Repeat]) -> Iterable[tuple[str, str, str]]:
-    """Yield canonical name, external name and transform of every row."""
+    """Yield the canonical name, the name in the layout, and the transform of every row."""
     for row in rows:
         if isinstance(row, Repeat):
             for canonical, external, transform in table_rows(row.rows):

@@ -72,7 +72,7 @@ def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def difference_json(difference: "Difference") -> dict[str, Any]:
-    """Return a difference as plain data."""
+    """Return the differences of two checkpoints as a dictionary, for JSON output."""
     return {
         "same": difference.same,
         "equal": difference.equal,

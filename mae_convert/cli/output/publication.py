@@ -64,7 +64,7 @@ def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
 
 
 def plan_json(publication: Publication) -> dict[str, Any]:
-    """Return the plan of a publication as plain data."""
+    """Return the plan of a publication as a dictionary, for JSON output."""
     request, remote = publication.request, publication.remote
     return {
         "repository": request.target.repo_id,
@@ -84,7 +84,7 @@ def plan_json(publication: Publication) -> dict[str, Any]:
 
 
 def published_json(result: Published) -> dict[str, Any]:
-    """Return the result of a publication as plain data."""
+    """Return the result of a publication as a dictionary, for JSON output."""
     plan_ = plan_json(result.publication)
     return {
         **{name: value for name, value in plan_.items() if name != "card"},

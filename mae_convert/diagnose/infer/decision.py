@@ -80,7 +80,7 @@ class Inference:
         return {name: d.value for name, d in self.decisions.items() if d.decided}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the evidence as plain data, for JSON output, records and certificates."""
+        """Return the evidence as a dictionary, for JSON output, records and certificates."""
         return {
             "images": self.images,
             "masks_per_image": self.masks,
