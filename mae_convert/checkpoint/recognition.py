@@ -61,8 +61,8 @@ def recognise(
         preferred: the layout to choose if several fit equally well, from the configuration in the
             directory or the file.
         family: the model family in that configuration; other families are not tried.
-        explain: if no layout fits, describe the nearest layout in the error message; to determine
-            it is slow.
+        explain: if no layout fits, determine the nearest layout for the error message, which takes
+            longer.
 
     Raises:
         LayoutError: no layout fits (the message describes the nearest layout), or several layouts

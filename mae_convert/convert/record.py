@@ -261,8 +261,8 @@ def complete_config(plan: Plan) -> dict[str, Any]:
 def archived_config(plan: Plan) -> dict[str, Any]:
     """Return the stored configuration, with the configuration that Keras reads under "keras".
 
-    The dtype of the Keras model is that of its weights; if the weights have several dtypes, it is
-    one that can represent all of them.
+    The dtype of the Keras model is that of its weights; if the weights have several dtypes, it is a
+    dtype that can represent all of their values.
     """
     complete = complete_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))

@@ -275,7 +275,7 @@ def _numbered(line: str) -> str:
 
 
 def _masking(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula of the mask or of the order of the patches from the noise."""
+    """Return the formula that computes the mask or the order of the patches from the noise."""
     noise = model.inputs.get("noise")
     if noise is None:
         return None
