@@ -1,4 +1,4 @@
-"""Experiments that find the cause of a failed verification, or fields that no tensor specifies.
+"""Experiments that find the cause of a failed verification, or values that no tensor specifies.
 
 Hypotheses are tested before they are reported. ``diagnosis.diagnose`` is the entry point for a
 failed verification. If the weights are available, hypotheses are applied to the model of one side,

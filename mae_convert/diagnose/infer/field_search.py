@@ -154,7 +154,7 @@ class Search:
         return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
 
     def _target(self, losses: Mapping[Pair, Losses]) -> bool:
-        """Return ``norm_pix_loss``: the known value or, if it is to be decided, the better value."""
+        """Return ``norm_pix_loss``: the known value or, if it is unknown, the better value."""
         if "norm_pix_loss" not in self.fields:
             return self.checkpoint.configuration.model.norm_pix_loss
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
