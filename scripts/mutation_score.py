@@ -1,4 +1,4 @@
-"""Count how many generated faults in models, tables, configurations and code verify detects.
+"""Count the generated faults in models, tables, configurations and code that `verify` detects.
 
 .venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind

@@ -1,4 +1,4 @@
-"""Sign a verified model directory and check such a signature.
+"""Sign a verified model directory, and check the signature.
 
 ``attestation.json`` is an in-toto statement: its subjects are the files, its predicate contains the
 result of the verification. ``model.sig`` is the signature of all files, including the statement;

@@ -82,7 +82,7 @@ class Certificate:
         ]
 
     def failed_checks(self) -> list[Check]:
-        """Return failed checks of the certificate itself and of files that changed since then."""
+        """Return failed checks of the certificate, and of files that changed since verification."""
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
             for name in self.changed_files()
@@ -145,7 +145,7 @@ def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
     The hashes are those of the bytes that were read for the verification.
 
     Raises:
-        CheckpointError: a file was modified in the meantime.
+        CheckpointError: a file was modified since the verification.
     """
     container, folder = target.container, _folder(target.path)
     run = verification.traces[1].description["checkpoint"]
@@ -271,7 +271,7 @@ def read_certificate(target: Path) -> Certificate:
     """Read the certificate of a model directory or a single file.
 
     Raises:
-        CheckpointError: it does not exist, or is corrupt.
+        CheckpointError: the certificate does not exist, or is corrupt.
     """
     path = _folder(target) / _names(target)[0]
     if not path.is_file():

@@ -120,7 +120,7 @@ def _changed(
     configuration: Configuration,
     of_target: Mapping[str, LazyTensor],
 ) -> Checkpoint:
-    """Return a checkpoint with changed tensors, rounded like those of the target where possible."""
+    """Return a checkpoint with changed tensors; the target's rounding is used where it is valid."""
     new = {
         name: _tensor(checkpoint.tensors[name], change, of_target.get(name))
         for name, change in changes.items()

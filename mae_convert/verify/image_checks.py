@@ -27,7 +27,7 @@ VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normal
 
 
 class DifferingSetting(NamedTuple):
-    """A field that differs, its value on each side, and the distance between the pixels."""
+    """A differing preprocessing field, its value on each side, and the distance of the pixels."""
 
     name: str
     a: Any

@@ -215,7 +215,7 @@ def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return the relative L2 distance in float64 of each output of two traces, by name."""
+    """Return the relative L2 distance in float64 between two traces for each output, by name."""
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])
@@ -237,7 +237,7 @@ def _check_comparable(a: Trace, b: Trace) -> None:
         if "float64" not in side.description["dtypes"]:
             raise MaeConvertError(
                 f"the trace of {side.description['checkpoint']['name']} has no float64 run, which"
-                " the proof needs",
+                " the comparison needs",
                 hint=("trace it again with ", Option("run_dtype", "float64")),
             )
         omitted = side.description.get("settings", {}).get("omits", ())
@@ -289,7 +289,7 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
     The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
     is a rounding error, whose size depends on the terms of the key weight's gradient; so the
-    distance is relative to the norm of that gradient, if it is larger.
+    distance is divided by the norm of the key weight's gradient if that norm is the larger one.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
@@ -438,7 +438,7 @@ def _configuration_causes(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def runner_of(side: str, trace: Trace) -> dict[str, Any]:
-    """Return a description of the runner of one side."""
+    """Return a description of how one side was run: framework, versions, device, checkpoint."""
     keys = ("framework", "device", "mode", "native", "ours", "versions", "settings", "layout",
             "family", "task", "checkpoint", "assumed", "assumptions")  # fmt: skip
     foreign = {"foreign": code} if (code := trace.description.get("foreign")) else {}

@@ -158,7 +158,7 @@ def _unrelated(
     different: Sequence[DifferingTensor],
     common: Mapping[str, Any],
 ) -> Lineage:
-    """Return the result for two checkpoints that are not derived from each other."""
+    """Return a `PARTLY` or `UNRELATED` result for checkpoints not derived from each other."""
     names = {tensor.name for tensor in different}
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
     if shared:

@@ -35,7 +35,7 @@ def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) ->
         with_record: include the sources that its conversion record names.
 
     Raises:
-        CheckpointError: its record contradicts itself.
+        CheckpointError: the conversion record contradicts itself.
     """
     fingerprint = checkpoint_fingerprint(checkpoint)
     record = checkpoint.container.conversion if with_record else None

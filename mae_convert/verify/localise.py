@@ -238,7 +238,7 @@ def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray]
 
 
 def _same_for_every_token(name: str, a: "Trace", b: "Trace") -> bool:
-    """Return whether an activation (N, T, D) differs by the same vector for all tokens.
+    """Return whether an activation (N, T, D) of A and B differs by the same vector for all tokens.
 
     The class token is excluded because it does not pass through the patch embedding.
     """

@@ -72,7 +72,7 @@ def read_names(path: Path) -> dict[str, str]:
         if not BLOCK.fullmatch(name) and name not in RESULT_NAMES:
             raise CheckpointError(
                 path,
-                f" names {name!r}, which is not a result",
+                f" contains the name {name!r}, which is not the name of a result",
                 hint=did_you_mean(name, RESULT_NAMES)
                 or f"the names are {', '.join(RESULT_NAMES)}, and those of blocks, such as "
                 "encoder.blocks.N.output",

@@ -202,7 +202,7 @@ def compare_with_reference(
 
     Raises:
         MaeConvertError: the checkpoint has another task or image size, or the run failed.
-        MissingRequirementError: no framework is installed to run it.
+        MissingRequirementError: no framework that can run the checkpoint is installed.
     """
     model = checkpoint.configuration.model
     if checkpoint.task != "pretrain" or model.image_hw != (reference.image_size,) * 2:

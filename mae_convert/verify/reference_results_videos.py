@@ -124,9 +124,9 @@ def compare_video_with_reference(
         side: how to run the model.
 
     Raises:
-        MaeConvertError: the checkpoint has another family, task or image size, the file is not such
-            a clip, or the run failed.
-        MissingRequirementError: no framework is installed to run it.
+        MaeConvertError: the checkpoint has another family, task or image size, a downloaded file
+            is not valid, or the run failed.
+        MissingRequirementError: no framework that can run the checkpoint is installed.
     """
     model = checkpoint.configuration.model
     if (

@@ -80,7 +80,7 @@ def replay(
 
 
 def _not_stored(certificate: Certificate) -> str:
-    """Return a sentence about comparisons that cannot be repeated from the certificate."""
+    """Return a phrase about comparisons that cannot be repeated from the certificate."""
     names = [str(check["name"]) for check in certificate.document["checks"]]
     gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)
     what = "intermediate activations and gradients" if gradients else "intermediate activations"

@@ -107,11 +107,11 @@ def _severity(check: Check) -> tuple[bool, float]:
 
 
 def _title(name: str, runner: str | None = None) -> str:
-    """Return the summary name of a check.
+    """Return the title of the summary line to which a check belongs.
 
     Args:
         name: the name of the check.
-        runner: the library or code that replaces B, for a check of ``--against``; else None.
+        runner: the library or code to name instead of "B", for a check of ``--against``.
     """
     if name.startswith("against "):
         group, _, rest = name.partition("/")
@@ -130,7 +130,7 @@ def _title(name: str, runner: str | None = None) -> str:
 
 
 def _title_of_isolated(name: str) -> str:
-    """Return the summary name of a step-isolated check such as "float64/encoder.blocks.0"."""
+    """Return the title of the summary line for a check such as "float64/encoder.blocks.0"."""
     dtype, _, rest = name.partition("/")
     if dtype == "float64":
         return "float64: each step of B with A's input"
@@ -259,7 +259,7 @@ def _reason_not_proven(verdict: Verdict) -> str:
 
 
 def _how_it_was_loaded(verdict: Verdict) -> str:
-    """Return a phrase that names the part of mae-convert that loaded a side, with advice."""
+    """Return which part of mae-convert loaded a side, and advice on how to avoid this, as text."""
     parts = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, parts), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")

@@ -111,7 +111,7 @@ def verify(
     side_b: Side | None = None,
     options: Options | None = None,
 ) -> Verdict:
-    """Return the verdict on whether two checkpoints compute the same function with equal weights.
+    """Return the verdict on whether two checkpoints have equal weights and the same function.
 
     Arguments and errors are those of ``run_verification``.
     """
@@ -134,7 +134,7 @@ def run_verification(
         b: the target; the steps that its conversion record declares are applied to the source
             first.
         side_a: how to run the source; by default in the framework that loads it natively.
-        side_b: how to run the target; same default.
+        side_b: how to run the target; the default is the same.
         options: what to run and to compare.
 
     Raises:
@@ -184,7 +184,7 @@ def run_verification(
 def _with_requested_checks(
     verification: Verification, whole: tuple[Run, Run], options: Options
 ) -> Verification:
-    """Return a verification with the checks that only an option requests.
+    """Return a verification with the additional checks that options request.
 
     Args:
         verification: the runs of both sides and their verdict.
