@@ -13,7 +13,7 @@ from mae_convert.checkpoint.warnings import not_read
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """The difference of one canonical tensor; its shape and dtype are None on a side without it."""
+    """The difference of one canonical tensor; shape and dtype are None on a side that lacks it."""
 
     name: str
     shape_a: tuple[int, ...] | None

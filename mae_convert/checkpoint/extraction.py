@@ -525,11 +525,11 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Return whether complete models are broken models of other variants in the same families.
+    """Return whether complete models are parts of broken models of variants of their families.
 
-    They are if every tensor that changes the outputs of a model, but is not part of it, is part of
-    such a variant. For example, a model with query and key biases but without value biases is
-    broken; it is not a complete model of the variant without biases.
+    They are if each additional tensor that changes the outputs of a model is a tensor of such a
+    variant. For example, a model with query and key biases but without value biases is broken; it
+    is not a complete model of the variant without biases.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:

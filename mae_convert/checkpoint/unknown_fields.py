@@ -1,4 +1,4 @@
-"""Fields of configuration files that a library may use but mae-convert does not."""
+"""Fields of configuration files that a library may use but mae-convert does not use."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -76,7 +76,7 @@ PROCESSORS = (
 def unread(
     container: Container, layout: Layout, task: str, dtypes: Iterable[np.dtype]
 ) -> tuple[str, ...]:
-    """Return configuration fields that a library may use but mae-convert does not.
+    """Return configuration fields that a library may use but mae-convert does not use.
 
     Args:
         container: an open checkpoint.

@@ -131,7 +131,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _printable(error: click.UsageError) -> click.UsageError:
-    """Return a usage error without control characters, which file names in it may contain.
+    """Return a usage error without the control characters that file names in it may contain.
 
     Line breaks are kept only in messages that contain no argument values (click lists the choices
     of an option on several lines).

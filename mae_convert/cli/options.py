@@ -190,8 +190,8 @@ frame_stride_option = click.option(
     type=COUNT,
     metavar="N",
     help=(
-        "Use every Nth frame of a video. [default: as in the training of the model family; it is "
-        "printed]"
+        "Use every Nth frame of a video. [default: as in the training of the model family; the "
+        "number is printed]"
     ),
 )
 bands_option = click.option(

@@ -360,6 +360,6 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
     for accepted, value in arguments.items():
         name = ARGUMENTS[accepted]
         if values.get(name) is not None and value is not None:
-            raise TypeError(f"{function} got {name} twice: also as {accepted}")
+            raise TypeError(f"{function} got {name} twice: also as the argument {accepted}")
         values[name] = value
     return flags_of(values)

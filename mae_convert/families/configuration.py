@@ -314,7 +314,7 @@ def check_flags_apply(flags: Mapping[str, Any], opened: Mapping[str, Configurati
     """Check that each option applies to at least one of the files.
 
     Args:
-        flags: field → value, as the user gave them.
+        flags: field → value that the user specified.
         opened: file name → configuration of the file, which was opened with ``fill_only``.
 
     Raises:

@@ -247,7 +247,7 @@ class Family(ABC):
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may use but mae-convert does not.
+        """Return fields of ``config.json`` that a library may use but mae-convert does not use.
 
         Raises:
             ConfigurationError: with this configuration, a library would compute different outputs.

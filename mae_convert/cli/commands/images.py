@@ -171,8 +171,8 @@ def features(
 
     The names of subfolders are the labels. For video models, a folder of images is a video.
 
-    The file contains names, labels, cls (the class token, if the encoder has one) and mean (of the
-    patches), after the final norm and without masking.
+    The file contains names, labels, cls (the class token, if the encoder has one) and mean (the
+    mean of the patch tokens). The tokens are those after the final norm, without masking.
 
     Example:
 

@@ -26,7 +26,7 @@ class PatientConsole(Console):
     """
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
-        """Print as `rich.console.Console.print` does."""
+        """Print as `rich.console.Console.print` does, by default without cropping lines."""
         super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
@@ -59,11 +59,12 @@ def printable(text: str) -> str:
 class WordGrid(Grid):
     """A table without grid lines, in which text is wrapped between words and never inside a word.
 
-    Names and digests can therefore be copied even from a narrow terminal; lines may be longer.
+    Names and digests can therefore be copied even from a narrow terminal; a line may be wider than
+    the terminal.
     """
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row; its cells are markup."""
+        """Add a row of cells that contain rich's markup."""
         super().add_row(*cells, **options)
         for column, cell in zip(self.columns, cells, strict=False):
             words = (

@@ -101,7 +101,7 @@ def _inferred(inferred: Mapping[str, Any]) -> None:
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
-    """Return a table of the best candidates, and the number of the others."""
+    """Return a table of the best candidates, with the number of the other candidates."""
     columns = [
         (head, key)
         for head, key in (("loss", "loss"), ("weights", "structure"))

@@ -109,7 +109,7 @@ def _size(count: int | None) -> str:
 
 @contextmanager
 def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Iterator[OnRow]:
-    """Yield a function that reports a row as a line of JSON, on a progress bar or as text."""
+    """Yield a function that reports a job's result: as JSON, on a progress bar or as text."""
     if as_json:
         event("begin", jobs=len(selected.jobs), done=len(selected.done), todo=len(selected.pending))
         for row in selected.done:
