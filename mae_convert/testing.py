@@ -53,8 +53,9 @@ def assert_parity(
         side_a: how to run the source; by default in the framework that loads it natively.
         side_b: how to run the target.
         require_proof: also fail if a side was loaded with mae-convert's mapping tables.
-        options: further fields of ``verify.verification.Options``: ``gradients``, ``dtypes``,
-            ``against``, such as ("transformers",) or ("timm=PYTHON",), ``mask_ratio``, and others.
+        options: further fields of ``verify.verification.Options``, such as ``gradients``,
+            ``dtypes``, ``mask_ratio``, and ``against`` (for example ("transformers",) or
+            ("timm=PYTHON",)).
 
     Returns:
         The verification that passed, with its traces.
@@ -91,7 +92,7 @@ def _check_types(**arguments: tuple[Any, type]) -> None:
 
 
 def _options(arguments: Mapping[str, Any]) -> Options:
-    """Return the options of a verification.
+    """Convert the further arguments of `assert_parity` to the options of a verification.
 
     Raises:
         TypeError: an argument is unknown.

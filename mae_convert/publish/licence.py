@@ -66,8 +66,8 @@ def decide_licence(
         if specified and specified != fields:
             raise MaeConvertError(
                 (
-                    f"the weights come from {whose}, whose licence is {fields['license']}, and it "
-                    "applies to these weights too"
+                    f"the specified licence differs from {fields['license']}, the licence of the "
+                    f"source {whose}, which applies to these weights too"
                 ),
                 hint=("leave ", Option("license"), " out"),
             )

@@ -168,7 +168,8 @@ def _check(code: Code) -> None:
     for name in code.outputs:
         if name not in RESULTS:
             raise LoadError(
-                f"{code.label}: OUTPUTS names {name!r}", hint=f"known: {', '.join(RESULTS)}"
+                f"{code.label}: OUTPUTS contains {name!r}, which is not the name of a result",
+                hint=f"choose from {', '.join(RESULTS)}",
             )
     for name, *_ in code.points():
         is_name = BLOCK.fullmatch(name.replace("{}", "0")) or name in (*STEPS, *MORE_STEPS)
@@ -202,8 +203,8 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     elif isinstance(returned, tuple | list):
         if len(returned) != len(code.outputs):
             raise LoadError(
-                f"{code.label}: the model returns {len(returned)} values, and OUTPUTS names "
-                f"{len(code.outputs)}"
+                f"{code.label}: the model returns {len(returned)} values, but the length of "
+                f"OUTPUTS is {len(code.outputs)}"
             )
         results = dict(zip(code.outputs, returned, strict=True))
     else:

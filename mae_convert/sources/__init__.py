@@ -20,14 +20,16 @@ from mae_convert.sources.reference import HubReference, Source, parse_source
 
 
 def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin | None]:
-    """Return the path of a checkpoint, which is downloaded if needed, and its origin.
+    """Return the local path of a checkpoint, downloaded if needed, and its origin.
+
+    The origin is None for a local path.
 
     Args:
         source: the source that the user specified.
-        certificate: download the certificate of its verification too.
+        certificate: whether to download the certificate of its verification too.
 
     Raises:
-        HubError: the source does not exist, or may not be read.
+        HubError: the source does not exist, or the Hub refuses access.
         MissingRequirementError: the network is not available.
         CheckpointError: the download is damaged.
     """
@@ -49,7 +51,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
 
 
 def locate_file(source: Source) -> Path:
-    """Return the path of a file that is not a checkpoint, which is downloaded if needed.
+    """Return the local path of a file other than a checkpoint, downloaded if needed.
 
     Raises:
         CheckpointError: the file does not exist.
@@ -74,7 +76,7 @@ def open_source(
     state_key: str | None = None,
     task: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint from any source, as `open_checkpoint` opens one on the disk.
+    """Open a checkpoint from any source; the other arguments are those of `open_checkpoint`.
 
     Raises:
         MaeConvertError: see `locate` and `open_checkpoint`.
@@ -107,7 +109,7 @@ def open_pair(
 ) -> list[Checkpoint]:
     """Open two checkpoints to be compared.
 
-    The value of an option is used for each checkpoint that does not specify one.
+    The value of an option applies to each checkpoint that does not contain the field itself.
 
     Args:
         sources: the two sources.
@@ -115,7 +117,7 @@ def open_pair(
         state_key: see `open_checkpoint`; ignored for a file without keys.
         task: compare both as models of this task. Without it, a file that contains complete models
             for several tasks is read for the task of the other file.
-        incomplete: open them even if a field that the comparison needs is missing.
+        incomplete: open the checkpoints even if a field that the comparison needs is missing.
 
     Raises:
         MaeConvertError: see `open_source`; or an option contradicts both checkpoints.

@@ -1,4 +1,4 @@
-"""Access to the Hugging Face Hub: its client, retries, and errors as messages.
+"""Access to the Hugging Face Hub: its client, retries, and the conversion of its errors.
 
 The client is imported only here and where requests are made, so that other commands do not import
 it. Tokens are managed by the client (``hf auth login`` or ``HF_TOKEN``); there is no option for a
@@ -72,8 +72,8 @@ def address_in(variable: str) -> str | None:
 def require_client() -> None:
     """Require a version of huggingface_hub that has the functions that are used here.
 
-    Versions before 2 are installed together with transformers 4, which does not allow
-    later versions; everything except access to the Hub works with them.
+    Earlier versions are installed together with transformers 4, which does not allow version 2;
+    everything except access to the Hub works with them.
 
     Raises:
         MissingRequirementError: the version is older.
@@ -110,7 +110,7 @@ def client() -> "HfApi":
 
 
 def connection_errors() -> type[Exception]:
-    """Return the base classes of all errors that the client's HTTP library and the Hub raise."""
+    """Return the base class of all errors that the client and its HTTP library raise."""
     from huggingface_hub.errors import HfHubHTTPError
 
     base: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -118,12 +118,12 @@ def connection_errors() -> type[Exception]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of a Hub error, or None without a response."""
+    """Return the HTTP status of the response that caused an error, or None without a response."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same request may succeed later."""
+    """Return whether the request that failed with this error may succeed later."""
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionResolutionError
 
     if isinstance(error, RevisionResolutionError) and error.__cause__ is not None:
@@ -153,13 +153,13 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
 
 def _not_connected(error: BaseException) -> bool:
-    """Return whether no connection was established: no network, rather than a busy server."""
+    """Return whether the error is that no connection was established, as without a network."""
     chain = (error, error.__cause__)
     return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Return the result of `call`; it is called again, after a wait, while the Hub is busy."""
+    """Return the result of `call`, which is repeated after a wait while it fails temporarily."""
     attempt, waited = 0, 0.0
     while True:
         try:
@@ -174,20 +174,20 @@ def with_retries(call: Callable[[], T]) -> T:
 
 
 def report_wait(error: BaseException, seconds: float) -> None:
-    """Inform the user about a wait."""
+    """Log the error and the time until the next attempt."""
     LOGGER.warning("%s; trying again in %g s", _in_short(error), seconds)
 
 
 @contextmanager
 def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None]:
-    """Convert errors of the client to errors with a message.
+    """Convert errors of the Hub's client to errors of mae-convert that state what to do.
 
     Args:
         what: the repository or file, as the user specified it.
         server: the name of the server.
 
     Raises:
-        HubError: the Hub refused; the message states what to do.
+        HubError: the Hub refused the request.
         MissingRequirementError: the Hub cannot be reached.
         MaeConvertError: HF_ENDPOINT is not a URL.
     """
@@ -217,7 +217,7 @@ def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
-    """Return an error with a message that states what to do."""
+    """Return the error of mae-convert for an error of the client; it states what to do."""
     from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
@@ -256,7 +256,10 @@ def unexpected_response(what: str, server: str = "the Hub") -> MissingRequiremen
 
 
 def _was_raised_by_client(error: BaseException) -> bool:
-    """Return whether the client's own code raised an error, as it does for invalid responses."""
+    """Return whether code of the client or of its libraries raised an error.
+
+    They do so for responses with an unexpected structure.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -265,10 +268,10 @@ def _was_raised_by_client(error: BaseException) -> bool:
 
 
 def account_of(api: "HfApi") -> str:
-    """Return the name of the account of the client's token.
+    """Return the name of the account to which the client's token belongs.
 
     Raises:
-        MissingRequirementError: the Hub's response has no name.
+        MissingRequirementError: the Hub's response does not contain a name.
     """
     response: Any = with_retries(api.whoami)
     name = response.get("name") if isinstance(response, dict) else None
@@ -278,7 +281,7 @@ def account_of(api: "HfApi") -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Return whether there was no response, or only server errors."""
+    """Return whether an error means that the Hub cannot be reached or is not available."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -295,7 +298,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _network_advice(error: BaseException, server: str) -> str:
-    """Return advice for a missing network connection."""
+    """Return a phrase that states what to do without a connection to a server."""
     from huggingface_hub import constants, errors
 
     chain = (error, error.__cause__)
@@ -309,7 +312,7 @@ def _network_advice(error: BaseException, server: str) -> str:
 
 
 def _refused(error: BaseException, what: str, server: str) -> Text:
-    """Return a sentence for a response with a status of 400 or more."""
+    """Return the message for an error response of a server, which has a status of 400 or more."""
     from huggingface_hub import errors
 
     message = _in_short(error)
@@ -346,9 +349,9 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
 
 
 def _in_short(error: BaseException) -> str:
-    """Return an error's text in one line, without URLs, which may contain signatures.
+    """Return an error's text in one line, without credentials and the query parts of URLs.
 
-    Error messages of servers may repeat the request, including the token.
+    Error messages of servers may repeat the request, including the token, and URLs may be signed.
     """
     from huggingface_hub import get_token
 

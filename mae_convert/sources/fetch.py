@@ -1,9 +1,10 @@
 """Download a file over HTTPS: resumable, verified, and recorded with its hash.
 
-The transfer is implemented by `huggingface_hub`, which resumes, retries and shows progress, and is
-already a dependency. pooch cannot resume downloads of files of 1.3 GB and needs a complete hash,
-but the publisher of the official files provides only six digits. If no hash is published, the first
-download is trusted and its hash recorded: a later download that differs is refused.
+The transfer is implemented by `huggingface_hub`, which can resume a download, retries and shows
+progress, and is already a dependency. The library pooch cannot resume downloads (files have 1.3 GB)
+and requires a complete hash, but the publisher of the official files provides only six digits. If
+no hash is published, the first download is trusted and its hash is recorded; a later download with
+another hash is refused.
 """
 
 import hashlib
@@ -79,7 +80,7 @@ class DownloadRequest:
 
 
 def fetch(request: DownloadRequest, cache: Path) -> tuple[Path, Record]:
-    """Return the local path of a file and its record; it is downloaded once.
+    """Return the local path of a file and its record; the file is downloaded only if needed.
 
     Raises:
         CheckpointError: the file's hash is not the published hash, or not the hash of an earlier
@@ -167,7 +168,7 @@ def _ask(url: str) -> tuple[str, int | None]:
 
 
 def _examined(path: Path, download: DownloadRequest, record: Record | None) -> Record:
-    """Return the record of a file.
+    """Check a file's hash and content, and return its record.
 
     Raises:
         CheckpointError: it is not the expected file.
@@ -203,7 +204,7 @@ def _examined(path: Path, download: DownloadRequest, record: Record | None) -> R
 
 
 def hashes(path: Path) -> tuple[str, str]:
-    """Return SHA-256 and MD5 of a file, reading it once."""
+    """Return the SHA-256 and the MD5 of a file, in hexadecimal digits; the file is read once."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -213,10 +214,10 @@ def hashes(path: Path) -> tuple[str, str]:
 
 
 def read_records(cache: Path) -> dict[str, Record]:
-    """Return the records of downloads by name.
+    """Return the records of all downloads in a cache by the name of the file.
 
     Raises:
-        CheckpointError: the file of records is damaged.
+        CheckpointError: the file that contains the records is damaged.
     """
     path = cache / RECORDS
     if not path.is_file():
@@ -239,14 +240,14 @@ def _remember(cache: Path, name: str, record: Record) -> None:
 
 
 def cache_directory() -> Path:
-    """Return the download directory: ``$MAE_CONVERT_CACHE``, or one in the user's cache."""
+    """Return the directory for downloads: ``$MAE_CONVERT_CACHE``, or one in the user's cache."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae-convert"
 
 
 def link_together(folder: Path, files: Mapping[str, Path]) -> None:
-    """Create a directory of links to files in other directories.
+    """Create a directory with links to files in other directories.
 
     Raises:
         OutputError: the cache cannot be written to.

@@ -31,10 +31,10 @@ def get_from_hub(reference: HubReference, *, certificate: bool = False) -> tuple
         certificate: download the certificate of the verification too.
 
     Raises:
-        HubError: the repository, revision or file does not exist or may not be read.
-        MissingRequirementError: the Hub cannot be reached, and the cache does not contain it.
-        CheckpointError: there are no weights, or several of which none has a conventional name; or
-            a file is damaged.
+        HubError: the repository, revision or file does not exist, or the Hub refuses access.
+        MissingRequirementError: the Hub cannot be reached, and the cache lacks a file.
+        CheckpointError: there are no weights, there are several weight files without a conventional
+            name, or a file is damaged.
     """
     with hub_errors_explained(str(reference)):
         api = client()
@@ -59,7 +59,7 @@ def get_file(reference: HubReference) -> Path:
 
     Raises:
         HubError: no file is specified, or it does not exist.
-        MissingRequirementError: the Hub cannot be reached, and the cache does not contain it.
+        MissingRequirementError: the Hub cannot be reached, and the cache lacks the file.
     """
     with hub_errors_explained(str(reference)):
         api = client()
@@ -72,7 +72,10 @@ def get_file(reference: HubReference) -> Path:
 def _shards(
     api: "HfApi", snapshot: Snapshot, chosen: FileSelection, files: Mapping[str, Path]
 ) -> dict[str, Path]:
-    """Download the shards that an index lists; errors in the index are reported when it is read."""
+    """Download the shards that an index lists, and return their local paths by name.
+
+    Errors in the index are not reported here, but when the checkpoint is opened.
+    """
     if not chosen.weights.endswith(INDEX_SUFFIX):
         return {}
     try:
@@ -102,7 +105,7 @@ def _origin(snapshot: Snapshot, chosen: FileSelection) -> Origin:
 
 
 def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return the licence of a repository for a conversion record.
+    """Return the licence of a repository as fields of a conversion record; empty if unknown.
 
     A copy of official weights has the licence of the official weights, even if its model card
     states another licence: the cards of facebook/vit-mae-* state Apache-2.0, but the weights were

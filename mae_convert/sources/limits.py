@@ -1,4 +1,7 @@
-"""Limits on responses of servers to the Hub's client: on their size, and on requested waits.
+"""Limits on the responses that the Hub's client accepts from servers.
+
+They concern the size, the duration and the number of responses, and the wait that a server may
+request (``Retry-After``).
 
 The client reads a response of the Hub's API completely before it parses it, and waits as long as
 the server requests. The limits apply to calls of mae-convert within `limits_on_responses`, and not
@@ -30,7 +33,7 @@ _RESPONSES: ContextVar[Iterator[int] | None] = ContextVar("number of responses",
 
 @contextmanager
 def limits_on_responses() -> Iterator[None]:
-    """Context in which the limits apply to calls of the client."""
+    """Return a context in which the limits apply to calls of the client."""
     token = _RESPONSES.set(itertools.count(1))
     try:
         yield
@@ -39,18 +42,18 @@ def limits_on_responses() -> Iterator[None]:
 
 
 def limit_session(session: Any) -> None:
-    """Let a session of the client check each response before it is read."""
+    """Add `check_response` to a session of the client, as a hook for each response."""
     hooks = session.event_hooks
     if check_response not in hooks["response"]:
         session.event_hooks = {**hooks, "response": [*hooks["response"], check_response]}
 
 
 def check_response(response: Any) -> None:
-    """Check a response whose headers were received.
+    """Check a response of which only the headers were received, and read it if a limit applies.
 
     Raises:
         MissingRequirementError: the server requests a wait that is too long, or the response or
-            the number of pages of a listing exceeds a limit.
+            the number of responses exceeds a limit.
     """
     if (numbers := _RESPONSES.get()) is None:
         return
@@ -75,7 +78,7 @@ def check_response(response: Any) -> None:
 
 
 def _read(response: Any, where: str) -> None:
-    """Read a response completely, up to the limit."""
+    """Read a response completely; raise MissingRequirementError if it exceeds a limit."""
     end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
     for piece in response.iter_bytes():
         size += len(piece)
@@ -90,14 +93,14 @@ def _read(response: Any, where: str) -> None:
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the number of seconds that a server requests to wait, or None."""
+    """Return the seconds that a server requests the client to wait, or None."""
     if (limit := RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
         return max(float(limit[1]), seconds_of(headers.get("Retry-After", "")) or 0.0)
     return seconds_of(headers.get("Retry-After", ""))
 
 
 def seconds_of(retry_after: str) -> float | None:
-    """Return the seconds in a Retry-After header; None if they cannot be read.
+    """Return the seconds in the value of a Retry-After header; None if it is invalid.
 
     Args:
         retry_after: a number of seconds, or an HTTP date (RFC 9110), which may be in the past.

@@ -27,7 +27,7 @@ CATALOG = "the catalog of official checkpoints"
 
 
 def base_url(official: OfficialFile) -> str:
-    """Return the URL that an official file's path is relative to.
+    """Return the URL to which an official file's path is relative.
 
     It is the publisher's URL, or ``$MAE_CONVERT_MIRROR`` if that variable is set.
 
@@ -55,11 +55,11 @@ def named(text: str) -> OfficialFile:
 
 
 def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
-    """Download an official checkpoint, unless it is in the cache.
+    """Return the local path, origin and record of an official checkpoint, downloaded if needed.
 
     Raises:
         CheckpointError: the downloaded file is not that checkpoint.
-        HubError: the server does not have it.
+        HubError: the server does not have the file.
         MissingRequirementError: the server cannot be reached.
     """
     url = f"{base_url(official)}/{official.path}"
@@ -106,11 +106,10 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
 
 
 def get_image(url: str) -> Path:
-    """Download an image, unless it is in the cache.
+    """Return the local path of an image, downloaded unless it is in the cache.
 
     Raises:
-        CheckpointError: the downloaded file is not an image, or differs from that of the first
-            download.
+        CheckpointError: the downloaded file is not an image, or differs from the first download.
         MissingRequirementError: the server cannot be reached.
     """
     request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_image)
@@ -118,11 +117,10 @@ def get_image(url: str) -> Path:
 
 
 def get_array(url: str) -> Path:
-    """Download an array, a NumPy or a PyTorch file, unless it is in the cache.
+    """Return the local path of a NumPy or PyTorch file, downloaded unless it is in the cache.
 
     Raises:
-        CheckpointError: the downloaded file is not such a file, or differs from that of the first
-            download.
+        CheckpointError: the downloaded file is not such a file, or differs from the first download.
         MissingRequirementError: the server cannot be reached.
     """
     request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_array)
@@ -155,7 +153,9 @@ def origin_of(official: OfficialFile, record: Record) -> Origin:
 
 
 def confirmed_fingerprints() -> dict[str, dict[str, str]]:
-    """Return fingerprint and ``confirmed`` (how the file was checked) of each cached official file.
+    """Return information about each official checkpoint in the cache, by name.
+
+    Its fields are ``fingerprint`` and ``confirmed``, which states how the file was checked.
 
     Raises:
         CheckpointError: the cache's file of records is corrupt.
@@ -169,7 +169,7 @@ def confirmed_fingerprints() -> dict[str, dict[str, str]]:
 
 
 def _examine(path: Path, official: OfficialFile) -> str:
-    """Return the fingerprint of an official checkpoint.
+    """Return the fingerprint of a downloaded file, after checking that it is the official one.
 
     Raises:
         CheckpointError: the tensors in the file have other names or shapes than the official ones.

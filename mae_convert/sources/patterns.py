@@ -16,12 +16,13 @@ MAGIC = re.compile(r"[*?[]")
 def sources_named(text: str, folder: Path = Path()) -> list[str]:
     """Return the checkpoints that match a name or a pattern, in natural order.
 
-    Local paths are returned as absolute paths.
+    In natural order, checkpoint-9 comes before checkpoint-10. Local paths are returned as absolute
+    paths.
 
     Args:
         text: a path or URL, which may contain the wildcards ``*``, ``?``, ``[...]`` and ``**``; a
             reference to the Hub, or an official name.
-        folder: the directory of relative paths.
+        folder: the directory to which relative paths refer.
 
     Raises:
         MaeConvertError: the file does not exist, or no file matches the pattern.
@@ -58,7 +59,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
 
 
 def absolute(path: Path) -> str:
-    """Return an absolute path without resolving links."""
+    """Return the absolute form of a path; links are not resolved."""
     return os.path.normpath(Path.cwd() / path)
 
 

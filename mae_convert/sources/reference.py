@@ -39,10 +39,10 @@ Source = Path | OfficialFile | HubReference
 
 
 def parse_source(text: str) -> Source:
-    """Return the source that a user's text refers to.
+    """Return the source to which a user's text refers: a path, an official file, a Hub reference.
 
-    A text that exists as a path is a path. The Hub's client is imported only for a reference to
-    the Hub.
+    A text that is an existing path is always a path. The Hub's client is imported only for a
+    reference to the Hub.
 
     Raises:
         MaeConvertError: the text is a URL that does not refer to a model on the Hub, or a path that

@@ -34,7 +34,7 @@ CERTIFICATES_FOLDER = "verification"
 
 @dataclass(frozen=True)
 class FileSelection:
-    """The files to download to open a checkpoint."""
+    """The files that must be downloaded to open a checkpoint."""
 
     weights: str
     """Path of the weights in the repository, or of an index of them."""
@@ -50,10 +50,11 @@ class FileSelection:
 
 
 def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
-    """Return the files to download.
+    """Return the files to download to open a checkpoint.
 
     Raises:
-        CheckpointError: there are no weights, or several of which none has a conventional name.
+        CheckpointError: there are no weights, there are several weight files without a conventional
+            name, or the requested certificate does not exist.
         HubError: the file or directory does not exist.
     """
     path, entries = snapshot.reference.path, snapshot.entries
@@ -89,11 +90,11 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
 def _beside(
     weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
 ) -> dict[str, str]:
-    """Return the files that belong to a file of weights: local name → path in the repository.
+    """Return a dictionary from local names to repository paths of files that belong to weights.
 
-    If weights have their own certificate (``NAME.verification.json`` in the same directory, or in
-    the folder of certificates), the record and certificate of the repository belong to other
-    weights.
+    If the weights have their own certificate (``NAME.verification.json`` in the same directory, or
+    a file in the folder of certificates), the record and the certificate at the root of the
+    repository belong to other weights and are left out.
     """
     own = [f"{weights}.{name}" for name in CERTIFICATE_NAMES]
     if joined(folder, own[0]) in entries:
@@ -112,7 +113,7 @@ def _beside(
 
 
 def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
-    """Return files that only other libraries read, such as processor_config.json."""
+    """Return the names of files that only other libraries read, such as processor_config.json."""
     names = [name_of(path) for path in entries if folder_of(path) == folder]
     return [name for name in names if is_read_beside(name) and not _is_weights_or_index(name)]
 
@@ -158,5 +159,5 @@ def folder_of(path: str) -> str:
 
 
 def joined(folder: str, name: str) -> str:
-    """Return the path of a name in a directory of a repository."""
+    """Return the path of a file in a directory of a repository."""
     return f"{folder}/{name}" if folder else name

@@ -46,17 +46,17 @@ class Snapshot:
 
     @property
     def listing(self) -> str:
-        """The file names as text, truncated after a few."""
+        """A phrase that lists the file names, truncated after a few."""
         names = sorted(self.entries)
         return f"it contains {listed(names, 12)}" if names else "it is empty"
 
     def address(self, path: str) -> str:
-        """Return a file's exact location for records."""
+        """Return a file's Hub reference at this commit, for records."""
         return str(HubReference(self.reference.repo_id, self.commit, path))
 
 
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
-    """Return the files of a repository; those in the cache if the Hub cannot be reached."""
+    """Return a repository's list of files, or that of the cache if the Hub cannot be reached."""
     repo_id = reference.repo_id
     resolved = with_retries(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
@@ -92,7 +92,7 @@ def entries_of(info: "ModelInfo") -> dict[str, Entry]:
 
 
 def _is_file(sibling: Any) -> bool:
-    """Return whether name, size and hashes of a listed file have valid types."""
+    """Return whether the name, size and hashes in a file's entry have valid types."""
     hashes = (sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
     return (
         isinstance(sibling.rfilename, str)
@@ -112,10 +112,11 @@ def _cached_entries(repo_id: str, commit: str) -> dict[str, Entry]:
 
 
 def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
-    """Return the local path of a file, downloaded unless the cache has it, and check its hash.
+    """Return the local path of a file, downloaded unless the cache has it; its hash is checked.
 
     Raises:
-        CheckpointError: two downloads differ from the Hub's description.
+        CheckpointError: the hash differs from the one that the Hub states, also after a second
+            download.
     """
     entry, wrong = snapshot.entries[path], ""
     for attempt in range(2):
@@ -143,7 +144,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
 
 
 def mismatch(local: Path, entry: Entry) -> str:
-    """Return how a file differs from the Hub's description; "" if it does not differ."""
+    """Return a phrase for how a file's hash differs from the Hub's; "" if it does not differ."""
     if entry.sha256 is not None:
         measured, expected, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:
@@ -155,5 +156,5 @@ def mismatch(local: Path, entry: Entry) -> str:
 
 
 def git_oid(data: bytes) -> str:
-    """Return git's object id for a file with these bytes."""
+    """Return the git object ID of a file with these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

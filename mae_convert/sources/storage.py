@@ -16,12 +16,12 @@ PACKAGES = {"s3": "mae-convert[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adl
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a name is a URL for fsspec."""
+    """Return whether a text is a URL that fsspec opens, such as ``s3://bucket/path``."""
     return "://" in text and not text.startswith((FILE, "hf://", "http://", "https://"))
 
 
 def local_path(text: str) -> Path:
-    """Return a local path, which may be written as a file:// URL."""
+    """Return the local path that a text specifies, which may be a ``file://`` URL."""
     return Path(text.removeprefix(FILE))
 
 
@@ -31,11 +31,11 @@ def last_part(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it.
+    """Return the fsspec file system of a URL, and the path in it.
 
     Raises:
-        MissingRequirementError: the package for its protocol is not installed.
-        MaeConvertError: its protocol is unknown.
+        MissingRequirementError: the package for the protocol of the URL is not installed.
+        MaeConvertError: the protocol is unknown.
     """
     from fsspec.core import url_to_fs
 
@@ -55,7 +55,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def exists(address: str) -> bool:
-    """Return whether a file or a directory exists."""
+    """Return whether a local path or a URL is an existing file or directory."""
     if not is_remote(address):
         return local_path(address).exists()
     system, path = filesystem(address)
@@ -69,10 +69,12 @@ def glob(url: str) -> list[str]:
 
 
 def files_below(url: str) -> dict[str, dict[str, Any]]:
-    """Return the version of a file, or of each file of a directory by its relative name.
+    """Return the metadata of each file of a directory by its relative path.
+
+    For a URL of a file, the only relative path is "".
 
     Raises:
-        MaeConvertError: it does not exist.
+        MaeConvertError: the URL does not exist.
     """
     system, path = filesystem(url)
     entries = with_retries(lambda: system.find(path, detail=True), url)
@@ -82,12 +84,12 @@ def files_below(url: str) -> dict[str, dict[str, Any]]:
 
 
 def size_of(url: str) -> int:
-    """Return the bytes of a file, or of all files in a directory."""
+    """Return the number of bytes of a file, or of all files in a directory."""
     return sum(int(info["size"] or 0) for info in files_below(url).values())
 
 
 def version_of(url: str) -> dict[str, str]:
-    """Return for each file a value that changes when the file changes."""
+    """Return a text for each file, by its relative path, that changes when the file changes."""
     marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
     return {
         name: " ".join(str(info[mark]) for mark in marks if mark in info)
@@ -96,10 +98,10 @@ def version_of(url: str) -> dict[str, str]:
 
 
 def download(url: str, folder: Path) -> Path:
-    """Copy a file or a directory to a local folder, and return its path.
+    """Copy a file or a directory to a local folder, and return the path of the copy.
 
     Raises:
-        MaeConvertError: it does not exist, cannot be read, or changes meanwhile.
+        MaeConvertError: the URL does not exist, cannot be read, or changes meanwhile.
     """
     system, path = filesystem(url)
     before = version_of(url)

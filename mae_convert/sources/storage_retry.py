@@ -56,7 +56,7 @@ MISTAKES = (
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether the same operation may succeed when repeated."""
+    """Return whether the operation that failed with this error may succeed when it is repeated."""
     if (status := http_status(error)) is not None:
         return status in RETRIED_STATUS or status >= 500
     if isinstance(error, OSError):
@@ -65,7 +65,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of an error of a storage client, or of its cause; or None."""
+    """Return the HTTP status in an error of a storage client or in its causes; None without one."""
     if error is None:
         return None
     response: Any = getattr(error, "response", None)
@@ -89,8 +89,8 @@ def with_retries(work: Callable[[], T], what: str) -> T:
         what: the URL, for messages.
 
     Raises:
-        MaeConvertError: it fails each time, or permanently.
-        Exception: a programming error, as it was raised.
+        MaeConvertError: the function fails in every attempt, or with a permanent error.
+        Exception: the function raises a programming error, which is not converted.
     """
     for attempt in range(ATTEMPTS):
         try:

@@ -1,13 +1,13 @@
 """Write a file or a model directory to remote storage, completely or not at all.
 
 A process uploads its files under temporary names, reads them back and compares them. Then it locks
-the target: it writes a lock file beside it and checks whether another process has one there. Only
-one process at a time moves its files to their final names. Storage cannot rename a directory: its
-files are renamed one after the other, ``config.json``, by which readers recognise a model, last.
-Finally the files are compared again under their final names; then the lock is released and the
-upload is complete. Files of a killed process are removed by a later upload to the same target when
-they are old enough: a process cannot know whether another one, which may be on another machine, is
-still running.
+the target: it writes a lock file in the target's parent directory, and checks whether there is a
+lock file of another process. Only one process at a time moves its files to their final names.
+Remote storage cannot rename a directory: its files are renamed one after the other, and
+``config.json``, by which readers recognise a model, is the last. Finally the files are compared
+again under their final names, the lock is released, and the upload is complete. A later upload to
+the same target removes the files of a killed process, but only if they are old: a process cannot
+know whether another process, which may be on another machine, is still running.
 """
 
 import hashlib
@@ -85,8 +85,8 @@ def upload(local: Path, url: str) -> dict[str, str]:
     """Upload a file or a directory, verify the result, and return its `version_of`.
 
     Raises:
-        OutputError: it cannot be written, does not contain what was uploaded, or another process
-            writes to the same target at the same time.
+        OutputError: the target cannot be written, does not contain what was uploaded, or another
+            process writes to it at the same time.
     """
     target = Target(*filesystem(url), url)
     files = {"": local} if local.is_file() else {p.name: p for p in sorted(local.iterdir())}
@@ -143,7 +143,7 @@ def _sha256(system: Any, path: str) -> str:
 
 
 def _publish(target: Target, sent: list[UploadedFile], lock: str, *, is_directory: bool) -> None:
-    """Rename the uploaded files to their final names, ``config.json`` last, and compare."""
+    """Rename the uploaded files to their final names, ``config.json`` last, and check them."""
     if is_directory:
         _clear(target, {file.final for file in sent})
         target.make_folder(target.path)
@@ -159,8 +159,8 @@ def _publish(target: Target, sent: list[UploadedFile], lock: str, *, is_director
 def _moved(target: Target, file: UploadedFile) -> Checksums:
     """Move an uploaded file to its final name, and return its checksums.
 
-    The storage may have moved it although its response was lost. Therefore, if there is no file to
-    move, the attempt succeeds if the file with the final name contains what was uploaded.
+    The storage may have moved the file although its response was lost. Therefore, if there is no
+    file to move, the attempt succeeds if the file with the final name contains what was uploaded.
     """
     system, before = target.system, Checksums()
 
@@ -198,15 +198,15 @@ def _contains(system: Any, file: UploadedFile, checksums: Checksums) -> bool:
 
 
 def _checksums(system: Any, path: str) -> Checksums:
-    """Return the checksums of a file that the storage reports, if any."""
+    """Return the checksums that the storage reports for a file; empty if it reports none."""
     info = system.info(path)
     return {mark: info[mark] for mark in CHECKSUMS if info.get(mark)}
 
 
 def _clear(target: Target, finals: set[str]) -> None:
-    """Remove files of the model that is replaced: ``config.json``, then those without a successor.
+    """Remove ``config.json`` of the model that is replaced, then its files without a new version.
 
-    Files that mae-convert does not write are kept.
+    Files with names that mae-convert does not write are kept.
     """
     system = target.system
     if not with_retries(lambda: system.exists(target.path), target.url):
@@ -234,9 +234,9 @@ def _locked(target: Target) -> Iterator[str]:
     """Lock a target, so that only one process at a time moves files to it.
 
     Each process writes its lock file before it lists the lock files of other processes, so at least
-    one of two processes detects the other. The name of a lock file begins with the time. The
-    process with the smaller name waits until the other lock is released; the process with the
-    larger name releases its lock and fails.
+    one of two processes detects the other. The names of lock files are ordered by the time of their
+    creation. The process with the earlier lock waits until the other lock is released; the process
+    with the later lock releases it and fails.
 
     Raises:
         OutputError: another process has locked it.
@@ -269,10 +269,10 @@ def _write_lock(target: Target, lock: str) -> None:
 
 
 def _renew(target: Target, lock: str) -> None:
-    """Renew a lock.
+    """Renew a lock, so that it does not expire.
 
     Raises:
-        OutputError: another process took it for the lock of a killed process and removed it.
+        OutputError: the lock has expired, and another process has removed it.
     """
     if not with_retries(lambda: target.system.exists(lock), target.url):
         raise OutputError(
@@ -318,9 +318,7 @@ def _listed(target: Target, pattern: re.Pattern[str]) -> list[str]:
 def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
     """Return whether a file was written more than `seconds` before the file `than`.
 
-    The times are those of the storage's clock.
-
-    A file without a time is not older.
+    The times are those of the storage's clock. The result is False if a time is not available.
     """
     try:
         return bool((system.modified(than) - system.modified(path)).total_seconds() > seconds)

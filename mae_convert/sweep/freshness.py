@@ -18,16 +18,16 @@ JSON = ".json"
 
 
 def checkpoint_version(text: str) -> Version:
-    """Return values that change when a checkpoint changes, without reading its tensors.
+    """Return values that change when a checkpoint changes; its tensors are not read.
 
     Args:
         text: the path, URL, Hub reference or official name of the checkpoint.
 
     Returns:
-        For local files with tensors, the size and the modification time of each; for other local
-        files (configurations), size and SHA-256; for remote storage, the metadata that the storage
-        reports; for the Hub, the commit. The result is empty if the checkpoint does not exist, and
-        for official checkpoints, which do not change.
+        A dictionary. For a local path it contains the size and the modification time of each file,
+        but the size and the SHA-256 of JSON files. For remote storage it contains the metadata that
+        the storage reports for each file, and for the Hub the commit. It is empty for official
+        checkpoints, which do not change, and if a local path does not exist.
     """
     from mae_convert.sources import HubReference, parse_source
 

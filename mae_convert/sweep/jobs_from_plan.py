@@ -49,12 +49,12 @@ def read_plan(
 
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
-        specified: fields on the command line, which replace those of the plan.
+        specified: the values of fields on the command line, which replace those of the plan.
         allow_code: whether the plan may specify external code and Python interpreters; the command
             line always may.
 
     Raises:
-        PlanError: the plan is invalid; the message names position and field.
+        PlanError: the plan is invalid; the message states the file, the line and the field.
     """
     plans = [text for text in arguments if is_plan(text)]
     if plans and len(arguments) > 1:
@@ -94,7 +94,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
 
 
 def _program(name: str, value: str) -> str:
-    """Return what a value of a plan would run besides the project's own code, or ""."""
+    """Return a phrase for the code that the value of a field would run; "" if it runs none."""
     if name in RUNNERS and names_code(value):
         return "external code"
     if value and (name in INTERPRETERS or (name in RUNNERS and "=" in value)):
@@ -128,7 +128,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the values that all jobs of an entry share, and the lists of different values."""
+    """Return the values that all jobs of an entry share, and the lists of the fields that vary."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():
@@ -233,14 +233,14 @@ def _without_unused_defaults(settings: Settings, entry: Entry) -> Settings:
 
 
 def _completed(settings: Settings) -> Settings:
-    """Return the settings, in which publishing implies a verification and a certificate."""
+    """Return the settings; if they publish a model, verification and a certificate are added."""
     if "publish" in settings and not settings.get("unverified"):
         return {**settings, "verify": True, "certify": True}
     return settings
 
 
 def _contradiction(target: str | None, settings: Settings) -> tuple[str, object] | None:
-    """Return a field that contradicts others, and the reason; None if there is no such field."""
+    """Return a field that contradicts other fields and the reason, or None if no field does."""
     if problem := _field_without_effect(settings):
         return problem
     to, verified = settings.get("to"), settings.get("verify")
@@ -259,7 +259,7 @@ def _contradiction(target: str | None, settings: Settings) -> tuple[str, object]
 def _target_contradiction(
     to: str, target: str | None, settings: Settings
 ) -> tuple[str, object] | None:
-    """Return a field that contradicts the layout `to`, and the reason; None if there is none."""
+    """Return a field that contradicts the layout `to` and the reason, or None if no field does."""
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
@@ -294,7 +294,7 @@ TOGETHER = (
 
 
 def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
-    """Return a field without effect on the job, and the reason; None if there is no such field."""
+    """Return a field that has no effect on the job and the reason, or None without such a field."""
     name = next((name for name in settings if name in VERIFY and settings[name]), None)
     if not settings.get("verify") and name:
         return name, "this field applies to a verification only; add verify: true"
@@ -315,7 +315,7 @@ def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
 
 
 def _names_of(source: str) -> dict[str, str]:
-    """Return the placeholders of a target's name that are not fields: stem, name and parent."""
+    """Return the placeholders ``stem``, ``name`` and ``parent`` with their values for a source."""
     path = PurePosixPath(source.rstrip("/"))
     suffix = next((s for s in sorted(SUFFIX_FORMATS, key=len)[::-1] if path.name.endswith(s)), "")
     stem = path.name.removesuffix(suffix or ("" if Path(source).is_dir() else path.suffix))
@@ -327,7 +327,7 @@ def _filled(template: str, placeholders: Mapping[str, Any]) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise MaeConvertError(f"{template}: {error}", hint="write a brace itself twice") from error
+        raise MaeConvertError(f"{template}: {error}", hint="write a literal brace twice") from error
     filled = ""
     for text, name, specification, conversion in parts:
         filled += text
@@ -355,10 +355,10 @@ def _resolved(target: str, folder: Path) -> str:
 
 
 def refuse_collisions(jobs: Sequence[Job]) -> None:
-    """Refuse duplicate jobs, jobs with the same target, and targets inside another job's source.
+    """Refuse duplicate jobs, jobs with the same target, and targets that overlap with a source.
 
     Raises:
-        PlanError: two jobs conflict; the message names line and field.
+        PlanError: two jobs conflict; the message states the line and the field.
     """
     seen: dict[str, Job] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Estimate the memory that jobs need, measure it while they run, and find what is available."""
+"""Estimate the memory that jobs need, measure their memory, and determine the available memory."""
 
 import math
 import os
@@ -55,7 +55,7 @@ class PeakMemory:
 
 
 def memory_of(process: int) -> int:
-    """Return the bytes of memory of a process and its descendants; 0 if unknown."""
+    """Return the memory of a process and its descendants in bytes; 0 if it is unknown."""
     used = 0
     try:
         used = int(Path(f"/proc/{process}/statm").read_bytes().split()[1]) * PAGE
@@ -80,7 +80,11 @@ def memory_needed_by(job: "Job") -> int:
 
 
 def model_bytes(job: "Job") -> int:
-    """Return the bytes of a job's model in float32; for remote sources, the size of their files."""
+    """Return an estimate of the size of a job's model in float32, in bytes.
+
+    It is the size of the files for remote storage, that of a ViT-L for models on the Hub, and 0 if
+    the source cannot be opened.
+    """
     from mae_convert.families.checkpoint_options import flags_of
     from mae_convert.families.official_models import OfficialFile
     from mae_convert.sources import HubReference, open_source, parse_source, storage
@@ -103,7 +107,7 @@ UNKNOWN_BYTES = 1300 * MB
 
 
 def available_memory() -> int:
-    """Return the bytes of memory available on this machine or in this container."""
+    """Return the memory that is available on this machine or in this container, in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)

@@ -44,17 +44,20 @@ class Runner(Words):
     """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
-        """Return a runner with the usual name of its framework, such as "torch" for "pytorch".
+        """Return the text with the usual name of the framework, such as "torch" for "pytorch".
 
         Raises:
-            ValueError: the text is not a runner.
+            ValueError: the text is neither a framework nor external code.
         """
         name, equals, python = text.partition("=")
         framework = FRAMEWORK_SYNONYMS.get(name, name)
         if framework in FRAMEWORKS and (self.with_python or not equals):
             return f"{framework}{equals}{python}"
         if not names_code(text):
-            raise ValueError(f"{text!r} is not a runner; write {', '.join(FRAMEWORKS)}; or {FORMS}")
+            raise ValueError(
+                f"{text!r} is neither a framework nor code that runs a model; write "
+                f"{', '.join(FRAMEWORKS)}; or {FORMS}"
+            )
         return text
 
 
@@ -121,7 +124,7 @@ LOCAL = ("inputs", "images")  # local paths, relative to the plan
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown field.
+    """Check that a field exists.
 
     Raises:
         MaeConvertError: the field does not exist.
@@ -131,7 +134,9 @@ def check_name(name: str) -> None:
 
 
 def parse(name: str, value: Any) -> Any:
-    """Return a field's value converted to its type, as plain data; None stays None.
+    """Return a value converted to the type of its field, in a form that JSON can represent.
+
+    None is returned unchanged.
 
     Raises:
         MaeConvertError: the field does not exist, or the value does not have its type.
@@ -168,7 +173,7 @@ def _nearest(name: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """The operations on one checkpoint."""
+    """A job of a sweep: the operations on one source checkpoint."""
 
     source: str
     """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
@@ -184,12 +189,12 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """The identifier of this job, independent of file contents."""
+        """The identifier of this job: a hash of its fields, independent of file contents."""
         what = json.dumps([self.source, self.target, dict(self.settings)], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of a results row that identify its job, without credentials.
+        """Return the fields of `Row` that identify this job, without credentials.
 
         A path that is not valid UTF-8 is written with escape sequences, because SQLite stores
         Unicode text.

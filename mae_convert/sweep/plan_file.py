@@ -55,10 +55,10 @@ def is_plan(text: str) -> bool:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Return the entries of a plan.
+    """Return the entries of a plan file.
 
     Raises:
-        PlanError: it cannot be read, or does not have the structure of a plan.
+        PlanError: the file cannot be read, or does not have the structure of a plan.
     """
     try:
         with open_input(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
@@ -160,7 +160,7 @@ def _not_yaml(path: Path, error: Exception) -> PlanError:
 
 
 def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and nodes of a mapping, beginning with those that are merged by ``<<``.
+    """Yield the pairs of key and value node of a YAML mapping, first those merged by ``<<``.
 
     Raises:
         PlanError: the node is not a mapping, or a key occurs twice or is not allowed.
@@ -189,13 +189,15 @@ def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple
 def _with_merged(
     path: Path, node: Any, merged: dict[int, dict[str, Any]], depth: int
 ) -> dict[str, Any]:
-    """Return key → node of a mapping; its own keys replace those that are merged by ``<<``.
+    """Return a dictionary from the keys of a YAML mapping to the nodes of their values.
+
+    The mapping's own keys replace those of mappings that are merged by ``<<``.
 
     Args:
         path: the plan.
-        node: the mapping.
-        merged: the results for other mappings, by the identity of their nodes, so that a mapping
-            that is merged many times is read once.
+        node: the node of the mapping.
+        merged: the results for other mappings by the ``id`` of their nodes, so that a mapping that
+            is merged many times is read once.
         depth: the number of nested merges.
     """
     import yaml
@@ -222,7 +224,7 @@ def _with_merged(
 
 
 def _constructed(path: Path, node: Any, name: str, loader: Any) -> Any:
-    """Return the value of a field: a scalar, or a list of scalars."""
+    """Return the value of a field, a scalar or a list of scalars, from its YAML node."""
     import yaml
 
     parts = node.value if isinstance(node, yaml.SequenceNode) else [node]

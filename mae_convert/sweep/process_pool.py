@@ -1,4 +1,4 @@
-"""The local engine: each job in its own process, as many as memory and cores allow.
+"""The local engine: runs each job in its own process, as many at a time as memory and cores allow.
 
 If a process is killed, its job is run again without other jobs: memory may have run out.
 
@@ -57,11 +57,11 @@ class Limits:
 
 
 def limits(workers: int | None = None, threads: int | None = None) -> Limits:
-    """Return the limits of this machine.
+    """Return the limits for this machine.
 
     Args:
-        workers: the number of jobs at the same time; by default as many as there are cores for
-            `threads`.
+        workers: the maximum number of jobs at the same time; by default the number of cores divided
+            by `threads`.
         threads: the number of threads of the framework in each job; by default the cores are shared
             by the workers.
     """
@@ -104,7 +104,7 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait until the terminated process has ended; kill it if that takes too long."""
+        """Wait for the end of the process, which was terminated; kill it if that takes too long."""
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
@@ -120,7 +120,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
     Args:
         jobs: the jobs.
         allowed: the limits.
-        work: the function that a process calls with its job and the number of threads.
+        work: the function that each process calls with its job and the number of threads.
     """
     context = _multiprocessing_context()
     queue, workers = deque(map(PendingJob, jobs)), list[Worker]()
@@ -143,7 +143,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
 
 
 def _multiprocessing_context() -> Any:
-    """Return the start method of worker processes: a fork server if possible, else new processes.
+    """Return a multiprocessing context: "forkserver" if possible, else "spawn".
 
     A fork server listens on a Unix socket in the directory for temporary files. The operating
     system limits the length of the socket's path, and ``TMPDIR`` of batch systems may be too long.
@@ -160,9 +160,10 @@ def _multiprocessing_context() -> Any:
 def _resources_for(
     pending: PendingJob, workers: Sequence[Worker], allowed: Limits
 ) -> tuple[int, str | None] | None:
-    """Return the memory in bytes and the GPU for a job, or None while the job must wait.
+    """Return the memory in bytes and the GPU to reserve for a job, or None while it must wait.
 
-    A job runs alone if there is no memory for another one, or if its process was killed before.
+    A job runs alone if it needs too much memory to run beside others, or if its process was killed
+    in an earlier attempt.
     """
     gpu = None
     if pending.job.needs_gpu and allowed.gpus:
@@ -198,7 +199,7 @@ def _start(
 
 
 def _ended(workers: Sequence[Worker]) -> list[Worker]:
-    """Wait until at least one worker has sent its row or has ended, and return these workers."""
+    """Wait until workers have sent their row or have ended, and return these workers."""
     ready = wait([worker.connection for worker in workers])
     return [worker for worker in workers if worker.connection in ready]
 

@@ -173,7 +173,7 @@ def error_row(identity: Mapping[str, Any], results: Mapping[str, Any], error: Ba
 
 
 def error_message(error: BaseException) -> str:
-    """Return the message of an error."""
+    """Return the message of an error for a results row."""
     if isinstance(error, MaeConvertError):
         return error.render(as_field)
     if isinstance(error, OSError) and error.strerror:
@@ -184,7 +184,7 @@ def error_message(error: BaseException) -> str:
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    """Return the fields of a row about its verification."""
+    """Return those fields of `Row` that a verdict determines."""
     function = [c.measured for c in verdict.checks if c.name.startswith("function/")]
     own: dict[str, float] = {}
     for check in verdict.checks:
@@ -210,7 +210,7 @@ def _is_number(check: Check) -> bool:
 
 
 def _largest(values: list[Any]) -> float | None:
-    """Return the largest of the distances; NaN and non-numeric values count as infinite."""
+    """Return the largest difference, or None without any; NaN and text count as infinity."""
     numbers = [float(v) if isinstance(v, int | float) else math.inf for v in values]
     return max((math.inf if math.isnan(n) else n for n in numbers), default=None)
 

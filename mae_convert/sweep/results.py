@@ -103,7 +103,7 @@ class Results:
             )
 
     def begun(self) -> set[str]:
-        """Return the targets of all jobs that were ever started, without credentials.
+        """Return the targets of all jobs that any run has started, without credentials.
 
         Raises:
             CheckpointError: the file is corrupt.
@@ -199,12 +199,12 @@ def _is_empty(file: sqlite3.Connection) -> bool:
 
 
 def _check_tables(file: sqlite3.Connection) -> None:
-    """Refuse a file that contains anything but the tables of this version.
+    """Raise an error if a file does not contain exactly the tables of this version.
 
     A view or a generated column of the same name could return values of any type, or never end.
 
     Raises:
-        sqlite3.DatabaseError: it is such a file.
+        sqlite3.DatabaseError: the format or the tables differ.
     """
     stored = file.execute("PRAGMA user_version").fetchone()[0]
     if stored != FORMAT:
@@ -230,10 +230,10 @@ def _stored(value: Any) -> Any:
 
 
 def _loaded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's values with the types of `Row`.
+    """Convert the stored values of a row to the types of `Row`.
 
     Raises:
-        TypeError: a value has another type.
+        TypeError: a stored value has the wrong type.
         ValueError: a value is invalid.
     """
     for name, value in values.items():

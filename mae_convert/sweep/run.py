@@ -36,12 +36,12 @@ class SelectedJobs:
 def select_jobs(
     jobs: Sequence[Job], rows: Mapping[str, Row], *, only_failed: bool = False
 ) -> SelectedJobs:
-    """Select the jobs to run: new ones, failed ones, and those whose files have changed since.
+    """Select the jobs to run: new jobs, failed jobs, and jobs whose files have changed.
 
     Args:
         jobs: the jobs of the plan.
-        rows: the rows of earlier runs, by key.
-        only_failed: skip jobs that have not been run yet or whose files have changed.
+        rows: the rows of earlier runs, by the key of the job.
+        only_failed: whether to skip new jobs and jobs whose files have changed.
     """
     finished, pending, skipped = list[Row](), list[Job](), list[Job]()
     for job in jobs:

@@ -59,7 +59,7 @@ def run_job(job: Job, threads: int | None = None) -> Row:
 
 
 def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
-    """Return an error whose message has the URLs that the user specified, not temporary paths."""
+    """Return an error whose message contains the user's URLs instead of temporary paths."""
     names = (("source", job.source), ("target", job.target), ("converted", job.target))
     for folder_name, name in names:
         if name and storage.is_remote(name) and isinstance(error, MaeConvertError):
@@ -69,7 +69,7 @@ def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
 
 
 def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
-    """Run a job and add its results to ``row_fields`` step by step, so that an error keeps them."""
+    """Run a job and add the results of each step to ``row_fields``, where an error leaves them."""
     row_fields["source_version"] = checkpoint_version(job.source)
     path, origin = _local_path(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
@@ -131,7 +131,7 @@ def _output_path(job: Job, scratch: Path) -> Path:
 
 
 def _default_name(layout: str) -> str:
-    """Return a file name that is valid for any layout."""
+    """Return a name of a file or directory to which a layout can be written."""
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
     from mae_convert.formats.registry import SUFFIX_FORMATS

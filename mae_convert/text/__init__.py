@@ -34,9 +34,9 @@ BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 def for_terminal(text: object) -> str:
     r"""Return text on one line, with every character that is not printable as an escape sequence.
 
-    Control characters could command a terminal, and bidirectional controls reorder what is read;
-    both are shown as ``\x1b`` or ``\u202e``, as are line breaks, lone surrogates and spaces other
-    than U+0020.
+    Control characters could control the terminal, and bidirectional controls change the displayed
+    order of text. Both are shown as escape sequences (``\x1b``, ``\u202e``), and so are line
+    breaks, lone surrogates and spaces other than U+0020.
     """
     line = str(text)
     if line.isprintable():
@@ -60,12 +60,12 @@ def for_html(text: object) -> str:
 
 
 def for_xml(text: object) -> str:
-    """Return text without control characters for an XML writer, which escapes markup itself."""
+    """Return text with escape sequences for control characters; an XML writer escapes markup."""
     return for_terminal(text)
 
 
 def for_markdown(text: object) -> str:
-    """Return text escaped so that it is no Markdown link, tag, emphasis, heading or table cell."""
+    """Return text escaped so that Markdown renders it as plain text, also in a table cell."""
     line = "".join(MARKDOWN_ENTITIES.get(c, c) for c in for_terminal(text).strip())
     line = EMPHASIS.sub(lambda match: f"\\{match[0]}", line)
     line = BARE_LINK.sub(_broken_link, line)
@@ -77,7 +77,7 @@ def _broken_link(match: re.Match[str]) -> str:
 
 
 def code_in_markdown(text: object) -> str:
-    """Return text as Markdown code on one line; it can be used in a table cell."""
+    """Return text as inline code in Markdown, on one line; it can be used in a table cell."""
     line = for_terminal(text)
     if not line or CODE_SPAN_ENDS & set(line):
         return f"<code>{for_markdown(line)}</code>"
@@ -150,13 +150,13 @@ def listing(words: Iterable[str], conjunction: str = "or") -> str:
 
 
 def shown(name: object) -> str:
-    """Return a name that was read from a file, for a message: short, and on one line."""
+    """Return a name from a file for a message: truncated, with unprintable characters escaped."""
     text = str(name)[:LONGEST_SHOWN]
     return text if text.isprintable() else ascii(text)
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Return names for a sentence, truncated after a few."""
+    """Return names joined by commas; after `limit` names, only the number of the others."""
     first = ", ".join(map(shown, names[:limit]))
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 

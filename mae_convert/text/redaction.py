@@ -1,8 +1,9 @@
 """Remove credentials from messages: error messages of servers may repeat them.
 
-The credentials of this process are known by their values: those in environment variables, and the
-token that ``hf auth login`` has stored. Others are recognised by their position (in a URL, after
-the name of a header or parameter) or by the prefix of Hub tokens.
+The values of this process's own credentials are known: those in environment variables and in the
+file of AWS credentials, and the token that ``hf auth login`` has stored. Other credentials are
+recognised by their position (in a URL, after the name of a header or parameter) or by the prefix of
+Hub tokens.
 """
 
 import logging
@@ -65,7 +66,7 @@ USER_OF_ADDRESS = re.compile(r"(\w://)(?:[^\s/@:]*:(?!\d+/)[^\s@]+|[^\s/@]+)@")
 
 
 def without_secrets(text: str) -> str:
-    """Return a message without credentials: for errors, logs and tracebacks."""
+    """Return a message of an error, a log or a traceback with its credentials replaced."""
     for value in sorted(_known(), key=len, reverse=True):
         text = text.replace(value, HIDDEN).replace(quote(value, safe=""), HIDDEN)
     for pattern, replacement in PATTERNS:
@@ -79,11 +80,14 @@ def without_credentials(address: str) -> str:
 
 
 class RedactedError(Exception):
-    """Replaces an error whose text contains credentials: its type, and its text without them."""
+    """Replaces an error whose text contains credentials; it has the type and the redacted text."""
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:
-    """Return an error that can be set as the cause of another without showing credentials."""
+    """Return an error, or a `RedactedError` if its text or its causes contain credentials.
+
+    The result can be set as the cause of another error.
+    """
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

@@ -49,7 +49,7 @@ def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_all
     (job,) = read_plan([str(runs / "runs/checkpoint-0.pth")], named)  # on the command line itself
     assert job.settings["against"][0].endswith("/own.py:build")
     wrong = text.replace("own.py:build", "nonsense").replace("original=mae", "torch")
-    assert "'nonsense' is not a runner" in error_of(runs, wrong)
+    assert "'nonsense' is neither a framework" in error_of(runs, wrong)
     for field in ("python_b: other/python", "against: timm=other/python"):
         interpreter = f"- {{source: runs/checkpoint-0.pth, to: timm, verify: true, {field}}}"
         assert "other/python is a Python interpreter, which a plan" in error_of(runs, interpreter)
@@ -138,8 +138,7 @@ WRONG = {
     JOB + "  to: timm\n  target: ''\n": ", line 4, target: '' is not a valid value; write a text",
     JOB + "  to: timm\n  num_heads: 4.5\n": ", line 4, num_heads: '4.5' is not a whole",
     JOB + "  to: timm\n  mask_ratio: .nan\n": ", line 4, mask_ratio: 'nan' is not a number",
-    JOB
-    + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is not a runner; write torch",
+    JOB + "  to: timm\n  against: keras\n": ", line 4, against: 'keras' is neither a framework nor",
     JOB + "  to: timm\n  [a, b]: 3\n": ", line 4: this is not a field name",
     JOB
     + "  to: timm\n  target: hf://me\n": ", line 4, target: hf://me is not a valid Hub reference",
