@@ -228,7 +228,8 @@ def find_model(
         return find_model(shapes, preferred, None, under)
     exact = [c for c in readable if under is not None and _dotted(under) == c.prefixes[0]]
     chosen, synonyms = _one_model(exact or readable, preferred)
-    same = [c for c in every if c.encoder == chosen.encoder]
+    family = chosen.reading.layout.family  # the problems of other families' layouts are misleading
+    same = [c for c in every if c.encoder == chosen.encoder and c.reading.layout.family == family]
     others = [c.task for c in readable if c.encoder == chosen.encoder and c.used != chosen.used]
     incomplete = {task: _why_not(same, task) for task in TASKS}
     readable_tasks = {c.task for c in same if c.readable}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mae_convert.checkpoint.warnings import not_read
 from mae_convert.families import families
 from mae_convert.formats.tensor import LazyTensor, sha256
 
@@ -188,6 +189,7 @@ def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
         "fields": {name: None if name in missing else value for name, value in fields.items()},
         "assumed": {name: entry for name, entry in assumed.items() if name in fields},
         "missing": missing,
+        "not_read": not_read(checkpoint),
     }
 
 

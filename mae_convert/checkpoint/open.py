@@ -10,7 +10,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, Origin, naming
 from mae_convert.checkpoint.extraction import RecognisedModel, UndecidedError, recognise_model
 from mae_convert.checkpoint.recognition import Reading, explain
 from mae_convert.checkpoint.unknown_fields import unread
-from mae_convert.errors import ConfigurationError, LayoutError, Option
+from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError, Option
 from mae_convert.families import families, family_of
 from mae_convert.families.canonical import BATCH_NORM, TASKS, square_grid
 from mae_convert.families.checkpoint_options import Flags
@@ -18,10 +18,12 @@ from mae_convert.families.configuration import Configuration, resolve
 from mae_convert.families.evidence import Evidence
 from mae_convert.files.strict_json import check_document
 from mae_convert.formats import Container, open_container
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.registry import PTH, SAFETENSORS
 from mae_convert.formats.tensor import LazyTensor
 from mae_convert.formats.wrappers import NoSuchKeyError
 from mae_convert.layouts.table import read_tensors
+from mae_convert.text import listing
 
 POSITION_EMBEDDINGS = {"encoder.position_embedding", "decoder.position_embedding"}
 NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
@@ -261,6 +263,8 @@ def _opened(
     container, reading, canonical = canonical_tensors(container, match.reading)
     order = family_of(reading.layout).schema(configuration.model, reading.task)
     stored = match.stripped.stored
+    for rule in reading.rules:
+        _require_floating_point(container, rule.external, stored[rule.external])
     dropped = {stored[name]: reason for name, reason in reading.dropped.items()}
     return Checkpoint(
         container=container,
@@ -278,6 +282,18 @@ def _opened(
         also=match.also,
         incomplete=match.incomplete,
     )
+
+
+def _require_floating_point(container: Container, external: str, stored: str) -> None:
+    """Refuse weights that are integers or complex numbers, such as those of a quantized model."""
+    dtype = container.tensors[external].dtype
+    if dtype.kind in "biuc":
+        raise CheckpointError(
+            container.path,
+            f": {stored} has dtype {dtype}, but weights must be {listing(DTYPES)}",
+            hint="write it as float32 with the program that wrote the file; dequantize a "
+            "quantized model first",
+        )
 
 
 def _relative(container: Container, reading: Reading) -> Any:

@@ -306,8 +306,8 @@ def _sides(kind: str, value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-CREATED = "zeros: a new classifier head (option num_labels)"
-ONES = "ones: the norm before a new classifier head (option num_labels)"
+CREATED = "zeros: a new classifier head for fine-tuning"
+ONES = "ones: the norm before a new classifier head for fine-tuning"
 NORM_WEIGHT = "head.norm.weight"
 
 

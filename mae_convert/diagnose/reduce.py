@@ -20,8 +20,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.diagnose.formulas import Formula, Location, Model, formula_of, position_row
 from mae_convert.diagnose.reproducer import Script, script_text
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.files.atomic import rename_to_new
-from mae_convert.files.staging import staging_beside
+from mae_convert.files.atomic import rename_to_new, staging_for
 from mae_convert.runtime.children import TIME_LIMIT_VARIABLE, Clock, environment_of_child
 from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.trace import Trace
@@ -334,7 +333,7 @@ def write_reproducer(reproducer: Reproducer, folder: Path) -> str:
     """
     if folder.exists():
         raise OutputError(folder, " exists", hint="specify a directory that does not exist")
-    with staging_beside(folder) as staging:
+    with staging_for(folder) as staging:
         directory = staging / "reproducer"
         directory.mkdir()
         np.savez(directory / "reproduce.npz", **dict(reproducer.arrays), allow_pickle=False)

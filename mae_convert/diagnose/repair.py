@@ -22,8 +22,7 @@ from mae_convert.diagnose.tensor_differences import grouped_causes, grouped_name
 from mae_convert.diagnose.tensor_repairs import UNEXPLAINED, TensorRepair, differing, tensor_repairs
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
-from mae_convert.files.atomic import rename_to_new
-from mae_convert.files.staging import staging_beside
+from mae_convert.files.atomic import rename_to_new, staging_for
 from mae_convert.files.strict_json import plain
 from mae_convert.runtime.sides import Side
 from mae_convert.text import listing
@@ -153,9 +152,9 @@ def repair(
     """
     if os.path.lexists(out):
         raise OutputError(out, " exists and is not replaced", hint="choose another name")
-    planned = plan_repair(a, b)
-    _require_explained(planned, restore=restore)
-    with staging_beside(out) as folder:
+    with staging_for(out) as folder:
+        planned = plan_repair(a, b)
+        _require_explained(planned, restore=restore)
         target = folder / out.name
         write_repaired(planned, target)
         repaired = open_checkpoint(target)

@@ -277,7 +277,8 @@ def _per_channel(name: str, value: Any, channels: int, source: str) -> tuple[flo
         type(number) in (int, float) and math.isfinite(number) for number in numbers
     ):
         raise ConfigurationError(
-            f"{name} is {value!r} ({source}), but must be {channels} numbers, one for each channel"
+            *(f"{name} is {value!r} (", _option_of(source), f"), but must be {channels} numbers, "),
+            "one for each channel",
         )
     return tuple(numbers)
 
@@ -371,17 +372,24 @@ def _values_along(
     }
 
 
+def _option_of(source: str) -> Option | str:
+    """Return the source of a value as a part of a message."""
+    name = source.removeprefix("option ")
+    return Option(name) if name != source else source
+
+
 def _check_heads(name: str, heads: Any, source: str, evidence: Evidence) -> None:
     width_field = name.replace("num_attention_heads", "hidden_size")
     width = evidence.geometry[width_field]
     if type(heads) is not int:
         raise ConfigurationError(
-            f"{name} is {heads!r} ({source}), but must be a whole number",
+            *(f"{name} is {heads!r} (", _option_of(source), "), but must be a whole number"),
             hint=("specify the number of heads with ", named(name)),
         )
     if heads < 1 or width % heads:
         raise ConfigurationError(
-            f"{heads} attention heads ({source}) do not divide {width_field} {width}",
+            *(f"{heads} attention heads (", _option_of(source)),
+            f") do not divide {width_field} {width}",
             hint=("specify the number of heads with ", named(name)),
         )
 

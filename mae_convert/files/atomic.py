@@ -253,6 +253,19 @@ def replacing_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def staging_for(target: Path) -> Iterator[Path]:
+    """Create a temporary directory beside an output, and remove it with its content at the end.
+
+    Raises:
+        OutputError: the directory of the output does not exist or is not writable.
+    """
+    with ExitStack() as stack:
+        with os_errors_explained(target):
+            folder = stack.enter_context(staging_beside(target))
+        yield folder
+
+
+@contextmanager
 def _one(target: Destination) -> Iterator[Staged]:
     with os_errors_explained(target.target), staging_beside(target.target) as folder:
         yield Staged(target, folder)

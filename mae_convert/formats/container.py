@@ -96,7 +96,6 @@ CONFIG, PREPROCESSOR, PROCESSOR = (
     "processor_config.json",
 )
 JSON_NAMES = (CONFIG, PREPROCESSOR, "conversion.json", "adapter_config.json", PROCESSOR)
-CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
 SIGNATURE_NAMES = ("attestation.json", "model.sig")
 IMAGE_STATISTICS = ("image_mean", "image_std")
 

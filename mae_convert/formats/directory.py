@@ -6,6 +6,7 @@ from pathlib import Path
 from mae_convert.errors import CheckpointError
 from mae_convert.formats.contents import reading
 from mae_convert.formats.registry import (
+    CERTIFICATE_NAMES,
     DIRECTORY_SUFFIXES,
     FORMATS,
     INDEX_NAMES,
@@ -72,6 +73,7 @@ def _find_in(directory: Path) -> Path:
     """Return the file with weights: one with a conventional name, else any checkpoint."""
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
+    files = [path for path in files if not _is_certificate(path.name)]
     if directory / METADATA in files:
         return directory / METADATA
     if parts := [path for path in files if DEEPSPEED.fullmatch(path.name)]:
@@ -107,6 +109,11 @@ def _find_in(directory: Path) -> Path:
     raise CheckpointError(
         directory, f" contains no weights; looked for {names_of_weights}", hint="name the file"
     )
+
+
+def _is_certificate(name: str) -> bool:
+    """Return whether a name is that of a certificate's file, which contains no weights."""
+    return name in CERTIFICATE_NAMES or name.endswith(tuple(f".{n}" for n in CERTIFICATE_NAMES))
 
 
 def _is_conventional(path: Path) -> bool:

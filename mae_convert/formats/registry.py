@@ -208,6 +208,9 @@ DIRECTORY_SUFFIXES = tuple(
 _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
 INDEX_SUFFIX = ".index.json"
 METADATA = ".metadata"  # of a distributed checkpoint
+CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
+"""The files of a certificate in a model directory; beside a file, its name precedes them."""
+
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
 """The conventional names of the weights in a model directory, the preferred one first."""
 

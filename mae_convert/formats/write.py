@@ -13,10 +13,17 @@ from mae_convert.files.atomic import Destination, Staged, flush, os_errors_expla
 from mae_convert.files.byte_ranges import ByteFile, open_input
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.files.workers import Advance, Progress, WorkerThreads
-from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES, read_contents
+from mae_convert.formats.container import JSON_NAMES, read_contents
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.output_file import OutputFile, Weights
-from mae_convert.formats.registry import BIN, FORMATS, INDEX_NAMES, INDEX_SUFFIX, WEIGHTS_NAMES
+from mae_convert.formats.registry import (
+    BIN,
+    CERTIFICATE_NAMES,
+    FORMATS,
+    INDEX_NAMES,
+    INDEX_SUFFIX,
+    WEIGHTS_NAMES,
+)
 from mae_convert.formats.shards import (
     SHARD,
     index_of,

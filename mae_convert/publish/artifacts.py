@@ -9,8 +9,8 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.errors import CheckpointError, MaeConvertError, Option
-from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES
-from mae_convert.formats.registry import FORMATS, NPZ
+from mae_convert.formats.container import JSON_NAMES
+from mae_convert.formats.registry import CERTIFICATE_NAMES, FORMATS, NPZ
 from mae_convert.sources.select_files import KERAS_SUFFIXES, PREFERENCE
 from mae_convert.text import shown
 from mae_convert.verify.certificate import Certificate, read_certificate

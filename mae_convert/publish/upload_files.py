@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.files.byte_ranges import ByteFile, open_sha256
-from mae_convert.formats.container import CERTIFICATE_NAMES, SIGNATURE_NAMES
-from mae_convert.formats.registry import INDEX_SUFFIX
+from mae_convert.formats.container import SIGNATURE_NAMES
+from mae_convert.formats.registry import CERTIFICATE_NAMES, INDEX_SUFFIX
 from mae_convert.formats.shards import SHARD
 from mae_convert.publish.artifacts import Artifact, beside
 from mae_convert.sources.select_files import CERTIFICATES_FOLDER, PREFERENCE

@@ -147,16 +147,17 @@ class Running:
 
     def _failure(self, errors: str) -> MaeConvertError:
         side, status = self.run.side, self.process.returncode
-        if status == 0 and self.run.foreign is not None:
+        lines = [line for line in errors.strip().splitlines() if line.strip()]
+        if self.run.foreign is not None and _was_ended(status, lines):
+            said = f" (status {status}: {lines[-1]})" if status and lines else ""
             return MaeConvertError(
-                f"{self.run.label} ended without a result",
+                f"{self.run.label} ended without a result{said}",
                 hint="remove sys.exit from the code, and statements that run when it is imported",
             )
         if status == 0:
             return MaeConvertError(
                 f"{side.python} ran but wrote no result", hint="is it a Python interpreter?"
             )
-        lines = [line for line in errors.strip().splitlines() if line.strip()]
         last: Text = _reported(lines[-1]) if lines else f"status {status}"
         if status == UNREAD:
             return UnreadFileError(last)
@@ -168,6 +169,12 @@ class Running:
         label = self.run.foreign.label
         has_label = MaeConvertError(last).message.startswith(label)
         return kind(last) if has_label else kind(f"{self.run.label} failed: ", last)
+
+
+def _was_ended(status: int, lines: Sequence[str]) -> bool:
+    """Return whether external code ended its process: the child reports its own errors."""
+    failed = any(line.startswith((REPORT, "Traceback ")) for line in lines)
+    return status == 0 or (status > 0 and not failed)
 
 
 def _reported(line: str) -> Text:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mae_convert.errors import CheckpointError, HubError
-from mae_convert.formats.container import CERTIFICATE_NAMES, JSON_NAMES, SIGNATURE_NAMES
+from mae_convert.formats.container import JSON_NAMES, SIGNATURE_NAMES
 from mae_convert.formats.directory import KERAS_SUFFIX, is_read_beside
 from mae_convert.formats.registry import (
+    CERTIFICATE_NAMES,
     DIRECTORY_SUFFIXES,
     FORMATS,
     INDEX_NAMES,

@@ -125,7 +125,9 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise CheckpointError(
-            folder, f" has no signature {SIGNATURE}", hint="leave out the key or the identity"
+            folder,
+            f" has no signature {SIGNATURE}",
+            hint="sign it with `mae-convert attest`, or leave out the key or the identity",
         )
     if problem := trust.problem(folder, signature):
         return [Check("certificate/signature", False, problem, "valid")]

@@ -27,9 +27,9 @@ from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
 from mae_convert.files.atomic import write_file
 from mae_convert.files.byte_ranges import ByteFile, file_sha256, is_plain_name, kind_of, open_sha256
 from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
-from mae_convert.formats.container import CERTIFICATE_NAMES
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.directory import is_read_beside
+from mae_convert.formats.registry import CERTIFICATE_NAMES
 from mae_convert.runtime.inputs import check_inputs, inputs_sha256
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import check_trace, has_control_characters

@@ -49,6 +49,9 @@ class Step:
     errors: Mapping[str, tuple[float, float, float]]
     """Dtype → the rounding errors of A and B, and the limit for both."""
 
+    is_finite: bool = True
+    """Whether A's float64 results of the step, and therefore its input, are finite."""
+
     @property
     def differs(self) -> bool:
         """Whether B computes a different result from A in this step."""
@@ -123,7 +126,8 @@ def steps(exact: Trace, rounded: Trace | None, isolated: Trace) -> Iterator[Step
             for dtype in dtypes
         }
         at = differing[0] if differing else None
-        yield Step(step, float(np.max(list(distances.values()))), at, errors)
+        is_finite = all(np.isfinite(a[name]).all() for name in results)
+        yield Step(step, float(np.max(list(distances.values()))), at, errors, is_finite)
 
 
 def step_of(result: str) -> str | None:
@@ -162,14 +166,26 @@ def checks(steps_run: Sequence[Step]) -> Iterator[Check]:
 
 def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
     """Yield sentences that name the differing steps."""
-    if differing := [step for step in steps_run if step.differs]:
-        named = [f"{step.name} (first at {step.at})" for step in differing[:MOST_NAMED]]
-        more = len(differing) - len(named)
-        names = ", ".join(named) + (f" and {more} more" if more else "")
-        equal = len(steps_run) - len(differing)
-        same = "no other step was compared" if not equal else f"the other {equal} steps agree"
-        yield f"with A's input, B computes a different result in {names}; {same}"
+    comparable = [step for step in steps_run if step.is_finite]
+    if differing := [step for step in comparable if step.differs]:
+        named = [f"{step.name} (first at {step.at})" for step in differing]
+        equal = len(comparable) - len(differing)
+        others = "step agrees" if equal == 1 else "steps agree"
+        same = f"the other {equal} {others}" if equal else "no other step was compared"
+        yield f"with A's input, B computes a different result in {_listed(named)}; {same}"
+    if unknown := [step.name for step in steps_run if not step.is_finite]:
+        yield (
+            f"A's own results are NaN or infinite in {_listed(unknown)}, so it cannot be "
+            "determined whether B computes the same there"
+        )
     for dtype in steps_run[0].errors if steps_run else ():
-        names = ", ".join(s.name for s in steps_run if s.is_imprecise(dtype))
+        finite = [step for step in comparable if np.isfinite(step.function)]
+        names = ", ".join(step.name for step in finite if step.is_imprecise(dtype))
         if names:
             yield f"with the same {dtype} input, the rounding errors are too large in {names}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and the number of the others."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
+from mae_convert.checkpoint.diff import unread_tensors
 from mae_convert.checkpoint.fingerprint import (
     Fingerprint,
     TensorDigest,
@@ -129,21 +130,24 @@ def _of_tensors(
     a: CheckpointInfo, b: CheckpointInfo, first: Checkpoint, second: Checkpoint
 ) -> Lineage:
     """Return the relation of two checkpoints whose tensors are available."""
-    rests_on = ("all tensors of A and B, which were read",)
+    ignored = unread_tensors(first, second)
+    which = " that their models use" if ignored else ""
+    rests_on = (f"all tensors of A and B{which}, which were read",)
     left, right = a.fingerprint.tensors, b.fingerprint.tensors
     different = _differing(left, right)
     configuration, not_compared = _configuration(first, second)
     common: dict[str, Any] = {
         "rests_on": rests_on,
         "configuration": configuration,
-        "not_compared": not_compared,
+        "not_compared": (*not_compared, *ignored),
     }
     if not different:
         return Lineage(SAME, "A and B have the same weights", equal=len(left), **common)
+    evidence = (f"{rests_on[0]}, and the steps, applied again",)
     if derived := _derived((first, left), (second, right), "B is A"):
-        return derived
+        return _with_evidence(derived, evidence, ignored)
     if derived := _derived((second, right), (first, left), "A is B"):
-        return _swapped(derived)
+        return _with_evidence(_swapped(derived), evidence, ignored)
     common["equal"] = len(left.keys() | right.keys()) - len(different)
     if _same_encoder(left, right):
         sentence = "B's encoder is bit-identical to A's"
@@ -163,7 +167,8 @@ def _unrelated(
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
     if shared:
         sentence = (
-            f"B is not A: {len(different)} tensors differ, and no declared step explains the "
+            f"B is not A: {plural(len(different), 'tensor')} "
+            f"{'differs' if len(different) == 1 else 'differ'}, and no declared step explains the "
             "difference"
         )
         return Lineage(PARTLY, sentence, tensors=tuple(different), **common)
@@ -201,7 +206,7 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
         DERIVED,
         f"{pair} after its declared steps, which were applied again with an identical result"
         + left_over,
-        rests_on=("all tensors of A and B, which were read, and the steps, applied again",),
+        rests_on=(),
         steps=tuple(steps),
         recomputed=True,
         equal=len(expected),
@@ -209,6 +214,10 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
         configuration=configuration,
         not_compared=not_compared,
     )
+
+
+def _with_evidence(result: Lineage, rests_on: tuple[str, ...], ignored: Sequence[str]) -> Lineage:
+    return replace(result, rests_on=rests_on, not_compared=(*result.not_compared, *ignored))
 
 
 def _swapped(result: Lineage) -> Lineage:

@@ -18,6 +18,7 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, Option,
 
 NETWORK = ("TUFError", "NetworkError", "DownloadError", "ConnectionError", "MaxRetryError")
 LONGEST = 100
+CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing supports
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Signer:
                 hint=("leave ", Option("signing_certificate"), " out"),
             )
         require_files([self.private_key, self.certificate, *self.chain, self.trust_config])
+        if self.private_key is not None:
+            _require_private_key(self.private_key, self.password)
 
     def _configured(self, config: Any) -> Any:
         if self.keyless:
@@ -109,7 +112,9 @@ class Signer:
                 signing_certificate=self.certificate,
                 certificate_chain=self.chain or [self.certificate],
             )
-        return config.use_elliptic_key_signer(private_key=self.private_key, password=self.password)
+        # The library passes the password on to cryptography, which accepts only bytes.
+        password = None if self.password is None else self.password.encode()
+        return config.use_elliptic_key_signer(private_key=self.private_key, password=password)
 
     def _failure(self, error: Exception) -> MaeConvertError:
         if self.keyless:
@@ -261,6 +266,44 @@ def _require_public_key(path: Path) -> None:
             path,
             " is not the public key of an elliptic curve in PEM",
             hint="get it from the private key: `openssl ec -in KEY -pubout`",
+        )
+
+
+def _require_private_key(path: Path, password: str | None) -> None:
+    """Require that a file contains the private key of an elliptic curve, and the password fits."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    option = Option("password_file")
+    try:
+        secret = None if password is None else password.encode()
+        key = load_pem_private_key(path.read_bytes(), secret or None)
+        if secret == b"":
+            raise MaeConvertError(
+                path, " cannot sign: the password is empty", hint=("leave ", option, " out")
+            )
+    except TypeError as error:  # a password without an encrypted key, or the reverse
+        is_encrypted = not password
+        problem = "it is encrypted" if is_encrypted else "a password is specified, but it has none"
+        hint = (
+            ("specify the file of its password with ", Option("password_file", placeholder="PATH"))
+            if is_encrypted
+            else ("leave ", option, " out")
+        )
+        raise MaeConvertError(path, f" cannot sign: {problem}", hint=hint) from error
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        if password and b"ENCRYPTED" in path.read_bytes():
+            raise MaeConvertError(
+                path, " cannot sign: its password is another one", hint=("check ", option)
+            ) from error
+        key = None
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
+        raise MaeConvertError(
+            path,
+            " cannot sign: it is not a private key of the elliptic curve P-256, P-384 or P-521 in "
+            "PEM",
+            hint="create one: `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
         )
 
 

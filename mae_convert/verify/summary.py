@@ -37,6 +37,10 @@ GROUPS = (
     (SPECIFIED, "assumptions about the function that both sides share"),
     ("certificate/", "the certificate"),
 )
+SIGNED = tuple(
+    f"certificate/{name}"
+    for name in ("signature", "files without a signature", "statement", "subjects", "predicate")
+)
 FUNCTION = "function/"
 DEPTH = re.compile(
     r"(encoder|decoder)\.(embedding|norm|blocks\.\d+\.output)|head\.norm|last_hidden_state|logits"
@@ -174,6 +178,11 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
             "outputs are NaN, so it cannot be determined whether these are the same function"
+        )
+    if failed and verdict.replayed and all(check.name in SIGNED for check in failed):
+        return "NOT SIGNED", (
+            "B computes the results of its certificate, but its signature or its signed statement "
+            "is not valid"
         )
     if not verdict.passed and verdict.replayed:
         return "DIFFERENT", "B is not the certified model, or its outputs have changed"
@@ -315,7 +324,8 @@ def step_rows(
 
     Returns:
         The column headings, and for each step its cells and a verdict: "ok", "DIFFERENT" (in
-        float64), or "IMPRECISE" (the rounding error of a side is too large).
+        float64), "NOT FINITE" (a result is NaN), or "IMPRECISE" (the rounding error of a side is
+        too large).
     """
     dtypes = list(steps[0]["rounding"])
     columns = ["each step with A's input", "B, float64"]
@@ -326,7 +336,8 @@ def step_rows(
         precise = all(e[side] <= e["limit"] for e in errors for side in "AB")
         cells = [step["step"], format_number(step["difference"])]
         cells += [format_number(e[side]) for e in errors for side in "AB"]
-        rows.append((cells, "DIFFERENT" if step["at"] else "ok" if precise else "IMPRECISE"))
+        word = "NOT FINITE" if _is_nan(step["difference"]) else "DIFFERENT"
+        rows.append((cells, word if step["at"] else "ok" if precise else "IMPRECISE"))
     return columns, rows
 
 

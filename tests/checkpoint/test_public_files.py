@@ -12,17 +12,19 @@ import safetensors.torch
 import torch
 
 from mae_convert.checkpoint.diff import diff
-from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
+from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint, fingerprint_report
 from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.errors import ConfigurationError, LayoutError
+from mae_convert.errors import CheckpointError, ConfigurationError, LayoutError
 from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.child_files import stage
 from mae_convert.runtime.loaders import pytorch_state_dict
 from mae_convert.runtime.loading import load_model
 from mae_convert.runtime.saving import save_model
+from mae_convert.verify.lineage import lineage
+from mae_convert.verify.lineage_records import describe_checkpoint
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -173,7 +175,27 @@ def test_additional_tensors_are_dropped_by_name_with_a_reason(request, opened, n
     assert all(checkpoint.dropped.values())
     assert diff(checkpoint, plain).same
     assert len(diff(checkpoint, plain).not_read) >= 1
+    assert fingerprint_report(checkpoint)["not_read"]
+    result = lineage(describe_checkpoint(checkpoint), describe_checkpoint(plain))
+    assert result.relation == "same weights"
+    assert result.rests_on == ("all tensors of A and B that their models use, which were read",)
+    assert any(sentence.startswith("A's ") for sentence in result.not_compared)
     assert inspect(checkpoint)["dropped"] == dict(checkpoint.dropped)
+
+
+def test_a_decoder_of_other_shapes_is_dropped_with_the_reason(mae, opened):
+    """The problems of video layouts, which have the same names, are not mentioned."""
+    checkpoint = opened({**mae, "decoder_pos_embed": noise(1, 3, 8)})
+    assert checkpoint.task == "encoder"
+    assert "decoder_pos_embed has shape (1, 3, 8)" in checkpoint.dropped["decoder_pos_embed"]
+    assert not any("dimensions" in reason for reason in checkpoint.dropped.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_not_floating_point_are_refused(mae, opened, dtype):
+    name = "blocks.0.attn.proj.weight"
+    with pytest.raises(CheckpointError, match=f"{name} has dtype .*; write it as float32"):
+        opened({**mae, name: mae[name].to(dtype)})
 
 
 DECODERS = {

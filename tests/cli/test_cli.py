@@ -77,6 +77,9 @@ def test_inspect_reports_assumed_fields_and_their_sources(command, pretrain):
     )
     assert report["assumed"]["num_attention_heads"] == {"value": 4, "source": "option num_heads"}
     assert report["assumed"]["layer_norm_eps"]["source"] == "convention of the facebook layout"
+    text = command("inspect", pretrain.checkpoint, *pretrain.heads).out
+    assert "option --num-heads" in text
+    assert "option num_heads" not in text
     assert report["tensors"] == 74
     assert report["dtypes"] == {"float32": 74}
     assert report["official"] is None
@@ -230,7 +233,7 @@ def test_invalid_file_is_refused_in_one_sentence_and_no_file_is_left(
 
 BAD_CALLS = [
     (["--to", "nonsense"], "unknown layout"),
-    (["--to", "transformers", "--num-heads", "7"], "do not divide"),
+    (["--to", "transformers", "--num-heads", "7"], "7 attention heads (--num-heads) do not divide"),
     (["--to", "transformers", "--num-heads", "0"], "0 is less than 1"),
     (["--to", "transformers", "--task", "paint"], "unknown task"),
     (["--to", "transformers", "--layer-norm-eps", "-1"], "invalid"),

@@ -190,6 +190,21 @@ def test_equal_models_are_not_repaired(source, target, tmp_path):
         repair(source, target(), tmp_path / "b.safetensors", SIDES)
 
 
+def test_output_that_cannot_be_written_is_refused_with_its_name(source, target, tmp_path, command):
+    b = target(alone("encoder.cls_token", np.zeros_like))
+    for out, words in (("none/out.pth", "does not exist"), ("b.safetensors/out.pth", "is a file")):
+        result = command("repair", source.path, b.path, tmp_path / out)
+        assert (result.status, f"{out} cannot be written: its directory {words}" in result.err) == (
+            2,
+            True,
+        ), result.err
+        result = command("verify", source.path, b.path, "--reduce", tmp_path / out)
+        assert (result.status, f"{out} cannot be written: its directory {words}" in result.err) == (
+            2,
+            True,
+        ), result.err
+
+
 def test_repair_that_does_not_pass_verification_is_not_written(
     source, target, tmp_path, monkeypatch
 ):

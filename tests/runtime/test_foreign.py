@@ -189,7 +189,8 @@ def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tm
         ("ACTIVATIONS = {", "ACTIVATIONS = 3, {", "ACTIVATIONS is not a dictionary of strings"),
         ('("last_hidden_state", "mask")', '"mask"', "OUTPUTS is not a tuple of names"),
         ('LAYOUT = "facebook"', 'LAYOUT = "nonsense"', "unknown layout 'nonsense'.*change LAYOUT"),
-        ("import torch\n", "import sys; sys.exit(0)\n", "ended without a result"),
+        ("import torch\n", "import sys; sys.exit(0)\n", "ended without a result; remove"),
+        ("import torch\n", "import sys; sys.exit(3)\n", "ended without a result; remove"),
         ("def build", "def make", "there is no function or class of that name"),
     ],
 )
@@ -197,6 +198,7 @@ def test_error_in_the_external_code_is_reported_in_one_sentence(encoder, own, ol
     with pytest.raises(MaeConvertError, match=words) as raised:
         run_alone(encoder, own(old, new))
     assert "own.py:build" in str(raised.value)
+    assert raised.value.exit_status == 2
 
 
 def test_code_runs_a_side_itself(encoder, own):

@@ -170,6 +170,43 @@ def _sign_again(folder, private):
 
 
 @needs_package
+def test_a_key_with_a_password_signs(signed, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    def write(name, key, encryption):
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+        )
+        (tmp_path / name).write_bytes(pem)
+        return tmp_path / name
+
+    folder, private, public = signed
+    key = serialization.load_pem_private_key(private.read_bytes(), None)
+    encrypted = write("encrypted.pem", key, serialization.BestAvailableEncryption(b"secret"))
+    for signer, words in (
+        (Signer(encrypted), "it is encrypted; .*password_file"),
+        (Signer(encrypted, password=""), "it is encrypted"),
+        (Signer(encrypted, password="other"), "its password is another one"),
+        (Signer(private, password="secret"), "a password is specified, but it has none"),
+        (Signer(private, password=""), "the password is empty"),
+        (
+            Signer(
+                write(
+                    "rsa.pem", rsa.generate_private_key(65537, 2048), serialization.NoEncryption()
+                )
+            ),
+            "not a private key of the elliptic curve",
+        ),
+    ):
+        with pytest.raises(MaeConvertError, match=f"cannot sign: .*{words}"):
+            attest(folder, signer)
+    (folder / SIGNATURE).unlink()
+    attest(folder, Signer(encrypted, password="secret"))
+    assert failed(folder, public) == []
+
+
+@needs_package
 def test_a_certificate_signs_and_is_verified_by_its_authority(signed, tmp_path, command):
     folder, private, public = signed
     root, issue = authority(tmp_path)
@@ -283,6 +320,7 @@ def test_the_signature_of_another_model_or_key_fails(signed, tmp_path, command):
     result = command("verify", folder, "--public-key", public)
     assert result.status == 1
     assert "certificate/signature" in result.out
+    assert "NOT SIGNED: B computes the results of its certificate" in result.out
 
 
 @needs_package

@@ -54,6 +54,15 @@ def copy(certified, tmp_path):
     return tmp_path / "elsewhere"
 
 
+def test_the_arrays_of_a_certificate_are_not_weights(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="contains no weights"):
+        open_checkpoint(copy)
+    (copy / ARRAYS).rename(copy / f"mae.pth.{ARRAYS}")  # the name beside a file
+    with pytest.raises(CheckpointError, match="contains no weights"):
+        open_checkpoint(copy)
+
+
 def test_certificate_records_what_was_verified(certified):
     document = json.loads((certified / DOCUMENT).read_text())
     assert (document["passed"], document["proven"]) == (True, True)

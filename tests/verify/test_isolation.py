@@ -15,6 +15,7 @@ from mae_convert.families.checkpoint_options import Flags
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace
 from mae_convert.verify import isolation
+from mae_convert.verify.summary import step_rows
 from mae_convert.verify.verification import Options, run_verification
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -157,6 +158,21 @@ def test_non_finite_values_fail(results):
         }
         assert f"isolated/{dtype}" in "".join(failed)
         assert all("encoder.blocks.0" in name for name in failed)
+
+
+def test_steps_with_non_finite_inputs_are_not_called_different(results):
+    exact, rounded, isolated = (
+        replace(t, arrays={n: a * np.nan if "blocks" in n else a for n, a in t.arrays.items()})
+        for t in results
+    )
+    steps = list(isolation.steps(exact, rounded, isolated))
+    assert sum(not check.passed for check in isolation.checks(steps)) == 6
+    assert list(isolation.in_words(steps)) == [
+        "A's own results are NaN or infinite in encoder.blocks.0, encoder.blocks.1, so it cannot "
+        "be determined whether B computes the same there"
+    ]
+    rows = step_rows([step.plain() for step in steps])[1]
+    assert [word for _, word in rows] == ["ok", "NOT FINITE", "NOT FINITE"]
 
 
 def test_without_the_source_it_is_refused(command, certified):

@@ -1,5 +1,6 @@
 """Commands that run models and compare their outputs."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -466,9 +467,10 @@ def _check_outputs(
 
     Raises:
         UsageError: an output cannot be written with these arguments.
-        OutputError: the directory of the reproducer exists or has no parent directory.
+        OutputError: the directory of the reproducer exists or cannot be created.
     """
     from mae_convert.errors import OutputError
+    from mae_convert.files.atomic import staging_for
 
     if trust is not None:
         if b is not None:
@@ -487,9 +489,10 @@ def _check_outputs(
         raise click.UsageError("--reduce needs A and B; a certificate does not contain A's weights")
     if quick:
         raise click.UsageError("--reduce needs the intermediate activations: leave out --quick")
-    if reduce.exists() or not reduce.parent.is_dir():
-        problem = " exists" if reduce.exists() else ": its parent directory does not exist"
-        raise OutputError(reduce, problem, hint="specify a new directory")
+    if os.path.lexists(reduce):
+        raise OutputError(reduce, " exists", hint="specify a new directory")
+    with staging_for(reduce):  # so that a directory without write permission is reported now
+        pass
 
 
 def _reduce(verification: "Verification", folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Consoles and tables for output to a terminal or into a pipe."""
 
+import re
 import sys
 from collections.abc import Container, Iterable, Mapping
 from textwrap import wrap
@@ -13,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from mae_convert.cli.streams import discard_output
+from mae_convert.errors import Option, as_option
 from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal
 
@@ -122,6 +124,11 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
     return Pairs(rows)
 
 
+def with_options(source: str) -> str:
+    """Return the source of a value with options as on a command line: option --num-heads."""
+    return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
+
+
 def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return a table of configuration fields that are not stored in tensors: value and source."""
     grid = WordGrid(
@@ -129,5 +136,9 @@ def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
         pad_edge=False,
     )  # fmt: skip
     for name, entry in assumed.items():
-        grid.add_row(f"  {markup(name)}", markup(plain(entry["value"])), markup(entry["source"]))
+        grid.add_row(
+            f"  {markup(name)}",
+            markup(plain(entry["value"])),
+            markup(with_options(entry["source"])),
+        )
     return grid

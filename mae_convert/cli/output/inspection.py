@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from mae_convert.cli.output.console import assumptions, console, markup, pairs, table
+from mae_convert.cli.output.console import assumptions, console, markup, pairs, table, with_options
 from mae_convert.errors import Option, as_option
 from mae_convert.families.checkpoint_options import OF_FIELDS
 from mae_convert.families.evidence import OFFICIAL
@@ -223,6 +223,7 @@ def fingerprint(report: Mapping[str, Any]) -> None:
     rows = [
         ("checkpoint", f"{report['path']}  ({report['layout']}, {report['task']})"),
         *fingerprint_rows(report)[1:],
+        *(("not included", sentence) for sentence in report["not_read"]),
     ]
     out.print(pairs(rows))
     out.print("\n[bold]Configuration fields of the fingerprint[/bold]")
@@ -238,7 +239,7 @@ def _value(name: str, report: Mapping[str, Any]) -> str:
     value = report["fields"][name]
     text = _field(value)
     assumed = report["assumed"].get(name)
-    return f"{text}, assumed: {assumed['source']}" if assumed else text
+    return f"{text}, assumed: {with_options(assumed['source'])}" if assumed else text
 
 
 def lineage(result: "Lineage") -> None:
@@ -258,7 +259,9 @@ def lineage(result: "Lineage") -> None:
     rows += [("not compared", what) for what in result.not_compared]
     rows += [("based on", what) for what in result.rests_on]
     if result.equal is not None:
-        rows.append(("tensors", f"{result.equal} are bit-identical, {len(result.tensors)} differ"))
+        verb = "differs" if len(result.tensors) == 1 else "differ"
+        same = f"{result.equal} {'is' if result.equal == 1 else 'are'} bit-identical"
+        rows.append(("tensors", f"{same}, {len(result.tensors)} {verb}"))
     elif result.parts:
         rows.append(("parts", f"{', '.join(result.parts)} differ"))
     out.print(pairs(rows))
