@@ -33,7 +33,7 @@ class InferenceOptions:
     """The options of an experiment."""
 
     images: Path | None = None
-    """A folder of images like those of training; default: four photographs."""
+    """A folder of images that are similar to the training data; default: four photographs."""
 
     framework: str = "torch"
     """The framework: torch, tensorflow or jax; "" to use only the weights and run no model."""
