@@ -36,7 +36,7 @@ def over_patches(values: np.ndarray, shapes: Any) -> np.ndarray:
 
 
 def statistics_of_patches(pixels: np.ndarray, shapes: Any, *, per_channel: bool) -> Statistics:
-    """Return mean and unbiased variance of each patch, as arrays that broadcast with `cut`'s."""
+    """Return mean and unbiased variance of each patch; they broadcast to the result of `cut`."""
     axes = patch_axes(shapes) if per_channel else (1, *patch_axes(shapes))
     patches = cut(pixels.astype(np.float64), shapes)
     return patches.mean(axis=axes, keepdims=True), patches.var(axis=axes, ddof=1, keepdims=True)

@@ -43,7 +43,7 @@ Identity = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Destination:
-    """The target of an output."""
+    """The target of an output, and whether an existing target may be replaced."""
 
     target: Path
     """Its path."""
@@ -160,7 +160,7 @@ def staged(
 ) -> Iterator[list[Staged]]:
     """Yield temporary outputs; at the end all are renamed to their targets, or none is.
 
-    The block must flush what it writes.
+    The block of the ``with`` statement must flush the files that it writes.
 
     Args:
         destinations: the targets.
@@ -295,7 +295,7 @@ def os_errors_explained(target: Path) -> Iterator[None]:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return the identity of a file (a link is not followed); None if it does not exist."""
+    """Return device, inode and modification time of a file, without following links, or None."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):

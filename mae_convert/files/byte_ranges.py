@@ -4,8 +4,8 @@ Only regular files are opened: reading a named pipe, a terminal or another devic
 forever, and the system's errors for directories and sockets are unclear.
 
 Bytes are read on request and not mapped into memory: reading a mapping of a file that has become
-shorter ends the process, and mappings count against its limit of address space. Files are mapped
-only for the parameters of models (`private_mapping`).
+shorter ends the process, and mappings count against the process's limit of address space. Files are
+mapped only for the parameters of models (`private_mapping`).
 """
 
 import copy
@@ -122,7 +122,7 @@ class ByteFile:
             raise damaged(self.path, f"data at {offset} to {offset + count} of {self.size} bytes")
 
     def raw(self, offset: int, count: int) -> bytes:
-        """Return a copy of `count` bytes.
+        """Return a copy of `count` bytes from `offset` on.
 
         Raises:
             CheckpointError: the range is not entirely in the file.
@@ -159,7 +159,7 @@ class ByteFile:
         return FileArray(shape, dtype, self, offset)
 
     def position(self, offset: int) -> FilePosition:
-        """Return the open file, and the position in it of the byte at `offset` of this range."""
+        """Return the position in the whole file of the byte at `offset` of this range."""
         return FilePosition(self._whole, self.start + offset)
 
     def private_mapping(self) -> mmap.mmap | None:
@@ -322,7 +322,7 @@ def hex_digest(file: ByteFile, digest: Any, advance: Callable[[int], None] | Non
     Args:
         file: the file.
         digest: a new hash object of `hashlib`.
-        advance: is called with the number of bytes of each piece that was read.
+        advance: called with the number of bytes of each piece that was read.
     """
     buffer = memoryview(bytearray(PIECE_BYTES))
     for start in range(0, file.size, PIECE_BYTES):
@@ -342,7 +342,7 @@ def damaged(path: Path, what: str) -> CheckpointError:
 
 
 def refuse_nul(name: object) -> None:
-    """Refuse a name that contains a NUL character, which no system can look up.
+    """Refuse a name that contains a NUL character, which no operating system allows.
 
     Raises:
         MaeConvertError: the name contains a NUL character.

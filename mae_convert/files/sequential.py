@@ -104,7 +104,7 @@ class Joined(SequentialArray):
             filled += high - low
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[SequentialArray, int, int]]:
-        """Yield each part with elements from `start` to `stop`, and the range of these elements."""
+        """Yield each part with elements from `start` to `stop`, and their range in the part."""
         first = 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.size)
@@ -129,7 +129,7 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """The results of applying `function`, which returns `dtype`, to each element of `of`."""
+    """The array `of` with `function` applied to each element; `dtype` is that of the results."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]

@@ -1,8 +1,8 @@
 """Hidden temporary directories, beside a target or where the system has temporary files.
 
-The name is random and the directory is accessible to the user only, so nobody can predict it and
-place files there. The process that uses it holds a lock on it: a directory without a lock was left
-by a process that was killed, and the next run removes it.
+The name is random and the directory is accessible to the user only, so no other user can predict
+the name or place files in the directory. The process that uses a directory holds a lock on it: a
+directory without a lock was left by a process that was killed, and the next run removes it.
 """
 
 import os
@@ -31,7 +31,7 @@ def staging_beside(target: Path) -> Iterator[Path]:
     """Create a directory beside a target, and remove it with its content at the end.
 
     Raises:
-        OSError: it cannot be created.
+        OSError: the directory cannot be created.
     """
     with _staging_in(target.parent) as folder:
         yield folder
@@ -41,10 +41,10 @@ def staging_beside(target: Path) -> Iterator[Path]:
 def scratch_directory() -> Iterator[Path]:
     """Create a directory for temporary files, and remove it at the end.
 
-    Unlike with `tempfile`, the next run removes a directory that a killed process has left.
+    In contrast to `tempfile`, the next run removes a directory that a killed process has left.
 
     Raises:
-        OSError: it cannot be created.
+        OSError: the directory cannot be created.
     """
     with _staging_in(Path(tempfile.gettempdir())) as folder:
         yield folder

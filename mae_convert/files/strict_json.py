@@ -1,4 +1,4 @@
-"""Strict JSON that every parser reads in the same way, JSON schemas, and values as JSON.
+"""Strict JSON, which every parser reads in the same way; JSON schemas; values in JSON types.
 
 The schemas are in ``data/schemas`` (draft 7). The validator is imported only when a document is
 checked, because a file that contains only weights does not need it.
@@ -163,7 +163,7 @@ def check_document(value: Any, schema: str, where: object, advice: str) -> None:
 
 
 def load_schemas(*names: str) -> None:
-    """Compile schemas now and not when the first document is checked."""
+    """Compile schemas in advance, instead of when the first document is checked."""
     for name in names:
         _validator(name)
 

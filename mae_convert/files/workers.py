@@ -62,7 +62,7 @@ class WorkerThreads:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, work: Callable[[Advance], T]) -> "Future[T]":
-        """Submit a task; it is called with a function that reports the bytes it has processed."""
+        """Submit a task, which is called with a function to report how many bytes it processed."""
         return self._pool.submit(work, self._advance)
 
     def finish(self, *futures: "Future[Any]") -> list[Any]:
@@ -103,9 +103,9 @@ def reuse_freed_memory() -> None:
     """Make the allocator keep freed blocks for reuse.
 
     glibc returns blocks larger than a threshold to the system at once, and allocating them again
-    costs a page fault for every 4 kB. When a larger block is freed, glibc raises that threshold to
-    its size (mallopt(3), M_MMAP_THRESHOLD), so one is allocated and freed here. Other allocators
-    are not affected.
+    costs a page fault for every 4 kB. When a block is freed, glibc raises the threshold to the size
+    of the block (mallopt(3), M_MMAP_THRESHOLD), so a large block is allocated and freed here. Other
+    allocators are not affected.
     """
     import numpy as np  # not needed by the command line's help, which imports this module
 

@@ -196,7 +196,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     contents = read_contents(weights_file, state_key)
     if state_key is not None and not FORMATS[contents.kind].has_keys:
         raise NoSuchKeyError(
-            f"{path} has no top-level keys ({contents.kind})",
+            f"{path} has no top-level keys, because its format is {contents.kind}",
             hint=("leave ", Option("state_key"), " out"),
             path=path,
         )
@@ -246,9 +246,9 @@ def _read_json(file: ByteFile) -> dict:
 
 
 def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
-    """Return the image processor in `processor_config.json`, which version 5 of transformers reads.
+    """Return the settings of the image processor in `processor_config.json`, or None.
 
-    Older files have it in `preprocessor_config.json`.
+    Version 5 of transformers writes this file; version 4 stores them in `preprocessor_config.json`.
     """
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):

@@ -135,8 +135,8 @@ def check_plausible(path: Path, contents: Contents) -> None:
     to less than half.
 
     Raises:
-        CheckpointError: it claims to contain more; or it contains no tensors, too many tensors, or
-            a tensor with a name that is too long.
+        CheckpointError: the file claims to contain more data; or it contains no tensors, too many
+            tensors, or a tensor with a name that is too long.
     """
     if not contents.tensors:
         raise CheckpointError(

@@ -205,7 +205,7 @@ def check_tiling(path: Path, name: str, tensor: ShardedTensor) -> None:
     """Require that the chunks are inside the tensor, do not overlap, and cover all of it.
 
     Raises:
-        CheckpointError: a condition is not met.
+        CheckpointError: the chunks do not meet these conditions.
     """
     shape = (len(tensor.chunks), len(tensor.shape))
     begins = np.array([chunk.offsets for chunk in tensor.chunks], np.int64).reshape(shape)
@@ -295,7 +295,7 @@ class _Files:
         """Return the values of a chunk.
 
         Raises:
-            CheckpointError: they do not match `.metadata`.
+            CheckpointError: the name, shape or dtype of the chunk does not match `.metadata`.
         """
         value, read = self.value(chunk.byte_range)
         path = self._directory / chunk.byte_range.file
@@ -305,7 +305,11 @@ class _Files:
         return lazy(path, name, value, read).load()
 
     def settings(self, value: object) -> dict[str, Any] | None:
-        """Return a mapping of settings as plain data; None if it is not one or would run code."""
+        """Return a mapping of settings as plain data.
+
+        Returns:
+            The settings; None if the value is not a mapping, or if reading it would run code.
+        """
         try:
             return plain_mapping(self._resolved(value))
         except CheckpointError:

@@ -173,7 +173,8 @@ def unread_files(weights_file: Path) -> dict[str, str]:
 def is_of_model_directory(path: Path) -> bool:
     """Return whether a file of weights belongs to the configuration files in its directory.
 
-    It does if it has a conventional name, or if no other file in the directory has weights.
+    This is the case if it has a conventional name, or if no other file in the directory contains
+    weights.
     """
     if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
         return True

@@ -87,7 +87,7 @@ def _names_of_layer(tree: Tree, layer: str) -> list[str]:
 
 
 def _read_names(tree: Tree, path: str, name: str) -> list[str]:
-    """Return a list of names; Keras splits a long list into numbered attributes."""
+    """Return a list of names from an attribute, or from the numbered attributes of a long list."""
     if name in tree.attributes[path]:
         return tree.texts(path, name)
     numbered = (f"{name}{number}" for number in range(len(tree.attributes[path])))

@@ -36,8 +36,8 @@ PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 def read_keras_archive(archive: Archive) -> Contents:
     """Read a `.keras` file of one of this project's models, or of KerasHub's.
 
-    The configuration is the one that mae-convert stores with the weights, if there is one, and
-    under "keras" the content of Keras's `config.json`.
+    The configuration in the result is that which mae-convert stores with the weights, if there is
+    one; its item "keras" is the content of Keras's `config.json`.
 
     Raises:
         CheckpointError: a member is missing, too large, or not as Keras writes it; or the model is

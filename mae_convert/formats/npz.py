@@ -83,7 +83,7 @@ def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
     """Return the requested arrays that a NumPy archive contains; others are not read.
 
     Raises:
-        CheckpointError: one is corrupt, or is not an array of numbers.
+        CheckpointError: a requested array is corrupt, or is not an array of numbers.
     """
     return {n: _lazy(archive, n) for n in names if f"{n}{SUFFIX}" in archive.records}
 

@@ -293,8 +293,8 @@ def check_limits(target: Path, kind: str, tensors: Sequence[LazyTensor]) -> None
     """Require that a format can store all tensors.
 
     Raises:
-        OutputError: the format cannot store the name or the dtype of a tensor, or not both of two
-            names.
+        OutputError: the format cannot store the name or the dtype of a tensor, or cannot store two
+            of the names in one file.
     """
     form, names = FORMATS[kind], [tensor.name for tensor in tensors]
     for name in names:

@@ -48,7 +48,7 @@ class WouldRunCodeError(Exception):
 class Opaque:
     """An unsupported type or function, or an object that it creates.
 
-    It is neither imported nor called. Each equals only itself.
+    The type or function is neither imported nor called. An instance equals only itself.
 
     Attributes:
         name: the dotted name in the pickle, of the type or of the function that creates the object.
@@ -248,7 +248,7 @@ def _make_history(*_: object) -> Record:
 
 
 def _make_attribute(owner: Any, name: Any) -> str:
-    """Return the name of a function in mmengine's history, which its checkpoints refer to."""
+    """Return the name of a method of mmengine's HistoryBuffer, which mmengine's pickles contain."""
     if not isinstance(owner, Maker) or owner.make is not _make_history:
         raise WouldRunCodeError
     return _make_text(name)

@@ -6,8 +6,8 @@ names create `Opaque` objects, which record the values that they receive; a file
 depend on one is refused. `pickletools` parses the bytes. A subclass of `pickle.Unpickler` with
 `find_class` over the same table would be shorter, but it has no limits on resources: a pickle of 9
 bytes, whose `LONG_BINPUT` has a large index, makes it allocate 1.06 GB (Python 3.11; 16 times that
-for the largest index), and nothing limits the number of opcodes or the digits of an integer. And
-whatever `find_class` returns is called.
+for the largest index), and nothing limits the number of opcodes or the digits of an integer.
+Moreover, whatever `find_class` returns is called.
 """
 
 import io
@@ -229,13 +229,13 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create: at most as many as the file may contain.
+        """Count the elements that calls create, and refuse more elements than the file may contain.
 
         A reference to a memoised value takes a few bytes in the file, but memory for the whole
         value.
 
         Raises:
-            ValueError: the calls create more elements.
+            ValueError: the calls create too many elements.
         """
         if isinstance(value, NumpyArray):
             self.made += value.array.nbytes

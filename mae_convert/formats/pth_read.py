@@ -100,9 +100,9 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
         settings: the plain mappings under the keys `ARGUMENTS` and `META`.
 
     Returns:
-        The arguments by name: those of Lightning's `hyper_parameters` and of `args` in one mapping,
-            to which those under "config" or "cfg" are added; and mmengine's metadata under "meta",
-            in which "cfg" is its configuration as nested mappings.
+        All arguments by name, in one mapping: those in Lightning's `hyper_parameters` and in
+            `args`, those nested under "config" or "cfg" in these, and mmengine's metadata under
+            "meta", in which "cfg" is mmengine's configuration as nested mappings.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
     nested = [
@@ -334,7 +334,7 @@ class _ZipStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array from an offset in elements of a storage."""
+        """Return a function that reads an array at an offset, in elements, of a storage."""
         name = f"{self._prefix}data/{storage.key}"
         load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
         if not self._big_endian:
@@ -366,7 +366,8 @@ class _LegacyStorages:
         """Determine the offset of each storage.
 
         Raises:
-            CheckpointError: they are not all in the file, or differ from the pickle.
+            CheckpointError: the storages are not all in the file, or differ from those in the
+                pickle.
         """
         named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not named or sorted(keys) != sorted(self._wholes):
@@ -385,7 +386,7 @@ class _LegacyStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array from an offset in elements of a storage."""
+        """Return a function that reads an array at an offset, in elements, of a storage."""
         start = self._offsets[storage.key] + storage.start * _element_bytes(storage)
         return self._file.array(start + first * dtype.itemsize, shape, dtype)
 

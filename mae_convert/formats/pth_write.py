@@ -29,9 +29,10 @@ def pth_layout(
 ) -> FileLayout:
     """Return the layout of a checkpoint with the tensors under a key, and settings under others.
 
-    Without a key it is a plain state dict for `load_state_dict`: an OrderedDict, as `state_dict()`
-    returns. The settings are then stored in an attribute of it, like PyTorch's `_metadata`:
-    `load_state_dict` ignores it, and it is saved again with the state dict.
+    Without a key, the file contains a plain state dict for `load_state_dict`: an OrderedDict, as
+    `state_dict()` returns. The settings are then stored in an attribute of the OrderedDict, like
+    PyTorch's `_metadata`: `load_state_dict` ignores the attribute, and saving the state dict again
+    keeps it.
     """
     extra = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in extra.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The file formats: one row each, with how it is recognised, read and written.
+"""The table of file formats: how each is recognised, read and written.
 
-Code that depends on the format of a file looks it up here. The modules that read and write are
-imported when a file needs them: other formats do not import h5py.
+Code that depends on the format of a file looks the format up in this table. The modules that read
+and write a format are imported when a file needs them: other formats do not import h5py.
 """
 
 import re

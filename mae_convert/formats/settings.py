@@ -62,7 +62,7 @@ def settings_in(item: Opaque) -> Any:
 
 
 def _omegaconf_state(item: Opaque, name: str) -> Any:
-    """Return the single state that omegaconf sets on an object."""
+    """Return the item `name` of the state that omegaconf sets on an object, or `UNKNOWN`."""
     state = item.received[0] if len(item.received) == 1 else None
     return state.get(name, UNKNOWN) if isinstance(state, dict) else UNKNOWN
 

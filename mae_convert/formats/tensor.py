@@ -66,12 +66,12 @@ class LazyTensor:
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> "LazyTensor":
-        """Return an array as a tensor; non-native byte order is swapped when it is loaded."""
+        """Return an array as a tensor; loading it converts the array to native byte order."""
         native = array.dtype.newbyteorder("=") if not array.dtype.isnative else array.dtype
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return the results of applying `function`, which returns `dtype`, to each element."""
+        """Return the tensor with `function` applied to each element; its results have `dtype`."""
         load = self.load
         if isinstance(load, SequentialArray):
             new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)
@@ -164,8 +164,8 @@ def possible_shape(shape: object) -> bool:
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the elements of an array in C order, in contiguous arrays of one axis.
 
-    A contiguous array is yielded as views. Another one is copied piece by piece, so that a large
-    array is never in memory twice.
+    The elements of a contiguous array are yielded as views. Other arrays are copied piece by piece,
+    so that a large array is never in memory twice.
     """
     if array.size == 0:
         return

@@ -1,4 +1,4 @@
-"""Identify unsupported TensorFlow and Keras files; messages have Python code that converts them."""
+"""Identify unsupported TensorFlow and Keras files; errors contain Python code to convert them."""
 
 import json
 import re
@@ -24,8 +24,8 @@ def refuse_tensorflow(path: Path) -> None:
     """Refuse a TensorFlow SavedModel or checkpoint: a directory, or one of its files.
 
     Raises:
-        CheckpointError: the path is a SavedModel or checkpoint; the message has Python code that
-            writes a supported file.
+        CheckpointError: the path is a SavedModel or checkpoint; the message contains Python code
+            that writes a supported file.
     """
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir())
@@ -104,7 +104,7 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
 
 
 def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | None:
-    """Return the error for weights of a functional model that has one of transformers' classes.
+    """Return the error for a functional model with a layer of transformers' classes, or None.
 
     Args:
         path: the file.

@@ -50,7 +50,7 @@ STORAGES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class StorageType:
-    """The element type of a storage; None if it is a storage of bytes."""
+    """The element type of a storage; `dtype` is None for a storage of bytes."""
 
     dtype: np.dtype | None
 

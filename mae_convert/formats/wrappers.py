@@ -1,4 +1,4 @@
-"""Select the model in a checkpoint, one mapping of tensors, without guessing."""
+"""Select the mapping of tensors that is the model in a checkpoint, without guessing."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,8 +94,8 @@ def select_model(
 
     Args:
         path: the file, for messages.
-        value: the value of the file.
-        effects: the operations of its pickle on objects of unsupported types.
+        value: the value of the pickle in the file.
+        effects: the operations of the pickle on objects of unsupported types.
         state_key: the key of the tensors, or a dotted path of keys; by default one of `WRAPPERS`,
             or the top level if no such key contains tensors.
 
@@ -278,7 +278,7 @@ def _chosen(
 
 
 def _unread(hidden: Mapping[Keys, Opaque], effects: Effects, depth: int) -> list[Opaque]:
-    """Return the objects of unsupported types under a key of a model that received tensors."""
+    """Return the objects of unsupported types that received tensors and may be the model."""
     opaque = [item for keys, item in hidden.items() if _may_be_model(keys, depth)]
     return [item for item in opaque[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 

@@ -27,10 +27,10 @@ class Transform(Protocol):
         """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the external array for canonical ones."""
+        """Return the external array for canonical arrays."""
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical arrays for an external one."""
+        """Return the canonical arrays for an external array."""
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
         """Return the external shape for canonical shapes."""
@@ -41,7 +41,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Same:
-    """The external tensor equals the canonical one."""
+    """The external tensor equals the canonical tensor."""
 
     in_order: ClassVar[bool] = True
 
@@ -87,7 +87,9 @@ class Permute:
     def read_shapes(self, shape: Shape) -> list[Shape]:
         """Return the canonical shape: the external shape with its axes in canonical order."""
         if len(shape) != len(self.axes):
-            raise LayoutError(f"{len(self.axes)} dimensions are needed, not shape {shape}")
+            raise LayoutError(
+                f"the tensor must have {len(self.axes)} dimensions, but its shape is {shape}"
+            )
         return [tuple(shape[axis] for axis in self._inverse())]
 
     def _inverse(self) -> tuple[int, ...]:
@@ -170,7 +172,7 @@ class SplitHeads:
         """Return the shape with merged heads."""
         rank = 2 if self.kind == "bias" else 3
         if len(shape) != rank:
-            raise LayoutError(f"{rank} dimensions are needed, not shape {shape}")
+            raise LayoutError(f"the tensor must have {rank} dimensions, but its shape is {shape}")
         if self.kind == "bias":
             return [(shape[0] * shape[1],)]
         if self.kind == "kernel":
@@ -187,7 +189,7 @@ class SplitHeads:
 
 @dataclass(frozen=True)
 class WithoutBatch:
-    """The external tensor lacks the canonical one's first axis, which is 1."""
+    """The external tensor lacks the first axis of the canonical tensor, which has size 1."""
 
     in_order: ClassVar[bool] = True
 

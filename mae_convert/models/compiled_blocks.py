@@ -21,8 +21,9 @@ LIMIT = 16
 def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
     """Return whether compiled blocks affect only the speed of a call.
 
-    It is False if something observes single operations: a gradient tape, a surrounding graph, a
-    distribution strategy, TensorFlow's debuggers, or Keras's symbolic or stateless execution.
+    The result is False if something observes single operations: a gradient tape, a surrounding
+    graph, a distribution strategy, TensorFlow's debuggers, or Keras's symbolic or stateless
+    execution.
 
     Args:
         inputs: the tensors of the call, or None for those that were not given.
@@ -55,7 +56,7 @@ class CompiledBlocks:
         self._functions: OrderedDict[Any, Any] = OrderedDict()
 
     def of(self, blocks: list[Any]) -> list[Any]:
-        """Return the blocks as callables with the same arguments and results."""
+        """Return compiled callables for the blocks, or the block itself if a script changed it."""
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:

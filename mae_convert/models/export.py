@@ -29,7 +29,7 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
         model: an encoder or a pre-training model: of PyTorch for ONNX, of Keras on TensorFlow for
             the others.
         target: a file whose name ends in ``.onnx`` or ``.tflite``, or a directory for a SavedModel.
-        overwrite: replace a file.
+        overwrite: replace an existing file.
 
     Raises:
         OutputError: the target exists, or cannot be written.

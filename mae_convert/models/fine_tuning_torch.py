@@ -98,7 +98,8 @@ def fine_tuning_optimizer(
         batch_size: images in a step, over all processes and accumulated gradients.
         steps_per_epoch: steps in an epoch.
         epochs: epochs of the training.
-        base_learning_rate: the rate for 256 images in a step; it is proportional to their number.
+        base_learning_rate: the rate for a step of 256 images; for other numbers of images, the rate
+            is proportional to the number.
         warmup_epochs: epochs in which the rate increases from zero.
         layer_decay: the ratio of the learning rates of a layer and the next layer.
         weight_decay: the weight decay.

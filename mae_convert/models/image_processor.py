@@ -74,10 +74,13 @@ class BatchFeature(dict):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchFeature":
-        """Convert the inputs to arrays or tensors of "np", "pt" or "tf", in place, and return them.
+        """Convert the inputs to arrays or tensors in place, and return them.
+
+        Args:
+            tensor_type: "np" (NumPy), "pt" (PyTorch) or "tf" (TensorFlow); None: no conversion.
 
         Raises:
-            ImageError: the kind is unknown, or arrays of different shapes cannot be stacked.
+            ImageError: the type is unknown, or arrays of different shapes cannot be stacked.
         """
         if tensor_type is not None:
             for name, value in self.items():
@@ -195,7 +198,7 @@ class MaeImageProcessor:
                 the result.
 
         Raises:
-            ConfigurationError: a setting is impossible.
+            ConfigurationError: a setting is invalid.
             ImageError: an argument is not an image, or the images have different sizes. It is also
                 a ValueError.
             TypeError: a setting is unknown.
@@ -227,7 +230,7 @@ class MaeImageProcessor:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a JSON file or in the file of a directory, or None."""
+    """Return the settings in a JSON file, or in that of a directory; None if there is no file."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):
@@ -265,7 +268,7 @@ def _size(value: Any) -> Any:
 
 
 def _filter(value: Any) -> Any:
-    """Return Pillow's number for the number or name of a filter."""
+    """Return Pillow's number of a resampling filter, given its number, name or enum member."""
     name = getattr(value, "value", value)  # a member of an enumeration of Pillow or torchvision
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])
@@ -273,7 +276,7 @@ def _filter(value: Any) -> Any:
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Return a number for each channel; a single number applies to three.
+    """Return a number for each channel; a single number is repeated for three channels.
 
     Raises:
         ConfigurationError: the value is invalid.

@@ -42,7 +42,7 @@ Size = tuple[int, int]
 def taking_mappings(call: Any) -> Any:
     """Return a model's ``call`` that also accepts its inputs as a mapping.
 
-    `KerasModel.__call__` unpacks mappings, but on JAX ``fit`` does not call it.
+    `KerasModel.__call__` unpacks mappings, but on JAX ``fit`` does not call ``__call__``.
     """
 
     @wraps(call)
@@ -55,7 +55,7 @@ def taking_mappings(call: Any) -> Any:
 
 
 def targets_of(targets: Any) -> Any:
-    """Return the targets of ``fit``, taken out of a mapping such as {"labels": targets}."""
+    """Return the targets of ``fit``; a mapping such as {"labels": targets} is unpacked."""
     if isinstance(targets, Mapping) and len(targets) == 1:
         return next(iter(targets.values()))
     return targets
@@ -170,7 +170,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     @property
     def vit(self) -> EncoderView:
-        """The encoder by the names of transformers; it is called with images (N, C, H, W)."""
+        """The encoder, with transformers' attribute names; its inputs are images (N, C, H, W)."""
         return EncoderView(self)
 
     def gradient_checkpointing_enable(self, _: Any = None) -> None:
@@ -339,7 +339,8 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         """Return predicted patches as images (N, H, W, C), with the axes of `unpatchify`.
 
         Args:
-            pixel_values: (N, C, H, W), for mean and deviation if pixels are normalized.
+            pixel_values: (N, C, H, W); if pixels are normalized, the mean and standard deviation of
+                each patch are those of these images.
             logits: (N, L, P), the predicted patches.
             mask: (N, L); with it, visible patches are copied from the image.
         """
@@ -410,7 +411,7 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         return SimpleNamespace(loss=self._loss(outputs.logits, targets))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K) as transformers chooses it, a scalar."""
+        """Return the loss of logits (N, K), a scalar, by transformers' rules for problem types."""
         labels = ops.convert_to_tensor(labels)
         one_for_each = (
             len(labels.shape) == 1

@@ -36,7 +36,7 @@ def values_of(
     Args:
         name: the field.
         evidence: all evidence about the field.
-        official: values of the official models with the same geometry.
+        official: values of the official models with the same tensor shapes.
 
     Raises:
         ConfigurationError: training arguments and position table contradict each other.

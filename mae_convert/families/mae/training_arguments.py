@@ -87,7 +87,7 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return a sentence if the model in the arguments has other shapes than the tensors."""
+        """Return a sentence if the arguments name a model with other tensor shapes, or None."""
         match, prefix = self._factory(), HEADS[name]
         if match is None or (prefix and not match["pretrain"]):
             return None
@@ -164,7 +164,7 @@ def _by(size: tuple[int, int]) -> str:
 def _pair(value: Any) -> tuple[int, int] | None:
     """Return a size as height and width, or None if it is not a size.
 
-    Programs store it as a number, as two numbers, or as text: "224", "64,256", "[64, 256]".
+    Programs store a size as a number, as two numbers, or as text: "224", "64,256", "[64, 256]".
     """
     sides = list(_sides(value))
     if len(sides) not in (1, 2) or not all(side > 0 for side in sides):

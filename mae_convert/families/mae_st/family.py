@@ -61,9 +61,9 @@ class MAEST(Family):
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
         """Return the structure of each position embedding that is resampled, by canonical name.
 
-        The authors' program does not resample embeddings if there are separate ones for the patches
-        of a time step and for the time steps. Here, the former are resampled like those of an
-        image, and joint position embeddings are resampled for each time step.
+        If patches and time steps have separate position embeddings, the authors' program does not
+        resample them; here, those of the patches are resampled like those of an image. Joint
+        position embeddings are resampled for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)

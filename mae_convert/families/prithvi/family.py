@@ -193,9 +193,10 @@ def _size(evidence: Evidence) -> Any:
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids (times, rows, columns) whose number of patches is that of the positions.
+    """Yield the grids (times, rows, columns) whose number of patches is the number of positions.
 
-    The number of times increases. Images are assumed to be square unless their size is specified.
+    They are in ascending order of times. Images are assumed to be square unless an option or the
+    configuration specifies their size.
     """
     patches, tubelet = evidence.geometry["num_patches"], evidence.geometry["tubelet_size"]
     if size := _size(evidence):

@@ -189,7 +189,7 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None, because the decoder's norm is applied to removed patches only."""
+        """Return None: the decoder's norm has only the removed patches, so the mask matters."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:

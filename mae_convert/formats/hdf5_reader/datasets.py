@@ -121,7 +121,7 @@ def _in_another_file(structure: Structure, name: str) -> CheckpointError:
 
 
 def _filters(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
-    """Return the filters that encode each chunk: for each, its number and its first parameter."""
+    """Return the number and the first parameter of each filter that encodes the chunks."""
     if message is None:
         return []
     cursor = Cursor(message.data)
@@ -250,7 +250,10 @@ def fletcher32(data: bytes) -> int:
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:
-    """Undo the shuffle filter: it stores all elements' first bytes, then all second bytes, ..."""
+    """Undo the shuffle filter.
+
+    The filter stores the first bytes of all elements, then their second bytes, and so on.
+    """
     whole = len(data) // width * width
     planes = np.frombuffer(data[:whole], np.uint8).reshape(width, -1)
     return planes.T.tobytes() + data[whole:]

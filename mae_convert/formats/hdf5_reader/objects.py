@@ -57,7 +57,7 @@ class Structure:
         return self.at(address, max(0, min(count, self.file.size - address)))
 
     def remembered(self, address: int, read: "Callable[[Structure, int], T]") -> "T":
-        """Return the result of `read` for an address; it is computed once."""
+        """Return the result of `read` for an address; it is computed only once for each address."""
         if (address, read) not in self._remembered:
             self._remembered[address, read] = read(self, address)
         return self._remembered[address, read]
@@ -149,5 +149,5 @@ def _continuation(data: bytes) -> tuple[int, int]:
 
 
 def defined(address: int) -> bool:
-    """Return whether an address is not the value that means that there is no address."""
+    """Return whether an address is defined: the largest 64-bit number means that it is not."""
     return address != UNDEFINED

@@ -35,7 +35,7 @@ TOKEN_CLASSIFIER = (*ENCODER, Row("head.{weight,bias}", "head.layers.head.{weigh
 
 
 def _probe(head: str) -> tuple[Row | Repeat, ...]:
-    """Return the rows of a linear probe, which has a ClsBatchNormNeck before the head."""
+    """Return the mapping rows of a linear probe, which has a ClsBatchNormNeck before the head."""
     return (
         *ENCODER,
         Row(

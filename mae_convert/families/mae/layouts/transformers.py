@@ -68,7 +68,7 @@ def _decoder(blocks: str, block: tuple[Row, ...]) -> Rows:
 def _naming_variant(
     version: str, encoder_blocks: str, decoder_blocks: str, block: tuple[Row, ...]
 ) -> tuple[Table, ...]:
-    """Return the tables of one naming variant: pre-training model, encoder and classifier."""
+    """Return the mapping tables of pre-training model, encoder and classifier for one variant."""
     encoder = _encoder("vit.", encoder_blocks, block)
     head = Row("head.{weight,bias}", "classifier.{weight,bias}")
     name = f"transformers, {version}"

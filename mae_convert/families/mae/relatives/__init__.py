@@ -1,9 +1,9 @@
 """Models that are related to MAE: which are refused, which are read, and how each is recognised.
 
-The module ``refused`` lists models that are similar to MAE and cannot be converted, ``known`` lists
-related models that can be converted, wholly or in part, and ``naming`` determines which of these a
-checkpoint is. No other code refers to a related model by name; a new model is added to one of these
-tables.
+The module ``refused`` lists models that are similar to MAE and cannot be converted, and ``known``
+lists related models that can be converted, wholly or in part; ``naming`` identifies the related
+model of a checkpoint. No other code refers to a related model by name; a new model is added to the
+table in ``refused`` or ``known``.
 """
 
 from mae_convert.families.mae.relatives.known import KNOWN, Relative

@@ -1,8 +1,8 @@
-"""Related models with MAE's tensor shapes, as data: how each is recognised, and its caveats.
+"""A table of related models with MAE's tensor shapes: how each is recognised, and its caveats.
 
 A related model is recognised by the name of a tensor that no other model has, by training arguments
-in the checkpoint or, without these, by shapes. By shapes, the result is only probable, because
-other models have the same shapes.
+in the checkpoint or, without these, by the shapes of its tensors. A model that is recognised by
+shapes is only probable, because other models have the same shapes.
 """
 
 from collections.abc import Mapping

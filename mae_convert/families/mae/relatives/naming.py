@@ -40,7 +40,7 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return the model's fields for a number of patches; empty if the model is not certain."""
+        """Return the model's fields for a number of patches; empty if `certain` is False."""
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
@@ -115,7 +115,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the related model in a conversion record; None if it is unknown or was uncertain."""
+    """Return the related model that a conversion record names as certain, or None."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)

@@ -1,4 +1,4 @@
-"""The layout of the authors' files; version 2 names are written, flat version 1 names are read."""
+"""The layout of the authors' files: names of versions 1 and 2 are read, those of 2 are written."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -45,7 +45,7 @@ def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the tables of one naming variant: pre-training model, encoder and classifier."""
+    """Return the mapping tables of pre-training model, encoder and classifier for one variant."""
     encoder = _encoder("videomae.", block)
     decoder = (
         Row("decoder.embed.weight", "encoder_to_decoder.weight"),
