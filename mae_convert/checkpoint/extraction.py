@@ -526,11 +526,11 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Return whether complete models are parts of broken models of variants of their families.
+    """Return whether the complete models are in fact incomplete models of other variants.
 
-    They are if each additional tensor that changes the outputs of a model is a tensor of such a
-    variant. For example, a model with query and key biases but without value biases is broken; it
-    is not a complete model of the variant without biases.
+    They are if each additional tensor that changes the outputs of a model is a tensor of another
+    variant in the same family. For example, a model with query and key biases but without value
+    biases is an incomplete model with biases, not a complete model without biases.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:
