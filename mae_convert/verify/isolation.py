@@ -71,7 +71,7 @@ class Step:
 def run_isolated(
     runs: Sequence[Run], traces: Sequence[Trace], inputs: Mapping[str, np.ndarray]
 ) -> list[Step]:
-    """Run the steps of both sides on the inputs of these steps in A's float64 run.
+    """Run each step of both sides with the input that this step has in A's float64 run.
 
     Args:
         runs: the runs of A and B.

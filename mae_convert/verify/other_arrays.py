@@ -152,7 +152,7 @@ def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:
 
 
 def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check:
-    """Return the check of an array in lower precision against the float64 result of A."""
+    """Return the check that compares an array in lower precision with A's float64 result."""
     dtype = str(array.dtype)
     if dtype not in UNIT_ROUNDOFF:
         raise MaeConvertError(

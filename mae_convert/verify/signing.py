@@ -211,7 +211,7 @@ def signed_files(signature: Path) -> set[str]:
 
 
 def secret_in(path: Path | None) -> str | None:
-    """Return the password or token in a file, without the newline at its end; None for None.
+    """Return the password or token in a file, without its final newline; None without a path.
 
     Raises:
         MaeConvertError: the file cannot be read as text.

@@ -1,4 +1,4 @@
-"""Reconstruct images or videos with a checkpoint and write sheets and animations."""
+"""Reconstruct images or videos with a checkpoint, and write contact sheets and animations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

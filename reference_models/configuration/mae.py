@@ -13,7 +13,7 @@ class ViTMAEConfig(Configuration):
 
     Names and meaning of the fields are the same as in ``transformers.ViTMAEConfig``. The defaults
     are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one
-    difference from transformers: ``layer_norm_eps`` is 1e-6, as in the training of the original,
+    difference from transformers: ``layer_norm_eps`` is 1e-6, as in the authors' training,
     while the class in transformers has 1e-12.
 
     Attributes:
@@ -42,7 +42,8 @@ class ViTMAEConfig(Configuration):
         global_pool: the input of a classifier's head: the class "token" after the final norm, or
             the "avg" of the patch tokens.
         fc_norm: for ``global_pool="avg"``, whether the average is normalised (None or True, as in
-            the original) or the tokens before averaging (False, as in timm); otherwise no effect.
+            facebookresearch/mae) or the tokens before averaging (False, as in timm); otherwise it
+            has no effect.
         num_labels: number of classes of a classifier.
 
     Raises:

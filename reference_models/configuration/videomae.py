@@ -21,7 +21,7 @@ class VideoMAEConfig(VideoConfiguration):
     Fields that ``transformers.VideoMAEConfig`` has too have the same names and meaning as there.
     For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. The
     defaults are those of the ViT-B of Tong et al. 2022 (arXiv:2203.12602) and of the decoder that
-    it was trained with; ``layer_norm_eps`` is 1e-6 as in the original, not 1e-12 as in
+    it was trained with; ``layer_norm_eps`` is 1e-6 as in the authors' code, not 1e-12 as in
     transformers.
 
     Attributes:

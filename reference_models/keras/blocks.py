@@ -61,7 +61,7 @@ class LayerNorm(keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create scale and shift."""
+        """Create the variables of scale and shift."""
         self.gamma = self.add_weight(name="gamma", shape=input_shape[-1:], initializer="ones")
         self.beta = self.add_weight(name="beta", shape=input_shape[-1:], initializer="zeros")
 

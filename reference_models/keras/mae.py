@@ -148,7 +148,7 @@ class Decoder(DecoderTrunk):
 
 
 class MaskedViT(MaskedModel):
-    """An encoder of the visible patches, with or without a decoder."""
+    """Base class of models that encode visible patches, with or without a decoder."""
 
     encoder_class = Encoder
 
@@ -177,7 +177,7 @@ class MaskedViT(MaskedModel):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class TFViTMAEModel(MaskedViT):
-    """The encoder alone; its variables have the paths of ``transformers.TFViTMAEModel``."""
+    """The encoder of an MAE; its variables have the paths of ``transformers.TFViTMAEModel``."""
 
     def call(
         self,
@@ -206,7 +206,7 @@ class TFViTMAEModel(MaskedViT):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
-    """Encoder and decoder; variables have the paths of ``transformers.TFViTMAEForPreTraining``."""
+    """An MAE for pre-training with the variable paths of ``transformers.TFViTMAEForPreTraining``."""
 
     decoder_class = Decoder
 

@@ -73,7 +73,7 @@ class PositionedTrunk(Trunk):
 
 
 class Encoder(PositionedTrunk, VideoEncoder):
-    """Embedding, blocks and, if requested, the final norm."""
+    """The encoder: embedding, blocks and, if requested, the final norm."""
 
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
@@ -122,7 +122,7 @@ class Decoder(PositionedTrunk, DecoderTrunk):
 
 
 class MaskedMAEST(MaskedModel):
-    """An encoder of the visible patches, with or without a decoder."""
+    """Base class of models that encode visible patches, with or without a decoder."""
 
     configuration_class = MAESTConfig
     encoder_class = Encoder
@@ -144,7 +144,7 @@ class MaskedMAEST(MaskedModel):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class MAESTModel(MaskedMAEST):
-    """The encoder alone."""
+    """The encoder of an MAE-ST, without a decoder."""
 
     def call(
         self,
@@ -176,7 +176,7 @@ class MAESTModel(MaskedMAEST):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
-    """Encoder and decoder."""
+    """An MAE-ST for pre-training: an encoder and a decoder."""
 
     decoder_class = Decoder
 

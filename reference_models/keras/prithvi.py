@@ -117,7 +117,7 @@ class PositionedTrunk(Trunk):
 
 
 class Encoder(PositionedTrunk, VideoEncoder):
-    """Embedding, blocks and final norm."""
+    """The encoder: embedding, blocks and final norm."""
 
     suffix = "enc"
 
@@ -178,7 +178,7 @@ class Decoder(PositionedTrunk, DecoderTrunk):
 
 
 class MaskedPrithvi(MaskedModel):
-    """An encoder of the visible patches, with or without a decoder."""
+    """Base class of models that encode visible patches, with or without a decoder."""
 
     configuration_class = PrithviConfig
     encoder_class = Encoder
@@ -234,7 +234,7 @@ def check_coordinates(
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class PrithviModel(MaskedPrithvi):
-    """The encoder alone."""
+    """The encoder of a Prithvi-EO, without a decoder."""
 
     def call(
         self,
@@ -270,7 +270,7 @@ class PrithviModel(MaskedPrithvi):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
-    """Encoder and decoder."""
+    """A Prithvi-EO for pre-training: an encoder and a decoder."""
 
     decoder_class = Decoder
 

@@ -66,7 +66,7 @@ class VideoBlock(Block):
 
 
 class Encoder(VideoEncoder):
-    """Tubelet embedding with fixed positions, blocks and, if requested, the final norm."""
+    """The encoder: tubelet and position embeddings, blocks and, if requested, a final norm."""
 
     block_class = VideoBlock
 
@@ -97,7 +97,7 @@ def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
 
 
 class Decoder(Trunk):
-    """Blocks, norm and prediction of the removed patches."""
+    """The decoder: blocks, norm and prediction of the removed patches."""
 
     block_class = VideoBlock
 
@@ -146,7 +146,7 @@ class Decoder(Trunk):
 
 
 class MaskedVideoMAE(MaskedModel):
-    """An encoder of the visible patches, with or without a decoder."""
+    """Base class of models that encode visible patches, with or without a decoder."""
 
     configuration_class = VideoMAEConfig
     encoder_class = Encoder
@@ -168,7 +168,7 @@ class MaskedVideoMAE(MaskedModel):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class VideoMAEModel(MaskedVideoMAE):
-    """The encoder alone; it has a final norm if ``use_mean_pooling`` is false."""
+    """The encoder of a VideoMAE alone; it has a final norm if ``use_mean_pooling`` is false."""
 
     def encoder_options(self) -> dict[str, Any]:
         """Return the encoder's arguments other than the configuration."""
@@ -208,7 +208,7 @@ class VideoMAEModel(MaskedVideoMAE):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
-    """Encoder and decoder."""
+    """A VideoMAE for pre-training: an encoder and a decoder."""
 
     decoder_class = Decoder
 

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
 
 class MaskedEncoder(Encoder):
-    """An encoder of the visible patches, with its final norm."""
+    """Base class of models that encode visible patches; it adds the final norm."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -109,7 +109,7 @@ class MaskedEncoder(Encoder):
 
 
 class ViTMAEModel(MaskedEncoder):
-    """The encoder alone: what facebookresearch/mae publishes as ``mae_pretrain_vit_*``."""
+    """The encoder of an MAE alone, published by facebookresearch/mae as ``mae_pretrain_vit_*``."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -138,7 +138,7 @@ class ViTMAEModel(MaskedEncoder):
 
 
 class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
-    """Encoder and decoder: what facebookresearch/mae publishes as ``mae_visualize_vit_*``."""
+    """An MAE for pre-training, published by facebookresearch/mae as ``mae_visualize_vit_*``."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -196,7 +196,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
 
 
 class ViTForImageClassification(Encoder):
-    """A ViT with a head: what facebookresearch/mae publishes as ``mae_finetuned_vit_*``.
+    """A ViT with a classifier head, published by facebookresearch/mae as ``mae_finetuned_vit_*``.
 
     With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
     reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with ``"avg"``

@@ -129,7 +129,7 @@ class Encoder(Positions):
 
 
 class MaskedEncoder(Encoder):
-    """An encoder of the visible patches, with its final norm."""
+    """Base class of models that encode visible patches; it adds the final norm."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)
@@ -152,7 +152,7 @@ class MaskedEncoder(Encoder):
 
 
 class MAESTModel(MaskedEncoder):
-    """The encoder alone."""
+    """The encoder of an MAE-ST, without a decoder."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)
@@ -184,7 +184,10 @@ class MAESTModel(MaskedEncoder):
 
 
 class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the authors' state dict."""
+    """An MAE-ST for pre-training: an encoder and a decoder.
+
+    ``load_state_dict(strict=True)`` accepts the authors' state dict.
+    """
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)

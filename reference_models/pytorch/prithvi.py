@@ -116,7 +116,7 @@ def check_coordinates(
 
 
 class Encoder(Coordinates):
-    """Embedding, blocks and final norm."""
+    """The encoder: embedding, blocks and final norm."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def with_time(pixel_values: Tensor, config: PrithviConfig) -> Tensor:
 
 
 class PrithviModel(Encoder):
-    """The encoder alone."""
+    """The encoder of a Prithvi-EO, without a decoder."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__(config)
@@ -257,7 +257,10 @@ class Decoder(Coordinates):
 
 
 class PrithviForPreTraining(PixelPrediction, nn.Module):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the state dict of version 2."""
+    """A Prithvi-EO for pre-training: an encoder and a decoder.
+
+    ``load_state_dict(strict=True)`` accepts the state dict of version 2.
+    """
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__()

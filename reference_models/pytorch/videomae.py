@@ -82,7 +82,7 @@ class VideoBlock(Block):
 
 
 class Encoder(nn.Module):
-    """Tubelet embedding with fixed positions, blocks and, if requested, the final norm."""
+    """The encoder: tubelet and position embeddings, blocks and, if requested, a final norm."""
 
     positions: Tensor
 
@@ -137,7 +137,7 @@ def masked(
 
 
 class VideoMAEModel(Encoder):
-    """The encoder alone; it has a final norm if ``use_mean_pooling`` is false."""
+    """The encoder of a VideoMAE alone; it has a final norm if ``use_mean_pooling`` is false."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config, final_norm=not config.use_mean_pooling)
@@ -173,7 +173,7 @@ class VideoMAEModel(Encoder):
 
 
 class Decoder(nn.Module):
-    """Blocks, norm and prediction."""
+    """The decoder: blocks, norm and prediction."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
@@ -192,7 +192,10 @@ class Decoder(nn.Module):
 
 
 class VideoMAEForPreTraining(PixelPrediction, nn.Module):
-    """Encoder and decoder; ``load_state_dict(strict=True)`` accepts the authors' state dict."""
+    """A VideoMAE for pre-training: an encoder and a decoder.
+
+    ``load_state_dict(strict=True)`` accepts the authors' state dict.
+    """
 
     decoder_positions: Tensor
 
