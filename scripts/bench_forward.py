@@ -1,4 +1,4 @@
-"""Time forward passes of this project's models and of other libraries' classes, alternating.
+"""Time forward passes of this project's models and of other libraries' classes, in turn.
 
 Both run in the same Python environment. The models of this project are the reference models in
 PyTorch, and the classes of `mae_convert.models` in TensorFlow.

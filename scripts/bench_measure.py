@@ -109,7 +109,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median ratio of pairs; a slowdown of both members of a pair cancels."""
+    """Return the median of numerator / denominator; a slowdown that affects both cancels."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Time training steps of this project's classes and of other libraries' classes, alternating.
+"""Time training steps of this project's classes and of other libraries' classes, in turn.
 
 In PyTorch a step is the forward pass, the backward pass and AdamW; the classes of this project are
 those of `reference_models`, from which the classes of `mae_convert.models` are derived. "The

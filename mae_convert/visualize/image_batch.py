@@ -138,7 +138,7 @@ def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
     Args:
         batch: the batch.
         mask: the kind of mask that the user specified.
-        default: the default of ``mask``, which it must have if the batch has noise.
+        default: the default of ``mask``; if the batch has noise, ``mask`` must have this value.
 
     Raises:
         MaeConvertError: both the batch and ``mask`` specify a mask.

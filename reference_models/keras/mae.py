@@ -206,7 +206,7 @@ class TFViTMAEModel(MaskedViT):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
-    """An MAE for pre-training with the variable paths of ``transformers.TFViTMAEForPreTraining``."""
+    """A pre-training MAE with the variable paths of ``transformers.TFViTMAEForPreTraining``."""
 
     decoder_class = Decoder
 
