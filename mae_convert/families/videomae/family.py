@@ -189,7 +189,7 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the decoder's norm has only the removed patches, so the mask matters."""
+        """Return None: the decoder's norm receives removed patches only; the mask sets their number."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:
