@@ -59,8 +59,8 @@ MODULES = frozenset(_ATTRIBUTES.split())
 def runs_code(module: str, name: str) -> bool:
     """Return whether the name of a type or function in a pickle can be used to run code.
 
-    It can be if it is in `RUNS_CODE` or inside a module of that table, or if its dotted path
-    contains one of `MODULES` or an attribute such as `__globals__`.
+    This is the case if the name is in `RUNS_CODE` or inside a module of that table, or if its
+    dotted path contains one of `MODULES` or an attribute such as `__globals__`.
     """
     parts = f"{module}.{name}".replace("__builtin__.", "builtins.").split(".")
     if any(".".join(parts[:count]) in RUNS_CODE for count in range(1, len(parts) + 1)):

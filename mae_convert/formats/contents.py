@@ -110,10 +110,10 @@ def json_in(file: ByteFile, advice: str) -> Any:
 
     Args:
         file: the file.
-        advice: what to do if it is damaged.
+        advice: what to do if the file is damaged.
 
     Raises:
-        CheckpointError: it is not JSON, or larger than any JSON file of a model.
+        CheckpointError: the file is not JSON, or is larger than any JSON file of a model.
     """
     if file.size > LARGEST_JSON:
         raise CheckpointError(

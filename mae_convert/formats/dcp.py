@@ -227,8 +227,8 @@ def read_dcp(directory: Path, state_key: str | None = None) -> Contents:
         state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it is damaged or incomplete, would run code, or contains no weights that
-            are recognised.
+        CheckpointError: the checkpoint is damaged or incomplete, would run code, or contains no
+            weights that are recognised.
     """
     path = directory / METADATA
     metadata = ByteFile(path)
@@ -295,7 +295,7 @@ class _Files:
         """Return the values of a chunk.
 
         Raises:
-            CheckpointError: the name, shape or dtype of the chunk does not match `.metadata`.
+            CheckpointError: the shape or the dtype of the chunk does not match `.metadata`.
         """
         value, read = self.value(chunk.byte_range)
         path = self._directory / chunk.byte_range.file

@@ -31,8 +31,8 @@ def read_hdf5(file: ByteFile) -> Contents:
     tensors. Otherwise each dataset is a tensor. Names are the paths of the datasets.
 
     Raises:
-        CheckpointError: it is damaged, a tensor is in another file or not numeric, or the file is a
-            complete Keras model.
+        CheckpointError: the file is damaged or is a complete Keras model, or a tensor is in another
+            file or not numeric.
     """
     with reading(file.path, *DAMAGE):
         tree = read_tree(file)

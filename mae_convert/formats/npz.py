@@ -47,7 +47,7 @@ def read_npz(archive: Archive) -> Contents:
     """Read a NumPy archive; arrays of Python objects, which are pickles, are refused.
 
     Raises:
-        CheckpointError: it is damaged, or contains something other than arrays of numbers.
+        CheckpointError: the archive is damaged, or contains something other than arrays of numbers.
     """
     names = [record.removesuffix(SUFFIX) for record in archive.records if record.endswith(SUFFIX)]
     if not names:

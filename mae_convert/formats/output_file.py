@@ -242,7 +242,7 @@ class OutputFile:
             The SHA-256 of the bytes in the file.
 
         Raises:
-            OutputError: they differ.
+            OutputError: the bytes differ.
         """
         tensor, digest, at = self.weights.tensors[number], hashlib.sha256(), 0
         stored = read.tensors[tensor.name].load

@@ -62,8 +62,8 @@ def pth_contents(
         effects: the operations of the pickle on objects of unsupported types.
 
     Raises:
-        CheckpointError: it contains no weights that are recognised, or a tensor outside its
-            storage.
+        CheckpointError: the checkpoint contains no weights that are recognised, or a tensor outside
+            its storage.
     """
     path, effects = file.path, effects or Effects()
     selection = select_model(path, value, state_key, effects)
@@ -262,8 +262,8 @@ def read_pth(archive: Archive, state_key: str | None = None) -> Contents:
         state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it is damaged, would run code, is a TorchScript program, or contains no
-            weights that are recognised.
+        CheckpointError: the file is damaged, would run code, is a TorchScript program, or contains
+            no weights that are recognised.
     """
     folder = folder_of(archive)
     assert folder is not None  # the format was recognised by its folder
@@ -279,8 +279,8 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
         state_key: the key of the weights, if they cannot be recognised.
 
     Raises:
-        CheckpointError: it was not written by PyTorch, is damaged, would run code, or contains no
-            weights that are recognised.
+        CheckpointError: the file was not written by PyTorch, is damaged, would run code, or
+            contains no weights that are recognised.
     """
     storages = _LegacyStorages(file)
     reader = PickleReader(file.path, storages.of_id)
@@ -315,7 +315,7 @@ class _ZipStorages:
         """Return the storage of a persistent id.
 
         Raises:
-            CheckpointError: its record is missing or has another size.
+            CheckpointError: the record of the storage is missing or has another size.
         """
         label, kind, key, _device, count = identity
         if label != "storage":

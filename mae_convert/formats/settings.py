@@ -307,7 +307,7 @@ def _value(node: ast.expr, depth: int) -> Any:
     """Return the value of an expression.
 
     Raises:
-        ValueError: it is not a literal, or nested too deeply.
+        ValueError: the expression is not a literal, or is nested too deeply.
     """
     if depth > DEEPEST_CONFIG_TEXT:
         raise ValueError("nested too deeply for settings")

@@ -107,11 +107,11 @@ class Fuse:
     in_order: ClassVar[bool] = True
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the parts concatenated."""
+        """Return the concatenated parts."""
         return np.concatenate(arrays)
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return equally sized views, in order."""
+        """Return the parts in order, as views of equal size."""
         size = array.shape[0] // self.parts
         return [array[index * size : (index + 1) * size] for index in range(self.parts)]
 

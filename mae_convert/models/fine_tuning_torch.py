@@ -88,10 +88,10 @@ def fine_tuning_optimizer(
     layer_decay: float = 0.75,
     weight_decay: float = 0.05,
 ) -> tuple[AdamW, LambdaLR]:
-    """Return optimizer and scheduler of the paper's fine-tuning.
+    """Return the optimizer and the learning-rate scheduler of the paper's fine-tuning.
 
-    The scheduler's ``step`` is called after each training step; ``transformers.Trainer`` takes both
-    as ``optimizers`` and does so.
+    The scheduler's ``step`` must be called after each training step; ``transformers.Trainer``,
+    which takes both as its argument ``optimizers``, calls it.
 
     Args:
         model: a classifier of this project.

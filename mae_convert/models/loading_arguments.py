@@ -69,7 +69,7 @@ def device_of(device_map: Any) -> str | None:
     """Return the single device of ``device_map``; None if it does not specify one.
 
     Raises:
-        ConfigurationError: it distributes a model over several devices.
+        ConfigurationError: ``device_map`` distributes a model over several devices.
     """
     if device_map is None or isinstance(device_map, str):
         return None if device_map in (None, "auto") else device_map

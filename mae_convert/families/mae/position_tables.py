@@ -1,9 +1,8 @@
 """Determine the grid of patches from the values of a fixed position embedding.
 
 A fixed position embedding (here: a fixed table) encodes each patch's row and column in sines and
-cosines; other position embeddings are trained. For a number of patches there is a finite number of
-fixed tables: one for each grid of rows x columns, and each order of the two halves of an embedding,
-of which one encodes the row of a patch and the other its column.
+cosines; other position embeddings are trained. The two halves of a patch's embedding encode its row
+and its column, in either order, so there are two fixed tables for each grid of rows x columns.
 """
 
 from collections.abc import Iterator, Mapping

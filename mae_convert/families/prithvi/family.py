@@ -174,7 +174,7 @@ class Prithvi(Family):
     def draw_additional(
         self, config: PrithviConfig, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
-        """Return random dates from the years 2015 to 2024, and random locations on Earth."""
+        """Return random inputs: dates from the years 2015 to 2024, and locations on Earth."""
         shapes = self.additional_shapes(config)
         low_high = {
             "temporal_coords": ((2015, 0), (2025, 366)),

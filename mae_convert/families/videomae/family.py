@@ -189,7 +189,7 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the decoder's norm receives removed patches only; the mask sets their number."""
+        """Return None: the decoder's norm receives only removed patches; their number varies."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:

@@ -51,8 +51,8 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
     """Return the dataset that the messages of an object header describe.
 
     Raises:
-        ValueError: they are corrupt.
-        CheckpointError: its values are in another file, or encoded in an unsupported way.
+        ValueError: the messages are corrupt.
+        CheckpointError: the dataset's values are in another file, or encoded in an unsupported way.
     """
     by_kind = {message.kind: message for message in messages}
     path = structure.file.path

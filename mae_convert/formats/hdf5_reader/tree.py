@@ -66,8 +66,8 @@ def read_tree(file: ByteFile) -> Tree:
     """Read the structure of a file; values are not read.
 
     Raises:
-        ValueError, KeyError, UnicodeError: it is corrupt.
-        CheckpointError: it is truncated, or refers to another file.
+        ValueError, KeyError, UnicodeError: the file is corrupt.
+        CheckpointError: the file is truncated, or refers to another file.
     """
     tree = Tree(Structure(file))
     _enter(tree, "", root_address(tree.structure), set(), 0)

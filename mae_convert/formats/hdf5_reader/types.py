@@ -1,4 +1,4 @@
-"""Types, shapes and the texts of attributes (sections IV.A.2.b, IV.A.2.d and IV.A.2.m)."""
+"""Read datatypes, shapes, and attributes that are text (sections IV.A.2.b, d and m)."""
 
 import math
 from dataclasses import dataclass
