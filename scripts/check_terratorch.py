@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def compare(source: Checkpoint, geometry: Geometry) -> float:
-    """Return the largest difference of the position embeddings for another image size or length."""
+    """Return the largest difference of the position embeddings for a new size or frame count."""
     before = source.configuration.model
     after, _ = with_geometry(source, source.task, geometry)
     model, worst = after.configuration.model, 0.0

@@ -112,7 +112,7 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 def evaluate(
     model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return the errors, for pixels (N, 3, H, W), of the model and predictions without it."""
+    """Return the errors of the model and of three other predictions, for pixels (N, 3, H, W)."""
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask
     guesses = {

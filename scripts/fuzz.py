@@ -6,8 +6,8 @@ python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris,
 Valid files of each format are corrupted at random, opened and read completely, and their conversion
 to every layout is planned; certificates and traces are read and compared. Only errors of
 mae-convert may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory.
-Child processes run some thousand inputs each, and one that is killed counts as a crash. Prints a
-summary; the exit status is 1 if an input failed.
+Child processes run some thousand inputs each, and one that is killed counts as a crash. The
+script prints a summary; the exit status is 1 if an input failed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Mutations of files: for any format, and for specific formats so that files remain parseable."""
+"""Mutations of files: for any format, and for specific formats with valid lengths and checksums."""
 
 import io
 import json

@@ -456,7 +456,7 @@ def compute_loss(
 
 
 def mean_loss(losses: list[Tensor], process: Process) -> float:
-    """Return the mean over batches and processes; end the program if it is not finite."""
+    """Return the mean loss over batches and processes; end the program if it is not finite."""
     mean = torch.stack(losses).mean()
     if process.world_size > 1:
         dist.all_reduce(mean)

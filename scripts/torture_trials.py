@@ -184,7 +184,7 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
-    """Start two runs with the same target: one succeeds; the other succeeds too or reports it."""
+    """Start two runs with one target: the second must succeed too, or report the conflict."""
     for number in range(moments):
         stage.reset()
         command = stage.command()
