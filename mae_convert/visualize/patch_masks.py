@@ -81,7 +81,7 @@ def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return each patch's rank in a Bayer matrix: for every n, the first n are evenly spread."""
+    """Return each patch's rank in a Bayer matrix: the first n patches are evenly spread."""
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
@@ -90,7 +90,7 @@ def _grid_ranks(rows: int, columns: int) -> np.ndarray:
 
 
 def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Return a rank of each patch by which rectangular blocks are removed one after the other.
+    """Return ranks of the patches that remove rectangular blocks one after the other.
 
     The patches that are removed first have the highest ranks.
     """

@@ -173,7 +173,7 @@ def _images(
     ratio: float,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Write contact sheets of images and animations over mask ratios, and return a report."""
+    """Write contact sheets, and animations of increasing mask ratios; return a report."""
     report: dict[str, Any] = {}
     for paths, ratios in ((sheets, (ratio,)), (animations, ANIMATION_RATIOS)):
         if not paths:
