@@ -1,4 +1,4 @@
-"""Functions for tests: ``assert_parity`` fails unless two checkpoints are the same function."""
+"""Functions for tests: ``assert_parity`` fails unless two checkpoints are the same model."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -41,7 +41,7 @@ def assert_parity(
     require_proof: bool = True,
     **options: Any,
 ) -> Verification:
-    """Assert that two checkpoints are the same function with the same weights.
+    """Assert that two checkpoints have the same weights and compute the same outputs.
 
     Args:
         a: the source: a file, a model directory, ``hf://owner/name`` or an official name.

@@ -1,4 +1,4 @@
-"""Names of models in transformers scripts, and the configuration of the named checkpoint."""
+"""Find a checkpoint by the name that a script for transformers passes, and its configuration."""
 
 import re
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ SET_ELSEWHERE = {
 
 
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
-    """Return the source of a checkpoint; ``owner/name`` is on the Hub unless the path exists.
+    """Return the source of a checkpoint; ``owner/name`` is on the Hub unless it is a local path.
 
-    Options about the location are removed from ``options``. Options for the Hub's client have no
-    effect on a local file.
+    Options that specify the location are removed from ``options``. Options for the Hub's client
+    have no effect on a local file.
 
     Raises:
         ConfigurationError: an option is not supported.
@@ -53,7 +53,7 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
 def stored_config(
     name: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of a checkpoint, and the options that are not about its location.
+    """Return a checkpoint's configuration, and the options that do not specify its location.
 
     Raises:
         MaeConvertError: the checkpoint does not exist.

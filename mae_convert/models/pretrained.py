@@ -90,8 +90,8 @@ def usable_size(
         whole: whether every pixel must be in a patch, as for a reconstruction.
 
     Raises:
-        ValueError: the size is not that of the model and ``interpolate`` is not True, or the image
-            has no whole patch or, with ``whole``, an incomplete one.
+        ValueError: the size is not that of the model and ``interpolate`` is not True; or the image
+            is smaller than a patch; or ``whole`` is true and a patch is incomplete.
     """
     if size == config.image_hw:
         return size
@@ -149,7 +149,7 @@ class PretrainedModel:
 
     @classmethod
     def runs_on(cls) -> str:
-        """Return the framework of the model."""
+        """Return the framework of the model: "torch", "tensorflow" or "jax"."""
         raise NotImplementedError
 
     @classmethod
@@ -184,8 +184,8 @@ class PretrainedModel:
         """
         if options.pop("state_dict", None) is not None:
             raise TypeError(
-                "from_pretrained takes the weights from the checkpoint and no state_dict; call"
-                " load_state_dict of the model that it returns"
+                "from_pretrained does not accept a state_dict; call load_state_dict on the model"
+                " that it returns"
             )
         options = without_loading_details(options)
         source = source_named(pretrained_model_name_or_path, options)
@@ -222,8 +222,8 @@ class PretrainedModel:
         """Raise ConfigurationError for models of families other than the image MAE."""
         if not isinstance(checkpoint.configuration.model, ReferenceConfig):
             raise ConfigurationError(
-                f"{checkpoint.name} is of {checkpoint.family.title}, and {cls.__name__} is a class"
-                " of masked autoencoders of single images",
+                f"{checkpoint.name} is a model of {checkpoint.family.title}, but {cls.__name__} is"
+                " a class for masked autoencoders of single images",
                 hint="load it with mae_convert.load_model",
             )
 

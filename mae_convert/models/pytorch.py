@@ -1,6 +1,6 @@
-"""The PyTorch classes with transformers' names.
+"""The PyTorch classes with the names of transformers' classes.
 
-Parameters, and therefore the state dict, have the original's names.
+Parameters, and therefore the entries of a state dict, have the names of the original code.
 """
 
 import warnings
@@ -45,7 +45,7 @@ Size = tuple[int, int]
 
 
 class TransformersBase(PreTrainedModel):
-    """The last base class: a ``transformers.PreTrainedModel`` if transformers is installed.
+    """The last base class of each model, a ``PreTrainedModel`` if transformers is installed.
 
     ``transformers.Trainer`` calls ``save_pretrained`` only for a ``PreTrainedModel``; for other
     models it writes only the state dict, without a configuration. It is initialised as a
@@ -59,7 +59,7 @@ class TransformersBase(PreTrainedModel):
 
 
 class TorchModel(PretrainedModel, nn.Module):
-    """Common base class of the three models."""
+    """Common base class of the encoder, the pre-training model and the classifier."""
 
     layout = "transformers"
     supports_gradient_checkpointing = True
@@ -169,12 +169,12 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def vit(self) -> EncoderPart:
-        """Embeddings, blocks and norm of the encoder; it is called with images (N, C, H, W)."""
+        """The encoder: embeddings, blocks and norm. It can be called with images (N, C, H, W)."""
         return EncoderPart(self)
 
     @property
     def base_model(self) -> nn.Module:
-        """Like ``vit``; for an encoder, the encoder itself."""
+        """The encoder: the model itself if it is an encoder, otherwise ``vit``."""
         return self if self.task == "encoder" else self.vit
 
     def no_weight_decay(self) -> set[str]:
@@ -247,7 +247,7 @@ class TorchModel(PretrainedModel, nn.Module):
         requested: RequestedOutputs,
         interpolate: bool | None,
     ) -> Any:
-        """Return the result of the reference model, adapted to images of another size if needed."""
+        """Return the result of the reference model's ``forward``, for images of the passed size."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
@@ -283,7 +283,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return model
 
     def _for_image_size(self, size: Size) -> Any:
-        """Return a model for images of another size; it shares all parameters except positions."""
+        """Return a model for images of another size that shares all but the position embeddings."""
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -303,8 +303,8 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
     """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
 
-    The interpolation is bicubic in two dimensions, in float64, and the result is rounded; it is
-    differentiable.
+    The interpolation is bicubic in two dimensions and differentiable. It is computed in float64,
+    and the result is rounded to the dtype of the embeddings.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     patches = positions[:, 1:].to(wide).unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)

@@ -1,6 +1,7 @@
 """Outputs of the PyTorch models: transformers' ``ModelOutput`` if transformers is installed.
 
-Its pipelines require that class. Without transformers, the outputs are those of `model_outputs`.
+transformers' pipelines require that class. Without transformers, the outputs are those of
+`model_outputs`.
 Both have the same interface: values by attribute, name or index, ``**outputs``, and unpacking of
 values, which transformers' own outputs do not support.
 """

@@ -1,4 +1,4 @@
-"""The configuration as transformers scripts use it: mutable attributes, and files."""
+"""A mutable configuration with the attributes and methods that scripts for transformers use."""
 
 import json
 from collections.abc import Mapping
@@ -181,7 +181,7 @@ class ViTMAEConfig:
         Each attribute keeps its type.
 
         Raises:
-            ValueError: an attribute does not exist, or has no such value.
+            ValueError: an attribute does not exist, or a text is not a valid value for it.
         """
         new = {}
         for change in changes.split(","):

@@ -86,7 +86,7 @@ def metadata_of(card: str) -> dict[str, Any]:
     """Return a card's metadata.
 
     Raises:
-        HubError: it cannot be read.
+        HubError: the metadata cannot be read.
     """
     import logging
 

@@ -21,10 +21,8 @@ CREDIT = (
 def image_of(checkpoint: Checkpoint) -> bytes | None:
     """Return a PNG file with reconstructions of the embedded photographs, or None.
 
-    It is None if the image cannot be created.
-
-    It cannot be created for models without a decoder or without exactly three channels, for video
-    models, without a framework, or if the model cannot be run.
+    It is None for models without a decoder or without exactly three channels, for video models,
+    without an installed framework, and if the model cannot be run.
     """
     configuration = checkpoint.configuration
     if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:

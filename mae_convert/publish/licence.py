@@ -15,7 +15,7 @@ MORE = "https://huggingface.co/docs/hub/repositories-licenses"
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as in a card's metadata, and the source of this information."""
+    """A licence in the form of a card's metadata, and where it was specified."""
 
     fields: Mapping[str, str]
     """The metadata: ``license``, and for ``license: other`` its name and link."""

@@ -195,7 +195,7 @@ def _is_weights(path: str) -> bool:
 
 
 def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
-    """Return the account, the state of the repository, and notes about it."""
+    """Return the account of the token or None, the state of the repository, and notes about it."""
     address_in("HF_ENDPOINT")  # with an invalid value, the client cannot be imported
     from huggingface_hub import get_token
 

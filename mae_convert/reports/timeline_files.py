@@ -41,7 +41,7 @@ def write(result: Timeline, paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def timeline_json(result: Timeline) -> dict[str, Any]:
-    """Return a timeline as plain data."""
+    """Return a timeline as values that can be written as JSON."""
     return {
         "objective": objective_in_words(result),
         "mask_ratio": result.mask_ratio,
@@ -53,7 +53,7 @@ def timeline_json(result: Timeline) -> dict[str, Any]:
 
 
 def objective_in_words(timeline: Timeline) -> str:
-    """Return a description of the loss."""
+    """Return a phrase that describes the loss."""
     of = "normalised patches" if timeline.configuration.model.norm_pix_loss else "normalised pixels"
     return f"mean squared error of {of} over removed patches"
 
@@ -78,7 +78,7 @@ def _note(timeline: Timeline) -> str:
 
 
 def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
-    """Return heading → colours (N, H, W, 3) of a column; for clips, those of one frame."""
+    """Return the colours (N, H, W, 3) of each column by its heading; for clips, of one frame."""
     first = next(iter(timeline.shown.values()))
     original = timeline.display(first.pixel_values)
     columns = {

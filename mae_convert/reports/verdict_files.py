@@ -33,7 +33,7 @@ FORMAT = 1  # the version of the JSON object, which verdict.schema.json describe
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain data that conforms to ``verdict.schema.json``."""
+    """Return a verdict as a dictionary that conforms to ``verdict.schema.json``."""
     return {
         "format": FORMAT,
         "verdict": headline(verdict),

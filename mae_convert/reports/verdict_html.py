@@ -137,7 +137,7 @@ def _depth(verdict: Verdict) -> Iterator[str]:
 
 
 def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
-    """Return an SVG of the relative L2 difference of each activation, from 1e-17 to 10."""
+    """Return an SVG of each activation's relative L2 difference, on a log scale of 1e-17 to 10."""
     chart = Chart("relative L2 by intermediate activation", height=350, left=130, bottom=140)
     low, high = -17.0, 1.0
 

@@ -190,7 +190,7 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
 def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
-    """Write the tensors that mae-convert's reader has read to one file, with unchanged names."""
+    """Write the tensors that mae-convert's reader reads to one file, with unchanged names."""
     kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))

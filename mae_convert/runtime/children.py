@@ -94,7 +94,7 @@ def _close(stream: IO[str] | None) -> None:
 
 
 class Clock:
-    """The time limit of a child, which begins now.
+    """The time limit of a child process, measured from the creation of this object.
 
     Args:
         seconds: the limit; 0 for no limit, and None for that of the environment variable

@@ -1,4 +1,4 @@
-"""External code, of the user or of a model's authors, that runs a checkpoint: where and what it is.
+"""Specifications of external code that runs checkpoints: code of the user or of a model's authors.
 
 The code is imported and run in a child process, and only if the user specified it as the framework
 of a side or with the option ``against``. This module does not run it: the layout that the code
@@ -40,14 +40,14 @@ class ForeignCode:
 
     @property
     def label(self) -> str:
-        """A name for reports, without a slash."""
+        """The name of the code in reports, without directories."""
         if self.kind == ORIGINAL:
             return ORIGINAL
         name = Path(self.path).name if self.kind == "file" else self.path
         return f"{name}:{self.factory}"
 
     def plain(self) -> dict[str, Any]:
-        """Return the description as plain data for a child process."""
+        """Return a dictionary of the fields that a child process needs, for JSON."""
         return {"kind": self.kind, "path": self.path, "factory": self.factory}
 
 
@@ -75,7 +75,7 @@ def parse_foreign(
     Args:
         text: one of `FORMS`.
         python: the Python interpreter whose environment has the module; None for the current one.
-        option: the neutral name of the option for messages.
+        option: the name of the option that has this value, for messages.
 
     Raises:
         MaeConvertError: the file, directory or module does not exist, or the file is not Python.

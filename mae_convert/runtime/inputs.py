@@ -218,7 +218,7 @@ def _read(path: Path, tensor: LazyTensor) -> np.ndarray:
     """Read an array of inputs.
 
     Raises:
-        MaeConvertError: it is not float32, or does not fit into memory.
+        MaeConvertError: the array is not float32, or does not fit into memory.
     """
     _check_dtype(path, tensor.name, tensor)
     try:

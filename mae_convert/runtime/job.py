@@ -1,4 +1,4 @@
-"""The job of a child process: plain data, serialised as JSON."""
+"""The job of a child process, which the child reads from a JSON file."""
 
 import importlib
 import json

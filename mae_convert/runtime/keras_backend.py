@@ -33,20 +33,20 @@ def device(name: str) -> Any:
         try:
             return jax.default_device(jax.devices({"cuda": "gpu"}.get(name, name))[0])
         except RuntimeError as error:
-            raise LoadError("this JAX sees no CUDA device", hint=ON_CPU) from error
+            raise LoadError("JAX finds no CUDA device", hint=ON_CPU) from error
     import tensorflow
 
     if name == "cpu":
         return tensorflow.device("/CPU:0")
     if not tensorflow.config.list_physical_devices("GPU"):
-        raise LoadError("this TensorFlow sees no CUDA device", hint=ON_CPU)
+        raise LoadError("TensorFlow finds no CUDA device", hint=ON_CPU)
     return tensorflow.device("/GPU:0")
 
 
 def set_precision(dtype: str, device: str) -> None:
     """Enable TF32 if `dtype` is "tf32", else disable it; make TensorFlow deterministic.
 
-    With TF32, which is the default of GPUs, the factors of float32 products are rounded to 10 bits.
+    With TF32, the default on GPUs, the factors of float32 products are rounded to 10 bits.
 
     Raises:
         LoadError: TF32 is requested on another device than "cuda".
@@ -114,7 +114,7 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
 
 
 def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
-    """Return a function that computes the gradients of a scalar function for variables."""
+    """Return a function that computes the gradients of a scalar with respect to variables."""
     if _is_jax():
         import jax
 

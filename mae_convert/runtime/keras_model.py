@@ -1,4 +1,4 @@
-"""Create a Keras reference model from tensors one by one, and return its tensors.
+"""Create a Keras reference model from tensors read one by one, and access a model's tensors.
 
 The names are those of the ``keras`` layout: the attribute path of a layer, and the index of the
 variable in it.
@@ -93,7 +93,7 @@ def variable_at(model: Any, name: str) -> Any:
         # A layer's own variables come before those of the layers in it.
         return reduce(getattr, attributes, model).weights[int(index)]
     except (AttributeError, IndexError) as error:
-        raise LayoutError(f"the model has no {name}") from error
+        raise LayoutError(f"the model has no variable {name}") from error
 
 
 def tensors_of(model: Any, names: Iterable[str]) -> dict[str, LazyTensor]:

@@ -2,14 +2,14 @@
 
 The PyTorch reference has the original's parameter names, so that a state dict of
 facebookresearch/mae or timm is loaded unchanged. The Keras reference has the variable names of
-transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded unchanged, and a PyTorch file of
-transformers with that library's own renaming rule (``modeling_tf_pytorch_utils``):
-slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta becomes
-bias, and kernels are transposed.
+transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded unchanged. For a PyTorch file of
+transformers, that library's own rule (``modeling_tf_pytorch_utils``) is applied to the variable
+names: slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta
+becomes bias, and kernels are transposed.
 
 Files are read by the libraries of their formats: ``torch.load``, safetensors, NumPy and h5py.
-Tensors are then only selected and renamed: several files are merged, unused tensors dropped,
-prefixes removed.
+Tensors are then only selected and renamed: several files are merged, unused tensors are dropped,
+and prefixes are removed.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
         raise
     except Exception as error:
         name = pathlib.Path(path).name  # only its name: the message may be published
-        raise UnreadError(f"{library} does not read {name}: {_reason(error, path)}") from error
+        raise UnreadError(f"{library} cannot read {name}: {_reason(error, path)}") from error
 
 
 def _reason(error: Exception, path: str) -> str:
@@ -199,7 +199,7 @@ def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
         return read_by("h5py", path, partial(_hdf5, path))
     if weights.format == "keras_archive":
         return read_by("h5py", path, lambda: _hdf5(zipfile.ZipFile(path).open(IN_ARCHIVE)))
-    raise LoadError(f"no library reads {weights.format} files here")
+    raise LoadError(f"no library in this process reads {weights.format} files")
 
 
 def _hdf5(path: Any) -> dict[str, Stored]:
@@ -333,7 +333,7 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
     for variable in variables:
         stored = remaining.pop(variable.path, None)
         if stored is None:
-            raise LoadError(f"the file has no {variable.path}")
+            raise LoadError(f"the file has no tensor {variable.path}")
         if stored.shape != tuple(variable.shape):
             raise LoadError(
                 f"{variable.path} has shape {stored.shape} in the file and {variable.shape} in the"

@@ -217,7 +217,7 @@ def require(framework: str) -> None:
     """Check that a framework can be imported, and that Keras runs on it.
 
     Raises:
-        MissingRequirementError: it is not installed, or Keras runs on another backend.
+        MissingRequirementError: the framework is not installed, or Keras runs on another backend.
     """
     for module in NEEDED[framework]:
         if importlib.util.find_spec(module) is None:

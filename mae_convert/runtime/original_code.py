@@ -88,7 +88,7 @@ def bridge_timm() -> None:
 
         def __init__(self, *arguments: Any, qk_scale: float | None = None, **named: Any) -> None:
             if qk_scale is not None:
-                raise LoadError("timm's block has no qk_scale any more")
+                raise LoadError("timm's block no longer has the argument qk_scale")
             super().__init__(*arguments, **named)
 
     vision_transformer.Block = Block

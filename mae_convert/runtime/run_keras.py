@@ -149,7 +149,8 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
     """Load a ``.weights.h5`` or ``.keras`` file with Keras.
 
     Raises:
-        LoadError: the file has more tensors than the model, which Keras would ignore.
+        LoadError: the numbers of tensors in the file and in the model differ. Keras itself ignores
+            additional tensors.
     """
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
@@ -168,7 +169,7 @@ class Variable:
         self._variable = variable
 
     def assign(self, array: np.ndarray) -> None:
-        """Set the value; if another dtype is requested, the backend converts it in many threads."""
+        """Assign an array, which the backend converts to the variable's dtype in many threads."""
         self._variable.assign(ops.convert_to_tensor(array))
 
 

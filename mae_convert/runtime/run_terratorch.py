@@ -45,9 +45,9 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 
 def build(job: Job) -> nn.Module:
-    """Return TerraTorch's model with the weights of a file, and with its configuration's epsilon.
+    """Return TerraTorch's model with the weights of a file and the configured LayerNorm epsilon.
 
-    The library's own default is 1e-5 since December 2024.
+    TerraTorch's own default of the epsilon is 1e-5 since December 2024.
 
     Raises:
         LoadError: the library has no such model, or the file's tensors are not the model's.

@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint to run, and how."""
+    """A checkpoint, and how to run it."""
 
     checkpoint: Checkpoint
     """The checkpoint."""

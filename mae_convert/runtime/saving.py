@@ -108,7 +108,7 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
     """Return the family of a reference model, its framework ("torch" or "keras") and its task.
 
     Raises:
-        MaeConvertError: it is not a reference model.
+        MaeConvertError: the model is not a reference model.
     """
     classes = [(base.__module__, base.__name__) for base in type(model).__mro__]
     for family in families().values():

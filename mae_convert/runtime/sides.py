@@ -113,7 +113,7 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
 
     Args:
         side: the side as specified.
-        option: the neutral name of the option for the framework, for messages.
+        option: the name of the option that specifies the framework, for messages.
 
     Raises:
         MaeConvertError: the value is neither a framework nor existing code, or the mode is not
@@ -149,12 +149,12 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
     """
     for foreign in filter(None, (side.foreign for side in sides)):
         for asked, what, option in (
-            (gradients, "forward only", "gradients"),
-            (isolate, "as a whole, and not step by step", "isolate"),
+            (gradients, "the comparison of gradients", "gradients"),
+            (isolate, "the step-isolated comparison", "isolate"),
         ):
             if asked:
                 raise MaeConvertError(
-                    f"{foreign.label} is run {what}, because it is external code",
+                    f"{what} is not supported for {foreign.label}, because it is external code",
                     hint=("leave ", Option(option, True), " out"),
                 )
 

@@ -1,4 +1,4 @@
-"""Record intermediate activations of another library's PyTorch model by forward hooks."""
+"""Record or replace intermediate activations of PyTorch models by forward hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Create a PyTorch reference model from tensors one by one, and return its tensors."""
+"""Create a PyTorch reference model from tensors read one by one, and access a model's tensors."""
 
 import mmap
 from collections.abc import Mapping, Sequence
@@ -130,7 +130,9 @@ def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
             for name in actual.keys() | expected.keys()
             if actual.get(name) != expected.get(name)
         )
-        raise LayoutError(f"the model and the tensors differ in {listed(different)}")
+        raise LayoutError(
+            f"these tensors differ from those of the model in name or shape: {listed(different)}"
+        )
 
 
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
@@ -161,11 +163,13 @@ def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
     """Return a PyTorch tensor that is copied to the CPU when it is read.
 
     Raises:
-        LayoutError: it has a dtype that checkpoints cannot have.
+        LayoutError: the tensor has a dtype that checkpoints cannot have.
     """
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES:
-        raise LayoutError(f"{name} is of {kind}", hint=f"convert the model to {', '.join(DTYPES)}")
+        raise LayoutError(
+            f"{name} has dtype {kind}", hint=f"convert the model to {', '.join(DTYPES)}"
+        )
 
     def load() -> np.ndarray:
         read = value.detach().cpu().contiguous()

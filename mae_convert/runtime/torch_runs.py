@@ -145,7 +145,7 @@ def _set_precision(dtype: str, device: str) -> None:
             "TF32 exists on CUDA devices only", hint=("pass ", Option("device", "cuda"))
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise LoadError("this PyTorch sees no CUDA device", hint=("pass ", Option("device", "cpu")))
+        raise LoadError("PyTorch finds no CUDA device", hint=("pass ", Option("device", "cpu")))
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -161,7 +161,7 @@ def _results(
     noise = torch.from_numpy(inputs["noise"]).to(device) if job.task != "classify" else None
     additional = {n: torch.from_numpy(a).to(device) for n, a in additional_inputs(inputs).items()}
     if job.mode == "xla":
-        raise LoadError("PyTorch has no XLA mode here", hint=("pass ", Option("mode", "compiled")))
+        raise LoadError("PyTorch has no mode xla", hint=("pass ", Option("mode", "compiled")))
     call = torch.compile(model) if job.mode == "compiled" else model
     with torch.set_grad_enabled(job.gradients):
         results = forward(model, call, pixels, noise, **additional)

@@ -43,7 +43,7 @@ class Trace:
         """Read a trace file.
 
         Raises:
-            CheckpointError: the file does not exist, is not a trace, or has another version.
+            CheckpointError: the file does not exist, is not a trace, or has an unsupported version.
         """
         if not path.exists():
             raise CheckpointError(path, " does not exist", hint="check the path")
@@ -88,7 +88,7 @@ class Trace:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The fingerprint of the checkpoint as it was run."""
+        """The fingerprint of the checkpoint that was run, after declared steps."""
         return described_fingerprint(self.description)
 
     def results(self, dtype: str) -> dict[str, np.ndarray]:

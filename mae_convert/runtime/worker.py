@@ -185,7 +185,7 @@ def run(job_path: Path) -> None:
 
 
 def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
-    """Return the results that user-specified code did not compute; empty for other runners."""
+    """Return ``{"omits": NAMES}`` with the results that external code did not compute; else {}."""
     if foreign is None:
         return {}
     from mae_convert.runtime.foreign_code import RESULTS

@@ -49,7 +49,7 @@ def address_in(variable: str) -> str | None:
     The client and its HTTP library raise errors of many types for an invalid URL.
 
     Raises:
-        MaeConvertError: it is not a URL.
+        MaeConvertError: the value is not the URL of a server.
     """
     value = os.environ.get(variable)
     if not value:

@@ -81,7 +81,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
     """Refuse external code and Python interpreters in a plan.
 
     Raises:
-        PlanError: the plan specifies one.
+        PlanError: the plan specifies external code or an interpreter.
     """
     for name, field in (item for entry in entries for item in entry.fields.items()):
         for value in field.values if field.where != COMMAND_LINE else ():
@@ -177,7 +177,7 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
     """Return a job with the placeholders of its target replaced.
 
     Raises:
-        PlanError: its fields contradict each other.
+        PlanError: fields contradict each other, or a placeholder is not defined.
     """
 
     def refuse(field: str, sentence: object) -> PlanError:
@@ -210,7 +210,7 @@ def _check_repository(name: str) -> None:
     """Refuse an invalid repository name.
 
     Raises:
-        MaeConvertError: it is not of the form OWNER/NAME.
+        MaeConvertError: the name is not of the form OWNER/NAME.
     """
     repository = parse_source(f"{PROTOCOL}{name}")
     if getattr(repository, "repo_id", None) != name:

@@ -38,7 +38,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Runner(Words):
-    """A framework or external code that runs a model."""
+    """The type of a field that specifies what runs a model: a framework or external code."""
 
     with_python: bool = False
     """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""

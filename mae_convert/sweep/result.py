@@ -147,7 +147,7 @@ class Row:
         return replace(self, started=started, seconds=seconds, peak_memory=peak_memory, host=host)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain data."""
+        """Return the row as a dictionary."""
         return asdict(self)
 
 

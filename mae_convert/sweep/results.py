@@ -178,7 +178,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     """Open a results file; create it if it does not exist.
 
     Raises:
-        sqlite3.Error: it is another kind of file, or cannot be opened.
+        sqlite3.Error: the file is not a results file, or cannot be opened.
     """
     file = sqlite3.connect(path)
     try:

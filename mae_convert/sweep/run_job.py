@@ -224,7 +224,7 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
     """Publish a model and return the URL of the commit.
 
     Raises:
-        MaeConvertError: it cannot be published, or the Hub serves other content.
+        MaeConvertError: the model cannot be published, or the Hub serves other content.
     """
     from mae_convert.publish import PublishRequest, Target, plan_publication, publish
 

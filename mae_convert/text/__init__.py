@@ -123,7 +123,7 @@ def format_number(value: Any) -> str:
 
 
 def format_size(size: Any) -> str:
-    """Return the height and width of an image or a patch, given as one number or as two."""
+    """Return "height x width" for the size of an image or a patch, which is one number or two."""
     if size is None:
         return "size not specified"
     height, width = (size, size) if isinstance(size, int) else size

@@ -220,8 +220,8 @@ def test_code_runs_a_side_itself(encoder, own):
 @pytest.mark.parametrize(
     ("side", "options", "words"),
     [
-        ({}, {"gradients": True}, r"own.py:build is run forward only.*leave gradients="),
-        ({}, {"isolate": True}, r"own.py:build is run as a whole, .*leave isolate="),
+        ({}, {"gradients": True}, r"gradients is not supported for own.py:build.*leave gradients="),
+        ({}, {"isolate": True}, r"is not supported for own.py:build, .*leave isolate="),
         ({"mode": "compiled"}, {}, "own.py:build cannot be run in the mode compiled"),
         ({"framework": "missing.py:build"}, {}, "missing.py is not a file; check the path"),
         ({"framework": "nonsense"}, {}, "is neither a framework nor code"),
