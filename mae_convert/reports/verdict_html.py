@@ -142,7 +142,7 @@ def depth_plot(depths: Sequence[tuple[str, float]]) -> str:
     low, high = -17.0, 1.0
 
     def y(error: float) -> float:
-        exponent = high if math.isinf(error) else math.log10(max(error, 10**low))
+        exponent = math.log10(max(error, 10**low)) if math.isfinite(error) else high
         return chart.y((min(max(exponent, low), high) - low) / (high - low))
 
     grid = [chart.level((exponent - low) / (high - low), f"1e{exponent}")

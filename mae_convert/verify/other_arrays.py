@@ -4,7 +4,7 @@ The arrays have no metadata: weights, configuration and versions are unknown, an
 known only if they are stored too. So a verdict on them is never a proof.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mae_convert.formats.contents import json_in
 from mae_convert.runtime.inputs import inputs_sha256
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import BLOCK, MASKING, STEPS
-from mae_convert.text import did_you_mean
+from mae_convert.text import did_you_mean, listed, plural
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
 from mae_convert.verify.judge import (
     ARRAYS,
@@ -34,6 +34,7 @@ from mae_convert.verify.judge import (
 from mae_convert.verify.localise import OUTPUT_NAMES, execution_order
 
 INPUTS = ("pixel_values", "noise")
+MOST_NAMED = 6  # arrays that are listed in a sentence
 ADVICE = (
     'write {"name in the file": "canonical name", ...}, for example {"enc_3": '
     '"encoder.blocks.3.output"}'
@@ -103,7 +104,10 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
         raise MaeConvertError(
             f"the file has no array {missing[0]!r}",
             hint=did_you_mean(missing[0], arrays)
-            or ("correct the name in the file of ", Option("names")),
+            or (
+                *("correct the name in the file of ", Option("names")),
+                f"; the arrays are {listed(list(arrays), MOST_NAMED)}",
+            ),
         )
     results = {canonical: arrays[name] for name, canonical in names.items()}
     inputs = {name: results.pop(name) for name in INPUTS if name in results}
@@ -112,7 +116,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
             "A and the arrays were computed from different inputs, so they cannot be compared",
             hint=("trace A again with the inputs of the arrays: ", Option("inputs")),
         )
-    checks = list(_checks(a, results))
+    exact, checks = a.results("float64"), list(_checks(a, results))
     if not checks:
         raise MaeConvertError(
             "A and the arrays have no result in common",
@@ -121,6 +125,12 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     differing = [c.name.rpartition("/")[2] for c in checks if not c.passed]
     passed = not differing
     unknown = ["weights, configuration and versions of B, which are not stored with arrays"]
+    if absent := [name for name in results if name not in exact and name not in a.arrays]:
+        unknown.append(f"{listed(absent, MOST_NAMED)}, which A's trace does not contain")
+    if unnamed := [name for name in arrays if name not in names]:
+        unknown.append(
+            f"{listed(unnamed, MOST_NAMED)} of B, which the map of names does not contain"
+        )
     if not inputs:
         unknown.append("the inputs, because the arrays do not include pixel_values (and noise)")
     return Verdict(
@@ -129,10 +139,26 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
         checks=tuple(checks),
         first_divergence=min(differing, key=execution_order, default=None),
         suspects=(),
-        causes=(),
+        causes=tuple(_causes({**a.arrays, **exact}, results, differing)),
         witnesses=(runner_of("A", a), _runner(a)),
         not_compared=tuple(unknown),
     )
+
+
+def _causes(
+    ours: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray], differing: Iterable[str]
+) -> Iterator[str]:
+    """Yield a sentence for each array of another shape or with values that are not finite."""
+    for name in differing:
+        x, y = ours[name], results[name]
+        if x.shape != y.shape:
+            yield f"{name} has shape {x.shape} in A and {y.shape} in B"
+        elif bad := int((~np.isfinite(y)).sum()):
+            yield f"{name} of B has {plural(bad, 'value')} that {_are(bad)} NaN or infinite"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:

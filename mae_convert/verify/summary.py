@@ -151,7 +151,7 @@ def _steps(name: str) -> str | None:
 def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
     """Return the relative L2 distance in float64 after each block and of the outputs.
 
-    The results are in execution order. NaN and different shapes count as infinite.
+    The results are in execution order. The distance of different shapes is infinite.
     """
     distances = [
         (check.name.removeprefix(FUNCTION), check.measured)
@@ -159,8 +159,7 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
         if check.name.startswith(FUNCTION) and isinstance(check.measured, int | float)
     ]
     depths = [(n, float(e)) for n, e in distances if DEPTH.fullmatch(n)]
-    ordered = sorted(depths, key=lambda item: execution_order(item[0]))
-    return [(name, math.inf if math.isnan(error) else error) for name, error in ordered]
+    return sorted(depths, key=lambda item: execution_order(item[0]))
 
 
 def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
@@ -204,8 +203,8 @@ def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:
     if not verdict.passed:
         return "DIFFERENT", "B's arrays differ from A's results by more than rounding errors"
     return "PASSED", (
-        "not proven: every array agrees with A's results, but the weights and configuration of the "
-        "other program are unknown"
+        "not proven: every compared array agrees with A's results, but the weights and "
+        "configuration of the other program are unknown"
     )
 
 

@@ -180,7 +180,7 @@ def test_errors_by_depth_are_in_the_order_of_the_computation():
         "encoder.embedding", "encoder.blocks.9.output", "encoder.blocks.10.output",
         "decoder.norm", "logits",
     ]  # fmt: skip
-    assert "inf" in depth_plot(by_depth(verdict))
+    assert "logits: nan" in depth_plot(by_depth(verdict))
 
 
 def test_verdict_corresponds_to_the_failed_check():

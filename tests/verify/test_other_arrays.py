@@ -75,10 +75,28 @@ def test_difference_larger_than_rounding_fails(traced, dtype):
     assert (result.status, result.json["first_divergence"]) == (1, "encoder.blocks.2.output")
 
 
+def test_arrays_of_another_shape_and_nan_are_named(traced):
+    compare, arrays, _ = traced
+    broken = arrays["pred"].copy()
+    broken.flat[0] = np.nan
+    result = compare(pred=broken, **{"enc.2": arrays["enc.2"][:, 1:]})
+    shape = arrays["enc.2"].shape
+    assert result.status == 1
+    assert result.json["causes"] == [
+        f"encoder.blocks.2.output has shape {shape} in A and "
+        f"{(shape[0], shape[1] - 1, shape[2])} in B",
+        "logits of B has 1 value that is NaN or infinite",
+    ]
+
+
 def test_missing_inputs_are_reported_and_other_inputs_are_refused(traced):
     compare, arrays, _ = traced
     result = compare({"pred": "logits"})
-    assert any(what.startswith("the inputs") for what in result.json["not_compared"])
+    what_not = result.json["not_compared"]
+    assert any(what.startswith("the inputs") for what in what_not)
+    assert any(what.endswith("which the map of names does not contain") for what in what_not)
+    result = compare({"pred": "logits", "enc.2": "head.norm"})
+    assert "head.norm, which A's trace does not contain" in result.json["not_compared"]
     result = compare(img=arrays["img"] + 1)
     assert (result.status, "different inputs" in result.err) == (2, True)
 
@@ -87,6 +105,7 @@ def test_missing_inputs_are_reported_and_other_inputs_are_refused(traced):
     ("names", "words"),
     [
         ({"pret": "logits"}, "did you mean 'pred'"),
+        ({"elsewhere": "logits"}, "the arrays are "),
         ({"pred": "logit"}, "did you mean 'logits'"),
         ({"pred": "logits", "enc.2": "logits"}, "the same name"),
         (["pred"], "is not a map of names"),

@@ -12,7 +12,7 @@ from mae_convert.convert.changes import step_in_words
 from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal, format_number
-from mae_convert.verify.judge import FUNCTION_LIMIT, Check, Verdict
+from mae_convert.verify.judge import ARRAYS, FUNCTION_LIMIT, Check, Verdict
 from mae_convert.verify.reference_results import ReferenceComparison
 from mae_convert.verify.summary import (
     by_depth,
@@ -80,6 +80,8 @@ def verdict_line(result: Verdict) -> str:
 
 
 def _runner(entry: Mapping[str, Any]) -> str:
+    if entry["framework"] == ARRAYS:
+        return markup(f"{entry['side']}  {entry['checkpoint']['name']}")
     how = (
         "its own tensor names"
         if entry["native"]
@@ -144,7 +146,7 @@ def depth_chart(result: Verdict) -> Iterator[str]:
     width = max((len(name) for name, _ in depths), default=0)
     full = "█" if printable("█") == "█" else "#"
     for name, error in depths:
-        filled = 1.0 if math.isinf(error) else (math.log10(max(error, 1e-16)) + 16) / 16
+        filled = (math.log10(max(error, 1e-16)) + 16) / 16 if math.isfinite(error) else 1.0
         bar = full * round(BAR * min(max(filled, 0.0), 1.0))
         mark = " " if error <= FUNCTION_LIMIT else "!"
         yield f"  {name:{width}} {mark} {bar:{BAR}} {format_number(error)}"
