@@ -11,6 +11,7 @@ from mae_convert.diagnose.hypotheses import Model, model_of
 from mae_convert.diagnose.weight_hypotheses import self_edits
 from mae_convert.formats.dtypes import DTYPES, rounded
 from mae_convert.layouts.transforms import Shape
+from mae_convert.text import non_finite_values
 from mae_convert.verify.array_patterns import index_ranges
 from mae_convert.verify.distance import relative_error
 
@@ -153,7 +154,8 @@ def not_finite_values(array: np.ndarray, where: str = "") -> str:
     if not broken.any():
         return ""
     first = tuple(map(int, np.argwhere(broken)[0]))
-    return f"has {broken.sum()} values{where} that are NaN or infinite (the first at index {first})"
+    values = non_finite_values(int(broken.sum()), where)
+    return f"has {values} (the first at index {first})"
 
 
 def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:

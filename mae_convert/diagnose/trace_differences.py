@@ -10,6 +10,7 @@ import numpy as np
 
 from mae_convert.diagnose import weight_edits
 from mae_convert.runtime.trace import Trace
+from mae_convert.text import non_finite_values
 from mae_convert.verify.array_patterns import (
     differing,
     dropout_probability,
@@ -74,8 +75,8 @@ def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
                 if bad.any():
                     index = tuple(map(int, np.argwhere(bad)[0]))
                     yield (
-                        f"{name} of {side}'s {dtype} run has {bad.sum()} values that are NaN or"
-                        f" infinite, the first at index {index}"
+                        f"{name} of {side}'s {dtype} run has"
+                        f" {non_finite_values(int(bad.sum()))}, the first at index {index}"
                     )
                     break
 

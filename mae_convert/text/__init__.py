@@ -143,6 +143,16 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def non_finite_values(count: int, where: str = "") -> str:
+    """Return a phrase about the number of NaN and infinite values.
+
+    Args:
+        count: the number of values.
+        where: text after the noun, such as " in A".
+    """
+    return f"{plural(count, 'value')}{where} that {'is' if count == 1 else 'are'} NaN or infinite"
+
+
 def listing(words: Iterable[str], conjunction: str = "or") -> str:
     """Return words joined for a sentence: a, b or c."""
     *first, last = words

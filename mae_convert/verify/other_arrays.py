@@ -18,7 +18,7 @@ from mae_convert.formats.contents import json_in
 from mae_convert.runtime.inputs import inputs_sha256
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import BLOCK, MASKING, STEPS
-from mae_convert.text import did_you_mean, listed, plural
+from mae_convert.text import did_you_mean, listed, non_finite_values
 from mae_convert.verify.distance import FUNCTION_LIMIT, function_error, relative_error
 from mae_convert.verify.judge import (
     ARRAYS,
@@ -154,11 +154,7 @@ def _causes(
         if x.shape != y.shape:
             yield f"{name} has shape {x.shape} in A and {y.shape} in B"
         elif bad := int((~np.isfinite(y)).sum()):
-            yield f"{name} of B has {plural(bad, 'value')} that {_are(bad)} NaN or infinite"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+            yield f"{name} of B has {non_finite_values(bad)}"
 
 
 def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:

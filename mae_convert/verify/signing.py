@@ -251,15 +251,30 @@ def _problem(error: Exception) -> str:
     return textwrap.shorten(text.partition(": Expected")[0], LONGEST, placeholder=" ...")
 
 
+def _read(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        MaeConvertError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MaeConvertError(
+            path, f" cannot be read: {error.strerror}", hint="change its permissions"
+        ) from error
+
+
 def _require_public_key(path: Path) -> None:
     """Require that a file contains the public key of an elliptic curve."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    data = _read(path)
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm):
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, EllipticCurvePublicKey):
         raise MaeConvertError(
@@ -275,10 +290,10 @@ def _require_private_key(path: Path, password: str | None) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    option = Option("password_file")
+    data, option = _read(path), Option("password_file")
     try:
         secret = None if password is None else password.encode()
-        key = load_pem_private_key(path.read_bytes(), secret or None)
+        key = load_pem_private_key(data, secret or None)
         if secret == b"":
             raise MaeConvertError(
                 path, " cannot sign: the password is empty", hint=("leave ", option, " out")
@@ -292,8 +307,8 @@ def _require_private_key(path: Path, password: str | None) -> None:
             else ("leave ", option, " out")
         )
         raise MaeConvertError(path, f" cannot sign: {problem}", hint=hint) from error
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        if password and b"ENCRYPTED" in path.read_bytes():
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if password and b"ENCRYPTED" in data:
             raise MaeConvertError(
                 path, " cannot sign: its password is another one", hint=("check ", option)
             ) from error

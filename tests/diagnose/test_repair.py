@@ -111,7 +111,7 @@ FAULTS = {
     "half loaded": (alone("decoder.prediction.bias", half),
                     "is zero from element 96 of 192 on", FROM_A),
     "NaN": (alone("decoder.mask_token", with_nan),
-            "has 1 values that are NaN or infinite (the first at index (0, 0, 7))", FROM_A),
+            "has 1 value that is NaN or infinite (the first at index (0, 0, 7))", FROM_A),
 }  # fmt: skip
 
 

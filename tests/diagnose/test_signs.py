@@ -168,7 +168,7 @@ def test_non_finite_values_on_both_sides_fail_and_are_located(trace, value, both
     verdict = judge(a, b)
     assert not verdict.passed
     assert verdict.first_divergence == Q
-    sentence = f"{Q} of B's float64 run has 1 values that are NaN or infinite, the first at index"
+    sentence = f"{Q} of B's float64 run has 1 value that is NaN or infinite, the first at index"
     assert f"{sentence} (1, 3, 7)" in report_of(a, b)
     assert ("of A's float64 run" in report_of(a, b)) == both
 
@@ -178,7 +178,7 @@ def test_non_finite_values_in_float32_only_fail_and_are_located(trace):
     arrays["float32/logits"][0, 0, 0] = np.inf
     b = replace(trace, arrays=arrays)
     assert not judge(trace, b).passed
-    assert "logits of B's float32 run has 1 values" in report_of(trace, b, None)
+    assert "logits of B's float32 run has 1 value that" in report_of(trace, b, None)
 
 
 def test_different_shape_fails_and_is_reported(trace):
