@@ -406,7 +406,8 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
         width = config.hidden_size if part == "encoder" else config.decoder_hidden_size
         table = interleaved_position_embedding(width, config.num_patches)
         return np.asarray(table[0, row], np.float32)
-    arrays = {n: np.asarray(tensors[f"{part}.{n}"].load())[0] for n in TABLES
+    # In float64, because .npz files cannot contain bfloat16.
+    arrays = {n: np.asarray(tensors[f"{part}.{n}"].load())[0].astype(np.float64) for n in TABLES
               if f"{part}.{n}" in tensors}  # fmt: skip
     if len(arrays) == 1:
         return np.asarray(next(iter(arrays.values()))[row])
@@ -415,7 +416,7 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
     if first is not None and row == 0:
         return np.asarray(first[0])
     time, location = divmod(row - (first is not None), len(spatial))
-    return np.asarray(temporal[time].astype(np.float64) + spatial[location])
+    return np.asarray(temporal[time] + spatial[location])
 
 
 def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:

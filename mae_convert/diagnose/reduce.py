@@ -366,7 +366,10 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
             f"the reproducer did not end within {limit:g} seconds",
             hint=f"set {TIME_LIMIT_VARIABLE} to more seconds; 0 means no limit",
         ) from error
-    if process.returncode not in (0, 1) or not process.stdout:
+    ended = (
+        process.returncode in (0, 1) and "Traceback (most recent call last)" not in process.stderr
+    )
+    if not ended or not process.stdout:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise MaeConvertError(f"the reproducer failed on {framework}: {last}")
     if process.returncode == 0:

@@ -11,9 +11,11 @@ from mutation.models import random_tensors, write_model, write_original
 
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
+from mae_convert.diagnose import reduce
 from mae_convert.diagnose.reduce import Difference, reduced, reproducer_of, write_reproducer
 from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
+from mae_convert.formats.dtypes import BFLOAT16
 from mae_convert.runtime.child_files import BY_TABLES, stage
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.distance import relative_error
@@ -254,6 +256,25 @@ def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path
     done = by_other_code(source, tmp_path, names={}, fields="{'hidden_act': 'relu'}")
     with pytest.raises(MaeConvertError, match=r"logits is the first result.*to ACTIVATIONS"):
         reduced(done)
+
+
+def test_bfloat16_weights_are_reproduced(source, tmp_path, monkeypatch, capsys):
+    tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
+    half = {name: array.astype(BFLOAT16) for name, array in tensors.items()}
+    target = write_original(
+        tmp_path / "b.safetensors", source.configuration.model, "pretrain", half
+    )
+    found = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
+    assert found.script.first == "encoder.embedding"
+    check(found, tmp_path / "script", monkeypatch, capsys)
+
+    def broken(*_):
+        return "print('the first line')\nraise TypeError('not a number')\n"
+
+    monkeypatch.setattr(reduce, "script_text", broken)
+    with pytest.raises(MaeConvertError, match="failed on torch: TypeError: not a number"):
+        write_reproducer(found, tmp_path / "reproducer")
+    assert not (tmp_path / "reproducer").exists()
 
 
 def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
