@@ -25,7 +25,7 @@ def running_cells(
     """Return the indices (M,), ascending, of the patches that a dual-masked VideoMAE decodes.
 
     This is the running cell masking of Wang et al. 2023 (arXiv:2303.16727, section 3.2): in each
-    cell of 2 x 2 positions, the decoded positions move on by one at every time step.
+    cell of 2 x 2 positions, the decoded positions are shifted by one at every time step.
 
     Args:
         grid_shape: patches along time, height and width; height and width are even.

@@ -65,7 +65,7 @@ class Work:
         return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
 
     def phases(self, layout: str) -> list[float]:
-        """Convert the checkpoint; return the seconds of writing, and of flushing and comparing."""
+        """Convert the checkpoint; return the times of writing, and of flushing and comparing."""
         measured = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
         return json.loads(measured.output)
 

@@ -48,11 +48,11 @@ class Model:
         self._errors = errors
 
     def seconds(self, mode: str, batch: int, calls: int) -> float:
-        """Return the seconds of a call, averaged over ``calls`` calls."""
+        """Return the time of a call in seconds, averaged over ``calls`` calls."""
         return self.measured(mode, batch, calls)[0]
 
     def measured(self, mode: str, batch: int, calls: int) -> tuple[float, float]:
-        """Return the seconds and the processor time of a call, averaged over ``calls`` calls."""
+        """Return the time and the processor time of a call in seconds, averaged over ``calls``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -126,7 +126,7 @@ def rows(
 def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Run both models in turn, in alternating order; return the seconds of each run."""
+    """Run both models in turn, in alternating order; return the time of each run in seconds."""
     models = {"ours": ours, "theirs": theirs}
     for model in models.values():
         model.seconds(mode, batch, 2)  # compiles

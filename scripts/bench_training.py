@@ -71,7 +71,7 @@ def rows(
 def _times(
     step: Step, batch: int, models: dict[str, Start], pairs: int
 ) -> dict[str, list[tuple[float, float, int]]]:
-    """Return seconds, seconds of processor time, and peak memory in bytes for each step.
+    """Return time and processor time in seconds, and peak memory in bytes, for each step.
 
     For large batches in TensorFlow each step has its own process, because two models together need
     more memory than small machines have.

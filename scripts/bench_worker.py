@@ -211,7 +211,7 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
 
 
 def seconds(call: Call, calls: int) -> tuple[float, float]:
-    """Return the seconds and the seconds of processor time of a call, averaged over `calls`."""
+    """Return the time and the processor time of a call in seconds, averaged over `calls`."""
     started = time.perf_counter(), time.process_time()
     for _ in range(calls):
         call()
@@ -220,7 +220,7 @@ def seconds(call: Call, calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Build the model; then read requests as lines of JSON, and print the seconds of each."""
+    """Build the model; then read requests as lines of JSON, and print the times for each."""
     library, framework, size, part = sys.argv[1:]
     call_of = {"pytorch": pytorch, "tensorflow": tensorflow}[framework](library, size, part)
     made: dict[tuple[str, int], Call] = {}

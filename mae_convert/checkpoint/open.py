@@ -338,7 +338,7 @@ def _evidence(
 
 
 def _pooling_unspecified(reading: Reading) -> bool:
-    """Return whether the names fit both a class-token classifier and a mean-pooled classifier."""
+    """Return whether the tensor names fit both a class-token and a mean-pooled classifier."""
     if reading.layout.pooling_in_names or reading.geometry.get("global_pool") != "token":
         return False
     # Only the original code writes a batch norm before the head, and it writes fc_norm if it pools.

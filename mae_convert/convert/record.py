@@ -93,7 +93,11 @@ def _inferred(source: Checkpoint) -> dict[str, Any]:
 
 
 def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the record's fields on the origin of a checkpoint and on its own source, if known."""
+    """Return the record's fields on the origin of a checkpoint, as far as it is known.
+
+    The origin is a Hub repository or an official file; for a checkpoint that was itself converted,
+    ``made_from`` describes the checkpoint that it was converted from.
+    """
     entry: dict[str, Any] = dict(source.origin.record) if source.origin else {}
     if not entry and (official := confirmed(source, md5)):
         entry = official.record

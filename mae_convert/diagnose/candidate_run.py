@@ -44,10 +44,10 @@ class KnownResults(Protocol):
     """Results of another run, by name."""
 
     def __contains__(self, name: str) -> bool:
-        """Return whether a result exists."""
+        """Return whether there is a result with a name."""
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a result."""
+        """Return the result with a name."""
 
 
 class ForwardPass:

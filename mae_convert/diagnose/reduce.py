@@ -36,7 +36,7 @@ SEE_CHECKS = "see the failed checks in the table"
 
 @dataclass(frozen=True)
 class Difference:
-    """The first result, in order of execution, in which another side differs from A."""
+    """The first result, in order of execution, that differs between side A and another side."""
 
     first: str
     """The name of the result."""
@@ -190,7 +190,7 @@ def _plain(framework: str | None) -> str:
 
 
 def first_difference(verification: Verification) -> Difference:
-    """Return the first result that differs from A's.
+    """Return the first result that differs between side A and another side.
 
     This is a result of B in float64 or, if B agrees with A, a result of another runner. If all
     agree in float64, it is the first result of A or B whose rounding error is too large.

@@ -26,7 +26,7 @@ class CandidateResult:
 
 
 class Compare(Protocol):
-    """A function that runs a model with hypotheses applied and compares it with a trace."""
+    """A function that runs a model with hypotheses and compares its results with a trace."""
 
     def __call__(
         self, hypotheses: Sequence[Hypothesis], start: str | None = None
@@ -88,8 +88,8 @@ def search(
     """Find the faults that explain a difference, one after the other.
 
     Args:
-        model: the model of the side to which hypotheses are applied.
-        compare: runs the model with hypotheses and compares it with the trace of the other side.
+        model: the model of one side, to which hypotheses are applied.
+        compare: runs the model with hypotheses and compares its results with the other side's.
         first: the first result that differs.
         base: hypotheses that are always applied.
         seconds: time limit after which no further hypothesis is run.

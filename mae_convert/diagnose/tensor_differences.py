@@ -88,7 +88,10 @@ def _block_prefix(name: str) -> str:
 
 
 def grouped_names(names: Sequence[str]) -> str:
-    """Return names for a sentence; names that differ only in the block index are merged."""
+    """Return names, separated by commas; those that differ only in the block index become one.
+
+    For example, three names become ``encoder.blocks.{0-2}.norm1.weight``.
+    """
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         stack, _, rest = name.partition(".blocks.")

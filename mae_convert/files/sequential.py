@@ -79,7 +79,7 @@ class ArrayRange(SequentialArray):
         self.of.fill(memory, self.first + start)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in a file of the element `start` of this range, or None."""
+        """Return the position in a file of the elements from `start` to `stop` of this range."""
         return self.of.stored_at(self.first + start, self.first + stop)
 
 
@@ -149,7 +149,7 @@ class Checked(Mapped):
         self.function(memory)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in a file of the element `start`, or None."""
+        """Return the position in a file of the elements from `start` to `stop` (exclusive)."""
         return self.of.stored_at(start, stop)
 
 

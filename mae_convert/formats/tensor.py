@@ -266,13 +266,13 @@ class PassingDigest:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(SequentialArray):
-    """An array that passes its elements to a function when they are read."""
+    """The array `of`; its elements are passed to the function `take` when they are read."""
 
     of: SequentialArray
     take: Callable[[np.ndarray, int], np.ndarray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return a range of elements of `of`, after passing them to `take`."""
+        """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
         return self.take(self.of.elements(start, stop), start)
 
 

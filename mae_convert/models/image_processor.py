@@ -153,7 +153,7 @@ class MaeImageProcessor:
         return [str(file)]
 
     def to_json_file(self, path: str | Path) -> None:
-        """Write the settings as JSON to a file, which is replaced."""
+        """Write the settings as JSON to a file, replacing an existing one."""
         write_file(Path(path), self.to_json_string(), overwrite=True)
 
     def to_json_string(self) -> str:

@@ -252,7 +252,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **changes)
 
     def _with_compiled_blocks(self, model: Any) -> Any:
-        """Return a model with compiled blocks; all variables are shared."""
+        """Return a copy of a model, with the same variables, whose blocks are compiled."""
         stacks = ("encoder", "decoder") if hasattr(model, "decoder") else ("encoder",)
         compiled = {}
         for name in stacks:

@@ -198,7 +198,10 @@ def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
 
 
 def _classified(model: Any, pixels: Tensor, noise: None) -> dict[str, Tensor]:  # noqa: ARG001
-    """Return the logits of facebookresearch/mae's classifier, without the pooling of later timm."""
+    """Return the logits of facebookresearch/mae's classifier.
+
+    Its ``forward`` is not called, because newer versions of timm would pool the features again.
+    """
     return {"logits": model.head(model.forward_features(pixels))}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Point(NamedTuple):
-    """The position of an activation: a module, and a function that selects its input or output."""
+    """The place of an activation: a module, and a function that selects its input or output."""
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
@@ -17,12 +17,12 @@ class Point(NamedTuple):
 
 
 def output_of(module: nn.Module) -> Point:
-    """Return the position of a module's output, or of the first element if it is a tuple."""
+    """Return the `Point` of a module's output, or of its first element if the output is a tuple."""
     return Point(module, lambda _, out: out[0] if isinstance(out, tuple) else out)
 
 
 def input_of(module: nn.Module) -> Point:
-    """Return the position of a module's first input."""
+    """Return the `Point` of a module's first input."""
     return Point(module, lambda arguments, _: arguments[0], of_input=True)
 
 
@@ -55,7 +55,7 @@ def replacing(
     """Replace activations while the model runs, so that each step has a specified input.
 
     Args:
-        points: the position of each activation in the model, by name.
+        points: the place of each activation in the model, by name.
         replacements: the activations (N, T, D) to insert, by name, of any dtype and device.
 
     Yields:

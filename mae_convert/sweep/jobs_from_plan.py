@@ -128,7 +128,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the values that all jobs of an entry share, and the lists of the fields that vary."""
+    """Return the values that all jobs of an entry share, and all values of each other field."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():

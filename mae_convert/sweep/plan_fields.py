@@ -194,7 +194,7 @@ class Job:
         return hashlib.sha256(what.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of `Row` that identify this job, without credentials.
+        """Return the fields of `Row` that identify this job; credentials in URLs are removed.
 
         A path that is not valid UTF-8 is written with escape sequences, because SQLite stores
         Unicode text.

@@ -103,7 +103,7 @@ class Results:
             )
 
     def begun(self) -> set[str]:
-        """Return the targets of all jobs that any run has started, without credentials.
+        """Return the targets of all jobs that any run has started; credentials in URLs are removed.
 
         Raises:
             CheckpointError: the file is corrupt.

@@ -131,7 +131,7 @@ def _output_path(job: Job, scratch: Path) -> Path:
 
 
 def _default_name(layout: str) -> str:
-    """Return a name of a file or directory to which a layout can be written."""
+    """Return the default name of a target in a layout; a file's name has a suffix."""
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
     from mae_convert.formats.registry import SUFFIX_FORMATS
