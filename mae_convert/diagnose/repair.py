@@ -15,6 +15,7 @@ from typing import Any
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.checkpoint.preprocessing import described
+from mae_convert.checkpoint.warnings import by_reason
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.record import files_sha256
@@ -25,7 +26,7 @@ from mae_convert.families.family import ACTIVATION_SYNONYMS
 from mae_convert.files.atomic import rename_to_new, staging_for
 from mae_convert.files.strict_json import plain
 from mae_convert.runtime.sides import Side
-from mae_convert.text import listing
+from mae_convert.text import listed, listing
 from mae_convert.verify.certificate import write_certificate
 from mae_convert.verify.declared_changes import apply_steps, steps_between
 from mae_convert.verify.judge import OPTIONAL
@@ -70,6 +71,12 @@ class Repair:
         groups = grouped_causes(causes)
         tensors = [f"{grouped_names(names)}: {fault}; {how}" for names, (fault, how) in groups]
         return [*tensors, *self.configuration, *self.record]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Descriptions of the target's tensors that are not written, with the reasons."""
+        groups = by_reason(self.target.dropped).items()
+        return [f"{listed(names, MOST_NAMED)}: {reason}" for reason, names in groups]
 
     @property
     def unexplained(self) -> list[str]:

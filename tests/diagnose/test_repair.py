@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from mutation.models import random_tensors, write_model, write_original
 from paths import GOLDEN
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import open_checkpoint
@@ -160,6 +162,11 @@ def test_repair_is_verified_and_reports_its_changes(source, target, tmp_path, co
 
 def test_unexplained_difference_is_repaired_only_on_request(source, target, tmp_path, command):
     broken = target(lambda t: {"encoder.norm.bias": t["encoder.norm.bias"] + np.float32(1e-3)})
+    with safe_open(broken.path, "numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(broken.path)
+    tensors["projector.weight"] = np.ones((3, 5), np.float32)  # not a part of the model
+    save_file(tensors, broken.path, metadata)
     out = tmp_path / "out.safetensors"
     call = ["repair", source.path, broken.path, out]
     result = command(*call)
@@ -172,6 +179,9 @@ def test_unexplained_difference_is_repaired_only_on_request(source, target, tmp_
     assert not list(tmp_path.glob("out*"))
     result = command(*call, "--restore", "--json")
     assert result.status == 0, result.err
+    assert result.json["left_out"] == [
+        "projector.weight: part of another self-supervised objective"
+    ]
     assert result.json["changes"] == [
         "encoder.norm.bias: differs, and no known fault explains it; copied from A"
     ]

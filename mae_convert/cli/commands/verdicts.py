@@ -403,9 +403,10 @@ def repair(
     repaired, verification = run_repair(first, second, out, sides, parsed, restore=restore)
     verdict = verification.verdict
     if as_json:
-        print_json({"out": str(out), "changes": repaired.changes, "verdict": verdict_json(verdict)})
+        result = {"changes": repaired.changes, "left_out": repaired.left_out}
+        print_json({"out": str(out), **result, "verdict": verdict_json(verdict)})
     else:
-        show(out, repaired.changes, verdict)
+        show(out, repaired.changes, repaired.left_out, verdict)
     return 0
 
 

@@ -152,13 +152,15 @@ def depth_chart(result: Verdict) -> Iterator[str]:
         yield f"  {name:{width}} {mark} {bar:{BAR}} {format_number(error)}"
 
 
-def repaired(out: Path, changes: Sequence[str], verdict: Verdict) -> None:
-    """Print the changes and the verdict on the repaired model."""
+def repaired(out: Path, changes: Sequence[str], left_out: Sequence[str], verdict: Verdict) -> None:
+    """Print the changes, the tensors that were not written, and the verdict."""
     lines = console()
     for change in changes[:MOST_CHANGES]:
         lines.print(f"repaired  {markup(change)}")
     if len(changes) > MOST_CHANGES:
         lines.print(f"... and {len(changes) - MOST_CHANGES} more; --json lists all")
+    for sentence in left_out:
+        lines.print(f"left out  {markup(sentence)}")
     lines.print(f"wrote {markup(for_terminal(out))}, with the certificate of its verification")
     lines.print(verdict_line(verdict))
 
