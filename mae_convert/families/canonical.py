@@ -132,8 +132,12 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
     raise ConfigurationError(
         f"there is no classifier head in this checkpoint (its task is {available})",
         hint=(
-            *("add a new one with ", Option("num_labels", placeholder="N"), " and without "),
-            *(Option("task"), ", or fine-tune first, or pass ", Option("task", "encoder")),
+            *(
+                "pass ",
+                Option("task", "encoder"),
+                ", fine-tune it first, or convert it with a new ",
+            ),
+            *("head: ", Option("num_labels", placeholder="N"), " without ", Option("task")),
         ),
     )
 

@@ -152,7 +152,8 @@ class Running:
             said = f" (status {status}: {lines[-1]})" if status and lines else ""
             return MaeConvertError(
                 f"{self.run.label} ended without a result{said}",
-                hint="remove sys.exit from the code, and statements that run when it is imported",
+                hint="remove sys.exit from the code, and statements that run when it is imported"
+                + (f"; is {side.python} a Python interpreter?" if side.python else ""),
             )
         if status == 0:
             return MaeConvertError(

@@ -24,7 +24,7 @@ from mae_convert import __version__
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import Fingerprint, described_family
 from mae_convert.errors import CheckpointError, MaeConvertError, Option, Text
-from mae_convert.files.atomic import write_file
+from mae_convert.files.atomic import staging_for, write_file
 from mae_convert.files.byte_ranges import ByteFile, file_sha256, is_plain_name, kind_of, open_sha256
 from mae_convert.files.strict_json import JsonError, check_document, parse_json, plain
 from mae_convert.formats.contents import json_in
@@ -159,6 +159,16 @@ def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
 
 def _folder(target: Path) -> Path:
     return target if target.is_dir() else target.parent
+
+
+def require_writable(target: Path) -> None:
+    """Require that a certificate can be written for a model, before the model is verified.
+
+    Raises:
+        OutputError: the directory is not writable.
+    """
+    with staging_for(_folder(target) / _names(target)[0]):
+        pass
 
 
 def write_certificate(verification: Verification, target: Checkpoint) -> Path:

@@ -1,5 +1,6 @@
 """A certificate is replayed without the source, and fails when anything has changed since."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.errors import CheckpointError, ConfigurationError
 from mae_convert.families.checkpoint_options import Flags
+from mae_convert.files import staging
 from mae_convert.runtime import running
 from mae_convert.runtime.sides import Side
 from mae_convert.runtime.trace import Trace
@@ -61,6 +63,18 @@ def test_the_arrays_of_a_certificate_are_not_weights(copy):
     (copy / ARRAYS).rename(copy / f"mae.pth.{ARRAYS}")  # the name beside a file
     with pytest.raises(CheckpointError, match="contains no weights"):
         open_checkpoint(copy)
+
+
+def test_a_directory_without_write_permission_is_reported_before_the_runs(
+    command, copy, monkeypatch
+):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(staging, "_make", refuse)
+    result = command("verify", copy, copy, "--certify")
+    assert result.status == 2
+    assert f"{copy / DOCUMENT} cannot be written: permission is denied" in result.err
 
 
 def test_certificate_records_what_was_verified(certified):

@@ -468,7 +468,8 @@ def _check_outputs(
 
     Raises:
         UsageError: an output cannot be written with these arguments.
-        OutputError: the directory of the reproducer exists or cannot be created.
+        OutputError: the directory of the reproducer exists or cannot be created, or the certificate
+            cannot be written.
     """
     from mae_convert.errors import OutputError
     from mae_convert.files.atomic import staging_for
@@ -484,6 +485,10 @@ def _check_outputs(
         raise click.UsageError(
             "--certify writes a certificate beside B, which must be a local path"
         )
+    if certify and isinstance(b, Path) and b.exists():
+        from mae_convert.verify.certificate import require_writable
+
+        require_writable(b)
     if reduce is None:
         return
     if b is None:
