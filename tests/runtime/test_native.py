@@ -219,13 +219,13 @@ def test_a_file_that_pytorch_refuses_is_run_and_not_native(tmp_path, state):
     """PyTorch does not read pickles of protocol 4 with ``weights_only``; mae-convert does."""
     path = saved(tmp_path / "x.pth", {"model": state}, pickle_protocol=4)
     checkpoint = open_checkpoint(path, FLAGS)
-    with pytest.raises(UnreadError, match=r"torch\.load does not read"):
+    with pytest.raises(UnreadError, match=r"torch\.load cannot read"):
         pytorch_state_dict(stage(checkpoint, "torch", tmp_path).weights)
     inputs = make_inputs(InputChoice(), checkpoint)
     run = Run(checkpoint, Side("torch"), Request(("float64",), taps=False))
     (trace,) = run_together([run], inputs)
     assert not trace.description["native"]
     assert trace.description["ours"].startswith(
-        "mae-convert's own reader, because torch.load does not read"
+        "mae-convert's own reader, because torch.load cannot read"
     )
     assert "float64/logits" in trace.arrays
