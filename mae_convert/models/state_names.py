@@ -1,6 +1,7 @@
 """Convert the tensor names of transformers in a state dict to those of the PyTorch classes.
 
-``transformers.Trainer`` loads the files that `save_pretrained` writes, which have these names.
+The files that `save_pretrained` writes have the names of transformers, and ``transformers.Trainer``
+loads them as a state dict.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,8 @@
 """Outputs of the PyTorch models: transformers' ``ModelOutput`` if transformers is installed.
 
 transformers' pipelines require that class. Without transformers, the outputs are those of
-`model_outputs`.
-Both have the same interface: values by attribute, name or index, ``**outputs``, and unpacking of
-values, which transformers' own outputs do not support.
+`model_outputs`. Both have the same interface: values by attribute, name or index, ``**outputs``,
+and unpacking of values, which transformers' own outputs do not support.
 """
 
 from collections.abc import Iterator

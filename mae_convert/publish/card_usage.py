@@ -68,7 +68,7 @@ def _pytorch(repo_id: str, artifacts: Sequence[Artifact]) -> str:
 
 
 def _reference_model(repo_id: str, checkpoint: Checkpoint) -> list[str]:
-    """Return code that loads and runs this project's model, for families that only it supports."""
+    """Return code that loads and runs the reference model, if transformers has no class for it."""
     shape = ", ".join(map(str, checkpoint.configuration.model.pixel_shape))
     axes = "(N, C, T, H, W)" if checkpoint.family.clips else "(N, C, H, W)"
     result = "last_hidden_state" if checkpoint.task == "encoder" else "logits"

@@ -220,8 +220,7 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     if (final := FINAL[task]) not in outputs:
         encoder = (", or compare the encoder alone: ", Option("task", "encoder"))
         raise LoadError(
-            f"{code.label}: the model does not return {final}, which is required to show that it "
-            "computes the same function",
+            f"{code.label}: the model does not return {final}, which the comparison requires",
             hint=("return it too", *(encoder if task == "pretrain" else ())),
         )
     return outputs

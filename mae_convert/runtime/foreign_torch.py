@@ -72,8 +72,8 @@ def loaded(code: Code, job: Job, model: Any) -> nn.Module:
             words = " ".join(str(error).split())[:600]
             raise LoadError(
                 f"{code.label}: {words}",
-                hint="write a function load_state(model, state), or LAYOUT, the layout whose names "
-                "the model has",
+                hint="write a function load_state(model, state), or set LAYOUT to the layout with "
+                "the model's tensor names",
             ) from error
     return model.eval()
 

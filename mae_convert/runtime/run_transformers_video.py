@@ -26,7 +26,7 @@ __all__ = ["runs", "settings", "versions"]
 def settings() -> dict[str, Any]:
     """Return PyTorch's settings that a result depends on, and the results that are omitted.
 
-    The losses are omitted because the library computes them in float32 at most.
+    The losses are omitted because the library never computes them in float64.
     """
     return {**torch_settings(), "omits": ["loss", "loss_norm_pix"]}
 

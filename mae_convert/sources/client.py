@@ -76,7 +76,7 @@ def require_client() -> None:
     everything except access to the Hub works with them.
 
     Raises:
-        MissingRequirementError: the version is older.
+        MissingRequirementError: the installed version is too old.
     """
     installed = version("huggingface_hub")
     if int(installed.partition(".")[0]) < OLDEST_CLIENT:

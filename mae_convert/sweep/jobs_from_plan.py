@@ -327,7 +327,9 @@ def _filled(template: str, placeholders: Mapping[str, Any]) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise MaeConvertError(f"{template}: {error}", hint="write a literal brace twice") from error
+        raise MaeConvertError(
+            f"{template}: {error}", hint="write {{ and }} for literal braces"
+        ) from error
     filled = ""
     for text, name, specification, conversion in parts:
         filled += text
