@@ -50,6 +50,9 @@ class Difference:
     dtype: str = "float64"
     """The dtype of the runs: float64, or a dtype in which the rounding errors are too large."""
 
+    runner: str = ""
+    """The runner of `--against` that is the other side; "" for B."""
+
 
 @dataclass(frozen=True)
 class Reproducer:
@@ -130,6 +133,7 @@ def reproducer_of(
         {name: canonical[name] for name in canonical if f"B/{name}" in stored},
         _limit(arrays, dtype),
         "float32" if dtype == "tf32" else dtype,
+        difference.runner,
     )
     return Reproducer(script, stored, frameworks)
 
@@ -211,15 +215,22 @@ def first_difference(verification: Verification) -> Difference:
         own = [name.removeprefix(prefix) for name in failed if name.startswith(prefix)]
         names = [n.removeprefix("function/") for n in own if n.startswith("function/")]
         if names := [name for name in names if not name.startswith(GRADIENT)]:
-            return Difference(min(names, key=execution_order), trace, framework)
+            first = min(names, key=execution_order)
+            return Difference(first, trace, framework, runner=_runner(prefix))
     for prefix, trace, framework in sides:
         own = [name.removeprefix(prefix) for name in failed if name.startswith(prefix)]
         for dtype in ROUNDED:
             starts = (f"{dtype}/A/", f"{dtype}/B/")
             names = [n.split("/", 2)[2] for n in own if n.startswith(starts)]
             if names := [name for name in names if not name.startswith(GRADIENT)]:
-                return Difference(min(names, key=execution_order), trace, framework, dtype)
+                first = min(names, key=execution_order)
+                return Difference(first, trace, framework, dtype, _runner(prefix))
     raise MaeConvertError("no step can be isolated: no result of the runs differs", hint=SEE_CHECKS)
+
+
+def _runner(prefix: str) -> str:
+    """Return the runner in the prefix of its checks: "timm" for "against timm/"."""
+    return prefix.removeprefix("against ").removesuffix("/")
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:

@@ -176,6 +176,9 @@ class Script:
     dtype: str = "float64"
     """The dtype in which the results were computed."""
 
+    runner: str = ""
+    """The runner of `--against` whose results the script calls B's; "" if B itself differs."""
+
 
 def script_text(script: Script, frameworks: Sequence[str]) -> str:
     """Return the text of a script that can run in each of the frameworks."""
@@ -200,11 +203,12 @@ def script_text(script: Script, frameworks: Sequence[str]) -> str:
         functions.append("\n".join(filter(None, (head, text))))
     end = FUNCTION if script.dtype == "float64" else NUMERICS.replace("DTYPE", script.dtype)
     end = end.replace("CANONICAL", json.dumps(dict(script.names)))
-    return (
-        begin + "\n" + "\n".join(functions) + "\n"
-        + STEP.replace("LINES", _indented(code))
-        + end.replace("FIRST", script.first).replace("LIMIT", f"{script.limit:.1e}")
-    )  # fmt: skip
+    end = end.replace("FIRST", script.first).replace("LIMIT", f"{script.limit:.1e}")
+    if script.runner:
+        note = f"  the results of B are those of {script.runner}"
+        before = "canonical = " if script.dtype == "float64" else "limit = "
+        end = end.replace(before, f"print({note!r})\n{before}", 1)
+    return begin + "\n" + "\n".join(functions) + "\n" + STEP.replace("LINES", _indented(code)) + end
 
 
 def _indented(text: str) -> str:

@@ -41,6 +41,7 @@ SIGNED = tuple(
     f"certificate/{name}"
     for name in ("signature", "files without a signature", "statement", "subjects", "predicate")
 )
+AGAINST = "against "
 FUNCTION = "function/"
 DEPTH = re.compile(
     r"(encoder|decoder)\.(embedding|norm|blocks\.\d+\.output)|head\.norm|last_hidden_state|logits"
@@ -117,7 +118,7 @@ def _title(name: str, runner: str | None = None) -> str:
         name: the name of the check.
         runner: the library or code to name instead of "B", for a check of ``--against``.
     """
-    if name.startswith("against "):
+    if name.startswith(AGAINST):
         group, _, rest = name.partition("/")
         return f"{group}, {_title(rest, group.removeprefix('against '))}"
     for prefix, title in GROUPS:
@@ -178,15 +179,8 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
         return "NOT FINITE", (
             "outputs are NaN, so it cannot be determined whether these are the same function"
         )
-    if failed and verdict.replayed and all(check.name in SIGNED for check in failed):
-        return "NOT SIGNED", (
-            "B computes the results of its certificate, but its signature or its signed statement "
-            "is not valid"
-        )
-    if not verdict.passed and verdict.replayed:
-        return "DIFFERENT", "B is not the certified model, or its outputs have changed"
     if not verdict.passed:
-        return "DIFFERENT", "A and B are not the same function with the same weights"
+        return _difference_in_words(verdict, failed)
     if verdict.replayed:
         return "PASSED", (
             "B still computes the certified results; the source was not available, so this does "
@@ -196,6 +190,24 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
         common = ", in everything that was compared" if verdict.not_compared else ""
         return "PASSED and proven", f"{_same(verdict)}{common}"
     return "PASSED", f"not proven: {_reason_not_proven(verdict)}"
+
+
+def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str, str]:
+    """Return the verdict on a difference, and a sentence that names what differs."""
+    if verdict.replayed and failed and all(check.name in SIGNED for check in failed):
+        return "NOT SIGNED", (
+            "B computes the results of its certificate, but its signature or its signed statement "
+            "is not valid"
+        )
+    if verdict.replayed:
+        return "DIFFERENT", "B is not the certified model, or its outputs have changed"
+    if failed and all(check.name.startswith(AGAINST) for check in failed):
+        names = {check.name.partition("/")[0].removeprefix(AGAINST) for check in failed}
+        return "DIFFERENT", (
+            f"A and B agree in everything that was compared, but {' and '.join(sorted(names))} "
+            "computes another function"
+        )
+    return "DIFFERENT", "A and B are not the same function with the same weights"
 
 
 def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:
@@ -309,7 +321,7 @@ def _is_nan(measured: Any) -> bool:
 
 def _is_numeric(check: Check) -> bool:
     parts = check.name.split("/")
-    prefixed = check.name.startswith(("against ", "isolated/"))
+    prefixed = check.name.startswith((AGAINST, "isolated/"))
     return (parts[1] if prefixed else parts[0]) in UNIT_ROUNDOFF
 
 

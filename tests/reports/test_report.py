@@ -196,6 +196,11 @@ def test_verdict_corresponds_to_the_failed_check():
     assert verdict_in_words(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[
         0
     ] == ("IMPRECISE")
+    of_runner = made_up(Check("against own.py:build/function/logits", False, 1.0, 0.0))
+    assert verdict_in_words(of_runner) == (
+        "DIFFERENT",
+        "A and B agree in everything that was compared, but own.py:build computes another function",
+    )
 
 
 def test_difference_is_amplified_and_nan_is_highlighted():
