@@ -240,7 +240,7 @@ def test_side_that_returns_only_its_mask_is_refused(encoder, own):
                "return None, (order.argsort(1) >= self.kept)")  # fmt: skip
     options = parse_options((), dtypes=("float64",))
     with pytest.raises(
-        MaeConvertError, match="does not return last_hidden_state, which is required"
+        MaeConvertError, match="does not return last_hidden_state, which the comparison requires"
     ):
         run_verification(encoder, encoder, TORCH, Side(code), options)
 
