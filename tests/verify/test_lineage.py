@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_models import original
 
+from mae_convert.checkpoint.fingerprint import TensorDigest
 from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.cli.output.inspection import counts_in_words
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.formats import write_file
 from mae_convert.formats.tensor import LazyTensor
+from mae_convert.verify.lineage import DifferingTensor
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,18 @@ def test_other_weights_are_unrelated_and_every_tensor_is_named(models, lineage, 
     lineage_result = lineage(models / "original.pth", tmp_path / "other.pth")
     assert (lineage_result["relation"], lineage_result["equal"]) == ("unrelated", 0)
     assert [t["name"] for t in lineage_result["tensors"]] == list(source.tensors)
+
+
+def test_tensors_of_one_side_only_are_not_counted_as_differing():
+    digest = TensorDigest((1,), "float32", "0" * 64)
+    tensors = [
+        DifferingTensor("encoder.norm.bias", digest, replace(digest, sha256="1" * 64)),
+        DifferingTensor("decoder.norm.bias", digest, None),
+        DifferingTensor("head.bias", None, digest),
+        DifferingTensor("head.weight", None, digest),
+    ]
+    text = "1 is bit-identical, 1 differs, 1 is only in A, 2 are only in B"
+    assert counts_in_words(1, tensors) == text
 
 
 def test_models_of_two_families_are_described_as_such(models, lineage, case):

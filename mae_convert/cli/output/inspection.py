@@ -16,7 +16,7 @@ from mae_convert.text import format_bytes, format_size, plural
 
 if TYPE_CHECKING:
     from mae_convert.checkpoint.fingerprint import TensorDigest
-    from mae_convert.verify.lineage import Lineage
+    from mae_convert.verify.lineage import DifferingTensor, Lineage
 
 MOST_CANDIDATES = 5
 GAP = 4  # spaces between the columns of a table
@@ -259,9 +259,7 @@ def lineage(result: "Lineage") -> None:
     rows += [("not compared", what) for what in result.not_compared]
     rows += [("based on", what) for what in result.rests_on]
     if result.equal is not None:
-        verb = "differs" if len(result.tensors) == 1 else "differ"
-        same = f"{result.equal} {'is' if result.equal == 1 else 'are'} bit-identical"
-        rows.append(("tensors", f"{same}, {len(result.tensors)} {verb}"))
+        rows.append(("tensors", counts_in_words(result.equal, result.tensors)))
     elif result.parts:
         rows.append(("parts", f"{', '.join(result.parts)} differ"))
     out.print(pairs(rows))
@@ -273,6 +271,22 @@ def lineage(result: "Lineage") -> None:
     if (more := len(result.tensors) - MOST_TENSORS) > 0:
         grid.add_row(f"and {more} more (--json has them)", "", "")
     out.print(grid)
+
+
+def counts_in_words(equal: int, tensors: "Sequence[DifferingTensor]") -> str:
+    """Return the numbers of equal tensors, of differing tensors, and of those of one side only."""
+    only = {"A": sum(t.b is None for t in tensors), "B": sum(t.a is None for t in tensors)}
+    differing = len(tensors) - sum(only.values())
+    counts = [
+        f"{equal} {'is' if equal == 1 else 'are'} bit-identical",
+        f"{differing} {'differs' if differing == 1 else 'differ'}",
+    ]
+    counts += [
+        f"{count} {'is' if count == 1 else 'are'} only in {side}"
+        for side, count in only.items()
+        if count
+    ]
+    return ", ".join(counts)
 
 
 def _digest(tensor: "TensorDigest | None") -> str:
