@@ -21,7 +21,7 @@ from mae_convert.formats import write_file
 from mae_convert.formats.registry import SAFETENSORS
 from mae_convert.layouts.transforms import Fuse
 from mae_convert.runtime.child_files import stage
-from mae_convert.runtime.children import Clock, environment_of_child, python_process
+from mae_convert.runtime.children import Child, Clock, environment_of_child, python_process
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.sides import Side, choose_side, classes_of
 from mae_convert.runtime.trace import Trace
@@ -250,9 +250,7 @@ def candidate_job(
 
 
 @contextmanager
-def _killed_after_time_limit(
-    process: subprocess.Popen[str], clock: Clock
-) -> Iterator[threading.Event]:
+def _killed_after_time_limit(process: Child, clock: Clock) -> Iterator[threading.Event]:
     """Kill a child at the end of the time limit; the yielded event is set if this happens."""
     late = threading.Event()
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mae_convert.errors import MaeConvertError, Option
+from mae_convert.runtime.fork_server import ForkedProcess, ForkServer
 from mae_convert.runtime.worker import stage_file
 
 DEFAULT_TIME_LIMIT = 3600.0
 TIME_LIMIT_VARIABLE = "MAE_CONVERT_TIME_LIMIT"
+Child = subprocess.Popen[str] | ForkedProcess
 
 
 def environment_of_child(**more: str) -> dict[str, str]:
@@ -33,16 +35,32 @@ def environment_of_child(**more: str) -> dict[str, str]:
     return environment
 
 
+def environment_of_runner(device: str) -> dict[str, str]:
+    """Return the environment of a process that runs a model on a device, "cpu" or "cuda"."""
+    environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    # Two frameworks share the cores: idle threads must not keep a core busy.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic matrix products on CUDA
+    return environment
+
+
 @contextmanager
 def python_process(
-    python: str | None, arguments: list[Path], environment: Mapping[str, str], **pipes: Any
-) -> Iterator[subprocess.Popen[str]]:
+    python: str | None,
+    arguments: list[Path],
+    environment: Mapping[str, str],
+    server: ForkServer | None = None,
+    **pipes: Any,
+) -> Iterator[Child]:
     """Start a Python interpreter, and kill it at the end of the context.
 
     Args:
         python: the interpreter; None for this one.
         arguments: script and its arguments.
         environment: its environment variables.
+        server: the fork server that starts the process if this makes no difference, or None.
         pipes: arguments of ``subprocess.Popen``. By default, standard input is a pipe to which
             nothing is written.
 
@@ -50,13 +68,14 @@ def python_process(
         MaeConvertError: the interpreter cannot be run.
     """
     with _pipe_to_parent() as end:
+        command = [python or sys.executable, *map(str, arguments)]
+        streams = {"stdin": end, **pipes}
+        process: Child | None = None
         try:
-            process = subprocess.Popen(
-                [python or sys.executable, *map(str, arguments)],
-                env=environment,
-                text=True,
-                **{"stdin": end, **pipes},
-            )
+            if server is not None:
+                process = server.fork(command, environment, **streams)
+            if process is None:
+                process = subprocess.Popen(command, env=environment, text=True, **streams)
         except OSError as error:
             raise cannot_run(python, error) from error
         try:

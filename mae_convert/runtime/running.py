@@ -21,7 +21,13 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, Option,
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.files.staging import scratch_directory
 from mae_convert.runtime.child_files import linked_to_open_files, stage, stage_foreign
-from mae_convert.runtime.children import Clock, environment_of_child, python_process, stage_of
+from mae_convert.runtime.children import (
+    Child,
+    Clock,
+    environment_of_runner,
+    python_process,
+    stage_of,
+)
 from mae_convert.runtime.foreign import FOREIGN, ORIGINAL, ForeignCode
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.sides import WORKER, Side, classes_of
@@ -95,7 +101,7 @@ class Running:
     description: Future[Mapping[str, Any]]
     """The metadata of the run, computed in a thread meanwhile."""
 
-    process: subprocess.Popen[str]
+    process: Child
     """The child."""
 
     job: Path
@@ -299,21 +305,18 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
-def _worker(side: Side, job: Path) -> AbstractContextManager[subprocess.Popen[str]]:
-    environment = environment_of_child(TF_CPP_MIN_LOG_LEVEL="3")
-    if side.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+def _worker(side: Side, job: Path) -> AbstractContextManager[Child]:
+    environment = environment_of_runner(side.device)
     if side.framework == FOREIGN:  # Keras reads the variable when it is imported
         environment.setdefault("KERAS_BACKEND", "tensorflow")
     if side.framework == "jax":
         environment["JAX_ENABLE_X64"] = "1"
-    # Two frameworks share the cores: idle threads must not keep a core busy.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic matrix products on CUDA
+    in_server = side.framework == "torch" and side.device == "cpu" and side.mode != "compiled"
     return python_process(
         side.python,
         [WORKER, job],
         environment,
+        side.fork_server if in_server else None,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mae_convert.formats.registry import (
 from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
 from mae_convert.runtime.foreign import FOREIGN, FORMS, ForeignCode, parse_foreign
+from mae_convert.runtime.fork_server import ForkServer
 from mae_convert.runtime.job import FRAMEWORKS, import_path_of
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
@@ -106,6 +107,9 @@ class Side:
 
     foreign: ForeignCode | None = None
     """The external code of the run, set by `with_foreign`; ``framework`` is then `FOREIGN`."""
+
+    fork_server: ForkServer | None = field(default=None, compare=False, repr=False)
+    """The fork server of PyTorch that starts the child process if this makes no difference."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:

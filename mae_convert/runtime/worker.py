@@ -6,6 +6,7 @@ project's packages importable from the directory tree of this file, and nothing 
 It ends when its standard input is closed, which happens when its parent ends.
 
 ``python worker.py --missing REQUIREMENT...`` prints the requirements that the interpreter lacks.
+``python worker.py --serve torch`` is a fork server of such processes; see ``fork_server``.
 """
 
 import gc
@@ -205,6 +206,14 @@ def main() -> int:
     ]
     if sys.argv[1] == "--missing":
         print(json.dumps(missing(sys.argv[2:])))
+        return 0
+    if sys.argv[1] == "--serve":
+        be_killed_with_parent()
+        expose("mae_convert")
+        from mae_convert.runtime.fork_server import serve
+
+        importlib.import_module(sys.argv[2])
+        serve()
         return 0
     end_with_parent()
     for package in ("mae_convert", "reference_models"):

@@ -145,17 +145,16 @@ def parse(name: str, value: Any) -> Any:
     if value is None:
         return None
     kind = FIELDS[name]
-    wrong = MaeConvertError(
-        f"{value!r} is not a valid value", hint=f"write {kind.expected}", option=name
-    )
-    if isinstance(value, dict | list):
-        raise wrong
-    if isinstance(value, bool) != isinstance(kind, Switch) and not isinstance(value, str):
-        raise wrong
+    if isinstance(value, str):
+        is_valid = bool(value.strip())
+    else:
+        is_valid = isinstance(value, bool) == isinstance(kind, Switch)
+    if isinstance(value, dict | list) or not is_valid:
+        raise MaeConvertError(
+            f"{value!r} is not a valid value", hint=f"write {kind.expected}", option=name
+        )
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and not value.strip():
-        raise wrong
     if isinstance(value, str) and "\0" in value:
         raise MaeConvertError(
             f"{value!r} contains a NUL character", hint="leave it out", option=name

@@ -13,12 +13,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,17 +27,20 @@ from typing import Any
 
 from mae_convert.errors import MaeConvertError
 from mae_convert.errors.signals import ignore_signals, raise_signals
+from mae_convert.runtime import worker as runner
+from mae_convert.runtime.children import environment_of_runner
+from mae_convert.runtime.fork_server import ForkServer, fork_server
 from mae_convert.sweep.memory import SHARE, available_cores, available_memory, memory_needed_by
 from mae_convert.sweep.plan_fields import Job
 from mae_convert.sweep.result import Row, error_row
-from mae_convert.sweep.run_job import run_job
+from mae_convert.sweep.run_job import run_job, thread_variables
 from mae_convert.text.redaction import redact_logs
 
 ATTEMPTS = 2
 START_ATTEMPTS = 5
 LONGEST_SOCKET_PATH = 103  # bytes; macOS allows 103, Linux 107
 STOP_SECONDS = 10.0  # time that a terminated process has to clean up before it is killed
-Work = Callable[[Job, int], Row]
+Work = Callable[[Job, int, ForkServer | None], Row]
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,20 @@ class Worker:
         self.connection.close()
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a process does with its job."""
+
+    work: Work
+    """The function that it calls."""
+
+    threads: int
+    """The number of threads of the framework."""
+
+    server: ForkServer | None
+    """The fork server of PyTorch; None to start new processes."""
+
+
 def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Iterator[Row]:
     """Run jobs in processes of their own and yield the row of each job when it ends.
 
@@ -120,26 +138,47 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
     Args:
         jobs: the jobs.
         allowed: the limits.
-        work: the function that each process calls with its job and the number of threads.
+        work: the function that each process calls with its job, the number of threads, and the
+            fork server of PyTorch or None.
     """
     context = _multiprocessing_context()
     queue, workers = deque(map(PendingJob, jobs)), list[Worker]()
-    try:
-        while queue or workers:
-            while queue and (resources := _resources_for(queue[0], workers, allowed)):
-                workers.append(_start(context, queue.popleft(), resources, (work, allowed.threads)))
-            for worker in _ended(workers):
-                workers.remove(worker)
-                result = _row_of(worker)
-                if isinstance(result, PendingJob):
-                    queue.append(result)
-                else:
-                    yield result
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.stop()
+    with _fork_server_for(jobs, allowed.threads) as server:
+        task = Task(work, allowed.threads, server)
+        try:
+            while queue or workers:
+                while queue and (resources := _resources_for(queue[0], workers, allowed)):
+                    workers.append(_start(context, queue.popleft(), resources, task))
+                for worker in _ended(workers):
+                    workers.remove(worker)
+                    result = _row_of(worker)
+                    if isinstance(result, PendingJob):
+                        queue.append(result)
+                    else:
+                        yield result
+        finally:
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                worker.stop()
+
+
+def _fork_server_for(
+    jobs: Sequence[Job], threads: int
+) -> AbstractContextManager[ForkServer | None]:
+    """Return a fork server of PyTorch if at least two jobs probably run PyTorch on the CPU.
+
+    On macOS, system libraries do not support a fork after they are used.
+    """
+    if sys.platform != "linux" or sum(map(_may_run_torch, jobs)) < 2 or runner.missing(["torch"]):
+        return nullcontext()
+    environment = environment_of_runner("cpu") | thread_variables(threads)
+    return fork_server(environment, [runner.__file__, "--serve", "torch"])
+
+
+def _may_run_torch(job: Job) -> bool:
+    frameworks = {job.settings.get(f"framework_{side}") for side in "ab"}
+    return job.verifies and not frameworks.isdisjoint({None, "torch"})
 
 
 def _multiprocessing_context() -> Any:
@@ -179,12 +218,15 @@ def _resources_for(
 
 
 def _start(
-    context: Any, pending: PendingJob, resources: tuple[int, str | None], work: tuple[Work, int]
+    context: Any, pending: PendingJob, resources: tuple[int, str | None], task: Task
 ) -> Worker:
     memory, gpu = resources
+    server = task.server
+    if server is not None and not (_may_run_torch(pending.job) and server.is_ready()):
+        task = replace(task, server=None)
     for attempt in range(START_ATTEMPTS):
         parent_end, child_end = context.Pipe()
-        process = context.Process(target=_work, args=(pending.job, work, gpu, child_end))
+        process = context.Process(target=_work, args=(pending.job, task, gpu, child_end))
         try:
             process.start()
             break
@@ -237,7 +279,7 @@ def _exit_reason(status: int | None) -> str:
     return f"with status {status}"
 
 
-def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connection) -> None:
+def _work(job: Job, task: Task, gpu: str | None, connection: Connection) -> None:
     """Run one job in this process and send its row to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles the signal
     raise_signals()
@@ -245,8 +287,7 @@ def _work(job: Job, work: tuple[Work, int], gpu: str | None, connection: Connect
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     redact_logs()
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
-    function, threads = work
-    row = function(job, threads)
+    row = task.work(job, task.threads, task.server)
     ignore_signals()
     connection.send(row)
 

@@ -18,6 +18,7 @@ from mae_convert.convert.target import Packing
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.checkpoint_options import flags_of
 from mae_convert.files.staging import scratch_directory
+from mae_convert.runtime.fork_server import ForkServer
 from mae_convert.sources import locate, parse_source, storage
 from mae_convert.sweep.freshness import checkpoint_version
 from mae_convert.sweep.memory import PeakMemory
@@ -36,7 +37,12 @@ THREAD_VARIABLES = (
 )
 
 
-def run_job(job: Job, threads: int | None = None) -> Row:
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the environment variables that set the number of threads of a framework."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+def run_job(job: Job, threads: int | None = None, server: ForkServer | None = None) -> Row:
     """Convert, verify and publish as a job specifies, and return its row.
 
     An error is not raised; its message is in the row.
@@ -44,13 +50,15 @@ def run_job(job: Job, threads: int | None = None) -> Row:
     Args:
         job: the job. An existing target is replaced.
         threads: the number of threads of the framework; None for its default.
+        server: the fork server of PyTorch that starts child processes of verifications, or None.
     """
     if threads is not None:
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        os.environ.update(thread_variables(threads))
     started, results = time.time(), dict[str, Any]()
-    with PeakMemory() as memory, scratch_directory() as folder:
+    others = list if server is None else server.running
+    with PeakMemory(others) as memory, scratch_directory() as folder:
         try:
-            _work(job, folder, results)
+            _work(job, folder, results, server)
             row = Row(**job.identity(), **results)
         except Exception as error:
             # Even a programming error must not stop the other jobs.
@@ -68,7 +76,7 @@ def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
     return error
 
 
-def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
+def _work(job: Job, scratch: Path, row_fields: dict[str, Any], server: ForkServer | None) -> None:
     """Run a job and add the results of each step to ``row_fields``, where an error leaves them."""
     row_fields["source_version"] = checkpoint_version(job.source)
     path, origin = _local_path(job.source, scratch / "source")
@@ -97,7 +105,7 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any]) -> None:
     if job.verifies:
         require_comparable(source, target)
         with _timed(row_fields, "verify_seconds"):
-            verification = _verify(job, source, target)
+            verification = _verify(job, source, target, server)
         row_fields |= verdict_fields(verification.verdict)
         if not job.converts:
             names = ("source_fingerprint", "target_fingerprint")
@@ -165,7 +173,7 @@ def _plan(job: Job, source: Checkpoint, target: Path) -> Plan:
     )  # fmt: skip
 
 
-def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
+def _verify(job: Job, a: Checkpoint, b: Checkpoint, server: ForkServer | None) -> "Verification":
     from mae_convert.diagnose.diagnosis import diagnose
     from mae_convert.runtime.inputs import InputChoice
     from mae_convert.runtime.sides import Side, with_foreign
@@ -180,6 +188,7 @@ def _verify(job: Job, a: Checkpoint, b: Checkpoint) -> "Verification":
                 settings.get(f"python_{s}"),
                 settings.get(f"mode_{s}", "eager"),
                 settings.get("time_limit"),
+                fork_server=server,
             ),
             f"framework_{s}",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import GOLDEN, ROOT
-from ray_nodes import descendants
+from ray_nodes import command_of, descendants
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.diagnose.candidate_process import _killed_after_time_limit
@@ -27,6 +27,13 @@ from mae_convert.runtime.sides import TF_CLASSES_FILE, Side, choose_side
 from mae_convert.sweep import ray_engine
 
 TORCH = ("--framework-a", "torch", "--framework-b", "torch")
+HANGING_TORCH = """
+import sys, time
+def __getattr__(name):
+    time.sleep(60)
+if "--serve" not in sys.argv:
+    time.sleep(60)
+"""
 # Starts the program with the default action of a signal, which pytest's parent may ignore.
 PROGRAM = """
 import signal, sys
@@ -39,9 +46,12 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def hanging(tmp_path):
-    """Return environment variables for a torch that takes a minute to import, and a TMPDIR."""
+    """Return environment variables for a torch that hangs, and a TMPDIR.
+
+    The import takes a minute, or in a fork server the first access to one of its names.
+    """
     (tmp_path / "path" / "torch").mkdir(parents=True)
-    (tmp_path / "path/torch/__init__.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "path/torch/__init__.py").write_text(HANGING_TORCH)
     (tmp_path / "temporary").mkdir()
     return {
         **os.environ,
@@ -100,8 +110,14 @@ def verification(case):
 def sweep_of(case):
     source = case("pretrain_tiny")
     fields = ("num_heads=4", "decoder_num_heads=3", "framework_a=torch", "framework_b=torch")
-    return ("sweep", source.checkpoint, "--to", "transformers", "--target", "out", "--verify",
-            *(word for field in fields for word in ("--set", field)))  # fmt: skip
+    # Two jobs, so that there is a fork server.
+    return ("sweep", source.checkpoint, "--to", "transformers", "--to", "facebook", "--verify",
+            "--workers", "1", *(word for field in fields for word in ("--set", field)))  # fmt: skip
+
+
+def forked(processes):
+    """Return the processes that were forked from the fork server, and the server."""
+    return [p for p in processes if command_of(p).endswith("--serve torch ")]
 
 
 SIGNALS = {
@@ -118,6 +134,7 @@ def test_after_any_signal_no_child_and_no_temporary_directory_is_left(name, hang
     program = start(number, *SIGNALS[name](case), env=hanging)
     assert waited_for(lambda: stages(hanging["TMPDIR"]) == ["importing torch"] * 2)
     children = descendants(program.pid)
+    assert len(forked(children)) == (5 if SIGNALS[name] is sweep_of else 0)
     program.send_signal(number)
     _, errors = program.communicate(timeout=60)
     assert (program.returncode, errors) == (128 + number, f"mae-convert: ended by {name}\n")
@@ -132,6 +149,7 @@ def test_children_of_a_killed_run_end_and_the_next_run_removes_its_directories(
     program = start(signal.SIGTERM, *command(case), env=hanging)
     assert waited_for(lambda: stages(hanging["TMPDIR"]) == ["importing torch"] * 2)
     children = descendants(program.pid)
+    assert len(forked(children)) == (5 if command is sweep_of else 0)
     program.kill()
     program.communicate(timeout=60)
     assert waited_for(lambda: not any(map(is_running, children)))

@@ -361,6 +361,39 @@ def test_sweep_survives_the_death_of_the_fork_server(tmp_path):
     assert {row.key for row in result} == {job.key for job in jobs(tmp_path, 4)}
 
 
+# A process of its own, because multiprocessing's server keeps the environment of the first sweep.
+FORKED = """
+import os, sys
+from pathlib import Path
+from ray_nodes import command_of, descendants
+from sweep_worker import forks
+from mae_convert.sweep.plan_fields import Job
+from mae_convert.sweep.process_pool import Limits, run_local
+settings = {"to": "transformers", "num_heads": 4, "decoder_num_heads": 3, "verify": True,
+            "framework_a": "torch", "framework_b": "torch"}
+if __name__ == "__main__":
+    jobs = [Job(sys.argv[1], name, settings) for name in "ab"]
+    rows = run_local(jobs, Limits(workers=1, memory=8 << 30, threads=1), forks)
+    result = [next(rows)]
+    servers = [p for p in descendants(os.getpid()) if command_of(p).endswith("--serve torch ")]
+    print([len(os.listdir(f"/proc/{server}/task")) for server in servers])
+    result += rows
+    print(*((row.outcome, row.verdict, row.cause, row.peak_memory > 200 << 20) for row in result))
+    print([server for server in servers if Path(f"/proc/{server}").exists()])
+"""
+
+
+def test_runners_of_pytorch_are_forked_from_one_process_without_threads(tmp_path):
+    (tmp_path / "main.py").write_text(FORKED)
+    source = GOLDEN / "pretrain_tiny/checkpoint.pth"
+    output = subprocess.run(
+        [sys.executable, "main.py", source], cwd=tmp_path, capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": str(HELPERS)},
+    ).stdout  # fmt: skip
+    row = ("done", "PASSED", "[0, 0]", True)  # the last two: both forked, their memory is counted
+    assert output == f"[1]\n{row} {row}\n[]\n"
+
+
 def test_long_temporary_path_is_supported(sweep, runs, monkeypatch):
     """Batch systems set paths that are too long for the socket of multiprocessing's fork server."""
     folder = runs / ("temporary" + "x" * 100)
