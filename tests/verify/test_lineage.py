@@ -1,16 +1,18 @@
 """Lineage: weights and encoders are compared, declared steps recomputed, records reported."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_models import original
 
 from mae_convert.checkpoint.fingerprint import TensorDigest
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.cli.output.inspection import counts_in_words
+from mae_convert.cli.output.inspection import counts_in_words, differing_tensors
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
@@ -137,6 +139,18 @@ def test_tensors_of_one_side_only_are_not_counted_as_differing():
     ]
     text = "1 is bit-identical, 1 differs, 1 is only in A, 2 are only in B"
     assert counts_in_words(1, tensors) == text
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(differing_tensors(tensors, 80))
+    assert (
+        "encoder.norm.bias    float32 1 000000000000    float32 1 111111111111" in shown.getvalue()
+    )
+    shown = io.StringIO()
+    Console(file=shown, width=60).print(differing_tensors(tensors, 60))
+    assert shown.getvalue().splitlines()[:3] == [
+        "encoder.norm.bias",
+        "  in A  float32 1 000000000000",
+        "  in B  float32 1 111111111111",
+    ]
 
 
 def test_models_of_two_families_are_described_as_such(models, lineage, case):

@@ -247,7 +247,7 @@ def lineage(result: "Lineage") -> None:
     from mae_convert.convert.changes import step_in_words
 
     out = console()
-    out.print(f"[bold]{markup(result.sentence)}[/bold]", soft_wrap=True)
+    out.print(f"[bold]{markup(result.sentence)}[/bold]", soft_wrap=not out.is_terminal)
     rows = [
         ("steps" if number == 0 else "", step_in_words(step))
         for number, step in enumerate(result.steps)
@@ -265,12 +265,26 @@ def lineage(result: "Lineage") -> None:
     out.print(pairs(rows))
     if not result.tensors:
         return
-    grid = table("tensor", "in A", "in B", whole=("in A", "in B"))
-    for tensor in result.tensors[:MOST_TENSORS]:
-        grid.add_row(*map(markup, (tensor.name, _digest(tensor.a), _digest(tensor.b))))
+    out.print(differing_tensors(result.tensors[:MOST_TENSORS], out.width))
     if (more := len(result.tensors) - MOST_TENSORS) > 0:
-        grid.add_row(f"and {more} more (--json has them)", "", "")
-    out.print(grid)
+        out.print(f"and {more} more (--json has them)")
+
+
+def differing_tensors(tensors: "Sequence[DifferingTensor]", width: int) -> Grid | Group:
+    """Return a table of the digests of tensors, or three lines per tensor if it is too wide."""
+    rows = [(tensor.name, _digest(tensor.a), _digest(tensor.b)) for tensor in tensors]
+    if sum(max(map(len, column)) + GAP for column in zip(*rows, strict=True)) > width:
+        return Group(
+            *(
+                renderable
+                for name, a, b in rows
+                for renderable in (markup(name), pairs([("  in A", a), ("  in B", b)]))
+            )
+        )
+    grid = table("tensor", "in A", "in B", whole=("in A", "in B"))
+    for row in rows:
+        grid.add_row(*map(markup, row))
+    return grid
 
 
 def counts_in_words(equal: int, tensors: "Sequence[DifferingTensor]") -> str:
