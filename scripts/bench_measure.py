@@ -71,8 +71,9 @@ def _anonymous(pid: int) -> int:
     """Return the bytes of anonymous and shared memory of a process and its descendants."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for t in tasks for child in (t / "children").read_text().split()]
+        # Only those that the main thread started: reading the directories of other threads slows
+        # the processes down that are measured; see `mae_convert.sweep.memory.memory_of`.
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     except OSError:
         return 0
     kinds = ("RssAnon", "RssShmem")
