@@ -150,8 +150,9 @@ def test_only_the_command_line_writes_options_with_dashes():
         if (option := AN_OPTION.search(text))
     }
     assert files_with_options == {
-        "families/mae/relatives/refused.py": "--finetune"
-    }  # an option of AdaptFormer
+        "families/mae/relatives/refused.py": "--finetune",  # an option of AdaptFormer
+        "sweep/process_pool.py": "--serve",  # an argument of the child process
+    }
 
 
 def test_file_has_the_name_used_by_the_user_in_every_part_of_a_message(tmp_path):

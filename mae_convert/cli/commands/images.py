@@ -243,7 +243,7 @@ def _files_below(
     help="Directory for the converted models and the image.",
 )
 def demo(output: Path) -> int:
-    """Convert the embedded checkpoint to other layouts and back, and verify it.
+    """Convert the embedded checkpoint and back, and verify it.
 
     The models are run in PyTorch and TensorFlow, or only in the one that is installed.
 
