@@ -266,4 +266,6 @@ def _misfit_error(readings: list[Reading], shapes: Mapping[str, Shape]) -> Layou
     relative = best.relative
     encoder = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
     nearest = f"{encoder}nearest layout is {best.table.name} ({best.task}), but "
-    return LayoutError(nearest + "; ".join(best.problems[:4]))
+    names = f"`mae-convert layouts {best.layout.name}` lists the tensors of this layout"
+    problems = "; ".join(best.problems[:4])
+    return LayoutError(nearest + problems, hint=f"check how the file was written; {names}")

@@ -79,7 +79,8 @@ def test_a_damaged_file_is_explained_by_the_nearest_layout(tmp_path):
     arrays = write_random(tmp_path / "a.safetensors", VideoMAEConfig(**SMALL), "pretrain")
     del arrays["encoder.blocks.1.attn.v_bias"]
     save_file(arrays, tmp_path / "damaged.safetensors")
-    with pytest.raises(LayoutError, match=r"nearest layout is videomae.*v_bias"):
+    words = r"nearest layout is videomae.*v_bias; check how .*`mae-convert layouts original`"
+    with pytest.raises(LayoutError, match=words):
         open_checkpoint(tmp_path / "damaged.safetensors", FLAGS)
 
 
