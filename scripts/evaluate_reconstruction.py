@@ -71,7 +71,11 @@ def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 
 
 def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
-    """Return the square at the position (x, y), each from 0 to 1, as pixels (3, H, W)."""
+    """Return a square of an image as pixels (3, H, W).
+
+    The square is at the left edge for x = 0, at the right for x = 1; at the top for y = 0, at the
+    bottom for y = 1.
+    """
     left, upper = x * (image.width - side), y * (image.height - side)
     height, width = config.image_hw
     box = (left, upper, left + side, upper + side)

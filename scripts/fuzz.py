@@ -157,7 +157,7 @@ def limit_this_process() -> None:
 
 
 def child(container: str, numbers: range, coverage: bool) -> None:
-    """Run one shard and print its tally."""
+    """Examine one shard, a range of inputs of one format, and print its `Tally` as JSON."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         seeds = {seed.container: seed for seed in make_seeds(Path(name))}
         seed = seeds[container]

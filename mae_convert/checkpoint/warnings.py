@@ -62,7 +62,10 @@ def not_read(checkpoint: Checkpoint) -> list[str]:
 
 
 def warnings_of_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
-    """Return warnings about the values of tensors; only position embeddings are read again.
+    """Return warnings about the values of tensors.
+
+    The warnings follow from the statistics, except those about position embeddings, which are
+    loaded again to compare them with the fixed embedding.
 
     Args:
         checkpoint: the checkpoint.

@@ -26,7 +26,7 @@ class FrameworkType(click.Choice[str]):
     """The name of a framework, or a common alias of it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the name of the framework for a name or an alias."""
+        """Return the value if it is the name of a framework; replace an alias by the name."""
         return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
 
 

@@ -68,12 +68,13 @@ def diagnose(verification: Verification) -> Verification:
 
 
 def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
-    """Return a failed verdict with its causes, and the explanation by candidate runs.
+    """Return a failed verdict with its causes, and the causes that candidate runs confirmed.
 
-    The order of the causes is: causes confirmed by candidate runs, descriptions of differing
-    tensors and, if no candidate run explains the difference, descriptions of the traces. In the
-    verdict's ``suspects`` (tensors that may cause the difference), tensors whose change explains
-    the difference come first.
+    A candidate run is a run of one side's model with hypotheses about the cause applied. The order
+    of the causes is: causes that candidate runs confirmed, descriptions of differing tensors and,
+    if no candidate run explains the difference, descriptions of how the traces differ. The
+    verdict's ``suspects`` are the tensors that may cause the difference; tensors whose change makes
+    A compute B's results come first.
     """
     explanation = explain_by_running(pair, verdict)
     different = set(differing_tensors(pair.a.trace, pair.b.trace))
@@ -269,7 +270,8 @@ def search_sentences(
     Args:
         result: the result of a search.
         base: hypotheses that were applied in every run of the search.
-        names: the name of the changed side, and of the side whose results are explained.
+        names: the name of the side to which hypotheses are applied, and the name of the side whose
+            results they explain.
     """
     a, b = names
     with_base = f" with {' and '.join(h.statement for h in base)}" if base else ""

@@ -440,10 +440,11 @@ def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
 
 
 def _loss_per_channel(first: str, model: Model) -> Formula | None:
-    """Return the formula of a loss of VideoMAE.
+    """Return the formula of VideoMAE's ``loss`` or ``loss_norm_pix``, as `first` specifies.
 
-    The targets are pixels before the normalization of the inputs, and the channels of a patch are
-    normalized separately. Only removed patches are predicted.
+    The targets are pixels from 0 to 1, without the normalization of the inputs. For
+    ``loss_norm_pix``, each channel of a patch is then normalized separately. Only removed patches
+    are predicted.
     """
     config, logits = model.config, model.results["logits"]
     patches = channels_last(_predicted_pixels(model), config)[model.results["mask"] > 0]

@@ -1,4 +1,4 @@
-"""Describe how tensors differ; each description is tested exactly."""
+"""Describe how tensors differ; each description is tested on all values of the tensor."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

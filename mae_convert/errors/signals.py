@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Ended(SystemExit):
-    """Raised by other signals that end the process; its code is 128 + the signal number."""
+    """Raised by the signals in `SIGNALS` other than Ctrl-C; ``code`` is 128 + the signal number."""
 
 
 class Endings:

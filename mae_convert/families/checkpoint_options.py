@@ -84,7 +84,7 @@ class Choice:
         return ", ".join(self.choices)
 
     def read(self, text: str) -> str:
-        """Return the name for a name or a synonym."""
+        """Return the text if it is one of the names; replace a synonym by its name."""
         name = self.synonyms.get(text, text)
         if name not in self.choices:
             raise ValueError(f"{text!r} is not one of {self.expected}")

@@ -283,7 +283,10 @@ class Family(ABC):
             yield from self.of_official(name, task, evidence)
 
     def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield the values of a field in the official models with exactly the same sizes."""
+        """Yield a field's values in the official models of a task that have the same sizes.
+
+        The sizes are those in ``evidence.geometry``; the number of classes is ignored.
+        """
         for official in self.official:
             model = official.model
             if official.task == task and self._has_geometry(model, task, evidence.geometry):
@@ -531,7 +534,7 @@ class Family(ABC):
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-        """Divide the output (N, tokens, D) of an encoder, without masking, into features.
+        """Divide the output (N, tokens, D) of an encoder, run without masking, into features.
 
         Returns:
             ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), that of the class

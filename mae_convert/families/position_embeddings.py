@@ -165,8 +165,9 @@ def fixed_precision(
 ) -> np.dtype | None:
     """Return the dtype to which a fixed embedding was rounded before it was stored.
 
-    The original computes in float64 and rounds to float32; the stored dtype may differ. The tensor
-    is loaded; the result is None if it is not exactly the rounded fixed embedding of the grid.
+    The authors' code computes the embedding in float64 and rounds it to float32; the stored dtype
+    may differ. The tensor is loaded; if it is not exactly the rounded fixed embedding of the grid,
+    the result is None.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

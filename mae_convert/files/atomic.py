@@ -106,7 +106,7 @@ class Staged:
 
         Raises:
             OutputError: another process has written the target in the meantime.
-            OSError: the operating system refuses.
+            OSError: the output cannot be renamed.
         """
         target = self.destination.target
         if self._old is not None and self.destination.is_directory and target.is_dir():

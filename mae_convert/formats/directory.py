@@ -171,10 +171,10 @@ def unread_files(weights_file: Path) -> dict[str, str]:
 
 
 def is_of_model_directory(path: Path) -> bool:
-    """Return whether a file of weights belongs to the configuration files in its directory.
+    """Return whether the configuration files in the directory of a weight file belong to that file.
 
-    This is the case if it has a conventional name, or if no other file in the directory contains
-    weights.
+    This is the case if the weight file has a conventional name, or if no other file in the
+    directory contains weights.
     """
     if path.name in (*WEIGHTS_NAMES, *INDEX_NAMES, METADATA):
         return True

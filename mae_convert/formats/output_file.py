@@ -117,7 +117,7 @@ class OutputFile:
         """Compute the layout of a file, and create it with its final size.
 
         Raises:
-            OutputError: the format cannot store the tensors, or the operating system refuses.
+            OutputError: the format cannot store the tensors, or the file cannot be created.
         """
         check_limits(target, weights.kind, weights.tensors)
         weights = weights.through_json()
@@ -147,7 +147,7 @@ class OutputFile:
         """Write the bytes of a tensor.
 
         Raises:
-            OutputError: the operating system refuses, or the tensor has unexpected bytes.
+            OutputError: the file cannot be written, or the tensor is too short.
         """
         tensor = self.weights.tensors[number]
         at = self.layout.offsets[number]
@@ -169,7 +169,7 @@ class OutputFile:
             amend: returns the conversion record, of the same length, with the values known so far.
 
         Raises:
-            OutputError: the operating system refuses.
+            OutputError: the file cannot be written, or the record has another length.
         """
         finalized = self
         if self.weights.conversion is not None:
@@ -194,7 +194,7 @@ class OutputFile:
             The file, which must be flushed again; None if there is no record to complete.
 
         Raises:
-            OutputError: the operating system refuses, or the file differs when it is re-read.
+            OutputError: the file cannot be written, or differs when it is re-read.
         """
         complete = self.weights.complete
         if complete is None or self.weights.conversion is None:
@@ -207,7 +207,7 @@ class OutputFile:
         """Wait until all data is on the disk.
 
         Raises:
-            OutputError: the operating system refuses.
+            OutputError: the operating system reports an error.
         """
         with os_errors_explained(self.target):
             os.fsync(self.descriptor)

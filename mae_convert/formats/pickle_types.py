@@ -108,7 +108,7 @@ class NumpyDtype:
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
-        """Set the byte order, the second value of the state."""
+        """Set the byte order, which is the second value of the pickled state."""
         _, order, subdtype, names, fields, *_ = state
         if order not in ("<", ">", "|", "=") or any((subdtype, names, fields)):
             raise ValueError("a structured NumPy dtype")

@@ -279,5 +279,5 @@ class _Watched(SequentialArray):
 def watched(
     tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
 ) -> dict[str, LazyTensor]:
-    """Return the tensors; those with a digest are hashed when they are read."""
+    """Return the tensors; when one that is named in `digests` is read, its SHA-256 is computed."""
     return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

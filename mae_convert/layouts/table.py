@@ -2,9 +2,10 @@
 
 A canonical tensor has the name and shape that this project uses; an external tensor has those of a
 layout. A table is a tuple of rows in the order of the layout's own programs. In the names, ``#`` is
-a block's index, ``[_#]`` an index that the first block lacks (``block``, ``block_1``, ...), and
-``{a,b}`` a list of names. A list in both columns is expanded to one row per name; a list in the
-canonical column only means that these canonical tensors are fused into one external tensor.
+a block's index, ``[_#]`` a suffix with the index, except in the first block (``block``,
+``block_1``, ...), and ``{a,b}`` a list of names. A list in both columns is expanded to one row per
+name; a list in the canonical column only means that these canonical tensors are fused into one
+external tensor.
 """
 
 import itertools
@@ -252,8 +253,8 @@ def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
 def _regex(external: str) -> re.Pattern[str]:
     """Return the pattern of an external name.
 
-    ``#`` matches an index, ``[_#]`` an index that the first block lacks, and ``*`` one component of
-    a path.
+    ``#`` matches an index, ``[_#]`` an underscore and an index, or nothing for the first block, and
+    ``*`` one component of a path.
     """
     quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
     quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)

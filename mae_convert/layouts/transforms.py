@@ -120,7 +120,7 @@ class Fuse:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shapes of the parts."""
+        """Return the shapes of the parts of a fused tensor of this shape."""
         if not shape or shape[0] % self.parts:
             raise LayoutError(f"shape {shape} cannot be split into {self.parts} equal parts")
         return [(shape[0] // self.parts, *shape[1:])] * self.parts

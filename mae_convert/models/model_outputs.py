@@ -61,7 +61,7 @@ def _values(self: Any) -> tuple[Any, ...]:
 
 
 def _items(self: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the pairs of name and value of the values that are set."""
+    """Return a pair (name, value) for each value that is set."""
     return tuple(zip(self._fields, self, strict=True))
 
 

@@ -61,7 +61,7 @@ class CardData:
 
 
 def section(data: CardData) -> str:
-    """Return the section as Markdown, without its begin and end markers."""
+    """Return the generated section of a card as Markdown, without its begin and end markers."""
     blocks = [
         introduction(data),
         "## Where the weights come from",

@@ -111,7 +111,7 @@ def mapped_or_read(
 
 
 def with_config(model: Any, config: Any) -> Any:
-    """Return a model with another configuration that shares the parameters of `model`.
+    """Return a model that has another configuration and shares the parameters of `model`.
 
     Raises:
         RuntimeError: the parameters have other names or shapes.

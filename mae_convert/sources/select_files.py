@@ -91,11 +91,11 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
 def _beside(
     weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
 ) -> dict[str, str]:
-    """Return a dictionary from local names to repository paths of files that belong to weights.
+    """Return the files that belong to a weight file, as local name → path in the repository.
 
     If the weights have their own certificate (``NAME.verification.json`` in the same directory, or
-    a file in the folder of certificates), the record and the certificate at the root of the
-    repository belong to other weights and are left out.
+    a file in the folder of certificates), ``conversion.json`` and the certificate without ``NAME``
+    belong to other weights and are left out.
     """
     own = [f"{weights}.{name}" for name in CERTIFICATE_NAMES]
     if joined(folder, own[0]) in entries:

@@ -236,7 +236,7 @@ def _differing(
 
 
 def _same_encoder(left: Mapping[str, TensorDigest], right: Mapping[str, TensorDigest]) -> bool:
-    """Return whether the encoders are equal except for the norm that pooled classifiers lack."""
+    """Return whether the encoders are equal, apart from a final norm that one of them lacks."""
     first, second = (
         {name: t for name, t in side.items() if name.startswith("encoder.")}
         for side in (left, right)

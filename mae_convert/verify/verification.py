@@ -134,7 +134,7 @@ def run_verification(
         b: the target; the steps that its conversion record declares are applied to the source
             first.
         side_a: how to run the source; by default in the framework that loads it natively.
-        side_b: how to run the target; the default is the same.
+        side_b: how to run the target; by default in the framework that loads the target natively.
         options: what to run and to compare.
 
     Raises:

@@ -37,7 +37,7 @@ Layer = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class HeadStructure:
-    """The result of the test for a stack of attention layers."""
+    """The result of `head_structure`: how well each number of heads fits the attention layers."""
 
     scores: dict[int, float]
     """Number of heads → log-likelihood ratio, summed over layers, for the hypothesis that entries
@@ -54,7 +54,7 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The smallest of the `deviations` of numbers of heads other than the best; 0.0 if none."""
+        """The smallest of the `deviations`, not counting `best`; 0.0 if there is no other."""
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property

@@ -1,4 +1,4 @@
-"""Read datatypes, shapes, and attributes that are text (sections IV.A.2.b, d and m)."""
+"""Read datatypes, shapes and text attributes (sections IV.A.2.b, d and m of the specification)."""
 
 import math
 from dataclasses import dataclass
