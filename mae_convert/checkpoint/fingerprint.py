@@ -194,4 +194,4 @@ def fingerprint_report(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def _sha256(first: str, lines: Iterable[str]) -> str:
-    return hashlib.sha256((first + "".join(lines)).encode("ascii")).hexdigest()
+    return hashlib.sha256((first + "".join(lines)).encode()).hexdigest()

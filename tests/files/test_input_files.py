@@ -245,7 +245,7 @@ INPUTS = {
     "another size": (("<f4", (1, 3, 32, 16), bytes(6144)), r"shape \(1, 3, 32, 16\); this model"),
     "no image": (("<f4", (0, 3, 32, 32), b""), r"shape \(0, 3, 32, 32\)"),
     "another dtype": (("<f8", (1, 3, 32, 32), bytes(24576)), "must be float32, not float64"),
-    "objects": (("|O", (1, 3, 32, 32), b"\x80\x04N."), "an object is a pickle"),
+    "objects": (("|O", (1, 3, 32, 32), b"\x80\x04N."), "object arrays as pickles"),
     "not numbers": (("<f4", (1, 3, 32, 32), b"\xff" * 12288), "NaN or infinite"),
 }
 

@@ -58,6 +58,9 @@ DAMAGE = {
     "tensors.encoder.cls_token[2]": lambda d, a: d["tensors"].update(
         {"encoder.cls_token": [[1, 1, 32], "float32", 1]}
     ),
+    "tensors.encoder.cls_token[1] must match pattern": lambda d, a: d["tensors"].update(
+        {"encoder.cls_token": [[1, 1, 32], "float32\N{REPLACEMENT CHARACTER}", "0" * 64]}
+    ),
     "is a trace of format 2": lambda d, a: d.update(format=2),
     "native must be boolean": lambda d, a: d.update(native="yes"),
     "dtypes": lambda d, a: d.update(dtypes=["float64", {}]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.cli.output.console import console, markup, printable, table
+from mae_convert.cli.output.console import console, markup, printable, table, with_options
 from mae_convert.convert.changes import step_in_words
 from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
@@ -104,8 +104,8 @@ def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in (runner["assumed"] or {}).items():
         assumption = name in (runner.get("assumptions") or {})
         how = "assumed" if assumption else "given"
-        if assumption or entry["source"].startswith(("flag", "training")):
-            assumed_fields = by_source.setdefault(f"{how} by {entry['source']}", [])
+        if assumption or entry["source"].startswith(("option", "training")):
+            assumed_fields = by_source.setdefault(f"{how} by {with_options(entry['source'])}", [])
             assumed_fields.append(f"{name} {plain(entry['value'])}")
     for source, fields in by_source.items():
         yield f"{source}: {', '.join(fields)}"
