@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
     framework: str
     part: str
-    library: str
+    peer: str
     mode: str = "training"
     against: str = ""
 
@@ -53,16 +53,16 @@ def rows(
 ) -> Iterator[dict[str, object]]:
     """Yield a row of the table for each step, size and batch size.
 
-    The keys of `pythons` are (framework, library).
+    The keys of `pythons` are (framework, library that our step is compared with).
     """
     for step in STEPS:
-        python = pythons.get((step.framework, step.library))
+        python = pythons.get((step.framework, step.peer))
         if step.framework not in frameworks or python is None:
             continue
         for size in sizes:
             models = {
                 name: partial(started, python, library, step.framework, size, step.part)
-                for name, library in (("ours", "reference"), ("theirs", step.library))
+                for name, library in (("ours", "reference"), ("theirs", step.peer))
             }
             for batch in batches:
                 yield _row(step, size, batch, _times(step, batch, models, pairs))
@@ -102,7 +102,7 @@ def _row(
     return {
         "framework": step.framework,
         "step of": PARTS[step.part],
-        "against": step.against or step.library,
+        "against": step.against or step.peer,
         "ViT": size,
         "batch": batch,
         "ours, s": f"{median(a):.2f}",
