@@ -32,7 +32,7 @@ def save_model(
     metadata: ModelMetadata | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a reference model as a checkpoint; the result is read back and compared.
+    """Write a reference model as a checkpoint, then read it back and compare every tensor.
 
     Args:
         model: a reference model of PyTorch or Keras, or one of a subclass; it may be wrapped by
@@ -41,8 +41,8 @@ def save_model(
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: the dtypes of the model.
         packing: how the tensors are stored in files.
-        metadata: the preprocessing and the names of the classes; default: from the
-            checkpoint that the model was loaded from, else by convention.
+        metadata: the preprocessing and the names of the classes; default: those of the checkpoint
+            that the model was loaded from or, for a new model, `ModelMetadata.default`.
         overwrite: replace an existing target.
 
     Returns:
@@ -50,7 +50,7 @@ def save_model(
 
     Raises:
         MaeConvertError: the model is not a reference model, its weights are not finite, or the
-            layout does not support it.
+            layout does not support the model.
         OutputError: the target exists, or cannot be written.
     """
     name = name_of_dtype(dtype, tuple(DTYPES))

@@ -1,4 +1,4 @@
-"""How a side of a comparison is run: framework, interpreter, and whether it is loaded natively."""
+"""How one side of a comparison (checkpoint A or B) is run: framework, interpreter, and loader."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ PROBE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Side:
-    """How to run one side of a comparison."""
+    """Options for running one side of a comparison: checkpoint A or checkpoint B."""
 
     framework: str | None = None
     """One of ``FRAMEWORKS``, or user-specified code in one of the forms of `foreign.FORMS`; None to
@@ -99,29 +99,31 @@ class Side:
     """The Python interpreter of the child process; None for the current one."""
 
     mode: str = "eager"
-    """One of ``job.MODES``."""
+    """The execution mode, one of ``job.MODES``: "eager", "compiled", "xla" or "train"."""
 
     time_limit: float | None = None
-    """The time limit of a run in seconds; 0 for no limit, and None for that of the environment
-    variable ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour."""
+    """The time limit of a run in seconds; 0 for no limit. None for the value of the environment
+    variable ``MAE_CONVERT_TIME_LIMIT`` or, if it is not set, one hour."""
 
     foreign: ForeignCode | None = None
-    """The external code of the run, set by `with_foreign`; ``framework`` is then `FOREIGN`."""
+    """The external code that runs the model, as set by `with_foreign`; ``framework`` is then
+    `FOREIGN`. None if the model is run by a framework."""
 
     fork_server: ForkServer | None = field(default=None, compare=False, repr=False)
-    """The fork server of PyTorch that starts the child process if this makes no difference."""
+    """A fork server of PyTorch. It starts the child process if a forked process is equivalent to a
+    new one. None to always start a new process."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
-    """Return a side in which `foreign` is set if its framework is specified as external code.
+    """Return the side, with its `foreign` set if its ``framework`` specifies external code.
 
     Args:
         side: the side as specified.
         option: the name of the option that specifies the framework, for messages.
 
     Raises:
-        MaeConvertError: the value is neither a framework nor existing code, or the mode is not
-            "eager".
+        MaeConvertError: ``framework`` is neither a framework nor existing code, or it is external
+            code and the mode is not "eager".
     """
     if side.framework in (None, *FRAMEWORKS) or side.foreign is not None:
         return side
@@ -146,10 +148,11 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
     Args:
         sides: the results of `with_foreign`.
         gradients: whether gradients are requested.
-        isolate: whether a step-isolated comparison is requested.
+        isolate: whether a comparison of isolated steps is requested, in which the model runs each
+            step (such as a block) on a specified input.
 
     Raises:
-        MaeConvertError: gradients or a step-isolated comparison are requested of external code.
+        MaeConvertError: a side is external code, and gradients or isolated steps are requested.
     """
     for foreign in filter(None, (side.foreign for side in sides)):
         for asked, what, option in (
@@ -193,16 +196,17 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
 
 
 def _computes_another_function(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library's own classes compute outputs that differ from the model's."""
+    """Return whether a library's own class computes other outputs than the checkpoint's model."""
     model = checkpoint.configuration.model
     own = framework in THIRD_PARTIES and framework == checkpoint.layout.name
     return own and bool(checkpoint.layout.differences(model, checkpoint.task))
 
 
 def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader that loads a checkpoint natively, or None.
+    """Return the name of the loader with which a framework loads a checkpoint natively, or None.
 
-    The library of the file format reads the files, and no mapping table of mae-convert is used.
+    A native loader reads the files with the library of their file format, and uses no mapping table
+    of mae-convert.
     """
     loader = named_loader(checkpoint, framework)
     container = checkpoint.container
@@ -213,9 +217,10 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the loader of a framework for the tensor names of a checkpoint, or None.
+    """Return the name of the loader with which a framework loads tensors of these names, or None.
 
-    Without a loader, mae-convert's mapping tables convert the names, and the verdict is not proven.
+    The file format is not considered, unlike in `loader_for`. Without a loader, mae-convert's
+    mapping tables convert the names, and the verdict is not proven.
     """
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in READ_DIRECTORIES and not _finds_its_files(checkpoint, framework):
@@ -238,7 +243,7 @@ def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
 
 
 def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
-    """Return the fields ``model`` and ``configuration`` of a job: import paths of their classes."""
+    """Return the fields ``model`` and ``configuration`` of a job: the import paths of classes."""
     models = checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
     return {
         "model": models.get(checkpoint.task, ""),
@@ -265,7 +270,7 @@ def require_frameworks(*frameworks: str) -> None:
     """Require that frameworks are installed, before any other work is done.
 
     Raises:
-        MissingRequirementError: one is not installed; the message states how to install it.
+        MissingRequirementError: a framework is not installed; the message states how to install it.
     """
     for framework in frameworks:
         if not has_framework(framework, None):
@@ -311,7 +316,7 @@ def first_framework() -> str:
 
 
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
-    """Return the packages required for a run that an interpreter cannot find."""
+    """Return the packages that a run requires and that the interpreter cannot find."""
     by_tf_classes = (framework, loader) == TF_CLASSES
     own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
     requirements = (*own, *NEEDED_BY_EVERY_RUN)
@@ -319,7 +324,7 @@ def _lacking(framework: str, python: str | None, loader: str | None) -> list[str
 
 
 def _missing_there(requirements: Sequence[str], python: str) -> list[str]:
-    """Return those requirements that another Python interpreter cannot find."""
+    """Return the requirements that another Python interpreter cannot find."""
     command = [python, str(WORKER), "--missing", *requirements]
     try:
         process = subprocess.run(

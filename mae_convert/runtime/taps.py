@@ -1,4 +1,4 @@
-"""Record or replace intermediate activations of PyTorch models by forward hooks."""
+"""Record or replace intermediate activations of PyTorch models with forward hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Point(NamedTuple):
-    """The place of an activation: a module, and a function that selects its input or output."""
+    """The location of an activation: a module, and a function that selects its input or output."""
 
     module: nn.Module
     pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
@@ -52,14 +52,17 @@ def recording(points: Mapping[str, Point]) -> Iterator[dict[str, Tensor]]:
 def replacing(
     points: Mapping[str, Point], replacements: Mapping[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    """Replace activations while the model runs, so that each step has a specified input.
+    """Replace activations with specified tensors while the model runs.
+
+    The modules that use a replaced activation are run on the specified tensor, whatever the modules
+    before them have computed.
 
     Args:
-        points: the place of each activation in the model, by name.
+        points: the location of each activation in the model, by name.
         replacements: the activations (N, T, D) to insert, by name, of any dtype and device.
 
     Yields:
-        A dictionary that is filled with the activations that the model itself has computed.
+        A dictionary that is filled with the replaced activations, as the model computed them.
     """
     computed: dict[str, Tensor] = {}
 
@@ -93,12 +96,16 @@ def replacing(
 
 
 def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a computed activation (N, T, D), and the output that the module returns instead.
+    """Return the activation in a tensor, and the tensor with the activation replaced.
 
     Args:
-        computed: the result of a module, (N, T, D), or (N, D) for pooled tokens. It may begin with
-            tokens that the activation does not have, because they are dropped afterwards.
-        replacement: the activation that replaces it, (N, T, D).
+        computed: the input or output of a module, (N, T, D), or (N, D) for pooled tokens. It may
+            begin with tokens that are not part of the activation, because the model drops them
+            afterwards.
+        replacement: the activation to insert, (N, T, D).
+
+    Returns:
+        The computed activation, (N, T, D), and a tensor with the shape of `computed`.
     """
     replacement = replacement.to(computed)
     if computed.ndim == 2:

@@ -28,22 +28,22 @@ def make(
     *,
     mapped: bool = False,
 ) -> Any:
-    """Return a model in evaluation mode with exactly these tensors.
+    """Return a model in evaluation mode whose state dict consists of the specified tensors.
 
-    The model is created without memory, and each tensor is read into its final memory: memory never
-    holds more than the model and pieces of a few tensors.
+    The model is created on the meta device, and the tensors that are read become its parameters:
+    memory never holds more than the model and pieces of a few tensors.
 
     Args:
         model_class: the class of the model.
-        config: its configuration.
-        tensors: with the names of the state dict.
+        config: the configuration of the model.
+        tensors: the tensors; their names are those of the model's state dict.
         device: the device of the parameters; None for the CPU.
         mapped: whether a tensor that is stored unchanged in a file becomes a view of a private
-            mapping of the file, instead of a copy. It is also read once, without the mapping, to
-            check it.
+            memory mapping of the file, instead of a copy. To check the tensor, it is also read once
+            without the mapping.
 
     Raises:
-        LayoutError: names or shapes of the tensors are not those of the model.
+        LayoutError: the names or shapes of the tensors are not those of the model.
         MissingRequirementError: the device does not exist.
     """
     views = mapped_memory(tensors) if mapped and device in (None, "cpu") else {}
@@ -63,10 +63,10 @@ def make(
 
 
 def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, int]]:
-    """Return a private mapping of the file and an offset for each tensor that can be mapped.
+    """Return the memory mapping and the offset of each tensor that can be mapped, by tensor name.
 
-    Of tensors that share bytes of a file only the first is mapped: otherwise, training would change
-    them together.
+    There is one private mapping for each file. If tensors share bytes of a file, only the first of
+    them is mapped: otherwise, training would change them together.
     """
     positions = [(position, tensor) for tensor in tensors if (position := file_position(tensor))]
     mappings = {
@@ -83,9 +83,10 @@ def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, i
 
 
 def file_position(tensor: LazyTensor) -> FilePosition | None:
-    """Return the location of a tensor in a file, or None.
+    """Return the location of a tensor in a file, or None if the tensor cannot be mapped.
 
-    It is None if the tensor is not stored unchanged, or not aligned for its dtype.
+    A tensor can be mapped if it is not empty, its bytes are stored unchanged, and its offset is
+    aligned for its dtype.
     """
     if not isinstance(tensor.load, SequentialArray) or not tensor.nbytes:
         return None
@@ -111,10 +112,10 @@ def mapped_or_read(
 
 
 def with_config(model: Any, config: Any) -> Any:
-    """Return a model that has another configuration and shares the parameters of `model`.
+    """Return a model with the configuration `config` that shares the parameters of `model`.
 
     Raises:
-        RuntimeError: the parameters have other names or shapes.
+        RuntimeError: with `config`, the parameters would have other names or shapes.
     """
     with WithoutValues():
         other = type(model)(config)
@@ -136,7 +137,11 @@ def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
 
 
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
-    """Return a tensor in newly allocated memory, on a device."""
+    """Return a tensor in newly allocated memory on a device; None for the CPU.
+
+    Raises:
+        MissingRequirementError: the device does not exist.
+    """
     read = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="cpu")
     tensor.read_into(read.view(-1).view(torch.uint8).numpy().view(tensor.dtype))
     if device is None:

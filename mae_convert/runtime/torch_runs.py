@@ -1,4 +1,4 @@
-"""Common parts of running PyTorch models: precisions, devices, modes and gradients."""
+"""Functions that all runners of PyTorch models use: precisions, devices, modes and gradients."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -75,15 +75,15 @@ def torch_runs(
     forward: Forward,
     points: Points,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield each dtype and its results, NumPy arrays by name.
+    """Run a model in each dtype of a job; yield each dtype and the results, NumPy arrays by name.
 
     Args:
         job: the job.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
         build: creates the model with its weights; it is called again after a run that rounded them.
         forward: runs the model.
-        points: returns the positions in a model of the activations at the end of each step: the
-            embeddings, the output of each block, the norms.
+        points: returns the locations in the model of the activations at the end of each step: the
+            embeddings, the output of each block, and the outputs of the norms.
 
     Raises:
         LoadError: the weights do not fit, or a result does not have the requested dtype.
@@ -112,9 +112,14 @@ def torch_runs(
 
 
 def _isolated(forward: Forward, points: Points, replacements: Mapping[str, Tensor]) -> Forward:
-    """Return a forward function in which the activations `replacements` replace results of steps.
+    """Return a forward function that replaces the results of steps (such as blocks).
 
-    The computed activations are among its results, as ``tap/NAME``.
+    The results that the steps have computed themselves are returned as ``tap/NAME``.
+
+    Args:
+        forward: the forward function without replacements.
+        points: returns the location of the result of each step.
+        replacements: the activations that replace the results, by name.
     """
 
     def run(model: Any, *inputs: Any, **additional: Any) -> Results:
@@ -133,9 +138,9 @@ def _be_deterministic(mode: str) -> None:
 
 
 def _set_precision(dtype: str, device: str) -> None:
-    """Enable TF32 if `dtype` is "tf32"; disable other reduced precision of GPUs.
+    """Enable TF32 if `dtype` is "tf32"; disable all other reduced-precision modes of GPUs.
 
-    With TF32, the factors of float32 products are rounded to 10 bits.
+    With TF32, the inputs of float32 matrix products are rounded to 10 bits of mantissa.
 
     Raises:
         LoadError: the device does not exist, or does not support TF32.
@@ -172,7 +177,7 @@ def _results(
 
 
 def _objective(results: Results, job: Job) -> Tensor:
-    """Return the scalar whose gradient is compared; see ``objective``."""
+    """Return the scalar whose gradient is compared; see the module ``objective``."""
     if job.task == "pretrain":
         if "loss" not in results:
             raise LoadError("without masking there is no loss and therefore no gradient")

@@ -65,7 +65,7 @@ class Trace:
             raise CheckpointError(
                 path,
                 f" is a trace of format {version!r}, and this version of mae-convert reads"
-                f" {FORMAT}",
+                f" format {FORMAT}",
                 hint="trace the checkpoint again",
             )
         check_trace(description, arrays, str(path))
@@ -88,11 +88,11 @@ class Trace:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The fingerprint of the checkpoint that was run, after declared steps."""
+        """The fingerprint of the checkpoint that was run, with its declared steps applied."""
         return described_fingerprint(self.description)
 
     def results(self, dtype: str) -> dict[str, np.ndarray]:
-        """Return the outputs, activations and gradients (``grad/NAME``) of one run, by name."""
+        """Return the outputs, activations and gradients (``grad/NAME``) of one dtype, by name."""
         prefix = f"{dtype}/"
         return {
             name.removeprefix(prefix).removeprefix("tap/"): array
@@ -154,11 +154,11 @@ def describe(
 
 
 def with_canonical_gradients(trace: Trace) -> Trace:
-    """Return a trace whose gradients, if any, have canonical names and layouts.
+    """Return a trace whose gradients, if any, are named and shaped like the canonical tensors.
 
     A child process has no mapping tables, so it names and shapes gradients like the parameters of
     its model: with the names of the state dict in PyTorch, with those of the ``keras`` layout in
-    Keras. The transforms of a table only move values, so they apply to gradients exactly.
+    Keras. The transforms of a table only move values, so they convert gradients exactly too.
 
     Raises:
         LayoutError: the name of a parameter is not in the layout's mapping tables.

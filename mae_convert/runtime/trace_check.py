@@ -1,4 +1,4 @@
-"""Check a trace that was read from a file: its description, and its arrays against it."""
+"""Check the description of a trace that was read from a file, and that the arrays match it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
         where: the file, for the message.
 
     Raises:
-        CheckpointError: something is missing or invalid.
+        CheckpointError: a part of the trace is missing or invalid.
     """
     check_document(description, "trace", where, "trace the checkpoint again")
     for problem in _problems(description, arrays):
@@ -46,7 +46,7 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yield a sentence for each problem; a check relies on the checks before it."""
+    """Yield a phrase for each problem; a check requires that the checks before it found none."""
     if has_control_characters(description):
         yield "a string in it contains control characters"
     family = described_family(description)
@@ -92,7 +92,7 @@ def _array_problems(
         elif (
             expected := _shape(name if name in MASKING else result, family, config, description)
         ) is None:
-            yield f"the array {name} is not an output of a model"
+            yield f"the array {name} is not a result of this model"
         elif not _fits(array.shape, expected):
             sizes = ", ".join("any" if n is None else str(n) for n in expected)
             yield f"the array {name} has shape {array.shape}, not ({sizes})"

@@ -120,7 +120,7 @@ OPTIONAL_IN_KERAS = ("sklearn", "pandas", "IPython")
 
 @contextmanager
 def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
-    """Make the import of packages raise ImportError, except of those that are already imported."""
+    """Make importing `packages` raise ImportError, unless a package has already been imported."""
     hidden = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as Python documents
     try:
@@ -131,7 +131,7 @@ def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
 
 
 def import_runner(framework: str, loader: str) -> ModuleType:
-    """Import the module that runs a framework's model, which imports the framework; return it."""
+    """Import and return the module that runs models of a framework; it imports the framework."""
     in_keras = framework in ("tensorflow", "jax")
     if in_keras:
         os.environ["KERAS_BACKEND"] = framework
@@ -186,7 +186,10 @@ def run(job_path: Path) -> None:
 
 
 def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
-    """Return ``{"omits": NAMES}`` with the results that external code did not compute; else {}."""
+    """Return ``{"omits": NAMES}``, the results that external code did not compute, or {}.
+
+    The result is {} if the model was not run by external code.
+    """
     if foreign is None:
         return {}
     from mae_convert.runtime.foreign_code import RESULTS
@@ -249,7 +252,7 @@ def main() -> int:
 
 
 def _report(sentence: str) -> None:
-    """Print an error message as the last line of standard error, in the format of `to_json`."""
+    """Print an error message as JSON, like `to_json`, in the last line of standard error."""
     print(f"{REPORT}{json.dumps(sentence)}", file=sys.stderr)
 
 

@@ -74,10 +74,10 @@ DAMAGE = {
     "has shape (0, 16, 192)": lambda d, a: a.update(
         {"float64/logits": np.zeros((0, 16, 192))}
     ),
-    "tap/encoder.blocks.9.q is not an output": lambda d, a: a.update(
+    "tap/encoder.blocks.9.q is not a result": lambda d, a: a.update(
         {"float64/tap/encoder.blocks.9.q": np.ones((2, 5, 32))}
     ),
-    "tap/encoder.blocks.0.x is not an output": lambda d, a: a.update(
+    "tap/encoder.blocks.0.x is not a result": lambda d, a: a.update(
         {"float64/tap/encoder.blocks.0.x": np.ones((2, 5, 32))}
     ),
     "float64/tap/encoder.embedding has shape (2, 5)": lambda d, a: a.update(
