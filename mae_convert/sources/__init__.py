@@ -113,10 +113,10 @@ def open_pair(
 
     Args:
         sources: the two sources.
-        flags: the options of the user.
+        flags: the options that the user specified.
         state_key: see `open_checkpoint`; ignored for a file without keys.
-        task: compare both as models of this task. Without it, a file that contains complete models
-            for several tasks is read for the task of the other file.
+        task: open both checkpoints as models for this task. If it is None, a file that contains
+            complete models for several tasks is opened for the task of the other checkpoint.
         incomplete: open the checkpoints even if a field that the comparison needs is missing.
 
     Raises:

@@ -72,8 +72,8 @@ def address_in(variable: str) -> str | None:
 def require_client() -> None:
     """Require a version of huggingface_hub that has the functions that are used here.
 
-    Earlier versions are installed together with transformers 4, which does not allow version 2;
-    everything except access to the Hub works with them.
+    transformers 4 does not allow version 2 of huggingface_hub. With an earlier version, everything
+    except access to the Hub works.
 
     Raises:
         MissingRequirementError: the installed version is too old.
@@ -83,8 +83,8 @@ def require_client() -> None:
         raise MissingRequirementError(
             f"huggingface_hub {installed} is installed here, and access to the Hub needs version"
             f" {OLDEST_CLIENT}",
-            hint="pip install -U huggingface_hub, or, beside transformers 4, download the"
-            " repository with `hf download` and use the folder",
+            hint="pip install -U huggingface_hub; or, to keep transformers 4, download the"
+            " repository with `hf download` and specify the local directory",
         )
 
 
@@ -139,8 +139,8 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
     Args:
         error: the error of the last attempt.
-        attempt: its number, from 0.
-        waited: the total of seconds waited before earlier attempts, which is limited.
+        attempt: the number of the last attempt; the first one has the number 0.
+        waited: the total number of seconds waited so far, which is limited.
     """
     waits = WAITS_FOR_A_CONNECTION if _not_connected(error) else WAITS
     if attempt >= len(waits):
@@ -159,7 +159,7 @@ def _not_connected(error: BaseException) -> bool:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Return the result of `call`, which is repeated after a wait while it fails temporarily."""
+    """Call a function and return its result; after a temporary error, wait and call it again."""
     attempt, waited = 0, 0.0
     while True:
         try:
@@ -298,7 +298,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _network_advice(error: BaseException, server: str) -> str:
-    """Return a phrase that states what to do without a connection to a server."""
+    """Return a phrase that states what the user can do if a server cannot be reached."""
     from huggingface_hub import constants, errors
 
     chain = (error, error.__cause__)

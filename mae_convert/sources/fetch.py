@@ -1,10 +1,10 @@
 """Download a file over HTTPS: resumable, verified, and recorded with its hash.
 
 The transfer is implemented by `huggingface_hub`, which can resume a download, retries and shows
-progress, and is already a dependency. The library pooch cannot resume downloads (files have 1.3 GB)
-and requires a complete hash, but the publisher of the official files provides only six digits. If
-no hash is published, the first download is trusted and its hash is recorded; a later download with
-another hash is refused.
+progress, and is already a dependency. The library pooch cannot resume downloads (of 1.3 GB, for
+example), and requires a complete hash, but the publisher of the official files provides only six
+digits. If no hash is published, the first download is trusted and its hash is recorded; a later
+download with another hash is refused.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Record:
     """The MD5 of the file, in hexadecimal digits."""
 
     bytes: int
-    """Its size."""
+    """The size of the file in bytes."""
 
     mtime_ns: int
     """The modification time of the file, by which changes are detected."""
@@ -66,7 +66,7 @@ class DownloadRequest:
     """A file to download."""
 
     name: str
-    """Its name in the cache."""
+    """The name of the file in the cache."""
 
     url: str
     """The URL."""
@@ -75,8 +75,8 @@ class DownloadRequest:
     """The published first digits of the file's MD5, or None."""
 
     examine: Callable[[Path], str | None]
-    """Returns the fingerprint of the checkpoint in the file, or None for another file; raises
-    MaeConvertError for an unexpected content."""
+    """A function that returns the fingerprint of the checkpoint in the downloaded file, or None if
+    the file is not a checkpoint. It raises MaeConvertError if the content is not as expected."""
 
 
 def fetch(request: DownloadRequest, cache: Path) -> tuple[Path, Record]:

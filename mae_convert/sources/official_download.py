@@ -130,7 +130,7 @@ def get_array(url: str) -> Path:
 def _examine_array(path: Path) -> None:
     with path.open("rb") as file:
         if not file.read(6).startswith((b"\x93NUMPY", b"PK\x03\x04")):
-            raise CheckpointError("the downloaded file is not an array of NumPy or PyTorch")
+            raise CheckpointError("the downloaded file is not a NumPy or PyTorch file")
 
 
 def _examine_image(path: Path) -> None:

@@ -26,7 +26,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
 
     Raises:
         MaeConvertError: the file does not exist, or no file matches the pattern.
-        MissingRequirementError: the package for such a URL is not installed.
+        MissingRequirementError: the package for the protocol of the URL is not installed.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):

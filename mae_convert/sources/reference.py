@@ -45,8 +45,9 @@ def parse_source(text: str) -> Source:
     reference to the Hub.
 
     Raises:
-        MaeConvertError: the text is a URL that does not refer to a model on the Hub, or a path that
-            does not exist.
+        MaeConvertError: the text is a URL that does not refer to a model on the Hub; or the path
+            does not exist, and the message can state what the user may have meant. Any other path
+            that does not exist is returned.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):

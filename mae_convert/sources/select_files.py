@@ -38,13 +38,13 @@ class FileSelection:
     """The files that must be downloaded to open a checkpoint."""
 
     weights: str
-    """Path of the weights in the repository, or of an index of them."""
+    """Path in the repository of the weight file, or of the index of a sharded checkpoint."""
 
     beside: Mapping[str, str]
-    """Name in the local directory → path in the repository, for all other files."""
+    """The path in the repository of each other file, by the file's name in the local directory."""
 
     is_directory: bool
-    """Whether the other files belong to the weights, as in a model directory."""
+    """Whether to open the local directory as a model directory, instead of only the weight file."""
 
     notes: tuple[str, ...] = ()
     """Messages for the user about the selection."""
@@ -91,11 +91,19 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
 def _beside(
     weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
 ) -> dict[str, str]:
-    """Return the files that belong to a weight file, as local name → path in the repository.
+    """Return the paths in the repository of the files that belong to a weight file, by local name.
 
-    If the weights have their own certificate (``NAME.verification.json`` in the same directory, or
-    a file in the folder of certificates), ``conversion.json`` and the certificate without ``NAME``
-    belong to other weights and are left out.
+    If the directory has a certificate for a single file (``FILE.verification.json``, where FILE is
+    the name of the weight file), only this certificate belongs to the weights. If the folder
+    `CERTIFICATES_FOLDER` has a subfolder FILE, the conversion record and the certificate are taken
+    from it, because those in the directory belong to other weights.
+
+    Args:
+        weights: the name of the weight file.
+        folder: the directory of the weight file.
+        entries: all files of the repository, by path.
+        belongs: whether JSON files in the directory, such as ``config.json``, are those of the
+            weights.
     """
     own = [f"{weights}.{name}" for name in CERTIFICATE_NAMES]
     if joined(folder, own[0]) in entries:

@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
-    """Return a repository's list of files, or that of the cache if the Hub cannot be reached."""
+    """Return a snapshot of a repository, or of its copy in the cache if the Hub is unreachable."""
     repo_id = reference.repo_id
     resolved = with_retries(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
@@ -144,7 +144,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
 
 
 def mismatch(local: Path, entry: Entry) -> str:
-    """Return a phrase for how a file's hash differs from the Hub's; "" if it does not differ."""
+    """Return a phrase that states the hashes if a file's hash differs from the Hub's, else ""."""
     if entry.sha256 is not None:
         measured, expected, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:

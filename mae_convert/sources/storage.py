@@ -21,7 +21,7 @@ def is_remote(text: str) -> bool:
 
 
 def local_path(text: str) -> Path:
-    """Return the local path that a text specifies, which may be a ``file://`` URL."""
+    """Return the local path that a path or a ``file://`` URL specifies."""
     return Path(text.removeprefix(FILE))
 
 
@@ -63,7 +63,7 @@ def exists(address: str) -> bool:
 
 
 def glob(url: str) -> list[str]:
-    """Return the URLs that match a pattern."""
+    """Return the URLs that match a URL with wildcards."""
     system, path = filesystem(url)
     return [system.unstrip_protocol(p) for p in with_retries(lambda: system.glob(path), url)]
 
@@ -89,7 +89,7 @@ def size_of(url: str) -> int:
 
 
 def version_of(url: str) -> dict[str, str]:
-    """Return a text for each file, by its relative path, that changes when the file changes."""
+    """Return a dictionary from each relative path to a string that changes with the file."""
     marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
     return {
         name: " ".join(str(info[mark]) for mark in marks if mark in info)
@@ -101,7 +101,7 @@ def download(url: str, folder: Path) -> Path:
     """Copy a file or a directory to a local folder, and return the path of the copy.
 
     Raises:
-        MaeConvertError: the URL does not exist, cannot be read, or changes meanwhile.
+        MaeConvertError: the URL does not exist or cannot be read, or a file was changed meanwhile.
     """
     system, path = filesystem(url)
     before = version_of(url)

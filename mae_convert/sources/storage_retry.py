@@ -82,7 +82,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def with_retries(work: Callable[[], T], what: str) -> T:
-    """Return the result of a function, which is called again after temporary failures.
+    """Call a function and return its result; after a temporary failure, wait and call it again.
 
     Args:
         work: the function.

@@ -184,7 +184,7 @@ def _check_contents(target: Target, files: Mapping[UploadedFile, Checksums]) -> 
         if not held:
             raise OutputError(
                 f"{file.final} does not contain what was sent: another program wrote to "
-                f"{target.url} at the same time, and the target may contain files of both",
+                f"{target.url} at the same time, and the target may contain files of both programs",
                 hint="run again when the other program has ended",
             )
 
@@ -204,9 +204,10 @@ def _checksums(system: Any, path: str) -> Checksums:
 
 
 def _clear(target: Target, finals: set[str]) -> None:
-    """Remove ``config.json`` of the model that is replaced, then its files without a new version.
+    """Remove those files of the existing model that the new model does not overwrite.
 
-    Files with names that mae-convert does not write are kept.
+    ``config.json``, by which readers recognise a model, is removed first, and in any case. Files
+    with names that mae-convert does not write are kept.
     """
     system = target.system
     if not with_retries(lambda: system.exists(target.path), target.url):
@@ -239,7 +240,7 @@ def _locked(target: Target) -> Iterator[str]:
     with the later lock releases it and fails.
 
     Raises:
-        OutputError: another process has locked it.
+        OutputError: another process has locked the target.
     """
     name = f".{target.name}.claim-{time.time_ns():020d}-{uuid.uuid4().hex}"
     lock = target.beside(name)
@@ -341,7 +342,7 @@ def _remove_abandoned(target: Target, lock: str) -> None:
 
 
 def _remove(system: Any, path: str) -> None:
-    """Remove temporary files; failures are ignored."""
+    """Remove a temporary file or directory; failures are ignored."""
 
     def remove() -> None:
         if system.exists(path):
