@@ -24,10 +24,10 @@ def checkpoint_version(text: str) -> Version:
         text: the path, URL, Hub reference or official name of the checkpoint.
 
     Returns:
-        A dictionary. For a local path it contains the size and the modification time of each file,
-        but the size and the SHA-256 of JSON files. For remote storage it contains the metadata that
-        the storage reports for each file, and for the Hub the commit. It is empty for official
-        checkpoints, which do not change, and if a local path does not exist.
+        A dictionary. For a local path it contains the size and the modification time of each file
+        (for a JSON file, the size and the SHA-256). For remote storage it contains the metadata
+        that the storage reports for each file, and for the Hub the commit. It is empty for official
+        checkpoints, which do not change, and for a local path that does not exist.
     """
     from mae_convert.sources import HubReference, parse_source
 

@@ -63,8 +63,9 @@ class PeakMemory:
 def memory_of(process: int) -> int:
     """Return the memory of a process and its descendants in bytes; 0 if it is unknown.
 
-    Descendants are found if the main thread of their parent started them. The directories of other
-    threads in /proc are not read: it takes Linux up to 50 ms to remove each of them at the end.
+    Only descendants that were started by the main thread of their parent are included. The
+    directories of other threads in /proc are not read, because after a read Linux takes up to 50 ms
+    to remove such a directory when the thread ends.
     """
     used = 0
     try:
@@ -91,8 +92,8 @@ def memory_needed_by(job: "Job") -> int:
 def model_bytes(job: "Job") -> int:
     """Return an estimate of the size of a job's model in float32, in bytes.
 
-    It is the size of the files for remote storage, that of a ViT-L for models on the Hub, and 0 if
-    the source cannot be opened.
+    For remote storage, the estimate is the size of the files; for a model on the Hub or an official
+    checkpoint, the size of a ViT-L. It is 0 if the source cannot be opened.
     """
     from mae_convert.families.checkpoint_options import flags_of
     from mae_convert.families.official_models import OfficialFile

@@ -209,7 +209,7 @@ class Job:
 
     @property
     def converts(self) -> bool:
-        """Whether the job writes a target, rather than only verifying an existing one."""
+        """Whether the job converts its source, rather than only verifying an existing target."""
         return "to" in self.settings
 
     @property

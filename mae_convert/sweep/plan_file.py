@@ -38,7 +38,7 @@ class FieldValue:
     """Whether the value is a list."""
 
     is_default: bool = False
-    """Whether it is a default for all jobs."""
+    """Whether the value comes from the section ``defaults`` of the plan."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait for the end of the process, which was terminated; kill it if that takes too long."""
+        """Wait until the terminated process has ended; kill it if that takes too long."""
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
@@ -118,10 +118,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Task:
-    """What a process does with its job."""
+    """The function that each process calls to run its job, and the function's arguments."""
 
     work: Work
-    """The function that it calls."""
+    """The function."""
 
     threads: int
     """The number of threads of the framework."""
@@ -131,7 +131,7 @@ class Task:
 
 
 def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Iterator[Row]:
-    """Run jobs in processes of their own and yield the row of each job when it ends.
+    """Run each job in its own process, and yield the row of the job when it ends.
 
     If the iterator is closed early, running jobs are stopped.
 
@@ -166,9 +166,10 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
 def _fork_server_for(
     jobs: Sequence[Job], threads: int
 ) -> AbstractContextManager[ForkServer | None]:
-    """Return a fork server of PyTorch if at least two jobs probably run PyTorch on the CPU.
+    """Return a context manager that yields a fork server of PyTorch, or None.
 
-    On macOS, system libraries do not support a fork after they are used.
+    A server is started if at least two jobs may run PyTorch, but only on Linux: on macOS, system
+    libraries do not support a fork after they are used.
     """
     if sys.platform != "linux" or sum(map(_may_run_torch, jobs)) < 2 or runner.missing(["torch"]):
         return nullcontext()
@@ -199,7 +200,7 @@ def _multiprocessing_context() -> Any:
 def _resources_for(
     pending: PendingJob, workers: Sequence[Worker], allowed: Limits
 ) -> tuple[int, str | None] | None:
-    """Return the memory in bytes and the GPU to reserve for a job, or None while it must wait.
+    """Return the memory in bytes and the GPU to reserve for a job, or None if the job must wait.
 
     A job runs alone if it needs too much memory to run beside others, or if its process was killed
     in an earlier attempt.
@@ -241,7 +242,7 @@ def _start(
 
 
 def _ended(workers: Sequence[Worker]) -> list[Worker]:
-    """Wait until workers have sent their row or have ended, and return these workers."""
+    """Wait until at least one worker has sent its row or has ended, and return these workers."""
     ready = wait([worker.connection for worker in workers])
     return [worker for worker in workers if worker.connection in ready]
 

@@ -37,7 +37,7 @@ class Row:
     """The other fields of the plan."""
 
     outcome: str = DONE
-    """One of "done"; "failed", a verification that did not pass; or "error"."""
+    """The outcome: "done", "failed" (the verification did not pass) or "error"."""
 
     verdict: str | None = None
     """The verdict of the verification in a word or two; None without a verification."""
@@ -49,13 +49,13 @@ class Row:
     """Whether the verification passed."""
 
     proven: bool | None = None
-    """Whether neither side was loaded with mae-convert's own mapping tables."""
+    """Whether the verdict is proven, see `Verdict.proven`; None without a verification."""
 
     function: float | None = None
-    """The largest difference between the sides in float64, relative L2."""
+    """The largest relative L2 distance between the float64 results of the two sides."""
 
     own_error: Mapping[str, float] = field(default_factory=dict)
-    """Dtype → the larger rounding error of the two sides, relative L2."""
+    """For each dtype, the larger of the two sides' rounding errors, relative L2."""
 
     first_divergence: str | None = None
     """The first intermediate activation or output that differs, or None."""
@@ -73,13 +73,13 @@ class Row:
     """The SHA-256 of the source files that contain tensors."""
 
     source_bytes: int | None = None
-    """The size of these files in bytes."""
+    """The size of the source files that contain tensors, in bytes."""
 
     target_sha256: str | None = None
     """The SHA-256 of the target files that contain tensors."""
 
     target_bytes: int | None = None
-    """The size of these files in bytes."""
+    """The size of the target files that contain tensors, in bytes."""
 
     source_fingerprint: str | None = None
     """The fingerprint of the source, see docs/fingerprint.md."""
@@ -97,7 +97,7 @@ class Row:
     """The URL of the commit on the Hub, if the job published the model."""
 
     convert_seconds: float | None = None
-    """Seconds for reading, writing and comparing."""
+    """Seconds for the conversion: reading, writing, and comparing what was written."""
 
     verify_seconds: float | None = None
     """Seconds for the verification."""
@@ -124,7 +124,7 @@ class Row:
     """The version of the source, as returned by `freshness.checkpoint_version`."""
 
     target_version: Mapping[str, Any] = field(default_factory=dict)
-    """The version of the target when the job ended, in the same form."""
+    """The version of the target when the job ended, as returned by `checkpoint_version`."""
 
     @property
     def is_good(self) -> bool:
@@ -184,7 +184,7 @@ def error_message(error: BaseException) -> str:
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    """Return those fields of `Row` that a verdict determines."""
+    """Return the fields of `Row` that a verdict determines."""
     function = [c.measured for c in verdict.checks if c.name.startswith("function/")]
     own: dict[str, float] = {}
     for check in verdict.checks:

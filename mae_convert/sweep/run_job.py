@@ -43,7 +43,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def run_job(job: Job, threads: int | None = None, server: ForkServer | None = None) -> Row:
-    """Convert, verify and publish as a job specifies, and return its row.
+    """Convert, verify and publish as a job specifies, and return the job's row.
 
     An error is not raised; its message is in the row.
 
@@ -77,7 +77,7 @@ def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
 
 
 def _work(job: Job, scratch: Path, row_fields: dict[str, Any], server: ForkServer | None) -> None:
-    """Run a job and add the results of each step to ``row_fields``, where an error leaves them."""
+    """Run a job; store the results of each step in ``row_fields``, even if a later step fails."""
     row_fields["source_version"] = checkpoint_version(job.source)
     path, origin = _local_path(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")
