@@ -45,14 +45,16 @@ def assert_parity(
 
     Args:
         a: the source: a file, a model directory, ``hf://owner/name`` or an official name.
-        b: the target; steps that its conversion declares are applied to the source first.
-        task: compare both as models of this task: "pretrain", "encoder" or "classify".
+        b: the target; changes of tensor values that its conversion record declares, such as another
+            dtype, are applied to the source first.
+        task: compare both checkpoints as models for this task: "pretrain", "encoder" or "classify".
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
         flags: fields that the files do not contain, such as the number of heads; they can also be
             specified by ``num_heads`` and the other arguments of `load_model`.
         side_a: how to run the source; by default in the framework that loads it natively.
-        side_b: how to run the target.
-        require_proof: also fail if a side was loaded with mae-convert's mapping tables.
+        side_b: how to run the target; by default in the framework that loads it natively.
+        require_proof: also fail if the verdict is not a proof, for example because mae-convert's
+            mapping tables were used to load a checkpoint.
         options: further fields of ``verify.verification.Options``, such as ``gradients``,
             ``dtypes``, ``mask_ratio``, and ``against`` (for example ("transformers",) or
             ("timm=PYTHON",)).
@@ -61,8 +63,8 @@ def assert_parity(
         The verification that passed, with its traces.
 
     Raises:
-        AssertionError: they differ; the message contains the first difference, its size and, if it
-            was found, its cause.
+        AssertionError: the checkpoints differ, or a required proof failed. The message contains the
+            first difference, its size and, if it was found, its cause.
         MaeConvertError: a checkpoint cannot be read or run, or an option is invalid.
         TypeError: an option is unknown.
     """

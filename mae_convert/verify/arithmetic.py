@@ -1,4 +1,4 @@
-"""The arithmetic of declared conversion steps, implemented independently of the conversion.
+"""The arithmetic of the steps in conversion records, implemented without the conversion's code.
 
 Position embeddings are resampled with Hermite polynomials instead of a convolution kernel, sines
 and cosines come from a complex exponential, the weights of input channels are computed by a matrix
@@ -39,8 +39,8 @@ def accept_either_rounding(
 
     Args:
         exact: the float64 values before rounding.
-        rounded: these values, rounded to the dtype in which they are stored.
-        target: the values that the target stores.
+        rounded: `exact`, rounded to the dtype of the stored tensor.
+        target: the values that are stored in the target checkpoint.
     """
     if (target.shape, target.dtype) != (rounded.shape, rounded.dtype):
         return rounded
@@ -97,9 +97,10 @@ def fixed_positions(
 ) -> np.ndarray:
     """Return the fixed sine-cosine position embedding for another grid.
 
-    If `embedding` is not the fixed one, for example because it was trained, it is resampled
-    instead, so that the result differs from a target in which it was replaced by the fixed one. It
-    cannot be resampled to another number of frames; all values of the result are then NaN.
+    If `embedding` is not the fixed embedding of `grid`, for example because it was trained, a
+    conversion must not replace it by the fixed embedding of the new grid. The result is then the
+    resampled `embedding`, so that it differs from such a target. An embedding cannot be resampled
+    to another number of frames; all values of the result are then NaN.
 
     Args:
         embedding: (1, 1 + L, width).
@@ -117,8 +118,9 @@ def fixed_positions(
 def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
     """Return the sines and cosines of grid positions, (1, 1 + L, width); zero for the class token.
 
-    With two axes, each has half of the channels; with three, column and row have 6/16 of the
-    channels each and time has 4/16. The column comes first.
+    The first channels encode the column, the next channels the row and, on a grid with three axes,
+    the last channels the time. On two axes, each axis has half of the channels; on three axes,
+    column and row have 6/16 of the channels each, and time has 4/16.
     """
     unit, shares = (width // 16, (6, 6, 4)) if len(grid) == 3 else (width // 4, (2, 2))
     indices = np.unravel_index(np.arange(math.prod(grid)), grid)

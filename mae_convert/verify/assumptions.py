@@ -34,9 +34,9 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
     """Return the assumptions of both sides about configuration fields that affect the outputs.
 
     Returns:
-        Assumptions with ``field``, ``value``, ``source``, ``sides`` ("A", "B" or both), and
-        ``blocks_proof``: whether it prevents a proof, because both sides share it and the value
-        differs between models with the same tensor names and shapes.
+        Dictionaries with ``field``, ``value``, ``source``, ``sides`` (a list of "A", "B" or both),
+        and ``blocks_proof``: whether the assumption prevents a proof, because both sides share it
+        and the value may differ between models with the same tensor names and shapes.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]

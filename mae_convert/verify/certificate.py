@@ -82,7 +82,10 @@ class Certificate:
         ]
 
     def failed_checks(self) -> list[Check]:
-        """Return failed checks of the certificate, and of files that changed since verification."""
+        """Return a failed check for each changed file and each invalid part of the certificate.
+
+        A file has changed if its SHA-256 is not the one in the certificate.
+        """
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
             for name in self.changed_files()
@@ -101,10 +104,10 @@ class Certificate:
         return checks
 
     def failed_checks_of_files(self, checkpoint: Checkpoint) -> list[Check]:
-        """Return failed checks of files that affect the model but are not in the certificate.
+        """Return a failed check for each file that affects the model but was not verified.
 
-        A conversion step that the certificate declares and the checkpoint's record does not is
-        also a failed check.
+        There is also a failed check if the certificate lists a conversion step that the
+        checkpoint's conversion record does not declare.
         """
         files, declared = self.document["files"], declared_steps(checkpoint)
         new = [name for name in _files(checkpoint) if name not in files]

@@ -13,8 +13,8 @@ from mae_convert.verify.localise import OUTPUT_NAMES
 def missing_results(a: Trace, b: Trace) -> Iterator[tuple[str, str]]:
     """Yield the required outputs and intermediate activations that only one side has.
 
-    Models of other libraries do not expose all intermediate activations, so those are required only
-    between reference models.
+    Models of other libraries do not expose all intermediate activations, so activations are
+    required only if both sides are reference models.
 
     Yields:
         The name of the result, and the side that lacks it: "A" or "B".
@@ -81,9 +81,9 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield, for each side, the number of tensors that the other lacks because its task differs.
+    """Yield, for each side, how many of its tensors the other side lacks because of another task.
 
-    Such tensors were dropped by the other side's conversion or created by this side's conversion.
+    A conversion has dropped these tensors from the other side, or has created them on this side.
 
     Yields:
         The side, "A" or "B"; the task of the other side; the number of tensors; and whether a

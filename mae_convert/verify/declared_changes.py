@@ -1,5 +1,8 @@
 """Apply declared conversion steps to the source before the target is compared with it.
 
+Declared steps are the changes that the target's conversion record (``conversion.json``) lists, such
+as another dtype or image size.
+
 The arithmetic is implemented in `mae_convert.verify.arithmetic`, independently of the conversion.
 A layout's mapping table is used only to read a tensor and to write it back, so that an error in the
 table cancels.
@@ -88,8 +91,9 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
 
     Args:
         source: the checkpoint that the target was converted from.
-        steps: declared steps, in order. A step that does not start from the source's current state
-            was applied by an earlier conversion without a record; it is skipped.
+        steps: declared steps, in order. A step is skipped if its old value, such as the old image
+            size, is not that of the source: an earlier conversion without a record has already
+            applied the step.
         target: used only to choose between equally accurate roundings.
 
     Returns:
@@ -120,7 +124,7 @@ def _changed(
     configuration: Configuration,
     of_target: Mapping[str, LazyTensor],
 ) -> Checkpoint:
-    """Return a checkpoint with changed tensors; the target's rounding is used where it is valid."""
+    """Return a checkpoint with changed tensors, rounded as in the target where that is as exact."""
     new = {
         name: _tensor(checkpoint.tensors[name], change, of_target.get(name))
         for name, change in changes.items()
@@ -174,7 +178,7 @@ def _num_frames(source: Checkpoint, step: Step) -> Changes:
 
 
 def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Change]:
-    """Return the position embeddings resampled to another grid of rows and columns."""
+    """Return changes that resample the position embeddings to the rows and columns of `after`."""
     changes, model = {}, source.configuration.model
     for name, table in source.family.position_tables(model).items():
         if tensor := source.tensors.get(name):
@@ -186,7 +190,7 @@ def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Ch
 
 
 def _fixed(source: Checkpoint, after: Any) -> dict[str, Change]:
-    """Return the fixed position embeddings for another grid."""
+    """Return changes that compute the fixed position embeddings for the grid of `after`."""
     changes, model = {}, source.configuration.model
     for name in source.family.position_tables(model):
         if tensor := source.tensors.get(name):

@@ -38,8 +38,8 @@ class DifferingSetting(NamedTuple):
 def compare_preprocessing(a: Trace, b: Trace) -> Iterator[DifferingSetting]:
     """Yield preprocessing settings that differ, with the distance between the resulting pixels.
 
-    Resizing and cropping are compared if both sides specify them and have the same image size. A
-    difference of ``image_mean`` or ``image_std`` has a check of its own and is not reported here.
+    Resizing and cropping are compared only if both sides specify them and neither was converted to
+    another image size. Differing ``image_mean`` or ``image_std`` are reported by other checks.
     """
     left, right = (trace.description.get("preprocessing") for trace in (a, b))
     if left is None or right is None:
@@ -81,7 +81,7 @@ def _largest_pixel_distance(left: Mapping[str, Any], right: Mapping[str, Any]) -
 
 
 def _lengths(one: Preprocessing) -> list[int]:
-    """Return the side lengths, in pixels, of the images during preprocessing."""
+    """Return the side lengths, in pixels, to which preprocessing resizes and crops an image."""
     return [*(one.resize or ()), *(one.crop or ()), one.shortest_edge or 1]
 
 

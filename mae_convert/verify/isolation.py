@@ -1,4 +1,4 @@
-"""Compare two models step by step, with the same input for each step of both.
+"""Compare two models step by step, where both models run each step on the same input.
 
 In an ordinary run the input of a block is the output of the blocks before it: after the first error
 all results differ, and rounding errors accumulate. Here the input of every step (an embedding, a
@@ -35,19 +35,19 @@ MOST_NAMED = 6  # steps that are listed in a sentence
 
 @dataclass(frozen=True)
 class Step:
-    """One step of both sides, run on A's input."""
+    """The comparison of one step, which both sides ran on A's input."""
 
     name: str
     """The name of the step, such as "encoder.blocks.3"."""
 
     function: float
-    """The largest float64 distance between the results of A and B."""
+    """The largest distance between the float64 results of A and B, as in `function_error`."""
 
     at: str | None
     """The first differing result within the step, or None."""
 
     errors: Mapping[str, tuple[float, float, float]]
-    """Dtype → the rounding errors of A and B, and the limit for both."""
+    """For each dtype, the rounding error of A, the rounding error of B, and the limit for both."""
 
     is_finite: bool = True
     """Whether A's float64 results of the step, and therefore its input, are finite."""
@@ -103,8 +103,8 @@ def steps(exact: Trace, rounded: Trace | None, isolated: Trace) -> Iterator[Step
 
     Args:
         exact: the ordinary trace of A; its float64 results are the inputs of the steps.
-        rounded: A's steps in lower precisions, or None.
-        isolated: B's steps in float64 and in lower precisions.
+        rounded: the trace of A's isolated steps in lower precisions, or None.
+        isolated: the trace of B's isolated steps in float64 and in lower precisions.
     """
     a, b = exact.results("float64"), isolated.results("float64")
     names: dict[str, list[str]] = {}
@@ -165,7 +165,7 @@ def checks(steps_run: Sequence[Step]) -> Iterator[Check]:
 
 
 def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
-    """Yield sentences that name the differing steps."""
+    """Yield sentences that name the steps that differ, are not finite, or are too imprecise."""
     comparable = [step for step in steps_run if step.is_finite]
     if differing := [step for step in comparable if step.differs]:
         named = [f"{step.name} (first at {step.at})" for step in differing]

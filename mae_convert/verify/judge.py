@@ -80,7 +80,8 @@ class Verdict:
 
     proven: bool
     """Whether both sides were read by the libraries of their file formats and loaded without the
-    mapping tables of mae-convert, so that the comparison proves its readers and tables too."""
+    mapping tables of mae-convert, so that the comparison proves its readers and tables too. False
+    if ``unread`` contains any fields."""
 
     checks: tuple[Check, ...]
     """All comparisons."""
@@ -92,13 +93,15 @@ class Verdict:
     """Canonical tensors that may cause the difference, most likely first."""
 
     causes: tuple[str, ...]
-    """Explanations of the difference that were tested and confirmed."""
+    """Explanations of the difference: differing configuration fields, and hypotheses that were
+    tested and confirmed."""
 
     witnesses: tuple[Mapping[str, Any], ...]
     """For each side, the runner: framework, versions, device and checkpoint."""
 
     effects: Mapping[str, float] = field(default_factory=dict)
-    """Relative L2 change of each output by a declared rounding; not a check."""
+    """For each output, the relative L2 distance that rounding to the declared dtype causes. It is
+    reported, not checked."""
 
     steps: tuple[Mapping[str, Any], ...] = ()
     """Declared steps that were applied to the source before it was run."""
@@ -107,15 +110,15 @@ class Verdict:
     """Phrases that name everything that the verdict does not cover."""
 
     replayed: bool = False
-    """The results of A were taken from B's certificate; A itself was not run. Such a verdict is not
-    a proof: a certificate can contain the results of any model."""
+    """Whether the results of A were taken from B's certificate and A itself was not run. Such a
+    verdict is not a proof: a certificate can contain the results of any model."""
 
     assumptions: tuple[Mapping[str, Any], ...] = ()
     """Assumptions about fields that affect the outputs, as returned by
     `mae_convert.verify.assumptions.assumptions`."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of the experiment that determined fields of the source, or None."""
+    """The evidence of the experiment that determined configuration fields of A, or None."""
 
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The configuration fields of each side ("A", "B") that a library may use but mae-convert does
@@ -215,7 +218,7 @@ def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return the relative L2 distance in float64 between two traces for each output, by name."""
+    """Return the relative L2 distance of each float64 output between two traces, by output name."""
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])
@@ -285,7 +288,7 @@ def _function(a: Trace, b: Trace) -> Iterator[Check]:
 
 
 def _distance(result: Results, exact: Results, name: str, error: Error = relative_error) -> float:
-    """Return the distance of a result from the exact one.
+    """Return the distance of a result from the exact result.
 
     The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
     is a rounding error, whose size depends on the terms of the key weight's gradient; so the
@@ -333,7 +336,7 @@ def _numerics(a: Trace, b: Trace) -> Iterator[Check]:
 
 
 def ceiling_units(trace: Trace) -> float:
-    """Return the largest allowed rounding error of a result, in units of roundoff.
+    """Return the largest allowed rounding error of a result, as a multiple of the unit roundoff.
 
     Large attention logits raise the limit: if q and k have a relative error of e, a logit of
     magnitude m has an absolute error of about m e, and its exponential has a relative error of

@@ -1,4 +1,4 @@
-"""Relations of two checkpoints: same weights, same encoder, or declared conversion steps.
+"""How two checkpoints are related: same weights, same encoder, or derived by a conversion.
 
 Steps that a record declares are applied again and the result is compared, because the record alone
 proves nothing. If the files of a checkpoint are not available, its certificate or conversion record
@@ -45,7 +45,7 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What is known about one of two checkpoints: its tensors, or only a record of them."""
+    """The available information about a checkpoint: its tensors, or only a record of them."""
 
     name: str
     """Path of the checkpoint or of the record, as specified by the user."""
@@ -80,13 +80,14 @@ class Lineage:
     """A sentence that states the relation."""
 
     rests_on: tuple[str, ...]
-    """Sentences about the evidence for the result."""
+    """Phrases that name the evidence for the relation."""
 
     steps: tuple[Step, ...] = ()
     """The declared steps between A and B."""
 
     recomputed: bool | None = None
-    """Whether applying the steps resulted in these weights; None without steps."""
+    """True if the steps were applied again and gave identical weights; False if they could not be
+    applied again because files are not available; None without steps."""
 
     equal: int | None = None
     """Number of bit-identical tensors; None if digests of single tensors are not available."""
@@ -95,7 +96,7 @@ class Lineage:
     """The differing tensors, after applying the declared steps."""
 
     parts: tuple[str, ...] = ()
-    """Differing parts of the model."""
+    """The parts of the model, such as "encoder", whose recorded digests differ."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Differing fields that affect the outputs, with their values in A and B; the digests of the
@@ -291,7 +292,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
             if ancestor.fingerprint.weights == one.fingerprint.weights:
                 sentence = (
                     f"{pair}, according to the record; its steps were not applied again, because "
-                    "the files of both are required"
+                    "this requires the files of both checkpoints"
                 )
                 not_compared = ("the configuration, which the steps may change",)
                 return Lineage(
@@ -307,7 +308,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
             left.tensors, right.tensors, different, {"rests_on": rests_on, "parts": parts}
         )
     digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
-    sentence = f"no relation found, according to the record: different {digests}"
+    sentence = f"no relation found, according to the record, because of different {digests}"
     not_compared = ("single tensors, because a record contains no digests of them",)
     return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=not_compared)
 
@@ -318,5 +319,5 @@ def _digests(
     """Return the configuration digests if they differ, and a phrase if a digest is missing."""
     pair = left.configuration, right.configuration
     if None in pair:
-        return {}, ("the configuration, which is not known for both",)
+        return {}, ("the configuration, which is not known for both checkpoints",)
     return ({} if pair[0] == pair[1] else {"digest of the configuration": pair}), ()

@@ -28,11 +28,11 @@ MOST_ANCESTORS = 100
 
 
 def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) -> CheckpointInfo:
-    """Return the fingerprint of a checkpoint and its sources; all tensors are read.
+    """Return a checkpoint with its fingerprint and its sources; all tensors are read.
 
     Args:
         checkpoint: the checkpoint.
-        with_record: include the sources that its conversion record names.
+        with_record: whether to include the sources that the conversion record names.
 
     Raises:
         CheckpointError: the conversion record contradicts itself.
@@ -64,7 +64,7 @@ def record_of(path: Path) -> Path | None:
 
 
 def read_record(path: Path) -> CheckpointInfo:
-    """Return the fingerprint of a checkpoint and its sources, read from a record.
+    """Return the fingerprint and the sources of a checkpoint, read from a record.
 
     Args:
         path: a certificate (``verification.json``) or a conversion record (``conversion.json``).

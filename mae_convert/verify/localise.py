@@ -71,7 +71,7 @@ def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str
 
 
 def _position_tables(part: str, names: list[str]) -> list[str]:
-    """Return the names of the tensors of which the position embedding of `part` consists.
+    """Return the names of the tensors that make up the position embedding of `part`.
 
     The decoder's own class token, if any, comes last.
 
@@ -117,7 +117,7 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 
 
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of an MLP that can explain a difference.
+    """Return the modules of an MLP that can explain a difference, most likely first.
 
     A row of the second layer's weight affects one output channel only; the weights of the first
     layer and of the norm affect all channels.

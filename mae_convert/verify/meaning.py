@@ -95,7 +95,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
 def _pixels(
     a: Trace, exact: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    """Yield sentences about the change of the predicted pixels and of the loss."""
+    """Yield sentences about the differences in the predicted pixels and in the loss."""
     change = np.abs(other["logits"] - exact["logits"])
     std = np.asarray(a.description["image_std"])
     image = exact.get("reconstruction")

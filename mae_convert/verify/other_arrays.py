@@ -95,7 +95,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     Args:
         a: the trace.
         arrays: the arrays of the other program.
-        names: the canonical name of the result, for each name of an array.
+        names: a dictionary from the name of each array to the canonical name of the result.
 
     Raises:
         MaeConvertError: nothing can be compared, or the inputs differ.
@@ -148,7 +148,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
 def _causes(
     ours: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray], differing: Iterable[str]
 ) -> Iterator[str]:
-    """Yield a sentence for each array of another shape or with values that are not finite."""
+    """Yield a phrase for each array whose shape differs or that has NaN or infinite values."""
     for name in differing:
         x, y = ours[name], results[name]
         if x.shape != y.shape:

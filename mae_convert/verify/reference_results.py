@@ -38,7 +38,7 @@ class ReferenceResult:
         layer_norm_eps: the LayerNorm epsilon with which the values were computed, if it differs
             from the checkpoint's; otherwise None.
         where: the publisher.
-        image_size: side of the model's input image.
+        image_size: side length of the model's input image in pixels.
         what: the elements of the logits that were published.
     """
 
@@ -111,7 +111,7 @@ def reference_result_of(name: str) -> ReferenceResult:
     if name not in REFERENCE_RESULTS:
         raise MaeConvertError(
             f"there are no reference results for {name!r}",
-            hint=f"there are some for {', '.join(reference_result_names())}",
+            hint=f"reference results exist for {', '.join(reference_result_names())}",
         )
     return REFERENCE_RESULTS[name]
 
@@ -175,13 +175,14 @@ class ReferenceComparison:
     """The checkpoint as specified by the user."""
 
     framework: str
-    """The runner."""
+    """The framework that ran the checkpoint."""
 
     corners: Mapping[str, np.ndarray]
-    """Dtype → the computed values."""
+    """For each dtype, the computed values."""
 
     share: Mapping[str, float]
-    """Dtype → the largest difference divided by the tolerance; NaN does not pass."""
+    """For each dtype, the largest ratio of a value's difference to its tolerance; NaN does not
+    pass."""
 
     @property
     def passed(self) -> bool:

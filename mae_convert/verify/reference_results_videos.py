@@ -59,7 +59,7 @@ class VideoReferenceResult:
     """The publisher."""
 
     image_size: int = 224
-    """Side of the model's input frames."""
+    """Side length of the model's input frames in pixels."""
 
     @property
     def what(self) -> str:

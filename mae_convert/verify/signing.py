@@ -23,7 +23,7 @@ CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing sup
 
 @dataclass(frozen=True)
 class Signer:
-    """How a directory is signed: by a key, by a key with a certificate, or by sigstore."""
+    """How a directory is signed: with a key, with a key and its certificate, or by sigstore."""
 
     private_key: Path | None = None
     """PEM file of an elliptic curve key; None for sigstore."""
@@ -35,13 +35,14 @@ class Signer:
     """PEM file of the certificate of the key."""
 
     chain: Sequence[Path] = ()
-    """PEM files of the certificates of the authorities that issued it; verification needs them."""
+    """PEM files of the certificates of the authorities that issued ``certificate``. A verification
+    needs them."""
 
     keyless: bool = False
     """Whether to sign without a key, as an identity that an OpenID provider confirms."""
 
     identity_token: str | None = None
-    """The provider's token; by default the token of the CI job, or that of a login in a browser."""
+    """The token of the OpenID provider; by default that of the CI job or of a browser login."""
 
     trust_config: Path | None = None
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
@@ -91,7 +92,7 @@ class Signer:
         if self.certificate is not None and (self.password is not None or self.keyless):
             problem = "a key with a password" if self.password is not None else "sigstore"
             raise MaeConvertError(
-                f"model-signing does not take a certificate with {problem}",
+                f"model-signing does not support a certificate together with {problem}",
                 hint=("leave ", Option("signing_certificate"), " out"),
             )
         require_files([self.private_key, self.certificate, *self.chain, self.trust_config])
@@ -171,7 +172,7 @@ class Trust:
             _require_public_key(self.public_key)
 
     def problem(self, folder: Path, signature: Path) -> str | None:
-        """Return why the signature of a directory is not accepted, or None if it is.
+        """Return why the signature of a directory is not accepted, or None if it is accepted.
 
         Files that were added after the signature are not considered.
 
@@ -255,7 +256,7 @@ def _read(path: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
-        MaeConvertError: it cannot be read.
+        MaeConvertError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -285,7 +286,7 @@ def _require_public_key(path: Path) -> None:
 
 
 def _require_private_key(path: Path, password: str | None) -> None:
-    """Require that a file contains the private key of an elliptic curve, and the password fits."""
+    """Require that a file contains an elliptic-curve private key with the specified password."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -300,7 +301,7 @@ def _require_private_key(path: Path, password: str | None) -> None:
             )
     except TypeError as error:  # a password without an encrypted key, or the reverse
         is_encrypted = not password
-        problem = "it is encrypted" if is_encrypted else "a password is specified, but it has none"
+        problem = "it is encrypted" if is_encrypted else "it has no password, but one is specified"
         hint = (
             ("specify the file of its password with ", Option("password_file", placeholder="PATH"))
             if is_encrypted
@@ -310,7 +311,7 @@ def _require_private_key(path: Path, password: str | None) -> None:
     except (ValueError, UnsupportedAlgorithm) as error:
         if password and b"ENCRYPTED" in data:
             raise MaeConvertError(
-                path, " cannot sign: its password is another one", hint=("check ", option)
+                path, " cannot sign: the specified password is wrong", hint=("check ", option)
             ) from error
         key = None
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
@@ -326,7 +327,7 @@ def require_package() -> None:
     """Require the package model-signing.
 
     Raises:
-        MissingRequirementError: it is not installed.
+        MissingRequirementError: the package is not installed.
     """
     if importlib.util.find_spec("model_signing") is None:
         raise MissingRequirementError(

@@ -71,7 +71,7 @@ def summary(checks: Iterable[Check]) -> list[Line]:
 
 
 def check_in_words(check: Check) -> str:
-    """Return name, measured value and limit or expected value of a check."""
+    """Return a check as text: name, measured value, and limit or expected value."""
     measured, limit = map(format_number, (check.measured, check.limit))
     if check.name.startswith(("configuration/", "shape/")):
         return f"{check.name}: {_or_missing(measured)} in B, {_or_missing(limit)} in A"
@@ -83,7 +83,7 @@ def _or_missing(value: str) -> str:
 
 
 def _compared(name: str, measured: str, limit: str) -> str:
-    """Return a value and its limit, or the expected value if the limit is not a number."""
+    """Return a check as text: name, value, and limit (or expected value, if it is not a number)."""
     return f"{name}: {measured}, {'limit' if limit[:1].isdigit() else 'expected'} {limit}"
 
 
@@ -240,7 +240,11 @@ def headline(verdict: Verdict) -> str:
 def suspects_title(verdict: Verdict) -> str:
     """Return the title for a verdict's list of tensors that may cause the difference."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
-    return "computed from tensors that are equal" if same else "tensors that may be the cause"
+    return (
+        "tensors on which the first divergence depends (they are equal)"
+        if same
+        else "tensors that may be the cause"
+    )
 
 
 def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: OptionStyle) -> str:
@@ -253,8 +257,8 @@ def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: Optio
     if any(check.name == SPECIFIED for check in failed):
         assumed = blocking(verdict.assumptions)
         return (
-            f"both sides assume {in_words(assumed)}, so the comparison would not detect an error "
-            f"in it; {render(how_to_confirm(assumed), style)}"
+            f"both sides assume {in_words(assumed)}, so the comparison would not detect a wrong "
+            f"value; {render(how_to_confirm(assumed), style)}"
         )
     if any(check.name == WHOLE for check in failed):
         return (
@@ -353,7 +357,7 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output that says how much a declared rounding changes it."""
+    """Return a sentence for each output that states how much it changes by declared rounding."""
     return [
         f"the declared rounding changes {name} by {format_number(effect)} (relative L2,"
         " not a check)"

@@ -41,7 +41,8 @@ class TraceOptions:
     """Whether to run without masking, with the patches in order."""
 
     as_converted: Path | None = None
-    """A conversion of this checkpoint; the steps that it declares are applied first."""
+    """The path of a conversion of this checkpoint. The steps that the conversion record declares
+    are applied to this checkpoint before the run."""
 
     overwrite: bool = False
     """Whether to replace an existing trace."""
@@ -51,7 +52,7 @@ def trace_to_file(checkpoint: Checkpoint, side: Side, output: Path, options: Tra
     """Run a checkpoint and write its trace.
 
     Raises:
-        OutputError: the output exists, or its directory does not exist.
+        OutputError: the output exists and may not be replaced, or its directory does not exist.
         MissingRequirementError: the framework is not installed.
         MaeConvertError: the inputs do not fit the model, or the run failed.
     """

@@ -43,7 +43,7 @@ class Options:
     """Whether to compare the gradient of the loss for every parameter too."""
 
     mask_ratio: float | None = None
-    """The mask ratio to run with instead of the configured one."""
+    """The mask ratio of the runs; None for the mask ratio in the configuration."""
 
     unmasked: bool = False
     """Whether to run without masking, with the patches in order, like a classifier."""
@@ -52,13 +52,15 @@ class Options:
     """Further runners: libraries with their own classes, and external code."""
 
     require_proof: bool = False
-    """Whether to fail unless both sides are loaded without mae-convert's readers and tables."""
+    """Whether to fail unless the verdict is a proof, as required by `judge.proof`."""
 
     isolate: bool = False
-    """Whether to compare step by step too, with the same input for each step of both sides."""
+    """Whether to also compare isolated steps (such as blocks), each with the same input on both
+    sides."""
 
     quick: bool = False
-    """Whether to compare only the outputs in float64, without intermediate activations."""
+    """Whether to compare only the outputs, without intermediate activations. With `parse_options`,
+    the default of ``dtypes`` is then float64 alone."""
 
 
 def parse_options(
@@ -101,7 +103,8 @@ class Verification:
     if a certificate replaces the source."""
 
     fingerprints: tuple[Fingerprint, ...] = ()
-    """The fingerprints of the source, before declared steps, and of the target; may be empty."""
+    """The fingerprints of the source (before declared steps are applied) and of the target; empty
+    if nothing was run or if a certificate replaces the source."""
 
 
 def verify(
@@ -188,8 +191,8 @@ def _with_requested_checks(
 
     Args:
         verification: the runs of both sides and their verdict.
-        whole: the runs of both sides with complete checkpoints, even if only their encoders were
-            run.
+        whole: the runs of both sides, with the complete checkpoints even if only their encoders
+            were run.
         options: what to run and to compare.
     """
     for runner in options.against:
@@ -219,7 +222,8 @@ def common_request(
 ) -> tuple[dict[str, np.ndarray], Request]:
     """Return the inputs and run settings of both sides.
 
-    Both sides use the same mask even if their configurations differ; that is a separate check.
+    Both sides use the same mask, even if their configurations specify different mask ratios; the
+    ratios are compared by a separate check.
     """
     inputs = make_inputs(options.inputs, a)
     ratio = options.mask_ratio

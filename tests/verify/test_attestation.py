@@ -187,8 +187,8 @@ def test_a_key_with_a_password_signs(signed, tmp_path):
     for signer, words in (
         (Signer(encrypted), "it is encrypted; .*password_file"),
         (Signer(encrypted, password=""), "it is encrypted"),
-        (Signer(encrypted, password="other"), "its password is another one"),
-        (Signer(private, password="secret"), "a password is specified, but it has none"),
+        (Signer(encrypted, password="other"), "the specified password is wrong"),
+        (Signer(private, password="secret"), "it has no password, but one is specified"),
         (Signer(private, password=""), "the password is empty"),
         (
             Signer(
@@ -287,7 +287,7 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
         (["attest", "DIR", "--private-key", "KEY", "--certificate-chain", "KEY"],
          "give --signing-certificate PEM too"),
         (["attest", "DIR", "--private-key", "KEY", "--signing-certificate", "KEY",
-          "--password-file", "KEY"], "does not take a certificate with a key with a password"),
+          "--password-file", "KEY"], "does not support a certificate together with a"),
         (["verify", "DIR", "--identity", "a@b.c"], "give --identity and --identity-provider"),
         (["verify", "DIR", "--identity-provider", "https://b.c"], "give one of --public-key,"),
         (["verify", "DIR", "--identity", "a", "--public-key", "KEY"], "give one of --public-key,"),

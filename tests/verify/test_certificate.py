@@ -251,7 +251,7 @@ ARRAY_DAMAGE = {
     "float64/logits has the dtype float32": lambda a: a.update(
         {"float64/logits": a["float64/logits"].astype(np.float32)}
     ),
-    "float64/odd is not an output": lambda a: a.update({"float64/odd": a["float64/logits"]}),
+    "float64/odd is not a result": lambda a: a.update({"float64/odd": a["float64/logits"]}),
     "1 and 2": lambda a: a.update(mask=a["mask"][:1].copy()),
     "mask has shape": lambda a: a.update(mask=a["mask"][..., None].copy()),
     "NaN": lambda a: a["inputs/noise"].fill(np.nan),
