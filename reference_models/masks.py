@@ -29,7 +29,7 @@ def running_cells(
 
     Args:
         grid_shape: patches along time, height and width; height and width are even.
-        phase: the offset of the cells, 0 to 3.
+        phase: the shift of the decoded positions at the first time step, 0 to 3.
         decoded: number of positions in each cell that are decoded, 1 to 3.
     """
     time, row, column = np.indices(grid_shape)

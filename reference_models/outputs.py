@@ -135,7 +135,7 @@ class ViTMAEModelOutput(NamedTuple):
     """Embedding output and each block's output, each (N, 1 + kept, D)."""
 
     attentions: Tensors | None = None
-    """Probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
 
     taps: dict[str, Tensor] | None = None
     """Intermediate activations by name."""
@@ -160,7 +160,7 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
     """Embedding output and each block's output, each (N, 1 + kept, D)."""
 
     attentions: Tensors | None = None
-    """Probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
 
     taps: dict[str, Tensor] | None = None
     """Intermediate activations of encoder and decoder by name."""
@@ -173,13 +173,13 @@ class ImageClassifierOutput(NamedTuple):
     """Scalar cross-entropy; None without labels."""
 
     logits: Tensor
-    """(N, K)."""
+    """(N, K), a value for each class."""
 
     hidden_states: Tensors | None = None
     """Embedding output and each block's output, each (N, 1 + L, D)."""
 
     attentions: Tensors | None = None
-    """Probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
+    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
 
     taps: dict[str, Tensor] | None = None
     """Intermediate activations by name."""

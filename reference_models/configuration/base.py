@@ -194,7 +194,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """The shapes of a model's prediction and of its patches, if they differ from the input's."""
+    """Shapes of a prediction and of its patches, which may differ from the shapes of the input."""
 
     pixel_shape: tuple[int, ...]
     """Channels, [frames,] height and width."""
@@ -267,7 +267,8 @@ def as_size(name: str, value: int | Sequence[int]) -> Size:
     sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
     if len(sides) != 2 or not all(is_count(side) for side in sides):
         raise ValueError(
-            f"{name} must be a positive integer or a pair (height, width) of them, not {value!r}"
+            f"{name} must be a positive integer or a pair (height, width) of positive "
+            f"integers, not {value!r}"
         )
     height, width = sides
     return height if height == width else (height, width)

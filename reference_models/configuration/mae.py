@@ -14,7 +14,7 @@ class ViTMAEConfig(Configuration):
     Names and meaning of the fields are the same as in ``transformers.ViTMAEConfig``. The defaults
     are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one
     difference from transformers: ``layer_norm_eps`` is 1e-6, as in the authors' training,
-    while the class in transformers has 1e-12.
+    while the default in transformers is 1e-12.
 
     Attributes:
         hidden_size: width of the encoder.
@@ -39,11 +39,11 @@ class ViTMAEConfig(Configuration):
         decoder_intermediate_size: hidden width of the decoder's MLPs.
         mask_ratio: fraction of the patches that are removed, in [0, 1).
         norm_pix_loss: whether the decoder predicts pixels that are normalised per patch.
-        global_pool: the input of a classifier's head: the class "token" after the final norm, or
-            the "avg" of the patch tokens.
+        global_pool: the input of a classifier's head: "token" for the class token after the final
+            norm, "avg" for the average of the patch tokens.
         fc_norm: for ``global_pool="avg"``, whether the average is normalised (None or True, as in
-            facebookresearch/mae) or the tokens before averaging (False, as in timm); otherwise it
-            has no effect.
+            facebookresearch/mae) or the tokens are normalised before averaging (False, as in timm);
+            for ``global_pool="token"``, it has no effect.
         num_labels: number of classes of a classifier.
 
     Raises:
@@ -62,5 +62,5 @@ class ViTMAEConfig(Configuration):
 
     @property
     def normalises_mean(self) -> bool:
-        """Whether a classifier normalises the mean of the patch tokens, and not the tokens."""
+        """Whether a classifier normalises the mean of the patch tokens instead of the tokens."""
         return self.global_pool == "avg" and self.fc_norm is not False

@@ -9,7 +9,7 @@ COORDINATES = ("time", "location")
 
 @dataclass(frozen=True, kw_only=True)
 class PrithviConfig(VideoConfiguration):
-    """Configuration of a Prithvi-EO, version 1 or 2, with or without time and location ("TL").
+    """Configuration of a Prithvi-EO, version 1 or 2; "TL" models also embed times and locations.
 
     For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. A field has
     its name in transformers or, if transformers does not have it, the authors' name. The defaults
@@ -19,7 +19,7 @@ class PrithviConfig(VideoConfiguration):
         layer_norm_eps: added to the variance in every layer normalisation; the published models
             were trained with 1e-6, but the authors' library has used 1e-5 since December 2024.
         coords_encoding: the coordinates that are embedded: "time", "location", both or neither.
-        coords_scale_learn: whether the factors that multiply these embeddings are trained.
+        coords_scale_learn: whether the factors that multiply the coordinate embeddings are trained.
     """
 
     hidden_size: int = 1024

@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VideoMAEConfig(VideoConfiguration):
     """Configuration of a VideoMAE or of a classifier fine-tuned from one.
 
-    Fields that ``transformers.VideoMAEConfig`` has too have the same names and meaning as there.
+    Fields that also exist in ``transformers.VideoMAEConfig`` have the same meaning there.
     For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. The
     defaults are those of the ViT-B of Tong et al. 2022 (arXiv:2203.12602) and of the decoder that
     it was trained with; ``layer_norm_eps`` is 1e-6 as in the authors' code, not 1e-12 as in
@@ -26,9 +26,10 @@ class VideoMAEConfig(VideoConfiguration):
 
     Attributes:
         qkv_bias: whether queries and values have biases; keys have none.
-        use_mean_pooling: whether a classifier reads the mean of all tokens after ``fc_norm``, and
-            not the first token after the encoder's final norm. An encoder has a final norm only if
-            this is false; the encoder of a pre-training model always has one.
+        use_mean_pooling: whether a classifier's head reads the mean of all tokens, normalised by
+            ``fc_norm``, instead of the first token after the encoder's final norm. An encoder has a
+            final norm only if this field is false; the encoder of a pre-training model always has a
+            final norm.
         layer_scale_init_value: initial value of ``gamma_1`` and ``gamma_2``, which scale the output
             of attention and MLP for each channel; 0 if the model has no such parameters.
         final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
@@ -95,7 +96,10 @@ class VideoMAEConfig(VideoConfiguration):
 
     @property
     def num_kept(self) -> int:
-        """Number of visible patches; each time step loses ``int(mask_ratio * rows * columns)``."""
+        """Number of visible patches.
+
+        At each time step, ``int(mask_ratio * rows * columns)`` patches are removed.
+        """
         time, rows, columns = self.grid_shape
         return time * (rows * columns - int(self.mask_ratio * rows * columns))
 

@@ -19,7 +19,7 @@ from reference_models.keras.numerics import ACTIVATION_FUNCTIONS, mean, widen
 from reference_models.outputs import Taps, Tensor
 
 Initializer = Any
-"""A Keras initializer for variables that are otherwise initialised at random, or None."""
+"""A Keras initializer for all variables with random initial values; None for the defaults."""
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:

@@ -69,7 +69,7 @@ class Embeddings(keras.layers.Layer):
         """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
 
         Patches are selected by ``ids_keep`` (N, kept) before the projection, so that nothing is
-        computed for masked ones; without it, all patches are used in order.
+        computed for masked patches; if ``ids_keep`` is None, all patches are used in order.
         """
         patches = patchify(pixel_values, self.config)  # (N, L, P)
         positions = self.position_embeddings[:, 1:]
@@ -115,7 +115,7 @@ class Encoder(Trunk):
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
-        """Encode the patches ``ids_keep`` (N, kept) of images (N, C, H, W), or all in order.
+        """Encode the patches ``ids_keep`` (N, kept) of images (N, C, H, W); by default all patches.
 
         Returns:
             Tokens (N, 1 + kept, D), after the final norm if there is one.
@@ -190,8 +190,8 @@ class TFViTMAEModel(MaskedViT):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
@@ -239,10 +239,10 @@ class TFViTForImageClassification(ClassifierModel):
     """A ViT with a head; variables have the paths of ``transformers.TFViTForImageClassification``.
 
     With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
-    ``"avg"``, which transformers does not have, it reads the mean of the patch tokens after
-    ``fc_norm``, and the encoder has no final norm; with ``"avg"`` and ``fc_norm=False``, as in
+    ``"avg"``, which transformers does not have, it reads the mean of the patch tokens, normalized
+    by ``fc_norm``, and the encoder has no final norm; with ``"avg"`` and ``fc_norm=False``, as in
     timm, it reads the mean of the patch tokens after the encoder's final norm. For arguments see
-    ``TFViTMAEModel``.
+    ``EncoderModel``.
     """
 
     encoder_class = Encoder

@@ -78,7 +78,7 @@ class Encoder(PositionedTrunk, VideoEncoder):
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
-        """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
+        """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
 
         Returns:
             Tokens (N, kept, D), without the class token, after the final norm; without a final
@@ -157,8 +157,8 @@ class MAESTModel(MaskedMAEST):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
@@ -219,8 +219,9 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
 class MAESTForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens except the first, after ``norm``. The first token is the
-    class token; in a model without one it is the first patch, which the authors' code excludes too.
+    The head reads the mean of all tokens except the first, normalized by ``norm``. The first token
+    is the class token; in a model without a class token it is the first patch, which the authors'
+    code excludes too.
     """
 
     configuration_class = MAESTConfig

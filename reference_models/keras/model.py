@@ -52,14 +52,14 @@ class ConfiguredModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return the loss for ``fit``: the model's own or, with targets, that of ``compile``."""
+        """Return the loss for ``fit``: `own_loss` or, if that is None, the loss of ``compile``."""
         own = self.own_loss(y_pred, y, sample_weight)
         if own is None:
             return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
         return own / _replicas()
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
-        """Return the model's own loss, or None if the loss set by ``compile`` is to be used.
+        """Return the loss that the model computes; None to use the loss of ``compile``.
 
         Raises:
             ValueError: there are no targets, and the model computes no loss.
@@ -77,7 +77,7 @@ class ConfiguredModel(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Update the metrics of ``compile`` with the logits, if there are targets."""
+        """Update the metrics passed to ``compile``, with the logits if there are targets."""
         if y is not None:
             y_pred = y_pred.logits
         return super().compute_metrics(x, y, y_pred, sample_weight)

@@ -159,7 +159,7 @@ def random_masking(
 
     Args:
         pixel_values: (N, C, [T,] H, W).
-        noise: (N, L). By default uniform, or ascending if all patches are kept.
+        noise: (N, L); uniform by default, or ascending if all patches are kept.
         config: a configuration with the number of visible patches, ``num_kept``.
         seed: the generator of noise, if no noise is passed.
 

@@ -73,7 +73,7 @@ class CoordinateEmbedding(keras.layers.Layer):
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with fixed position embeddings and, if configured, those of times and locations."""
+    """Blocks with fixed position embeddings and optional embeddings of times and locations."""
 
     suffix: str  # the suffix of the embeddings' names
 
@@ -100,7 +100,7 @@ class PositionedTrunk(Trunk):
     def patch_positions(
         self, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Return the position embeddings of patches plus those of coordinates, (1 or N, L, D).
+        """Return the sum of position and coordinate embeddings of the patches, (1 or N, L, D).
 
         Args:
             temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
@@ -250,8 +250,8 @@ class PrithviModel(MaskedPrithvi):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size; also (N, C, H, W) if the model
                 takes one time step.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
                 ``location_coords``.
             location_coords: (N, 2), latitude and longitude in degrees.

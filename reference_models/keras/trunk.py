@@ -55,7 +55,10 @@ class Trunk(keras.layers.Layer):
         """Create the class token and the position embeddings; some families have neither."""
 
     def add_table(self, name: str, length: int = 1) -> Any:
-        """Add a variable (1, length, D), by default normal with the std ``initializer_range``."""
+        """Add and return a variable (1, length, D).
+
+        Its default initial values are normal with the standard deviation ``initializer_range``.
+        """
         random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
         return self.add_weight(
             name=name, shape=(1, length, self.width), initializer=self.initializer or random
@@ -89,8 +92,8 @@ class Trunk(keras.layers.Layer):
 class VideoEncoder(Trunk):
     """Base class of encoders for videos: patch projection, blocks and, if requested, a final norm.
 
-    A subclass adds position embeddings and defines ``call``. Arguments are those of `Trunk`, and
-    ``final_norm``, whether there is a final norm.
+    A subclass adds position embeddings and defines ``call``. In addition to the
+    arguments of `Trunk`, it takes ``final_norm``: whether there is a final norm.
     """
 
     def __init__(
@@ -123,8 +126,8 @@ class VideoEncoder(Trunk):
 class DecoderTrunk(Trunk):
     """Base class of decoders: mask token, linear layer, blocks, norm, prediction.
 
-    A subclass defines ``call``. Arguments are those of `Trunk`, and ``outputs``, the number of
-    values in a predicted patch, P.
+    A subclass defines ``call``. In addition to the arguments of `Trunk`, it takes ``outputs``: the
+    number of values in a predicted patch, P.
     """
 
     def __init__(

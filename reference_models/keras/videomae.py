@@ -73,7 +73,7 @@ class Encoder(VideoEncoder):
     def call(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
-        """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
+        """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
 
         Returns:
             Tokens (N, kept, D), after the final norm if there is one.
@@ -168,7 +168,10 @@ class MaskedVideoMAE(MaskedModel):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class VideoMAEModel(MaskedVideoMAE):
-    """The encoder of a VideoMAE alone; it has a final norm if ``use_mean_pooling`` is false."""
+    """The encoder of a VideoMAE, without a decoder.
+
+    It has a final norm if ``use_mean_pooling`` is false.
+    """
 
     def encoder_options(self) -> dict[str, Any]:
         """Return the encoder's arguments other than the configuration."""
@@ -186,15 +189,15 @@ class VideoMAEModel(MaskedVideoMAE):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
-                A boolean mask, true where a patch is removed, can be passed as float. By default
-                uniform for the positions of a time step, and the same at all time steps.
+                A boolean mask, true where a patch is removed, can be passed as float. The default
+                noise is uniform over the positions of a time step and the same at all time steps.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` (N, L), the index of each patch in
-            the sequence of first the visible and then the removed patches, each in the order of the
-            video.
+            a sequence that contains the visible and then the removed patches, both in the order of
+            the video.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -220,7 +223,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict removed patches from the visible ones and compute the loss over them.
+        """Predict removed patches from the visible ones and compute the loss over removed patches.
 
         Hidden states and attentions are the encoder's, intermediate activations those of encoder
         and decoder. For errors see `VideoMAEModel`.
@@ -230,7 +233,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             noise: (N, L), as for `VideoMAEModel`.
             ids_decode: (N, M), the patches to predict, in ascending order, as selected by the
                 decoder masking of version 2 (section 3.2 of its paper); by default all removed
-                ones.
+                patches.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
@@ -349,8 +352,8 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
 class VideoMAEForVideoClassification(ClassifierModel):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
-    The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
-    first token after the encoder's final norm. For arguments see ``VideoMAEModel``.
+    The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
+    false, the first token after the encoder's final norm. For arguments see ``EncoderModel``.
     """
 
     configuration_class = VideoMAEConfig
@@ -362,7 +365,7 @@ class VideoMAEForVideoClassification(ClassifierModel):
         return {"final_norm": not self.config.use_mean_pooling}
 
     def add_pooling(self) -> None:
-        """Add the norm that is applied to the mean of the tokens, with ``use_mean_pooling``."""
+        """Add the norm for the mean of the tokens if ``use_mean_pooling`` is true."""
         if self.config.use_mean_pooling:
             eps, dtype = self.config.fc_norm_eps, self.dtype_policy
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)

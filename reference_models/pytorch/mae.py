@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         """Return tokens (N, 1 + kept, D) of images (N, C, H, W), class token first.
 
         Patches are selected by ``ids_keep`` (N, kept) before the projection, so that nothing is
-        computed for masked ones; without it, all patches are used in order.
+        computed for masked patches; if ``ids_keep`` is None, all patches are used in order.
         """
         patches = patchify(pixel_values, self.config)  # (N, L, P)
         positions = self.pos_embed[:, 1:]
@@ -109,7 +109,7 @@ class MaskedEncoder(Encoder):
 
 
 class ViTMAEModel(MaskedEncoder):
-    """The encoder of an MAE alone, published by facebookresearch/mae as ``mae_pretrain_vit_*``."""
+    """The encoder of an MAE, published by facebookresearch/mae as ``mae_pretrain_vit_*``."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -125,8 +125,8 @@ class ViTMAEModel(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             options: additional outputs, see `OutputOptions`.
 
         Raises:
@@ -199,8 +199,9 @@ class ViTForImageClassification(Encoder):
     """A ViT with a classifier head, published by facebookresearch/mae as ``mae_finetuned_vit_*``.
 
     With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
-    reads the mean of the patch tokens after ``fc_norm``, and there is no ``norm``; with ``"avg"``
-    and ``fc_norm=False``, as in timm, it reads the mean of the patch tokens after ``norm``.
+    reads the mean of the patch tokens, normalized by ``fc_norm``, and there is no ``norm``; with
+    ``"avg"`` and ``fc_norm=False``, as in timm, it reads the mean of the patch tokens after
+    ``norm``.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
@@ -220,7 +221,7 @@ class ViTForImageClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify images; further arguments are those of `ViTMAEModel`.
+        """Classify images.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.

@@ -168,8 +168,8 @@ class MAESTModel(MaskedEncoder):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
@@ -251,8 +251,9 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 class MAESTForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
 
-    The head reads the mean of all tokens except the first, after ``norm``. The first token is the
-    class token; in a model without one it is the first patch, which the authors' code excludes too.
+    The head reads the mean of all tokens except the first, normalized by ``norm``. The first token
+    is the class token; in a model without a class token it is the first patch, which the authors'
+    code excludes too.
     ``load_state_dict(strict=True)`` accepts the authors' state dict.
     """
 
@@ -269,10 +270,13 @@ class MAESTForVideoClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify videos (N, C, T, H, W); further arguments are those of `MAESTModel`.
+        """Classify videos.
 
-        Labels are (N,) integers, or (N, K) probabilities, such as those of label smoothing and
-        mixup.
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
+            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+                mixup.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels have the wrong shape.

@@ -79,12 +79,12 @@ class Coordinates(nn.Module):
     def add_to(
         self, positions: Tensor, temporal_coords: Tensor | None, location_coords: Tensor | None
     ) -> Tensor:
-        """Return position embeddings plus those of the coordinates, (1 or N, L, D).
+        """Return the sum of position and coordinate embeddings of the patches, (1 or N, L, D).
 
         Args:
             positions: (1, L, D), the position embeddings of the patches.
             temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
-            location_coords: (N, 2), latitude and longitude in degrees; or None.
+            location_coords: (N, 2), latitude and longitude in degrees, or None.
         """
         if temporal_coords is not None:
             embedded = self.get_submodule(f"temporal_embed_{self.suffix}")(temporal_coords)
@@ -203,8 +203,8 @@ class PrithviModel(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype; also
                 (N, C, H, W) if the model takes one time step.
-            noise: (N, L); the patches with the lowest values are kept, in ascending order. By
-                default uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
+                default noise is uniform, or ascending if all patches are kept.
             temporal_coords: (N, T, 2), year and day of the year of each frame; optional, like
                 ``location_coords``.
             location_coords: (N, 2), latitude and longitude in degrees.

@@ -100,7 +100,7 @@ class Encoder(nn.Module):
     def encode(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
-        """Encode the patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W), or all in order.
+        """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
 
         Returns:
             Tokens (N, kept, D), after the final norm if there is one.
@@ -137,7 +137,10 @@ def masked(
 
 
 class VideoMAEModel(Encoder):
-    """The encoder of a VideoMAE alone; it has a final norm if ``use_mean_pooling`` is false."""
+    """The encoder of a VideoMAE, without a decoder.
+
+    It has a final norm if ``use_mean_pooling`` is false.
+    """
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config, final_norm=not config.use_mean_pooling)
@@ -154,14 +157,14 @@ class VideoMAEModel(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
-                A boolean mask, true where a patch is removed, can be passed as float. By default
-                uniform for the positions of a time step, and the same at all time steps.
+                A boolean mask, true where a patch is removed, can be passed as float. The default
+                noise is uniform over the positions of a time step and the same at all time steps.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
             ``last_hidden_state`` (N, kept, D); ``ids_restore`` (N, L), the index of each patch in
-            the sequence of first the visible and then the removed patches, each in the order of the
-            video.
+            a sequence that contains the visible and then the removed patches, both in the order of
+            the video.
 
         Raises:
             ValueError: pixels or noise have the wrong shape.
@@ -184,7 +187,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.decoder_hidden_size, config.patch_dim)
 
     def forward(self, tokens: Tensor, predicted: int, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, predicted, P) from the last ``predicted`` of the tokens (N, T, D)."""
+        """Decode tokens (N, T, D); return patches (N, predicted, P) for the last tokens."""
         tokens = run_blocks(self.blocks, tokens, "decoder", taps)
         tokens = self.norm(tokens[:, tokens.shape[1] - predicted :])
         record(taps, "decoder", norm=tokens)
@@ -219,7 +222,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         ids_decode: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict removed patches from the visible ones and compute the loss over them.
+        """Predict removed patches from the visible ones and compute the loss over removed patches.
 
         Hidden states and attentions are the encoder's, intermediate activations those of encoder
         and decoder. For errors see `VideoMAEModel`.
@@ -229,7 +232,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             noise: (N, L), as for `VideoMAEModel`.
             ids_decode: (N, M), the patches to predict, in ascending order, as selected by the
                 decoder masking of version 2 (section 3.2 of its paper); by default all removed
-                ones.
+                patches.
             options: additional outputs, see `OutputOptions`.
 
         Returns:
@@ -355,8 +358,9 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
 class VideoMAEForVideoClassification(Encoder):
     """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
 
-    The head reads the mean of all tokens after ``fc_norm`` or, without ``use_mean_pooling``, the
-    first token after ``norm``. ``load_state_dict(strict=True)`` accepts the authors' state dict.
+    The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
+    false, the first token after ``norm``. ``load_state_dict(strict=True)`` accepts the authors'
+    state dict.
     """
 
     def __init__(self, config: VideoMAEConfig) -> None:
@@ -372,10 +376,13 @@ class VideoMAEForVideoClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify videos (N, C, T, H, W); further arguments are those of `VideoMAEModel`.
+        """Classify videos.
 
-        Labels are (N,) integers, or (N, K) probabilities, such as those of label smoothing and
-        mixup.
+        Args:
+            pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
+            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+                mixup.
+            options: additional outputs, see `OutputOptions`.
 
         Raises:
             ValueError: pixels have the wrong shape.
