@@ -29,7 +29,7 @@ class Display:
     whose normalisation with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
-    """The values displayed as 1, with the same shape."""
+    """The values displayed as 1, with the shape of ``low``; None if ``low`` is None."""
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return colours (N, [T,] H, W, 3) in [0, 1]."""
@@ -76,7 +76,7 @@ def check_bands(bands: Sequence[int] | None, inputs: Path | None, checkpoint: Ch
         return
     raise MaeConvertError(
         *(Option("bands"), " selects channels of "),
-        *(Option("inputs"), " or of satellite images, but these are photographs"),
+        *(Option("inputs"), " or of satellite images, but RGB images or videos were specified"),
         hint=("leave ", Option("bands"), " out"),
     )
 
@@ -102,7 +102,7 @@ def display_of(
         colours: indices of the channels for red, green and blue if there are three or more.
 
     Raises:
-        MaeConvertError: the images do not have such channels.
+        MaeConvertError: the images do not have the specified channels.
     """
     count = pixel_values.shape[1]
     if bands is not None and not all(1 <= band <= count for band in bands):

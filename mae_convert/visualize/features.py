@@ -33,13 +33,13 @@ class Features:
     """(N,), the subfolder of each image or video; "" if it is not in a subfolder."""
 
     mean: np.ndarray
-    """(N, D), float32, the mean of the patches after the final norm."""
+    """(N, D), float32, the mean of the patch tokens after the final norm."""
 
     cls: np.ndarray | None = None
     """(N, D), float32, the class token after the final norm; None for encoders without one."""
 
     tokens: np.ndarray | None = None
-    """(N, L, D), float32, the patches after the final norm; None if they were not requested."""
+    """(N, L, D), float32, the patch tokens after the final norm; None if not requested."""
 
     sampling: str = ""
     """A sentence about how the frames of videos were sampled; "" for images."""
@@ -66,7 +66,7 @@ class Extraction:
     """Batch size."""
 
     stride: int | None = None
-    """The distance between the frames of a clip; None for that of the family's training."""
+    """The distance between the frames of a clip; None for the distance in the family's training."""
 
     tokens: bool = False
     """Whether to return the features of each patch too."""

@@ -31,14 +31,14 @@ class ImageBatch:
     """Displayed ratio of width to height of each image."""
 
     noise: np.ndarray | None = None
-    """(N, L), float32, the noise of the mask; None if it is not specified."""
+    """(N, L), float32, the noise that determines the mask; None if no noise is specified."""
 
     indices: tuple[tuple[int, ...], ...] | None = None
     """(N, T), the indices of each clip's frames in its file; None for images and for preprocessed
     clips."""
 
     sampling: str = ""
-    """A sentence about how these frames were sampled; "" for images."""
+    """A sentence about how the frames of videos were sampled; "" for images."""
 
     additional: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Additional inputs of the model besides pixels and noise, from a file of inputs."""
@@ -62,8 +62,8 @@ def batch_from_files(
         paths: images, or, for a video model, videos or series of images; or folders of them.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
-        stride: the distance between the frames of a clip; None for the one that was used in the
-            family's training.
+        stride: the distance between the frames of a clip; None for the distance in the family's
+            training.
         most: the maximum number of files.
 
     Raises:
@@ -115,7 +115,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
         most: the maximum number of images.
 
     Raises:
-        MaeConvertError: the file is not such an .npz file or does not fit the model.
+        MaeConvertError: the file is not an .npz file with these arrays, or does not fit the model.
     """
     model = checkpoint.configuration.model
     arrays = {
@@ -146,7 +146,7 @@ def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
     if batch.noise is not None and mask != default:
         raise MaeConvertError(
             "the file of inputs contains noise, which specifies the mask, but ",
-            *(Option("mask", mask), " specifies one too"),
-            hint="leave one out",
+            *(Option("mask", mask), " specifies a mask too"),
+            hint=("leave ", Option("mask"), " out to use the noise"),
         )
     return batch.noise

@@ -73,7 +73,7 @@ def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[
 
 
 def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
-    """Return ranks of the patches (N, rows x columns) as noise (N, L), the same in all frames."""
+    """Return noise (N, L) that orders the patches of each frame by ranks (N, rows x columns)."""
     times = config.num_patches // ranks.shape[1]
     at_times = ranks[:, None, :] * times + np.arange(times)[:, None]  # (N, times, positions)
     noise = (at_times.reshape(len(ranks), -1) + 0.5) / config.num_patches
@@ -81,7 +81,7 @@ def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return each patch's rank in a Bayer matrix: the first n patches are evenly spread."""
+    """Return ranks of patches, from a Bayer matrix: the n lowest ranks are evenly spread."""
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
@@ -90,7 +90,7 @@ def _grid_ranks(rows: int, columns: int) -> np.ndarray:
 
 
 def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Return ranks of the patches that remove rectangular blocks one after the other.
+    """Return a rank for each patch, by which rectangular blocks are removed one after the other.
 
     The patches that are removed first have the highest ranks.
     """

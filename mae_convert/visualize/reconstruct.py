@@ -54,13 +54,13 @@ class ReconstructionOptions:
     """The device: cpu or cuda; None for the default of the framework."""
 
     frame_stride: int | None = None
-    """The distance between the frames of a clip; None for that of the family's training."""
+    """The distance between the frames of a clip; None for the distance in the family's training."""
 
     stretch: bool = False
     """Resize whole images to the model's shape instead of cropping them at the center."""
 
     across: int | None = None
-    """The number of groups of rows side by side; None to choose it from the shape."""
+    """The number of groups of rows that are side by side; None for `Sheet.default_across`."""
 
     inputs: Path | None = None
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
@@ -79,8 +79,8 @@ def write_reconstructions(
 ) -> dict[str, Any]:
     """Reconstruct images or videos and write contact sheets and animations.
 
-    Outputs with the suffix ``.gif`` are animations: those of images show increasing mask ratios,
-    those of videos show the frames.
+    Outputs with the suffix ``.gif`` are animations: an animation of images shows increasing mask
+    ratios, and an animation of videos shows the frames.
 
     Args:
         images: image files, or videos for a video model; or folders of them.
@@ -93,8 +93,8 @@ def write_reconstructions(
         A report with ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and
         ``frames`` for videos), ``note`` and ``outputs``; for videos also ``sampling``; for two
         frameworks also ``largest_difference``, in normalised pixels. If only animations over mask
-        ratios are written, the report also has ``film_ratios``, and the other values are those of
-        the first ratio.
+        ratios are written, the report also has ``film_ratios``, and the other values are computed
+        with the first ratio.
 
     Raises:
         MaeConvertError: an image, the mask, the checkpoint or an output cannot be used.
@@ -154,7 +154,7 @@ def _check_mask_of_animation(options: ReconstructionOptions, *, fixed_ratio: boo
     """
     if options.mask not in KINDS:
         raise MaeConvertError(
-            f"{options.mask} has a fixed mask ratio, but an animation shows several",
+            f"{options.mask} has a fixed mask ratio, but an animation shows several ratios",
             hint=("for an animation, use ", Option("mask", "random"), ", block or grid"),
         )
     if fixed_ratio:

@@ -29,16 +29,16 @@ class Reconstruction:
     """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), the original images, or the predicted frames of the original clips."""
+    """(N, C, [T,] H, W), the original images; of clips, only the frames that the model predicts."""
 
     mask: np.ndarray
     """(N, L), 1 where a patch was removed."""
 
     predicted: dict[str, np.ndarray]
-    """Framework → all predicted patches as images (N, C, [T,] H, W), in the scale of the pixels."""
+    """All predicted patches as images (N, C, [T,] H, W) by framework, in the scale of pixels."""
 
     loss: dict[str, np.ndarray]
-    """Framework → mean squared error (N,) over removed patches, in normalised pixel units."""
+    """Mean squared error (N,) over removed patches by framework, in normalised pixel units."""
 
     shapes: Any
     """An object with the attributes ``grid_shape`` and ``patch_shape``."""

@@ -1,4 +1,4 @@
-"""Contact sheets: labelled rows of images, in one or more groups, and animations of them."""
+"""Draw contact sheets (labelled rows of images), and save them as images or as animations."""
 
 import math
 import unicodedata
@@ -228,7 +228,8 @@ def _wrapped(text: str, width: int) -> list[str]:
 def _size(row: Row, shape: float) -> tuple[int, int]:
     """Return the width and height in pixels of an image on the sheet.
 
-    They are integer multiples of the image's own, unless its displayed aspect ratio is different.
+    Both are integer multiples of the image's width and height, unless the image is displayed with
+    another aspect ratio.
     """
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))
@@ -276,7 +277,7 @@ def check_name(path: Path, *, overwrite: bool) -> None:
 
 
 def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bool = False) -> None:
-    """Write the first image or, if the suffix is that of an animation, all images in a loop.
+    """Write the first image or, for the suffix ``.gif``, all images as a repeating animation.
 
     Args:
         frames: the images.

@@ -60,7 +60,7 @@ class Timeline:
     """Names of the images."""
 
     shown: dict[int, Reconstruction]
-    """Epoch → the reconstructions, for the checkpoints that are displayed."""
+    """Reconstructions by epoch, for the checkpoints that are displayed."""
 
     configuration: Configuration
     """The configuration of the models."""
@@ -112,7 +112,7 @@ class TimelineOptions:
     """Configuration fields that the user specified."""
 
     state_key: str | None = None
-    """The key of the weights in a PyTorch checkpoint, if they cannot be recognised."""
+    """The key of the weights in a PyTorch checkpoint; None to detect it."""
 
     inputs: Path | None = None
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
@@ -207,7 +207,7 @@ def _in_order(points: Sequence[Point]) -> list[Point]:
 
 
 class _Evaluator:
-    """Evaluates checkpoints on the same images and noise, prepared for the first checkpoint."""
+    """Evaluates checkpoints on images and noise that are prepared for the first checkpoint."""
 
     def __init__(self, images: Sequence[Path], options: TimelineOptions) -> None:
         self._images, self._options = images, options

@@ -100,13 +100,13 @@ def test_noise_in_the_file_determines_the_mask(run, model, inputs, tmp_path):
     batch = batch_from_inputs(path, open_checkpoint(checkpoint))
     assert np.array_equal(batch.noise, noise)
     assert noise_in(batch, "random", "random") is batch.noise
-    with pytest.raises(MaeConvertError, match='mask="block" specifies one too; leave one out'):
+    with pytest.raises(MaeConvertError, match='mask="block" specifies a mask too; leave mask= out'):
         noise_in(batch, "block", "random")
     refused = run(
         "reconstruct", checkpoint, "--inputs", path, "-o", tmp_path / "x.png", "--mask", "grid",
         "--framework", "torch",
     )  # fmt: skip
-    assert (refused.status, "leave one out" in refused.err) == (2, True)
+    assert (refused.status, "leave mask= out" in refused.err) == (2, True)
     most = run("timeline", checkpoint, "--inputs", path, "-o", tmp_path / "m.json", "--most", 1,
                "--framework", "torch")  # fmt: skip
     assert most.status == 0
