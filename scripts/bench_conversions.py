@@ -1,4 +1,4 @@
-"""Time conversions of full-size checkpoints, compared with `cp` and the classes of transformers."""
+"""Compare the time of full-size conversions with `cp` and with the classes of transformers."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def remove(path: Path) -> None:
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Return a random checkpoint of an official size; "tiny" is the one in mae-convert."""
+    """Return a checkpoint file of an official size with random weights; "tiny" is the demo file."""
     if size == "tiny":
         return TINY
     path = folder / f"{size}.pth"
@@ -109,7 +109,7 @@ def heads(size: str) -> list[str]:
 
 
 def converted(size: str, folder: Path, layout: str, *options: str) -> Path:
-    """Return a directory with `checkpoint` in another layout, and create it if needed."""
+    """Return a directory with the checkpoint in another layout; create it if it does not exist."""
     directory = folder / f"{size}_{layout}"
     if not directory.exists():
         convert = [*PROGRAM, "convert", checkpoint(size, folder), directory, "--to", layout]

@@ -1,4 +1,4 @@
-"""Time ``mae-convert features``, compared with loops over a DataLoader with other libraries."""
+"""Compare the time of ``mae-convert features`` with DataLoader loops of other libraries."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +8,7 @@ from bench_conversions import PROGRAM, converted
 from bench_measure import Run, by_turns, median, ratio, require, run
 
 SIZE = (500, 375)
-"""Width and height of the images, which are those of many photographs in ImageNet."""
+"""Width and height of the images; many photographs in ImageNet have this size."""
 
 TRANSFORMERS = """
 import sys
@@ -64,7 +64,7 @@ with torch.inference_mode():
 np.savez(output, cls=np.concatenate(tokens), mean=np.concatenate(means))
 """
 MOST = 1e-3
-"""The largest difference of features between two programs that did the same work."""
+"""The largest accepted difference between the features that two programs compute."""
 
 
 def rows(

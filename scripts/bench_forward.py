@@ -1,7 +1,8 @@
 """Time forward passes of this project's models and of other libraries' classes, in turn.
 
-Both run in the same Python environment. The models of this project are the reference models in
-PyTorch, and the classes of `mae_convert.models` in TensorFlow.
+The models of this project are the reference models in PyTorch, and the classes of
+`mae_convert.models` in TensorFlow. A model and the class that it is compared with run in the same
+Python environment.
 """
 
 import json

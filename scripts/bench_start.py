@@ -8,7 +8,7 @@ from bench_conversions import PROGRAM, checkpoint, remove
 from bench_measure import median, run
 
 LIMIT = 1_000_000
-"""Limit of the address space in kilobytes; the memory that is used cannot be larger."""
+"""Limit of the address space in kilobytes; a process cannot use more memory than this."""
 
 
 def rows(sizes: list[str], folder: Path, pairs: int) -> Iterator[dict[str, object]]:

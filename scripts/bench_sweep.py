@@ -68,7 +68,7 @@ def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
 def measured(
     entries: Sequence[dict[str, Any]], folder: Path, rounds: int
 ) -> Iterator[dict[str, object]]:
-    """Yield a table row for each method; `entries` are the jobs of the plan without targets."""
+    """Yield a table row for each method; `entries` are the plan's jobs without targets."""
     work = folder / "work"
     plan = [{**entry, "target": str(work / str(n))} for n, entry in enumerate(entries)]
     sweep = [*PROGRAM, "sweep", work / "plan.yaml", "--workers"]

@@ -1,13 +1,13 @@
-"""Compare the speed with `cp`, transformers, timm and facebookresearch/mae, in Markdown tables.
+"""Compare the speed of mae-convert with `cp`, transformers, timm and facebookresearch/mae.
 
 python scripts/benchmark.py --peer-python PYTHON --timm-python PYTHON2 --original CLONE
 
 The environment of PYTHON contains transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch;
 that of PYTHON2 contains timm, torchvision and torch and, for a clone of facebookresearch/mae,
-tensorboard and rich. Measurements that require an option which is not specified are omitted. All
-ratios are medians of ratios within a pair, whose members run directly one after the other, in one
-run of this script. Checkpoints are random ones of the official sizes in --folder, so that its disk
-is measured.
+tensorboard and rich. Measurements that require an option which is not specified are omitted. The
+results are printed as Markdown tables. All ratios are medians over pairs of runs; the two runs of a
+pair follow each other directly, in one run of this script. The checkpoints have random weights and
+the official sizes; they are written to --folder, and the times depend on the disk of this folder.
 """
 
 import argparse
@@ -33,16 +33,20 @@ SIZES = ("base", "large", "huge")
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """Return the parsed arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", type=Path, metavar="PATH", help="has transformers 4.57.6")
-    parser.add_argument("--timm-python", type=Path, metavar="PATH", help="has timm")
-    parser.add_argument("--original", type=Path, metavar="PATH", help="facebookresearch/mae")
+    parser.add_argument(
+        "--peer-python", type=Path, metavar="PATH", help="Python with transformers 4.57.6"
+    )
+    parser.add_argument("--timm-python", type=Path, metavar="PATH", help="Python with timm")
+    parser.add_argument(
+        "--original", type=Path, metavar="PATH", help="clone of facebookresearch/mae"
+    )
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    parser.add_argument("--sizes", nargs="*", choices=("tiny", *SIZES), help="of ViT")
+    parser.add_argument("--sizes", nargs="*", choices=("tiny", *SIZES), help="sizes of the ViT")
     parser.add_argument("--batches", nargs="*", type=int, help="batch sizes")
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--against", nargs="*", default=["transformers", "timm"])
-    parser.add_argument("--images", type=int, help="of which features are computed, or trained on")
-    parser.add_argument("--jobs", type=int, default=300, help="of a sweep")
+    parser.add_argument("--images", type=int, help="number of images for features and pretrain")
+    parser.add_argument("--jobs", type=int, default=300, help="number of jobs of a sweep")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
     return parser.parse_args(given)
@@ -82,7 +86,7 @@ def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
 def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure the training scripts of this project and of facebookresearch/mae."""
     if given.original is None or given.timm_python is None:
-        print("Left out: it needs --original and --timm-python.", file=sys.stderr)
+        print("Omitted: this measurement needs --original and --timm-python.", file=sys.stderr)
         return []
     sizes, batches = given.sizes or ["base"], given.batches or [16]
     peer = (given.timm_python, given.original)
@@ -133,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
             for row in MEASUREMENTS[name](given, folder):
                 rows.append(row)
                 print(*row.values(), file=sys.stderr, flush=True)
-            print(table(rows) if rows else "Nothing to compare with.", flush=True)
+            print(table(rows) if rows else "Omitted: specify a Python to compare with.", flush=True)
 
 
 if __name__ == "__main__":

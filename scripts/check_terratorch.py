@@ -1,8 +1,8 @@
-"""Compare position embeddings that were changed to another size with those of TerraTorch.
+"""Compare position embeddings resized by mae-convert with those resized by TerraTorch.
 
 python scripts/check_terratorch.py CKPT --num-heads 12 --decoder-num-heads 16
 
-Run it by hand in an environment that has TerraTorch. The rest of a model is compared by
+Run this script by hand in an environment with TerraTorch. The rest of a model is compared by
 ``mae-convert verify CKPT TARGET --against terratorch[=PYTHON]``. The exit status is 1 if a position
 embedding differs by more than the rounding of float32.
 """

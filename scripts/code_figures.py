@@ -72,7 +72,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str]]:
-    """Return for each unit the other units that it imports."""
+    """Return the other units that each unit imports, by unit."""
     units = {unit_of(path, root) for path in trees}
     imports: dict[str, set[str]] = {unit: set() for unit in units}
     for path, tree in trees.items():
@@ -103,7 +103,7 @@ def functions(tree: ast.AST) -> Iterator[tuple[FunctionNode, int]]:
 
 
 def duplicates(trees: Mapping[Path, ast.AST]) -> int:
-    """Return the number of functions with the same body as another, ignoring docstrings."""
+    """Return the number of functions that repeat the body of another; docstrings are ignored."""
     bodies: Counter[str] = Counter()
     for tree in trees.values():
         for node, count in functions(tree):
@@ -154,8 +154,8 @@ def figures(root: Path) -> dict[str, str]:
         "units": str(len(graph)),
         "import levels": levels(graph),
         "dependencies between units": str(sum(map(len, graph.values()))),
-        "files entered by convert": str(len(convert)),
-        "files entered by verify": str(len(verify)),
+        "files whose functions convert calls": str(len(convert)),
+        "files whose functions verify calls": str(len(verify)),
         "longest function, lines": f"{longest[0]} ({longest[1]})",
         "file names used twice or more": str(len(repeated)),
         "duplicate functions": str(duplicates(trees)),

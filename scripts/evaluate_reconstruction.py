@@ -34,8 +34,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help="a .pth that contains model and config")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--masks", type=int, default=16, metavar="N", help="masks of each square")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks")
+    parser.add_argument(
+        "--masks", type=int, default=16, metavar="N", help="number of masks for each square"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks")
     parser.add_argument(
         "--mean-colour",
         type=float,
@@ -44,8 +46,10 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("R", "G", "B"),
         help="mean colour of the training set, 0 to 255 (default: that of ImageNet)",
     )
-    parser.add_argument("--panel", metavar="OUT.png", help="where to draw the middle squares")
-    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="of the panel")
+    parser.add_argument(
+        "--panel", metavar="OUT.png", help="image file for reconstructions of the middle squares"
+    )
+    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="magnification of OUT.png")
     return parser.parse_args()
 
 
@@ -89,7 +93,7 @@ def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
-    """Return patches (N, L, P) in the mean colour of the visible patches of their image."""
+    """Return patches (N, L, P) filled with the mean colour of visible patches of the same image."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     visible = (1 - mask).unsqueeze(-1)
     mean = (colours * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
@@ -97,7 +101,7 @@ def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
 
 
 def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
-    """Return patches (N, L, P), each in the mean colour of the nearest visible patch."""
+    """Return patches (N, L, P), each filled with the mean colour of the nearest visible patch."""
     colours = patches.unflatten(-1, (-1, 3)).mean(dim=2)  # (N, L, 3)
     cells = torch.tensor(np.indices(config.grid_hw).reshape(2, -1).T.copy(), dtype=torch.float32)
     distances = torch.cdist(cells, cells) + 1e6 * mask.unsqueeze(1)  # (N, L, L)
@@ -138,8 +142,8 @@ def make_noise(images: int, config: ViTMAEConfig, seed: int) -> Tensor:
 def draw_row(model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> np.ndarray:
     """Return four images side by side, (H, 4 W, 3) uint8.
 
-    They are the first of `pixels`, the masked image, the reconstruction, and the reconstruction
-    with the visible patches of the original.
+    The images are the first image of `pixels`, the masked image, the reconstruction, and the
+    reconstruction with the visible patches of the original.
     """
     output = model(pixels, noise)
     patches = model.patchify(pixels)

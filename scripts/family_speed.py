@@ -3,7 +3,7 @@
 python scripts/family_speed.py [--family videomae] [--model "VideoMAE ViT-B/16"] [--batch 1]
 
 The pre-training model is written in its authors' layout, converted to Keras, and verified: PyTorch
-against TensorFlow, float64 and float32, all intermediate activations. Memory is that of all
+against TensorFlow, in float64 and float32, with all intermediate activations. Memory is that of all
 processes together. The load of the machine is printed, because other programs make times longer.
 """
 

@@ -6,8 +6,8 @@ python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris,
 Valid files of each format are corrupted at random, opened and read completely, and their conversion
 to every layout is planned; certificates and traces are read and compared. Only errors of
 mae-convert may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory.
-Child processes run some thousand inputs each, and one that is killed counts as a crash. The
-script prints a summary; the exit status is 1 if an input failed.
+Each child process examines some thousand inputs; a child process that is killed counts as a crash.
+The script prints a summary; the exit status is 1 if an input failed.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Examine the corrupted files with these numbers; the current one is written into `work`."""
+    """Examine the corrupted files with these numbers; each is written into `work` in turn."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)
@@ -207,7 +207,7 @@ def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bo
 
 
 def summary(tallies: Sequence[Tally]) -> bool:
-    """Print a line for each format and one for all; return whether there were no failures."""
+    """Print a line for each format and a total; return whether every input passed."""
     total, by_container = Tally("all"), {}
     for tally in tallies:
         by_container.setdefault(tally.container, Tally(tally.container)).add(tally)

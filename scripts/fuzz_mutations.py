@@ -103,7 +103,7 @@ def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_places(data: bytes, chance: random.Random) -> bytes:
-    """Return the data with a few numbers changed that may be offsets or sizes."""
+    """Return the data with changes to a few numbers that may be offsets or sizes."""
     offsets = [at for at in range(0, len(data) - 8, 8) if 0 < _word_at(data, at) <= len(data)]
     spoiled = bytearray(data)
     for at in chance.sample(offsets, min(len(offsets), chance.randint(1, 3))):

@@ -27,7 +27,7 @@ DTYPES = {"float64": np.float64, "float32": np.float32}
 
 
 def made_up_trace(checkpoint: Checkpoint) -> tuple[Trace, dict[str, np.ndarray]]:
-    """Return a trace with random results of the correct shapes, and inputs that belong to it."""
+    """Return a trace with random results of the correct shapes, and the inputs of the trace."""
     inputs, model = make_inputs(InputChoice(), checkpoint), checkpoint.configuration.model
     chance, tokens, images = np.random.default_rng(0), 1 + model.num_kept, len(inputs["noise"])
     shapes = {

@@ -116,7 +116,7 @@ def models_of_each_layout() -> str:
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     pairs = [len(layouts) ** 2 for layouts in held.values()]
     lines.append("| pairs | " + " | ".join(map(str, pairs)) + " |")
-    return "\n".join(lines) + f"\n\nThat is {sum(pairs)} pairs of source and target.\n"
+    return "\n".join(lines) + f"\n\nIn total there are {sum(pairs)} pairs of source and target.\n"
 
 
 def _layouts_that_hold(task: str, fields: Mapping[str, Any]) -> list[str]:

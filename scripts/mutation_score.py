@@ -1,15 +1,16 @@
-"""Count the generated faults in models, tables, configurations and code that `verify` detects.
+"""Count the faults in weights, mapping tables, configurations and code that `verify` detects.
 
-.venv/bin/python scripts/mutation_score.py                 every fault (half an hour on 2 cores)
+.venv/bin/python scripts/mutation_score.py                 all faults (half an hour on 2 cores)
 .venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200  pairs that compute the same function
 .venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
-.venv/bin/python scripts/mutation_score.py --reduce        how many are reduced to one step (also
-                                                           with --sample and --family)
+.venv/bin/python scripts/mutation_score.py --reduce        how many first differences a script
+                                                           reproduces (also with --sample and
+                                                           --family)
 
-The exit status is 1 if a fault is not detected, if too few are explained, or if one of the
-good pairs fails.
+The exit status is 1 if a fault is not detected, if too few faults are explained, or if a pair that
+computes the same function fails; with --repair and --reduce it is 0.
 """
 
 import argparse
@@ -43,15 +44,21 @@ WEIGHTS = 150  # of each of four kinds of fault in weights
 
 def main() -> int:
     """Run the requested scores and return the exit status."""
-    parser = argparse.ArgumentParser(description="Score verdicts on generated faults.")
-    parser.add_argument("--sample", type=int, help="faults of each kind and framework")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sample", type=int, help="maximum number of faults of each kind and framework"
+    )
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of fault")
-    helped = "of this family of video models; default: of the image MAE"
+    helped = "faults of this family of video models (default: of the image MAE)"
     parser.add_argument("--family", choices=FAMILIES, action="append", help=helped)
-    parser.add_argument("--good-pairs", type=int, default=0, help="verify good pairs instead")
+    parser.add_argument(
+        "--good-pairs", type=int, default=0, help="verify this many pairs without a fault instead"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repair", action="store_true", help="repair the faults, and count")
-    parser.add_argument("--reduce", action="store_true", help="reduce failures, and count")
+    parser.add_argument("--repair", action="store_true", help="count repaired faults")
+    parser.add_argument(
+        "--reduce", action="store_true", help="count failures that a script reproduces"
+    )
     options = parser.parse_args()
     if options.good_pairs:
         return good_pairs(options.good_pairs, options.seed)
@@ -89,7 +96,7 @@ def population_of(family: str | None, folder: Path, seed: int) -> Population:
 def score_reductions(
     family: str | None, kinds: Sequence[str], sample: int | None, seed: int
 ) -> None:
-    """Verify models with faults; print how many of the failures are reduced to one step."""
+    """Run models with faults; print how many first differences a script reproduces."""
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = population_of(family, Path(folder), seed)
@@ -117,7 +124,14 @@ def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
 
 
 def faults(population: Population, kind: str, sample: int | None) -> list[Mutant]:
-    """Return the faults of one kind: all, or a sample of each sort."""
+    """Return the faults of one kind.
+
+    Args:
+        population: the models of a family, and their faults.
+        kind: one of `KINDS`.
+        sample: the number of faults to draw from each group, such as the faults of one table; None
+            for all faults, but `WEIGHTS` from each group of faults in weights.
+    """
     if kind == "weights":
         mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
     elif kind == "tables":
@@ -132,7 +146,7 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
 
 
 def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
-    """Return whether all faults were detected and enough of them explained.
+    """Return whether all faults were detected and enough faults were explained.
 
     Args:
         results: all outcomes.

@@ -10,14 +10,15 @@ Several:         torchrun --nproc_per_node 8 scripts/pretrain.py IMAGES OUTPUT .
 Interrupted:     the same command with --resume
 From weights:    python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
 
-OUTPUT/checkpoint.pth has the layout of facebookresearch/mae: model, optimizer, epoch, scaler, args,
-and beside them config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is
-kept every N epochs, for `mae-convert timeline`. OUTPUT/weights.pth, written at the end, contains
-only model and config. OUTPUT/log.jsonl has a line for each epoch.
+OUTPUT/checkpoint.pth has the keys of facebookresearch/mae (model, optimizer, epoch, scaler, args)
+and config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is also written
+every N epochs, for `mae-convert timeline`; E is the epoch. OUTPUT/weights.pth, written at the end,
+contains only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
 No random state is kept between steps: the order of the images depends on seed and epoch, and the
 crop, flip and mask of an image depend on seed, epoch and its index in that epoch. So a resumed run
-gives the same result as an uninterrupted one, and several processes give the same as one.
+gives the same result as an uninterrupted run, and several processes give the same result as one
+process.
 """
 
 import argparse
@@ -89,7 +90,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data_path", metavar="IMAGES", help="folder, searched with subfolders")
+    parser.add_argument(
+        "data_path", metavar="IMAGES", help="folder of images, searched recursively"
+    )
     parser.add_argument("output_dir", metavar="OUTPUT", help="folder for checkpoint and log")
     add_model_arguments(parser.add_argument_group("model"))
     add_recipe_arguments(parser.add_argument_group("recipe"))
@@ -111,7 +114,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
             f"--{name.replace('_', '-')}",
             type=int,
             metavar="N",
-            help="override the field of the model",
+            help="override this field of the model's configuration",
         )
     add(
         "--mask-ratio",
@@ -122,7 +125,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     add(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
-        help="predict pixels normalised per patch: better features, but no images",
+        help="predict pixels normalised per patch: better features, but predictions are not images",
     )
 
 
@@ -135,7 +138,9 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     add_number(group, "--blr", 1.5e-4, "learning rate for 256 crops per step")
     group.add_argument("--lr", type=float, metavar="X", help="learning rate, instead of --blr")
     add_number(group, "--min-lr", 0.0, "final learning rate of the cosine schedule")
-    add_number(group, "--weight-decay", 0.05, "weight decay of matrices")
+    add_number(
+        group, "--weight-decay", 0.05, "weight decay, except of biases, norms, tokens and positions"
+    )
     add_number(group, "--crop-scale", 0.2, "smallest crop area, relative to the image")
     add_number(group, "--repeats", 1, "crops of each image per epoch")
     add_number(group, "--seed", 0, "seed of weights, order, crops and masks")
@@ -202,7 +207,7 @@ def same_widths(a: ViTMAEConfig, b: ViTMAEConfig) -> bool:
 
 
 def find_images(folder: str) -> list[Path]:
-    """Return the images in a folder and its subfolders, in an order that is the same everywhere."""
+    """Return the images in a folder and its subfolders, in the same order on every system."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         sys.exit(f"no images under {folder}: there must be files that end in {sorted(SUFFIXES)}")
@@ -281,7 +286,7 @@ class Process:
 
 
 def start_process(device: str) -> Process:
-    """Join the processes that torchrun started, or run as the only one."""
+    """Join the processes that torchrun started, or run as a single process."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if "RANK" not in os.environ:
@@ -473,8 +478,8 @@ def train(args: argparse.Namespace, process: Process) -> None:
     steps = len(paths) * args.repeats // crops_per_step
     if not steps:
         sys.exit(
-            f"{len(paths)} images x {args.repeats} do not fill one step of {crops_per_step}: raise "
-            "--repeats or lower --batch-size"
+            f"{len(paths)} images (--repeats {args.repeats}) do not fill one step of "
+            f"{crops_per_step} crops: raise --repeats or lower --batch-size"
         )
     training, config = prepare(args, process)
     args = complete_arguments(args, config, crops_per_step)

@@ -5,8 +5,8 @@ python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any
 
 Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
 the old output or the new one must be complete, with at most a hidden directory beside it, and a
-second run must succeed and leave no other files. The script prints a table; the
-exit status is 1 if a trial failed. Filling a disk and mounting one read-only needs root.
+second run must succeed and leave no other files. The script prints a table; the exit status is
+1 if a trial failed. Filling a disk and mounting one read-only needs root.
 """
 
 import argparse
@@ -44,13 +44,15 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=TRIALS, default=list(TRIALS))
-    parser.add_argument("--target", choices=TARGETS, action="append", help="a file, a directory")
+    parser.add_argument(
+        "--target", choices=TARGETS, action="append", help="kind of output (default: both)"
+    )
     parser.add_argument("--work", type=Path, help="directory for the files")
     given = parser.parse_args()
     # Processes in the background of a shell ignore Ctrl-C, and so would their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = False
-    print("| target | disturbance | trials | old | new | left a stray | wrong |")
+    print("| target | disturbance | trials | old | new | left a hidden directory | wrong |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         for stage in stages(given.checkpoint.resolve(), Path(work), given.target or TARGETS):

@@ -25,10 +25,10 @@ class Stage:
     """The directory of the target, which contains nothing else."""
 
     target: Path
-    """The name of the target."""
+    """The path of the target."""
 
     layout: str
-    """The format of the target."""
+    """The layout of the target."""
 
     old: Path
     """The output that exists before a trial."""
@@ -37,10 +37,10 @@ class Stage:
     """The checkpoint that is converted in a trial."""
 
     whole: dict[str, str]
-    """The digests of the old and the new output."""
+    """The digests of the old and the new output, by "old" and "new"."""
 
     duration: float
-    """Seconds of an undisturbed conversion."""
+    """The time of an undisturbed conversion, in seconds."""
 
     @property
     def size(self) -> int:

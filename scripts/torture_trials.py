@@ -90,12 +90,12 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
         state = stage.state()
         expected = {130: "old", 0: "new"}.get(child.returncode)
         good = state == expected and len(stderr.strip().splitlines()) <= 1
-        yield state if good else f"status {child.returncode}, {state}, said {stderr[-300:]}"
+        yield state if good else f"status {child.returncode}, {state}, printed {stderr[-300:]}"
 
 
 @contextlib.contextmanager
 def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
-    """Context manager that starts a conversion and pauses it when it begins to write."""
+    """Context manager for a conversion that is paused at its first write while the block runs."""
     child = start(stage.command(source))
     while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
         time.sleep(0.0005)
@@ -213,10 +213,10 @@ class Trial:
     """The allowed states."""
 
     share: float = 0.1
-    """The number of trials, relative to that of the random kills."""
+    """The number of trials, relative to the number of random kills."""
 
     needs_root: bool = False
-    """Whether it mounts file systems."""
+    """Whether the trial mounts file systems."""
 
 
 WHOLE = ("old", "new", "old and a stray", "new and a stray")
