@@ -217,7 +217,7 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the name of the loader with which a framework loads tensors of these names, or None.
+    """Return the name of the loader of a framework for a checkpoint's tensor names, or None.
 
     The file format is not considered, unlike in `loader_for`. Without a loader, mae-convert's
     mapping tables convert the names, and the verdict is not proven.

@@ -137,7 +137,7 @@ def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
 
 
 def read_tensor(tensor: LazyTensor, device: str | None) -> torch.Tensor:
-    """Return a tensor in newly allocated memory on a device; None for the CPU.
+    """Return a tensor in newly allocated memory on a device, or on the CPU if `device` is None.
 
     Raises:
         MissingRequirementError: the device does not exist.

@@ -80,7 +80,7 @@ def end_with_parent() -> None:
 
 
 def be_killed_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends; do nothing except on Linux."""
+    """Let the kernel kill this process when its parent ends (on Linux; elsewhere, do nothing)."""
     if sys.platform == "linux":
         with suppress(Exception):  # for example without ctypes
             import ctypes

@@ -312,7 +312,7 @@ def _network_advice(error: BaseException, server: str) -> str:
 
 
 def _refused(error: BaseException, what: str, server: str) -> Text:
-    """Return the message for an error response of a server, which has a status of 400 or more."""
+    """Return the message for an error response of a server (with a status of 400 or more)."""
     from huggingface_hub import errors
 
     message = _in_short(error)

@@ -93,7 +93,7 @@ def _read(response: Any, where: str) -> None:
 
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server requests the client to wait, or None."""
+    """Return how many seconds a server requests the client to wait; None without a request."""
     if (limit := RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
         return max(float(limit[1]), seconds_of(headers.get("Retry-After", "")) or 0.0)
     return seconds_of(headers.get("Retry-After", ""))

@@ -33,7 +33,7 @@ class Snapshot:
     """The reference that the user specified."""
 
     commit: str
-    """The commit of the reference's revision."""
+    """The hash of the commit to which the revision of ``reference`` refers."""
 
     entries: Mapping[str, Entry]
     """The files, by path."""

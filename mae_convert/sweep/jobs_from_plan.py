@@ -286,7 +286,7 @@ def _target_contradiction(
 
 # Pairs of fields; the second one makes the first one ineffective.
 TOGETHER = (
-    ("images", "inputs", "both images and inputs specify the images; leave one out"),
+    ("images", "inputs", "both images and inputs specify the images; leave one field out"),
     ("seed", "inputs", "inputs already specifies the images and the noise; leave seed out"),
     ("batch", "inputs", "all images of inputs are used; leave batch out"),
     ("at_mask_ratio", "unmasked", "unmasked removes no patches; leave one of the two fields out"),

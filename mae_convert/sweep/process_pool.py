@@ -121,7 +121,7 @@ class Task:
     """The function that each process calls to run its job, and the function's arguments."""
 
     work: Work
-    """The function."""
+    """The function that runs the job."""
 
     threads: int
     """The number of threads of the framework."""

@@ -99,8 +99,8 @@ def fixed_positions(
 
     If `embedding` is not the fixed embedding of `grid`, for example because it was trained, a
     conversion must not replace it by the fixed embedding of the new grid. The result is then the
-    resampled `embedding`, so that it differs from such a target. An embedding cannot be resampled
-    to another number of frames; all values of the result are then NaN.
+    resampled `embedding`, so that it differs from a target with the fixed embedding. If the number
+    of frames differs, resampling is not possible, and all values of the result are NaN.
 
     Args:
         embedding: (1, 1 + L, width).

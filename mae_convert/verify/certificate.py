@@ -2,8 +2,8 @@
 
 ``verification.json`` states what was verified and how: the hashes of both checkpoints and of every
 file, the limits and the measured values. ``verification.safetensors`` contains the inputs and the
-source's float64 outputs. With both, anyone can verify the target again without the source, on any
-machine.
+source's float64 outputs. With these two files, anyone can verify the target again without the
+source, on any machine.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class Certificate:
         return self._hashes().get(name)
 
     def is_document(self, data: bytes) -> bool:
-        """Return whether these bytes are the contents of ``verification.json``."""
+        """Return whether `data` contains the same JSON document as ``verification.json``."""
         try:
             return bool(parse_json(data) == self.document)
         except JsonError:

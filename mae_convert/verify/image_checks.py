@@ -1,7 +1,7 @@
 """Check that the preprocessing of two models gives the same pixels for the same image.
 
-If the settings differ, both are applied to test images: equivalent settings pass, and only
-different pixels fail.
+If the settings differ, test images are preprocessed with both settings: equivalent settings pass,
+and only different pixels fail.
 """
 
 import math

@@ -3,8 +3,8 @@
 Function: the float64 results of both sides are equal up to rounding errors. Numerics: in each lower
 precision, each side's rounding error (its distance from its own float64 run) is small and not much
 larger than that of the other side, so a side that silently computes in lower precision fails even
-if both agree within a wide tolerance. Tensors and configurations are compared too, because some of
-them do not affect a forward pass: softmax cancels the bias of the keys, for example.
+if both sides agree within a wide tolerance. Tensors and configurations are compared too, because
+some of them do not affect a forward pass: softmax cancels the bias of the keys, for example.
 """
 
 import math

@@ -61,7 +61,7 @@ def precision_in_words(distance: float, own: float) -> str:
     """Return text that names the precision in which rounding errors are as large as a distance.
 
     Args:
-        distance: relative L2.
+        distance: the relative L2 distance between two results.
         own: the measured rounding error in float32; in other precisions it is assumed to be
             proportional to the unit roundoff.
     """

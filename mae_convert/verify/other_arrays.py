@@ -64,7 +64,7 @@ def read_names(path: Path) -> dict[str, str]:
     """Read a JSON file that maps the names in a file of arrays to canonical names.
 
     Raises:
-        CheckpointError: the file is not such a map, or it uses a canonical name twice.
+        CheckpointError: the file is not a map of names, or it uses a canonical name twice.
     """
     names = json_in(ByteFile(path), ADVICE)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -75,8 +75,8 @@ def read_names(path: Path) -> dict[str, str]:
                 path,
                 f" contains the name {name!r}, which is not the name of a result",
                 hint=did_you_mean(name, RESULT_NAMES)
-                or f"the names are {', '.join(RESULT_NAMES)}, and those of blocks, such as "
-                "encoder.blocks.N.output",
+                or f"the names are {', '.join(RESULT_NAMES)}, and names of activations in blocks, "
+                "such as encoder.blocks.N.output",
             )
     if len(set(names.values())) < len(names):
         raise CheckpointError(path, " gives two arrays the same name", hint="leave one out")

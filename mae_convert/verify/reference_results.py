@@ -31,7 +31,8 @@ class ReferenceResult:
     Attributes:
         source: the checkpoint, as an argument of the command line.
         image: the URL of the image.
-        noise: the library whose generator made the noise with `SEED`: "torch" or "numpy".
+        noise: the library whose random number generator, with the seed `SEED`, made the noise:
+            "torch" or "numpy".
         corner: the published values, logits [0, :3, :3].
         absolute: absolute tolerance.
         relative: relative tolerance, which is added to the absolute one.

@@ -152,7 +152,7 @@ def _steps(name: str) -> str | None:
 def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
     """Return the relative L2 distance in float64 after each block and of the outputs.
 
-    The results are in execution order. The distance of different shapes is infinite.
+    The results are in execution order. The distance is infinite if the shapes differ.
     """
     distances = [
         (check.name.removeprefix(FUNCTION), check.measured)
@@ -262,9 +262,9 @@ def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: Optio
         )
     if any(check.name == WHOLE for check in failed):
         return (
-            "one side lacks a component of the other that no conversion record declares as "
-            "dropped; convert the other side to the same task first, which records the drop, and "
-            "verify the result"
+            "one side lacks a component of the other side, and no conversion record declares that "
+            "it was dropped; convert the other side to the same task first, which records the "
+            "drop, and verify the result"
         )
     return _reason_not_proven(verdict)
 
@@ -357,7 +357,7 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output that states how much it changes by declared rounding."""
+    """Return a sentence for each output that states how much the declared rounding changes it."""
     return [
         f"the declared rounding changes {name} by {format_number(effect)} (relative L2,"
         " not a check)"
