@@ -1,8 +1,8 @@
 """The outputs and intermediate activations of the models, the same in every framework.
 
 Outputs are named tuples, which compilers such as `torch.compile` and `jax.jit` support. Outputs
-that were not requested are ``None``. Shapes: N images, L patches, T tokens (class token first), D
-width, K labels.
+that were not requested are ``None``. Shapes: N images, L patches, T tokens (class token first),
+width D, K labels.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class OutputOptions(TypedDict, total=False):
     """Return the attention probabilities of each encoder block, without fused kernels."""
 
     output_taps: bool
-    """Return intermediate activations by name, those of the encoder and of the decoder."""
+    """Return intermediate activations of the encoder and the decoder by name."""
 
 
 class Taps(dict[str, Tensor]):

@@ -5,7 +5,7 @@ transformers. The names of attributes are the paths in a ``.weights.h5`` file. A
 normalization are written with basic operations, because the layers of Keras are not exact in
 float64 on every backend.
 
-In shape comments N is the number of images, T of tokens, H of heads; D is the width.
+Shape comments: N images, T tokens, H heads, width D.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,7 @@ class Attention(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """Attention and MLP, each normalized before and added to its input (ViT, equations 2 and 3)."""
+    """Pre-norm block: attention and MLP with residual connections (ViT, equations 2 and 3)."""
 
     def __init__(
         self, config: BlockConfig, *, initializer: Initializer = None, name: str, dtype: Any

@@ -1,10 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
 The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
-smaller decoder gets this output and mask tokens for the removed patches, and predicts pixels ("MAE
-decoder", "Reconstruction target"). Variables have the paths of the TF classes in transformers 4. In
-shape comments N is the number of images, L of patches, T of tokens (class token first), P of values
-in a patch; D is the width.
+smaller decoder gets the encoder's output and mask tokens for the removed patches, and predicts
+pixels ("MAE decoder", "Reconstruction target"). Variables have the paths of the TF classes in
+transformers 4. Shape comments: N images, L patches, T tokens (class token first), P values in a
+patch, width D.
 """
 
 from typing import Any, Unpack
@@ -186,7 +186,7 @@ class TFViTMAEModel(MaskedViT):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
@@ -217,10 +217,10 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones and compute the loss over the removed ones.
+        """Predict all patches from visible patches; compute the loss over removed patches.
 
-        For arguments and errors see `TFViTMAEModel`. Hidden states and attentions are the
-        encoder's, intermediate activations those of encoder and decoder.
+        For arguments and errors see `TFViTMAEModel`. Hidden states and attentions come
+        from the encoder, intermediate activations from the encoder and the decoder.
         """
         pixel_values = self._cast(pixel_values)
         taps = Taps.requested(**options)

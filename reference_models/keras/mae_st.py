@@ -3,10 +3,11 @@
 The paper is arXiv:2205.09113. The model is the image MAE applied to patches in space and time: the
 encoder sees the few patches that are visible after random masking over space and time ("agnostic"
 masking, section 3); the decoder gets the encoder's output and mask tokens, in the order of the
-video, and predicts the pixels of some of the frames. Position embeddings are learned. In shape
-comments N is the number of videos, L of patches (time step by time step, row by row), P of values
-in a predicted patch (frame, row, column, channel); D is the width; "[1 +]" is the class token,
-which a model may lack.
+video, and predicts the pixels of some of the frames. Position embeddings are learned.
+
+Shape comments: N videos, L patches (time step by time step, row by row), P values in a predicted
+patch (frame, row, column, channel), width D; "[1 +]" is the class token, which some models do not
+have.
 """
 
 from typing import Any, Unpack
@@ -153,7 +154,7 @@ class MAESTModel(MaskedMAEST):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
@@ -187,10 +188,10 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones and compute the loss over the removed ones.
+        """Predict all patches from visible patches; compute the loss over removed patches.
 
-        For arguments and errors see `MAESTModel`. Hidden states and attentions are the
-        encoder's, intermediate activations those of encoder and decoder.
+        For arguments and errors see `MAESTModel`. Hidden states and attentions come
+        from the encoder, intermediate activations from the encoder and the decoder.
         """
         pixel_values = self._cast(pixel_values)
         taps = Taps.requested(**options)

@@ -48,7 +48,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def sines_and_cosines(angles: Tensor) -> Tensor:
-    """Return the sines and then the cosines along the last axis, in the dtype of the angles."""
+    """Return sines followed by cosines along the last axis, in the dtype of the angles."""
     if keras.backend.backend() == "jax":
         import jax.numpy as jnp
 

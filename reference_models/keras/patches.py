@@ -1,7 +1,7 @@
 """Images and videos as sequences of patches, and masking.
 
-In shape comments N is the number of images, C of channels, L of patches (row by row of the grid; in
-a video, frame by frame), P of values in a patch. Within a patch the order is [frame,] row, column,
+Shape comments: N images, C channels, L patches (row by row of the grid; in a video, frame by
+frame), P values in a patch. Within a patch the order is [frame,] row, column,
 channel. Functions take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,]
 h, w), ``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
@@ -264,8 +264,8 @@ class PixelPrediction:
         """Return predicted patches as images (N, C, [T,] H, W).
 
         If the model predicts normalized pixels, the mean and the standard deviation of each patch
-        are taken from ``pixel_values``. With ``mask`` (N, L), the visible patches are replaced
-        by those of ``pixel_values``.
+        are taken from ``pixel_values``. If ``mask`` (N, L) is passed, the visible
+        patches are taken from ``pixel_values``.
         """
         patches, logits = self.patchify(pixel_values), self._cast(logits)
         if self.config.norm_pix_loss:

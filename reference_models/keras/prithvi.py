@@ -3,9 +3,8 @@
 Version 1: Jakubik et al. 2023, arXiv:2310.18660; version 2: Szwarcman et al. 2024,
 arXiv:2412.02732. The model is the image MAE applied to patches of one time step each, with fixed
 position embeddings in time and space; "TL" models also embed the date of each frame and the
-location (section 3 of the second paper). In shape comments N is the number of samples, L of patches
-(time step by time step, row by row), P of values in a patch (frame, row, column, channel); D is the
-width.
+location (section 3 of the second paper). Shape comments: N samples, L patches (time step by time
+step, row by row), P values in a patch (frame, row, column, channel), width D.
 """
 
 from typing import Any, Unpack
@@ -245,7 +244,7 @@ class PrithviModel(MaskedPrithvi):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size; also (N, C, H, W) if the model
@@ -283,10 +282,10 @@ class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones and compute the loss over the removed ones.
+        """Predict all patches from visible patches; compute the loss over removed patches.
 
-        For arguments and errors see `PrithviModel`. Hidden states and attentions are the
-        encoder's, intermediate activations those of encoder and decoder.
+        For arguments and errors see `PrithviModel`. Hidden states and attentions come
+        from the encoder, intermediate activations from the encoder and the decoder.
         """
         taps = Taps.requested(**options)
         pixel_values = self._with_time(pixel_values)

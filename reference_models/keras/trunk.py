@@ -1,8 +1,7 @@
 """Stacks of blocks, and base classes of the encoders and decoders of several families.
 
 The order in which layers and variables are created must not change, because saved files and
-optimizers number them in this order. In shape comments N is the number of images, L of patches, T
-of tokens; D is the width.
+optimizers number them in this order. Shape comments: N images, L patches, T tokens, width D.
 """
 
 from typing import Any
@@ -151,7 +150,7 @@ class DecoderTrunk(Trunk):
         self.prediction.build((None, None, self.width))
 
     def predict(self, tokens: Tensor, class_tokens: int, taps: Taps | None) -> Tensor:
-        """Predict patches (N, L, P) from tokens (N, class_tokens + L, D): blocks, norm, linear."""
+        """Apply blocks, norm and linear layer: (N, class_tokens + L, D) to patches (N, L, P)."""
         tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
         record(taps, "decoder", norm=tokens)
         return self.prediction(tokens[:, class_tokens:])

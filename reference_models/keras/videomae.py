@@ -1,10 +1,12 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
 
 A masked autoencoder for videos. Patches are tubelets of a few frames; an encoder without class
-token sees the visible ones, in the order of the video (section 3.3). The decoder gets the encoder's
-output followed by mask tokens, all with their positions, and predicts the pixels of the patches
-that the mask tokens represent. In shape comments N is the number of videos, L of patches (time step
-by time step, row by row), P of values in a patch (frame, row, column, channel); D is the width.
+token sees the visible patches, in the order of the video (section 3.3). The decoder gets the
+encoder's output followed by mask tokens, all with their positions, and predicts the pixels of the
+patches that the mask tokens represent.
+
+Shape comments: N videos, L patches (time step by time step, row by row), P values in a patch
+(frame, row, column, channel), width D.
 """
 
 from typing import Any, Unpack
@@ -184,7 +186,7 @@ class VideoMAEModel(MaskedVideoMAE):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
@@ -223,10 +225,10 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         training: bool = False,  # noqa: ARG002 (Keras passes it to the dropout layers)
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict removed patches from the visible ones and compute the loss over removed patches.
+        """Predict removed patches from visible patches; compute the loss over removed patches.
 
-        Hidden states and attentions are the encoder's, intermediate activations those of encoder
-        and decoder. For errors see `VideoMAEModel`.
+        Hidden states and attentions come from the encoder, intermediate activations from the
+        encoder and the decoder. For errors see `VideoMAEModel`.
 
         Args:
             pixel_values: (N, C, T, H, W), as for `VideoMAEModel`.

@@ -1,8 +1,8 @@
 """The transformer block of a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1).
 
-Attributes are named as facebookresearch/mae names its parameters. In shape comments N is the number
-of images, T of tokens, H of heads; D is the width. Layers take an optional dictionary ``taps`` and
-write their intermediate activations into it.
+Attributes are named as facebookresearch/mae names its parameters. Layers take an optional
+dictionary ``taps`` and write their intermediate activations into it. Shape comments: N images, T
+tokens, H heads, width D.
 """
 
 from collections.abc import Callable, Iterable
@@ -93,7 +93,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized before and added to its input (ViT, equations 2 and 3)."""
+    """Pre-norm block: attention and MLP with residual connections (ViT, equations 2 and 3)."""
 
     def __init__(self, config: BlockConfig, attention: type[Attention] = Attention) -> None:
         super().__init__()

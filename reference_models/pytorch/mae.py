@@ -1,10 +1,10 @@
 """The masked autoencoder (He et al. 2021, arXiv:2111.06377) and the classifier fine-tuned from it.
 
 The encoder sees the patches that are visible after random masking (section 3, "MAE encoder"); a
-smaller decoder gets this output and mask tokens for the removed patches, and predicts pixels ("MAE
-decoder", "Reconstruction target"). Parameters are named and ordered as in facebookresearch/mae, so
-that ``load_state_dict(strict=True)`` accepts its state dicts. In shape comments N is the number of
-images, L of patches, T of tokens (class token first), P of values in a patch; D is the width.
+smaller decoder gets the encoder's output and mask tokens for the removed patches, and predicts
+pixels ("MAE decoder", "Reconstruction target"). Parameters are named and ordered as in
+facebookresearch/mae, so that ``load_state_dict(strict=True)`` accepts its state dicts. Shape
+comments: N images, L patches, T tokens (class token first), P values in a patch, width D.
 """
 
 from typing import Unpack
@@ -121,7 +121,7 @@ class ViTMAEModel(MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
@@ -165,10 +165,10 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones and compute the loss over the removed ones.
+        """Predict all patches from visible patches; compute the loss over removed patches.
 
-        For arguments and errors see `ViTMAEModel`. Hidden states and attentions are the
-        encoder's, intermediate activations those of encoder and decoder.
+        For arguments and errors see `ViTMAEModel`. Hidden states and attentions come
+        from the encoder, intermediate activations from the encoder and the decoder.
         """
         taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)

@@ -4,9 +4,11 @@ The paper is arXiv:2205.09113. The model is the image MAE applied to patches in 
 encoder sees the few patches that are visible after random masking over space and time ("agnostic"
 masking, section 3); the decoder gets the encoder's output and mask tokens, in the order of the
 video, and predicts the pixels of some of the frames. Position embeddings are learned. Parameters
-are named as in facebookresearch/mae_st. In shape comments N is the number of videos, L of patches
-(time step by time step, row by row), P of values in a predicted patch (frame, row, column,
-channel); D is the width; "[1 +]" is the class token, which a model may lack.
+are named as in facebookresearch/mae_st.
+
+Shape comments: N videos, L patches (time step by time step, row by row), P values in a predicted
+patch (frame, row, column, channel), width D; "[1 +]" is the class token, which some models do not
+have.
 """
 
 from typing import Unpack
@@ -164,7 +166,7 @@ class MAESTModel(MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEModelOutput:
-        """Mask patches and encode the visible ones.
+        """Mask patches and encode the visible patches.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
@@ -210,10 +212,10 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         noise: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ViTMAEForPreTrainingOutput:
-        """Predict all patches from the visible ones and compute the loss over the removed ones.
+        """Predict all patches from visible patches; compute the loss over removed patches.
 
-        For arguments and errors see `MAESTModel`. Hidden states and attentions are the
-        encoder's, intermediate activations those of encoder and decoder.
+        For arguments and errors see `MAESTModel`. Hidden states and attentions come
+        from the encoder, intermediate activations from the encoder and the decoder.
         """
         taps = Taps.requested(**options)
         latent, mask, ids_restore = self.encode_visible(pixel_values, noise, taps)
