@@ -150,7 +150,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 
 
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
-    """Convert with mae-convert, then with transformers; return columns that compare them."""
+    """Convert with mae-convert, then with transformers; return columns that compare their times."""
     source = work.checkpoint
     if (
         layout == "transformers-tf"

@@ -96,7 +96,7 @@ def require(python: Path, *modules: str) -> None:
 
 
 def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Call functions in turn, in alternating order, and return the results of each."""
+    """Call functions in turn, in alternating order; return a list of results for each function."""
     results: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 else reversed(ways):
@@ -110,7 +110,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of numerator / denominator; a slowdown that affects both cancels."""
+    """Return the median of numerator / denominator; a slowdown of both runs cancels."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

@@ -2,9 +2,9 @@
 
 The programs run in alternating order, in the same environment, on CPU in float32, with the same
 model, images, batch size, number of workers that decode images, learning rate and transforms:
-random resized crop and flip with Pillow. The rate is the one that each program reports for its last
-epoch; it excludes imports, the creation of the model and the writing of the checkpoint. Processor
-time and memory are those of the whole processes.
+random resized crop and flip with Pillow. Each program reports its rate in the last epoch, which
+excludes imports, the creation of the model and the writing of the checkpoint. Processor time and
+memory are measured for the whole process.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Each round runs the same plan in three ways, each in a new process: by calling `run_job` for each
 job in a loop, by ``mae-convert sweep`` with one worker, and with two workers. `benchmark.py --only
-sweep` does this with small checkpoints, and also verifies every tenth conversion.
+sweep` runs the same measurement with small checkpoints, and also verifies every tenth conversion.
 """
 
 import argparse

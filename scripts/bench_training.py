@@ -1,11 +1,11 @@
 """Time training steps of this project's classes and of other libraries' classes, in turn.
 
-In PyTorch a step is the forward pass, the backward pass and AdamW; the classes of this project are
-those of `reference_models`, from which the classes of `mae_convert.models` are derived. "The
-original's recipe" compares the step of facebookresearch/mae, with transformers' class, with that of
-`scripts/pretrain.py`: both set the learning rate, check the loss, and exclude biases and norms from
-weight decay. In TensorFlow a step is ``fit`` on one batch, with `mae_convert.models` on Keras 3 and
-with transformers 4.57.6 on Keras 2, in the same environment.
+In PyTorch a step is the forward pass, the backward pass and AdamW. This project's classes are the
+reference models, from which the classes of `mae_convert.models` are derived. For "the original's
+recipe", a step like in facebookresearch/mae with transformers' class is compared with a step of
+`scripts/pretrain.py`: both steps set the learning rate, check the loss, and exclude biases and
+norms from weight decay. In TensorFlow a step is ``fit`` on one batch, with `mae_convert.models` on
+Keras 3 and with transformers 4.57.6 on Keras 2, in the same environment.
 """
 
 from collections.abc import Callable, Iterator

@@ -2,10 +2,10 @@
 """Measure how well a masked autoencoder reconstructs removed patches, and draw reconstructions.
 
 Nine squares of each image are evaluated, each with several masks: the largest square in the middle,
-and eight squares with 60 % of its side, in the corners and at the middle of the edges. The errors,
-over removed pixels only, are compared with those of three predictions without a model: one colour
-for all (the mean of the training set), the mean colour of the visible patches, and the mean colour
-of the nearest visible patch.
+and eight squares with 60 % of its side, in the corners and at the middle of the edges. The errors
+over removed pixels are compared with the errors of three predictions without a model: one colour
+for all patches (the mean of the training set), the mean colour of the visible patches, and the mean
+colour of the nearest visible patch.
 
     python scripts/evaluate_reconstruction.py CHECKPOINT IMAGE... [--panel OUT.png]
 """
@@ -77,8 +77,8 @@ def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
     """Return a square of an image as pixels (3, H, W).
 
-    The square is at the left edge for x = 0, at the right for x = 1; at the top for y = 0, at the
-    bottom for y = 1.
+    The square is at the left edge for x = 0 and at the right edge for x = 1; it is at the top edge
+    for y = 0 and at the bottom edge for y = 1.
     """
     left, upper = x * (image.width - side), y * (image.height - side)
     height, width = config.image_hw

@@ -1,10 +1,10 @@
-"""Time the conversion and verification of a random model with the size of a published one.
+"""Time the conversion and verification of a random model of an official size.
 
 python scripts/family_speed.py [--family videomae] [--model "VideoMAE ViT-B/16"] [--batch 1]
 
 The pre-training model is written in its authors' layout, converted to Keras, and verified: PyTorch
-against TensorFlow, in float64 and float32, with all intermediate activations. Memory is that of all
-processes together. The load of the machine is printed, because other programs make times longer.
+against TensorFlow, in float64 and float32, with all intermediate activations. Memory is the sum
+over all processes. The load of the machine is printed, because other programs make times longer.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def _layouts_that_hold(task: str, fields: Mapping[str, Any]) -> list[str]:
 
 
 def packages_and_modules() -> str:
-    """Return a table of the packages and top-level modules with the subject of each."""
+    """Return a table of the packages and top-level modules, and of their subjects."""
     top = ROOT / "mae_convert"
     packages = [
         *sorted(top.glob("*/__init__.py")),

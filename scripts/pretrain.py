@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pre-train a masked autoencoder on a folder of images, or train an existing one further.
+"""Pre-train a masked autoencoder on a folder of images, or continue to train an existing model.
 
 The method is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
 weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the

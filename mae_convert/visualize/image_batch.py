@@ -59,7 +59,8 @@ def batch_from_files(
     """Read images or videos and return them as a batch, cropped or resized for the model.
 
     Args:
-        paths: images, or, for a video model, videos or series of images; or folders of them.
+        paths: image files and folders of images; for a video model, video files, folders with the
+            frames of a clip, and folders of clips.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
         stride: the distance between the frames of a clip; None for the distance in the family's

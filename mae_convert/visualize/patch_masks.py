@@ -90,7 +90,7 @@ def _grid_ranks(rows: int, columns: int) -> np.ndarray:
 
 
 def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Return a rank for each patch, by which rectangular blocks are removed one after the other.
+    """Return ranks by which patches are removed in rectangular blocks, one block after the other.
 
     The patches that are removed first have the highest ranks.
     """

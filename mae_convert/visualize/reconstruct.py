@@ -34,7 +34,7 @@ STATISTICS_OF_ORIGINAL = (
     "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
     "each patch are taken from the original"
 )
-ONLY_REMOVED = "the model predicts removed patches only; visible patches are those of the original"
+ONLY_REMOVED = "the model predicts removed patches only; visible patches are the original"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def write_reconstructions(
     ratios, and an animation of videos shows the frames.
 
     Args:
-        images: image files, or videos for a video model; or folders of them.
+        images: image files or clips, or folders of images or clips, as for `batch_from_files`.
         checkpoint: a checkpoint with a decoder.
         outputs: the files to write.
         options: the options.

@@ -85,7 +85,7 @@ class Timeline:
     def near_best(self) -> Point:
         """The first point whose loss is close to the lowest loss.
 
-        The difference is at most 1 % of the decrease from the first loss to the lowest.
+        The difference is at most 1 % of the decrease from the first loss to the lowest loss.
         """
         points = [p for p in self.points if p.loss is not None]
         first, lowest = points[0].loss or 0.0, self.best.loss or 0.0
@@ -136,7 +136,7 @@ def timeline(
 
     Args:
         sources: the checkpoints; the order matters only if their epochs are unknown.
-        images: images, which are cropped at the centre, or clips; or folders of them.
+        images: image files or clips, or folders of images or clips, as for `batch_from_files`.
         options: the options.
         advance: called with 1 after each checkpoint.
 
@@ -263,7 +263,7 @@ class _Evaluator:
             first = self.configuration.model
             if checkpoint.family is not self.family:
                 raise MaeConvertError(
-                    f"it is a {checkpoint.family.title} model, but the first checkpoint is not",
+                    f"this is a {checkpoint.family.title} model, but the first checkpoint is not",
                     hint="leave this checkpoint out",
                 )
             for name in ("image_hw", "patch_hw", *COMPARED):
