@@ -128,7 +128,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return the loss as the reference model does; targets may be in a mapping."""
+        """Compute the loss like the reference model; the targets `y` may also be a mapping."""
         loss: Tensor = super().compute_loss(  # type: ignore[misc]
             x, targets_of(y), y_pred, sample_weight, training
         )
@@ -137,17 +137,18 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Update the metrics as the reference model does; targets may be in a mapping."""
+        """Update the metrics like the reference model, and return them; `y` may be a mapping."""
         metrics: dict[str, Any] = super().compute_metrics(  # type: ignore[misc]
             x, targets_of(y), y_pred, sample_weight
         )
         return metrics
 
     def own_loss(self, outputs: Any, targets: Any, sample_weight: Any) -> Tensor | None:
-        """Return the model's own loss if ``compile`` was called without a loss.
+        """Return the loss that the model computes itself; None if the loss of ``compile`` is used.
 
         Raises:
-            ValueError: samples have weights and ``compile`` was called without a loss.
+            ValueError: targets have sample weights and ``compile`` was called without a loss; or
+                there are no targets, and the model computes no loss.
         """
         if targets is not None and self.loss is None:  # type: ignore[attr-defined]
             if sample_weight is not None:
@@ -159,7 +160,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return super().own_loss(outputs, targets, sample_weight)  # type: ignore[misc]
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
-        """Return the outputs with the model's own loss for the targets of ``fit``."""
+        """Return an object whose attribute ``loss`` is the model's own loss for the targets."""
         del targets  # the targets of a masked autoencoder are its inputs
         return outputs
 
@@ -188,7 +189,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
             block.__dict__["call"] = RecomputedBlock(block)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Store the activations inside each block again."""
+        """Stop gradient checkpointing: store the activations inside each block."""
         for block in blocks_of(self):
             block.__dict__.pop("call", None)
 
@@ -205,7 +206,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         interpolate: bool | None,
         training: bool | None,
     ) -> Any:
-        """Return the result of the reference model, adapted to images of another size if needed."""
+        """Return the reference model's result, after resampling the positions if needed."""
         model, pixel_values = self.for_inputs(
             pixel_values, *more, interpolate=interpolate, training=training
         )
@@ -215,10 +216,11 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def for_inputs(
         self, pixel_values: Tensor, *more: Any, interpolate: bool | None, training: bool | None
     ) -> tuple[Any, Tensor]:
-        """Return a model with the same variables for images of this size, and the cropped images.
+        """Return a model for images of the size of `pixel_values`, and the cropped images.
 
-        Its positions are resampled for images of another size; its blocks are compiled if that
-        affects only the speed. Pixels that are not in a whole patch are cropped.
+        The model has the same variables. Its position embeddings are resampled for images of
+        another size, and its blocks are compiled if that affects only the speed. Incomplete patches
+        at the right and bottom edges are cropped.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
@@ -234,7 +236,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return model, pixel_values
 
     def _for_image_size(self, size: tuple[int, ...]) -> Any:
-        """Return a model for images of another size; it shares all variables except positions."""
+        """Return a model for another image size; it shares all variables except the positions."""
         config = plain(self.config, image_size=size)
         model: Any = self
 
@@ -316,7 +318,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) or (N, H, W, C) into patches (N, L, P).
 
-        The images have the configured size, or with ``interpolate_pos_encoding`` any size.
+        The images must have the configured size; with ``interpolate_pos_encoding``, any size.
         """
         if pixel_values.shape[1] != self.config.num_channels:
             pixel_values = ops.transpose(pixel_values, (0, 3, 1, 2))
@@ -324,9 +326,9 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         return patchify(self._cast(pixel_values), plain(self.config, image_size=size))
 
     def unpatchify(self, patches: Tensor, original_image_size: Size | None = None) -> Tensor:
-        """Merge patches (N, L, P) to images (N, H, W, C) of a size (height, width).
+        """Merge patches (N, L, P) into images (N, H, W, C), by default of the configured size.
 
-        The axes are in the order of transformers' TensorFlow class; the reference model has
+        The axes are in the order of transformers' TensorFlow class; the reference model returns
         (N, C, H, W).
         """
         size = tuple(original_image_size or self.config.image_hw)
@@ -339,10 +341,11 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         """Return predicted patches as images (N, H, W, C), with the axes of `unpatchify`.
 
         Args:
-            pixel_values: (N, C, H, W); if pixels are normalized, the mean and standard deviation of
-                each patch are those of these images.
+            pixel_values: the original images (N, C, H, W). If the model predicts normalized pixels,
+                the mean and the standard deviation of each patch are taken from these images.
             logits: (N, L, P), the predicted patches.
-            mask: (N, L); with it, visible patches are copied from the image.
+            mask: (N, L), 1 if a patch was removed; visible patches are copied from the images. If
+                it is None, all patches are predicted ones.
         """
         return super().reconstruct(pixel_values, logits, mask)
 

@@ -40,7 +40,7 @@ class TransformersMethods:
 
     @property
     def dummy_inputs(self) -> dict[str, Any]:
-        """Inputs by name with which the model can be called: an image of zeros."""
+        """Example inputs for a call of the model, by name: one image of zeros."""
         return {"pixel_values": ops.zeros((1, self.config.num_channels, *self.config.image_hw))}
 
     def get_input_embeddings(self) -> Any:
@@ -67,11 +67,11 @@ class TransformersMethods:
 
         Args:
             dataset: a ``datasets.Dataset``.
-            batch_size: images in a batch.
+            batch_size: the number of images in a batch.
             shuffle: return the images in random order.
             collate_fn: creates a batch from a list of examples; default: stacks their arrays.
             collate_fn_args: further arguments of ``collate_fn``.
-            drop_remainder: drop the last batch if it is smaller; default: as ``shuffle``.
+            drop_remainder: drop the last batch if it is smaller; default: the value of ``shuffle``.
             prefetch: prepare batches in advance.
 
         Raises:
@@ -80,7 +80,7 @@ class TransformersMethods:
         if not hasattr(dataset, "to_tf_dataset"):
             raise TypeError(
                 f"prepare_tf_dataset takes a datasets.Dataset, not a {type(dataset).__name__};"
-                " pass arrays and a tf.data.Dataset to fit directly"
+                " pass arrays or a tf.data.Dataset to fit directly"
             )
         inputs = [n for n in inspect.signature(type(self).call).parameters if n != "self"]  # type: ignore[attr-defined]
         columns = [name for name in dataset.column_names if name in inputs and name not in LABELS]
@@ -98,21 +98,21 @@ class TransformersMethods:
         )
 
     def fit(self, x: Any = None, *more: Any, **named: Any) -> Any:
-        """Train as Keras does, also with the inputs that the image processor returns."""
+        """Train as Keras does; `x` may also be the output of the image processor."""
         if isinstance(named.get("validation_data"), tuple):
             named["validation_data"] = tuple(map(as_plain, named["validation_data"]))
         return super().fit(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def evaluate(self, x: Any = None, *more: Any, **named: Any) -> Any:
-        """Evaluate as Keras does, also with the inputs that the image processor returns."""
+        """Evaluate as Keras does; `x` may also be the output of the image processor."""
         return super().evaluate(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def predict(self, x: Any, *more: Any, **named: Any) -> Any:
-        """Predict as Keras does, also with the inputs that the image processor returns."""
+        """Predict as Keras does; `x` may also be the output of the image processor."""
         return super().predict(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def serving_functions(self) -> dict[str, Any]:
-        """Return TensorFlow functions by the names of the signatures that `export` writes."""
+        """Return a dictionary from the name of each signature to its function; see `export`."""
         from mae_convert.models.serving import serving_functions
 
         return serving_functions(self)
@@ -127,8 +127,9 @@ class TransformersMethods:
     ) -> None:
         """Write the model as a program that runs without this project.
 
-        Without ``input_signature``, a SavedModel has the signatures of `serving_functions`, for any
-        number of images. Everything else is Keras's own ``export``.
+        By default, a model on TensorFlow is written as a SavedModel with the signatures of
+        `serving_functions`, for any number of images. With another backend or format, an
+        ``input_signature`` or further options, this method calls Keras's own ``export``.
 
         Args:
             filepath: the directory or file.
@@ -151,7 +152,10 @@ class TransformersMethods:
         return self.serving_functions()["serving_default"]
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
-        """Return the objects that TensorFlow saves, including the additional functions."""
+        """Return the objects that TensorFlow saves.
+
+        For a SavedModel, they include the functions of all signatures except "serving_default".
+        """
         children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
         if save_type == "savedmodel":
             functions = self.serving_functions()
@@ -172,7 +176,8 @@ class TransformersMethods:
             save_directory: the directory.
             arguments: as for `PretrainedModel.save_pretrained`.
             saved_model: also write the SavedModel.
-            signatures: functions by the names of its signatures; default: `serving_functions`.
+            signatures: a dictionary from the name of each signature of the SavedModel to its
+                function; default: `serving_functions`.
             options: as for `PretrainedModel.save_pretrained`.
         """
         super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]
@@ -184,12 +189,18 @@ class TransformersMethods:
 
 
 def as_plain(inputs: Any) -> Any:
-    """Return inputs by name as a plain dictionary, because Keras refuses subclasses of dict."""
+    """Convert inputs in a subclass of ``dict``, which Keras refuses, to a plain ``dict``.
+
+    Other inputs are returned unchanged.
+    """
     return dict(inputs) if isinstance(inputs, dict) else inputs
 
 
 def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return a batch of examples by column, labels under the name "labels"."""
+    """Return a dictionary from each numeric column to its values in all examples, stacked.
+
+    A column with labels is renamed to "labels".
+    """
     first = examples[0]
     names = {name: "labels" if name in LABELS else name for name in first}
     return {

@@ -1,4 +1,8 @@
-"""Views of a Keras model: the names of transformers, recomputed blocks, images of another size."""
+"""Views of a Keras model, which share its variables.
+
+A view gives the encoder the attribute names of transformers, recomputes the activations of a block,
+or has position embeddings for images of another size.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +89,7 @@ class EncoderView:
 
     @property
     def encoder(self) -> SimpleNamespace:
-        """The blocks, in a list ``layer``."""
+        """A namespace whose attribute ``layer`` is the list of blocks."""
         return SimpleNamespace(layer=self._model.encoder._blocks())
 
     @property

@@ -59,7 +59,11 @@ def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dtype_of(options: dict[str, Any], default: str | None) -> Any:
-    """Return the name of the requested dtype; "auto" is the dtype of the checkpoint."""
+    """Remove ``dtype`` and ``torch_dtype`` from the arguments, and return the requested dtype.
+
+    The result is `default` if no dtype is requested. For "auto" it is None, which stands for the
+    dtype of the checkpoint.
+    """
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or default
     options.pop("torch_dtype", None)
     return None if isinstance(asked, str) and asked == "auto" else asked
@@ -77,7 +81,7 @@ def device_of(device_map: Any) -> str | None:
         return str(device_map[""])
     raise ConfigurationError(
         f"device_map {device_map!r} is not supported, as a model is placed on a single device",
-        hint="name it",
+        hint='pass one device, such as "cuda"',
     )
 
 
@@ -107,11 +111,12 @@ def names_labels(config: Any, options: Mapping[str, Any]) -> bool:
 
 
 def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool) -> Checkpoint:
-    """Return a classifier: with the checkpoint's head, or with a new head if that is requested.
+    """Return a classifier with the checkpoint's head or, if requested, with a new head.
 
     Raises:
-        ConfigurationError: there is no head and no new one is requested, or the requested head has
-            another number of classes.
+        ConfigurationError: the checkpoint has no head, and `num_labels` is None; its head has
+            another number of classes, and `replace_head` is False; or a new head is requested for
+            a model with global average pooling.
     """
     if source.task != "classify":
         if num_labels is None:
@@ -132,7 +137,7 @@ def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool)
     if "encoder.norm.weight" not in rest:
         raise ConfigurationError(
             f"{source.name} uses global average pooling and has no layer norm for the class token",
-            hint="fine-tune it with its own head",
+            hint=f"leave num_labels out to keep its head for {held} classes",
         )
     return with_new_head(replace(source, task="encoder", tensors=rest), num_labels)
 
@@ -141,7 +146,7 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
     """Return the checkpoint with the requested values of fields that only concern training.
 
     Raises:
-        ConfigurationError: a field that belongs to the weights would change.
+        ConfigurationError: the requested value of another field differs from the checkpoint's.
     """
     model = source.configuration.model
     for name, value in changes.items():

@@ -1,4 +1,4 @@
-"""Find a checkpoint by the name that a script for transformers passes, and its configuration."""
+"""Find the checkpoint that a script for transformers specifies, and read its configuration."""
 
 import re
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
 def stored_config(
     name: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's configuration, and the options that do not specify its location.
+    """Return a checkpoint's configuration, and the options except those for its location.
 
     Raises:
         MaeConvertError: the checkpoint does not exist.

@@ -98,7 +98,7 @@ def _class(kind: Any, present: tuple[str, ...]) -> Any:
 
 
 def _classes() -> Iterator[tuple[tuple[str, tuple[str, ...]], Any]]:
-    """Yield the class of each possible output, after its key: the class name and the field names.
+    """Yield a pair for each possible output: its key (class name, field names) and its class.
 
     All classes are created on import, because compilers do not support classes that are created
     during a call.

@@ -58,7 +58,9 @@ def requested_outputs(
     return_dict: bool | None,
     head_mask: Any = None,
 ) -> RequestedOutputs:
-    """Return the outputs that a call requests; the configuration replaces arguments that are None.
+    """Return the outputs that a call requests.
+
+    If an argument is None, the value in the configuration is used.
 
     Raises:
         NotImplementedError: head_mask is not None.
@@ -115,7 +117,7 @@ def problem_type(config: ViTMAEConfig, *, whole_numbers: bool) -> str:
     """Return the problem type of a classifier, as transformers determines it.
 
     Args:
-        config: its configuration.
+        config: the configuration of the classifier.
         whole_numbers: whether the labels are integers.
 
     Raises:

@@ -48,8 +48,9 @@ class TransformersBase(PreTrainedModel):
     """The last base class of each model, a ``PreTrainedModel`` if transformers is installed.
 
     ``transformers.Trainer`` calls ``save_pretrained`` only for a ``PreTrainedModel``; for other
-    models it writes only the state dict, without a configuration. It is initialised as a
-    ``torch.nn.Module``; the methods that the trainer calls are those of the other base classes.
+    models it writes only the state dict, without a configuration. The constructor of
+    ``PreTrainedModel`` is not called; the methods that the trainer calls are defined in the other
+    base classes.
     """
 
     generation_config: Any = None
@@ -104,9 +105,10 @@ class TorchModel(PretrainedModel, nn.Module):
         keys = model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
         if keys.missing_keys or keys.unexpected_keys:
             warnings.warn(
-                f"{cls.__name__} from {loaded.name_or_path}: not in the checkpoint and initialized"
-                f" by the class: {listed(keys.missing_keys) or 'nothing'}; not used:"
-                f" {listed(keys.unexpected_keys) or 'nothing'}",
+                f"{cls.__name__} from {loaded.name_or_path}: tensors that are not in the checkpoint"
+                f" and were initialized by the class: {listed(keys.missing_keys) or 'none'};"
+                " tensors of the checkpoint that are not used:"
+                f" {listed(keys.unexpected_keys) or 'none'}",
                 stacklevel=3,
             )
         model.name_or_path, model.metadata = loaded.name_or_path, loaded.metadata
@@ -212,7 +214,7 @@ class TorchModel(PretrainedModel, nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Like `gradient_checkpointing_enable`, with its name in later transformers versions."""
+        """Same as `gradient_checkpointing_enable`; later versions of transformers use this name."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -247,13 +249,16 @@ class TorchModel(PretrainedModel, nn.Module):
         requested: RequestedOutputs,
         interpolate: bool | None,
     ) -> Any:
-        """Return the result of the reference model's ``forward``, for images of the passed size."""
+        """Return the reference model's result, after resampling the positions if needed."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
 
     def for_size(self, pixel_values: Tensor | None, interpolate: bool | None) -> tuple[Any, Tensor]:
-        """Return a model with the same parameters for the size of images, and the cropped images.
+        """Return a model for images of the size of `pixel_values`, and the cropped images.
+
+        The model has the same parameters, with resampled position embeddings for images of another
+        size. Incomplete patches at the right and bottom edges are cropped.
 
         Raises:
             ValueError: see `usable_size`; or there are no images.
@@ -267,7 +272,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return (self if size == self.config.image_hw else self._for_image_size(size)), pixel_values
 
     def _with_weights(self, state_dict: Mapping[str, Tensor]) -> Any:
-        """Return a model of the same configuration that uses the tensors of a state dict uncopied.
+        """Return a model of the same configuration that shares the tensors of a state dict.
 
         Raises:
             LayoutError: names or shapes differ from the model's own.
@@ -283,7 +288,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return model
 
     def _for_image_size(self, size: Size) -> Any:
-        """Return a model for images of another size that shares all but the position embeddings."""
+        """Return a model for another image size; it shares all parameters except the positions."""
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -372,7 +377,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
     def patchify(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Cut images (N, C, H, W) into patches (N, L, P).
 
-        The images have the configured size, or with ``interpolate_pos_encoding`` any size.
+        The images must have the configured size; with ``interpolate_pos_encoding``, any size.
         """
         size = tuple(pixel_values.shape[-2:]) if interpolate_pos_encoding else self.config.image_hw
         return patchify(pixel_values, plain(self.config, image_size=size))

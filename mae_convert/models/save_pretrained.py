@@ -25,9 +25,9 @@ WITHOUT_EFFECT = (
     "version",
 )
 REFUSED = {
-    "variant": "tensor names are fixed; leave it out",
-    "distributed_checkpoint": "only complete weights are written; gather them first",
-    "saved_model": "write one with model.export of a Keras model",
+    "variant": "the names of weight files are fixed; leave it out",
+    "distributed_checkpoint": "gather the weights of all processes first, then save the model",
+    "saved_model": "write a SavedModel with model.export of a Keras model",
     "signatures": "pass them to model.export",
     "tags": "they belong on a model card, which `mae-convert publish` writes",
     **SET_ELSEWHERE,
@@ -40,7 +40,7 @@ def push_arguments(options: Mapping[str, Any], caller: str, *more: str) -> dict[
     Args:
         options: the arguments, with the names of transformers.
         caller: the name of the method.
-        more: further arguments of this method.
+        more: the names of further arguments that the method accepts.
 
     Raises:
         ConfigurationError: an argument of transformers is not supported.

@@ -37,7 +37,7 @@ def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool])
 
 
 def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
-    """Return a module with these parameters and modules as attributes; it cannot be called."""
+    """Return a module that has the arguments as attributes; it cannot be called."""
     part = nn.Module()
     for name, value in named.items():
         setattr(part, name, value)
@@ -68,7 +68,7 @@ class EncoderPart(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The blocks, in a list ``layer``."""
+        """A module whose attribute ``layer`` contains the blocks."""
         return part_of(layer=self.blocks)
 
     @property

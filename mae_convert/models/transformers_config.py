@@ -57,13 +57,13 @@ def check_problem_type(kind: Any, num_labels: int) -> None:
 class ViTMAEConfig:
     """Configuration of a model, with the field names of ``transformers.ViTMAEConfig``.
 
-    Every field can be set; an invalid value raises ValueError. Two fields that contradict each
-    other, such as a number of heads that does not divide the width, raise it when a model is
-    created, so that they can be set in any order. Any other argument becomes an attribute, as in
-    transformers. The default of ``layer_norm_eps`` is 1e-6, with which the original models were
-    trained, instead of transformers' 1e-12. Two configurations are equal if their results of
-    `to_dict` are equal; they have no hash, because they can change. `plain` returns the fields as
-    the immutable configuration of ``reference_models``.
+    Every field can be set; an invalid value raises ValueError. Fields can be set in any order: two
+    fields that contradict each other, such as a number of heads that does not divide the width,
+    cause a ValueError only when a model is created. An argument that is not a field becomes an
+    attribute, as in transformers. The default of ``layer_norm_eps`` is 1e-6, with which the
+    original models were trained, instead of transformers' 1e-12. Two configurations are equal if
+    `to_dict` returns equal dictionaries; they have no hash, because they can change. `plain`
+    returns the fields as the immutable configuration of ``reference_models``.
 
     Raises:
         ValueError: the value of a field is invalid.
@@ -242,10 +242,10 @@ class ViTMAEConfig:
     def from_dict(
         cls, values: Mapping[str, Any], *, return_unused_kwargs: bool = False, **changes: Any
     ) -> Any:
-        """Return the configuration with the values of a mapping, with changes.
+        """Return a configuration with the values of a mapping, updated with `changes`.
 
         With ``return_unused_kwargs``, the result is a pair: the configuration, and a dictionary of
-        the changes that are not its attributes.
+        the changes that are not attributes of a configuration.
         """
         if not return_unused_kwargs:
             return cls(**{**values, **changes})
@@ -300,7 +300,7 @@ class ViTMAEConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Return a field's value as a configuration stores it, checked without the other fields.
+    """Check the value of a field by itself, and return it as a configuration stores it.
 
     Raises:
         ValueError: the value is invalid.

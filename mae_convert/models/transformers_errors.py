@@ -1,7 +1,8 @@
-"""Errors of mae-convert that are also subclasses of those that transformers raises.
+"""Errors of mae-convert that are also subclasses of the exceptions that transformers raises.
 
 A script that catches ``OSError`` around ``from_pretrained`` for a missing checkpoint, or
-``RuntimeError`` or ``ValueError`` for sizes that do not match, catches these.
+``RuntimeError`` or ``ValueError`` for sizes that do not match, also catches the errors of
+mae-convert.
 """
 
 from collections.abc import Iterator
