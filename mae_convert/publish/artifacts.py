@@ -37,7 +37,7 @@ class Artifact:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The record of the conversion that created it; empty if there is none."""
+        """The record of the conversion that created the artifact; empty if there is none."""
         return self.checkpoint.container.conversion or {}
 
     @property
@@ -47,9 +47,9 @@ class Artifact:
 
     @property
     def own_sha256(self) -> str | None:
-        """The SHA-256 of its weights in its certificate; None if it is not verified.
+        """The SHA-256 of the weights in the certificate; None if they are not verified.
 
-        Another artifact may have been verified against these weights.
+        It equals the `source_sha256` of another artifact that was verified against these weights.
         """
         if self.certificate is None:
             return None
@@ -57,7 +57,7 @@ class Artifact:
 
     @property
     def source_sha256(self) -> str | None:
-        """The SHA-256 of the source in its certificate, or without one in its conversion record."""
+        """The SHA-256 of the source, from the certificate or, without one, from the record."""
         if self.certificate is not None:
             return str(self.certificate.document["source"].get("sha256"))
         source = self.record.get("source")
@@ -69,7 +69,7 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
 
     Args:
         target: the directory, or a file that contains its configuration.
-        unverified: whether to publish it without a certificate; an existing one is ignored.
+        unverified: whether to publish the model without a certificate; an existing one is ignored.
 
     Raises:
         CheckpointError: the model cannot be published, or it has no certificate.
@@ -99,7 +99,7 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
         raise CheckpointError(
             f"{shown(wrong[0])} is not a valid name for a published file, because commands and "
             "code in the model card use it",
-            hint="rename it to letters, digits and . _ - only",
+            hint="rename the file, using only letters, digits and the characters . _ -",
         )
     if unverified:
         return Artifact(target, checkpoint, None)
@@ -156,7 +156,7 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
         if twice := names & {path.name for path in other.weights}:
             raise MaeConvertError(
                 f"{other.target} and {first.target} both contain {min(twice)}",
-                hint="a repository can contain only one of them",
+                hint="a repository can contain only one file with this name",
             )
         names |= {path.name for path in other.weights}
 

@@ -41,10 +41,10 @@ def new_card(title: str, section: str, metadata: Mapping[str, Any], *, on_top: b
     """Return a new card for a repository that has no card.
 
     Args:
-        title: its heading.
+        title: the heading of the card.
         section: the generated section with its markers.
         metadata: fields of the Hub's metadata.
-        on_top: the section comes before the title.
+        on_top: whether the section comes before the title.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -64,10 +64,10 @@ def merged_card(
         existing: the existing card.
         section: the generated section with its markers.
         metadata: fields that are added if the card does not have them.
-        on_top: insert the section at the beginning of the text, wherever it was.
+        on_top: whether to move the section to the beginning of the text.
 
     Raises:
-        HubError: the card's metadata cannot be read, or its markers are not one valid pair.
+        HubError: the card's metadata cannot be read, or its markers are incomplete or misplaced.
     """
     line_break = "\r\n" if "\r\n" in existing else "\n"
     head, text = _split(existing)
@@ -157,7 +157,7 @@ def _with_missing(
     if metadata_of(new) != {**before, **missing}:
         raise HubError(
             f"{', '.join(missing)} cannot be added to the metadata of the repository's README.md",
-            hint="add it there by hand, then publish again",
+            hint="add the metadata there by hand, then publish again",
         )
     return new, missing
 

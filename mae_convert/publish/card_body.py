@@ -42,7 +42,7 @@ class CardData:
     """The data of a model card."""
 
     repo_id: str
-    """The repository it is published in."""
+    """The repository in which the model is published."""
 
     artifacts: Sequence[Artifact]
     """The published models, the main one first."""
@@ -157,9 +157,10 @@ def provenance(data: CardData) -> str:
 
 
 def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
-    """Return the origin of a checkpoint as Markdown; a link if the URL is one of the authors'.
+    """Return the origin of a checkpoint as Markdown, with a link if its URL is the authors'.
 
-    The record is a file that anyone can write: other URLs in it are shown without a link.
+    `addresses` are the beginnings of the authors' URLs. Anyone can write a record, so other URLs in
+    it are shown without a link.
     """
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")

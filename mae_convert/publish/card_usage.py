@@ -8,7 +8,7 @@ from mae_convert.publish.artifacts import Artifact
 
 
 def loading(repo_id: str, artifacts: Sequence[Artifact]) -> str:
-    """Return code that loads the model in PyTorch, TensorFlow and timm; it converts if needed."""
+    """Return code that loads the model in PyTorch, TensorFlow and timm, converting it if needed."""
     blocks = [
         _pytorch(repo_id, artifacts),
         _tensorflow(repo_id, artifacts),

@@ -58,20 +58,20 @@ class Committed:
     """A commit that is in the repository."""
 
     commit: str
-    """Its id."""
+    """The id of the commit."""
 
     url: str
-    """The URL of its page."""
+    """The URL of the commit's page."""
 
     pull_request_url: str | None = None
-    """The page of the pull request, or None."""
+    """The URL of the pull request, or None."""
 
     is_new: bool = True
     """Whether this run created it; False if the repository already had all files."""
 
 
 def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed:
-    """Make a change by one commit, or by one pull request, exactly once.
+    """Apply a change exactly once, as one commit or one pull request.
 
     Args:
         api: the Hub's client.

@@ -18,7 +18,7 @@ class Licence:
     """A licence in the form of a card's metadata, and where it was specified."""
 
     fields: Mapping[str, str]
-    """The metadata: ``license``, and for ``license: other`` its name and link."""
+    """The metadata: ``license`` and, if that is "other", ``license_name`` and ``license_link``."""
 
     origin: str
     """The source of this information as text."""
@@ -48,7 +48,7 @@ def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 def decide_licence(
     artifact: Artifact, specified: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
-    """Return the licence of the source, else the specified one, else the licence of the card.
+    """Return the licence of the source, else the specified licence, else that of the card.
 
     Args:
         artifact: the published model.
@@ -56,7 +56,7 @@ def decide_licence(
         existing_card: the metadata of the repository's card.
 
     Raises:
-        MaeConvertError: the licence is unknown, or the specified one differs from the source's.
+        MaeConvertError: the licence is unknown, or the specified licence differs from the source's.
     """
     for source in sources_of(artifact):
         fields = {name: str(source[name]) for name in LICENCE_FIELDS if source.get(name)}
@@ -71,7 +71,9 @@ def decide_licence(
                 ),
                 hint=("leave ", Option("license"), " out"),
             )
-        return Licence(fields, f"that of the source, {whose}", _conflict(fields, existing_card))
+        return Licence(
+            fields, f"the licence of the source {whose}", _conflict(fields, existing_card)
+        )
     if specified:
         return Licence(specified, "as stated by its publisher", _conflict(specified, existing_card))
     fields = {name: str(existing_card[name]) for name in LICENCE_FIELDS if existing_card.get(name)}
@@ -93,14 +95,15 @@ def _conflict(fields: Mapping[str, str], card: Mapping[str, Any]) -> tuple[str, 
 def _request_for_licence(artifact: Artifact) -> Text:
     asked = (
         *(
-            f"the licence of {artifact.target} is not specified: pass that of its source with ",
+            f"the licence of {artifact.target} is not specified: pass the licence of its source ",
+            "with ",
             Option("license"),
         ),
-        f", as its source has it (identifiers: {MORE})",
+        f" (identifiers: {MORE})",
     )
     checkpoint = artifact.checkpoint
     like = checkpoint.family.official_like(checkpoint.configuration.model, checkpoint.task)
     if like is None:
         return asked
     weights, licence = like
-    return (*asked, f"; if it was converted from {weights}, that is ", Option("license", licence))
+    return (*asked, f"; if it was converted from {weights}, pass ", Option("license", licence))

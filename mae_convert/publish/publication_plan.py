@@ -93,7 +93,7 @@ class Publication:
 
     @property
     def card(self) -> str:
-        """The resulting card."""
+        """The text of the model card after the publication."""
         content = self.staged[CARD].content
         assert isinstance(content, bytes)
         return content.decode()

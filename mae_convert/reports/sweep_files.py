@@ -26,7 +26,9 @@ def check_names(paths: Sequence[Path]) -> None:
         check_target(path, overwrite=True, suffixes=WRITERS)
         if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
             raise MissingRequirementError(
-                path, ": Parquet is written by pyarrow", hint="pip install 'mae-convert[parquet]'"
+                path,
+                ": a Parquet file requires pyarrow",
+                hint="pip install 'mae-convert[parquet]'",
             )
 
 

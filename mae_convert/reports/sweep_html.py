@@ -65,10 +65,10 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
 
 
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
-    """Yield a table of verdicts as HTML, with a row for each source and a column for each setting.
+    """Yield a table of verdicts as HTML, with a row for each source.
 
-    A column is a combination of the settings in which the jobs differ. Nothing is yielded if there
-    are too many columns.
+    It has a column for each combination of the settings in which the jobs differ. Nothing is
+    yielded if there are too many columns.
     """
     differing = _differing(rows)
     columns = list(dict.fromkeys(_variant(row, differing) for row in rows))

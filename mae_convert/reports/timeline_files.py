@@ -1,4 +1,4 @@
-"""Write a timeline to files: an HTML page with plot, images and table; or only images or values."""
+"""Write a timeline to files: an HTML page, a PNG image, or the values as CSV or JSON."""
 
 import csv
 import io
@@ -78,7 +78,10 @@ def _note(timeline: Timeline) -> str:
 
 
 def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
-    """Return the colours (N, H, W, 3) of each column by its heading; for clips, of one frame."""
+    """Return a dictionary from the heading of each column to its colours (N, H, W, 3).
+
+    For clips, these are the colours of the middle frame.
+    """
     first = next(iter(timeline.shown.values()))
     original = timeline.display(first.pixel_values)
     columns = {

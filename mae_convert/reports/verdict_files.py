@@ -71,7 +71,7 @@ def remove_old_reports(paths: Sequence[Path]) -> None:
                 "the report ",
                 path,
                 f" cannot be replaced: {error.strerror}",
-                hint="choose another name, or remove it yourself",
+                hint="choose another name, or remove the existing file",
             ) from error
 
 
@@ -122,7 +122,10 @@ def markdown(verification: "Verification") -> str:
 
 
 def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of a Markdown table of the step-isolated comparison, if there is one."""
+    """Yield the lines of a Markdown table of the comparison of each step on the same input.
+
+    Nothing is yielded if this comparison was not requested.
+    """
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)

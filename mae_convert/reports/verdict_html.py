@@ -110,7 +110,10 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:
-    """Yield a table of the step-isolated comparison as HTML, if there is one."""
+    """Yield an HTML table of the comparison of each step on the same input.
+
+    Nothing is yielded if this comparison was not requested.
+    """
     if not verdict.isolated:
         return
     columns, rows = step_rows(verdict.isolated)

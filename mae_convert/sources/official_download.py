@@ -180,9 +180,11 @@ def _examine(path: Path, official: OfficialFile) -> str:
     official_names = family.candidates(checkpoint.configuration.model, checkpoint.task)
     if checkpoint.layout.name != family.model_layouts["torch"] or official not in official_names:
         raise CheckpointError(
-            f"the file that was downloaded as {official.name} has other tensors "
-            f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks): the "
-            "server or mirror serves other files than the publisher",
-            hint=f"unset {MIRROR} to download from the publisher" if address_in(MIRROR) else "",
+            f"the downloaded file is not the official checkpoint {official.name}: its tensors are "
+            "those of another model or layout "
+            f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks)",
+            hint=f"unset {MIRROR} to download the file from its publisher"
+            if address_in(MIRROR)
+            else "download the file in another way, and specify its path",
         )
     return str(checkpoint_fingerprint(checkpoint))
