@@ -1,7 +1,8 @@
 """Prepare the files that a child process loads: the checkpoint's own files if possible.
 
 A child opens files by path. If another program replaced files during a verification, the child
-would read files other than those that were hashed. Therefore it gets links to the open files.
+would read files other than those that were hashed. Therefore the child gets links to the open
+files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,18 +58,18 @@ class Staged:
     """The weights for a child process, and how they were prepared."""
 
     weights: StoredWeights
-    """The files."""
+    """The files with the tensors, which the child reads."""
 
     loader: str
-    """The conversion of the stored tensor names to the names of the model's tensors."""
+    """The name of the loader, which converts the stored tensor names to those of the model."""
 
     converted_by: str | None = None
     """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
     which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
-    """Tensors that the library must read as mae-convert's reader did, because ``weights`` was
-    computed from them."""
+    """Hashes of the stored tensors if ``weights`` was computed from them: the child checks that the
+    library reads the same tensors from the checkpoint. Otherwise None."""
 
 
 def stage(
@@ -123,7 +124,7 @@ def stage_foreign(
 
     Args:
         checkpoint: the checkpoint to run.
-        layout: the layout that the code requires; None for that of the checkpoint.
+        layout: the layout that the code requires; None for the layout of the checkpoint.
         work: a directory for temporary files.
         unread: why the library could not read the files, if a first attempt failed; otherwise None.
 
@@ -163,7 +164,10 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
 
 
 def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the prefix of the encoder's names to remove, if it is in a pre-training model."""
+    """Return the prefix to remove from the names of an encoder in a pre-training checkpoint.
+
+    The result is a tuple that contains the prefix; it is empty if no prefix must be removed.
+    """
     prefix = checkpoint.family.encoder_prefixes.get(checkpoint.table.name)
     return (prefix,) if prefix and checkpoint.task == "encoder" else ()
 
@@ -190,7 +194,7 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
 def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
-    """Write the tensors that mae-convert's reader reads to one file, with unchanged names."""
+    """Read tensors with mae-convert's reader, and write them to one file with unchanged names."""
     kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
@@ -237,7 +241,7 @@ def as_encoder(checkpoint: Checkpoint) -> Checkpoint:
 def linked_to_open_files(
     staged: Staged, checkpoint: Checkpoint, work: Path
 ) -> tuple[Staged, Sequence[ByteFile]]:
-    """Return the weights with their paths replaced by links to the open files, and these files.
+    """Return the weights with their paths replaced by links to open files, and the open files.
 
     Args:
         staged: files of the checkpoint, its directory, or files that were created in ``work``.

@@ -25,7 +25,8 @@ Child = subprocess.Popen[str] | ForkedProcess
 def environment_of_child(**more: str) -> dict[str, str]:
     """Return environment variables with which Python imports nothing from the current directory.
 
-    Python before 3.11 ignores PYTHONSAFEPATH; there the script's directory comes first.
+    Python before 3.11 ignores PYTHONSAFEPATH; in these versions, modules are searched for in the
+    directory of the script first.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **more}
     # An empty entry, as in PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.
@@ -57,10 +58,11 @@ def python_process(
     """Start a Python interpreter, and kill it at the end of the context.
 
     Args:
-        python: the interpreter; None for this one.
-        arguments: script and its arguments.
-        environment: its environment variables.
-        server: the fork server that starts the process if this makes no difference, or None.
+        python: the interpreter; None for the current interpreter.
+        arguments: the script and its arguments.
+        environment: the environment variables of the process.
+        server: a fork server, which starts the process if the result is the same as for a new
+            process; None to start a new process.
         pipes: arguments of ``subprocess.Popen``. By default, standard input is a pipe to which
             nothing is written.
 
@@ -116,8 +118,8 @@ class Clock:
     """The time limit of a child process, measured from the creation of this object.
 
     Args:
-        seconds: the limit; 0 for no limit, and None for that of the environment variable
-            ``MAE_CONVERT_TIME_LIMIT`` or, without it, an hour.
+        seconds: the limit; 0 for no limit; None for the value of the environment variable
+            ``MAE_CONVERT_TIME_LIMIT`` or, if it is not set, one hour.
 
     Raises:
         MaeConvertError: the limit is not a number of seconds.

@@ -30,7 +30,7 @@ class ForeignCode:
         kind: "file", "module", or "original" for a clone of the authors' code.
         path: the file, the module's dotted name, or the directory.
         factory: the function or class that creates the model; "" for the authors' code.
-        layout: the layout of the state dict that it loads; None for that of the checkpoint.
+        layout: the layout of the state dict that it loads; None for the checkpoint's layout.
     """
 
     kind: str

@@ -75,9 +75,9 @@ class Code:
             raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
 
     def points(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield canonical name, module name, index of the part and number of parts of activations.
+        """Yield (canonical name, module name, index of the part, number of parts) of activations.
 
-        The activation is one of the equal parts into which the module's output is split. In both
+        An activation is one of the equal parts into which the module's output is split. In both
         names, ``{}`` stands for the number of a block.
         """
         for name, module in self.activations.items():
@@ -123,7 +123,7 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
         module = _file(Path(path)) if about["kind"] == "file" else importlib.import_module(path)
     factory = getattr(module, about["factory"], None)
     if not callable(factory):
-        raise LoadError(f"{label}: there is no function or class of that name in {path}")
+        raise LoadError(f"{label}: {path} contains no function or class {about['factory']}")
     outputs, activations = getattr(module, "OUTPUTS", ()), getattr(module, "ACTIVATIONS", {})
     if not isinstance(outputs, list | tuple):
         raise LoadError(f"{label}: OUTPUTS is not a tuple of names", hint='write ("logits",)')
@@ -163,7 +163,8 @@ def _file(path: Path) -> Any:
 def _check(code: Code) -> None:
     if code.mask not in MASKS:
         raise LoadError(
-            f"{code.label}: MASK is {code.mask!r}", hint="write one of argument, torch.rand"
+            f"{code.label}: MASK is {code.mask!r}, which is not supported",
+            hint='write "argument", "torch.rand" or None',
         )
     for name in code.outputs:
         if name not in RESULTS:
@@ -183,8 +184,9 @@ def _check(code: Code) -> None:
 def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
     """Return the argument of a factory: the fields of the configuration and three further fields.
 
-    These are ``task``; ``num_kept``, the number of patches that are not removed; and ``dtype``, the
-    dtype in which a Keras model must be created. A PyTorch model is converted to it afterwards.
+    The further fields are ``task``; ``num_kept``, the number of patches that are not removed; and
+    ``dtype``, the dtype in which a Keras model must be created. A PyTorch model is converted to
+    this dtype afterwards.
     """
     config = class_named(job.configuration).from_dict(job.config)
     more = {"task": job.task, "num_kept": config.num_kept, "dtype": dtype or job.dtypes[0]}

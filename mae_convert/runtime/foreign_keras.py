@@ -79,10 +79,13 @@ def _load(code: Code, model: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def _recorded(code: Code, model: Any) -> dict[str, Any]:
-    """Record the activations that the code specifies; return the dictionary that is filled.
+    """Replace the ``call`` of layers, so that they record the activations that the code specifies.
 
-    The ``call`` of each specified layer is replaced on the layer instance, so its class is
-    unchanged.
+    The method is replaced on the layer instances, so their classes are unchanged.
+
+    Returns:
+        A dictionary that is filled with the activations, by canonical name, when the model is
+        called.
     """
     taps: dict[str, Any] = {}
     named = (layer for layer in model._flatten_layers(include_self=False) if layer.path)

@@ -52,12 +52,13 @@ def runs(
 
 
 def loaded(code: Code, job: Job, model: Any) -> nn.Module:
-    """Return a model of the code's factory after loading a checkpoint's state dict, in eval mode.
+    """Load a checkpoint's state dict into `model`, and return the model in evaluation mode.
 
-    The code's ``load_state`` loads the state dict; without it, it is loaded with ``strict=True``.
+    The state dict is loaded by ``load_state`` of the code or, if the code does not define this
+    function, by the model's ``load_state_dict`` with ``strict=True``.
 
     Raises:
-        LoadError: it is not a PyTorch model, or the state dict does not fit it.
+        LoadError: `model` is not a PyTorch model, or the state dict does not fit it.
     """
     if not isinstance(model, nn.Module):
         raise LoadError(f"{code.label} returns {type(model).__name__} and not a torch.nn.Module")

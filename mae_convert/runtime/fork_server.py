@@ -59,8 +59,8 @@ class ForkServer:
         """Run ``python SCRIPT ARGUMENTS`` in a forked process.
 
         Returns:
-            The process; None if it would not be the same as a new process, because the interpreter
-            or a variable of the environment is another, or if the server has ended.
+            The process; None if the server has ended, or if the interpreter or the environment
+            variables differ from the server's, so that a new process is required.
         """
         if command[0] != sys.executable or environment != self._environment:
             return None
@@ -83,7 +83,7 @@ def fork_server(
     """Start a fork server, which ends with the context.
 
     Args:
-        environment: its environment variables.
+        environment: the environment variables of the server.
         arguments: the script that imports a framework and calls `serve`, and its arguments.
     """
     ours, child_end = socket.socketpair()
@@ -102,13 +102,15 @@ def fork_server(
 
 
 class ForkedProcess:
-    """The part of ``subprocess.Popen`` that is used for children, for a forked process.
+    """A forked process, with those methods of ``subprocess.Popen`` that are used for children.
 
     Args:
         requests: the socket to the server.
         arguments: the script and its arguments.
-        stdin: a stream as for ``subprocess.Popen``; so are `stdout` and `stderr`.
-        environment: its environment variables; None for those of the server.
+        stdin: the standard input, as for ``subprocess.Popen``.
+        stdout: the standard output, as for ``subprocess.Popen``.
+        stderr: the standard error, as for ``subprocess.Popen``.
+        environment: the environment variables of the process; None for those of the server.
 
     Raises:
         OSError, EOFError, subprocess.TimeoutExpired: the server has ended, or cannot fork.
@@ -239,7 +241,7 @@ def serve() -> None:
 
 
 def _supervise(connection: socket.socket, streams: Sequence[int]) -> None:
-    """Run a request in a child; send its process id and then its status through the connection."""
+    """Run a request in a child; send the child's process id and then its exit status."""
     try:
         with connection.makefile() as lines:
             request = json.loads(lines.readline())

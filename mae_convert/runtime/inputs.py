@@ -138,12 +138,12 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
         config: the configuration of the model.
 
     Raises:
-        MaeConvertError: one is missing, or shapes, dtypes or values do not fit.
+        MaeConvertError: an array is missing, or shapes, dtypes or values do not fit.
     """
     _check_shapes(path, arrays, family, config)
     if "noise" not in arrays:
         raise MaeConvertError(
-            path, " contains no noise (N, L)", hint="save it as an array of that name"
+            path, " contains no noise (N, L)", hint="save it as an array with the name noise"
         )
     for name, array in arrays.items():
         _check_dtype(path, name, array)
@@ -163,7 +163,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
         raise MaeConvertError(
             path,
             " contains no pixel_values (N, C, H, W)",
-            hint="save them as an array of that name",
+            hint="save the images as an array with the name pixel_values",
         )
     shape, expected = arrays["pixel_values"].shape, config.pixel_shape
     if len(shape) != 1 + len(expected) or shape[1:] != expected or not shape[0]:

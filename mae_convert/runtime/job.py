@@ -43,7 +43,7 @@ class StoredWeights:
     """Dotted keys that lead to the dictionary of the tensors in a PyTorch file, or ""."""
 
     unused: tuple[str, ...] = ()
-    """Names of tensors that are not the model's."""
+    """Names of tensors that the model does not use."""
 
     prefixes: tuple[str, ...] = ()
     """Prefixes that are removed from the names, one after the other."""
@@ -65,10 +65,11 @@ class ReadTensors:
     """Hashes of tensors that mae-convert's reader has read, to check a library's reader."""
 
     weights: StoredWeights
-    """The files."""
+    """The files that contain the tensors."""
 
     tensors: Mapping[str, Any]
-    """Name in the files → dtype, shape and SHA-256 of its little-endian bytes in C order."""
+    """A dictionary from the name of each tensor in the files to a list: its dtype, its shape, and
+    the SHA-256 of its little-endian bytes in C order."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Job:
     """"cpu" or "cuda"; float64 always runs on the CPU."""
 
     dtypes: tuple[str, ...]
-    """The runs to make, in order."""
+    """The dtype of each run, in order."""
 
     task: str
     """One of "pretrain", "encoder" or "classify"."""
@@ -91,21 +92,21 @@ class Job:
     """Fields of the configuration."""
 
     model: str
-    """Class of the reference model or of a library, as for `class_named`; "" if the
-    runner determines it."""
+    """The import path of the model's class, in the form for `class_named`; "" if the runner
+    determines the class."""
 
     configuration: str
-    """The class of the model's configuration, in the same form."""
+    """The import path of the class of the model's configuration, in the same form."""
 
     weights: StoredWeights
     """The files with the tensors."""
 
     loader: str
-    """The mapping of the tensor names to the reference model's names (see ``loaders``)."""
+    """The name of the loader, which maps the tensor names to the model's (see ``loaders``)."""
 
     inputs: str
-    """.npz file with pixel_values (N, C, H, W), with masking noise (N, L), and additional inputs of
-    the model."""
+    """An .npz file with ``pixel_values`` (N, C, H, W), the masking ``noise`` (N, L), and additional
+    inputs of the model."""
 
     output: str
     """The trace file to write."""
@@ -117,19 +118,19 @@ class Job:
     """Whether to record the gradient of the objective for every trainable parameter."""
 
     mode: str
-    """One of "eager"; "compiled" by torch.compile, tf.function or jax.jit; "xla" by tf.function's
-    XLA compiler; "train" as in training, with dropout 0."""
+    """How the model is run: "eager"; "compiled" (with torch.compile, tf.function or jax.jit); "xla"
+    (with tf.function and XLA); or "train" (in training mode, with dropout 0)."""
 
     description: Mapping[str, Any]
     """Metadata that is copied into the trace."""
 
     confirmed: ReadTensors | None = None
     """If the tensors in `weights` were computed from stored tensors: hashes of the stored tensors,
-    which the library must read too. Otherwise None."""
+    to check that the library reads the same tensors. Otherwise None."""
 
     step_outputs: str = ""
-    """Safetensors file with activations by name, float64; each replaces the result of that step as
-    the input of the next step. "" replaces nothing."""
+    """A safetensors file with float64 activations by name. Each is the input of the step after it,
+    in place of the activation that the model computes. "" for an ordinary run."""
 
     foreign: Mapping[str, Any] | None = None
     """The code that runs the model, in the form of `ForeignCode.plain`, or None."""

@@ -49,7 +49,7 @@ def set_precision(dtype: str, device: str) -> None:
     With TF32, the default on GPUs, the factors of float32 products are rounded to 10 bits.
 
     Raises:
-        LoadError: TF32 is requested on another device than "cuda".
+        LoadError: TF32 is requested on a device other than "cuda".
     """
     if dtype == "tf32" and device != "cuda":
         raise LoadError(

@@ -322,7 +322,7 @@ def _as_kernel(weight: Stored) -> Stored:
 
 
 def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None:
-    """Assign the array with its path to each variable.
+    """Assign to each variable the array whose name is the path of the variable.
 
     One array is read at a time, so a large model is in memory only once.
 

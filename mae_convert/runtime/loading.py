@@ -62,11 +62,11 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
             checkpoint, or an open checkpoint.
         framework: "torch", or for the Keras 3 model "tensorflow" or "jax". If Keras is not imported
-            yet, the environment variable KERAS_BACKEND, which it reads then, is set.
+            yet, the environment variable KERAS_BACKEND is set, which Keras reads on import.
         task: "pretrain", "encoder" or "classify"; default: the task of the checkpoint.
-        dtype: "float64", "float32", "float16" or "bfloat16", or such a dtype of PyTorch, NumPy or
-            TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16". Default: the
-            dtype of the checkpoint.
+        dtype: "float64", "float32", "float16" or "bfloat16", or the corresponding dtype object of
+            PyTorch, NumPy or TensorFlow; in Keras also "mixed_float16" or "mixed_bfloat16".
+            Default: the dtype of the checkpoint.
         device: the device of the model: in PyTorch any; in Keras "cpu" or "cuda". Default: the CPU
             in PyTorch, and Keras's default in Keras.
         image_size: resample the position embeddings for images of this size: one number, or
@@ -80,7 +80,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         specified: fields that the checkpoint does not contain: ``num_heads``,
             ``decoder_num_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``,
             ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the
-            fields' names in a configuration, as ``num_attention_heads``, are accepted too.
+            names of fields in ``config.json``, such as ``num_attention_heads``, are accepted too.
 
     Returns:
         The model, in evaluation mode. Further metadata of the checkpoint is in its attribute
@@ -88,10 +88,10 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 
     With ``mmap``, training does not change the file, and the file may be removed or replaced by
     another one (as every function of this package does) while the model exists. But the file must
-    not be changed in place: parameters that were not modified yet would change with it, and if it
-    becomes shorter, reading them ends the process (SIGBUS). ``torch.save`` to the path of the file
-    does this: with ``mmap=True``, save to another path, or with `save_model`. Pass ``mmap=False``
-    for files on a network file system, which another computer may change.
+    not be changed in place, for example by ``torch.save`` to its path: parameters that were not
+    modified yet would change too, and if the file becomes shorter, reading these parameters ends
+    the process (SIGBUS). With ``mmap=True``, therefore save to another path, or with `save_model`.
+    Pass ``mmap=False`` for files on a network file system, which another computer may change.
 
     Raises:
         MaeConvertError: the checkpoint cannot be read, or cannot be loaded as the requested model.

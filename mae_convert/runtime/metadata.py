@@ -1,4 +1,4 @@
-"""Metadata of a model that is not weights or configuration: preprocessing, class names, origin."""
+"""Metadata of a model besides weights and configuration: preprocessing, class names, origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class ModelMetadata:
     """Further settings of preprocessing, as in ``preprocessor_config.json``."""
 
     sources: Mapping[str, str] = field(default_factory=dict)
-    """The source of mean and deviation."""
+    """The sources of ``image_mean`` and ``image_std``, by these names."""
 
     name: str | None = None
     """The checkpoint that the model was loaded from."""
@@ -39,8 +39,8 @@ class ModelMetadata:
     `Configuration.only_assumed` returns them."""
 
     key_bias: bool = True
-    """Whether the checkpoint has key biases; if not, the model's are zeros, and they are not saved
-    unless they were trained."""
+    """Whether the checkpoint has key biases. If it has none, the key biases of the model are zeros,
+    and they are saved only if training has changed them."""
 
     @classmethod
     def of(cls, plan: Plan) -> "ModelMetadata":

@@ -41,7 +41,8 @@ def original_code(folder: Path, task: str) -> Code:
         task: "pretrain", "encoder" or "classify".
 
     Raises:
-        LoadError: it is not a clone of one of the three repositories, or has no model for the task.
+        LoadError: `folder` is not a clone of one of the three repositories, or the authors' code
+            has no model for the task.
     """
     has = {name for name in ("models_mae.py", "modeling_pretrain.py") if (folder / name).is_file()}
     if "modeling_pretrain.py" in has:
@@ -193,7 +194,10 @@ def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> d
 
 
 def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
-    """Return the reconstruction, except for mae_st: its ``unpatchify`` needs a preceding call."""
+    """Return a dictionary with the reconstruction (N, C, H, W).
+
+    It is empty for mae_st, whose ``unpatchify`` requires a preceding call of ``patchify``.
+    """
     return {} if hasattr(model, "pred_t_dim") else {"reconstruction": model.unpatchify(logits)}
 
 
@@ -212,7 +216,10 @@ def _mae(folder: Path, task: str) -> Code:  # noqa: ARG001
 
         def classifier(config: dict[str, Any]) -> nn.Module:
             if config.get("fc_norm") is False:
-                raise LoadError("the authors' classifier normalises the mean, and not the tokens")
+                raise LoadError(
+                    "the authors' classifier applies the layer norm to the mean of the tokens, "
+                    "not to each token"
+                )
             pool = {"global_pool": config["global_pool"] == "avg"}
             more = {"num_classes": config["num_labels"], "qkv_bias": config["qkv_bias"]}
             made: nn.Module = module.VisionTransformer(

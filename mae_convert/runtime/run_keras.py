@@ -248,7 +248,7 @@ def _objective(results: Mapping[str, Any], task: str) -> Any:
 
 
 def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
-    """Return a result as an array, float32 for bfloat16.
+    """Return a result as an array; a bfloat16 result is converted to float32.
 
     Raises:
         LoadError: the result does not have the requested dtype.

@@ -92,8 +92,8 @@ def _build(job: Job) -> Any:
 def _let_positions_be_float64() -> None:
     """Let transformers create the initial position embeddings in the model's dtype.
 
-    Its class creates them in float32 and assigns them to a variable of the model's dtype, which
-    fails in float64. The weights replace them later.
+    The class of transformers creates them in float32 and assigns them to a variable of the model's
+    dtype, which fails in float64. The weights replace them later.
     """
     from transformers.models.vit_mae import modeling_tf_vit_mae as module
 
@@ -106,8 +106,8 @@ def _let_positions_be_float64() -> None:
 def _make_constants_exact(model: Any) -> None:
     """Replace constants that the library computes in float32 by float64 values.
 
-    They are the square roots in GELU and in the scale of attention. In float32, they would change
-    the float64 results by 2e-9, which is a difference that the weights do not cause.
+    The constants are the square roots in GELU and in the scale of attention. In float32, they would
+    change the float64 results by 2e-9, which is a difference that the weights do not cause.
     """
 
     def gelu(x: Any) -> Any:

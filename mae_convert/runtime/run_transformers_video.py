@@ -58,7 +58,7 @@ def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
     Versions of transformers from 5.0 until pull request 48675 loaded them as zeros.
 
     Raises:
-        LoadError: all of them are zero in the model, but not in the file.
+        LoadError: all of these biases are zero in the model, but not in the file.
     """
     names = re.compile(r"(query|value)\.bias|[qv]_bias|(q|v)_proj\.bias")
     loaded = [p for name, p in model.named_parameters() if names.search(name)]

@@ -40,7 +40,7 @@ def build(config):
     Args:
         config: fields of the configuration (hidden_size, num_hidden_layers, layer_norm_eps ...),
             "task" (pretrain, encoder or classify), "num_kept", the number of patches that are not
-            removed, and "dtype", in which a Keras model is to be made.
+            removed, and "dtype", the dtype of a Keras model.
     """
     raise NotImplementedError("return your model, for example MyModel(width=config['hidden_size'])")
 
@@ -48,8 +48,8 @@ def build(config):
 # def load_state(model, state):
 #     """Load the tensors of the checkpoint, by name, into the model.
 #
-#     Without this function: model.load_state_dict(state, strict=True), or in Keras each variable
-#     once, by its path.
+#     Without this function, a PyTorch model loads the tensors by model.load_state_dict(state,
+#     strict=True), and each variable of a Keras model gets the tensor with the variable's path.
 #     """
 #     names = {name: name.removeprefix("module.") for name in state}
 #     model.load_state_dict({names[name]: t for name, t in state.items()}, strict=True)
@@ -58,7 +58,8 @@ def build(config):
 # def forward(model, pixel_values, noise):
 #     """Run the model and return results by name.
 #
-#     Without this function, the model is called as MASK states, and OUTPUTS names the results.
+#     Without this function, the model is called as MASK specifies, and OUTPUTS contains the names
+#     of its results.
 #
 #     Args:
 #         pixel_values: (N, C, H, W), or (N, C, T, H, W) for videos.

@@ -66,14 +66,14 @@ class Run:
     """The framework and its options; ``framework`` must be set."""
 
     request: Request = field(default_factory=Request)
-    """The runs and results."""
+    """The dtypes of the runs, and the results to record."""
 
     as_stored: bool = True
     """Whether the tensors are those of the checkpoint's file; False after declared steps."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Activations (N, T, D) by name that replace the results of these steps as the inputs of the
-    next ones; empty for an ordinary run."""
+    """Activations (N, T, D) by name. Each is the input of the step after it, in place of the
+    activation that the model computes. Empty for an ordinary run."""
 
     @property
     def foreign(self) -> ForeignCode | None:
@@ -99,10 +99,10 @@ class Running:
     """The checkpoint, and how to run it."""
 
     description: Future[Mapping[str, Any]]
-    """The metadata of the run, computed in a thread meanwhile."""
+    """The metadata of the run, computed in a thread while the child runs."""
 
     process: Child
-    """The child."""
+    """The child process."""
 
     job: Path
     """The job file of the child, in the child's directory."""
@@ -114,10 +114,10 @@ class Running:
     """The time limit."""
 
     opened: ExitStack
-    """Stops the child and removes its directory."""
+    """The context that stops the child and removes its directory when it is closed."""
 
     open_files: Sequence[ByteFile] = ()
-    """Files of the checkpoint that must not change meanwhile."""
+    """Files of the checkpoint that must not change during the run."""
 
     def stop(self) -> None:
         """Terminate the child if it still runs, and remove its files."""
@@ -131,7 +131,7 @@ class Running:
             UnreadFileError: the library for the format cannot read the file.
             MaeConvertError: the child failed or exceeded the time limit; the message contains the
                 last line of its standard error, or its last stage.
-            CheckpointError: a file of the checkpoint was modified meanwhile.
+            CheckpointError: a file of the checkpoint was modified during the run.
         """
         with self.opened:
             errors = self._wait()
@@ -179,7 +179,10 @@ class Running:
 
 
 def _was_ended(status: int, lines: Sequence[str]) -> bool:
-    """Return whether external code ended its process: the child reports its own errors."""
+    """Return whether external code ended the child process, for example by ``sys.exit``.
+
+    In this case, the standard error contains neither an error report nor a traceback.
+    """
     failed = any(line.startswith((REPORT, "Traceback ")) for line in lines)
     return status == 0 or (status > 0 and not failed)
 

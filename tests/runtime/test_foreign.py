@@ -191,7 +191,7 @@ def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tm
         ('LAYOUT = "facebook"', 'LAYOUT = "nonsense"', "unknown layout 'nonsense'.*change LAYOUT"),
         ("import torch\n", "import sys; sys.exit(0)\n", "ended without a result; remove"),
         ("import torch\n", "import sys; sys.exit(3)\n", "ended without a result; remove"),
-        ("def build", "def make", "there is no function or class of that name"),
+        ("def build", "def make", "contains no function or class build"),
     ],
 )
 def test_error_in_the_external_code_is_reported_in_one_sentence(encoder, own, old, new, words):
