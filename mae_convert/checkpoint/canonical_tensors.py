@@ -68,10 +68,11 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def canonical_tensors(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the container, the mapping and the canonical tensors, with a batch norm folded.
+    """Return the container, the mapping, and the canonical tensors by name.
 
-    If a linear probe has a batch norm, the batch norm is folded into the head: the returned
-    container declares this step, and the mapping lists the tensors of the batch norm as dropped.
+    The batch norm of a linear probe is folded into the head: then the returned container declares
+    this step, and the returned mapping lists the tensors of the batch norm as dropped. Otherwise,
+    container and mapping are returned unchanged.
     """
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)
@@ -93,7 +94,7 @@ def with_step(container: Container, step: Mapping[str, Any]) -> Container:
 def _key_biases(
     created: Mapping[str, Shape], canonical: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
-    """Return zero key biases of the given shapes, with the dtypes of the query biases."""
+    """Return zero-filled key biases of the given shapes, with the dtypes of the query biases."""
     dtypes = {name: canonical[name[: -len("k.bias")] + "q.bias"].dtype for name in created}
     return {name: _zeros(name, shape, dtypes[name]) for name, shape in created.items()}
 

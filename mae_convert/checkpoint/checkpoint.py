@@ -54,13 +54,13 @@ class Checkpoint:
     task: str
     configuration: Configuration
     tensors: Mapping[str, LazyTensor] = field(repr=False)
-    """Canonical name → lazy tensor, in canonical order."""
+    """The lazy tensors by canonical name, in canonical order."""
 
     rules: tuple[Rule, ...] = field(repr=False)
-    """The mapping rule of each external tensor."""
+    """The mapping rule of each tensor of the file that is used."""
 
     dropped: Mapping[str, str]
-    """External tensors that are not used, by stored name, with the reason."""
+    """The reasons why tensors of the file are not used, by stored name."""
 
     prefix: Stripped
     """The prefixes that were removed from the names of `container.tensors` and `rules`."""
@@ -72,7 +72,7 @@ class Checkpoint:
     """The origin of a downloaded checkpoint, or None."""
 
     created: Mapping[str, str] = field(default_factory=dict)
-    """Canonical tensors that are not stored and were created as zeros, with the reason."""
+    """The reasons why tensors that are not stored were created as zeros, by canonical name."""
 
     key_bias: bool = True
     """Whether the model has key biases; if not, they are created as zeros."""
@@ -81,7 +81,7 @@ class Checkpoint:
     """Other tasks for which the file contains every tensor."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → why the tensors cannot be read for it, for the tasks that were tried."""
+    """The reasons why the tensors cannot be read for other tasks, by task."""
 
     unread: tuple[str, ...] = ()
     """Configuration fields, with their files, that a library may use but mae-convert does not."""
@@ -105,10 +105,10 @@ class Checkpoint:
         return self.before_steps or self
 
     def specified(self, fields: Mapping[str, Any], source: str) -> "Checkpoint":
-        """Return the checkpoint with some fields of its configuration set.
+        """Return a copy of the checkpoint with some fields of its configuration set.
 
         Args:
-            fields: name of a configuration field, such as ``num_attention_heads`` → value.
+            fields: the values by name of the field, such as ``num_attention_heads``.
             source: the source of the values, for reports and records.
 
         Raises:
@@ -237,7 +237,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 @contextmanager
 def naming(name: str | Path) -> Iterator[None]:
-    """Prefix errors with the name of the file, because two files may be compared."""
+    """Prefix the messages of errors in the context with a name, such as that of a file."""
     try:
         yield
     except MaeConvertError as error:

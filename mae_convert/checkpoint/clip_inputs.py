@@ -1,4 +1,4 @@
-"""Inputs of a checkpoint's model that are read from videos or series of images."""
+"""Inputs of a checkpoint's model that are read from clips: videos or series of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def load_clips(
 def frames_of(paths: Sequence[Path], checkpoint: Checkpoint) -> list[np.ndarray]:
     """Return the sampled frames (T, H, W, C) of clips without preprocessing.
 
-    Colours are from 0 to 255; measured values (satellite bands) have any range.
+    Colour values are from 0 to 255; measured values (such as satellite bands) can have any range.
 
     Raises:
         MaeConvertError: a clip cannot be read or does not fit the model.
@@ -114,7 +114,7 @@ def _indices(
 
 
 def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
-    """Return frames as (C, T, H, W), float32."""
+    """Return sampled frames as an input of the model (C, T, H, W), float32."""
     clips, channels = clips_of(checkpoint), checkpoint.configuration.model.num_channels
     pixels = sampled.pixels
     if pixels.shape[3] != channels:
@@ -139,7 +139,7 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
 
 
 def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Return the centre crops of frames of measured values, normalized, (C, T, H, W), float32."""
+    """Crop the centre of frames of measured values and normalize it: (C, T, H, W), float32."""
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
         raise MaeConvertError(
@@ -160,7 +160,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32, with missing values replaced; return colours unchanged."""
+    """Replace missing values in measured values, as float32; return colours unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)

@@ -13,7 +13,10 @@ from mae_convert.checkpoint.warnings import not_read
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """The difference of one canonical tensor; shape and dtype are None on a side that lacks it."""
+    """The difference of one canonical tensor between two checkpoints, A and B.
+
+    The shape and the dtype are None for a checkpoint that does not contain the tensor.
+    """
 
     name: str
     shape_a: tuple[int, ...] | None
@@ -39,10 +42,10 @@ class Difference:
     """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Fields that were not compared because they are unknown in "A", "B" or "A and B"."""
+    """Fields that were not compared, and where they are unknown: in "A", "B" or "A and B"."""
 
     not_read: tuple[str, ...] = ()
-    """Descriptions of the tensors in the files that are not part of the models; not compared."""
+    """Descriptions of stored tensors that are not part of the models and were not compared."""
 
     @property
     def same(self) -> bool:
@@ -77,7 +80,7 @@ def _not_compared(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 
 def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
-    """Return the difference of one canonical tensor, or None if both sides are bit-identical."""
+    """Return the difference of one canonical tensor, or None if it is bit-identical in A and B."""
     left, right = a.tensors.get(name), b.tensors.get(name)
     elements, relative, largest = 0, math.inf, math.inf
     if left is not None and right is not None and left.shape == right.shape:
@@ -102,7 +105,7 @@ def _bits(array: np.ndarray) -> bytes:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
-    """Return the number of differing elements, the relative L2 difference, and the largest one."""
+    """Return the number of differing elements, and the relative L2 and largest differences."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(invalid="ignore"):
         away = y - x

@@ -1,7 +1,7 @@
 """Find a complete model among the tensors of a larger checkpoint, under any name prefix.
 
 The module `recognition` requires that all names belong to one model. Here the names of the model
-may begin with any prefix (those of its decoder with another prefix), and there may be other
+may begin with any prefix (the names of its decoder with another prefix), and there may be other
 tensors. If every tensor of a task is present, that task is read and the other tensors are dropped
 with a reason; tensors that change what the model computes (see the module `unused`) are never
 dropped. If there are several models, the user must choose one.
@@ -61,13 +61,13 @@ class RecognisedModel:
     """The prefixes that were removed from the names of the model's tensors."""
 
     dropped: Mapping[str, str]
-    """Stored name → the reason why the tensor is dropped, for all other tensors."""
+    """The reasons why all other tensors are dropped, by stored name."""
 
     also: tuple[str, ...] = ()
-    """Other tasks for which every tensor is present and that need tensors outside this model."""
+    """Other tasks whose tensors are all present but do not all belong to this model."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """Task → the reason why the tensors are not a model for it."""
+    """The reasons why the tensors are not a model for other tasks, by task."""
 
     default_task: str | None = None
     """The task that is read if none is requested."""
@@ -83,10 +83,10 @@ class Candidate:
     """The prefix of the encoder's and the head's names, and the prefix of the decoder's names."""
 
     stored: Mapping[str, str]
-    """Name without the prefix → stored name, for tensors in the table that the task needs."""
+    """The stored names of the tensors that the task needs, by name without the prefix."""
 
     outside_task: Mapping[str, str]
-    """Stored name → component, for tensors in the table that the task does not need."""
+    """The components of tensors in the table that the task does not need, by stored name."""
 
     encoder: frozenset[str]
     """Stored names of the encoder's tensors."""
@@ -251,12 +251,12 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return the tensors that the chosen candidate does not use: stored name → reason.
+    """Return the reasons why the chosen candidate does not use tensors, by stored name.
 
     Args:
         chosen: the candidate that is read.
         same: all candidates with the same encoder.
-        shapes: stored name → shape of all tensors.
+        shapes: the shapes of all tensors, by stored name.
     """
     dropped = {
         **chosen.unused.dropped,
@@ -338,9 +338,9 @@ def _candidate(
         layout: the layout.
         table: the mapping table of the layout.
         task: the task.
-        prefixes: the prefix of the encoder's and the head's names, and that of the decoder's names.
+        prefixes: the prefix of the encoder's and the head's names, and the prefix of the decoder's.
         split: the result of `_parts` for these prefixes.
-        shapes: stored name → shape of all tensors.
+        shapes: the shapes of all tensors, by stored name.
     """
     stored: dict[str, str] = {}
     outside_task: dict[str, str] = {}
@@ -373,7 +373,7 @@ def _candidate(
 
 
 Parts = Mapping[str, tuple[str, str]]
-"""Stored name → the name without its prefix, and the component of the model or ''."""
+"""The result of `_part_of` for each tensor, by stored name."""
 
 
 def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) -> Parts:
@@ -400,13 +400,16 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return the prefixes of names that end in one of the names `anchor`, the shortest first."""
+    """Return the prefixes of the names that end in one of the names in `anchor`.
+
+    The shortest prefix is first; at most `MOST_PREFIXES` are returned.
+    """
     candidates = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
     return sorted(candidates, key=len)[:MOST_PREFIXES]
 
 
 def _nearest(prefix: str, others: list[str]) -> set[str]:
-    """Return the prefixes in `others` that have the most first components in common with `prefix`.
+    """Return the prefixes in `others` that share the most leading components with `prefix`.
 
     If `prefix` itself is in `others`, it is the only result.
     """
@@ -486,7 +489,7 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the fewest first components of a prefix with which no other prefix begins."""
+    """Return the fewest leading components of a prefix that no other prefix begins with."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])
@@ -510,7 +513,7 @@ def _why_not(candidates: Iterable[Candidate], task: str) -> str:
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the unreadable candidate for a task that maps the most tensors, or None.
+    """Return the candidate for a task that cannot be read but maps the most tensors, or None.
 
     Candidates without any tensor of the task's last component (decoder, head, encoder) are ignored.
     """
@@ -528,9 +531,9 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
     """Return whether the complete models are in fact incomplete models of other variants.
 
-    They are if each additional tensor that changes the outputs of a model is a tensor of another
-    variant in the same family. For example, a model with query and key biases but without value
-    biases is an incomplete model with biases, not a complete model without biases.
+    This is the case if each additional tensor that changes the outputs of a model is a tensor of
+    another variant in the same family. For example, a model with query and key biases but without
+    value biases is an incomplete model with biases, not a complete model without biases.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:

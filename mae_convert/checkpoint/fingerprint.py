@@ -51,13 +51,13 @@ class Fingerprint:
     """A digest of the tensors, and a digest of the configuration if no field is missing."""
 
     parts: Mapping[str, str]
-    """Part of the checkpoint ("encoder", "decoder", "head") → digest."""
+    """The digest of each part of the checkpoint, by name: "encoder", "decoder" or "head"."""
 
     configuration: str | None
     """Digest of the configuration fields, or None if a field is missing."""
 
     tensors: Mapping[str, TensorDigest]
-    """Canonical name → digest of the tensor; empty if only the digests of the parts are known."""
+    """The digests of the tensors by canonical name; empty if only the parts' digests are known."""
 
     @property
     def weights(self) -> str:
@@ -82,7 +82,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
     """Return the fingerprint of canonical tensors.
 
     Args:
-        tensors: canonical name → digest of the tensor.
+        tensors: the digests of the tensors, by canonical name.
         configuration: the result of `configuration_digest`, or None.
     """
     parts = {}
@@ -95,7 +95,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
 
 
 def configuration_digest(family: "Family", model: Any, task: str) -> str:
-    """Return the digest of the fields that affect the outputs and do not follow from the tensors.
+    """Return the digest of the fields that affect the outputs and that no tensor determines.
 
     Args:
         family: the family of the model, which determines the fields.
@@ -133,9 +133,10 @@ def digest_of_configuration(checkpoint: "Checkpoint") -> str | None:
 
 
 def function_fields(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Return the values of the fields that affect the outputs and do not follow from the tensors.
+    """Return the configuration fields that affect the outputs and that no tensor determines.
 
-    The result is a dictionary, ordered by field name; see `Family.function_fields`.
+    The result is a dictionary of their values, ordered by field name; see
+    `Family.function_fields`.
     """
     fields = checkpoint.family.function_fields(checkpoint.configuration.model, checkpoint.task)
     return dict(sorted(fields.items()))
@@ -148,7 +149,7 @@ def checkpoint_fingerprint(checkpoint: "Checkpoint") -> Fingerprint:
 
 
 def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint of a trace's checkpoint from the digests in the trace.
+    """Return the fingerprint of a trace's checkpoint from the digests in the trace's metadata.
 
     Args:
         description: the metadata of a trace, validated by `check_trace`.
@@ -163,9 +164,9 @@ def described_fingerprint(description: Mapping[str, Any]) -> Fingerprint:
 
 
 def described_family(description: Mapping[str, Any]) -> "Family":
-    """Return the family of a trace's checkpoint: that of the trace's metadata, or else "mae".
+    """Return the family that a trace's metadata specifies for its checkpoint, by default "mae".
 
-    Traces of earlier versions do not store the family.
+    The metadata of traces that earlier versions wrote do not specify a family.
     """
     known_families = families()
     return known_families.get(description.get("family", ""), next(iter(known_families.values())))

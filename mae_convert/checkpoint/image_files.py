@@ -54,8 +54,8 @@ def open_image(path: Path) -> Image.Image:
 def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -> None:
     """Require that files can be read as images, without preprocessing them.
 
-    JPEGs are decoded at an eighth of their size; of other files only headers and checksums are
-    read.
+    JPEG files are decoded at an eighth of their size; for other formats, only the headers and the
+    checksums are read.
 
     Args:
         paths: the files.
@@ -112,7 +112,7 @@ def images_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a directory, by name.
+    """Return the paths of the images in a directory, sorted by name.
 
     Raises:
         MaeConvertError: the directory does not exist, or contains no image.
@@ -121,7 +121,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the images in a directory and its subdirectories, by path.
+    """Return the paths of the images in a directory and its subdirectories, sorted.
 
     Raises:
         MaeConvertError: the directory does not exist, or contains no image.
@@ -145,7 +145,7 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
 
 @contextmanager
 def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
-    """Open an image file; messages of decoders become one warning or the reason of an error.
+    """Open an image file, and add the decoder's messages to one warning or to the error.
 
     Args:
         path: the file.

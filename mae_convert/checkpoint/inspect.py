@@ -128,7 +128,7 @@ def statistics(pieces: Iterable[np.ndarray]) -> dict[str, float | int]:
     """Return min, max, mean and std of the finite values, and the number of non-finite values.
 
     Args:
-        pieces: the values in pieces, so that no large tensor must be in memory.
+        pieces: the values in pieces, so that a large tensor need not be in memory as a whole.
     """
     size = zeros = count = 0
     least, most, mean, squares = np.inf, -np.inf, 0.0, 0.0

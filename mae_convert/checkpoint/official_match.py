@@ -47,7 +47,7 @@ def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | Non
 
 
 def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Any:
-    """Return the official file whose names, shapes and hash a checkpoint has, or None.
+    """Return the official file with the tensor names, shapes and hash of a checkpoint, or None.
 
     Args:
         checkpoint: the checkpoint.
@@ -62,10 +62,11 @@ def confirmed(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> A
 
 
 def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = None) -> Checkpoint:
-    """Return the checkpoint with the configuration of the official file that its hash identifies.
+    """Confirm the assumed fields of a checkpoint by the hash of its file, if possible.
 
-    The file is hashed only if a field was assumed from an official file with the same names and
-    shapes.
+    The file is hashed only if a field was assumed from an official file with the same tensor names
+    and shapes. If the official file has the same hash, it becomes the source of the assumed fields
+    that have its values; otherwise the checkpoint is returned unchanged.
 
     Args:
         checkpoint: the checkpoint.
@@ -87,11 +88,11 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
 
 def open_md5(file: ByteFile, advance: Callable[[int], None] | None = None) -> str:
-    """Return the MD5 of an open file; for official files its first digits are published.
+    """Return the MD5 of an open file, to be compared with the digits published for official files.
 
     Args:
         file: the file.
-        advance: is called with the number of bytes of each piece that was read.
+        advance: a function that is called with the number of bytes of each piece that was read.
     """
     return hex_digest(file, hashlib.md5(usedforsecurity=False), advance)
 

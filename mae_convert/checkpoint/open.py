@@ -86,7 +86,7 @@ def _open(
 
 
 def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
-    """Return the container; if it has no configuration, with the configuration of its origin."""
+    """Return a container, with the configuration of its origin if it contains none itself."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
@@ -213,8 +213,8 @@ def open_checkpoint(
     Args:
         path: a checkpoint file or a model directory.
         flags: fields that the user specified because the file does not contain them.
-        fill_only: ignore a flag that contradicts the file, because it may apply to the other of two
-            files that are compared; see `check_flags`.
+        fill_only: ignore a flag that contradicts the file, because the flag may apply to the other
+            file of a comparison; see `check_flags`.
         incomplete: open the checkpoint even if a field such as the number of heads is unknown;
             ``configuration.missing`` then contains the field, and `Checkpoint.specified` sets it.
         state_key: the key of the state dict in a PyTorch checkpoint, if it is not found without
@@ -285,13 +285,13 @@ def _opened(
 
 
 def _require_floating_point(container: Container, external: str, stored: str) -> None:
-    """Refuse weights that are integers or complex numbers, such as those of a quantized model."""
+    """Refuse weights that are integers (as in a quantized model) or complex numbers."""
     dtype = container.tensors[external].dtype
     if dtype.kind in "biuc":
         raise CheckpointError(
             container.path,
             f": {stored} has dtype {dtype}, but weights must be {listing(DTYPES)}",
-            hint="write it as float32 with the program that wrote the file; dequantize a "
+            hint="save the weights as float32 with the program that wrote the file; dequantize a "
             "quantized model first",
         )
 

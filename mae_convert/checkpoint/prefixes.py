@@ -35,7 +35,7 @@ class Stripped:
     """The removed prefixes, in the order of their removal."""
 
     stored: Mapping[str, str]
-    """Name without prefixes → stored name."""
+    """The stored names, by name without prefixes."""
 
     @property
     def foreign(self) -> bool:
@@ -100,7 +100,7 @@ def _remove_one_more(removal: Stripped) -> Iterator[Stripped]:
 
 
 def without(prefix: str, name: str) -> str:
-    """Return a name without a prefix of `ANYWHERE` or `LEADING`, if it has the prefix."""
+    """Return a name with a prefix of `ANYWHERE` or `LEADING` removed where it occurs."""
     if prefix not in ANYWHERE:
         return name.removeprefix(prefix)
     part = prefix.removesuffix(".")
@@ -108,6 +108,9 @@ def without(prefix: str, name: str) -> str:
 
 
 def is_readable(prefix: str) -> bool:
-    """Return whether names with this prefix can be read: its components are separated by dots."""
+    """Return whether a prefix consists of non-empty components, each followed by a dot.
+
+    Only such a prefix is recognised when a file is read.
+    """
     *pieces, last = prefix.split(".")
     return bool(pieces) and not last and all(piece and "/" not in piece for piece in pieces)

@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The operations on an image, in the order of the fields."""
+    """The preprocessing of an image; the operations are applied in the order of the fields."""
 
     channels: int
     """The number of channels of the model, to which images are converted."""
@@ -85,7 +85,7 @@ class Preprocessing:
 
 
 def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Preprocessing:
-    """Return the preprocessing that a checkpoint specifies, or else that of its family.
+    """Return the preprocessing that a checkpoint specifies, or else its family's preprocessing.
 
     For images, the family's preprocessing is bicubic resizing to the model's size; for frames see
     `mae_convert.families.clips`.
@@ -95,7 +95,8 @@ def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Prepro
         stretch: resize each image to the model's height and width without cropping it.
 
     Raises:
-        MaeConvertError: the settings are invalid, or result in another image size.
+        MaeConvertError: a setting is invalid, or image files cannot have the model's number of
+            channels.
     """
     settings, configuration = checkpoint.preprocessor, checkpoint.configuration
     model = configuration.model
@@ -161,7 +162,7 @@ def preprocessing_from_settings(
 
 
 def _configured_size(settings: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
-    """Return the size to resize to, or None and the length of the shorter side."""
+    """Return (size, None) to resize to a size, or (None, length) to resize the shorter side."""
     size = settings.get("size", {"height": default[0], "width": default[1]})
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
@@ -184,7 +185,10 @@ def _pair(size: Any) -> Size:
 
 
 def _resample(settings: Mapping[str, Any]) -> int:
-    """Return Pillow's number of the resampling filter; transformers' default is bilinear."""
+    """Return Pillow's number of the resampling filter.
+
+    The default is bilinear, as in transformers, or bicubic if there are no settings at all.
+    """
     number = settings.get("resample", BILINEAR if settings else BICUBIC)
     if type(number) is not int or number not in [int(kind) for kind in Image.Resampling]:
         filters = ", ".join(f"{int(kind)} ({kind.name.lower()})" for kind in Image.Resampling)
@@ -244,7 +248,7 @@ def as_pixels(
         image: the image.
         name: the name of the image in error messages.
         checkpoint: the checkpoint of the model.
-        prepare: the preprocessing; default: that of the checkpoint.
+        prepare: the preprocessing; default: the checkpoint's preprocessing.
 
     Raises:
         MaeConvertError: the image does not have the model's size after preprocessing.

@@ -34,14 +34,14 @@ class Reading:
     """Configuration fields that the shapes determine."""
 
     dropped: Mapping[str, str]
-    """Stored name → reason, for tensors that the table declares as unused."""
+    """The reasons why the table declares tensors as unused, by stored name."""
 
     problems: tuple[str, ...]
     """Sentences about the mismatches; empty if the table fits."""
 
     created: Mapping[str, Shape] = field(default_factory=dict)
-    """Key biases that are not stored although query and value have biases; they are created as
-    zeros, which does not change the model's outputs."""
+    """The shapes of key biases that are not stored although query and value have biases, by
+    canonical name; they are created as zeros, which does not change the model's outputs."""
 
     relative: tuple[Any, str] | None = None
     """The related model if only its encoder is read, and the tensor by which it was recognised."""
@@ -93,7 +93,8 @@ def _readings(
 
     Args:
         shapes: stored names and shapes.
-        only: the name of the only family whose tables are tried; None, or an unknown name, for all.
+        only: the name of the only family whose tables are tried; if it is None or unknown, the
+            tables of all families are tried.
         complete: try only tables that contain every name.
     """
     for family in families().values():
@@ -227,7 +228,7 @@ def _misfit(
         yield f"missing: {listed(names)}"
     extra = [name for name in given if name not in expected]
     if extra:
-        yield f"tensors that do not belong to such a model: {listed(extra)}"
+        yield f"tensors that a model of this layout and task does not have: {listed(extra)}"
     stored = [rule for rule in rules if all(name in given for name in rule.canonicals)]
     actual = external_shapes(stored, dict(given))
     for name, shape in required.items():

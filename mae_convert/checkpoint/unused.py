@@ -108,10 +108,10 @@ class Unused:
     """The tensors of a file that the mapping table of a model does not contain."""
 
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → why it can be dropped."""
+    """The reasons why tensors can be dropped, by name."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
-    """Tensor → description, for tensors that change the outputs of the model."""
+    """Descriptions of tensors that change the outputs of the model, by name."""
 
 
 def sort_unused(
@@ -148,7 +148,7 @@ def sort_unused(
 def _classify(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
-    """Return the description of a tensor, and whether it changes the model's outputs."""
+    """Return a description of an unused tensor, and whether it changes the model's outputs."""
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))
@@ -168,10 +168,10 @@ def _classify(
 
 
 def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
-    """Return whether the encoder probably uses a tensor that is not in one of its modules.
+    """Return whether the encoder probably uses a tensor that is in none of the encoder's modules.
 
     Args:
-        rest: the name of the tensor below the root of the model; its first component decides.
+        rest: the name of the tensor below the root of the model; only its first component is used.
         shape: the shape; a tensor with the name of an embedding or a norm must have an axis of
             the encoder's width.
         width: the encoder's width.

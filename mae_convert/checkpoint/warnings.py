@@ -64,8 +64,8 @@ def not_read(checkpoint: Checkpoint) -> list[str]:
 def warnings_of_values(checkpoint: Checkpoint, statistics: Mapping[str, Statistics]) -> list[str]:
     """Return warnings about the values of tensors.
 
-    The warnings follow from the statistics, except those about position embeddings, which are
-    loaded again to compare them with the fixed embedding.
+    Most warnings are derived from the statistics. For warnings about position embeddings, the
+    embeddings are loaded again and compared with the fixed embeddings.
 
     Args:
         checkpoint: the checkpoint.

@@ -194,7 +194,7 @@ def test_a_decoder_of_other_shapes_is_dropped_with_the_reason(mae, opened):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
 def test_weights_that_are_not_floating_point_are_refused(mae, opened, dtype):
     name = "blocks.0.attn.proj.weight"
-    with pytest.raises(CheckpointError, match=f"{name} has dtype .*; write it as float32"):
+    with pytest.raises(CheckpointError, match=f"{name} has dtype .*; save the weights as float32"):
         opened({**mae, name: mae[name].to(dtype)})
 
 
