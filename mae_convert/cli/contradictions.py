@@ -21,10 +21,10 @@ class Conflict:
     """Parameters of a command that cannot be given together."""
 
     one: str
-    """The name of the option's parameter in the function of the command."""
+    """The name of a parameter of the command's function."""
 
     other: str | None
-    """The name of a second parameter; None if the first option alone is refused."""
+    """The name of a second parameter; None if the first parameter alone is refused."""
 
     why: str
     """The reason, and what to do."""
@@ -68,7 +68,9 @@ NOTHING_MASKED = "--unmasked removes no patches; leave one out"
 # A comparison with reference results uses its own image and settings.
 PUBLISHED = tuple(
     Conflict(
-        "published", name, "reference results come with their own image and tolerance; leave it out"
+        "published",
+        name,
+        "reference results come with their own image and tolerance; leave one out",
     )
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),
@@ -81,7 +83,7 @@ REPLAYED = tuple(
     Conflict(
         name,
         None,
-        "needs two checkpoints, and only A is specified; pass B too, or leave it out",
+        "needs two checkpoints, and only A is specified; pass B too, or leave the option out",
         lambda values: values["b"] is None and values["published"] is None,
     )
     for name in ("task", "use_infer", "state_key")
@@ -125,7 +127,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             None,
             (
                 "needs both A and B, because a certificate fixes its own settings; pass both or "
-                "leave it out"
+                "leave the option out"
             ),
             lambda values: values["b"] is None,
         ),
@@ -164,12 +166,12 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
     "sweep": (
         Conflict("dry_run", "reports", "a dry run produces no results; leave one out"),
         Conflict("dry_run", "fail_fast", "a dry run cannot fail; leave one out"),
-        Conflict("to", "assignments", "both set the field to; leave one out", _sets("to")),
+        Conflict("to", "assignments", "both set the field `to`; leave one out", _sets("to")),
         Conflict(
-            "target", "assignments", "both set the field target; leave one out", _sets("target")
+            "target", "assignments", "both set the field `target`; leave one out", _sets("target")
         ),
         Conflict(
-            "verify", "assignments", "both set the field verify; leave one out", _sets("verify")
+            "verify", "assignments", "both set the field `verify`; leave one out", _sets("verify")
         ),
         Conflict(
             "workers",
@@ -188,7 +190,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "overwrite",
             None,
-            "applies to the file at --output; add --output, or leave it out",
+            "applies to the file at --output; add --output, or leave --overwrite out",
             lambda values: values["output"] is None,
         ),
     ),
@@ -213,13 +215,13 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
 
 
 class CheckedCommand(click.Command):
-    """A click command that refuses contradictory options."""
+    """A click command that refuses options that contradict each other or have no effect."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         Raises:
-            UsageError: two of its options contradict each other.
+            UsageError: two options contradict each other, or an option has no effect.
         """
         for conflict in CONFLICTS.get(self.name or "", ()):
             names = [name for name in (conflict.one, conflict.other) if name is not None]

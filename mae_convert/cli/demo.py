@@ -32,7 +32,7 @@ IMAGE_NAME = "reconstruction.png"
 
 
 def run_demo(output: Path) -> bool:
-    """Convert the embedded checkpoint and back, verify the results, and print them.
+    """Convert the embedded checkpoint to other layouts and back, verify and print the results.
 
     Args:
         output: directory for the models and the image; results of an earlier run are replaced.

@@ -26,7 +26,7 @@ class FrameworkType(click.Choice[str]):
     """The name of a framework, or a common alias of it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the value if it is the name of a framework; replace an alias by the name."""
+        """Return the name of the framework that the value, a name or an alias, specifies."""
         return super().convert(FRAMEWORK_SYNONYMS.get(value, value), param, ctx)
 
 
@@ -242,7 +242,10 @@ def with_options(command: Command, wrapper: Command, options: list[Command]) -> 
 
 
 def input_options(command: Command) -> Command:
-    """Add the options for images and noise of a run, passed to the command as ``inputs``."""
+    """Add the options for the images and the noise of a run.
+
+    The command receives their values as ``inputs``.
+    """
 
     def with_inputs(**options: Any) -> Any:
         from mae_convert.runtime.inputs import InputChoice
@@ -304,7 +307,7 @@ trust_config_option = click.option(
     "--trust-config",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="Trust configuration of a sigstore instance other than the public one.",
+    help="File with the trust configuration of a sigstore instance. [default: the public instance]",
 )
 certificate_chain_option = click.option(
     "--certificate-chain",
@@ -316,7 +319,9 @@ certificate_chain_option = click.option(
 
 
 def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
-    """Return a decorator that adds the options for signing, passed to the command as ``signer``.
+    """Return a decorator that adds the options for signing to a command.
+
+    The command receives their values as ``signer``.
 
     Args:
         prefix: the prefix of the options: "sign-" for a command that can sign its output; "" for a
@@ -337,10 +342,15 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
         key = "--sign" if prefix else "--private-key"
         file = click.Path(path_type=Path)
         options = [
-            click.option(key, "private_key", help="Elliptic curve private key that signs.", **PEM),
-            click.option("--password-file", type=file, help="File with the password of that key."),
+            click.option(key, "private_key", help="Elliptic curve private key for signing.", **PEM),
             click.option(
-                "--signing-certificate", "certificate", help="Certificate of the key.", **PEM
+                "--password-file", type=file, help="File with the password of the private key."
+            ),
+            click.option(
+                "--signing-certificate",
+                "certificate",
+                help="Certificate of the private key.",
+                **PEM,
             ),
             certificate_chain_option,
             click.option(
@@ -356,8 +366,8 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
                 "--identity-token-file",
                 type=file,
                 help=(
-                    "File with the provider's token. [default: the token of the CI job, or a login "
-                    "in the browser]"
+                    "File with the OpenID provider's token. [default: the token of the CI job, or "
+                    "a login in the browser]"
                 ),
             ),
             trust_config_option,
@@ -368,7 +378,10 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
 
 
 def trust_options(command: Command) -> Command:
-    """Add the options for accepted signatures, passed to the command as ``trust``."""
+    """Add the options that specify which signatures are accepted.
+
+    The command receives their values as ``trust``.
+    """
 
     def with_trust(**options: Any) -> Any:
         from mae_convert.verify.signing import Trust
@@ -403,7 +416,10 @@ def trust_options(command: Command) -> Command:
 
 
 def side_options(command: Command) -> Command:
-    """Add the options for running each of two checkpoints, passed to the command as ``sides``."""
+    """Add the options that specify how each of two checkpoints is run.
+
+    The command receives their values as ``sides``.
+    """
 
     def with_sides(**options: Any) -> Any:
         from mae_convert.runtime.sides import Side, with_foreign

@@ -130,7 +130,7 @@ class _Bar(Progress):
         self._task: progress.TaskID | None = None
 
     def begin(self, total: int) -> None:
-        """Start an operation on `total` bytes, after the previous one."""
+        """Show the progress of a new operation on `total` bytes instead of the previous one."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(self._what, total=total)

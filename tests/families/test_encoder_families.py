@@ -294,7 +294,7 @@ class TestAudioMAE:
         source = saved(tmp_path / "x.pth", encoder(1, 512))
         options = ["--to", "facebook", "--source-image-size", "1024x128", *HEADS]
         result = command("convert", source, tmp_path / "y.pth", *options)
-        assert "AudioMAE (probable: the shapes are also those of" in result.out
+        assert "AudioMAE (probable: the shapes also fit" in result.out
         assert "if it is AudioMAE: its images are one-channel spectrograms" in result.out
 
     def test_configuration_of_a_family_suggested_by_shapes_is_not_assumed(self, tmp_path):
@@ -419,4 +419,4 @@ def test_output_reports_that_shapes_make_the_family_only_probable(command, golde
     keys = json.loads((golden / "keys" / "facebook_mae_visualize_vit_large.json").read_text())
     torch.save(zeros(keys), tmp_path / "x.pth")
     result = command("inspect", tmp_path / "x.pth")
-    assert "MAE L/16 (probable: the shapes are also those of RETFound (MAE), any" in result.out
+    assert "MAE L/16 (probable: the shapes also fit RETFound (MAE), any" in result.out

@@ -316,7 +316,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
 @click.command(cls=CheckedCommand)
 @click.argument("name", required=False, shell_complete=complete_layouts)
 def layouts(name: str | None) -> None:
-    """List the layouts, or show the mapping table of one.
+    """List the layouts, or show the mapping table of one layout.
 
     Example:
 

@@ -109,7 +109,7 @@ def reconstruct(
     The output shows the original, the masked image and the reconstruction. Images are files or
     folders of files; --inputs takes preprocessed images. Videos are files (.mp4, .gif ..., or .npz
     with frames (T, H, W, C)), folders of frames, or folders of videos. The mask ratio is
-    --mask-ratio, else that of the checkpoint, else the default of the model family.
+    --mask-ratio, else the checkpoint's, else the default of the model family.
 
     Example:
 
@@ -167,12 +167,12 @@ def features(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Save the encoder's features of images or videos in a folder.
+    """Save the encoder's features for a folder of images or videos.
 
     The names of subfolders are the labels. For video models, a folder of images is a video.
 
     The file contains names, labels, cls (the class token, if the encoder has one) and mean (the
-    mean of the patch tokens). The tokens are those after the final norm, without masking.
+    mean of the patch tokens). The tokens are taken after the final norm; no patch is removed.
 
     Example:
 
@@ -229,7 +229,7 @@ def _files_below(
         raise ImageError(
             folder,
             f" contains no readable {'video' if clips else 'image'}",
-            hint="specify a folder that contains some",
+            hint="specify a folder with readable files",
         )
     return paths, skipped
 
@@ -243,9 +243,10 @@ def _files_below(
     help="Directory for the converted models and the image.",
 )
 def demo(output: Path) -> int:
-    """Convert the embedded checkpoint and back, and verify it.
+    """Convert the embedded checkpoint and verify the results.
 
-    The models are run in PyTorch and TensorFlow, or only in the one that is installed.
+    It is converted to other layouts and back. The models are run in PyTorch and TensorFlow, or only
+    in the framework that is installed.
 
     Example:
 

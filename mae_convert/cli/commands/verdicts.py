@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     type=RUNNER,
     help=(
         "Framework that runs the model, or external code as for `verify --against`. [default: the "
-        "one that loads these tensor names natively]"
+        "framework that loads the checkpoint's tensor names natively]"
     ),
 )
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
@@ -230,8 +230,9 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     "--isolate",
     is_flag=True,
     help=(
-        "Also compare each step separately, with A's input in both models, so that a difference in "
-        "one step does not hide another and rounding errors do not accumulate."
+        "Also compare each step (embedding, block, norm, prediction) separately, with A's input in "
+        "both models, so that a difference in one step does not hide a difference in another and "
+        "rounding errors do not accumulate."
     ),
 )
 @click.option(
@@ -359,7 +360,7 @@ def _certify(verification: "Verification", target: "Checkpoint", name: "Source")
 @click.option(
     "--restore",
     is_flag=True,
-    help="Also copy tensors from A whose difference is not explained by a known fault.",
+    help="Also copy from A the tensors whose differences no known fault explains.",
 )
 @side_options
 @input_options
@@ -517,7 +518,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(verification: "Verification") -> "Verification":
-    """Return a verification; if it failed, add the causes and the meaning of the differences."""
+    """Return a verification; if it failed, with the causes and the meaning of the differences."""
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose

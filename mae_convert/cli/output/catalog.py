@@ -26,7 +26,8 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
 
     Args:
         officials: the official checkpoints.
-        fingerprints: name → ``fingerprint`` and ``confirmed``, for downloaded checkpoints.
+        fingerprints: for each downloaded checkpoint, by name, its ``fingerprint`` and a text
+            ``confirmed``.
     """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")
@@ -104,7 +105,10 @@ def _further_json() -> list[dict[str, Any]]:
 
 
 def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return the catalog as a dictionary; ``fingerprint`` is None without a downloaded file."""
+    """Return the catalog as a dictionary.
+
+    ``fingerprint`` is None for a checkpoint that was not downloaded.
+    """
     rows = [
         {
             "name": official.name,

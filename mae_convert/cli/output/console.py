@@ -125,7 +125,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
 
 
 def with_options(source: str) -> str:
-    """Return the source of a value with options as on a command line: option --num-heads."""
+    """Return the source of a value with options as typed, such as "option --num-heads"."""
     return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
 
 

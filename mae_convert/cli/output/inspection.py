@@ -136,7 +136,7 @@ def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows = [("family", f"{family['name']}: {family['because']}")]
     else:
         alike = ", ".join((*family["also"], "any other ViT of this size"))
-        rows = [("family", f"{family['name']} (probable: the shapes are also those of {alike})")]
+        rows = [("family", f"{family['name']} (probable: the shapes also fit {alike})")]
     if family["caveat"]:
         about = "" if family["certainty"] == "known" else f"if it is {family['name']}: "
         rows.append(("caveat", about + family["caveat"]))
@@ -271,7 +271,7 @@ def lineage(result: "Lineage") -> None:
 
 
 def differing_tensors(tensors: "Sequence[DifferingTensor]", width: int) -> Grid | Group:
-    """Return a table of the digests of tensors, or three lines per tensor if it is too wide."""
+    """Return a table of tensor digests, or three lines per tensor if the table is too wide."""
     rows = [(tensor.name, _digest(tensor.a), _digest(tensor.b)) for tensor in tensors]
     if sum(max(map(len, column)) + GAP for column in zip(*rows, strict=True)) > width:
         return Group(
@@ -288,7 +288,7 @@ def differing_tensors(tensors: "Sequence[DifferingTensor]", width: int) -> Grid 
 
 
 def counts_in_words(equal: int, tensors: "Sequence[DifferingTensor]") -> str:
-    """Return the numbers of equal tensors, of differing tensors, and of those of one side only."""
+    """Return the numbers of equal and differing tensors, and of tensors in A or B only, as text."""
     only = {"A": sum(t.b is None for t in tensors), "B": sum(t.a is None for t in tensors)}
     differing = len(tensors) - sum(only.values())
     counts = [

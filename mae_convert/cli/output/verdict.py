@@ -97,7 +97,7 @@ def _runner(entry: Mapping[str, Any]) -> str:
 
 
 def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of fields that are stored in no tensor and no configuration."""
+    """Yield a line for each source of fields that neither tensors nor configurations contain."""
     if runner["side"].startswith("against"):  # the assumptions of A and B were already printed
         return
     by_source: dict[str, list[str]] = {}
@@ -121,10 +121,10 @@ def checks_table(checks: Iterable[Check]) -> Grid:
 
 
 def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
-    """Return a table of the steps of a step-isolated comparison.
+    """Return a table of a comparison in which both models get the same input at each step.
 
     Args:
-        steps: the steps of `Verdict.isolated`.
+        steps: the results for each embedding, block, norm and prediction: `Verdict.isolated`.
     """
     columns, rows = step_rows(steps)
     grid = table(*columns, "verdict")
@@ -135,7 +135,7 @@ def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield a bar for each block that shows the relative L2 difference between both sides.
+    """Yield a bar for each block; its length is the relative L2 difference between A and B.
 
     The scale is logarithmic, from rounding errors (1e-16) to 1.
     """
