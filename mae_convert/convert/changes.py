@@ -57,7 +57,7 @@ def with_geometry(
     Args:
         source: an opened checkpoint.
         task: the task for which the checkpoint is converted.
-        geometry: the changes of the inputs; unchanged properties declare no step.
+        geometry: the changes of the inputs; no step is declared for a property that stays the same.
 
     Raises:
         ConfigurationError: the model cannot be changed in this way.
@@ -95,8 +95,8 @@ def _with_image_size(
         raise ConfigurationError(
             *(Option("image_size"), f": {relative.relative.unresampled}"),
             hint=(
-                f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}, the size with "
-                "which it was trained"
+                f"convert the checkpoint for images of {model.image_hw[0]}x{model.image_hw[1]}, "
+                "the size with which it was trained"
             ),
         )
     if resized == model:
@@ -105,7 +105,7 @@ def _with_image_size(
         raise ConfigurationError(
             *(Option("image_size"), f": positions of the family {source.family.name} cannot be"),
             " resampled",
-            hint=f"convert it for images of {model.image_hw[0]}x{model.image_hw[1]}",
+            hint=f"convert the checkpoint for images of {model.image_hw[0]}x{model.image_hw[1]}",
         )
     changed = {}
     for name, table in _position_tables(source, task).items():
@@ -164,7 +164,7 @@ def _with_num_frames(
 
 
 def _position_tables(source: Checkpoint, task: str) -> dict[str, PositionTable]:
-    """Return the structures of the position embeddings that a model for a task has, by name."""
+    """Return the arrangement of the rows in each position embedding that a task uses, by name."""
     return {
         name: table
         for name, table in source.family.position_tables(source.configuration.model).items()
@@ -185,7 +185,10 @@ def _regenerated(
 
 
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
-    """Return the configuration with `new_model`; an option is the source of the changed field."""
+    """Return the source's configuration with `new_model`.
+
+    The option that is named like the changed field becomes the source of the field.
+    """
     resized = f"option {field}"
     if (
         field in source.configuration.assumptions
@@ -253,10 +256,11 @@ def _with_channels(
 def with_channels(weight: LazyTensor, count: int) -> LazyTensor:
     """Return a patch embedding (width, channels, [t,] h, w) for another number of channels.
 
-    The method is that of timm (``adapt_input_conv``). A single channel has the sum of the weights
-    of all channels, so that a grey image gives the same result as an image with the grey values in
-    every channel. Several channels repeat the weights of the old channels, scaled by old / new, so
-    that sums over channels keep their magnitude. The weights are computed in float64 and rounded.
+    The method is the same as in timm (``adapt_input_conv``). A single channel has the sum
+    of the weights of all channels, so that a grey image gives the same result as an image with the
+    grey values in every channel. Several channels repeat the weights of the old channels, scaled by
+    old / new, so that sums over channels keep their magnitude. The weights are computed in float64
+    and rounded.
     """
 
     def load() -> np.ndarray:
@@ -329,7 +333,7 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     if task not in (None, "classify"):
         raise ConfigurationError(
             f"a new head for {num_labels} classes needs the task classify, not {task}",
-            hint="specify only one of the two",
+            hint="specify either the number of classes or the task",
         )
     if source.task == "classify":
         raise ConfigurationError(

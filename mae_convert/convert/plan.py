@@ -36,13 +36,13 @@ class Measurements:
     """Measurements of canonical tensors that are made while the tensors are read."""
 
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
-    """Canonical tensor whose dtype changes → its rounding, with its errors."""
+    """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensor → its digest, if no target tensor has the same bytes."""
+    """Digests of the tensors whose bytes no target tensor has, by canonical name."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Canonical tensor → its digest after rounding, if no target tensor has the same bytes."""
+    """Digests of rounded tensors whose rounded bytes no target tensor has, by canonical name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
     table: Table
     task: str
     tensors: Sequence[LazyTensor]
-    """Lazy external tensors of the target, in its native order."""
+    """Lazy tensors as the target stores them, in the target's native order."""
 
     rules: Sequence[Rule]
     """The mapping rule of each target tensor."""
@@ -66,7 +66,7 @@ class Plan:
     """The declared changes, each with ``step`` and its parameters."""
 
     dropped: Mapping[str, str]
-    """Source tensor → the reason why the target does not contain it."""
+    """The reasons why the target does not contain tensors of the source, by stored name."""
 
     created: Mapping[str, str] = field(default_factory=dict)
     packing: Packing = field(default_factory=Packing)
@@ -165,8 +165,8 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
     """Return the mapping table and the names of the canonical tensors to write.
 
     Raises:
-        LayoutError: the layout does not support the model, or the checkpoint lacks one of its
-            tensors.
+        LayoutError: the layout does not support the model, or the checkpoint lacks a tensor that
+            the model needs.
     """
     model = source.configuration.model
     if reason := layout.refusal(model, task):
@@ -206,9 +206,11 @@ def _measured(
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
-    """Refuse a task for which the file's tensors cannot be read, with the reason.
+    """Check that the choice of a task, or None, is possible and unambiguous.
 
-    If no task is specified, refuse a file with complete models for several tasks.
+    Raises:
+        ConfigurationError: the file's tensors cannot be read for the task; or no task is specified,
+            and the file contains complete models for several tasks.
     """
     if task is None and source.also:
         tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]
@@ -241,9 +243,9 @@ def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
 
 
 def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> dict[LazyTensor, str]:
-    """Return a dictionary from each added tensor, filled with zeros, to the reason.
+    """Return zero-filled tensors that are added to the target, each with the reason.
 
-    The tensors are required by the class of the layout's library, but not part of the model.
+    The class of the layout's library requires these tensors, but they are not part of the model.
     """
     return {
         LazyTensor(
@@ -296,7 +298,7 @@ def _steps(
     changes: Iterable[Step],
     dtype: str | None,
 ) -> list[Step]:
-    """Return the declared steps of the source, followed by those of this conversion."""
+    """Return the declared steps of the source, followed by the steps of this conversion."""
     steps = list((source.container.conversion or {}).get("steps", []))
     if task != source.task:
         steps.append({"step": "task", "from": source.task, "to": task})

@@ -81,19 +81,25 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 
 
 def _differences(plan: Plan) -> dict[str, Any]:
-    """Return the record's field on programs whose outputs for the target differ; empty if none."""
+    """Return a dictionary with the record's field ``differences``, or an empty dictionary.
+
+    The field describes programs that compute different outputs for the target.
+    """
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
 
 
 def _inferred(source: Checkpoint) -> dict[str, Any]:
-    """Return the record's field on an experiment that determined fields; empty if none did."""
+    """Return a dictionary with the record's field ``inferred``, or an empty dictionary.
+
+    The field describes the experiment that determined fields of the configuration.
+    """
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the record's fields on the origin of a checkpoint, as far as it is known.
+    """Return the record's entries about the origin of a checkpoint, if it is known.
 
     The origin is a Hub repository or an official file; for a checkpoint that was itself converted,
     ``made_from`` describes the checkpoint that it was converted from.
@@ -113,7 +119,11 @@ class Fingerprints:
         self._computed: tuple[Fingerprint, Fingerprint] | None = None
 
     def __call__(self, hashes: Mapping[str, str]) -> tuple[Fingerprint, Fingerprint]:
-        """Return the fingerprints of source and target; ``hashes`` is target name → SHA-256."""
+        """Return the fingerprints of source and target.
+
+        Args:
+            hashes: SHA-256 of each tensor of the target, by name.
+        """
         if self._computed is None:
             self._computed = conversion_fingerprints(self._plan, hashes)
         return self._computed
@@ -265,8 +275,8 @@ def complete_config(plan: Plan) -> dict[str, Any]:
 def archived_config(plan: Plan) -> dict[str, Any]:
     """Return the stored configuration, with the configuration that Keras reads under "keras".
 
-    The dtype of the Keras model is that of its weights; if the weights have several dtypes, it is a
-    dtype that can represent all of their values.
+    The dtype of the Keras model is the dtype of its weights; if the weights have several dtypes, it
+    is a dtype that can represent all of their values.
     """
     complete = complete_config(plan)
     dtype = str(np.result_type(*(tensor.dtype for tensor in plan.tensors)))
@@ -276,7 +286,7 @@ def archived_config(plan: Plan) -> dict[str, Any]:
 def preprocessor_config(plan: Plan) -> dict[str, Any]:
     """Return the content of ``preprocessor_config.json``.
 
-    Settings that the source does not specify are those of the family, and so are sizes if the
+    The family determines the settings that the source does not specify, and the sizes if the
     conversion changed the image size.
     """
     theirs, family = _preprocessor(plan), plan.source.family
@@ -353,7 +363,7 @@ class SourceHashes:
 def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
     """Return the name and the SHA-256 of the open files of a checkpoint.
 
-    For several files, the name is that of the first file with its directory, ``files`` has the
+    For several files, ``name`` is the first file's name with its directory, ``files`` has the
     SHA-256 of each file, and ``sha256`` is the hash of the lines that ``sha256sum`` prints for the
     files.
     """

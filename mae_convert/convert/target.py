@@ -82,7 +82,7 @@ def is_directory(layout: Layout, target: Path) -> bool:
 
 
 def _suffix(target: Path) -> str | None:
-    """Return the target's suffix if it is that of a file format, else None."""
+    """Return the suffix of the target's name if it is the suffix of a file format, else None."""
     return next((s for s in SUFFIX_FORMATS if target.name.endswith(s)), None)
 
 
