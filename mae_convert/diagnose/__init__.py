@@ -11,8 +11,8 @@ only NumPy, safetensors and PyTorch. ``precision`` looks for parts computed in l
 two traces without weights. Verification (``mae_convert.verify``) does not import this package.
 
 ``repair`` corrects the faults of a target with the changes that ``tensor_repairs`` finds for each
-tensor, and verifies the result. ``reduce`` extracts the step of the first difference and writes a
-script from the template in ``reproducer``.
+tensor, and verifies the result. ``reduce`` extracts the computation of the first result
+that differs and writes a script from the template in ``reproducer``.
 
 The package ``infer`` determines fields of the configuration that no tensor specifies, such as the
 number of heads, by experiments with one checkpoint.

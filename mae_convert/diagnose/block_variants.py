@@ -4,7 +4,8 @@ A variant has a kind, a pattern of module paths, and a value, such as ("eps", "*
 functions here and in ``input_output_variants`` look up variants by kind and path; the weights are
 taken from the model's modules.
 
-In shape comments, N is the number of images, T of tokens, H of heads, and D the width.
+In shape comments, N is the number of images, T the number of tokens, H the number of heads, and D
+the width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -217,7 +218,11 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
 def _attend_in_lower_precision(
     q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
 ) -> Tensor:
-    """Compute attention in lower precision: every step, input and output, or matrix products."""
+    """Compute attention with inputs, and other values, rounded to a lower precision.
+
+    If `precision` is a key of `LOWER`, all intermediate values and the output are rounded; if
+    " products" is appended, only the softmax's result; if " kernel" is appended, only the output.
+    """
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]
     q, k, v = lower(q), lower(k), lower(v)

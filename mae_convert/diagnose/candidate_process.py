@@ -40,14 +40,14 @@ class SideResult:
     """The trace with the results of the run."""
 
     as_stored: bool = True
-    """Whether the checkpoint's tensors are those of its file: no declared steps were applied."""
+    """Whether the tensors are as stored in the checkpoint's file: no declared step was applied."""
 
 
 def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
     """Return the location of each canonical tensor in the PyTorch reference model.
 
     Returns:
-        Canonical name → (parameter, index, count): the tensor is part `index` of `count` equal
+        (parameter, index, count) by canonical name: the tensor is part `index` of `count` equal
         parts of the parameter.
     """
     table = checkpoint.family.layout("original").table_for(checkpoint.task)
@@ -160,7 +160,7 @@ class CandidateProcess:
         return None if "error" in response else CandidateResult(**response)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return the fraction of the error of the result `at` that remains with a hypothesis."""
+        """Return the fraction of the error of the result `at` that a hypothesis does not remove."""
         response = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(response.get("unexplained", float("inf")))
 

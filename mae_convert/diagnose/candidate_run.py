@@ -58,7 +58,7 @@ class ForwardPass:
         task: "pretrain", "encoder" or "classify".
         inputs: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), which a classifier ignores.
         results: results of another run, by name, which are used instead of computing earlier
-            stages.
+            results.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class CandidateRun:
             return {"error": f"{type(error).__name__}: {error}"}
 
     def compare(self, trace: str, variants: Variants, start: str | None) -> dict[str, Any]:
-        """Run the model in float64 until a result differs from that of a trace.
+        """Run the model in float64 until a result differs from the result in a trace.
 
         Args:
             trace: the trace file.
@@ -290,7 +290,7 @@ class CandidateRun:
         return {"first": None, "largest": largest}
 
     def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
-        """Return the fraction of the error of a recorded result that remains with variants.
+        """Return the fraction of the error of a recorded result that variants do not remove.
 
         Args:
             request: ``trace``, the ``dtype`` of the run, and ``start``, the name of the result,

@@ -104,7 +104,8 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     """Explain the difference of a pair by running the changed model of one side.
 
     Hypotheses are applied to A to compute the results of B. If no hypothesis succeeds, the sides
-    are swapped, because, for example, a tensor that is zero in A cannot be changed to that of B.
+    are swapped, because, for example, no scaling or permutation of a tensor that is zero in A
+    yields the tensor of B.
     """
     first = verdict.first_divergence
     if not pair.a.checkpoint.family.has_hypotheses:
@@ -209,7 +210,7 @@ def _keys(result: SearchResult) -> tuple[str, ...]:
 
 
 def _sharable_tensors(pair: Pair) -> list[str]:
-    """Return the differing tensors of ``pair.b`` that can replace those of ``pair.a``."""
+    """Return the names of differing tensors that can be copied from ``pair.b`` to ``pair.a``."""
     a, b = pair.a.checkpoint.tensors, pair.b.checkpoint.tensors
     names = [name for name in differing_tensors(pair.a.trace, pair.b.trace) if name in a]
     possible = [name for name in names if name in b and a[name].shape == b[name].shape]
@@ -250,11 +251,12 @@ def _not_tested(kinds: Iterable[str]) -> str:
 
 
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
-    """Return the sentence that the other side's tensors or configuration explain the difference."""
+    """Return a sentence that names tensors or fields of B with which A computes B's results."""
     a, b = names
     changes = " and ".join(hypothesis.statement for hypothesis in theirs)
     return (
-        f"{a} with {changes} computes the same as {b}: {_reproduced(largest)}; nothing else differs"
+        f"{a} with {changes} computes the same results as {b}: {_reproduced(largest)}; nothing else"
+        " differs"
     )
 
 
@@ -292,7 +294,7 @@ def _own_run_sentences(result: SearchResult, names: Names) -> tuple[str, ...]:
     a, b = names
     plain = (
         f"the PyTorch reference model with {a}'s tensors and configuration computes the results of"
-        f" {b}, but not those of {a}'s own run"
+        f" {b}, but not the results of {a}'s run"
     )
     complete = f"the reference model computes {a}'s results if"
     return (

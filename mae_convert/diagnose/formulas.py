@@ -50,16 +50,16 @@ class Formula:
     """Lines of Python; the last line returns the result."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Name in the script → name of a result that is an input."""
+    """The names of the results that are inputs, by name in the script."""
 
     tensors: Mapping[str, str] = field(default_factory=dict)
-    """Name in the script → canonical name of a tensor."""
+    """The canonical names of tensors, by name in the script."""
 
     rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Name in the script → "encoder" or "decoder", and a row of its position embeddings."""
+    """Rows of position embeddings: ("encoder" or "decoder", row index), by name in the script."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Name in the script → another input, an array for the location only."""
+    """Other inputs, by name in the script: arrays that are valid for one `Location` only."""
 
     one_token: bool = True
     """Whether each token is computed independently of the other tokens."""
@@ -77,7 +77,7 @@ class Model:
     """The canonical names of the model's tensors."""
 
     results: Mapping[str, np.ndarray]
-    """Name → result that both sides have; the values are A's."""
+    """The results that both A and B have, with the values of A, by name."""
 
     inputs: Mapping[str, np.ndarray]
     """Images and noise."""
@@ -105,7 +105,7 @@ def formula_of(first: str, model: Model, location: Location) -> Formula | None:
 
 
 class _Writer:
-    """Writes the lines of one formula, from the available results to the requested one."""
+    """Writes the lines of one formula, from the available results to the requested result."""
 
     def __init__(self, model: Model, first: str) -> None:
         self.model, self.first = model, first
@@ -115,7 +115,7 @@ class _Writer:
         self.one_token = True
 
     def formula(self, result: str) -> Formula:
-        """Return the formula of the written lines, which returns the expression `result`."""
+        """Return a formula with the lines written so far, which returns the expression `result`."""
         lines = (*self.lines, f"return {result}")
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 
@@ -135,8 +135,10 @@ class _Writer:
     def stream(self, part: str, number: int) -> bool:
         """Write the lines that compute ``x``, the input of a block, from the last available result.
 
-        Blocks between the result and the block are computed in a loop. Return whether there is such
-        a result.
+        Blocks between the available result and the block are computed in a loop.
+
+        Returns:
+            Whether an earlier result is available; if not, no lines are written.
         """
         before = [f"{part}.embedding", *(f"{part}.blocks.{i}.output" for i in range(number))]
         available = [index for index, name in enumerate(before) if self.is_available(name)]
@@ -351,7 +353,7 @@ def _with_coordinates(
         formula: a formula of one line for the token without these embeddings.
         part: "encoder" or "decoder".
         index: the index of the patch; patches are ordered by time.
-        model: the model; its inputs contain the coordinates, if it embeds any.
+        model: the model; its inputs contain the coordinates, if the model embeds coordinates.
         location: the location, which specifies the image.
     """
     width = model.config.hidden_size if part == "encoder" else model.config.decoder_hidden_size
@@ -396,7 +398,7 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
     """Return the position embedding of a token, (D,).
 
     Args:
-        tensors: canonical name → lazy tensor of one side.
+        tensors: the lazy tensors of one side, by canonical name.
         part: "encoder" or "decoder".
         row: the row of the position embedding, in which class tokens come first.
         model: the model with these tensors.
@@ -420,7 +422,7 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
 
 
 def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula of the reconstruction or of a loss from the predicted patches."""
+    """Return the formula that computes the reconstruction or a loss from predicted patches."""
     if "logits" not in model.results or "mask" not in model.results:
         return None
     if first == "reconstruction":

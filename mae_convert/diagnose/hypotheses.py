@@ -28,7 +28,8 @@ class Hypothesis:
     """Variants of the computation, which are applied together."""
 
     widen: Callable[[], tuple["Hypothesis", ...]] = field(default=tuple, compare=False, repr=False)
-    """Returns the same hypothesis for larger sets of modules or tensors, the largest set first."""
+    """A function that returns the same hypothesis for larger sets of modules or tensors, the
+    largest set first."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
         """Return a copy of the hypothesis whose wider variants are returned by `wider`."""
@@ -70,7 +71,7 @@ class Model:
     shapes: Schema
 
     def stacks(self) -> list[Stack]:
-        """Return the blocks of the encoder and, for a pre-training model, those of the decoder."""
+        """Return the blocks of the encoder and, for a pre-training model, of the decoder."""
         c = self.config
         stacks = [Stack("encoder", c.num_hidden_layers, c.hidden_size, c.num_attention_heads)]
         if self.task == "pretrain":

@@ -6,7 +6,7 @@ There are two kinds of evidence, which require only the trained weights and some
     measurable in the products of the query and key matrices.
 - `reconstruction`: a model reconstructs images best with the configuration of its training.
 
-Each is a statistical test; if the tests are not significant, the field stays undecided.
+Statistical tests evaluate the evidence; if no test is significant, the field stays undecided.
 """
 
 from mae_convert.diagnose.infer.decision import Candidate, Decision, Inference

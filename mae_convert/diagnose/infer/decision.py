@@ -35,7 +35,7 @@ class Decision:
     """The result for one field of the configuration."""
 
     field: str
-    """The field."""
+    """The name of the field."""
 
     value: Any
     """The decided value; None if undecided."""
@@ -64,7 +64,7 @@ class Inference:
     """All decisions of an experiment, and the inputs that it used."""
 
     decisions: Mapping[str, Decision]
-    """Field → decision, for every field that the file does not specify."""
+    """The decisions on all fields that the file does not specify, by name of the field."""
 
     images: int = 0
     """The number of images on which the model was run; 0 if it was not run."""
@@ -103,7 +103,7 @@ SAMPLES = 2000
 
 
 def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
-    """Return the confidence that one candidate has a lower mean loss than every other one.
+    """Return the confidence that one candidate has a lower mean loss than every other candidate.
 
     Args:
         best: (images, crops), the losses of the candidate.
@@ -112,7 +112,8 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
 
     Returns:
         The fraction of bootstrap samples in which ``best`` has a lower mean loss than another
-        candidate: the smallest fraction for any of them; 1.0 if there are no other candidates.
+        candidate. It is computed for each other candidate, and the minimum is returned; 1.0 if
+        there are no other candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)

@@ -91,7 +91,7 @@ def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return the checkpoint with the values that an experiment decided, and with its evidence."""
+    """Return a checkpoint with the decided values and the evidence of an experiment."""
     for name, value in inference.decided().items():
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions

@@ -28,7 +28,7 @@ encoder and decoder are tested alternately."""
 COMMON_HEADS = 8
 """The number of heads with which the alternating search starts."""
 BEST = "fits significantly better than every other candidate"
-NONE = "no candidate fits significantly better than every other"
+NONE = "no candidate fits significantly better than every other candidate"
 
 Pair = tuple[int, int]
 """Number of heads of the encoder and of the decoder."""
@@ -46,7 +46,7 @@ def heads_decision(
     Args:
         name: the field.
         structure: the result of the test of the weights.
-        losses: number of heads → relative losses (images, crops); empty if no model was run.
+        losses: relative losses (images, crops), by number of heads; empty if no model was run.
         confidence: the confidence in the number with the lowest mean loss; None without losses.
         reason: why no model was run, or why its losses are not used.
     """
@@ -80,7 +80,7 @@ class Search:
     """The checkpoint, whose patch grid is known."""
 
     structures: Mapping[str, HeadStructure]
-    """Field → the result of the test of the weights for the candidate numbers of heads."""
+    """The result of the test of the weights for each number-of-heads field, by name."""
 
     fields: Sequence[str]
     """The fields to decide."""
@@ -278,7 +278,7 @@ def _on_all(losses: Mapping[Pair, Losses]) -> dict[Pair, Losses]:
 
 
 def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
-    """Return the candidate with the lowest mean loss, among those run on the most crops."""
+    """Return the candidate with the lowest mean loss, of the candidates run on the most crops."""
     crops = max(values.shape[1] for values in losses.values())
     means = {v: values.mean() for v, values in losses.items() if values.shape[1] == crops}
     return min(means, key=means.__getitem__)
