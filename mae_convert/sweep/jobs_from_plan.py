@@ -50,8 +50,8 @@ def read_plan(
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
         specified: the values of fields on the command line, which replace those of the plan.
-        allow_code: whether the plan may specify external code and Python interpreters; the command
-            line always may.
+        allow_code: whether the plan may specify external code and Python interpreters. On the
+            command line, they are always allowed.
 
     Raises:
         PlanError: the plan is invalid; the message states the file, the line and the field.
@@ -128,7 +128,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the values that all jobs of an entry share, and all values of each other field."""
+    """Return the fields with one value for all jobs of an entry, and the values of other fields."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():
@@ -220,7 +220,7 @@ def _check_repository(name: str) -> None:
 
 
 def _without_unused_defaults(settings: Settings, entry: Entry) -> Settings:
-    """Return the settings without those `defaults` that have no effect on this job."""
+    """Return the settings without values of the plan's ``defaults`` that do not affect this job."""
     publishes = "publish" in settings
     without_effect = set() if publishes else set(PUBLISH)
     if not settings.get("verify") and not (publishes and not settings.get("unverified")):
@@ -263,8 +263,8 @@ def _target_contradiction(
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
-            "only model directories can be published; choose a layout for `to`, and a target, that "
-            "is written as a directory"
+            "only model directories can be published; for `to`, choose a layout that is written as "
+            "a directory, and specify a directory as the target"
         )
     if target is None:
         if settings.get("verify") or "publish" in settings:
@@ -286,10 +286,10 @@ def _target_contradiction(
 
 # Pairs of fields; the second one makes the first one ineffective.
 TOGETHER = (
-    ("images", "inputs", "both images and inputs specify the images; leave one out"),
+    ("images", "inputs", "both images and inputs specify the images; leave one field out"),
     ("seed", "inputs", "inputs already specifies the images and the noise; leave seed out"),
     ("batch", "inputs", "all images of inputs are used; leave batch out"),
-    ("at_mask_ratio", "unmasked", "unmasked removes no patches; leave one of them out"),
+    ("at_mask_ratio", "unmasked", "unmasked removes no patches; leave one of the two fields out"),
 )
 
 
