@@ -339,5 +339,5 @@ def check_patches(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> None:
         if image % patch:
             raise ValueError(
                 f"patch_size must divide image_size; the {side} of a patch, {patch}, does not"
-                f" divide that of the image, {image}"
+                f" divide the {side} of the image, {image}"
             )

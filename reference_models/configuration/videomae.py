@@ -35,11 +35,11 @@ class VideoMAEConfig(VideoConfiguration):
         final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
             transformers sets to 1e-5 regardless of its configuration; None if it is the same as in
             the other norms.
-        image_mean: mean of each channel, which was subtracted from the pixels; None for that of
-            ImageNet or, if there are not three channels, 0. The loss is computed after this
+        image_mean: mean of each channel, which was subtracted from the pixels; None for the mean
+            of ImageNet or, if there are not three channels, 0. The loss is computed after this
             normalization has been undone.
         image_std: standard deviation of each channel, by which the pixels were divided; None for
-            that of ImageNet or, if there are not three channels, 1.
+            the values of ImageNet or, if there are not three channels, 1.
     """
 
     num_channels: int = 3

@@ -101,7 +101,7 @@ class EncoderModel(ConfiguredModel):
 
     Args:
         config: the configuration, or its fields.
-        initializer: the initializer of all weights; by default those of the paper are used.
+        initializer: the initializer of all weights; None for the initializers of the paper.
         kwargs: ``name`` and ``dtype``, as for any Keras model.
     """
 

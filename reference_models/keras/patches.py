@@ -1,9 +1,9 @@
 """Images and videos as sequences of patches, and masking.
 
 Shape comments: N images, C channels, L patches (row by row of the grid; in a video, frame by
-frame), P values in a patch. Within a patch the order is [frame,] row, column,
-channel. Functions take a configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,]
-h, w), ``grid_shape`` (patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
+frame), P values in a patch (in the order [frame,] row, column, channel). Functions take a
+configuration with ``pixel_shape`` (C, [T,] H, W), ``patch_shape`` ([t,] h, w), ``grid_shape``
+(patches along each axis), ``num_patches`` (L) and ``patch_dim`` (P).
 """
 
 from typing import Any

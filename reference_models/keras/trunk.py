@@ -22,7 +22,7 @@ class Trunk(keras.layers.Layer):
 
     Args:
         config: the configuration of the model.
-        initializer: the initializer of all weights; by default those of the paper are used.
+        initializer: the initializer of all weights; None for the initializers of the paper.
         name: the layer's name.
         dtype: the dtype policy of the layer.
     """
@@ -91,8 +91,8 @@ class Trunk(keras.layers.Layer):
 class VideoEncoder(Trunk):
     """Base class of encoders for videos: patch projection, blocks and, if requested, a final norm.
 
-    A subclass adds position embeddings and defines ``call``. In addition to the
-    arguments of `Trunk`, it takes ``final_norm``: whether there is a final norm.
+    A subclass adds position embeddings and defines ``call``. In addition to the arguments of
+    `Trunk`, it takes ``final_norm``: whether there is a final norm.
     """
 
     def __init__(

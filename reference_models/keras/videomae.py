@@ -274,8 +274,8 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             mask: (N, L), 1 where a patch is removed.
             norm_pix_loss: whether the target is normalized with the mean and the unbiased standard
                 deviation of each channel of a patch; by default as configured.
-            ids_decode: (N, M), the indices of the predicted patches; by default those of all
-                removed patches, in order.
+            ids_decode: (N, M), the indices of the predicted patches; by default the indices of
+                all removed patches, in ascending order.
         """
         target = self.target(pixel_values, norm_pix_loss)
         if ids_decode is None:
@@ -321,7 +321,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return videos (N, C, T, H, W) with removed patches replaced by predicted ones (N, M, P).
+        """Return videos (N, C, T, H, W) with removed patches replaced by the predictions (N, M, P).
 
         The videos are normalized like ``pixel_values``. If the model predicts normalized patches,
         the mean and the standard deviation of each patch are taken from ``pixel_values``.

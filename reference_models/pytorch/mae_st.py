@@ -67,7 +67,7 @@ class Positions(nn.Module):
     config: MAESTConfig
 
     def add_positions(self, prefix: str, width: int) -> None:
-        """Add position embeddings: separate ones for space, time and class token, or one for all.
+        """Add position embeddings: parameters for space, time and class token, or one parameter.
 
         Args:
             prefix: the prefix of the parameters' names: "" or "decoder_".

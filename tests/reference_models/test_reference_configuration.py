@@ -52,7 +52,10 @@ def test_round_trip_through_json():
     [
         ({"num_attention_heads": 5}, "5 does not divide 768"),
         ({"decoder_num_attention_heads": 7}, "decoder_num_attention_heads must divide"),
-        ({"image_size": 220}, "height of a patch, 16, does not divide that of the image, 220"),
+        (
+            {"image_size": 220},
+            "height of a patch, 16, does not divide the height of the image, 220",
+        ),
         ({"image_size": (224, 220)}, "width of a patch"),
         ({"image_size": 224.0}, "image_size must be a positive integer or a pair"),
         ({"patch_size": (4, 4, 4)}, "patch_size must be a positive integer or a pair"),
