@@ -126,7 +126,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, and print the tables."""
+    """Run the measurements, and print their tables."""
     given = arguments(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()

@@ -1,4 +1,4 @@
-"""Create certificates and traces for `fuzz.py` without a framework, and examine mutated ones."""
+"""Create certificates and traces for `fuzz.py` without a framework, and examine mutated copies."""
 
 from pathlib import Path
 

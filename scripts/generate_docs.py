@@ -1,6 +1,6 @@
 """Write the generated parts of the documentation: commands, layouts and packages.
 
-python scripts/generate_docs.py            # write them
+python scripts/generate_docs.py            # write the parts
 python scripts/generate_docs.py --check    # exit with status 1 if they are out of date
 """
 

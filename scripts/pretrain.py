@@ -388,7 +388,7 @@ class Training:
     next_epoch: int = 0
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Load model, optimizer, scaler and number of the next epoch from a checkpoint."""
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -520,7 +520,7 @@ def progress_bar(process: Process) -> Progress:
 
 
 def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> None:
-    """Print a line about an epoch, and append one to ``log.jsonl``."""
+    """Print a line about an epoch, and append a line to ``log.jsonl``."""
     rate = learning_rate(epoch + 1, args)
     print(
         f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} images/s",

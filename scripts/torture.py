@@ -28,8 +28,8 @@ DEMO = Path(__file__).resolve().parents[1] / "mae_convert" / "data" / "demo" / "
 def row(target: str, trial_run: Trial, states: Sequence[str]) -> str:
     """Return a line of the table, followed by the failures."""
     count = Counter(states)
-    counts = [count[which] + count[f"{which} and a stray"] for which in ("old", "new")]
-    strays = sum(count[f"{which} and a stray"] for which in ("old", "new"))
+    counts = [count[which] + count[f"{which} and a hidden directory"] for which in ("old", "new")]
+    strays = sum(count[f"{which} and a hidden directory"] for which in ("old", "new"))
     wrong = [state for state in states if state not in trial_run.allowed]
     cells = (target, trial_run.name, len(states), *counts, strays, len(wrong))
     return "\n    ".join(["| " + " | ".join(map(str, cells)) + " |", *wrong[:5]])

@@ -63,7 +63,10 @@ class Stage:
         copy(self.old, self.target)
 
     def state(self) -> str:
-        """Return "old", "new", or a description of another state; stray files are reported too."""
+        """Return "old", "new", or a description of another state.
+
+        If a hidden directory is beside the output, "and a hidden directory" is appended.
+        """
         foreign = [p.name for p in self.folder.iterdir() if p != self.target]
         if unknown := [name for name in foreign if not STRAY.fullmatch(name)]:
             return f"there is {unknown[0]}"
@@ -73,7 +76,7 @@ class Stage:
         name = next(
             (name for name, whole in self.whole.items() if whole == state_digest), "a mixture"
         )
-        return f"{name} and a stray" if foreign else name
+        return f"{name} and a hidden directory" if foreign else name
 
 
 def remove(path: Path) -> None:

@@ -219,7 +219,7 @@ class Trial:
     """Whether the trial mounts file systems."""
 
 
-WHOLE = ("old", "new", "old and a stray", "new and a stray")
+WHOLE = ("old", "new", "old and a hidden directory", "new and a hidden directory")
 TRIALS = {
     "kill": Trial("SIGKILL at a random moment", killed, WHOLE, share=1),
     "steps": Trial("SIGKILL at each step in turn", killed_at_each_step, WHOLE),

@@ -97,8 +97,8 @@ def display_of(
         configuration: the configuration of the model.
         bands: numbers, from 1, of the channels for red, green and blue, or of one channel for grey;
             default: `colours`, or the first channel if there are fewer than three.
-        preprocessed: whether the images come from a file of arrays, where a single channel need not
-            be a grey level.
+        preprocessed: whether the images come from a file of arrays; a single channel is then
+            scaled, because it may contain other values than grey levels.
         colours: indices of the channels for red, green and blue if there are three or more.
 
     Raises:

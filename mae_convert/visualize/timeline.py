@@ -256,7 +256,7 @@ class _Evaluator:
         """Load the images for the first checkpoint; check that later ones have the same inputs.
 
         Raises:
-            MaeConvertError: the checkpoint has another family or other inputs than the first one.
+            MaeConvertError: the family or the inputs differ from those of the first checkpoint.
         """
         model = checkpoint.configuration.model
         if self.configuration is not None:
@@ -269,8 +269,8 @@ class _Evaluator:
             for name in ("image_hw", "patch_hw", *COMPARED):
                 if getattr(model, name, None) != getattr(first, name, None):
                     raise MaeConvertError(
-                        f"its {name} is {getattr(model, name)} and that of the first checkpoint is"
-                        f" {getattr(first, name)}: their losses cannot be compared",
+                        f"its {name} is {getattr(model, name)}, but the first checkpoint has "
+                        f"{getattr(first, name)}: their losses cannot be compared",
                         hint="leave this checkpoint out",
                     )
             return
