@@ -137,7 +137,7 @@ def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
     """Return the noise of a batch, or None if the batch has none.
 
     Args:
-        batch: the batch.
+        batch: the images, and the noise if the file of inputs contains noise.
         mask: the kind of mask that the user specified.
         default: the default of ``mask``; if the batch has noise, ``mask`` must have this value.
 

@@ -41,7 +41,7 @@ def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
     """Return a mask of patches (N, L) as a mask of pixels (N, [T,] H, W, 1).
 
     Args:
-        mask: the mask.
+        mask: 1 where a patch is removed.
         shapes: an object with the attributes ``grid_shape`` and ``patch_shape``.
     """
     pixels = mask.reshape(len(mask), *shapes.grid_shape)

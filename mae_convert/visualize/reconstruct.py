@@ -86,7 +86,7 @@ def write_reconstructions(
         images: image files or clips, or folders of images or clips, as for `batch_from_files`.
         checkpoint: a checkpoint with a decoder.
         outputs: the files to write.
-        options: the options.
+        options: the mask, the framework and the layout of the sheets.
         overwrite: replace existing files.
 
     Returns:
@@ -146,7 +146,7 @@ def _check_mask_of_animation(options: ReconstructionOptions, *, fixed_ratio: boo
     """Check that no option fixes the mask ratio, because an animation shows several ratios.
 
     Args:
-        options: the options.
+        options: the mask, the framework and the layout of the sheets.
         fixed_ratio: whether a mask ratio is specified although only animations are written.
 
     Raises:

@@ -60,7 +60,7 @@ def load_cropped(paths: Sequence[Path], checkpoint: Checkpoint, *, stretch: bool
     """Return images as model inputs (N, C, H, W).
 
     Args:
-        paths: the images.
+        paths: the image files.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
 

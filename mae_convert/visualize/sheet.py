@@ -182,7 +182,7 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
     """Draw a sheet.
 
     Args:
-        sheet: the contents.
+        sheet: the contents of the sheet.
         across: the number of groups side by side; None for `Sheet.default_across`.
     """
     across = min(across or sheet.default_across, len(sheet.rows) // sheet.rows_per_group)
@@ -280,8 +280,8 @@ def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bo
     """Write the first image or, for the suffix ``.gif``, all images as a repeating animation.
 
     Args:
-        frames: the images.
-        path: the file.
+        frames: the images, in the order of the animation.
+        path: the file to write.
         overwrite: replace an existing file.
         clip: whether the images are the frames of a video, which are displayed for equal times.
     """

@@ -137,7 +137,7 @@ def timeline(
     Args:
         sources: the checkpoints; the order matters only if their epochs are unknown.
         images: image files or clips, or folders of images or clips, as for `batch_from_files`.
-        options: the options.
+        options: the framework, the seed of the noise, and what is displayed.
         advance: called with 1 after each checkpoint.
 
     Raises:

@@ -11,9 +11,9 @@ POOLINGS = ("token", "avg")
 class ViTMAEConfig(Configuration):
     """Configuration of a masked autoencoder or of a classifier fine-tuned from one.
 
-    Names and meaning of the fields are the same as in ``transformers.ViTMAEConfig``. The defaults
-    are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A), with one
-    difference from transformers: ``layer_norm_eps`` is 1e-6, as in the authors' training,
+    Fields that also exist in ``transformers.ViTMAEConfig`` have the same meaning there. The
+    defaults are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A),
+    with one difference from transformers: ``layer_norm_eps`` is 1e-6, as in the authors' training,
     while the default in transformers is 1e-12.
 
     Attributes:
