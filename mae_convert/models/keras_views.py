@@ -69,8 +69,8 @@ def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
 class EncoderView:
     """A model's encoder: ``model.vit`` of scripts for transformers.
 
-    Its attributes are those of the encoder's layer, such as ``trainable``, ``weights`` and
-    ``embeddings``, and can be set. Blocks are ``encoder.layer[n]``.
+    The attributes of the encoder's layer, such as ``trainable``, ``weights`` and ``embeddings``,
+    can be read and set. The blocks are ``encoder.layer[n]``.
     """
 
     def __init__(self, model: Any) -> None:

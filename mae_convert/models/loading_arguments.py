@@ -80,7 +80,7 @@ def device_of(device_map: Any) -> str | None:
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         return str(device_map[""])
     raise ConfigurationError(
-        f"device_map {device_map!r} is not supported, as a model is placed on a single device",
+        f"device_map {device_map!r} is not supported: a model is placed on a single device",
         hint='pass one device, such as "cuda"',
     )
 

@@ -92,7 +92,7 @@ def usable_size(
         whole: whether every pixel must be in a patch, as for a reconstruction.
 
     Raises:
-        ValueError: the size is not that of the model and ``interpolate`` is not True; or the image
+        ValueError: the size differs from the model's, and ``interpolate`` is not True; or the image
             is smaller than a patch; or ``whole`` is true and a patch is incomplete.
     """
     if size == config.image_hw:
@@ -137,7 +137,7 @@ class PretrainedModel:
     Attributes:
         task: "pretrain", "encoder" or "classify".
         layout: the layout that `save_pretrained` writes.
-        config_class: the class of its configuration.
+        config_class: the class of the model's configuration.
     """
 
     task: ClassVar[str]
@@ -173,7 +173,7 @@ class PretrainedModel:
         Args:
             pretrained_model_name_or_path: a file or directory, ``hf://owner/name[@revision]``, the
                 name of an official checkpoint, or a repository ``owner/name`` on the Hub.
-            config: a configuration; its fields have the same effect as those in ``options``.
+            config: a configuration; its fields have the same effect as fields in ``options``.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
                 ``mmap``, as in `mae_convert.load_model`.
@@ -242,7 +242,7 @@ class PretrainedModel:
     ) -> None:
         """Write a model directory that the classes of transformers 4 and 5 can load.
 
-        The result is read back and compared. Files of the same names are replaced.
+        The result is read back and compared. Existing files with the same names are replaced.
 
         Args:
             save_directory: the directory, which is created if needed.

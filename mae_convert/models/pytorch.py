@@ -98,8 +98,8 @@ class TorchModel(PretrainedModel, nn.Module):
     def _with_weights_of(cls, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
         """Return a model of this subclass with the weights of a loaded model, and unmatched names.
 
-        The names are those of tensors that only the subclass (``missing_keys``) or only the loaded
-        model (``unexpected_keys``) has.
+        ``missing_keys`` are the names of tensors that only the subclass has, ``unexpected_keys``
+        the names of tensors that only the loaded model has.
         """
         model = cls(loaded.config).to(loaded.device, loaded.dtype)
         keys = model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
@@ -449,7 +449,7 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         return output_of(result, as_tuple=requested.as_tuple)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K), a scalar; the loss function is that of transformers."""
+        """Return the loss of logits (N, K), a scalar, by transformers' rules for problem types."""
         whole = not labels.is_floating_point()
         kind = problem_type(self.config, whole_numbers=whole)
         if kind == "regression":

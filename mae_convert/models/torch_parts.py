@@ -47,7 +47,7 @@ def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
 class EncoderPart(nn.Module):
     """The encoder of a model: ``model.vit`` in scripts for transformers.
 
-    Its blocks are ``encoder.layer[n]``, as in version 4, and ``layers[n]``, as in version 5.
+    The blocks are ``encoder.layer[n]``, as in transformers 4, and ``layers[n]``, as in version 5.
     """
 
     def __init__(self, model: Any) -> None:

@@ -49,7 +49,7 @@ KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
 
 @contextmanager
 def raising_as_transformers() -> Iterator[None]:
-    """Convert errors of mae-convert to errors that also have the type that transformers raises."""
+    """Context in which errors of mae-convert are raised as instances of the classes above."""
     try:
         yield
     except MaeConvertError as error:

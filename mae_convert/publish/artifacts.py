@@ -136,7 +136,7 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
     """Refuse artifacts that are different models, or that cannot be in one repository.
 
     Raises:
-        MaeConvertError: two artifacts have different sources or tasks, or the same file name.
+        MaeConvertError: two artifacts have different sources or tasks, or files with the same name.
     """
     first, *others = artifacts
     names = {path.name for path in first.weights}

@@ -81,7 +81,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
         change: the changes.
 
     Raises:
-        HubError: the Hub refuses the request, or someone else has changed the branch meanwhile.
+        HubError: the Hub refuses the request, or someone else has changed the branch.
         MissingRequirementError: the Hub cannot be reached, or remains unavailable.
     """
     attempt, waited = 0, 0.0

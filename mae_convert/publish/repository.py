@@ -57,7 +57,7 @@ class Remote:
     """The current commit; None if the repository is empty or does not exist."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
-    """Its files."""
+    """The files of the repository, by path."""
 
     card: str | None = None
     """The text of the card; None without a card."""

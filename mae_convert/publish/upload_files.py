@@ -129,7 +129,7 @@ def _as_certified(artifact: Artifact, file: Staged) -> Staged:
 
 
 def _is_taken(artifact: Artifact, existing: Mapping[str, Entry]) -> bool:
-    """Return whether libraries would load other weights of the repository, not the artifact's."""
+    """Return whether libraries would load existing weights instead of the artifact's."""
     ours = [path.name for path in artifact.weights]
     first = next((name for name in PREFERENCE if name in existing or name in ours), None)
     return first is not None and first not in ours and not _is_in_place_of(first, ours)

@@ -92,7 +92,7 @@ def stage(
         checkpoint: the checkpoint.
         framework: the framework that runs it.
         work: a directory for files that are created.
-        as_stored: whether the tensors are those of the checkpoint's files; False after declared
+        as_stored: whether the tensors are unchanged tensors of the checkpoint; False after declared
             steps.
         unread: why the library could not read the files, if a first attempt failed; otherwise None.
     """
@@ -173,7 +173,7 @@ def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _reading(checkpoint: Checkpoint) -> ReadTensors:
-    """Return hashes of the stored tensors as mae-convert's reader reads them."""
+    """Read the stored tensors with mae-convert's reader, and return their hashes."""
     stored = replace(_stored(checkpoint, ""), prefixes=())
     before = open_container(checkpoint.path, checkpoint.container.state_key)
     used = [tensor for name, tensor in before.tensors.items() if name not in stored.unused]
@@ -182,7 +182,7 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 
 
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
-    """Return a phrase for reports: mae-convert's own reader was used, and why."""
+    """Return a phrase for reports that states why mae-convert's own reader was used."""
     kind = checkpoint.container.kind
     if unread is None and kind == DCP:
         unread = "PyTorch would run the pickle of a distributed checkpoint"

@@ -1,7 +1,7 @@
 """Child processes that run a framework: how they are started, and how long they may take.
 
-Nothing is imported from the current directory, and no child outlives its parent: its standard input
-is a pipe that is closed when the parent ends (see ``worker``).
+Nothing is imported from the current directory, and no child outlives its parent: the standard input
+of the child is a pipe that is closed when the parent ends (see ``worker``).
 """
 
 import os
@@ -141,7 +141,7 @@ class Clock:
         """Return the error for an exceeded limit.
 
         Args:
-            what: the child, for the message.
+            what: a phrase for the child in the message.
             job: the job file of the child; its directory has a file with the child's current stage.
         """
         return MaeConvertError(

@@ -48,7 +48,7 @@ class Code:
         mask: one of `MASKS`.
         outputs: names of the items of a tuple that the model returns.
         activations: a dictionary from the canonical name of an activation to the name of the module
-            that computes it; ``{}`` in both stands for the number of a block. For a name with
+            that computes it; ``{}`` in both names stands for the number of a block. For a name with
             ``{q,k,v}``, the output of the module is split into equal parts along the last axis.
     """
 
@@ -198,7 +198,7 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
 
     Raises:
         LoadError: the output that every model for the task must return is missing, or the number
-            of values differs from that of ``OUTPUTS``.
+            of values differs from the length of ``OUTPUTS``.
     """
     if isinstance(returned, Mapping):
         results = dict(returned)

@@ -99,7 +99,7 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
     """Return a function of tensors, compiled if the mode is "compiled" or "xla".
 
     On JAX the model's variables are arguments of the compiled function; otherwise they would be
-    constants in it.
+    constants in the function.
     """
     if mode not in ("compiled", "xla"):
         return function

@@ -1,7 +1,7 @@
 """Create a Keras reference model from tensors read one by one, and access a model's tensors.
 
-The names are those of the ``keras`` layout: the attribute path of a layer, and the index of the
-variable in it.
+The tensors have the names of the ``keras`` layout: the attribute path of a layer, and the index of
+the variable in the layer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,13 +34,14 @@ def make(
 
     Args:
         model_class: the class of the model.
-        config: its configuration.
-        tensors: with the names of the ``keras`` layout, in the dtype of the policy's variables.
-        policy: name of a Keras dtype policy.
+        config: the configuration of the model.
+        tensors: the tensors, with the names of the ``keras`` layout and in the dtype that variables
+            have with the policy.
+        policy: the name of a Keras dtype policy.
         device: "cpu" or "cuda"; None for Keras's default.
 
     Raises:
-        LayoutError: names, shapes or dtypes of the tensors are not those of the model.
+        LayoutError: names, shapes or dtypes of the tensors differ from the model's.
         MissingRequirementError: the device does not exist.
     """
     if device is None:
@@ -97,7 +98,7 @@ def variable_at(model: Any, name: str) -> Any:
 
 
 def tensors_of(model: Any, names: Iterable[str]) -> dict[str, LazyTensor]:
-    """Return a model's tensors by their names in the ``keras`` layout; reading one copies it."""
+    """Return a model's tensors by name in the ``keras`` layout; reading a tensor copies it."""
     return {name: _lazy(name, variable_at(model, name)) for name in names}
 
 

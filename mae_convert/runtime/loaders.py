@@ -59,7 +59,7 @@ def tensors_in(
     for file in weights.files:
         part = read(weights, file)
         if twice := tensors.keys() & part.keys():
-            raise LoadError(f"{min(twice)} is in two files, one of them {file}")
+            raise LoadError(f"the tensor {min(twice)} is in two files, one of which is {file}")
         tensors |= part
     unused = set(weights.unused)
     return {name: tensor for name, tensor in tensors.items() if name not in unused}
@@ -268,7 +268,7 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
 
     Args:
         weights: the files.
-        scoped: whether names begin with layer and name scope, as in ``tf_model.h5`` but not in
+        scoped: whether names begin with a layer and a name scope, as in ``tf_model.h5`` but not in
             shards.
 
     Raises:

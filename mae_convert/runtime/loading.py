@@ -55,8 +55,8 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 ) -> Any:
     """Return a reference model with the weights of a checkpoint; no file is written.
 
-    The tensors are converted by the same plan, with the same checks, as to ``facebook`` or
-    ``keras``. Memory never holds more than the model and a few tensors.
+    The tensors are converted by the same plan, with the same checks, as in a conversion to the
+    layout ``facebook`` or ``keras``. Memory never holds more than the model and a few tensors.
 
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
@@ -148,7 +148,7 @@ def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:
     Args:
         checkpoint: the checkpoint.
         request: the requested model; ``model_class``, if it is not None, is a subclass of the
-            reference model that is used instead of it.
+            reference model and replaces it.
     """
     request = replace(request, dtype=_dtype_name(request.framework, request.dtype))
     target = NAMED_AS[request.framework]

@@ -70,7 +70,7 @@ def bridge_numpy() -> None:
 
 
 def bridge_timm() -> None:
-    """Restore the old names of modules that timm has moved, and its block's argument ``qk_scale``.
+    """Restore the old names of modules that timm has moved, and the block's argument ``qk_scale``.
 
     Raises:
         ImportError: timm is not installed.
@@ -124,7 +124,7 @@ def _side(value: Any) -> int:
 
 
 def _common(config: Config) -> dict[str, Any]:
-    """Return the arguments that the constructors of the models in all three repositories have."""
+    """Return the constructor arguments that the models of all three repositories share."""
     if config["hidden_act"] != "gelu":
         raise LoadError(f"the authors' code computes gelu, not {config['hidden_act']}")
     return {
@@ -175,7 +175,8 @@ def _as_encoder(model: nn.Module) -> nn.Module:
 def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
     """Return the results of a pre-training model of facebookresearch/mae or mae_st by name.
 
-    The model draws its masking noise by ``torch.rand``, which returns `noise` (N, L) meanwhile.
+    The model draws its masking noise by ``torch.rand``, which is replaced by a function that
+    returns `noise` (N, L).
     """
     with drawn_noise(noise, LABEL):
         latent, mask, ids_restore = model.forward_encoder(pixels, config["mask_ratio"])

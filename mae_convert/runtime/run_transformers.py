@@ -40,7 +40,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot load the directory, or a tensor in it is not loaded.
+        LoadError: the class cannot load the directory, or does not load all tensors.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(

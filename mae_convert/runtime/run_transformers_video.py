@@ -35,7 +35,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot load the directory, or a tensor in it is not loaded.
+        LoadError: the class cannot load the directory, or does not load all tensors.
     """
     config = class_named(job.configuration).from_dict(job.config)
     return torch_runs(job, inputs, _build, partial(forward, config), _points)
@@ -70,8 +70,9 @@ def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
             if any(bool(stored.get_tensor(n).any()) for n in stored.keys() if names.search(n)):  # noqa: SIM118
                 raise LoadError(
                     f"transformers {transformers.__version__} loads the biases of queries and"
-                    " values as zeros, as versions from 5.0 did until its pull request 48675",
-                    hint="use another version for this comparison",
+                    " values as zeros, which is an error of versions 5.0 and later (corrected by"
+                    " its pull request 48675)",
+                    hint="use another version of transformers for this comparison",
                 )
 
 

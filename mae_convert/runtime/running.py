@@ -43,7 +43,7 @@ class Request:
     """How to run a checkpoint, and which results to record."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """The dtypes of the runs; the float64 run shows whether both sides are the same function."""
+    """The dtypes of the runs; float64 shows whether both sides compute the same function."""
 
     taps: bool = True
     """Whether to record intermediate activations."""
@@ -69,7 +69,7 @@ class Run:
     """The dtypes of the runs, and the results to record."""
 
     as_stored: bool = True
-    """Whether the tensors are those of the checkpoint's file; False after declared steps."""
+    """Whether the tensors are unchanged tensors of the checkpoint; False after declared steps."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Activations (N, T, D) by name. Each is the input of the step after it, in place of the
@@ -336,7 +336,7 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
         raise MaeConvertError(
             "TF32 exists on CUDA devices only",
             hint=(
-                *("run both sides on one (", Option("device_a", "cuda"), ", "),
+                *("run both sides on a CUDA device (", Option("device_a", "cuda"), ", "),
                 *(Option("device_b", "cuda"), "), or leave ", Option("run_dtype", "tf32"), " out"),
             ),
         )
