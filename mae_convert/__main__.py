@@ -19,7 +19,7 @@ from mae_convert.errors.shortage import shortage, too_little_address_space
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is imported ends the process with exit status 130."""
+    """Run the command line; Ctrl-C during the imports ends the process with exit status 130."""
     from mae_convert import UNSUPPORTED, is_supported
 
     if not is_supported():

@@ -1,4 +1,4 @@
-"""Canonical tensors that are not stored in a file: zero key biases, and a head with a batch norm.
+"""Canonical tensors that no file stores: zero key biases, and a head with a folded batch norm.
 
 Linear probes of the original code have a ``BatchNorm1d(affine=False)`` before the linear layer (He
 et al. 2021, appendix A.1). In evaluation the batch norm is an affine map, so both layers can be

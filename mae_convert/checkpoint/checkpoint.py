@@ -87,7 +87,7 @@ class Checkpoint:
     """Configuration fields, with their files, that a library may use but mae-convert does not."""
 
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
-    """The checkpoint before the steps of a conversion were applied; None without steps."""
+    """The checkpoint before steps of a conversion were applied; None if no step was applied."""
 
     @property
     def family(self) -> Family:
@@ -237,7 +237,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 @contextmanager
 def naming(name: str | Path) -> Iterator[None]:
-    """Prefix the messages of errors in the context with a name, such as that of a file."""
+    """Prefix the messages of errors in the context with a name, such as the name of a file."""
     try:
         yield
     except MaeConvertError as error:

@@ -58,7 +58,7 @@ def load_clips(
     Args:
         paths: files, or folders of frames.
         checkpoint: the checkpoint of the model.
-        stride: the distance between frames; default: that of the family's training.
+        stride: use every stride-th frame; default: as in the training of the model family.
         stretch: resize each frame to the model's height and width without cropping it.
 
     Raises:
@@ -225,6 +225,6 @@ def clips_below(folder: Path, checkpoint: Checkpoint) -> list[Path]:
         raise MaeConvertError(
             folder,
             f" contains no videos ({', '.join(FILES)}) and no folders of frames",
-            hint="specify a folder of such files",
+            hint="specify a directory that contains videos",
         )
     return sorted(clips, key=lambda path: natural_sort_key(str(path)))

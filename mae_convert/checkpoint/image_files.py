@@ -62,8 +62,8 @@ def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -
         advice: what to do about a file that is not an image.
 
     Raises:
-        MaeConvertError: a file cannot be read; the message names the first such file and the number
-            of others.
+        MaeConvertError: a file cannot be read; the message contains the path of the first
+            unreadable file and the number of further unreadable files.
     """
     if wrong := list(unreadable_images(paths).values()):
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
@@ -138,7 +138,7 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
         raise MaeConvertError(
             folder,
             f" contains no images ({', '.join(SUFFIXES)})",
-            hint="specify a folder of such files",
+            hint="specify a directory that contains images",
         )
     return image_paths
 

@@ -86,7 +86,7 @@ def _open(
 
 
 def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
-    """Return a container, with the configuration of its origin if it contains none itself."""
+    """Return a container; if it has no configuration, add the configuration of the origin."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
@@ -259,7 +259,7 @@ def open_checkpoint(
 def _opened(
     container: Container, match: RecognisedModel, configuration: Configuration
 ) -> Checkpoint:
-    """Return the checkpoint for a container, its recognised model and its configuration."""
+    """Create the checkpoint from a container, the recognised model and the configuration."""
     container, reading, canonical = canonical_tensors(container, match.reading)
     order = family_of(reading.layout).schema(configuration.model, reading.task)
     stored = match.stripped.stored

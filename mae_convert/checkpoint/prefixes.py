@@ -60,7 +60,7 @@ def as_stored(names: Iterable[str]) -> Stripped:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return a dictionary from names without the components of wrapper modules to stored names."""
+    """Return the stored names, by name without the components of wrapper modules."""
     stored: dict[str, str] = {}
     for name in names:
         short = name

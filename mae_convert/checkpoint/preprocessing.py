@@ -1,7 +1,7 @@
 """Preprocess images like transformers' ViTImageProcessor.
 
 Pillow resizes 8-bit pixels, which are then rescaled and normalised in float32. The results are
-bit-identical to those of ViTImageProcessor with its Pillow backend.
+bit-identical to the outputs of ViTImageProcessor with its Pillow backend.
 """
 
 import math

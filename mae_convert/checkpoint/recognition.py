@@ -28,7 +28,7 @@ class Reading:
     """The mapping rules, one for each tensor of the file that is mapped."""
 
     task: str
-    """The task of the canonical tensors."""
+    """The task ("pretrain", "encoder" or "classify") whose model the canonical tensors form."""
 
     geometry: Mapping[str, Any]
     """Configuration fields that the shapes determine."""
@@ -137,7 +137,7 @@ def _canonical_names(reading: Reading) -> dict[str, tuple[str, ...]]:
 
 
 def read_as(layout: Layout, table: Table, shapes: Mapping[str, Shape]) -> Reading:
-    """Return the result of mapping names and shapes with one mapping table, with all problems."""
+    """Return the result of mapping names and shapes with one mapping table, with all mismatches."""
     family = family_of(layout)
     rules: list[Rule] = []
     dropped: dict[str, str] = {}

@@ -244,7 +244,7 @@ def _sentence(ctx: click.Context, names: list[str], why: str) -> str:
 
 
 def _as_typed(ctx: click.Context, name: str) -> str:
-    """Return an option with its value as on the command line, or the name of an argument."""
+    """Return an option and its value as written on the command line, or an argument's name."""
     parameter = next(p for p in ctx.command.params if p.name == name)
     if not isinstance(parameter, click.Option):
         return str(parameter.human_readable_name)

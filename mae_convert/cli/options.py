@@ -219,7 +219,7 @@ time_limit_option = click.option(
 task_option = click.option(
     "--task",
     type=click.Choice(["pretrain", "encoder", "classify"]),
-    help="Task to read the checkpoint for; tensors that the task does not need are ignored.",
+    help="Task of the model to read; tensors that the task does not need are ignored.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
@@ -396,7 +396,10 @@ def trust_options(command: Command) -> Command:
         [
             click.option(
                 "--public-key",
-                help="With A alone: also check the signature and the statement of `attest`.",
+                help=(
+                    "With A alone: also use this key to check the signature and the statement of "
+                    "`attest`."
+                ),
                 **PEM,
             ),
             certificate_chain_option,

@@ -1,4 +1,4 @@
-"""Write the errors of commands with ``--report`` to their JUnit reports."""
+"""Write errors to the JUnit reports of commands that have the option ``--report``."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -38,7 +38,7 @@ def execute_all(
     Args:
         plans: the conversions.
         overwrite: replace existing targets.
-        progress: receives the progress.
+        progress: shows the progress; default: it is not shown.
         on_commit: called after the outputs have been renamed, before any deferred signal is
             handled.
 

@@ -273,7 +273,7 @@ def complete_config(plan: Plan) -> dict[str, Any]:
 
 
 def archived_config(plan: Plan) -> dict[str, Any]:
-    """Return the stored configuration, with the configuration that Keras reads under "keras".
+    """Return the complete configuration, with Keras's own configuration under the key "keras".
 
     The dtype of the Keras model is the dtype of its weights; if the weights have several dtypes, it
     is a dtype that can represent all of their values.
@@ -324,7 +324,7 @@ class SourceHashes:
 
     Args:
         files: the open files.
-        progress: receives the progress of `md5`.
+        progress: shows the progress of `md5`; default: it is not shown.
     """
 
     def __init__(self, files: Sequence[ByteFile], progress: Progress | None = None) -> None:

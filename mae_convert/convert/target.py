@@ -113,7 +113,7 @@ def container_kind(layout: Layout, target: Path) -> str:
 
 
 def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return (layout, path) for each text: LAYOUT is written to ``target``, LAYOUT=PATH to PATH.
+    """Return (layout, path) for each text: (LAYOUT, PATH) for LAYOUT=PATH, else (text, target).
 
     Raises:
         OutputError: the number of layouts without a path is not 1, or two paths are equal.

@@ -146,7 +146,7 @@ class CandidateProcess:
     def compare(
         self, hypotheses: Sequence[Hypothesis], trace: Trace, start: str | None = None
     ) -> CandidateResult | None:
-        """Run the model with hypotheses applied and compare it with a trace.
+        """Run the model with hypotheses applied and compare the results with a trace.
 
         Args:
             hypotheses: the hypotheses, applied one after the other.

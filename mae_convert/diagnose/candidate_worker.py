@@ -44,7 +44,7 @@ def _read(requests: "queue.SimpleQueue[str]") -> None:
 
 
 def main() -> int:
-    """Serve the job file specified on the command line."""
+    """Answer requests about the model in the job file that the command line specifies."""
     spec = importlib.util.spec_from_file_location("worker", WORKER)
     assert spec is not None
     assert spec.loader is not None

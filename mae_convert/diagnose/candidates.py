@@ -235,7 +235,10 @@ Scope = tuple[str, str]  # pattern of module paths, and its description in a sen
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the last scope; its wider variants are about the other scopes."""
+    """Return a hypothesis about the modules of the last scope.
+
+    The wider variants of the hypothesis are about the modules of the other scopes.
+    """
 
     def at(scope: Scope) -> Hypothesis:
         pattern, where = scope

@@ -141,7 +141,7 @@ def _same_model(pair: Pair) -> bool:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A function that runs one side's model with hypotheses and compares it with a trace."""
+    """A function that applies hypotheses to one side's model and compares its run with a trace."""
 
     process: CandidateProcess
     trace: Trace

@@ -1,4 +1,4 @@
-"""Hypotheses about the cause of a difference: statements, and changes of a model as tests."""
+"""Hypotheses about the cause of a difference: statements, and changes of a model that test them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace

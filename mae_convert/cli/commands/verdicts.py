@@ -111,7 +111,7 @@ def trace(
 ) -> None:
     """Run a checkpoint on fixed inputs and save the results.
 
-    `compare` compares two such files, which may come from different machines.
+    `compare` compares two saved traces, which may come from different machines.
 
     Example:
 
@@ -291,9 +291,9 @@ def verify(
 ) -> int:
     """Verify that two checkpoints are the same function.
 
-    Both are run in child processes on the same images with the same noise. If they differ, the
-    output names the first difference and its cause. With A alone, which may be on the Hub, A is
-    compared with its certificate. Exit status 1 if they differ.
+    Both models are run in child processes on the same images with the same noise. If they differ,
+    the output names the first difference and its cause. Without B, the checkpoint A, which may be
+    on the Hub, is compared with its certificate. Exit status 1 if they differ.
 
     Example:
 

@@ -2,7 +2,7 @@
 
 There are two kinds of evidence, which require only the trained weights and some images:
 
-- `head_structure`: training couples the channels of one attention head and no others, which is
+- `head_structure`: training couples channels of the same attention head, but no others, which is
     measurable in the products of the query and key matrices.
 - `reconstruction`: a model reconstructs images best with the configuration of its training.
 

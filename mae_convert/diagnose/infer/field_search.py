@@ -202,7 +202,7 @@ class Search:
         target: bool,
         why_unfit: str,
     ) -> Decision:
-        """Return the decision on the number of heads `name`, which is at `index` of a pair.
+        """Return the decision on the field `name`, the number of heads at `index` in each pair.
 
         The other number of heads has its best value.
         """
@@ -267,7 +267,7 @@ def _why_unfit(losses: Losses, target: bool) -> str:
         return ""
     return (
         "no candidate reconstructs these images significantly better than their mean colour "
-        "(untrained weights, or images unlike those of training)"
+        "(untrained weights, or images unlike the training images)"
     )
 
 
