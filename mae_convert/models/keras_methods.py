@@ -133,7 +133,7 @@ class TransformersMethods:
 
         Args:
             filepath: the directory or file.
-            format: one of Keras's: "tf_saved_model", "onnx", "litert" ...
+            format: a format that Keras can export: "tf_saved_model", "onnx", "litert" ...
             verbose: print the written signatures.
             input_signature: shapes and dtypes of the inputs of a single signature to write instead.
             options: further arguments of Keras.
@@ -170,7 +170,7 @@ class TransformersMethods:
         signatures: Any = None,
         **options: Any,
     ) -> None:
-        """Write a model directory and, if requested, a SavedModel in its ``saved_model/1``.
+        """Write a model directory and, if requested, a SavedModel in its folder ``saved_model/1``.
 
         Args:
             save_directory: the directory.

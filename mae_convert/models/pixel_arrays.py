@@ -16,7 +16,7 @@ CHANNELS = (1, 3, 4)  # possible numbers of channels of an image
 
 
 def axes_named(name: Any, argument: str) -> str | None:
-    """Return "first" or "last" for an argument that specifies the axis of channels; None for None.
+    """Return "first" or "last" for an argument that specifies the axis of channels, or None.
 
     Raises:
         ImageError: the argument is neither "channels_first" nor "channels_last".
@@ -169,6 +169,6 @@ def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise ImageError(
             f"images with {prepare.channels} channels cannot be resized",
-            hint="pass them in the model's image size",
+            hint="resize the images to the model's image size first",
         )
     return prepare.normalised(pixels)

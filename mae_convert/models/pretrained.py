@@ -304,7 +304,7 @@ class PretrainedModel:
         del state_dict
         raise ConfigurationError(
             "a Keras model has no state_dict",
-            hint="set its weights, and save it without the argument",
+            hint="set the weights of the model, and leave state_dict out",
         )
 
     def _metadata(self) -> ModelMetadata:

@@ -82,7 +82,7 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return a model with the weights of a checkpoint: see `PretrainedModel.from_pretrained`.
 
         A subclass may have layers that the checkpoint does not have; they keep the initialization
-        of the subclass, with a warning.
+        of the subclass, and a warning is issued.
         """
         kind = next(base for base in cls.__mro__ if base.__module__ == __name__)
         load = PretrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
@@ -261,7 +261,7 @@ class TorchModel(PretrainedModel, nn.Module):
         size. Incomplete patches at the right and bottom edges are cropped.
 
         Raises:
-            ValueError: see `usable_size`; or there are no images.
+            ValueError: see `usable_size`; or `pixel_values` is None.
         """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")

@@ -44,9 +44,10 @@ def with_original_names(
 def _rules_that_fit(
     state: Mapping[str, Any], config: ViTMAEConfig, task: str
 ) -> tuple[Rule, ...] | None:
-    """Return the rules of a naming variant of transformers if a state dict has all its names.
+    """Return the rules of the naming variant of transformers that a state dict uses, or None.
 
-    The rules map the names to canonical names. The result is None if no naming variant matches.
+    The rules map the names to canonical names. A state dict uses a naming variant if it has all
+    names of the variant.
     """
     names = schema(config, task)
     for table in layout_named("transformers").tables:

@@ -33,7 +33,7 @@ class Artifact:
     """The opened checkpoint in `target`."""
 
     certificate: Certificate | None
-    """The certificate of its verification against the source; None if it is not verified."""
+    """The certificate of the verification against the source; None without a verification."""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -42,7 +42,7 @@ class Artifact:
 
     @property
     def weights(self) -> list[Path]:
-        """The weight files, an index first."""
+        """The weight files; if there is an index, it comes first."""
         return list(self.checkpoint.container.files)
 
     @property

@@ -180,7 +180,7 @@ def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
 
 
 def _repository(name: object, revision: str) -> str:
-    """Return a Hub repository and revision as Markdown; a link if the repository name is valid."""
+    """Return a Hub repository and revision as Markdown, with a link if the name is valid."""
     shown = for_markdown(name)
     if is_repository(name):
         address = f"https://huggingface.co/{name}/tree/{quote(revision, safe='/')}"

@@ -48,7 +48,7 @@ class PublishRequest:
     """The licence as specified: ``license``, ``license_name``, ``license_link``."""
 
     base_model: str | None = None
-    """The repository that the model derives from, if specified."""
+    """The repository from which the model is derived, if specified."""
 
     signer: Signer | None = None
     """The signer of the directory; None if it is not signed."""

@@ -31,7 +31,7 @@ class Target:
     """The branch that gets the commit; or refs/pr/N, an existing pull request."""
 
     pull_request: bool = False
-    """Whether to propose the change in a pull request instead."""
+    """Whether to propose the change in a new pull request instead of changing the branch."""
 
     private: bool = False
     """Whether a new repository is created as private."""

@@ -92,7 +92,7 @@ class Cell:
     on one line."""
 
     value: str | None = None
-    """The value by which rows are sorted; default: the text."""
+    """The value by which rows are sorted; default: the text of the cell."""
 
     title: str = ""
     """The text of the tooltip, or ""."""

@@ -86,7 +86,8 @@ class Suite:
 def verdict_junit(verification: "Verification") -> str:
     """Return a verdict as JUnit XML.
 
-    There is a failed test case for each cause, and a passed one for each group of passed checks.
+    There is a failed test case for each cause, and a passed test case for each group of passed
+    checks.
     """
     verdict = verification.verdict
     names = [_short(w["checkpoint"]["name"]) for w in _sides(verdict)]

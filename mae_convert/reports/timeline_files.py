@@ -192,7 +192,10 @@ WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
 
 
 def plot(timeline: Timeline) -> str:
-    """Return an SVG of the loss by epoch: mean, each image, and the epoch of 99 % improvement."""
+    """Return an SVG of the loss by epoch: the mean over all images, and the loss of each image.
+
+    The first epoch with 99 % of the improvement is marked.
+    """
     points = [p for p in timeline.points if p.loss is not None]
     first, last = points[0].epoch, points[-1].epoch
     levels = _ticks(0, max(max(p.losses) for p in points), beyond=True)

@@ -58,7 +58,7 @@ def names_code(text: str) -> bool:
 
 
 def with_absolute_path(text: str, folder: Path) -> str:
-    """Return one of `FORMS` with its relative path resolved against a folder."""
+    """Return a text in one of `FORMS` with its relative path resolved against `folder`."""
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
         target, equals, python = rest.partition("=")

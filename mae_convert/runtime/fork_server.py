@@ -36,7 +36,7 @@ class ForkServer:
 
     Args:
         requests: the socket to the server.
-        environment: the environment variables with which it was started.
+        environment: the environment variables with which the server was started.
     """
 
     def __init__(self, requests: socket.socket, environment: Mapping[str, str]) -> None:
@@ -165,7 +165,7 @@ class ForkedProcess:
         """Wait for the process to end and return its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs.
+            subprocess.TimeoutExpired: the process still runs.
         """
         if self.returncode is None:
             self._require_input(self._answers, timeout)
@@ -175,10 +175,10 @@ class ForkedProcess:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
-        """Read standard error to its end, wait for the process, and return the text.
+        """Read standard error to its end, wait for the process, and return (None, the text).
 
         Raises:
-            subprocess.TimeoutExpired: it still runs.
+            subprocess.TimeoutExpired: the process still runs.
         """
         end = None if timeout is None else time.monotonic() + timeout
         read = bytearray()

@@ -14,7 +14,7 @@ NO_CONVENTION = "no convention for this number of channels"
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """The preprocessing of images for a model, and the names of its classes."""
+    """The preprocessing of images for a model, the names of its classes, and its origin."""
 
     image_mean: tuple[float, ...]
     """The mean of each channel, which is subtracted from the image."""

@@ -1,8 +1,8 @@
-"""Run transformers' TensorFlow classes on ``tf_model.h5``; version 4.57 is the last that has them.
+"""Run transformers' TensorFlow classes, which exist until version 4.57, on ``tf_model.h5``.
 
-The only intermediate activations that they return are hidden states. Their loss with normalised
-pixels uses the biased variance, which is an error that mae-convert does not reproduce: that loss is
-not compared.
+The only intermediate activations that the classes return are hidden states. Their loss with
+normalised pixels uses the biased variance, which is an error that mae-convert does not reproduce:
+this loss is not compared.
 """
 
 import os
