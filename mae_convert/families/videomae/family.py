@@ -1,4 +1,4 @@
-"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; Wang et al. 2023, arXiv:2303.16727) as a family."""
+"""The model family VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: arXiv:2303.16727)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -88,7 +88,7 @@ class VideoMAE(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
+        """Return the name and shape of every canonical tensor, given the result of `geometry`."""
         return canonical.expected(geometry, task, names)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
@@ -143,9 +143,10 @@ class VideoMAE(Family):
         model = configuration.model
         if (model.hidden_size, model.num_attention_heads) == (384, 16):
             yield (
-                "16 attention heads is the value of small models that transformers' conversion"
-                " script wrote; the authors' small model has 6, so the two are not the same"
-                f" function{'' if layout == 'transformers' else ': use 6 for the authors files'}"
+                "the model has 16 attention heads, as in the small models that transformers'"
+                " conversion script wrote; the authors' small model has 6 attention heads and"
+                " therefore computes a different function"
+                f"{'' if layout == 'transformers' else ': specify 6 for files of the authors'}"
             )
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -153,9 +154,9 @@ class VideoMAE(Family):
         biases = [s for n, s in statistics.items() if n.endswith((".q.bias", ".v.bias"))]
         if biases and all(s["min"] == s["max"] == 0 for s in biases):
             yield (
-                "the biases of queries and values are zero in every block: transformers 5.0 and"
-                " later, until its pull request 48675, loaded these biases as zeros, so files that"
-                " it saved have lost them; use the file from which such a model was loaded"
+                "the biases of queries and values are zero in every block: transformers from"
+                " version 5.0 until its pull request 48675 loaded these biases as zeros and saved"
+                " the zeros; if it saved this file, use the file from which it loaded the model"
             )
 
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
@@ -172,8 +173,8 @@ class VideoMAE(Family):
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
         """Return the mean and standard deviation that convert a prediction to normalized pixels.
 
-        The prediction consists of pixels from 0 to 1 or, with ``norm_pix_loss``, of pixels
-        normalized for each channel of a patch.
+        The model predicts pixels from 0 to 1 or, with ``norm_pix_loss``, pixels that are
+        normalized separately for each channel of a patch.
         """
         center, scale = (of_channels(v, config) for v in (config.pixel_mean, config.pixel_std))
         if not config.norm_pix_loss:
@@ -189,7 +190,7 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the decoder's norm receives only removed patches; their number varies."""
+        """Return None: the number of tokens varies, because only removed patches reach the norm."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:
@@ -203,8 +204,8 @@ class VideoMAE(Family):
         return (
             "removed patches are predicted normalized per channel: to display a patch, multiply"
             " each channel by its standard deviation in the original patch, sqrt(unbiased variance)"
-            " + 1e-6, and add its mean, neither of which the model predicts; the results are pixels"
-            " from 0 to 1"
+            " + 1e-6, and add its mean in the original patch (the model predicts neither of them);"
+            " the results are pixels from 0 to 1"
         )
 
 

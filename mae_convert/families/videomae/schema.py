@@ -64,7 +64,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
     Positions are not stored, so image size and number of frames do not follow from shapes.
-    ``layer_scale`` is whether the model has a layer scale; its initial value is unknown.
+    The field ``layer_scale`` is True if the model has a layer scale; its initial value is unknown.
 
     Raises:
         LayoutError: a tensor that determines a size is missing or has a wrong number of axes.

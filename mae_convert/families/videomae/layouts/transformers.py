@@ -1,7 +1,8 @@
 """Hugging Face transformers: VideoMAEModel, VideoMAEForPreTraining, VideoMAEForVideoClassification.
 
-Files of all versions have the same names, which are written. The ``state_dict()`` of version 5 has
-other names of query and value biases, which are read too.
+Files saved by any version have the same tensor names, and these names are written. The
+``state_dict()`` of version 5 has different names for the query and value biases; these names are
+read too.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the mapping tables of pre-training model, encoder and classifier for one variant."""
+    """Return the tables for pre-training models, encoders and classifiers of a naming variant."""
     encoder = _encoder("videomae.", block)
     decoder = (
         Row("decoder.embed.weight", "encoder_to_decoder.weight"),
@@ -133,25 +134,26 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
     if config.layer_scale_init_value:
         return (
             "transformers' VideoMAE has no layer scale (gamma_1, gamma_2); convert the model to"
-            " original or keras"
+            " the layout original or keras"
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
-            "transformers has one layer norm epsilon for encoder and decoder, and this model has "
-            f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to original or keras"
+            "transformers has one layer norm epsilon for encoder and decoder, but this model has "
+            f"{config.layer_norm_eps} and {config.decoder_eps}; convert the model to the layout"
+            " original or keras"
         )
     height, width = config.image_hw
     if height != width or config.patch_hw[0] != config.patch_hw[1]:
         return (
             f"transformers' VideoMAE supports only square images, but this model takes"
             f" {height}x{width};"
-            " convert it to original or keras"
+            " convert the model to the layout original or keras"
         )
     return None
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return the norms whose epsilon in transformers' classes differs from that of the model."""
+    """Describe the final norm if its epsilon in transformers' classes is not that of the model."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
