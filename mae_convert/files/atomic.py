@@ -46,10 +46,10 @@ class Destination:
     """The target of an output, and whether an existing target may be replaced."""
 
     target: Path
-    """Its path."""
+    """The path of the output."""
 
     is_directory: bool = False
-    """Whether it is a directory."""
+    """Whether the output is a directory."""
 
     overwrite: bool = False
     """Whether an existing target may be replaced."""
@@ -61,8 +61,8 @@ class Destination:
         """Refuse a target that may not be replaced, before any work is done.
 
         Raises:
-            OutputError: the target exists and may not be replaced, is of another type, or was not
-                written by mae-convert.
+            OutputError: the parent directory does not exist; or the target exists and may not be
+                replaced, or is a file instead of a directory or a directory instead of a file.
         """
         target = self.target
         refuse_nul(target)

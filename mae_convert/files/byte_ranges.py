@@ -1,4 +1,4 @@
-"""Open files: reads of byte ranges that are checked, hashes, and detection of changes.
+"""Open files as bytes: checked reads of byte ranges, hashes, and detection of changes.
 
 Only regular files are opened: reading a named pipe, a terminal or another device could wait
 forever, and the system's errors for directories and sockets are unclear.
@@ -204,7 +204,7 @@ class ByteFile:
         return CheckpointError(
             self.path,
             " was changed while it was being read",
-            hint="wait until it is complete and run again",
+            hint="wait until the file is complete, and run the command again",
         )
 
 
@@ -238,7 +238,7 @@ class FileArray(SequentialArray):
     offset: int
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements, read from the file; the array must not be modified."""
+        """Return the elements from `start` to `stop` (exclusive), in a read-only array."""
         array = np.empty(stop - start, self.dtype)
         if array.size:
             data = array.view(np.uint8).data
@@ -247,13 +247,13 @@ class FileArray(SequentialArray):
         return array
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Read the elements from `start` on into a flat contiguous array of the dtype."""
+        """Read elements, the first at index `start`, into a flat contiguous array of this dtype."""
         if memory.size:
             offset = self.offset + start * self.dtype.itemsize
             self.file.read_into(memory.view(np.uint8).data, offset)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position of the element `start` in the file."""
+        """Return the position in the file of the element at index `start`."""
         del stop
         return self.file.position(self.offset + start * self.dtype.itemsize)
 
@@ -278,10 +278,10 @@ class Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position, which cannot be negative."""
+        """Set the position and return it; raise OSError if it would be negative."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}
         if base[whence] + offset < 0:
-            raise OSError("a position before the beginning")
+            raise OSError("a position before the beginning of the file")
         self._position = base[whence] + offset
         return self._position
 
@@ -294,7 +294,7 @@ class Window(io.RawIOBase):
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with the following bytes."""
+        """Read the next bytes into a buffer; return their number."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

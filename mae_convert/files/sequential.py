@@ -25,7 +25,7 @@ class FilePosition(NamedTuple):
     """The whole file."""
 
     offset: int
-    """The number of bytes in the file before these bytes."""
+    """The offset of the first byte in the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +49,15 @@ class SequentialArray(ABC):
         """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write the elements from `start` on into a flat contiguous array of the dtype."""
+        """Copy elements, the first at index `start`, into a flat contiguous array of this dtype."""
         memory[:] = self.elements(start, start + len(memory))
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in a file of the elements from `start` to `stop` (exclusive).
+        """Return where the elements from `start` to `stop` (exclusive) are stored in a file.
 
         Returns:
-            The position of the first element; None if the elements are not stored contiguously, in
-            this order and with these values, in one file.
+            The position of the element at index `start`; None if the elements are not stored
+            contiguously, in this order and with these values, in one file.
         """
         del start, stop
         return None
@@ -75,11 +75,11 @@ class ArrayRange(SequentialArray):
         return self.of.elements(self.first + start, self.first + stop)
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write the elements of this range, from `start` on, into a flat contiguous array."""
+        """Copy elements of this range, the first at index `start`, into a flat contiguous array."""
         self.of.fill(memory, self.first + start)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in a file of the elements from `start` to `stop` of this range."""
+        """Return where the elements of this range from `start` to `stop` are stored, or None."""
         return self.of.stored_at(self.first + start, self.first + stop)
 
 
@@ -90,21 +90,21 @@ class Joined(SequentialArray):
     parts: Sequence[SequentialArray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of the joined array, read from the parts that contain them."""
+        """Return the elements from `start` to `stop` (exclusive) of the concatenated array."""
         pieces = [part.elements(low, high) for part, low, high in self._ranges(start, stop)]
         if not pieces:
             return np.empty(0, self.dtype)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write the elements into memory part by part."""
+        """Copy elements, the first at index `start`, into a flat contiguous array, part by part."""
         filled = 0
         for part, low, high in self._ranges(start, start + len(memory)):
             part.fill(memory[filled : filled + high - low], low)
             filled += high - low
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[SequentialArray, int, int]]:
-        """Yield each part with elements from `start` to `stop`, and their range in the part."""
+        """Yield each part that overlaps the range, and the indices of the overlap in the part."""
         first = 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.size)
@@ -113,7 +113,7 @@ class Joined(SequentialArray):
             first += part.size
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position of the element `start`; None if the elements are not contiguous."""
+        """Return where the elements from `start` to `stop` (exclusive) are stored, or None."""
         begins: FilePosition | None = None
         expected: FilePosition | None = None
         for part, low, high in self._ranges(start, stop):
@@ -129,27 +129,30 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """The array `of` with `function` applied to each element; `dtype` is that of the results."""
+    """The results of `function` for the elements of the array `of`; their dtype is `dtype`."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """Return the mapped elements."""
+        """Return the results of `function` for the elements from `start` to `stop` (exclusive)."""
         return self.function(self.of.elements(start, stop))
 
 
 @dataclass(frozen=True, eq=False)
 class Checked(Mapped):
-    """The array `of`; `function` checks its elements when they are read, and returns them."""
+    """The array `of`, whose elements are checked when they are read.
+
+    `function` returns the elements that it receives, or raises an error if one is invalid.
+    """
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Write the elements from `start` on into a flat contiguous array, and check them."""
+        """Copy elements, the first at index `start`, into a flat contiguous array; check them."""
         self.of.fill(memory, start)
         self.function(memory)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in a file of the elements from `start` to `stop` (exclusive)."""
+        """Return where the elements from `start` to `stop` (exclusive) are stored, or None."""
         return self.of.stored_at(start, stop)
 
 

@@ -1,4 +1,4 @@
-"""Hidden temporary directories, beside a target or where the system has temporary files.
+"""Hidden temporary directories, beside a target or in the system's temporary directory.
 
 The name is random and the directory is accessible to the user only, so no other user can predict
 the name or place files in the directory. The process that uses a directory holds a lock on it: a
@@ -108,7 +108,7 @@ def _lock(folder: Path, *, or_none: bool = False) -> int | None:
     """Return a descriptor that holds the lock on a directory; None if another process holds it.
 
     On a file system without locks, the returned descriptor holds no lock; with `or_none`, None is
-    returned instead, so that unused directories are not removed.
+    returned instead, so that a directory that may be in use is not removed.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

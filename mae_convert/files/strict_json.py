@@ -40,9 +40,9 @@ def parse_json(data: bytes | str) -> Any:
             parse_float=_finite,
         )
     except RecursionError:
-        raise JsonError(f"it is nested more than {DEEPEST} deep") from None
+        raise JsonError(f"it is nested more than {DEEPEST} levels deep") from None
     except UnicodeDecodeError as error:
-        raise JsonError(f"it is not UTF-8 text, at byte {error.start}") from None
+        raise JsonError(f"it is not UTF-8 text: byte {error.start} is invalid") from None
     except JsonError:
         raise
     except ValueError as error:
@@ -68,7 +68,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > len(str(-LARGEST)) or abs(number := int(digits)) >= LARGEST:
-        raise JsonError(f"it contains an integer with {len(digits)} digits")
+        raise JsonError(f"it contains an integer with {len(digits)} digits, which is too large")
     if digits == "-0":
         raise JsonError("it contains the number -0, which some parsers read as a float")
     return number
@@ -87,7 +87,7 @@ def _check_depth(value: Any) -> None:
         level = [item for parent in level for item in _children(parent)]
         if not level:
             return
-    raise JsonError(f"it is nested more than {DEEPEST} deep")
+    raise JsonError(f"it is nested more than {DEEPEST} levels deep")
 
 
 def _children(value: Any) -> Iterable[Any]:

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 MOST_WORKERS = 4
-"""Each thread may need memory for one whole array and a block of it."""
+"""Maximum number of threads, each of which may need memory for a whole array and a block of it."""
 
 REUSED_BYTES = 30 << 20
-"""Less than 32 MB, up to which glibc raises its mmap threshold to the size of a freed block."""
+"""Size of the block that `reuse_freed_memory` frees; glibc limits the threshold to 32 MiB."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Progress:
     """Receives the progress of a long operation; this base class ignores it."""
 
     def begin(self, total: int) -> None:
-        """Begin an operation on `total` bytes, which ends the previous operation."""
+        """Report that an operation on `total` bytes begins, and that the previous one has ended."""
 
     def advance(self, count: int) -> None:
         """Report that `count` more bytes were processed; may be called from any thread."""
