@@ -42,7 +42,7 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Record:
-    """One file in the archive: the offset of its bytes, their number, and the unpacked size."""
+    """A file in the archive: the offset of its data, and its packed and unpacked sizes in bytes."""
 
     offset: int
     packed: int
@@ -52,13 +52,13 @@ class Record:
 
 
 class Archive:
-    """A zip archive opened for reading: a file, or a part of one.
+    """A zip archive opened for reading, which is a file or a part of a file.
 
     Raises:
         CheckpointError: the central directory is missing or does not fit the file, or records
-            overlap, are encrypted, or have paths outside the archive. Archives that zip readers
-            interpret differently are refused too: names that differ only in case, bytes before or
-            after the archive, two positions of the central directory.
+            overlap, are encrypted, or have paths outside the archive. Archives that two zip readers
+            could interpret differently are refused too: those in which names differ only in case,
+            there are bytes before or after the archive, or the end records are inconsistent.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -94,10 +94,10 @@ class Archive:
                 hint="no program writes such a file: obtain the file again from its source",
             )
         if method not in DEFLATED_OR_STORED:
-            raise ValueError(f"record {shown(entry.filename)} has an unsupported type")
+            raise ValueError(f"record {shown(entry.filename)} has an unsupported compression")
         stored = method == zipfile.ZIP_STORED
         if stored and entry.compress_size != entry.file_size:
-            raise ValueError(f"record {shown(entry.filename)} has two sizes")
+            raise ValueError(f"record {shown(entry.filename)} has two different sizes")
         offset = begins + LOCAL_HEADER.size + name_length + extra_length
         if offset + entry.compress_size > self.file.size:
             raise ValueError(f"record {shown(entry.filename)} lies outside the file")
@@ -175,7 +175,7 @@ def _is_inside(name: str) -> bool:
 
 
 def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
-    """Require that the first record is at the beginning of the file, and that none overlap."""
+    """Require that the first record is at the beginning of the file, and no records overlap."""
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:

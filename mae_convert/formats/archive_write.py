@@ -16,7 +16,7 @@ POLYNOMIAL = 0xEDB88320
 ONE, X = 1 << 31, 1 << 30
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
-"""Value of a 32-bit field for a number that is in an extra field (ZIP64)."""
+"""Value of a 32-bit field whose actual value is in an extra field (ZIP64)."""
 
 MANY_RECORDS = (1 << 16) - 1
 VERSION, VERSION_64 = 20, 45
@@ -34,16 +34,16 @@ END = struct.Struct("<4s4H2IH")  # 4.3.16
 
 @dataclass(frozen=True)
 class Record:
-    """A record: bytes, optionally followed by the bytes of a tensor."""
+    """A record of an archive: bytes, optionally followed by the bytes of a tensor."""
 
     name: str
-    """Its name in the archive."""
+    """The name of the record in the archive."""
 
     head: bytes
-    """The bytes."""
+    """The bytes before those of the tensor."""
 
     tensor_bytes: int | None = None
-    """The number of bytes of the tensor, or None without a tensor."""
+    """The number of bytes of the tensor, or None if the record contains no tensor."""
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _PlacedRecord:
-    """A record, the offset of its header, and the padding field that aligns its bytes to 64."""
+    """A record, the offset of its header, and the extra field that aligns its data to 64 bytes."""
 
     record: Record
     begins: int
@@ -141,7 +141,7 @@ def _end(directory: int, entries: Sequence[bytes]) -> bytes:
 
 
 def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
-    """Return the CRC-32 of concatenated parts from pairs (CRC-32 of a part, its length)."""
+    """Return the CRC-32 of concatenated parts, given the CRC-32 and the length of each part."""
     whole = 0
     for checksum, count in parts:
         whole = _times(_power_of_x(8 * count), whole) ^ checksum

@@ -1,9 +1,9 @@
-"""Names in pickles that malicious files use to run code, and that no configuration needs.
+"""Names that pickles in malicious files use to run code, and that no configuration needs.
 
-A file that contains one is refused as a whole. Reading files with this package is safe without this
-table, because nothing in a file is imported or called: the table identifies files that should not
-be trusted at all. Other unsupported names are ignored if no weight needs them. The names are those
-of the scanners picklescan, fickling and modelscan.
+A file that contains such a name is refused. Reading files with this package is safe without this
+list, because nothing in a file is imported or called: the list identifies files that should not be
+trusted at all. Other unsupported names are ignored if no weight needs them. The names are those
+that the scanners picklescan, fickling and modelscan list.
 """
 
 _NAMES = """
@@ -45,7 +45,7 @@ torch.utils.hipify torch.utils.model_zoo
 """
 
 RUNS_CODE = frozenset(_NAMES.split())
-"""Modules and functions, by their dotted names."""
+"""Dotted names of modules, types and functions that can be used to run code."""
 
 
 _ATTRIBUTES = """
@@ -53,14 +53,14 @@ builtins ctypes importlib marshal nt os pickle posix pty runpy shutil socket sub
 """
 
 MODULES = frozenset(_ATTRIBUTES.split())
-"""Modules that can be reached as attributes of harmless modules that import them."""
+"""Modules with which code can be run, and which are also attributes of modules that import them."""
 
 
 def runs_code(module: str, name: str) -> bool:
     """Return whether the name of a type or function in a pickle can be used to run code.
 
-    This is the case if the name is in `RUNS_CODE` or inside a module of that table, or if its
-    dotted path contains one of `MODULES` or an attribute such as `__globals__`.
+    This is the case if the dotted name is in `RUNS_CODE` or inside a module in `RUNS_CODE`, or if
+    `name` contains one of `MODULES` or an attribute such as `__globals__`.
     """
     parts = f"{module}.{name}".replace("__builtin__.", "builtins.").split(".")
     if any(".".join(parts[:count]) in RUNS_CODE for count in range(1, len(parts) + 1)):

@@ -56,7 +56,7 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
 
 
 def read_file(path: Path, state_key: str | None = None) -> Contents:
-    """Read a file that contains the tensors itself, not an index of other files.
+    """Read a file that contains tensors; an index of sharded weights is not accepted.
 
     Args:
         path: the file.
@@ -113,7 +113,7 @@ class Container:
     "dcp" (PyTorch's distributed checkpoints)."""
 
     weights_file: Path
-    """The file that contains the tensors, or the index of the files that do."""
+    """The file that contains the tensors, or the index of the files that contain them."""
 
     opened: tuple[ByteFile, ...]
     """All files that are needed to read the tensors, open for reading."""

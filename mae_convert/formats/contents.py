@@ -17,7 +17,7 @@ from mae_convert.formats.tensor import LazyTensor
 from mae_convert.text import shown
 
 KERAS = "keras"
-"""Key, in a configuration, of the contents of Keras's own `config.json`."""
+"""The key in a configuration under which the content of Keras's own `config.json` is stored."""
 
 LARGEST_JSON = 1 << 22
 LARGEST_COUNT = 1 << 13
@@ -28,7 +28,7 @@ UNASKED_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of one file and its plain data."""
+    """The tensors and the plain data of one file."""
 
     kind: str
     """The format, as in `mae_convert.formats.container.Container`."""

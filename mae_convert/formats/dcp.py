@@ -1,11 +1,11 @@
 """PyTorch distributed checkpoints (DCP): a directory with `.metadata` and `__*_*.distcp` files.
 
-`torch.distributed.checkpoint.save` writes them, and so do trainers that use it, above all with
-FSDP. A tensor may be stored in chunks, each of which is a small `torch.save` file embedded in a
-large file.
+They are written by `torch.distributed.checkpoint.save`, which trainers call above all with FSDP. A
+tensor may be stored in chunks, each of which is a small `torch.save` file embedded in a large file.
 
-`.metadata` is a pickle of `torch.distributed.checkpoint.metadata.Metadata` with the chunks of each
-tensor. Nested dicts were flattened to dotted names, and its `planner_data` has the path of each.
+`.metadata` is a pickle of `torch.distributed.checkpoint.metadata.Metadata`, which lists the chunks
+of each tensor. Nested dicts are stored flattened to dotted names; the attribute `planner_data`
+contains the keys that lead to each entry.
 """
 
 import functools
@@ -111,7 +111,7 @@ class Pickled:
 
 
 def read_metadata(file: ByteFile) -> dict[str, Any]:
-    """Return the entries of a checkpoint, nested as saved: `ShardedTensor` and `Pickled`.
+    """Return the `ShardedTensor` and `Pickled` entries of a checkpoint, in nested dicts as saved.
 
     Raises:
         CheckpointError: the file is damaged, would run code, or describes unsupported objects.
@@ -127,7 +127,7 @@ def _no_storage(_: object) -> object:
 
 
 def _fields(value: Any, kind: str) -> dict[str, Any]:
-    """Return the attributes of a record, which must be of the specified kind."""
+    """Return the attributes of an unpickled object, which must be a `Record` of this kind."""
     if type(value) is not Record or value.kind != kind or not isinstance(value.state, dict):
         raise TypeError(f"not a {kind}")
     return value.state
@@ -195,7 +195,7 @@ def _nested(entries: Mapping[str, object], paths: Any) -> dict[str, Any]:
         for parent in parents:
             mapping = mapping.setdefault(parent, {})
             if not isinstance(mapping, dict):
-                raise ValueError(f"{name} is nested below a value")
+                raise ValueError(f"{name} is nested in a value that is not a dict")
         if mapping.setdefault(last, item) is not item:
             raise ValueError(f"two entries at {name}")
     return whole

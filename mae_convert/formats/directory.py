@@ -101,18 +101,18 @@ def _find_in(directory: Path) -> Path:
             directory,
             " is an Orbax (JAX) checkpoint, which is not supported",
             hint=(
-                "restore it in the program that wrote it, and write its arrays with the names of a "
-                "supported layout with numpy.savez"
+                "restore it in the program that wrote it, and save its arrays with numpy.savez "
+                "under the tensor names of a supported layout"
             ),
         )
     names_of_weights = ", ".join((*WEIGHTS_NAMES, *(f"*{suffix}" for suffix in DIRECTORY_SUFFIXES)))
     raise CheckpointError(
-        directory, f" contains no weights; looked for {names_of_weights}", hint="name the file"
+        directory, f" contains no weights; looked for {names_of_weights}", hint="specify the file"
     )
 
 
 def _is_certificate(name: str) -> bool:
-    """Return whether a name is that of a certificate's file, which contains no weights."""
+    """Return whether a file name is the name of a certificate, which contains no weights."""
     return name in CERTIFICATE_NAMES or name.endswith(tuple(f".{n}" for n in CERTIFICATE_NAMES))
 
 
@@ -122,7 +122,7 @@ def _is_conventional(path: Path) -> bool:
 
 
 def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
-    """Return DeepSpeed's file with the model's weights, if it contains all of them.
+    """Return the file of weights in a DeepSpeed directory, which must contain the whole model.
 
     Raises:
         CheckpointError: the weights are distributed over the files of several processes.
@@ -142,8 +142,8 @@ def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
             f" contains a model that DeepSpeed has split among {len(beside)} processes "
             f"({beside[0].name} to {beside[-1].name})",
             hint=(
-                "load it with DeepSpeed in as many processes, gather its tensors, and save them "
-                "with torch.save({'module': tensors}, ...)"
+                "load it with DeepSpeed in the same number of processes, gather its tensors, and "
+                "save them with torch.save({'module': tensors}, ...)"
             ),
         )
     return parts[0]

@@ -18,13 +18,14 @@ DTYPES: Mapping[str, np.dtype] = {
 
 
 INFINITY_BITS: Mapping[np.dtype, int] = {np.dtype(np.float16): 0x7C00, BFLOAT16: 0x7F80}
-"""The bits of infinity as an unsigned integer: larger ones, without the sign, are NaN."""
+"""The bits of infinity as an unsigned integer; larger integers, without the sign bit, are NaN."""
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Return whether no value is NaN or infinite.
+    """Return whether all values are finite, that is, neither NaN nor infinite.
 
-    For 16-bit floats, the bits are compared, which takes a tenth of the time of `np.isfinite`.
+    The bits of 16-bit floats are compared with those of infinity, which takes a tenth of the time
+    of `np.isfinite`.
     """
     infinity = INFINITY_BITS.get(array.dtype)
     if infinity is None:
@@ -35,7 +36,7 @@ def all_finite(array: np.ndarray) -> bool:
 def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return an array in another dtype, each value rounded once: to nearest, ties to even.
 
-    Values that are too large become infinite; whoever writes the array must check for them.
+    Values that are too large become infinite; the caller must check for infinite values.
     """
     with np.errstate(over="ignore"):
         if array.dtype == np.float64 and dtype == BFLOAT16:
@@ -48,7 +49,7 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
     """Return float64 values as float32 such that a second rounding gives the correct result.
 
     Values that float32 cannot represent become the neighbour whose last bit is one, which is never
-    a tie in a format with at least two bits less (Boldo and Melquiond 2008,
+    a tie in a format with at least two fewer bits (Boldo and Melquiond 2008,
     doi:10.1109/TC.2007.70819).
     """
     near = array.astype(np.float32)

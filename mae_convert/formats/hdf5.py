@@ -27,12 +27,13 @@ READABLE = frozenset(TORCH_DTYPES.values())
 def read_hdf5(file: ByteFile) -> Contents:
     """Read the weights of an HDF5 file, which may be in an archive; links are not followed.
 
-    A file whose root has `layer_names` is in the legacy format, which contains the order of the
-    tensors. Otherwise each dataset is a tensor. Names are the paths of the datasets.
+    A file whose root group has the attribute `layer_names` is in the legacy format, in which
+    attributes list the tensors in order. In other files, each dataset is a tensor. The names of the
+    tensors are the paths of the datasets.
 
     Raises:
-        CheckpointError: the file is damaged or is a complete Keras model, or a tensor is in another
-            file or not numeric.
+        CheckpointError: the file is damaged or contains a complete Keras model, or a tensor is
+            stored in another file or is not numeric.
     """
     with reading(file.path, *DAMAGE):
         tree = read_tree(file)
@@ -59,7 +60,7 @@ def read_hdf5(file: ByteFile) -> Contents:
             conversion=settings["conversion"],
             ignored=dict.fromkeys(
                 (name for name in tree.datasets if name not in listed),
-                "a dataset that no weight_names lists",
+                "a dataset that is not listed in any attribute weight_names",
             ),
         )
 
@@ -120,5 +121,5 @@ def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return an array, which may have been read as bytes, as numbers in native byte order."""
+    """Return an array of dtype `stored`, or of its bytes, as numbers in native byte order."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

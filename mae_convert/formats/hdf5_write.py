@@ -62,18 +62,18 @@ class _Written(io.RawIOBase):
         self._position = self._size = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position."""
+        """Set the position and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = base[whence] + offset
         return self._position
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size."""
+        """Set the size, by default to the position, and return it."""
         self._size = self._position if size is None else size
         return self._size
 
     def write(self, data: Any) -> int:
-        """Store bytes at the position."""
+        """Store bytes at the position and return their number."""
         written = bytes(data)
         self.pieces.append((self._position, written))
         for at, byte_range in self._pages_of(len(written)):
@@ -84,7 +84,7 @@ class _Written(io.RawIOBase):
         return len(written)
 
     def readinto(self, buffer: Any) -> int:
-        """Copy the next bytes into a buffer, zeros where none were written; return their number."""
+        """Copy the next bytes into a buffer; bytes that were never written are zero."""
         for at, byte_range in self._pages_of(len(buffer)):
             page, inside = byte_range
             buffer[at : at + inside.stop - inside.start] = page[inside]
@@ -95,8 +95,8 @@ class _Written(io.RawIOBase):
         """Yield the pages that contain the next `count` bytes.
 
         Yields:
-            The number of these bytes before the page; the page, and the slice of it that contains
-            the bytes.
+            How many of the `count` bytes are in earlier pages, and a pair of the page and the slice
+            of the page that contains the following bytes.
         """
         at = 0
         while at < count:

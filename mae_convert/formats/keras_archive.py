@@ -36,12 +36,12 @@ PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 def read_keras_archive(archive: Archive) -> Contents:
     """Read a `.keras` file of one of this project's models, or of KerasHub's.
 
-    The configuration in the result is that which mae-convert stores with the weights, if there is
-    one; its item "keras" is the content of Keras's `config.json`.
+    The result's `config` contains the fields that mae-convert stores with the weights, if there are
+    any, and an item "keras", the content of Keras's `config.json`.
 
     Raises:
         CheckpointError: a member is missing, too large, or not as Keras writes it; or the model is
-            of another project.
+            neither one of this project's nor one of KerasHub's.
     """
     _check_members(archive)
     config = _read_config(archive)
@@ -94,8 +94,8 @@ def _read_config(archive: Archive) -> dict[str, Any]:
             raise whole_model(archive.path, json.dumps(config), None)
         raise CheckpointError(
             archive.path,
-            f" contains a Keras model of class {shown(of)}, but only .keras files of "
-            "reference_models and KerasHub can be read",
+            f" contains a Keras model of class {shown(of)}, but only .keras files with models of "
+            "reference_models or KerasHub can be read",
             hint="write its weights with model.save_weights('model.weights.h5')",
         )
     return config

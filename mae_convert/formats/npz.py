@@ -25,7 +25,7 @@ SUFFIX = ".npy"
 SETTINGS = {"config": "__config__", "conversion": "__conversion__"}
 MAGIC = b"\x93NUMPY"
 HEADS = (b"\1\0", b"\2\0", b"\3\0")
-"""Versions of the .npy header. The third is in UTF-8, which matters for field names only."""
+"""Versions of the .npy header. Version 3 is in UTF-8, which matters for field names only."""
 
 FIELDS = ("descr", "fortran_order", "shape")
 DESCR = re.compile(r"[<>|=][biufcU][0-9]{1,9}")
@@ -59,8 +59,8 @@ def read_npz(archive: Archive) -> Contents:
     if twice := next((name for name in names if name in archive.records), None):
         raise CheckpointError(
             archive.path,
-            f" has the members {shown(twice)} and {shown(twice)}{SUFFIX}, of which NumPy reads the"
-            " first and others the second",
+            f" has the members {shown(twice)} and {shown(twice)}{SUFFIX}; NumPy reads the first of"
+            " them, and other programs the second",
             hint="write the archive with numpy.savez",
         )
     texts = {name: _text(archive, member) for name, member in SETTINGS.items() if member in names}
@@ -80,7 +80,7 @@ def read_npz(archive: Archive) -> Contents:
 
 
 def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
-    """Return the requested arrays that a NumPy archive contains; others are not read.
+    """Return the requested arrays that a NumPy archive contains; other arrays are not read.
 
     Raises:
         CheckpointError: a requested array is corrupt, or is not an array of numbers.
@@ -91,7 +91,7 @@ def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
 def npz_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of an uncompressed archive, with settings as JSON in further arrays."""
+    """Return the layout of an uncompressed archive; additional arrays contain settings as JSON."""
     settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
     texts = {n: np.array(json.dumps(value)) for n, value in settings.items() if value is not None}
     return zip_layout(

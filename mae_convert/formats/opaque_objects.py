@@ -2,8 +2,8 @@
 
 The arguments that a pickle passes to such objects are recorded, to answer two questions: does the
 object contain tensors, and may it have changed values that are read? An unknown function that gets
-the weights as an argument could change them, which cannot be determined without running it; then
-the file is refused.
+the weights as an argument could change them. Whether it does cannot be determined without running
+the function, so such a file is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ SHARDED = (
     "torch.distributed._tensor.",
     "torch.distributed._shard.",
 )
-"""Prefixes of the names of the types as which such shards are pickled."""
+"""Prefixes of the names with which pickles refer to the types of flat shards."""
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Effects:
     the call, and the states and items that it received later."""
 
     mentioned: list[str] = field(default_factory=list)
-    """The dotted names that are not in the table of supported types."""
+    """The dotted names in the pickle that are not supported (see `pickle_types`)."""
 
     storages: list[str] = field(default_factory=list)
-    """Names of unknown types of storages."""
+    """The dotted names of unsupported storage types."""
 
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
     """By the id of a mapping or an object, the mapping or object and the values that were
@@ -129,7 +129,7 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
 
 
 def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
-    """Return the name of an object that received a tensor; None if none did."""
+    """Return the name of an object that received a tensor; None if no object did."""
     return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
 
 
@@ -138,8 +138,8 @@ def would_run_code(path: Path, dotted: str) -> CheckpointError:
     if dotted.startswith(SHARDED):
         return CheckpointError(
             path,
-            " contains tensors that are distributed over processes or wrapped (its pickle refers "
-            f"to {shown(dotted)})",
+            " contains tensors that are distributed over processes or wrapped in another type (its "
+            f"pickle refers to {shown(dotted)})",
             hint=GATHER,
         )
     return CheckpointError(

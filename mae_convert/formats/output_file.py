@@ -69,8 +69,8 @@ class Weights:
     """The key of the tensors in a "pth"; None for a plain state dict."""
 
     complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
-    """Returns the conversion record, of the same length, completed with the SHA-256 of each
-    tensor's bytes, by name."""
+    """Called with the conversion record and the SHA-256 of each tensor's bytes by name; returns the
+    record completed with these hashes. The stored length of the record must not change."""
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +78,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return the weights with the settings as they are read from JSON: tuples become lists."""
+        """Return the weights with settings as they are when read from JSON: tuples become lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 
@@ -95,7 +95,7 @@ class OutputFile:
     """A file that is being written."""
 
     path: Path
-    """Its temporary path."""
+    """The temporary path of the file."""
 
     target: Path
     """The output that the file belongs to, for messages."""
@@ -133,13 +133,13 @@ class OutputFile:
         return cls(path, target, weights, layout, descriptor, list(layout.checksums or ()))
 
     def writer(self, number: int) -> Callable[[Advance], None]:
-        """Return the function that writes the tensor of this number."""
+        """Return a function that writes the tensor at index `number`."""
         return lambda advance: self._write(number, advance)
 
     def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
-        """Return the function that compares the tensor of this number with the re-read file `read`.
+        """Return a function that compares the tensor at index `number` with the re-read file.
 
-        The function returns the SHA-256 of the tensor.
+        The function returns the SHA-256 of the tensor. `read` is the content of the re-read file.
         """
         return lambda advance: self._compare(read, number, advance)
 
@@ -166,7 +166,8 @@ class OutputFile:
         """Write the parts of the file that are not tensors.
 
         Args:
-            amend: returns the conversion record, of the same length, with the values known so far.
+            amend: returns the conversion record with all values that are available at this time,
+                without changing its stored length.
 
         Raises:
             OutputError: the file cannot be written, or the record has another length.
@@ -188,7 +189,7 @@ class OutputFile:
         return finalized
 
     def completed(self, hashes: Mapping[str, str]) -> "OutputFile | None":
-        """Write the conversion record again, completed with the tensors' SHA-256.
+        """Write the conversion record again, completed with the tensors' SHA-256 by name.
 
         Returns:
             The file, which must be flushed again; None if there is no record to complete.
@@ -213,7 +214,7 @@ class OutputFile:
             os.fsync(self.descriptor)
 
     def reopen(self) -> Contents:
-        """Read the file with the public reader.
+        """Read the file with `read_file`, as for any other checkpoint.
 
         Raises:
             OutputError: parts other than the tensors' bytes differ from the written ones.

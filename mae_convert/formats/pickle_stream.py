@@ -9,16 +9,17 @@ LARGEST_PICKLE = 1 << 28
 LONGEST_LINE = 1 << 20
 STEP = 1 << 16
 READ_AT_ONCE = LONGEST_LINE
-"""Bytes of a pickle that is read into memory at once: `io.BytesIO` is faster, and `pickletools`
-calls it for every opcode."""
+"""Maximum size in bytes of a pickle that is read into memory as a whole: `pickletools` reads from
+the stream for every opcode, and `io.BytesIO` is faster than `PickleStream`."""
 
 
 class PickleStream:
     """A stream with the methods that `pickletools` needs.
 
     Args:
-        raw: returns bytes by offset and count; all of them must exist.
-        size: number of bytes.
+        raw: returns the bytes at an offset, given the offset and their number; it is called only
+            for bytes that exist.
+        size: the number of bytes of the pickle.
     """
 
     def __init__(self, raw: Callable[[int, int], bytes], size: int) -> None:
@@ -47,7 +48,7 @@ class PickleStream:
         return self._start + self._at
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes, fewer at the end."""
+        """Return the next `count` bytes, or fewer at the end of the pickle."""
         if self._at + count > len(self._buffer):
             self._fill(count)
         data = self._buffer[self._at : self._at + count]
@@ -55,7 +56,7 @@ class PickleStream:
         return data
 
     def readline(self) -> bytes:
-        """Return the bytes up to and including the next line end; empty if there is none."""
+        """Return the bytes up to and including the next line end; empty if there is no line end."""
         limit = STEP
         while (end := self._buffer.find(b"\n", self._at)) < 0:
             if limit > LONGEST_LINE or not self._fill(limit):
@@ -66,7 +67,7 @@ class PickleStream:
         return line
 
     def _fill(self, count: int) -> bool:
-        """Read `count` bytes into the buffer, or all that are left; return whether it grew."""
+        """Read `count` or all remaining bytes into the buffer; return whether the buffer grew."""
         begin, left = self.tell(), len(self._buffer) - self._at
         total = min(max(count, STEP), self._size - begin)
         if total <= left:

@@ -1,8 +1,9 @@
-"""The types that a checkpoint's pickle may use, and the plain data that each is replaced by.
+"""The types that a checkpoint's pickle may use, and the plain data that replaces each of them.
 
-All names are listed here: no name in a file is ever imported. A path becomes a string, an
-`argparse.Namespace` a dict, a tensor a description of its location. What is short in the file but
-huge in memory, such as `set(range(10**12))` or `bytes(10**12)`, is refused.
+All supported names are listed here: no name in a file is ever imported. A path becomes a string, an
+`argparse.Namespace` becomes a dict, and a tensor becomes a description of its location. A value
+that is short in the file but huge in memory, such as `set(range(10**12))` or `bytes(10**12)`, is
+refused.
 """
 
 import pathlib
@@ -30,12 +31,12 @@ TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
 NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
-"""Type codes of NumPy for dtypes of Python objects, times and records."""
+"""NumPy's type codes for arrays that are not read: of Python objects, times and records."""
 
 
 @dataclass(frozen=True)
 class Maker:
-    """A type or function that a pickle may call, replaced by `make`."""
+    """A type or function that a pickle may call; the function `make` is called in its place."""
 
     name: str
     make: Callable[..., object]
@@ -169,7 +170,7 @@ def check_hashable(key: Any) -> Any:
 
 def _listed(items: Any) -> Any:
     if not isinstance(items, list | tuple | set | frozenset):
-        raise TypeError("items that are not listed")
+        raise TypeError("items that are not a list, tuple or set")
     return items
 
 

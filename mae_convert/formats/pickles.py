@@ -3,11 +3,11 @@
 Python's own unpickler imports and calls what a pickle names, so opening a file can run any program.
 Here a name is looked up in the table of supported types (`mae_convert.formats.pickle_types`). Other
 names create `Opaque` objects, which record the values that they receive; a file whose weights
-depend on one is refused. `pickletools` parses the bytes. A subclass of `pickle.Unpickler` with
-`find_class` over the same table would be shorter, but it has no limits on resources: a pickle of 9
-bytes, whose `LONG_BINPUT` has a large index, makes it allocate 1.06 GB (Python 3.11; 16 times that
-for the largest index), and nothing limits the number of opcodes or the digits of an integer.
-Moreover, whatever `find_class` returns is called.
+depend on such an object is refused. `pickletools` parses the bytes. A subclass of
+`pickle.Unpickler` whose `find_class` uses the same table would be shorter, but it has no limits on
+resources: a pickle of 9 bytes, whose `LONG_BINPUT` has a large index, makes it allocate 1.06 GB
+(Python 3.11; 16 times that for the largest index), and nothing limits the number of opcodes or the
+digits of an integer. Moreover, whatever `find_class` returns is called.
 """
 
 import io
@@ -71,7 +71,7 @@ class PickleReader:
     Args:
         path: the file, for messages.
         persistent: returns the value of a persistent id, by which PyTorch refers to a storage.
-        inert: the supported names and what each is replaced by.
+        inert: the supported names, each with the value or `Maker` that replaces it.
         strict: refuse a pickle with any other name, even if no weight needs it.
 
     Attributes:
@@ -135,11 +135,11 @@ class PickleReader:
         self.stack.append(value)
 
     def pop_to_mark(self) -> list:
-        """Remove everything above the last mark from the stack, and the mark."""
+        """Remove the last mark and all values above it from the stack; return the values."""
         return self.pop_last(len(self.stack) - self.marks.pop())
 
     def pop_last(self, count: int) -> list:
-        """Remove the last `count` values from the stack."""
+        """Remove the last `count` values from the stack and return them."""
         if not 0 <= count <= len(self.stack):
             raise IndexError("the stack underflows")
         start = len(self.stack) - count
@@ -250,13 +250,13 @@ def _checked_frame(name: str, argument: Any, position: int, ends: int | None) ->
 
     Args:
         name: the opcode.
-        argument: its argument, which is the length of the frame that FRAME begins.
-        position: its position.
+        argument: the argument of the opcode; for FRAME, the length of the frame.
+        position: the position of the opcode.
         ends: the end of the frame that began last, or None.
 
     Raises:
-        ValueError: an opcode crosses the end of a frame, frames are nested, or one exceeds the
-            pickle.
+        ValueError: an opcode crosses the end of a frame, frames are nested, or a frame does not end
+            with the pickle.
     """
     if ends is not None and position >= ends:
         if position > ends:
@@ -377,7 +377,7 @@ def _build(reader: PickleReader, _: object) -> None:
         target.set_state(state)
         reader.count_elements(target)
     elif type(target) is not dict:
-        raise TypeError("a state for an object that takes none")
+        raise TypeError("a state for an object that cannot have a state")
     reader.push(target)
 
 

@@ -33,7 +33,8 @@ ARGUMENTS = ("hparams", "hyper_parameters", "args")
 precedence."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
-"""The keys of mmengine and mmcv for training metadata, and, in it, for the configuration."""
+"""The key under which mmengine and mmcv store metadata, and the keys in the metadata under which
+they store the configuration."""
 
 ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
@@ -62,8 +63,8 @@ def pth_contents(
         effects: the operations of the pickle on objects of unsupported types.
 
     Raises:
-        CheckpointError: the checkpoint contains no weights that are recognised, or a tensor outside
-            its storage.
+        CheckpointError: the checkpoint contains no weights that are recognised, or a tensor does
+            not fit its storage.
     """
     path, effects = file.path, effects or Effects()
     selection = select_model(path, value, state_key, effects)
@@ -100,9 +101,9 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
         settings: the plain mappings under the keys `ARGUMENTS` and `META`.
 
     Returns:
-        All arguments by name, in one mapping: those in Lightning's `hyper_parameters` and in
-            `args`, those nested under "config" or "cfg" in these, and mmengine's metadata under
-            "meta", in which "cfg" is mmengine's configuration as nested mappings.
+        All arguments by name, in one mapping: the items of the mappings under the keys `ARGUMENTS`,
+            the items of the mappings nested in these under the keys `NESTED`, and an item "meta",
+            mmengine's metadata, in which the texts of configurations are nested mappings.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
     nested = [
@@ -176,7 +177,8 @@ VERSION = re.compile(rb"\s*(?:[1-9]|10)\s*")
 STORAGES = "data/"
 MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_version",
            ".storage_alignment", "", ".data/", STORAGES)  # fmt: skip
-"""Other members that `torch.save` writes; the last three are folders of other programs."""
+"""Members besides storages that a checkpoint may have; the last three are entries for folders,
+which some programs write and `torch.save` does not."""
 
 TORCHSCRIPT = ("constants.pkl", "code/")
 """Members that only a TorchScript archive has. PyTorch before 2.6 runs its code even with
@@ -184,7 +186,7 @@ TORCHSCRIPT = ("constants.pkl", "code/")
 
 
 def folder_of(archive: Archive) -> str | None:
-    """Return the folder of the archive that `torch.save` wrote to, with a slash at the end.
+    """Return the folder in the archive to which `torch.save` wrote, with a slash at the end.
 
     `torch.load` uses the folder of the first member and ignores case. To ensure that this project
     and `torch.load` read the same data, there must be a single folder, which contains only members
@@ -207,7 +209,7 @@ def folder_of(archive: Archive) -> str | None:
             raise CheckpointError(
                 archive.path,
                 " is a TorchScript program and not weights",
-                hint="write them with torch.save({'model': model.state_dict()}, ...)",
+                hint="write the weights with torch.save({'model': model.state_dict()}, ...)",
             )
         is_member = member in MEMBERS or (member.startswith(STORAGES) and member.count("/") == 1)
         if not name.startswith(folder) or not is_member:
@@ -229,7 +231,7 @@ def read_value(
 
     Args:
         archive: the file.
-        folder: its folder that contains all members, with a slash at the end.
+        folder: the folder in the archive that contains all members, with a slash at the end.
         strict: refuse any object of an unsupported type, even if no weight needs it.
 
     Returns:
@@ -315,7 +317,7 @@ class _ZipStorages:
         """Return the storage of a persistent id.
 
         Raises:
-            CheckpointError: the record of the storage is missing or has another size.
+            CheckpointError: the record of the storage is missing or has a wrong size.
         """
         label, kind, key, _device, count = identity
         if label != "storage":
@@ -345,7 +347,7 @@ class _ZipStorages:
 
 
 class _LegacyStorages:
-    """Storages after the pickles: for each the number of elements, followed by the elements."""
+    """Storages after the pickles, each as its number of elements followed by its elements."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
@@ -353,7 +355,7 @@ class _LegacyStorages:
         self._offsets: Mapping[str, int] = {}
 
     def of_id(self, identity: Any) -> Storage:
-        """Return the storage of a persistent id, and remember its size."""
+        """Return the storage of a persistent id, and store its number of elements."""
         label, kind, key, _device, count, view = identity
         if label != "storage":
             raise ValueError("a persistent id that does not refer to a storage")

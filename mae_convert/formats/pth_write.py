@@ -27,7 +27,7 @@ def pth_layout(
     conversion: Mapping | None,
     state_key: str | None = "model",
 ) -> FileLayout:
-    """Return the layout of a checkpoint with the tensors under a key, and settings under others.
+    """Return the layout of a checkpoint: tensors under the key `state_key`, settings under others.
 
     Without a key, the file contains a plain state dict for `load_state_dict`: an OrderedDict, as
     `state_dict()` returns. The settings are then stored in an attribute of the OrderedDict, like
@@ -85,7 +85,7 @@ def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) ->
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
-    """Return the opcodes that rebuild a contiguous tensor with its own storage."""
+    """Return the opcodes that rebuild a contiguous tensor with a storage of its own."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]

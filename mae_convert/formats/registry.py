@@ -1,4 +1,4 @@
-"""The table of file formats: how each is recognised, read and written.
+"""The table of file formats: how each format is recognised, read and written.
 
 Code that depends on the format of a file looks the format up in this table. The modules that read
 and write a format are imported when a file needs them: other formats do not import h5py.
@@ -60,8 +60,8 @@ class Format:
     """The suffixes that select the format when a file is written."""
 
     signatures: tuple[Signature, ...] = ()
-    """The rules of recognition; empty if it is recognised by the name of a file or by the content
-    of a file of another format."""
+    """The rules that recognise the format; empty if the format is recognised by a file's name or by
+    the content of a file of another format."""
 
     writer: str = ""
     """The function, as "module:function"; it takes the tensors, the configuration, the conversion
@@ -78,7 +78,8 @@ class Format:
     """Whether the tensors may be under a key, as in a training checkpoint."""
 
     has_groups: bool = False
-    """Whether names are paths of groups and datasets, and only each group has an order."""
+    """Whether tensor names are paths of groups and datasets, so that only members of the same group
+    have an order."""
 
     weights_name: str = ""
     """The name of the file in a model directory; empty if there is no conventional name."""
@@ -197,7 +198,7 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 SUFFIX_FORMATS = {suffix: row.name for row in FORMATS.values() for suffix in row.written}
-"""The format for the suffix of an output's name."""
+"""The name of the format that is written, by the suffix of the output's name."""
 
 DIRECTORY_SUFFIXES = tuple(
     suffix for row in FORMATS.values() if row.in_directories for suffix in row.suffixes
@@ -209,7 +210,8 @@ _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERA
 INDEX_SUFFIX = ".index.json"
 METADATA = ".metadata"  # of a distributed checkpoint
 CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
-"""The files of a certificate in a model directory; beside a file, its name precedes them."""
+"""The file names of a certificate in a model directory; the certificate of a single file has these
+names after the name of the file and a dot."""
 
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
 """The conventional names of the weights in a model directory, the preferred one first."""
@@ -226,8 +228,8 @@ FILE_SUFFIXES = tuple(
         )
     )
 )
-"""Suffixes of files of weights in lower case, also of formats that are not read. Directories cannot
-have them, because they would look like files."""
+"""Suffixes of weight files in lower case, including those of unsupported formats. An output
+directory cannot have such a suffix, because its name would look like the name of a file."""
 
 SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)
 SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"

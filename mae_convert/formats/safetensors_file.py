@@ -129,7 +129,9 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
         case _:
             complete = False
     if not complete:
-        raise damaged(path, f"the entry of {shown(name)} is not {', '.join(FIELDS)}")
+        raise damaged(
+            path, f"the entry of {shown(name)} does not consist of valid {', '.join(FIELDS)}"
+        )
     if code not in CODES:
         raise CheckpointError(
             path,
@@ -152,4 +154,4 @@ def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
             raise damaged(path, f"the data of {shown(name)} begin at {start} and not at {position}")
         position = end
     if position != size:
-        raise damaged(path, f"it has {size} bytes of data and its tensors need {position}")
+        raise damaged(path, f"it has {size} bytes of data, but its tensors need {position}")

@@ -1,4 +1,4 @@
-"""Contents of a checkpoint besides tensors: settings as plain values, and the rest described.
+"""Contents of a checkpoint besides tensors: settings as plain values, other data as descriptions.
 
 Nothing is imported or run. Configuration libraries store settings in one of two forms. Most store
 objects in a pickle; their settings are the values that the pickle passes to the objects, and are
@@ -132,7 +132,7 @@ def _is_read(key: object) -> bool:
 
 
 def _opened(value: object) -> object:
-    """Return a value; if it is an object of a configuration library, the settings in it."""
+    """Return the settings in an object of a configuration library; other values unchanged."""
     for _ in range(DEEPEST):
         if isinstance(value, NumpyArray) and value.unread:
             return UNKNOWN
@@ -211,7 +211,7 @@ def _shorten(text: str) -> str:
 
 
 def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
-    """Yield the outermost opaque objects in a value, with their dotted paths."""
+    """Yield the outermost unread objects and arrays in a value, with their dotted paths."""
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:
@@ -242,7 +242,7 @@ def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return descriptions of the objects in a value that are not read, by their paths."""
+    """Return a description of each unread object in a value, by its dotted path."""
     descriptions: dict[str, str] = {}
     named: set[str] = set()
     more = 0
@@ -265,7 +265,7 @@ def in_words(item: Opaque | NumpyArray) -> str:
     """Return a description of an object that is not read."""
     if isinstance(item, NumpyArray):
         return "an array of objects, times or records, which no weight needs; not read"
-    values = "" if settings_in(item) is UNKNOWN else ", its values read as plain data"
+    values = "" if settings_in(item) is UNKNOWN else "; its values are read as plain data"
     return (
         f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "
         f"needs: neither imported nor called{values}"
@@ -336,7 +336,7 @@ def _name(key: ast.expr | str | None) -> str:
 
 
 def _literals(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
-    """Return the items of a mapping whose values are literals."""
+    """Return those items of a mapping that have literals as values."""
     values = {}
     for name, node in items.items():
         try:

@@ -88,7 +88,7 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
         if not is_plain_name(shard):
             raise CheckpointError(
                 f"{index} assigns {shown(tensor)} to {shown(shard)}, which is not the name of a "
-                "file beside it",
+                "file in the same directory",
                 hint="shards outside the directory are not read",
             )
         by_file.setdefault(shard, set()).add(tensor)
@@ -96,7 +96,7 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
 
 
 def _without_scope(name: str) -> str:
-    """Return a name without the part before the first slash, which TensorFlow shards lack."""
+    """Return a name without the component before the first slash, which TensorFlow shards lack."""
     return name.partition("/")[2]
 
 

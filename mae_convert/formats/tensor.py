@@ -12,10 +12,10 @@ from mae_convert.errors import OutputError
 from mae_convert.files.sequential import Checked, Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
-"""The number of bytes of a piece, which fits into the processor's cache."""
+"""The maximum number of bytes of the arrays that `LazyTensor.pieces` and `blocks` yield."""
 
 CACHED_BYTES = 1 << 18
-"""The number of bytes that are read and then checked at a time: less than a core's cache."""
+"""The number of bytes that are read and then checked at a time; they fit into a core's cache."""
 
 BLOCK_BYTES = 1 << 24
 """The number of bytes that are copied at a time if an array is not contiguous in C order."""
@@ -40,13 +40,13 @@ class LazyTensor:
     """A tensor that is read on demand: name, shape, dtype, and a function that reads it."""
 
     name: str
-    """The tensor's name in its file."""
+    """The name of the tensor in its file."""
 
     shape: tuple[int, ...]
-    """Its shape; empty for a scalar."""
+    """The shape of the tensor; empty for a scalar."""
 
     dtype: np.dtype
-    """Its NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16)."""
+    """The NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16)."""
 
     load: Callable[[], np.ndarray]
     """Returns the array, which must not be modified. If it is a `SequentialArray`, its elements can
@@ -71,7 +71,7 @@ class LazyTensor:
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return the tensor with `function` applied to each element; its results have `dtype`."""
+        """Return a tensor with the results of `function` for each element; they have this dtype."""
         load = self.load
         if isinstance(load, SequentialArray):
             new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)
@@ -92,7 +92,7 @@ class LazyTensor:
         return replace(self, load=load, unchecked=self)
 
     def read_into(self, memory: np.ndarray) -> None:
-        """Write all elements in C order into a flat contiguous array of the dtype.
+        """Copy all elements in C order into a flat contiguous array of this dtype.
 
         Raises:
             OutputError: the array has another shape or dtype than the tensor.
@@ -125,9 +125,9 @@ class LazyTensor:
             load.fill(block[: load.size - start], start)
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """Yield all elements in C order, in contiguous arrays of one axis.
+        """Yield all elements in C order, in one-dimensional contiguous arrays.
 
-        A `SequentialArray` is read piece by piece; another array is loaded whole.
+        A `SequentialArray` is read piece by piece; any other array is loaded as a whole.
 
         Raises:
             OutputError: the array has another shape or dtype than the tensor.
@@ -152,7 +152,7 @@ class LazyTensor:
 
 
 def possible_shape(shape: object) -> bool:
-    """Return whether a value from a file is a valid shape, of integers that NumPy supports."""
+    """Return whether a value from a file is a valid shape: integers that NumPy supports."""
     return (
         isinstance(shape, tuple | list)
         and len(shape) <= LARGEST_RANK
@@ -162,7 +162,7 @@ def possible_shape(shape: object) -> bool:
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the elements of an array in C order, in contiguous arrays of one axis.
+    """Yield the elements of an array in C order, in one-dimensional contiguous arrays.
 
     The elements of a contiguous array are yielded as views. Other arrays are copied piece by piece,
     so that a large array is never in memory twice.
@@ -240,11 +240,11 @@ class PassingDigest:
         return replace(self.tensor, load=lambda: self.take(load(), 0))
 
     def take(self, array: np.ndarray, start: int) -> np.ndarray:
-        """Hash some elements if they are the next ones, and return them.
+        """Hash elements if they follow the elements that were hashed last, and return them.
 
         Args:
             array: consecutive elements in C order.
-            start: the number of elements before them.
+            start: the index of the first of these elements in the tensor.
         """
         with self._lock:
             if self._result is None and start in (0, self._next):
@@ -279,5 +279,5 @@ class _Watched(SequentialArray):
 def watched(
     tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
 ) -> dict[str, LazyTensor]:
-    """Return the tensors; when one that is named in `digests` is read, its SHA-256 is computed."""
+    """Return the tensors; reading a tensor whose name is in `digests` computes its SHA-256."""
     return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

@@ -11,10 +11,10 @@ from mae_convert.text import shown
 
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
-"""Files of a TensorFlow checkpoint; its name is the part before the last dot."""
+"""File names of a TensorFlow checkpoint: its prefix, a dot, and "index" or "data" with numbers."""
 
 NUMBERED = re.compile(r".*-\d+")
-"""File names that `tf.train.Checkpoint.save` and CheckpointManager use."""
+"""Prefixes that `tf.train.Checkpoint.save` and `tf.train.CheckpointManager` use."""
 
 MAE = re.compile(r"vit|mae", re.IGNORECASE)
 LAYERS_SHOWN = 8
@@ -58,12 +58,12 @@ def _is_in_saved_model(directory: Path) -> bool:
 def _saved_model(directory: Path) -> CheckpointError:
     return CheckpointError(
         directory,
-        " is a TensorFlow SavedModel, a program with its weights, which is not run; for a "
-        "SavedModel that transformers wrote, two lines of Python create a file that can be read: "
+        " is a TensorFlow SavedModel, which contains a program, and mae-convert does not run it;"
+        " for a SavedModel that transformers wrote, two lines of Python create a supported file: "
         "`import numpy, tensorflow; found = "
         f"tensorflow.saved_model.load({str(directory)!r}).variables` and `numpy.savez('model.npz', "
-        f"**{{v.name.partition('/')[2]: v.numpy() for v in found}})`; for any other, call "
-        "model.save_weights('model.weights.h5') in the program that has the model",
+        f"**{{v.name.partition('/')[2]: v.numpy() for v in found}})`; for any other "
+        "SavedModel, call model.save_weights('model.weights.h5') in the program that has the model",
     )
 
 
@@ -75,7 +75,7 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
     )
     return CheckpointError(
         path,
-        " is a TensorFlow checkpoint, with names of Python attributes; two lines of "
+        " is a TensorFlow checkpoint, which cannot be read; two lines of "
         f"Python in the program that creates the model write a file that can be read: `{restore}` "
         "and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
     )
@@ -92,10 +92,10 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
     name, layers = _layers_of(config)
     mae = next((layer for layer, kind in layers.items() if MAE.search(kind + layer)), "NAME")
     target = "tf_model.h5" if (version or "3").startswith("2") else "model.weights.h5"
-    among = f" of layers {_listed(layers)}" if layers else ""
+    among = f" with the layers {_listed(layers)}" if layers else ""
     return CheckpointError(
         path,
-        f" is a whole Keras model (class {shown(name)}{among}) and not the weights of a known "
+        f" is a whole Keras model (class {shown(name)}{among}) and not the weights of a supported "
         "class; two lines of Python write the weights of the layer that is the MAE (run them only "
         "on files that you trust, because Keras runs code from the file): `model = "
         f"keras.models.load_model({str(path)!r})` and "
@@ -116,9 +116,9 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
         return None
     return CheckpointError(
         path,
-        f" contains the weights of a functional Keras model (of layers {_listed(layers)}); two "
-        "lines of Python, in the program that has the model, write the weights of the layer that "
-        f"is the MAE: `model.load_weights({str(path)!r})` and "
+        f" contains the weights of a functional Keras model (with the layers {_listed(layers)});"
+        " two lines of Python, in the program that has the model, write the weights of the layer"
+        f" that is the MAE: `model.load_weights({str(path)!r})` and "
         f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 

@@ -91,11 +91,11 @@ def make_storage(kind: Any, key: Any, count: Any, view: Any = None) -> Storage:
     """Return the storage of a persistent id.
 
     Args:
-        kind: its element type.
-        key: its name in the file.
-        count: its number of elements.
-        view: (key, first element, number of elements) if it is part of a storage, which is possible
-            in files from before PyTorch 1.6.
+        kind: the type of the elements.
+        key: the name of the storage in the file.
+        count: the number of elements of the storage.
+        view: (key, first element, number of elements) if the id refers to a part of the storage,
+            which is possible in files from before PyTorch 1.6.
 
     Raises:
         ValueError, TypeError: the arguments are not those of a storage.
@@ -168,7 +168,7 @@ def refuse_changing_state(state: Any) -> None:
     PyTorch sets each attribute by name: one named `data` replaces the values.
 
     Args:
-        state: the attributes by name, or a pair of such mappings; either may be None.
+        state: a mapping of attributes by name or None, or a pair of these.
 
     Raises:
         ValueError: an attribute has an effect in PyTorch, or its value is not plain data.

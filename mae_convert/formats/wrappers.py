@@ -27,7 +27,7 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""Pattern of further keys of copies of the weights, which are not in `OTHER_WEIGHTS`."""
+"""Pattern of keys of copies of the weights other than those in `OTHER_WEIGHTS`."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file
@@ -56,10 +56,10 @@ class Selection:
     """All other contents, by dotted key."""
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """The attributes of the mapping itself, if it is an OrderedDict."""
+    """The attributes of the mapping that contains the tensors, if it is an OrderedDict."""
 
     around: tuple[Mapping, ...] = ()
-    """The mappings that contain the model, from the outermost to the model's own."""
+    """The nested mappings that contain the model, from the outermost to that of the tensors."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
         """Return the key in `beside` of each setting: next to the model, or at the top level.
@@ -74,7 +74,9 @@ class Selection:
 
 
 def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
-    """Return the epoch that a training program has stored: at the top, or in MMEngine's `meta`.
+    """Return the epoch that a training program has stored, or None.
+
+    The epoch is at the top level or in MMEngine's `meta`.
 
     Args:
         settings: the values of `EPOCH_KEYS` in the checkpoint, as plain data.
@@ -110,7 +112,7 @@ def select_model(
         raise CheckpointError(
             path,
             f" contains {describe(value)} instead of the named weights of a model",
-            hint="write them with torch.save({'model': model.state_dict()}, ...)",
+            hint="write the weights with torch.save({'model': model.state_dict()}, ...)",
         )
     holders = dict(_holders(value))
     hidden = dict(_hidden(value))

@@ -45,14 +45,14 @@ class Output:
     """A file or a model directory that is to be written."""
 
     target: Path
-    """Its name."""
+    """The path of the output."""
 
     weights: Mapping[str, Weights]
     """The weights by file name; the name is "" if the output is a single file."""
 
     json_files: Mapping[str, JsonFile] = field(default_factory=dict)
-    """JSON files in the same directory; one may be a function of the SHA-256 of each tensor's bytes
-    (little-endian, in C order), by the tensor's name."""
+    """The contents of JSON files in the same directory, by file name; a content may be given as a
+    function of the SHA-256 of each tensor's bytes (little-endian, in C order) by tensor name."""
 
     is_directory: bool = False
     """Whether the target is a directory."""
@@ -124,7 +124,7 @@ def require_own_files(directory: Path) -> None:
 
 
 class Source(Protocol):
-    """The source that tensors are read from, and which is hashed during the conversion."""
+    """The source of the tensors, which is hashed during the conversion."""
 
     nbytes: int
 
@@ -135,7 +135,10 @@ class Source(Protocol):
         """Raise CheckpointError if the source has changed since the beginning."""
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the conversion record with the values known so far; its length is unchanged."""
+        """Return the conversion record with all values that are available at this time.
+
+        The stored length of the record must not change.
+        """
 
 
 def write_file(
@@ -221,7 +224,7 @@ def write_all(
         overwrite: replace existing targets.
         source: the source of the tensors.
         progress: receives the progress.
-        on_commit: called once all outputs have their names, before any signal is delivered.
+        on_commit: called after all outputs have been renamed, before any signal is delivered.
 
     Returns:
         For each output the SHA-256 of each tensor's bytes, by name.
@@ -275,7 +278,7 @@ def _require_space(files: Iterable[OutputFile]) -> None:
         free = (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
         if space.f_blocks and needed[disk] > free:  # some file systems report no sizes
             raise OutputError(
-                f"{file.target} cannot be written: it needs {format_bytes(needed[disk])} and"
+                f"{file.target} cannot be written: it needs {format_bytes(needed[disk])}, but only"
                 f" {format_bytes(free)} are free",
                 hint="free some space or write elsewhere",
             )
@@ -318,7 +321,7 @@ def _fill(
 
 
 def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
-    """Return each tensor's file and number, in an order in which all files progress equally fast.
+    """Return each tensor's file and index, in an order in which all files progress equally fast.
 
     Files that are converted from one source then read the same part of it at the same time, so that
     the disk reads it once.
@@ -342,7 +345,7 @@ def _compare(threads: WorkerThreads, files: Sequence[OutputFile]) -> dict[str, s
 
 
 def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:
-    """Write the files beside the weights, flush them to the disk, and re-read them."""
+    """Write the JSON files of an output, flush them to the disk, and re-read them."""
     for name, given in output.json_files.items():
         value = in_unicode(given(hashes) if callable(given) else given)
         text = json.dumps(value, indent=2, sort_keys=name.endswith(INDEX_SUFFIX)) + "\n"

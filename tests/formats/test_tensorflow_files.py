@@ -132,7 +132,7 @@ def test_functional_keras_model_is_identified_by_its_layers(tmp_path: Path) -> N
         file.attrs["keras_version"] = "2.15.0"
         file["model_weights/out/out/kernel:0"] = np.zeros((2, 2), np.float32)
     message = refused(tmp_path / "x.h5")
-    assert "a whole Keras model (class Functional of layers input, backbone, out)" in message
+    assert "a whole Keras model (class Functional with the layers input, backbone, out)" in message
     assert "model.get_layer('backbone').save_weights('tf_model.h5')" in message
 
 

@@ -7,9 +7,9 @@ so that a malicious file can only cause an error. Tensors are read as byte range
 was checked and hashed, by several threads, and no HDF5 library is loaded. h5py is used only for
 writing.
 
-The reader reads what Keras, h5py and TensorFlow write (groups of both kinds, attributes,
-contiguous, compact and chunked datasets, gzip) and reports unsupported features. Section numbers in
-this package are those of the HDF5 File Format Specification, version 3.0.
+The reader reads what Keras, h5py and TensorFlow write (groups in the older and the newer format,
+attributes, contiguous, compact and chunked datasets, gzip) and reports unsupported features.
+Section numbers in this package are those of the HDF5 File Format Specification, version 3.0.
 """
 
 from mae_convert.formats.hdf5_reader.datasets import Dataset

@@ -23,13 +23,14 @@ def old_tree(
     Args:
         structure: the file.
         address: the address of the root.
-        kind: the type of the tree.
+        kind: the number of the tree's type in the HDF5 format.
         key_width: the number of bytes of a key.
-        order: returns the sort key of a key. If the keys are not sorted, HDF5 does not find all of
-            them and reads other data.
+        order: returns the sort key of a key. A tree whose keys are not sorted is refused, because
+            the HDF5 library would not find all keys in it and would read other data.
 
     Raises:
-        ValueError: there is no such tree, it contains a cycle, or its keys are not sorted.
+        ValueError: there is no tree of this type at the address, it contains a cycle, or its keys
+            are not sorted.
     """
 
     def visit(
@@ -68,7 +69,8 @@ def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iter
     """Yield the records of a tree of version 2, in order (section III.A.2).
 
     Raises:
-        ValueError: there is no such tree, or it contains a cycle.
+        ValueError: there is no tree of one of the types `kinds` at the address, or it contains a
+            cycle.
     """
     head = structure.at(address, 38)
     head.expect(b"BTHD")
@@ -94,7 +96,7 @@ class _NewTree:
 def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
     """Return, for each level, the sizes in bytes of the two counts that a node stores for a child.
 
-    They depend on how many records fit into a node.
+    The sizes depend on how many records fit into a node.
     """
     most = (node_size - 10) // record_size
     width, total, widths = _width(most), most, [(0, 0)]

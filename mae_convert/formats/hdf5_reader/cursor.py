@@ -10,7 +10,7 @@ UNDEFINED = (1 << 64) - 1
 
 
 class Cursor:
-    """A position in bytes; reading beyond the end raises ValueError."""
+    """A reading position in bytes; reading beyond the end raises ValueError."""
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data
@@ -38,19 +38,19 @@ class Cursor:
         return self.number(8)
 
     def expect(self, signature: bytes) -> None:
-        """Read a signature; ValueError if it differs."""
+        """Read a signature; raise ValueError if it is not the expected one."""
         if self.take(len(signature)) != signature:
             raise ValueError(f"{signature.decode()} is missing at its expected address")
 
     def version(self, *known: int) -> int:
-        """Read a version number; ValueError if it is not supported."""
+        """Read a version number; raise ValueError if it is not in `known`."""
         version = self.number(1)
         if version not in known:
             raise ValueError(f"a structure of the unknown version {version}")
         return version
 
     def text(self) -> bytes:
-        """Return the bytes before the next zero byte, and skip it."""
+        """Return the bytes before the next zero byte, and skip the zero byte."""
         end = self.data.find(b"\0", self.at)
         if end < 0:
             raise ValueError("an unterminated name")

@@ -34,7 +34,7 @@ CHECKSUM_BYTES = 4
 ONCE = (DATASPACE, DATATYPE, LAYOUT, FILTERS, EXTERNAL)
 OF_GROUPS = frozenset((SYMBOL_TABLE, LINK, LINK_INFO))
 LEAST_ENTRY = 24
-"""The number of bytes of a chunk's entry in the B-tree of chunks."""
+"""The minimum number of bytes of a chunk's entry in the B-tree of chunks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Dataset:
     shape: tuple[int, ...]
     type: Type
     load: Callable[[], np.ndarray]
-    """Returns the array with the dtype of `type`, or as bytes (`V`) if it has none."""
+    """Returns the array, with the dtype `type.dtype`, or as bytes (`V`) if `type.dtype` is None."""
 
 
 def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -> Dataset:
@@ -58,7 +58,7 @@ def read_dataset(structure: Structure, name: str, messages: Sequence[Message]) -
     path = structure.file.path
     kinds = [message.kind for message in messages]
     if twice := [kind for kind in ONCE if kinds.count(kind) > 1]:
-        raise ValueError(f"{name} has two messages of kind {twice[0]}")
+        raise ValueError(f"{name} has two header messages of type {twice[0]}")
     if not OF_GROUPS.isdisjoint(kinds):
         raise ValueError(f"{name} is a dataset and a group")
     if EXTERNAL in by_kind:
@@ -95,7 +95,7 @@ def _loader(
         rank = rank or layout.number(1)
         address, chunk = layout.address(), tuple(layout.number(4) for _ in range(rank - 1))
         if layout.number(4) != dtype.itemsize:
-            raise ValueError(f"{name} has chunks of elements of another size")
+            raise ValueError(f"{name} has chunks whose element size is not that of its type")
         packing = _filters(structure, name, filters)
         return _Chunks(structure, name, address, chunk, shape, dtype, packing)
     size = math.prod(shape) * dtype.itemsize
@@ -121,7 +121,7 @@ def _in_another_file(structure: Structure, name: str) -> CheckpointError:
 
 
 def _filters(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
-    """Return the number and the first parameter of each filter that encodes the chunks."""
+    """Return the identifier and the first parameter of each filter that encodes the chunks."""
     if message is None:
         return []
     cursor = Cursor(message.data)
@@ -196,9 +196,9 @@ class _Chunks:
         return array
 
     def _place(self, key: bytes) -> tuple[int, ...]:
-        """Return the position of a chunk, in chunks along each axis, from its key in the B-tree.
+        """Return the index of a chunk along each axis, given the key of the chunk in the B-tree.
 
-        The last axis of a key is an offset in bytes inside an element, which is 0.
+        A key has an additional last axis, an offset in bytes inside an element, which is 0.
         """
         cursor = Cursor(key, 8)
         return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))

@@ -70,13 +70,13 @@ class FractalHeap:
     """The size of the smallest direct block (`start`) and of the largest (`limit`), in bytes."""
 
     columns: int
-    """Blocks in a row of the doubling table."""
+    """The number of blocks in a row of the doubling table."""
 
     root: int
-    """Address of the root block."""
+    """The address of the root block."""
 
     rows: int
-    """Rows of the root block, 0 if it is a direct block."""
+    """The number of rows of the root block; 0 if the root block is a direct block."""
 
     def object(self, identity: bytes) -> bytes:
         """Return an object by its id.
@@ -94,7 +94,7 @@ class FractalHeap:
         return self.structure.at(address + within, length).data
 
     def _block(self, offset: int) -> tuple[int, int]:
-        """Return the address of the direct block that contains an offset, and the offset in it."""
+        """Return the address of the direct block for a heap offset, and the offset in the block."""
         address, rows = self.root, self.rows
         if rows == 0:
             return address, offset
@@ -110,7 +110,7 @@ class FractalHeap:
         raise ValueError("a heap with a cycle")
 
     def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
-        """Return the size and index of the block that contains an offset, and the offset in it."""
+        """Return the size and the index of the child block for an offset, and the offset in it."""
         for row in range(rows):
             size = self.start << max(0, row - 1)
             if offset < size * self.columns:

@@ -33,7 +33,7 @@ class Structure:
     """An HDF5 file, accessed by addresses.
 
     In a short file, parts that contain each other, or are referenced many times, can describe
-    structures of unlimited size. Therefore the bytes that are read are counted, with a limit.
+    structures of unlimited size. Therefore the number of bytes that are read is limited.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -42,13 +42,18 @@ class Structure:
         self._remembered: dict[tuple[int, Callable], Any] = {}
 
     def spend(self, count: int) -> None:
-        """Count `count` bytes as read; ValueError if the total exceeds what any model needs."""
+        """Count `count` bytes as read; raise ValueError if the total exceeds the limit."""
         self._left -= count
         if self._left < 0:
             raise ValueError("more structures than the file of any model has")
 
     def at(self, address: int, count: int) -> Cursor:
-        """Return the `count` bytes at an address; CheckpointError if the file is too short."""
+        """Return the `count` bytes at an address.
+
+        Raises:
+            CheckpointError: the file is too short.
+            ValueError: the total number of bytes that were read exceeds the limit.
+        """
         self.spend(count + COST_OF_A_READ)
         return Cursor(self.file.raw(address, count))
 
@@ -83,7 +88,7 @@ def root_address(structure: Structure) -> int:
     if version < 2:
         cursor.take(4)
     if cursor.take(2) != b"\x08\x08":
-        raise ValueError("addresses that are not of 8 bytes")
+        raise ValueError("addresses that are not 8 bytes long")
     cursor.take({0: 9, 1: 13}.get(version, 1))
     if cursor.address() != 0:
         raise ValueError("a file whose superblock is not at its beginning")
@@ -115,7 +120,7 @@ def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Mess
 
 
 def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
-    """Yield the messages of a version 2 header: each block ends in a checksum."""
+    """Yield the messages of a version 2 header, whose blocks end with checksums."""
     start.expect(b"OHDR")
     start.version(2)
     flags = start.number(1)
@@ -149,5 +154,5 @@ def _continuation(data: bytes) -> tuple[int, int]:
 
 
 def defined(address: int) -> bool:
-    """Return whether an address is defined: the largest 64-bit number means that it is not."""
+    """Return whether an address is defined, that is, not the largest 64-bit number."""
     return address != UNDEFINED

@@ -35,22 +35,22 @@ LINK_TREES, ATTRIBUTE_TREES = (5, 6), (8, 9)
 
 @dataclass(frozen=True)
 class Tree:
-    """The content of a file by path, without a leading slash."""
+    """The datasets and attributes of a file; their paths have no leading slash."""
 
     structure: Structure
     datasets: dict[str, Dataset] = field(default_factory=dict)
     """The datasets by path, in the order of the file, depth first."""
 
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
-    """The attributes of the root (its path is empty), of groups and of datasets, by name."""
+    """By the path of a group or dataset (empty for the root group): its attributes by name."""
 
     def text(self, path: str, name: str) -> str | None:
-        """Return an attribute that is a single text, or None."""
+        """Return the value of an attribute; None if it is missing or is not a single text."""
         attribute = self.attributes[path].get(name)
         return None if attribute is None else attribute.text(self.structure)
 
     def texts(self, path: str, name: str) -> list[str]:
-        """Return the elements of an attribute that is a list of texts; otherwise an empty list."""
+        """Return the elements of an attribute; an empty list if it is missing or is not text."""
         attribute = self.attributes[path].get(name)
         return (attribute.texts(self.structure) if attribute else None) or []
 
@@ -113,7 +113,7 @@ def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> li
 
 
 def _symbols(structure: Structure, path: str, message: Cursor) -> Iterator[_Link]:
-    """Yield the links of a group of the old type."""
+    """Yield the links of a group in the older format, which has a symbol table."""
     tree, names = message.address(), message.address()
     heap = local_heap(structure, names)
     for _, address in old_tree(structure, tree, GROUP, key_width=8):
@@ -131,7 +131,7 @@ def _symbols(structure: Structure, path: str, message: Cursor) -> Iterator[_Link
 
 
 def _link(structure: Structure, path: str, data: bytes) -> _Link:
-    """Return a link of the new type."""
+    """Return the link that a link message describes (newer format of groups)."""
     cursor = Cursor(data)
     cursor.version(1)
     flags = cursor.number(1)

@@ -145,16 +145,16 @@ class Attribute:
     """An attribute of a group or a dataset; only text is read."""
 
     name: str
-    """Its name."""
+    """The name of the attribute."""
 
     type: Type | None
-    """The type of its elements; None if the type or the shape is shared with other objects."""
+    """The type of the elements; None if the type or the shape is shared with other objects."""
 
     shape: tuple[int, ...] | None
-    """Its shape; None if the type or the shape is shared, or if there are no elements."""
+    """The shape; None if the type or the shape is shared, or if there are no elements."""
 
     data: bytes
-    """The elements."""
+    """The bytes of the elements."""
 
     def texts(self, structure: Structure) -> list[str] | None:
         """Return the elements; None if they are not text.
@@ -170,7 +170,7 @@ class Attribute:
         return [_text(structure, cursor, self.type) for _ in range(count)]
 
     def text(self, structure: Structure) -> str | None:
-        """Return the text of an attribute with a single text; None for other attributes."""
+        """Return the value; None if the attribute is not a single text."""
         texts = self.texts(structure) if self.shape == () else None
         return texts[0] if texts else None
 
