@@ -48,7 +48,7 @@ class Fields:
     """A field that is itself a mapping of fields."""
 
     table: Mapping[str, "Treatment"]
-    """How each of these fields is treated."""
+    """How each field in the mapping is treated, by name."""
 
 
 Treatment = Read | Harmless | Only | Reported | Fields
@@ -60,11 +60,11 @@ NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 def unknown_fields(
     config: Mapping[str, Any], table: Mapping[str, Treatment], where: str
 ) -> tuple[str, ...]:
-    """Return the fields, as dotted names, that a library may use but mae-convert does not.
+    """Return the dotted names of fields that a library may use but mae-convert does not.
 
     Args:
         config: a configuration as the library reads it.
-        table: how each field is treated.
+        table: how each field is treated, by name.
         where: the name of the file, for the message.
 
     Raises:

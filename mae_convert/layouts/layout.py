@@ -60,8 +60,8 @@ class Layout:
     plain state dict."""
 
     conventions: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that the layout implies if they are not specified, and ``image_mean``,
-    ``image_std``."""
+    """Configuration fields, ``image_mean`` and ``image_std`` that the layout implies if they are
+    not specified."""
 
     fixed: tuple[str, ...] = ()
     """The implied fields that have a fixed value in the layout's own code."""
@@ -73,17 +73,17 @@ class Layout:
     """Whether classifiers of the class token and pooled classifiers have different tensor names."""
 
     also_file: bool = False
-    """Whether a layout with a directory is also written as a single file."""
+    """Whether a layout that is written as a directory can also be written as a single file."""
 
     read_config: ConfigReader = dict
-    """Returns the fields in a configuration in the same directory or in the file."""
+    """Returns the model's fields, given a configuration from the directory or from the file."""
 
     write_config: ConfigWriter = dict
     """Returns ``config.json`` for a directory or a Keras archive, from the configuration stored in
     files: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
 
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
-    """Returns whether a configuration can only be one of this layout."""
+    """Returns whether a configuration cannot be that of any other layout."""
 
     refusal: Refusal = _nothing_to_refuse
     """Returns why a model cannot be written in this layout, or None."""
@@ -97,9 +97,10 @@ class Layout:
 
         Args:
             task: the task.
-            key_bias: whether the blocks have a key bias; without effect if the layout always has
-                one.
-            names: the canonical names to be written, if tables support different names.
+            key_bias: whether the blocks have a key bias; has no effect if the layout always has
+                key biases.
+            names: the canonical names of the tensors to be written, if the tables of the task
+                support different names.
 
         Raises:
             LayoutError: the layout does not support the task.

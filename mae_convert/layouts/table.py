@@ -1,11 +1,11 @@
 """Tables that map canonical tensors to those of a layout, and back.
 
-A canonical tensor has the name and shape that this project uses; an external tensor has those of a
-layout. A table is a tuple of rows in the order of the layout's own programs. In the names, ``#`` is
-a block's index, ``[_#]`` a suffix with the index, except in the first block (``block``,
-``block_1``, ...), and ``{a,b}`` a list of names. A list in both columns is expanded to one row per
-name; a list in the canonical column only means that these canonical tensors are fused into one
-external tensor.
+A canonical tensor has the name and shape that this project uses; an external tensor has the name
+and shape of a layout. A table is a tuple of rows in the order of the layout's own programs. In the
+names, ``#`` is a block's index, ``[_#]`` is a suffix with the index, which the first block lacks
+(``block``, ``block_1``, ...), and ``{a,b}`` is a list of names. A list in both columns is expanded
+to one row per name; if only the canonical column has a list, the canonical tensors in the list are
+fused into one external tensor.
 """
 
 import itertools
@@ -27,7 +27,7 @@ DIGITS = "[0-9]{0,2}"
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16
-"""Limit on the numbers in a name of which each may be the block index."""
+"""Limit on the numbers in a name that are tried as the index of the block."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row with resolved braces and prefix; it may still contain ``#``."""
+    """A row with expanded braces and the prefix of its `Repeat`; names may still contain ``#``."""
 
     canonicals: tuple[str, ...]
     external: str
@@ -83,14 +83,14 @@ class Drop:
     """An external tensor that MAE does not use; it is dropped, and reported with the reason."""
 
     external: str
-    """Its name."""
+    """The name of the tensor."""
 
     why: str
-    """The reason."""
+    """The reason for dropping the tensor."""
 
     zeros_like: str | None = None
-    """A canonical tensor of the same shape, if the layout's own class requires the dropped tensor:
-    it is then written as zeros, and reported as created."""
+    """The canonical name of a tensor of the same shape, if the layout's own class requires the
+    dropped tensor: the dropped tensor is then written as zeros, and reported as created."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Table:
     def _matching(self, external: str) -> tuple[Rule | None, int | None]:
         """Return the rule whose template matches an external name, and the index of the block.
 
-        The rule is None if none matches, the index if the template has none.
+        The rule is None if no template matches; the index is None if the template has no ``#``.
         """
         for template, index in _templates(external):
             if rule := self._by_template.get(template):
@@ -190,9 +190,9 @@ class Table:
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield the part of a name before each external name in `anchors` that it ends in.
+        """Yield the prefix of `name` for each external name in `anchors` that `name` ends with.
 
-        The part is empty or ends in a dot.
+        A prefix is empty or ends with a dot.
         """
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
@@ -205,14 +205,14 @@ class Table:
         return self._matching(external)[0] is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
-        """Return the Drop that names an external tensor as unused."""
+        """Return the Drop for an external tensor that MAE does not use, or None."""
         return next((d for d in self.drops if _regex(d.external).fullmatch(external)), None)
 
 
 def _rules(row: Row | Repeat) -> Iterator[Rule]:
     if isinstance(row, Repeat):
         if row.canonical.count("#") != 1 or row.external.count("#") != 1:
-            raise LayoutError(f"a repeated row needs one # on each side: {row.canonical!r}")
+            raise LayoutError(f"a repeated row needs one # in each column: {row.canonical!r}")
         for inner in row.rows:
             for rule in _rules(inner):
                 yield Rule(
@@ -243,7 +243,11 @@ def braces(pattern: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)  # many tables look up the same names
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
-    """Return a name unchanged, and with each of its numbers replaced by the index ``#``."""
+    """Return pairs of a template for a name and the block index that the template implies.
+
+    The pairs are the name itself and None, and for each number in the name, the name with ``#`` in
+    place of the number, and the number.
+    """
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
     indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)
     return indexed if "#" in external else ((external, None), *indexed)

@@ -36,7 +36,11 @@ class Transform(Protocol):
         """Return the external shape for canonical shapes."""
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the canonical shapes for an external shape; LayoutError if it does not fit."""
+        """Return the canonical shapes for an external shape.
+
+        Raises:
+            LayoutError: no canonical tensors result in this external shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,11 @@ class SplitHeads:
         return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape with separate heads; LayoutError if they do not divide the width."""
+        """Return the shape with separate heads.
+
+        Raises:
+            LayoutError: the number of heads does not divide the width.
+        """
         joined = shapes[0][-1] if self.kind == "output" else shapes[0][0]
         if not self.heads or joined % self.heads:
             raise LayoutError(f"{self.heads} heads do not divide a width of {joined}")
