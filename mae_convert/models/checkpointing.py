@@ -1,7 +1,7 @@
 """Activation checkpointing in PyTorch: blocks recompute their activations in the backward pass.
 
-The method ``forward`` of the block objects is replaced, not that of their class, so that other
-models are not affected.
+The method ``forward`` is replaced in the block objects and not in their class, so that other models
+are not affected.
 """
 
 from collections.abc import Mapping

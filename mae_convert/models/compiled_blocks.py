@@ -1,6 +1,6 @@
 """Blocks of a Keras model compiled by TensorFlow, for inference calls outside a graph.
 
-A model that is called eagerly spends most of its time between operations. Here each block calls a
+Most of the time of an eager call is spent between operations. Here each block calls a
 `tf.function` that takes the weights as arguments, so that all blocks of an encoder or decoder share
 one graph. Only one block is traced, which takes a fraction of a second: the first call takes about
 as long as an eager call, and the results do not depend on how often a model was called before.
@@ -15,7 +15,7 @@ from reference_models.keras.blocks import Attention, Block, LayerNorm
 from reference_models.outputs import Taps, Tensor
 
 LIMIT = 16
-"""Limit on the graphs of a model; a new one replaces the least recently used one."""
+"""Maximum number of graphs of a model; a new graph replaces the least recently used graph."""
 
 
 def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
@@ -56,7 +56,7 @@ class CompiledBlocks:
         self._functions: OrderedDict[Any, Any] = OrderedDict()
 
     def of(self, blocks: list[Any]) -> list[Any]:
-        """Return compiled callables for the blocks, or the block itself if a script changed it."""
+        """Return a compiled callable for each block, or the block itself if a script changed it."""
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:
@@ -98,7 +98,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return the layers of this project whose ``call`` is in a block's graph, and their classes."""
+    """Return the layers of a block whose ``call`` is this project's, each with its class."""
     return (
         (block, Block),
         (block.attention, Attention),
@@ -120,7 +120,7 @@ def _dense(block: Any) -> tuple[Any, ...]:
 
 
 def _is_unchanged(block: Any) -> bool:
-    """Return whether a block has the methods of its class, which a script has not replaced."""
+    """Return whether no script has replaced a layer or a method of a block."""
     return all(
         type(layer) is kind and "call" not in layer.__dict__ for layer, kind in _parts(block)
     ) and all(

@@ -26,8 +26,8 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
     """Write the encoder of a model as a program that runs without this project.
 
     Args:
-        model: an encoder or a pre-training model: of PyTorch for ONNX, of Keras on TensorFlow for
-            the others.
+        model: an encoder or a pre-training model, in PyTorch for ONNX, and in Keras on TensorFlow
+            for TFLite and SavedModel.
         target: a file whose name ends in ``.onnx`` or ``.tflite``, or a directory for a SavedModel.
         overwrite: replace an existing file.
 
@@ -42,14 +42,14 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
     if task == "classify":
         raise MaeConvertError(
 "a classifier is not an encoder",
-hint="export it with model.export, or load it with task='encoder'"
+hint="export it with model.export, or load the model with task='encoder'"
 )  # fmt: skip
     needed = "torch" if target.suffix == ".onnx" else "keras"
     if framework != needed:
         name = {"torch": "torch", "keras": "tensorflow"}[needed]
         raise MaeConvertError(
             f"{target.name} cannot be exported from a model of this framework",
-            hint=f'load it with load_model(..., "{name}")',
+            hint=f'load the model with load_model(..., "{name}")',
         )
     if target.suffix in (".onnx", ".tflite"):
         check_target(target, overwrite=overwrite)

@@ -36,8 +36,8 @@ def layer_of(path: str, depth: int) -> int:
 class LayerDecayAdamW(keras.optimizers.Adam):
     """AdamW with a learning rate for each layer.
 
-    In a step, weights decay by ``learning rate of the layer x decay``. Weight decay is not applied
-    to biases, norms, the class token and position embeddings.
+    In each step, weights are first multiplied by ``1 - decay * learning rate of the layer``. Weight
+    decay is not applied to biases, norms, the class token and position embeddings.
 
     Args:
         learning_rate: the rate of the head; a number or a schedule.

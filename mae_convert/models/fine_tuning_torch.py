@@ -26,7 +26,7 @@ def layer_of(name: str, depth: int) -> int:
     final norm and the head.
 
     Args:
-        name: the parameter's name in the original.
+        name: the parameter's name in the original code (facebookresearch/mae).
         depth: number of blocks of the encoder.
     """
     if match := BLOCK.match(name):
@@ -44,10 +44,10 @@ def parameter_groups(
     """Return the parameters of a classifier in groups, each with its learning rate, for AdamW.
 
     Weight decay is not applied to biases, norms, the class token and position embeddings.
-    Parameters that do not require a gradient are in no group.
+    Parameters that do not require a gradient are left out.
 
     Args:
-        model: a classifier with the original's parameter names.
+        model: a classifier with the parameter names of the original code (facebookresearch/mae).
         learning_rate: the rate of the head.
         weight_decay: the weight decay.
         layer_decay: the ratio of the learning rates of a layer and the next layer.

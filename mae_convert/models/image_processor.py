@@ -1,6 +1,6 @@
 """The image processor: from images to ``pixel_values``, equal to transformers' ViTImageProcessor.
 
-Its results are bit-identical to those of that class with its Pillow backend
+The results are bit-identical to those of ViTImageProcessor with the Pillow backend
 (`ViTImageProcessorPil` in version 5). In addition, images with other channels (grey, or with
 transparency) are converted to the channels of the model.
 """
@@ -40,7 +40,7 @@ SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
 class BatchFeature(dict):
-    """Inputs of a model by name, for ``model(**inputs)``, and as attributes."""
+    """Inputs of a model by name, for ``model(**inputs)``; they are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -53,7 +53,7 @@ class BatchFeature(dict):
         return dict(self)
 
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
-        """Move the tensors of PyTorch to another device or dtype, in place, and return the inputs.
+        """Move PyTorch tensors to another device or dtype, in place, and return the inputs.
 
         As in transformers, integer tensors keep their dtype, and values other than PyTorch tensors
         are not changed.
@@ -114,7 +114,8 @@ class MaeImageProcessor:
 
         Args:
             name: the file, a directory, or a source as for `load_model`.
-            changes: settings to change; and ``revision``, ``subfolder`` of a repository on the Hub.
+            changes: settings to change; also the ``revision`` and ``subfolder`` of a repository on
+                the Hub.
 
         Raises:
             MaeConvertError: the source does not exist or cannot be read.
@@ -190,17 +191,18 @@ class MaeImageProcessor:
         """Return images as ``pixel_values`` (N, C, H, W), float32.
 
         Args:
-            images: one or several: Pillow images, paths, or arrays or tensors of 8-bit values
-                of any dtype (H, W), (H, W, C), (C, H, W); an array with four axes is a batch.
+            images: one image or several images: Pillow images, paths, or arrays or tensors of shape
+                (H, W), (H, W, C) or (C, H, W) with whole numbers from 0 to 255, or with fractions
+                from 0 to 1 if ``do_rescale`` is False; an array with four axes is a batch.
             return_tensors: "np", "pt" or "tf"; None for a list of arrays.
-            changes: settings to change for these images (None: unchanged); ``input_data_format``
-                ("channels_first" or "channels_last") of ambiguous arrays; and ``data_format`` of
-                the result.
+            changes: settings to change for these images (None: unchanged); also
+                ``input_data_format``, the axes of ambiguous arrays, and ``data_format``, the axes
+                of the result ("channels_first" or "channels_last").
 
         Raises:
             ConfigurationError: a setting is invalid.
-            ImageError: an argument is not an image, or the images have different sizes. It is also
-                a ValueError.
+            ImageError: an argument is not an image, or the images have different sizes. An
+                ImageError is also a ValueError.
             TypeError: a setting is unknown.
         """
         order, result = (
@@ -230,7 +232,7 @@ class MaeImageProcessor:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a JSON file, or in that of a directory; None if there is no file."""
+    """Return the settings in a JSON file, or in the JSON file of a directory, or None."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):
@@ -244,7 +246,7 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
 
 
 def _specified(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without None values: as in transformers 4, None means not specified."""
+    """Return the settings that are not None; as in transformers 4, None means not specified."""
     specified = {name: value for name, value in changes.items() if value is not None}
     for name in SWITCHES:
         if not isinstance(specified.get(name, True), bool):
