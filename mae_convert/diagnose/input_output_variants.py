@@ -2,8 +2,9 @@
 
 These steps are: input images, masking, embedding, decoder input, pooling, reconstruction, losses.
 
-In shape comments, N is the number of images, C of channels, L of patches, D the width, and P the
-number of values of a patch, in the order row, column, channel.
+In shapes, N is the number of images, C the number of channels, L the number of patches, ``kept``
+the number of visible patches, T the number of tokens, D the width, and P the number of values of a
+patch, in the order row, column, channel.
 """
 
 from collections.abc import Callable, Mapping
@@ -123,7 +124,7 @@ IMAGES: Mapping[str | None, TensorFunction] = {
 # changed token.
 PATCH_POSITIONS: Mapping[str | None, TensorFunction] = {
     "patches get the position of the next patch": lambda p: p[:, 1:].roll(-1, dims=1),
-    "patches get the position of the token before": lambda p: p[:, :-1],
+    "patches get the position of the previous token": lambda p: p[:, :-1],
     "no position embeddings of patches": lambda p: torch.zeros_like(p[:, 1:]),
     "no position embeddings": lambda p: torch.zeros_like(p[:, 1:]),
     "position embeddings are added twice": lambda p: 2 * p[:, 1:],
@@ -183,7 +184,7 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variant
     kind = variants.get("embedding", "decoder.embedding")
     positions = DECODER_POSITIONS.get(kind, same)(model.decoder_pos_embed)
     mask_token = model.mask_token.to(visible.dtype)
-    if kind == "mask tokens get the class token's position in addition":
+    if kind == "mask tokens also get the class token's position":
         mask_token = mask_token + positions[:, :1]
     masks = mask_token.expand(len(visible), restore.shape[1] + 1 - visible.shape[1], -1)
     parts = [visible[:, 1:], masks]

@@ -28,12 +28,13 @@ class ModelPart:
     """A part of the computation that may be computed in lower precision."""
 
     name: str
-    """The name of the part in sentences."""
+    """The name of the part in messages."""
 
     kinds: tuple[tuple[str, str, str], ...]
-    """Kind, module pattern, and suffix of the precision in the value of each variant.
+    """The kind, the module path and the suffix of each variant that lowers the part's precision.
 
-    ``{}`` in a pattern is a placeholder for the block.
+    ``{}`` in a path is a placeholder for the block. The value of the variant is the precision,
+    followed by the suffix, such as ``"bfloat16 products"``.
     """
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
@@ -52,7 +53,7 @@ class Imprecision:
     """The name of the first result that the part computes imprecisely."""
 
     part: str
-    """The name of the part in sentences."""
+    """The name of the part in messages."""
 
     where: str
     """A phrase about the blocks that contain the part; "" outside of blocks."""
@@ -72,8 +73,10 @@ def find_imprecisions(
     Args:
         measure: a function that runs a hypothesis and returns the fraction of the error that
             remains.
-        failing: the imprecise results in execution order, including all results after a fault.
-        results: names of all intermediate activations; the same part is tested in other blocks.
+        failing: the results in execution order whose errors are too large or may be caused by
+            errors of earlier results.
+        results: the names of all intermediate activations, so that a part can be tested in every
+            block.
         dtype: the dtype of the run.
     """
     steps = {_step(name): name for name in reversed(failing)}
@@ -90,7 +93,7 @@ def find_imprecisions(
 
 
 def _step(name: str) -> str:
-    """Return the step that computes a result, without its block; "q" stands for q, k and v."""
+    """Return the name of the step that computes a result, without the block; "q" for q, k and v."""
     match = BLOCK_TAP.fullmatch(name)
     if match is None:
         return "encoder.norm" if name == "last_hidden_state" else name
@@ -161,7 +164,7 @@ def _parts(at: str) -> Iterator[ModelPart]:
 
 def _in_block(step: str) -> Iterator[ModelPart]:
     if step == "output":
-        yield ModelPart("the sums with the residuals", (("sum precision", "{}", ""),))
+        yield ModelPart("the sums of the residual connections", (("sum precision", "{}", ""),))
         return
     module = "{}.mlp" if step == "mlp" else "{}.attention"
     norm = ("norm precision", "{}.norm2" if step == "mlp" else "{}.norm1", "")
@@ -180,7 +183,7 @@ def _in_block(step: str) -> Iterator[ModelPart]:
     name = "the MLP" if step == "mlp" else "q, k and v"
     yield ModelPart(f"the layer norm before {'the MLP' if step == 'mlp' else 'attention'}", (norm,))
     yield ModelPart(name, (linear,))
-    yield ModelPart(f"{name} and the norm before", (norm, linear))
+    yield ModelPart(f"{name} and the preceding layer norm", (norm, linear))
     yield ModelPart(f"the matrix products of {name}", (products,))
 
 
@@ -231,6 +234,6 @@ def _sentences(parts: Sequence[Imprecision], side: str, dtype: str) -> tuple[str
         text = f"{part.part}{part.where} ({part.explained:.0%} of the error at {part.at})"
         by_precision.setdefault(" or ".join(part.precisions), []).append(text)
     return tuple(
-        f"a test shows that {side}'s {dtype} run computes in {precision}: {', '.join(texts)}"
+        f"a test shows that {side}'s {dtype} run uses {precision} to compute {', '.join(texts)}"
         for precision, texts in by_precision.items()
     )

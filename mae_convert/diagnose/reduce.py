@@ -68,7 +68,7 @@ class Reproducer:
     """
 
     frameworks: Mapping[str, str | None]
-    """Framework for the script → Python interpreter; None for the current interpreter."""
+    """Framework that runs the script → Python interpreter, or None for the current interpreter."""
 
 
 def reduced(verification: Verification) -> Reproducer:
@@ -100,7 +100,7 @@ def reproducer_of(
         a: the trace of A.
         checkpoints: A and B.
         inputs: the images and the noise of the runs.
-        frameworks: framework for the script → Python interpreter, or None for the current
+        frameworks: framework that runs the script → Python interpreter, or None for the current
             interpreter.
 
     Raises:
@@ -177,9 +177,9 @@ def _formula(
 def _implied(
     first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return inputs of blocks that not both sides record, if both sides agree in a later result.
+    """Return the block inputs that only one side records, but in which both sides must agree.
 
-    The later result depends on these inputs, so both sides agree in the inputs too.
+    Both sides agree in a later result, which depends on these block inputs.
     """
     order = execution_order(first)
     later = [execution_order(name) for name in common if execution_order(name) < order]
@@ -189,7 +189,7 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework of the script for a side that a framework or library has run."""
+    """Return the framework in which the script computes the result of a side; default: torch."""
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
@@ -197,7 +197,7 @@ def first_difference(verification: Verification) -> Difference:
     """Return the first result that differs between side A and another side.
 
     This is a result of B in float64 or, if B agrees with A, a result of another runner. If all
-    agree in float64, it is the first result of A or B whose rounding error is too large.
+    runners agree in float64, it is the first result whose rounding error is too large.
 
     Raises:
         MaeConvertError: no result differs.
@@ -229,7 +229,7 @@ def first_difference(verification: Verification) -> Difference:
 
 
 def _runner(prefix: str) -> str:
-    """Return the runner in the prefix of its checks: "timm" for "against timm/"."""
+    """Return the runner that a prefix of check names contains: "timm" for "against timm/"."""
     return prefix.removeprefix("against ").removesuffix("/")
 
 
@@ -316,7 +316,7 @@ def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
-    """Return the limit of `Script` for the measured difference."""
+    """Return the `Script.limit` for the results in `arrays`."""
     if dtype != "float64":
         return FLOOR_UNITS * UNIT_ROUNDOFF[dtype]
     measured = relative_error(arrays["result/B"], arrays["result/A"])

@@ -50,7 +50,7 @@ class Repair:
     """The faults of a target, and the changes that repair them."""
 
     source: Checkpoint = field(repr=False)
-    """The source after the declared steps; the repaired checkpoint must be equal to it."""
+    """The source after the steps of the conversion; the repaired checkpoint must be equal to it."""
 
     target: Checkpoint = field(repr=False)
     """The target with the faults."""
@@ -102,7 +102,7 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
 
     Args:
         a: the source.
-        b: the target; configuration fields that it does not store may be missing.
+        b: the target, which may lack configuration fields.
 
     Raises:
         NotRepairedError: the two models have different families, tasks or shapes.
@@ -120,8 +120,8 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
     standard = b.layout.table_for(b.task, key_bias=b.key_bias)
     if b.table.name not in (standard.name, b.layout.table_for(b.task).name):
         record.append(
-            f"tensor names: {b.table.name}, which not every version of the library loads; "
-            f"{standard.name} instead"
+            f"the tensor names ({b.table.name}) cannot be loaded by every version of the library: "
+            f"replaced by those of {standard.name}"
         )
     return Repair(
         source,
@@ -190,7 +190,7 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
     The record may declare a step that was not applied, or not declare that tensors were rounded.
 
     Returns:
-        The source after the steps, the names of the tensors in which B still differs, and sentences
+        The source after the steps, the names of the tensors that still differ in B, and sentences
         about the faults.
     """
     declared = [step for step in steps_between(a, b) if step["step"] != "task"]
@@ -200,12 +200,13 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
         return source, names, []
     if declared and len(fewer := differing(a, b)) < len(names):
         kinds = listing(str(step["step"]) for step in declared)
-        return a, fewer, [f"the record declares steps that were not applied ({kinds}): left out"]
+        fault = f"the record declares steps that were not applied ({kinds}): removed"
+        return a, fewer, [fault]
     if rounded := _rounding(source, b):
         after = _after(a, [*declared, rounded], b)
         if len(fewer := differing(after, b)) < len(names):
             undeclared = f"the record does not declare that tensors were rounded to {rounded['to']}"
-            return after, fewer, [f"{undeclared}: declared"]
+            return after, fewer, [f"{undeclared}: added"]
     return source, names, []
 
 
@@ -227,7 +228,7 @@ def _after(a: Checkpoint, steps: Sequence[Step], b: Checkpoint) -> Checkpoint:
 
 
 def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
-    """Yield a sentence for each field of B that differs from A."""
+    """Yield a sentence for each configuration field that is missing in B or differs from A's."""
     ours, theirs = a.configuration, b.configuration
     missing = {each.field for each in theirs.missing}
     model_fields = a.family.compared_fields({a.task, b.task})

@@ -96,8 +96,8 @@ FRAMEWORKS: Mapping[str, Mapping[str, str]] = {"torch": TORCH, "tensorflow": TEN
 
 BEGIN = '''"""FIRST: B differs from A (SHOWN). Usage: python reproduce.py USUAL
 
-reproduce.npz contains the input of this step of a model, the tensors of A and B, and the results of
-both. The exit status is 1 if B differs from A, as it did when this file was written.
+reproduce.npz contains the input of this step of a model, and the tensors and results of A and B.
+The exit status is 1 if B differs from A, as it did when this file was written.
 """
 
 import sys
@@ -147,14 +147,14 @@ for side, computed in ("A", a), ("B", b):
     print(f"FIRST in DTYPE: {side} differs by {errors[side]:.1e} from the float64 result of the "
           f"same input, {framework} by {distance(plain, exact):.1e}")
 limit = min(8 * max(min(errors.values()), LIMIT), 4 * LIMIT)
-print(f"  limit of the larger: {limit:.1e}")
+print(f"  limit of the larger error: {limit:.1e}")
 sys.exit(not max(errors.values()) <= limit)
 """
 
 
 @dataclass(frozen=True)
 class Script:
-    """The content of a script."""
+    """The parts of a reproducer's script that depend on the differing result."""
 
     first: str
     """The name of the result that differs."""
@@ -163,15 +163,14 @@ class Script:
     """The formula of the result, as lines of Python."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """Side ("A" or "B") → the settings, which the lines read from ``s``."""
+    """Side ("A" or "B") → the settings that `lines` read from ``s``."""
 
     names: Mapping[str, str]
-    """Name in the lines → canonical name, for the tensors that differ."""
+    """Name in `lines` → canonical name, for the tensors that differ."""
 
     limit: float
-    """The limit of the script: in float64, the limit of the distance between A and B; in a lower
-    precision, a rounding error. The error of a side may be eight times the larger of this value and
-    the error of the other side, but at most four times this value."""
+    """In float64, the largest allowed distance between A and B. In a lower precision, a quarter of
+    the largest allowed rounding error of a side."""
 
     dtype: str = "float64"
     """The dtype in which the results were computed."""
@@ -181,7 +180,7 @@ class Script:
 
 
 def script_text(script: Script, frameworks: Sequence[str]) -> str:
-    """Return the text of a script that can run in each of the frameworks."""
+    """Return the text of a script that can be run with any of the frameworks."""
     code = "\n".join(script.lines)
     used = set(re.findall(r'\bs\["(\w+)"\]', code))
     settings = {side: {n: v for n, v in values.items() if n in used}

@@ -146,9 +146,9 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the hypothesis with the latest next difference that a complete run confirms.
+    """Return the confirmed hypothesis after which the next difference is latest, or None.
 
-    The result is None if no hypothesis is confirmed.
+    A hypothesis is confirmed if a complete run shows the same next difference.
     """
     confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
     for hypothesis, comparison in fitting[:MOST_CONFIRMED]:
@@ -177,7 +177,7 @@ def _reproducing(
 def _wider(
     compare: Compare, accepted: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
 ) -> Iterator[tuple[Hypothesis, CandidateResult]]:
-    """Yield the wider variants of a hypothesis that remove the difference too."""
+    """Yield the variants of a hypothesis for more blocks that also remove the difference."""
     for wider in hypothesis.widen():
         comparison = compare([*accepted, wider])
         if comparison is not None and _later(comparison.first, first):

@@ -40,7 +40,7 @@ class Cause:
         return f"{self.text}{self.other}{self.rest}"
 
     def in_every_block(self, name: str) -> "Cause":
-        """Return the cause without the block in the other tensor's name, as for a group of blocks.
+        """Return the cause for several blocks, without the block in the other tensor's name.
 
         Args:
             name: the differing tensor; the prefix of its block is removed.
@@ -56,7 +56,7 @@ def describe_tensor_differences(
     Args:
         a: the source.
         b: the target.
-        differing: canonical names of differing tensors, the most suspect tensor first.
+        differing: canonical names of differing tensors, the most likely cause first.
     """
     model, prints = model_of(a), Fingerprints(a)
     causes = {name: (_explain_one(model, prints, b, name),) for name in differing[:MOST_TENSORS]}
@@ -88,9 +88,9 @@ def _block_prefix(name: str) -> str:
 
 
 def grouped_names(names: Sequence[str]) -> str:
-    """Return names, separated by commas; those that differ only in the block index become one.
+    """Return names, separated by commas; names that differ only in the block index are merged.
 
-    For example, three names become ``encoder.blocks.{0-2}.norm1.weight``.
+    For example, the names of three blocks become ``encoder.blocks.{0-2}.norm1.weight``.
     """
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
@@ -113,7 +113,7 @@ class Fingerprints:
 
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
-        """The names of tensors with the same (shape, bytes of the first values)."""
+        """(Shape, bytes of the first values) → the names of the tensors with these."""
         groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
             groups.setdefault(self._key(tensor.load()), []).append(name)
@@ -185,7 +185,7 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
 
 
 def _sample_is_close(changed: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether a sample of values is equal up to rounding to narrow dtypes."""
+    """Return whether a sample of two arrays is equal up to rounding to narrow dtypes."""
     if changed.shape != y.shape:  # the change applies only to other models
         return False
     samples = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)

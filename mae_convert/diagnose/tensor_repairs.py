@@ -66,10 +66,10 @@ def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def tensor_repairs(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[TensorRepair]:
-    """Return the replacement of each differing tensor; without a known fault, it is copied from A.
+    """Return the replacement of each differing tensor, which is bit-identical to A's tensor.
 
     Args:
-        a: the source, after the steps that the target declares.
+        a: the source, after the steps of the conversion.
         b: the target.
         names: canonical tensors that differ.
     """

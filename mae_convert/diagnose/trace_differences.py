@@ -121,7 +121,7 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
     if np.array_equal(restore, other_restore) or restore.shape != other_restore.shape:
         return
     if np.array_equal(other_restore, np.argsort(restore, axis=1)):
-        yield "B's ids_restore is the shuffle itself instead of its inverse"
+        yield "B's ids_restore is ids_shuffle instead of its inverse"
     elif np.array_equal(other_restore, restore.shape[1] - 1 - restore):
         yield "B sorts the noise in descending order, so it keeps the patches that A removes"
     elif len(shift := np.unique((other_restore - restore) % restore.shape[1])) == 1:

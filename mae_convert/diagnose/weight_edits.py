@@ -26,7 +26,7 @@ class WeightEdit:
     """The name of the operation in ``OPERATIONS``."""
 
     sources: tuple[str, ...]
-    """The canonical tensors to which it is applied."""
+    """The canonical tensors to which the operation is applied."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the operation."""
@@ -53,8 +53,8 @@ def permuted(
 ) -> np.ndarray:
     """Return the array with its axes permuted, reshaped to the original shape.
 
-    If permuting does not change the shape, the result is the transposed array. Otherwise it is the
-    array that a reshape gives by mistake instead of a transposition.
+    If permuting does not change the shape, the result is the transposed array. Otherwise, it is the
+    array that results if a tensor is reshaped by mistake instead of transposed.
 
     Args:
         array: the tensor.
@@ -126,7 +126,7 @@ def class_position_multiplied(array: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sincos_positions(array: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return the fixed sine-cosine position embedding with the shape of `array`."""
+    """Return the fixed sine-cosine position embedding of a grid with the shape of `array`."""
     table = sincos_position_embedding(array.shape[-1], (grid[0], grid[1]))
     return table.astype(np.float32).astype(array.dtype)
 
@@ -170,8 +170,8 @@ def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
     apart = channels.reshape(heads, size)
     return distinct(
         {
-            "as (channels, heads)": apart.T.ravel(),
-            "as (channels, heads) read as (heads, channels)": channels.reshape(
+            "arranged as (channels, heads)": apart.T.ravel(),
+            "stored as (channels, heads) and read as (heads, channels)": channels.reshape(
                 size, heads
             ).T.ravel(),
             "with the heads shifted forward by one": np.roll(apart, 1, axis=0).ravel(),
@@ -189,12 +189,12 @@ def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray
     other = numbers.reshape(channels, height, width)
     return distinct(
         {
-            "as (channel, row, column)": apart.transpose(2, 0, 1).ravel(),
-            "as (channel, row, column) read as (row, column, channel)": other.transpose(
+            "arranged as (channel, row, column)": apart.transpose(2, 0, 1).ravel(),
+            "stored as (channel, row, column) and read as (row, column, channel)": other.transpose(
                 1, 2, 0
             ).ravel(),
             "with the channels reversed (RGB and BGR)": apart[..., ::-1].ravel(),
-            "as (column, row, channel)": apart.transpose(1, 0, 2).ravel(),
+            "arranged as (column, row, channel)": apart.transpose(1, 0, 2).ravel(),
             "upside down": apart[::-1].ravel(),
             "mirrored": apart[:, ::-1].ravel(),
         }
@@ -202,15 +202,15 @@ def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray
 
 
 def position_orders(rows: int, columns: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the positions of a class token and a grid of patches."""
+    """Return wrong orders of the position embeddings of a class token and a grid of patches."""
     grid = np.arange(1, 1 + rows * columns).reshape(rows, columns)
     positions = np.arange(1 + rows * columns)
     return distinct(
         {
-            "shifted by the class token's position": np.roll(positions, 1),
-            "shifted back by the class token's position": np.roll(positions, -1),
+            "shifted forward by one, including the class token": np.roll(positions, 1),
+            "shifted back by one, including the class token": np.roll(positions, -1),
             "with the grid transposed": np.r_[0, grid.T.ravel()],
-            "read as a grid of columns": np.r_[0, grid.reshape(columns, rows).T.ravel()],
+            "read as if stored column by column": np.r_[0, grid.reshape(columns, rows).T.ravel()],
             "with the grid upside down": np.r_[0, grid[::-1].ravel()],
             "with the grid mirrored": np.r_[0, grid[:, ::-1].ravel()],
             "with the patches in reverse order": np.r_[0, positions[:0:-1]],

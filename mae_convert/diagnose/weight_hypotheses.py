@@ -1,4 +1,4 @@
-"""Hypotheses about weights: of single tensors, of q, k and v together, of modules and of blocks."""
+"""Hypotheses about the weights of single tensors, of q, k and v together, of modules and blocks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -193,7 +193,7 @@ def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
 def _exchanged_pair(name: str, other: str) -> Iterator[Hypothesis]:
     forward, back = copy_tensor(name, other), copy_tensor(other, name)
     yield Hypothesis("exchanged", f"{name} and {other} are exchanged", (forward, back))
-    yield Hypothesis("exchanged", f"{name} holds {other}", (forward,))
+    yield Hypothesis("exchanged", f"{name} has the values of {other}", (forward,))
 
 
 def copy_tensor(target: str, source: str) -> WeightEdit:
@@ -235,14 +235,14 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
         yield from in_blocks(model, stack, index, "exchanged", both, exchange)
 
         def holds(block: str, other: str = other) -> str:
-            return f"{block}{part} holds {block}{other}"
+            return f"{block}{part} has the values of {block}{other}"
 
         yield from in_blocks(model, stack, index, "exchanged", holds, hold)
 
 
 def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
     """Yield hypotheses about tensors of adjacent blocks and about blocks shifted by one."""
-    for step, where in ((1, "next block"), (-1, "block before")):
+    for step, where in ((1, "next block"), (-1, "previous block")):
         name, other = (f"{stack.block(i)}.{part}" for i in (index, index + step))
         if other not in model.shapes:
             continue
@@ -260,7 +260,8 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
             both = (copy_tensor(name, other), copy_tensor(other, name))
             yield Hypothesis("neighbour", f"{name} and {other} are exchanged", both)
 
-        one = Hypothesis("neighbour", f"{name} holds {other}", (copy_tensor(name, other),))
+        text = f"{name} has the values of {other}"
+        one = Hypothesis("neighbour", text, (copy_tensor(name, other),))
         yield one.widened(wider)
 
 
@@ -313,7 +314,7 @@ def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[H
                 for words, order in fitting.items()
             ]
 
-        text = f"block {index} of the {stack.name} holds block {other}"
+        text = f"block {index} of the {stack.name} has the tensors of block {other}"
         edits = _copies_of_blocks(model, stack, {index: other})
         yield Hypothesis("blocks", text, edits).widened(wider)
 
@@ -425,7 +426,7 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
 
 
 def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that heads have another order in q, k, v and possibly the output layer."""
+    """Yield hypotheses that the channels of q, k, v and maybe the output are in another order."""
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 

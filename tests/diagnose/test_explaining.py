@@ -140,7 +140,7 @@ def test_two_faults_are_both_named(sides):
     with fault("GELU by tanh"):
         b = sides.subject(model, "positions one off")
     verdict = sides.explain(sides.subject(model), b)
-    assert "(patches get the position of the token before)" in verdict.causes[0]
+    assert "(patches get the position of the previous token)" in verdict.causes[0]
     assert "hidden_act is gelu_new in every block: reproduced" in verdict.causes[0]
     assert any("the difference at encoder.blocks.0.mlp disappears" in c for c in verdict.causes)
 
@@ -191,7 +191,7 @@ def test_lower_precision_of_the_float32_run_is_named(sides):
     verdict = sides.explain(sides.subject(model), b)
     assert verdict.first_divergence is None
     assert verdict.causes[0].startswith(
-        "a test shows that B's float32 run computes in bfloat16: the"
+        "a test shows that B's float32 run uses bfloat16 to compute the"
     )
     assert "the layer norm before attention in every block (100%" in verdict.causes[0]
 

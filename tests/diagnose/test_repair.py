@@ -103,7 +103,7 @@ FAULTS = {
     "blocks shifted": (block_shifted, "B holds A's encoder.blocks.2.norm1.weight here",
                        "copied from B's encoder.blocks.2.norm1.weight"),
     "class slot": (alone(POSITIONS, lambda a: np.roll(a, 1, axis=1)),
-                   "is shifted by the class token's position", UNDONE),
+                   "is shifted forward by one, including the class token", UNDONE),
     "BGR": (alone(KERNEL, lambda a: a[:, ::-1]),
             "has its channels reversed (RGB and BGR)", UNDONE),
     "sign": (alone("encoder.cls_token", np.negative), "has its sign reversed", UNDONE),
@@ -238,7 +238,7 @@ def test_undeclared_rounding_is_added_to_the_record(source, tmp_path):
     path.write_text(json.dumps({**record, "steps": []}))
     planned, result = repair(source, open_checkpoint(tmp_path / "half"), tmp_path / "out", SIDES)
     assert planned.changes == [
-        "the record does not declare that tensors were rounded to float16: declared"
+        "the record does not declare that tensors were rounded to float16: added"
     ]
     assert [step["step"] for step in result.verdict.steps] == ["dtype"]
     assert open_checkpoint(tmp_path / "out").tensors["encoder.cls_token"].dtype == np.float16
@@ -250,7 +250,7 @@ def test_step_that_was_not_applied_is_removed_from_the_record(source, tmp_path):
     step = {"step": "dtype", "from": ["float32"], "to": "float16"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": [step]}))
     planned = plan_repair(source, open_checkpoint(tmp_path / "b"))
-    assert planned.changes == ["the record declares steps that were not applied (dtype): left out"]
+    assert planned.changes == ["the record declares steps that were not applied (dtype): removed"]
     write_repaired(planned, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["steps"] == []
 
@@ -273,7 +273,9 @@ def test_names_that_some_versions_cannot_load_are_rewritten(tmp_path):
     execute(plan_conversion(b, tmp_path / "a.pth", "facebook"))
     planned = plan_repair(open_checkpoint(tmp_path / "a.pth"), b)
     assert len(planned.changes) == 1
-    assert planned.changes[0].startswith("tensor names: transformers, names saved by version 5,")
+    assert planned.changes[0].startswith(
+        "the tensor names (transformers, names saved by version 5) "
+    )
     write_repaired(planned, tmp_path / "out")
     names = open_checkpoint(tmp_path / "out").container.tensors
     assert "decoder.decoder_layers.0.attention.attention.query.weight" in names

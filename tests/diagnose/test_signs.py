@@ -129,7 +129,7 @@ def test_related_masks_are_reported(trace):
     changes = {
         "kept and removed patches exchanged": {"mask": 1 - mask},
         "keeps 6 of 16 patches and B keeps 7": {"mask": (restore >= 7).astype(np.float32)},
-        "the shuffle itself": {"ids_restore": np.argsort(restore, axis=1)},
+        "is ids_shuffle instead": {"ids_restore": np.argsort(restore, axis=1)},
         "in descending order": {"ids_restore": 15 - restore},
         "A's plus 3, modulo": {"ids_restore": (restore + 3) % 16},
     }
@@ -235,10 +235,10 @@ CHANGES = {
     "was reshaped instead of permuted when it was written": (
         "encoder.patch_embedding.weight",
         lambda x: x.reshape(x.transpose(2, 3, 1, 0).shape).transpose(3, 2, 0, 1)),
-    "is shifted by the class token's position": (
+    "is shifted forward by one, including the class token": (
         "encoder.position_embedding", lambda x: np.roll(x, 1, axis=1)),
-    "predicts patches as (channel, row, column)": ("decoder.prediction.bias", lambda x: np.moveaxis(
-        x.reshape(8, 8, 3), 2, 0).ravel()),
+    "predicts patches arranged as (channel, row, column)": (
+        "decoder.prediction.bias", lambda x: np.moveaxis(x.reshape(8, 8, 3), 2, 0).ravel()),
     "is stored as (row, column, channel) and read as (channel, row, column)": (
         "encoder.patch_embedding.weight", lambda x: x.transpose(0, 2, 3, 1).reshape(x.shape)),
     "is zero from element 12 of 24 on": (

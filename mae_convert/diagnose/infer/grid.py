@@ -1,8 +1,7 @@
 """Determine the shape of the patch grid from learned position embeddings.
 
-Embeddings of neighbouring patches are similar. With the correct grid shape this is true for the
-neighbours above and below, which are one row apart in the sequence, but not across the ends of
-rows.
+The position embeddings of neighbouring patches are similar. The grid shape determines which patches
+are neighbours, so the mean similarity of neighbours is largest with the correct grid shape.
 """
 
 import numpy as np
@@ -65,7 +64,7 @@ def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
 
 
 def _shapes(patches: int) -> list[tuple[int, int]]:
-    """Return the possible numbers of rows and columns of a grid."""
+    """Return the possible (rows, columns) of a grid of `patches` patches."""
     pairs = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
     return [pair for pair in pairs if max(pair) <= MOST_ELONGATED * min(pair)]
 

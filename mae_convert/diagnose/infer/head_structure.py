@@ -24,15 +24,15 @@ SMALLEST_HEAD = 4
 PERMUTATIONS = 100
 MOST_LAYERS = 6
 REJECTED_FROM = 5.0
-"""A number of heads is rejected if it is this many standard deviations from the permutations.
+"""A number of heads is rejected if its value in `HeadStructure.deviations` is at least this.
 
-The best number is chosen from the same weights, so this is far above the usual 2 or 3."""
+The best number is chosen from the same weights, so the threshold is far above the usual 2 or 3."""
 
 SMALLEST_SCORE = 20.0
 """Minimum log-likelihood ratio for a significant structure; random weights have at most 5."""
 
 Layer = Callable[[], tuple[np.ndarray, np.ndarray]]
-"""Returns the query and key weights (width, width), whose rows are the channels of the heads."""
+"""A function that returns the query and key weights (width, width); rows are output channels."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class HeadStructure:
 
     scores: dict[int, float]
     """Number of heads → log-likelihood ratio, summed over layers, for the hypothesis that entries
-    within these heads are larger than others; the number with the largest ratio fits best."""
+    of ``W_q W_kᵀ`` are larger if both channels belong to the same head; the largest fits best."""
 
     deviations: dict[int, float]
-    """Number of heads → number of standard deviations by which the weights differ from weights that
-    are permuted as for this number of heads; 0 for the best number."""
+    """Number of heads → number of standard deviations by which the score of the best number exceeds
+    its mean score on weights that are permuted for this number of heads; 0 for the best number."""
 
     @property
     def best(self) -> int:
@@ -54,7 +54,7 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The smallest of the `deviations`, not counting `best`; 0.0 if there is no other."""
+        """The smallest deviation of all numbers of heads except `best`; 0.0 if there are none."""
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property
@@ -72,8 +72,8 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
     """Test every possible number of heads of attention layers of one width.
 
     Args:
-        layers: functions that return the query and key weights of a layer; at most `MOST_LAYERS`
-            evenly spaced layers are used.
+        layers: for each layer, a function that returns its query and key weights; at most
+            `MOST_LAYERS` evenly spaced layers are used.
         seed: the seed of the permutations.
     """
     chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
@@ -98,7 +98,7 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
 
 
 def _log_magnitudes(product: np.ndarray) -> np.ndarray:
-    """Return log |entry| minus the means of rows and columns; the diagonal is 0.
+    """Return log |entry| of a matrix minus the means of rows and columns; the diagonal is 0.
 
     Logarithms and subtracted means limit the influence of single large channels. The diagonal
     couples each channel with itself and contains no information about heads.
@@ -118,13 +118,16 @@ def _log_magnitudes(product: np.ndarray) -> np.ndarray:
 
 
 def _within(matrix: np.ndarray, order: np.ndarray, heads: int) -> float:
-    """Return the sum of the entries whose row and column belong to the same head."""
+    """Return the sum of the entries whose row and column belong to the same head.
+
+    ``order`` lists the channels of the first head, then those of the second head, and so on.
+    """
     groups = order.reshape(heads, -1)
     return float(matrix[groups[:, :, None], groups[:, None, :]].sum(dtype=np.float64))
 
 
 def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> float:
-    """Return the log-likelihood ratio for different means within and between heads."""
+    """Return the log-likelihood ratio for different means of entries within and between heads."""
     size, channels = len(matrix), len(matrix) // heads
     if heads == 1:  # there are no entries between heads
         return 0.0

@@ -50,10 +50,10 @@ class Crops:
     """Crops of images or clips, and the noise of their masks."""
 
     pixels: np.ndarray
-    """(images, crops, [T,] H, W, C), uint8 colours or floating-point measurements."""
+    """The crops (images, crops, [T,] H, W, C), uint8 colours or floating-point measurements."""
 
     noise: np.ndarray
-    """(images, crops, L), float32."""
+    """The noise of the masks, (images, crops, L), float32."""
 
     def first(self, crops: int) -> "Crops":
         """Return the first `crops` crops of each image or clip."""
@@ -65,7 +65,7 @@ def make_crops(
 ) -> Crops:
     """Return random crops of images, as in training, each with its own mask.
 
-    For a video model, the crop moves across the image.
+    A video model gets a clip of each image, in which the crop moves across the image.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     height, width = config.image_hw
@@ -197,7 +197,7 @@ class Runner:
     def _run(
         self, model: Any, pixels: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the model's predictions (N, C, [T,] H, W), not rescaled, and the mask (N, L)."""
+        """Return the unpatchified output (N, C, [T,] H, W) of the decoder, and the mask (N, L)."""
         if self._framework == "torch":
             import torch
 
