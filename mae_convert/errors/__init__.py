@@ -27,7 +27,7 @@ class Option:
     """An option as a part of a message."""
 
     name: str
-    """The neutral name, in lower case with underscores, as ``num_heads``."""
+    """The neutral name, in lower case with underscores, such as ``num_heads``."""
 
     value: Value = None
     """The value that the message proposes or refuses; True or False for a switch, None if the

@@ -14,8 +14,11 @@ try:
 except ImportError:  # a module that does not exist on every system
     resource = None  # type: ignore[assignment]
 
-MEMORY = "there is not enough memory{0}; free some, or raise the limit (ulimit -v, a container's)"
-FILES = "too many files are open; raise the limit (ulimit -n), now {0}"
+MEMORY = (
+    "there is not enough memory{0}; free some memory, or raise the memory limit (ulimit -v, or the"
+    " limit of the container)"
+)
+FILES = "too many files are open; raise the limit (ulimit -n), which is {0}"
 THREADS = "no further process or thread can be started; raise the limit (ulimit -u)"
 DISK = "there is no space left on the disk{0}; free some space"
 DEPTH = "the input is nested too deeply; reduce the nesting"
@@ -81,7 +84,7 @@ def _open_files() -> str:
 
 
 def too_little_address_space() -> str | None:
-    """Return an error message if a limit leaves too little address space for loading NumPy."""
+    """Return an error message if a limit leaves too little address space for NumPy, or None."""
     if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

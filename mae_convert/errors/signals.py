@@ -45,7 +45,7 @@ class Endings:
         self._dropped = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise `Interrupted` or `Ended`, unless one of them was raised a moment ago.
+        """Raise `Interrupted` or `Ended`, unless one was raised within the last `QUIET_SECONDS`.
 
         Raises:
             Interrupted: Ctrl-C came first.
@@ -133,7 +133,7 @@ class Signals:
         self._caught.clear()
 
     def deliver(self, handlers: Mapping[int, Any]) -> None:
-        """Handle the first signal that was caught with its handler in `handlers`."""
+        """Handle the first signal that was caught as `handlers` specifies."""
         for number, frame in self._caught[:1]:
             handler = handlers[number]
             if callable(handler):
@@ -144,7 +144,7 @@ class Signals:
 
 @contextmanager
 def undisturbed() -> Iterator[Signals]:
-    """Defer signals that would end the process until the end of the block."""
+    """Defer signals that would end the process until the end of the ``with`` block."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals  # only the main thread receives signals
