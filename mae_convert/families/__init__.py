@@ -126,7 +126,7 @@ def layout_names() -> list[str]:
 
 
 def layouts_named(name: str) -> list["Layout"]:
-    """Return the layouts of all families with a name, as on the command line.
+    """Return the layouts of all families that have a name or synonym used on the command line.
 
     Raises:
         LayoutError: no family has a layout with this name.
@@ -145,9 +145,7 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
     from mae_convert.text import did_you_mean
 
     if alternatives := FRAMEWORK_NAMES.get(name.lower()):
-        return LayoutError(
-            f"{name!r} is not the name of a single layout", hint=f"choose {alternatives}"
-        )
+        return LayoutError(f"{name!r} is not the name of a layout", hint=f"choose {alternatives}")
     near = did_you_mean(name, layouts) or f"the layouts are {', '.join(layouts)}"
     return LayoutError(f"unknown layout {name!r}", hint=near)
 

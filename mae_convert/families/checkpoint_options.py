@@ -331,7 +331,7 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
     """Return the flags for the values of options.
 
     Args:
-        values: option name → value; values that are None and other options are ignored.
+        values: option name → value; None values and options for other purposes are ignored.
 
     Raises:
         ConfigurationError: the value of an image size is not a size.

@@ -23,13 +23,13 @@ class Missing:
     """A field without a value, and how to specify it."""
 
     field: str
-    """The field."""
+    """The name of the field."""
 
     what: str
     """The description of the field, as a part of a sentence."""
 
     option: Option
-    """The option that specifies it."""
+    """The option that specifies the field."""
 
     reason: str
     """Why the tensors do not determine the field, and which evidence could not be used."""
@@ -220,7 +220,7 @@ def resolve(
 
 
 def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
-    """Return the value of a field with the highest priority, or None.
+    """Return the value with the highest priority for a field, or None.
 
     Raises:
         ConfigurationError: an option contradicts the tensors, or the value is impossible.
@@ -234,7 +234,7 @@ def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> Field
 
 
 def missing_heads(name: str, evidence: Evidence, contradiction: str | None = None) -> Missing:
-    """Return the `Missing` field for a number of attention heads.
+    """Return the description of a missing number of attention heads.
 
     Args:
         name: "num_attention_heads" or "decoder_num_attention_heads".

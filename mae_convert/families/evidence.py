@@ -51,6 +51,8 @@ class Evidence:
     """The configuration in the file or in the same directory."""
 
     config_source: str
+    """A phrase that names the file that contains `config`, for messages."""
+
     preprocessor: Mapping[str, Any]
     """``image_mean`` and ``image_std`` as in preprocessor_config.json."""
 
@@ -58,16 +60,20 @@ class Evidence:
     """Arguments of the training run that wrote the checkpoint."""
 
     conventions: Mapping[str, Any]
-    """The values that the layout assumes, and the layout's name."""
+    """Field → value that the layout assumes."""
 
     layout: str
+    """The name of the layout."""
+
     fixed: tuple[str, ...] = ()
-    """Fields in `conventions` for which the layout's own code supports only this value."""
+    """Fields for which the layout's own code supports only the value in `conventions`."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
-    """The values that the related model of the checkpoint uses, and the name of that model."""
+    """Field → value that the related model of the checkpoint uses."""
 
     relative_name: str = ""
+    """The name of the related model; "" if there is none."""
+
     size_hint: str = ""
     """A phrase for messages: the image size of a related model that has these shapes."""
 
@@ -81,7 +87,7 @@ class Evidence:
     """
 
     by_names: Mapping[str, Any] = field(default_factory=dict)
-    """Field → value that a program uses for all models with such tensor names."""
+    """Field → value that a program uses for all models with these tensor names."""
 
     fill_only: bool = False
     """Whether options only fill in fields that the file does not specify."""
@@ -140,7 +146,7 @@ def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
 
 
 def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldValue:
-    """Return a value as an assumption if the conversion that wrote the file assumed the value."""
+    """Return a stored value, as an assumption if the conversion of the file assumed the value."""
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
         source = f"{where} (assumed by the conversion: {recorded.get('source')})"
@@ -149,7 +155,7 @@ def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldVal
 
 
 def same_size(value: Any) -> Any:
-    """Return a square size as one number; any other value unchanged."""
+    """Return one number for a square size; return any other value unchanged."""
     sides = tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(sides) == 2 and sides[0] == sides[1]:
         return sides[0]

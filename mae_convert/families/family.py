@@ -63,14 +63,14 @@ class Family(ABC):
     """A family of models.
 
     Attributes:
-        name: the name in reports and records, and of the family's package.
+        name: the name of the family in reports and records, and the name of its package.
         title: a description in one line.
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
         layouts: name on the command line → layout.
         layout_synonyms: other name → name of a layout.
-        models: for "torch" and "keras", task → "module:Class" of the reference model; for
-            "transformers", that of the library's class. They are strings so that no framework is
-            imported.
+        models: "torch", "keras" or "transformers" → task → "module:Class" of the reference model
+            or, for "transformers", of the library's model. The values are strings so that no
+            framework is imported.
         model_layouts: framework → the layout of its reference model; "keras" for both backends.
         native_loaders: (name of a mapping table, framework) → the loader that loads tensors with
             the names of the table into the framework's model without using the table (see
@@ -97,7 +97,7 @@ class Family(ABC):
         additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
             model specifies which of them it takes.
         takes_images: whether each input of a model is one image.
-        card: the description for model cards; None for only the `title`.
+        card: the description for model cards; None if model cards contain only the `title`.
         clips: the preprocessing of videos or series of images; None for images.
         has_hypotheses: whether `mae_convert.diagnose` can test hypotheses by running changed
             models.

@@ -63,7 +63,7 @@ TASK: Mapping[str, Treatment] = {
     **dict.fromkeys(("dtype", "num_classes", "pooling"), READ),
     "activation": Only(
         (None, "linear"),
-        "the classifier's outputs are then not logits; create it with activation=None",
+        "the outputs are then not logits; create the classifier with activation=None",
     ),
     "dropout": HARMLESS,
     "intermediate_dim": Only((None,), NOT_HERE),

@@ -9,7 +9,7 @@ SUFFIX = ".pth"
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """An official model, or a size of official models without a specific file."""
+    """An official model, or a model size for which no specific file is known."""
 
     model_name: str
     """The name in the paper, for example "VideoMAE ViT-B/16"."""
@@ -21,7 +21,7 @@ class OfficialModel:
     """The configuration."""
 
     license: str = ""
-    """Its licence, as an identifier of the Hugging Face Hub."""
+    """The licence of the weights, as an identifier of the Hugging Face Hub."""
 
     where: str = ""
     """The URL of the file, or the repository on the Hub as ``hf://owner/name``."""

@@ -30,7 +30,7 @@ def patch_axes(shapes: Any) -> tuple[int, ...]:
 
 
 def over_patches(values: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return the mean over the pixels and channels of each patch, (N, L), of a result of `cut`."""
+    """Return the mean of the values of each patch, (N, L); ``values`` is a result of `cut`."""
     means: np.ndarray = values.mean(axis=(1, *patch_axes(shapes))).reshape(len(values), -1)
     return means
 

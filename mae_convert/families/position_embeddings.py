@@ -31,7 +31,7 @@ FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
 RECOMPUTE = Option("sincos_positions", True)
 BICUBIC, CORNERS_ALIGNED = "bicubic", "bicubic, align_corners=True"
 FLOAT32_NOISE = 1e-5
-"""Maximum difference of fixed embeddings, with values up to 1, that were computed in float32."""
+"""Maximum error of a fixed embedding that was computed in float32; its values are at most 1."""
 
 SHARPNESS = -0.75
 """The parameter a of cubic convolution (Keys 1981, doi:10.1109/TASSP.1981.1163711)."""

@@ -242,8 +242,8 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
                 f"{name} in config.json is {stored_dtype}, to which transformers 5 rounds the "
                 f"weights when it loads them, but they are stored in {wider[0]}",
                 hint=(
-                    f"remove {name} from config.json to keep them, or load and save the model with "
-                    "transformers, which rounds them"
+                    f"remove {name} from config.json to keep the weights unrounded, or load and "
+                    "save the model with transformers to round them"
                 ),
             )
         return

@@ -279,7 +279,7 @@ class TestAudioMAE:
         with pytest.raises(CheckpointError, match="patches overlap"):
             open_checkpoint(path, Flags(num_attention_heads=4))
         path = saved(tmp_path / "y.pth", audio_mae(1212))
-        with pytest.raises(ConfigurationError, match="1212 patches are not a square grid"):
+        with pytest.raises(ConfigurationError, match="1212 patches do not form a square grid"):
             open_checkpoint(path, Flags(num_attention_heads=4))
 
     def test_fine_tuned_it_is_a_classifier_known_by_its_training_arguments(self, tmp_path):

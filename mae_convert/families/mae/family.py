@@ -176,7 +176,10 @@ class ImageMAE(Family):
             fields.check_position_tables(size, evidence)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return ``fc_norm`` for a pooled classifier: False if the norm is before the pooling."""
+        """Return ``fc_norm`` for a pooled classifier, and no fields for other models.
+
+        The value is False if there are no ``fc_norm`` tensors: the norm is before the pooling.
+        """
         if values.get("global_pool") != "avg":
             return {}
         return {"fc_norm": None if "global_pool" in evidence.geometry else False}
@@ -189,7 +192,7 @@ class ImageMAE(Family):
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
         """Return the official files that a model may come from, and their licence; or None."""
         names = " or ".join(official.file for official in candidates(model, task))
-        return (f"{names}, which has the same names and shapes", LICENSE) if names else None
+        return (f"{names}, with the same tensor names and shapes", LICENSE) if names else None
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
         """Return the fields that change when a classifier head is added to an encoder."""

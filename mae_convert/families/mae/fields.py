@@ -112,7 +112,7 @@ def missing(name: str, evidence: Evidence) -> Missing:
     if name != "image_size":
         return missing_heads(name, evidence, arguments(evidence).contradiction(name))
     count = evidence.geometry["num_patches"]
-    reason = f"{count} patches are not a square grid"
+    reason = f"{count} patches do not form a square grid"
     option = named(name, placeholder="HxW")
     return Missing(name, "the image size", option, reason, evidence.size_hint)
 
@@ -158,8 +158,8 @@ def check_image_size(size: Any, evidence: Evidence) -> None:
     if not fits:
         raise ConfigurationError(
             where,
-            f" specifies an image size of {size}, but with patches of {patch} the tensors hold "
-            f"{count} positions",
+            f" specifies an image size of {size}, but the tensors have position embeddings for "
+            f"{count} patches of size {patch}",
             hint=(
                 "specify the image size that the model was trained for with ",
                 named("image_size"),

@@ -131,7 +131,8 @@ class TrainingArguments:
             if name == UNSURE:
                 return None
             raise _contradicted(
-                where, f"with patches of {_by(patch)} the tensors hold {count} positions"
+                where,
+                f"the tensors have position embeddings for {count} patches of size {_by(patch)}",
             )
         if table is not None and table.grid != grid:
             raise _contradicted(

@@ -43,7 +43,7 @@ LIKE = "as in the authors' pre-training on Kinetics"
 
 
 class MAEST(Family):
-    """Spatio-temporal masked autoencoders of facebookresearch, and classifiers made from them."""
+    """Spatio-temporal masked autoencoders, and classifiers that are fine-tuned from them."""
 
     name = "mae_st"
     title = "MAE-ST, spatio-temporal masked autoencoders (Feichtenhofer et al. 2022)"
@@ -102,7 +102,7 @@ class MAEST(Family):
         """Return the description of a missing field."""
         if name != "image_size":
             return missing_heads(name, evidence)
-        reason = f"{_patches_per_time(evidence)} positions are not a square grid"
+        reason = f"{_patches_per_time(evidence)} patches per time step do not form a square grid"
         return Missing(name, "the image size", named(name), reason)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:

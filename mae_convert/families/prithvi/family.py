@@ -85,7 +85,7 @@ class Prithvi(Family):
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the image mean and std of version 1 if the tensors have the names in its file."""
+        """Return the image mean and std of version 1 if the tensors have the names of version 1."""
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
@@ -146,8 +146,8 @@ class Prithvi(Family):
         model = configuration.model
         if "layer_norm_eps" in configuration.assumptions:
             yield (
-                f"layer_norm_eps {model.layer_norm_eps:g} is assumed, with which the published"
-                " models were trained; TerraTorch uses 1e-5 since December 2024 and computes"
+                f"layer_norm_eps is assumed to be {model.layer_norm_eps:g}, as in the training of"
+                " the published models; TerraTorch uses 1e-5 since December 2024 and computes"
                 " another function from the same file"
             )
         if model.num_channels != BANDS:

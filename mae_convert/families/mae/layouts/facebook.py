@@ -90,7 +90,9 @@ def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
         # main_linprobe.py, with or without --global_pool.
         Table(f"{name}, linear probe", ("classify",), _probe("head.0", "head.1", block)),
         # test_time_training_mae stores the probe beside the MAE and not in it.
-        Table(f"{name}, linear probe beside", ("classify",), _probe("bn", "head", block)),
+        Table(
+            f"{name}, linear probe in a separate module", ("classify",), _probe("bn", "head", block)
+        ),
     )
 
 

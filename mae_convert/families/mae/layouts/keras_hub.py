@@ -83,7 +83,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why KerasHub's classes do not support a model, or None."""
     if task == "pretrain":
         return (
-            "KerasHub has no MAE decoder; convert to keras, or the encoder with ",
+            "KerasHub has no MAE decoder; convert to keras, or pass ",
             Option("task", "encoder"),
         )
     if task == "classify" and config.global_pool == "avg":
@@ -92,9 +92,9 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
             "pooled models (fc_norm); convert to keras or timm"
         )
     if not config.qkv_bias:
-        return "KerasHub's attention has either all biases or none; convert to keras"
+        return "KerasHub's attention supports either all biases or none; convert to keras"
     if config.hidden_act != "gelu":
-        return "KerasHub's ViT computes the exact GELU only; convert to keras"
+        return "KerasHub's ViT supports only the exact GELU; convert to keras"
     return None
 
 

@@ -72,7 +72,10 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
     """
     square = config.patch_hw[0] == config.patch_hw[1]
     if task == "pretrain" and not (square and config.qkv_bias and config.hidden_act == "gelu"):
-        return "lightly's decoder has square patches, biases and GELU; convert to facebook or keras"
+        return (
+            "lightly's decoder supports only square patches, GELU, and q, k and v with biases; "
+            "convert to facebook or keras"
+        )
     return None
 
 

@@ -59,9 +59,9 @@ DECODER = (
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     """Return why mmpretrain's classes do not support a model, or None.
 
-    The class of the encoder supports images of any shape. The class of the decoder has square
-    patches, biases and GELU; the class of the pre-training head supports only square images with
-    three channels.
+    The class of the encoder supports images of any shape. The class of the decoder supports only
+    square patches, GELU, and q, k and v with biases; the class of the pre-training head supports
+    only square images with three channels.
     """
     if task != "pretrain":
         return None
@@ -69,11 +69,14 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     if not square or config.num_channels != 3:
         return (
             "mmpretrain's MAE supports only square images with three channels and square patches; "
-            "convert to facebook or keras, or the encoder with ",
+            "convert to facebook or keras, or pass ",
             Option("task", "encoder"),
         )
     if not config.qkv_bias or config.hidden_act != "gelu":
-        return "mmpretrain's decoder has biases and GELU; convert to facebook or keras"
+        return (
+            "mmpretrain's decoder supports only GELU, and q, k and v with biases; convert to "
+            "facebook or keras"
+        )
     return None
 
 

@@ -43,11 +43,17 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     if task == "pretrain":
         return "torchvision has no decoder; convert the encoder with ", Option("task", "encoder")
     if task == "classify" and config.global_pool == "avg":
-        return "torchvision reads the class token; convert a globally pooled model to timm"
+        return (
+            "torchvision's classifier reads the class token and does not support a globally pooled "
+            "model (fc_norm); convert to timm"
+        )
     if config.image_hw[0] != config.image_hw[1] or config.patch_hw[0] != config.patch_hw[1]:
         return "torchvision's ViT supports only square images and patches; convert to timm"
     if not config.qkv_bias or config.num_channels != 3 or config.hidden_act != "gelu":
-        return "torchvision's ViT has biases, three channels and GELU; convert to timm"
+        return (
+            "torchvision's ViT supports only three channels, GELU, and q, k and v with biases; "
+            "convert to timm"
+        )
     if config.layer_norm_eps != EPSILON:
         return (
             f"torchvision's ViT has a layer norm epsilon of {EPSILON}, but this model has"

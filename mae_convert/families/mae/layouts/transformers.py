@@ -2,8 +2,8 @@
 
 Three naming variants are read: that of version 4, which is also written because every version loads
 it; that of files saved by version 5, in which the decoder's blocks are
-``decoder.decoder_encoder.layer`` (version 4 does not load these and initializes the blocks at
-random); and that of ``state_dict()`` in version 5.
+``decoder.decoder_encoder.layer`` (version 4 does not load tensors with these names and initializes
+the blocks at random); and that of ``state_dict()`` in version 5.
 """
 
 from collections.abc import Mapping
@@ -136,15 +136,16 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (
-            "ViTMAEForPreTraining refuses non-square images, but this model takes "
-            f"{height}x{width}; convert it to facebook or keras, or its encoder with ",
+            "ViTMAEForPreTraining supports only square images and patches, but this model has "
+            f"images of {height}x{width} and patches of {config.patch_hw[0]}x{config.patch_hw[1]}; "
+            "convert it to facebook or keras, or pass ",
             Option("task", "encoder"),
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
             "transformers has one layer norm epsilon for encoder and decoder, and this model has "
             f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook or keras, "
-            "or its encoder with ",
+            "or pass ",
             Option("task", "encoder"),
         )
     if task == "classify" and config.global_pool == "avg":

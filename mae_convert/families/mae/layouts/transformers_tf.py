@@ -5,8 +5,8 @@ the class. transformers ignores the scope when it loads a file, so any scope is 
 of the class is written. Fixed position embeddings come last in their layer, because Keras lists
 frozen weights last.
 
-In shards (``tf_model-00001-of-00002.h5``) and in safetensors files with the metadata ``format: tf``
-the name of a tensor is the weight's name without the scope and the layer.
+In shards (``tf_model-00001-of-00002.h5``) and in safetensors files with the metadata
+``format: tf``, the name of a tensor is the weight's name, without the scope and the layer's name.
 """
 
 from mae_convert.errors import Text

@@ -17,7 +17,7 @@ class Relative:
     """A model that is related to MAE and that this project converts, wholly or in part."""
 
     name: str
-    """Its common name."""
+    """The common name of the model."""
 
     key: str | None = None
     """Pattern of the name of a tensor that only this model has."""
@@ -47,7 +47,7 @@ class Relative:
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Training argument → why a model that was trained with it cannot be read."""
+    """Training argument → why a model that was trained with this argument cannot be read."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""
@@ -181,7 +181,7 @@ _BANDS = tuple(
     {**size, "num_channels": bands} for size in (SMALL, BASE, LARGE, HUGE) for bands in (13, 2)
 )
 _OF_SENTINEL = (
-    "its images have the 13 bands of Sentinel-2 or the 2 of Sentinel-1: preprocessing of"
+    "its images have the 13 bands of Sentinel-2 or the 2 bands of Sentinel-1: preprocessing of"
     " photographs does not apply"
 )
 SSL4EO = Relative(

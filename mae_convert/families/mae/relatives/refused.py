@@ -22,7 +22,7 @@ class Refused:
     """A model that this project does not convert."""
 
     name: str
-    """Its common name."""
+    """The name of the model in messages."""
 
     keys: tuple[Key, ...]
     """Patterns of tensor names that are all required to identify the model, with the number of
@@ -42,14 +42,17 @@ REFUSED = (
         "a LoRA adapter, or a model with a LoRA adapter that is not merged",
         r".*[._](lora_(A|B|a|b|down|up|E|embedding_[AB]|magnitude_vector)|linear_[ab]_[qkv])(\..*)?"
         r"|.*\.w_[ab]_linear_[qv]\.weight",
-        instead=MERGE,
+        instead=(
+            "the complete model, into which the adapter is merged (peft: PeftModel.from_pretrained("
+            "base, adapter).merge_and_unload().save_pretrained(DIR))"
+        ),
     ),
     _refused(
         "AdaptFormer, a ViT with adapters in its blocks",
         r"(.*\.)?adaptmlp\..*",
         instead=(
-            "the authors' code, ShoufaChen/AdaptFormer, or the MAE from which it was trained (the "
-            "file that was passed to the training program as --finetune)"
+            "the authors' code, ShoufaChen/AdaptFormer, or the MAE that was fine-tuned (the file "
+            "that was passed to the training program as --finetune)"
         ),
     ),
     _refused(
@@ -72,19 +75,19 @@ REFUSED = (
     _refused(
         "Swin Transformer",
         r"(.*\.)?layers\.\d+\.blocks\.\d+\.(attn|attention\.self)\.relative_position_bias_table",
-        instead="transformers has SwinModel, timm has swin_*",
+        instead="transformers' SwinModel, or timm's swin_*",
     ),
     _refused(
         "BEiT or data2vec",
         r"(.*\.)?relative_position_bias_table",
         r"(.*\.)?(attn\.q_bias|blocks\.0\.gamma_1|layer\.0\.lambda_1)",
-        instead="transformers has BeitModel and Data2VecVisionModel, timm has beit_*",
+        instead="transformers' BeitModel or Data2VecVisionModel, or timm's beit_*",
     ),
     _refused(
         "BEiT",
         r"(.*\.)?(blocks\.0\.gamma_1|layer\.0\.lambda_1)",
         r"(.*\.)?(blocks\.0\.attn\.q_bias|layer\.0\.lambda_2)",
-        instead="transformers has BeitModel, timm has beit_*",
+        instead="transformers' BeitModel, or timm's beit_*",
     ),
     _refused(
         "MAE-pytorch (pengzhiliang), an image MAE whose encoder has no class token and whose"
@@ -96,7 +99,7 @@ REFUSED = (
     _refused(
         "MultiMAE",
         r"(.*\.)?((input|output)_adapters\..*|global_tokens)",
-        instead="the authors publish a converter to ViT names, which this project reads",
+        instead="a file with the names of a ViT, which the authors' converter writes",
     ),
     _refused(
         "SatMAE with grouped channels",
@@ -106,7 +109,7 @@ REFUSED = (
     _refused(
         "Hiera",
         r"multi_scale_fusion_heads\..*|hiera\..*|encoder_norm\.weight",
-        instead="transformers has HieraForPreTraining, timm has hiera_*",
+        instead="transformers' HieraForPreTraining, or timm's hiera_*",
     ),
     _refused(
         "ConvMAE",
@@ -118,24 +121,24 @@ REFUSED = (
         "PVT or SegFormer's encoder, whose stages differ in width (UM-MAE also pre-trains PVT)",
         r"(.*\.)?patch_embed1\.proj\.weight",
         r"(.*\.)?block1\.\d+\..*",
-        instead="timm has pvt_v2_*, transformers has PvtModel and SegformerModel",
+        instead="timm's pvt_v2_*, or transformers' PvtModel or SegformerModel",
     ),
     _refused(
         "DINOv3",
         r"(.*\.)?(layer\.0\.layer_scale1\.lambda1|blocks\.0\.ls1\.gamma)",
         r"(.*\.)?(storage_tokens|rope_embed.*|rope_embeddings.*)",
-        instead="transformers has DINOv3ViTModel, timm has vit_*_dinov3",
+        instead="transformers' DINOv3ViTModel, or timm's vit_*_dinov3",
     ),
     _refused(
         "DINOv2",
         r"(.*\.)?blocks\.(\d+\.)?0\.ls1\.gamma",
         (r"(.*\.)?mask_token", 2),
-        instead="transformers has Dinov2Model, timm has vit_*_dinov2",
+        instead="transformers' Dinov2Model, or timm's vit_*_dinov2",
     ),
     _refused(
         "DINOv2",
         r"(.*\.)?layer\.0\.layer_scale1\.lambda1",
-        instead="transformers has Dinov2Model and Dinov2WithRegistersModel",
+        instead="transformers' Dinov2Model or Dinov2WithRegistersModel",
     ),
     _refused(
         "YOLOS",
@@ -145,7 +148,7 @@ REFUSED = (
     _refused(
         "DeiT with a distillation token, or the Audio Spectrogram Transformer",
         r"(.*\.)?(dist_token|distillation_token)",
-        instead="transformers has DeiTModel and ASTModel, timm has deit_*_distilled_*",
+        instead="transformers' DeiTModel or ASTModel, or timm's deit_*_distilled_*",
     ),
     _refused(
         "vit-pytorch (lucidrains)",
@@ -170,16 +173,16 @@ REFUSED = (
     _refused(
         "CLIP",
         r"(.*\.)?embeddings\.class_embedding",
-        instead="transformers' CLIPModel and CLIPVisionModel",
+        instead="transformers' CLIPModel or CLIPVisionModel",
     ),
     _refused(
         "SigLIP",
         r"(.*\.)?(vision_model\.head\.probe|logit_bias)",
         r"(.*\.)?vision_model\..*",
-        instead="transformers' SiglipModel and SiglipVisionModel",
+        instead="transformers' SiglipModel or SiglipVisionModel",
     ),
     _refused(
-        "the vision tower of CLIP, SigLIP or a relative",
+        "the vision encoder of CLIP, SigLIP or a similar model",
         r"(.*\.)?vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
         instead="transformers' CLIPVisionModel or SiglipVisionModel",
     ),
@@ -197,7 +200,7 @@ REFUSED = (
         "ConvNeXt or ConvNeXt V2",
         r"(.*\.)?(stages\.0\.(blocks\.|layers\.)?0\.(dwconv|conv_dw|depthwise_conv|dwconv)\.weight"
         r"|downsample_layers\.0\.0\.weight)",
-        instead="transformers has ConvNextV2Model, timm has convnextv2_*",
+        instead="transformers' ConvNextV2Model, or timm's convnextv2_*",
     ),
     _refused(
         "a language model",
@@ -269,7 +272,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a message that names a model that is not converted and what to use instead, or None.
+    """Return a message that names an unsupported model and a program to use instead, or None.
 
     Args:
         shapes: the names and shapes of the checkpoint's tensors.
@@ -284,7 +287,7 @@ def explain(
         of = f" of {base}" if base else ""
         return (
             f"this is an adapter{of} (adapter_config.json: peft_type {kind}) and not a complete"
-            f" model; use instead: {MERGE}"
+            f" model; {MERGE}"
         )
     reason = _reason_in_config(config or {})
     relative = recognise_family(shapes)

@@ -32,7 +32,7 @@ CLASSES = {
 def _tokens(part: str, *, separate: bool, with_class: bool) -> Iterator[Row]:
     """Yield the mapping rows of the tokens and position embeddings of the encoder or decoder.
 
-    Their external names contain their index in the order of creation.
+    The name of a variable in the file is its index in the order of creation.
 
     Args:
         part: "encoder" or "decoder".
