@@ -20,7 +20,7 @@ from mae_convert.layouts.table import Rule, Table
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint was downloaded from."""
+    """The origin of a downloaded checkpoint: a Hub repository or an official file."""
 
     name: str
     """The exact location: ``hf://owner/name@commit/file``, or the name of an official file."""
@@ -57,7 +57,7 @@ class Checkpoint:
     """The lazy tensors by canonical name, in canonical order."""
 
     rules: tuple[Rule, ...] = field(repr=False)
-    """The mapping rule of each tensor of the file that is used."""
+    """The mapping rule of each stored tensor that is used."""
 
     dropped: Mapping[str, str]
     """The reasons why tensors of the file are not used, by stored name."""
@@ -75,7 +75,7 @@ class Checkpoint:
     """The reasons why tensors that are not stored were created as zeros, by canonical name."""
 
     key_bias: bool = True
-    """Whether the model has key biases; if not, they are created as zeros."""
+    """Whether the model has key biases; if not, zero key biases are created."""
 
     also: tuple[str, ...] = ()
     """Other tasks for which the file contains every tensor."""

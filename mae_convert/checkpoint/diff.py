@@ -67,7 +67,7 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
 
 
 def unread_tensors(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    """Return descriptions of the tensors in both files that were not read."""
+    """Return descriptions of the tensors in the files of A and B that were not read."""
     return tuple(f"{side}'s {line}" for side, c in (("A", a), ("B", b)) for line in not_read(c))
 
 

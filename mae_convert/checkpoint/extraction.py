@@ -75,7 +75,7 @@ class RecognisedModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible model: the tensors under a prefix that a mapping table maps for a task."""
+    """A possible model: the tensors under a prefix, as a mapping table maps them for a task."""
 
     reading: Reading
     task: str
@@ -292,7 +292,7 @@ def _wrappers(names: Iterable[str]) -> list[str]:
 def _without_decoder(
     candidate: Candidate, shapes: Mapping[str, Shape]
 ) -> tuple[tuple[Any, str] | None, Mapping[str, Shape], dict[str, str]]:
-    """Separate the tensors of an unsupported decoder; see `Family.without_decoder`.
+    """Separate the tensors of an unsupported decoder from the others; see `Family.without_decoder`.
 
     Returns:
         The related model and the tensor that identifies it, or None; the shapes of the remaining

@@ -91,7 +91,7 @@ def _known_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def reconstruction(checkpoint: Checkpoint) -> str | None:
-    """Return how predictions are converted to pixels, in words; None without a decoder."""
+    """Return in words how predictions are converted to pixels; None if there is no decoder."""
     if checkpoint.task != "pretrain":
         return None
     return checkpoint.family.target_in_words(checkpoint.configuration.model)

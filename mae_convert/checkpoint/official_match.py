@@ -1,4 +1,4 @@
-"""Identify official checkpoints by names, shapes and hash.
+"""Identify official checkpoints by tensor names, tensor shapes and the hash of the file.
 
 The publisher gives only the first digits of a hash, so an equal hash is not a proof.
 """

@@ -348,6 +348,6 @@ def _pooling_unspecified(reading: Reading) -> bool:
 
 
 def _positions(container: Container, reading: Reading) -> dict[str, LazyTensor]:
-    """Return a dictionary from canonical names to the position embeddings."""
+    """Return the position embeddings, by canonical name."""
     rules = [rule for rule in reading.rules if set(rule.canonicals) & POSITION_EMBEDDINGS]
     return read_tensors(container.tensors, rules)

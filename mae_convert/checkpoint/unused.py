@@ -108,7 +108,7 @@ class Unused:
     """The tensors of a file that the mapping table of a model does not contain."""
 
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """The reasons why tensors can be dropped, by name."""
+    """The reasons why tensors can be dropped, by tensor name."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
     """Descriptions of tensors that change the outputs of the model, by name."""

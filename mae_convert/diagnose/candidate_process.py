@@ -339,7 +339,7 @@ class Pair:
 
 
 def is_finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
-    """Return whether all values of a result of a trace are finite."""
+    """Return whether all values of a result in a trace are finite."""
     keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
     results = [trace.arrays[key] for key in keys if key in trace.arrays]
     return all(bool(np.isfinite(array).all()) for array in results)

@@ -210,7 +210,7 @@ def features(
 def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Return the paths of images or videos in a folder, and the skipped files with the reasons."""
+    """Return the paths of images or videos in a folder, and the reasons why files are skipped."""
     from mae_convert.checkpoint.clip_inputs import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError

@@ -344,7 +344,7 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write a certificate if a verification passed; else note that a certificate is out of date."""
+    """Write a certificate if a verification passed; otherwise, print a note about an earlier one."""
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:
@@ -518,7 +518,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(verification: "Verification") -> "Verification":
-    """Return a verification; if it failed, with the causes and the meaning of the differences."""
+    """Return a verification, with the causes and meanings of the differences if it failed."""
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose

@@ -20,7 +20,7 @@ class Candidate:
     """A possible value of a field, and how well it fits."""
 
     value: Any
-    """The value."""
+    """The value of the field."""
 
     loss: float | None = None
     """Mean reconstruction loss on removed patches, relative to the loss if each image is filled
@@ -73,7 +73,7 @@ class Inference:
     """The number of crops of each image, each with its own mask."""
 
     framework: str = ""
-    """The framework that ran the model, or ""."""
+    """The framework that ran the model; "" if no model was run."""
 
     def decided(self) -> dict[str, Any]:
         """Return the values of the decided fields, by name."""

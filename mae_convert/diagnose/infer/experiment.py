@@ -1,4 +1,4 @@
-"""Determine configuration fields that a checkpoint does not specify from weights and images."""
+"""Determine, from weights and images, configuration fields that a checkpoint does not specify."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -31,7 +31,7 @@ BEST = "fits significantly better than every other candidate"
 NONE = "no candidate fits significantly better than every other candidate"
 
 Pair = tuple[int, int]
-"""Number of heads of the encoder and of the decoder."""
+"""The numbers of heads of the encoder and the decoder."""
 
 
 def heads_decision(
