@@ -69,7 +69,7 @@ def test_the_table_of_the_decoder_gives_the_grid_where_the_encoder_s_was_trained
     [
         ({"grid": (2, 8), "input_size": 32}, r"input_size is 32, which is 4 x 4 .* for 2 x 8"),
         ({"grid": (2, 8), "decoder_grid": (8, 2)}, r"2 x 8 patches, .* 8 x 2 patches"),
-        ({"trained": True, "input_size": 224}, r"input_size is 224, .* hold 16 positions"),
+        ({"trained": True, "input_size": 224}, r"input_size is 224, .* embeddings for 16 patches"),
         ({"trained": True, "input_size": 32, "patch_size": 16}, r"patch_size is 16, .* 8 x 8"),
         (
             {"grid": (2, 8), "config": {"image_size": 32}},
