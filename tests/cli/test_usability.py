@@ -47,7 +47,7 @@ def test_the_help_lists_every_exit_status(run):
     ],
 )
 def test_unknown_layout_name_is_refused_with_suggestions(name, message):
-    with pytest.raises(MaeConvertError, match=r"unknown layout|not the name of a single") as caught:
+    with pytest.raises(MaeConvertError, match=r"unknown layout|not the name of a layout") as caught:
         layout_named(name)
     assert message in str(caught.value)
 
