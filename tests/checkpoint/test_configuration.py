@@ -168,7 +168,7 @@ def test_non_square_grid_requires_an_image_size():
     resolved = resolve("encoder", evidence(geometry=wide, flags=flags))
     assert resolved.model.grid_hw == (7, 14)
     flags = {**heads, "image_size": (224, 224)}
-    with pytest.raises(ConfigurationError, match="98 positions"):
+    with pytest.raises(ConfigurationError, match="98 patches"):
         resolve("encoder", evidence(geometry=wide, flags=flags))
 
 

@@ -508,7 +508,7 @@ class TestWideGrid:
             result = command(*step)
             assert result.status == 0, (step, result.out, result.err)
         refused = command("convert", wide, tmp_path / "m", "--to", "transformers", *heads, *size)
-        assert (refused.status, "non-square images" in refused.err) == (2, True)
+        assert (refused.status, "only square images" in refused.err) == (2, True)
 
     def test_is_not_read_as_square_if_the_size_is_specified(self, command, wide, case, tmp_path):
         size = ["--source-image-size", "16x64"]

@@ -188,7 +188,7 @@ class TestRefusals:
         )
         write_original(tmp_path / "wide.pth", config, "pretrain", np.float32)
         source = open_checkpoint(tmp_path / "wide.pth")
-        with pytest.raises(LayoutError, match="non-square images"):
+        with pytest.raises(LayoutError, match="only square images"):
             plan_conversion(source, tmp_path / "model", "transformers")
         plan_conversion(source, tmp_path / "model", "transformers", task="encoder")
         plan_conversion(source, tmp_path / "model.weights.h5", "keras")
