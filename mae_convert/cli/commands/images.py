@@ -167,7 +167,7 @@ def features(
     state_key: str | None,
     flags: "Flags",
 ) -> None:
-    """Save the encoder's features for a folder of images or videos.
+    """Save encoder features for a folder of images or videos.
 
     The names of subfolders are the labels. For video models, a folder of images is a video.
 
