@@ -177,7 +177,7 @@ def _reproducing(
 def _wider(
     compare: Compare, accepted: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
 ) -> Iterator[tuple[Hypothesis, CandidateResult]]:
-    """Yield the variants of a hypothesis for more blocks that also remove the difference."""
+    """Yield the wider variants of a hypothesis (for more blocks) that remove the difference too."""
     for wider in hypothesis.widen():
         comparison = compare([*accepted, wider])
         if comparison is not None and _later(comparison.first, first):

@@ -126,7 +126,7 @@ def layout_names() -> list[str]:
 
 
 def layouts_named(name: str) -> list["Layout"]:
-    """Return the layouts of all families that have a name or synonym used on the command line.
+    """Return, from each family, the layout with a name or synonym that the command line accepts.
 
     Raises:
         LayoutError: no family has a layout with this name.

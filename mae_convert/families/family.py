@@ -530,7 +530,7 @@ class Family(ABC):
         return mean, np.sqrt(variance + VARIANCE_FLOOR)
 
     def ratio_that_keeps(self, visible: int, config: Any) -> float:
-        """Return a mask ratio with which a model has a number of visible patches."""
+        """Return a mask ratio that leaves ``visible`` patches of an input visible."""
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:

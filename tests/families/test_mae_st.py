@@ -123,7 +123,7 @@ def test_fields_without_a_tensor_are_assumed_required_or_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="num_heads"):
         open_checkpoint(GOLDEN / PRETRAIN / "checkpoint.pth")
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3, image_size=40)
-    with pytest.raises(ConfigurationError, match="positions"):
+    with pytest.raises(ConfigurationError, match="position embeddings for"):
         open_checkpoint(GOLDEN / PRETRAIN / "checkpoint.pth", flags)
     with pytest.raises(LayoutError, match="original, keras"):
         plan_conversion(original(PRETRAIN), tmp_path / "a", "transformers")

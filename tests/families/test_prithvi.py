@@ -73,7 +73,7 @@ def test_size_and_frames_are_those_of_the_fixed_table():
     coordinates = original(CASES[2]).configuration.model.coords_encoding
     assert coordinates == ("time", "location")
     flags = Flags(num_attention_heads=4, decoder_num_attention_heads=3, num_frames=7)
-    with pytest.raises(ConfigurationError, match="positions"):
+    with pytest.raises(ConfigurationError, match="position embeddings for"):
         open_checkpoint(GOLDEN / CASES[0] / "checkpoint.pth", flags)
 
 

@@ -73,7 +73,7 @@ class TrainingArguments:
         if self.stored.get("global_pool") is True:
             raise ConfigurationError(
                 "the training arguments have global_pool=True, but the tensors lack fc_norm, which "
-                "such a model has",
+                "a pooled classifier has",
                 hint=("specify the pooling with ", Option("global_pool")),
             )
         return "token" if self.stored.get("global_pool") is False else None

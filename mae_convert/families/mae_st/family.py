@@ -129,7 +129,7 @@ class MAEST(Family):
         if rows * columns * steps != patches:
             raise ConfigurationError(
                 f"an image size of {size} with {frames} frames has {rows * columns * steps}"
-                f" patches, but the tensors hold {patches} positions",
+                f" patches, but the tensors have position embeddings for {patches} patches",
                 hint="specify the size and the frames that the model was trained for",
             )
         if "predicted_length" not in measured:

@@ -131,7 +131,7 @@ class Prithvi(Family):
         if patches != measured["num_patches"]:
             raise ConfigurationError(
                 f"an image size of {size} with {values['num_frames']} frames has {patches} patches,"
-                f" but the tensors hold {measured['num_patches']} positions",
+                f" but the tensors have position embeddings for {measured['num_patches']} patches",
                 hint="specify the size and the frames that the model was trained for",
             )
         return {}

@@ -43,7 +43,7 @@ PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
 
 
 def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
-    """Return the mapping rows of a linear probe with these names of batch norm and linear layer."""
+    """Return the mapping rows of a linear probe, given the names of its batch norm and linear layer."""
     return (
         *TOKENS,
         *_patches_and_blocks(block),
@@ -58,7 +58,7 @@ def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the mapping tables of pre-training model, encoder and probes with these block rows."""
+    """Return the mapping tables of all tasks, given the mapping rows of a block."""
     patches_and_blocks = _patches_and_blocks(block)
     return (
         Table(
