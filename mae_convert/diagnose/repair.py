@@ -84,7 +84,7 @@ class Repair:
         return [repair.name for repair in self.repairs if repair.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
-        """Return the repaired checkpoint: the target with the replaced tensors and A's configuration."""
+        """Return the repaired checkpoint: the repaired target with the configuration of A."""
         cured = {repair.name: repair.tensor for repair in self.repairs}
         tensors = {**self.source.tensors, **self.target.tensors, **cured}
         unchanged = {name: tensors[name] for name in self.source.tensors}
