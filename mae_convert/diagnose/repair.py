@@ -19,7 +19,7 @@ from mae_convert.checkpoint.warnings import by_reason
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.convert.record import files_sha256
-from mae_convert.diagnose.tensor_differences import grouped_causes, grouped_names
+from mae_convert.diagnose.tensor_differences import cause_in_words, grouped_causes
 from mae_convert.diagnose.tensor_repairs import UNEXPLAINED, TensorRepair, differing, tensor_repairs
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.families.family import ACTIVATION_SYNONYMS
@@ -69,7 +69,7 @@ class Repair:
         """Sentences about all changes; tensors with the same fault share a sentence."""
         causes = {repair.name: (repair.fault, repair.how) for repair in self.repairs}
         groups = grouped_causes(causes)
-        tensors = [f"{grouped_names(names)}: {fault}; {how}" for names, (fault, how) in groups]
+        tensors = [f"{cause_in_words(names, fault)}; {how}" for names, (fault, how) in groups]
         return [*tensors, *self.configuration, *self.record]
 
     @property
@@ -161,6 +161,8 @@ def repair(
         raise OutputError(out, " exists and is not replaced", hint="choose another name")
     with staging_for(out) as folder:
         planned = plan_repair(a, b)
+        if not planned.changes:
+            raise _nothing_to_repair(steps_between(a, b))
         _require_explained(planned, restore=restore)
         target = folder / out.name
         write_repaired(planned, target)
@@ -271,11 +273,6 @@ def _same_value(name: str, left: Any, right: Any) -> bool:
 
 
 def _require_explained(planned: Repair, *, restore: bool) -> None:
-    if not planned.changes:
-        raise NotRepairedError(
-            "weights, configuration and record of B are those of A: there is nothing to repair",
-            hint="if `verify A B` fails nevertheless, the error is in the program that runs B",
-        )
     if planned.unexplained and not restore:
         one = len(planned.unexplained) == 1
         more = len(planned.unexplained) - MOST_NAMED
@@ -286,6 +283,22 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
             f"{'it is' if one else 'they are'} not repaired",
             hint=("pass ", Option("restore", True), f" to copy {'it' if one else 'them'} from A"),
         )
+
+
+def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
+    """Return the error for a target that is the source after its declared steps, if any."""
+    hint = "if `verify A B` fails nevertheless, the error is in the program that runs B"
+    steps = dict.fromkeys(str(step["step"]).replace("_", " ") for step in declared)
+    if not (changes := ", ".join(kind for kind in steps if kind != "task")):
+        return NotRepairedError(
+            "weights, configuration and record of B are those of A: there is nothing to repair",
+            hint=hint,
+        )
+    return NotRepairedError(
+        f"B is A after the changes that its record declares ({changes}), and nothing else differs: "
+        "there is nothing to repair",
+        hint=f"convert A again if it should not have these changes; {hint}",
+    )
 
 
 def write_repaired(planned: Repair, target: Path) -> None:

@@ -61,7 +61,7 @@ def describe_tensor_differences(
     model, prints = model_of(a), Fingerprints(a)
     causes = {name: (_explain_one(model, prints, b, name),) for name in differing[:MOST_TENSORS]}
     described = list(grouped_causes(causes))[:MOST_SENTENCES]
-    sentences = [f"{grouped_names(names)}: {cause}" for names, (cause,) in described]
+    sentences = [cause_in_words(names, cause) for names, (cause,) in described]
     rest = len(differing) - sum(len(names) for names, _ in described)
     return sentences + ([f"{rest} more tensors differ"] if rest else [])
 
@@ -79,6 +79,13 @@ def grouped_causes(
         groups.setdefault(tuple(cause.in_every_block(name) for cause in own), []).append(name)
     for shared, names in groups.items():
         yield names, causes[names[0]] if len(names) == 1 else shared
+
+
+def cause_in_words(names: Sequence[str], cause: Cause) -> str:
+    """Return a sentence about the cause of the difference of one tensor or of each of several."""
+    verb = str(cause).partition(" ")[0].rstrip(",")
+    each = "each " if len(names) > 1 and verb in ("is", "has", "was", "differs") else ""
+    return f"{grouped_names(names)}: {each}{cause}"
 
 
 def _block_prefix(name: str) -> str:

@@ -13,6 +13,7 @@ from mae_convert.checkpoint.clip_inputs import clips_below, load_clips
 from mae_convert.checkpoint.image_files import images_in
 from mae_convert.checkpoint.preprocessing import load_images
 from mae_convert.errors import CheckpointError, MaeConvertError
+from mae_convert.families import families
 from mae_convert.families.family import Family
 from mae_convert.files.byte_ranges import ByteFile
 from mae_convert.formats.archive import Archive
@@ -177,7 +178,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
             path, f": noise has shape {arrays['noise'].shape}", hint=f"{patches} is needed"
         )
     taken = family.additional_shapes(config)
-    for name in family.additional_inputs:
+    for name in _additional_names(family):
         if name in arrays and name not in taken:
             raise MaeConvertError(
                 path, f" contains {name}, which this model does not take", hint="leave it out"
@@ -189,6 +190,12 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
             )
 
 
+def _additional_names(family: Family) -> list[str]:
+    """Return the names of the additional inputs of all families, those of one family first."""
+    every = (family, *families().values())
+    return list(dict.fromkeys(name for each in every for name in each.additional_inputs))
+
+
 def _check_dtype(path: Path, name: str, array: Any) -> None:
     if array.dtype != np.float32:
         raise MaeConvertError(
@@ -197,13 +204,15 @@ def _check_dtype(path: Path, name: str, array: Any) -> None:
 
 
 def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
-    """Return the arrays of an .npz that are inputs, without reading their values.
+    """Return the arrays of an .npz that are inputs of a model, without reading their values.
+
+    Additional inputs of other families are included, so that they are refused and not ignored.
 
     Raises:
         MaeConvertError: the file is not an .npz file, or the inputs are not arrays of numbers.
     """
     try:
-        names = ("pixel_values", "noise", *family.additional_inputs)
+        names = ("pixel_values", "noise", *_additional_names(family))
         return arrays_in(Archive(ByteFile(path)), names)
     except CheckpointError as error:
         raise MaeConvertError(

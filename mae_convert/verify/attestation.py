@@ -48,7 +48,8 @@ def attest(
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: a file has changed since it was certified, or the key cannot be used.
+        MaeConvertError: a file has changed since it was certified, a file is a symbolic link, or
+            the key cannot be used.
     """
     signer.check()
     if not folder.is_dir():
@@ -64,6 +65,7 @@ def attest(
         )
     present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNATURE_NAMES)
     chosen = [name for name in present if files is None or name in files]
+    _require_no_links(folder, chosen)
     document = statement(folder, certificate, chosen, licence or _licence(folder))
     text = json.dumps(document, indent=2) + "\n"
     path = folder / STATEMENT
@@ -79,6 +81,22 @@ def attest(
             write_file(path, old, overwrite=True)
         raise
     return folder / SIGNATURE
+
+
+def _require_no_links(folder: Path, names: Iterable[str]) -> None:
+    """Require that no path that is signed is a symbolic link, as model-signing does by default.
+
+    Raises:
+        MaeConvertError: a path is a symbolic link, which can refer to a file that does not belong
+            to the model.
+    """
+    paths = (path for name in names for path in (folder / name, *(folder / name).rglob("*")))
+    if link := next((path for path in paths if path.is_symlink()), None):
+        raise MaeConvertError(
+            link,
+            " is a symbolic link, and links are not signed",
+            hint="replace it by a copy of the file, or remove it",
+        )
 
 
 def statement(

@@ -57,10 +57,10 @@ class Step:
         """Whether B computes a different result from A in this step."""
         return self.at is not None
 
-    def is_imprecise(self, dtype: str) -> bool:
-        """Return whether the rounding error of a side is too large in this step."""
-        a, b, limit = self.errors[dtype]
-        return not (a <= limit and b <= limit)
+    def is_imprecise(self, dtype: str, side: str) -> bool:
+        """Return whether the rounding error of a side, "A" or "B", is too large in this step."""
+        *errors, limit = self.errors[dtype]
+        return not errors["AB".index(side)] <= limit
 
     def plain(self) -> dict[str, Any]:
         """Return the step as plain data for a report."""
@@ -180,9 +180,12 @@ def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
         )
     for dtype in steps_run[0].errors if steps_run else ():
         finite = [step for step in comparable if np.isfinite(step.function)]
-        names = ", ".join(step.name for step in finite if step.is_imprecise(dtype))
-        if names:
-            yield f"with the same {dtype} input, the rounding errors are too large in {names}"
+        for side in "AB":
+            if names := [step.name for step in finite if step.is_imprecise(dtype, side)]:
+                yield (
+                    f"with the same {dtype} input, the rounding errors of {side} are too large in "
+                    f"{', '.join(names)}"
+                )
 
 
 def _listed(names: Sequence[str]) -> str:

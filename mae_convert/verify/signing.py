@@ -63,7 +63,7 @@ class Signer:
         from model_signing import hashing, signing
 
         hashed = hashing.Config().set_ignored_paths(paths=[signature, *ignored])
-        hashed.set_allow_symlinks(True)
+        hashed.set_allow_symlinks(True)  # the library checks ignored paths for links too
         try:
             config = self._configured(signing.Config())
             config.set_hashing_config(hashed).sign(folder, signature)

@@ -9,7 +9,7 @@ from typing import Any
 from mae_convert.errors import OptionStyle, as_argument, as_field, render
 from mae_convert.families import native_frameworks
 from mae_convert.runtime.sides import INSTALL
-from mae_convert.text import for_terminal, format_number
+from mae_convert.text import for_terminal, format_number, listing
 from mae_convert.verify.assumptions import blocking, how_to_confirm, in_words, shared
 from mae_convert.verify.judge import (
     ARRAYS,
@@ -169,9 +169,10 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
     if any(w.get("framework") == ARRAYS for w in verdict.witnesses):
         return _verdict_on_arrays(verdict)
     if failed and all(_is_numeric(check) for check in failed):
+        names = listing(sorted(set(map(_runner_of_check, failed))), "and")
         return "IMPRECISE", (
-            "the same function in float64 and the same weights, but the rounding errors of one "
-            "side are too large for its precision"
+            "the same function in float64 and the same weights, but the rounding errors of "
+            f"{names} are too large for the precision of the run"
         )
     if failed and all(check.name.startswith("proof/") for check in failed):
         return "NOT PROVEN", f"nothing differs, but {_reason_proof_failed(failed, verdict, style)}"
@@ -327,6 +328,15 @@ def _is_numeric(check: Check) -> bool:
     parts = check.name.split("/")
     prefixed = check.name.startswith((AGAINST, "isolated/"))
     return (parts[1] if prefixed else parts[0]) in UNIT_ROUNDOFF
+
+
+def _runner_of_check(check: Check) -> str:
+    """Return whose rounding error a check limits: "A", "B", or a runner of ``--against``."""
+    group, _, rest = check.name.partition("/")
+    if not check.name.startswith((AGAINST, "isolated/")):
+        return rest.partition("/")[0]
+    side = rest.split("/")[1]
+    return group.removeprefix(AGAINST) if group.startswith(AGAINST) and side == "B" else side
 
 
 def step_rows(

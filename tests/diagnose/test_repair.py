@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mae_convert.checkpoint.fingerprint import checkpoint_fingerprint
 from mae_convert.checkpoint.open import open_checkpoint
+from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
 from mae_convert.diagnose import repair as repairing
@@ -198,6 +199,27 @@ def test_equal_models_are_not_repaired(source, target, tmp_path):
         repair(source, target(), tmp_path / "out.safetensors", SIDES)
     with pytest.raises(OutputError, match="exists"):
         repair(source, target(), tmp_path / "b.safetensors", SIDES)
+
+
+def test_declared_changes_are_named_if_there_is_nothing_to_repair(source, tmp_path):
+    changes = {"dtype": "float16", "geometry": Geometry(image_size=(64, 64))}
+    execute(plan_conversion(source, tmp_path / "b", "transformers", **changes))
+    words = r"changes that its record declares \(image size, dtype\).* nothing to repair"
+    with pytest.raises(NotRepairedError, match=words):
+        repair(source, open_checkpoint(tmp_path / "b"), tmp_path / "out", SIDES)
+
+
+def test_tensors_with_the_same_fault_share_a_sentence(source, target):
+    def change(t):
+        names = [f"encoder.blocks.{i}.{name}" for i in (0, 1)
+                 for name in ("norm1.bias", "attention.q.weight")]  # fmt: skip
+        return {n: t[n].T if n.endswith("weight") else t[n] + np.float32(1e-3) for n in names}
+
+    assert plan_repair(source, target(change)).changes == [
+        "encoder.blocks.{0-1}.norm1.bias: each differs, and no known fault explains it; copied "
+        "from A",
+        "encoder.blocks.{0-1}.attention.q.weight: each is transposed; undone with B's own values",
+    ]
 
 
 def test_output_that_cannot_be_written_is_refused_with_its_name(source, target, tmp_path, command):

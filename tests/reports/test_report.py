@@ -193,9 +193,15 @@ def test_verdict_corresponds_to_the_failed_check():
     assert verdict_in_words(made_up(*nan))[0] == "NOT FINITE"
     for word, name in failed.items():
         assert verdict_in_words(made_up(Check(name, False, 1.0, 0.0)))[0] == word
-    assert verdict_in_words(made_up(Check("against timm/float32/B/logits", False, 1.0, 0.0)))[
-        0
-    ] == ("IMPRECISE")
+    for names, of in (
+        (["against timm/float32/B/logits"], "timm"),
+        (["against timm/float32/A/logits", "float32/A/grad/head.bias"], "A"),
+        (["isolated/float32/B/logits", "against r.py:build/tf32/B/logits"], "B and r.py:build"),
+    ):
+        word, sentence = verdict_in_words(made_up(*(Check(n, False, 1.0, 0.0) for n in names)))
+        assert (word, f"the rounding errors of {of} are too large" in sentence) == (
+            "IMPRECISE", True
+        )  # fmt: skip
     of_runner = made_up(Check("against own.py:build/function/logits", False, 1.0, 0.0))
     assert verdict_in_words(of_runner) == (
         "DIFFERENT",

@@ -373,3 +373,22 @@ def test_published_files_are_signed_and_checked_after_the_download(
     certificate.write_text(certificate.read_text() + " ")  # the same contents, and other bytes
     assert command(*call).status == 0
     assert not {STATEMENT, SIGNATURE} & hub.state.names(repo)  # the signature was of other files
+
+
+@needs_package
+def test_a_link_in_the_directory_is_not_signed(signed, command):
+    folder, private, public = signed
+    statement = (folder / STATEMENT).read_text()
+    (folder / "secret.txt").symlink_to(private)
+    (folder / "more").mkdir()
+    (folder / "more" / "link").symlink_to("secret.txt")
+    for link in (folder / "more" / "link", folder / "secret.txt"):
+        result = command("attest", folder, "--private-key", private)
+        assert (result.status, f"{link} is a symbolic link" in result.err) == (2, True), result.err
+        assert (folder / STATEMENT).read_text() == statement
+        names = [path.name for path in folder.iterdir() if path.name not in ("more", "secret.txt")]
+        link.unlink()
+    assert failed(folder, public) == []
+    (folder / "notes.txt").symlink_to(private)  # not among the published files
+    attest(folder, Signer(private), files=names)
+    assert failed(folder, public) == []

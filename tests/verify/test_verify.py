@@ -192,6 +192,8 @@ def test_a_bad_input_file_is_refused(command, case, work, tmp_path):
         "nothing": {"images": golden["imgs"]},
         "NaN": {"pixel_values": golden["imgs"], "noise": golden["noise"] * np.nan},
         "objects": {"pixel_values": np.array([{}, None])},
+        # an input of another family, which would otherwise be ignored
+        "coordinates": {"pixel_values": golden["imgs"], "location_coords": np.zeros((2, 2), "f4")},
     }
     for name, arrays in bad.items():
         np.savez(tmp_path / "in.npz", **arrays)
@@ -199,8 +201,9 @@ def test_a_bad_input_file_is_refused(command, case, work, tmp_path):
         result = command("trace", work / "pt", out, "--inputs", tmp_path / "in.npz")
         assert result.status == 2, name
         assert result.err.count("\n") == 1, name
-        assert ("NaN" in result.err, "object arrays as pickles" in result.err) == (
-            name == "NaN", name == "objects"
+        assert ("NaN" in result.err, "object arrays as pickles" in result.err,
+                "location_coords, which this model does not take" in result.err) == (
+            name == "NaN", name == "objects", name == "coordinates"
         )  # fmt: skip
         assert not out.exists()
     np.save(tmp_path / "in.npy", golden["imgs"])
