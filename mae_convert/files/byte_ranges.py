@@ -119,7 +119,9 @@ class ByteFile:
             CheckpointError: the file has fewer bytes.
         """
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise damaged(self.path, f"data at {offset} to {offset + count} of {self.size} bytes")
+            raise damaged(
+                self.path, f"it has {self.size} bytes, but needs bytes {offset} to {offset + count}"
+            )
 
     def raw(self, offset: int, count: int) -> bytes:
         """Return a copy of `count` bytes from `offset` on.

@@ -30,7 +30,7 @@ class FilePosition(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SequentialArray(ABC):
-    """An array of a shape and a dtype; calling it returns the whole array."""
+    """An array whose elements can be read in ranges; calling it returns the whole array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

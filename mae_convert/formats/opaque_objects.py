@@ -144,7 +144,8 @@ def would_run_code(path: Path, dotted: str) -> CheckpointError:
         )
     return CheckpointError(
         path,
-        f" is not opened: its pickle refers to {shown(dotted)}, and loading that would run code",
+        f" is not opened: its pickle refers to {shown(dotted)}, and loading the pickle would run"
+        " code",
         hint=(
             "write only the weights, with torch.save({'model': model.state_dict()}, ...), in the "
             "program that wrote the file"

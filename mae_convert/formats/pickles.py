@@ -229,7 +229,7 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create, and refuse more elements than the file may contain.
+        """Count the elements that calls create; refuse many more elements than bytes were read.
 
         A reference to a memoised value takes a few bytes in the file, but memory for the whole
         value.

@@ -43,7 +43,7 @@ def test_weights_inside_an_object_are_refused_by_its_name(tmp_path: Path) -> Non
         for second in skipped_objects.AMONG.values()
     ]
     for pickled in (*inside, *among):
-        assert "loading that would run code" in _message(pickled, tmp_path)
+        assert "loading the pickle would run code" in _message(pickled, tmp_path)
 
 
 def test_object_constructed_with_the_weights_is_refused_by_name(tmp_path: Path) -> None:
