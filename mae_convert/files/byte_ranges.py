@@ -171,7 +171,7 @@ class ByteFile:
         itself becomes shorter, reading the mapping ends the process.
 
         Returns:
-            The mapping; None if the file system or a limit of memory does not permit it.
+            The mapping; None if the file system or a memory limit does not permit it.
         """
         try:
             return mmap.mmap(self._descriptor, self._whole.size, access=mmap.ACCESS_COPY)

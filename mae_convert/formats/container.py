@@ -31,8 +31,8 @@ LOOKALIKES = (
     (re.compile(rb"(?s).{257}ustar"), "a tar archive",
      "unpack it and specify the checkpoint in it"),
 )  # fmt: skip
-"""For files that users often specify instead of a checkpoint: a pattern of the first bytes, a
-description of the file, and a hint."""
+"""Kinds of files that users often specify instead of a checkpoint: for each kind, a pattern of the
+first bytes, a description of the file, and a hint."""
 
 
 def read_contents(path: Path, state_key: str | None = None) -> Contents:

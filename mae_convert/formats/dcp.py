@@ -1,6 +1,6 @@
 """PyTorch distributed checkpoints (DCP): a directory with `.metadata` and `__*_*.distcp` files.
 
-They are written by `torch.distributed.checkpoint.save`, which trainers call above all with FSDP. A
+They are written by `torch.distributed.checkpoint.save`, which trainers call mostly with FSDP. A
 tensor may be stored in chunks, each of which is a small `torch.save` file embedded in a large file.
 
 `.metadata` is a pickle of `torch.distributed.checkpoint.metadata.Metadata`, which lists the chunks

@@ -47,7 +47,7 @@ def find_weights(path: Path) -> Path:
 
     Raises:
         CheckpointError: the path is a directory in which no file, or more than one, contains
-            weights; or a file with only a part of the weights.
+            weights, or the path is a file that contains only a part of the weights.
     """
     if path.is_dir():
         return _find_in(path)
@@ -70,7 +70,7 @@ def find_weights(path: Path) -> Path:
 
 
 def _find_in(directory: Path) -> Path:
-    """Return the file with weights: one with a conventional name, else any checkpoint."""
+    """Return the file of weights in a directory; files with conventional names take precedence."""
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
     files = [path for path in files if not _is_certificate(path.name)]

@@ -1,7 +1,7 @@
 """Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
 
 Keras creates a model from such a file by importing the classes that `config.json` names. Here no
-model is created: the configuration is read as JSON, the weights as tensors. Only files of this
+model is created: the configuration is read as JSON, and the weights as tensors. Only files of this
 project's and KerasHub's models are accepted.
 """
 

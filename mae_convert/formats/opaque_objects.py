@@ -34,7 +34,7 @@ SHARDED = (
 
 @dataclass
 class Effects:
-    """Operations of a pickle that could change values which it had created before."""
+    """Operations of a pickle that could change values that the pickle created earlier."""
 
     calls: list[Opaque] = field(default_factory=list)
     """The objects that were created by unsupported types or functions; each keeps the arguments of

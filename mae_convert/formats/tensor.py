@@ -220,7 +220,7 @@ class PassingDigest:
     """The SHA-256 of a tensor's bytes, computed while the tensor is read for writing.
 
     Args:
-        tensor: the tensor. To write it, read `watched` instead.
+        tensor: the tensor. Write the tensor `watched` instead, so that the digest is computed.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:

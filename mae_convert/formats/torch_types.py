@@ -75,7 +75,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class StoredTensor(TensorPlace):
-    """A tensor described by a pickle: a view of a storage; offset and strides in elements."""
+    """A tensor described by a pickle: a view of a storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -165,7 +165,7 @@ SETTABLE = frozenset(
 def refuse_changing_state(state: Any) -> None:
     """Require that attributes that a pickle sets on a tensor do not change its values.
 
-    PyTorch sets each attribute by name: one named `data` replaces the values.
+    PyTorch sets each attribute by name: an attribute named `data` replaces the values.
 
     Args:
         state: a mapping of attributes by name or None, or a pair of these.

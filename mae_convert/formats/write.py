@@ -1,4 +1,4 @@
-"""Write a file or a model directory: complete, flushed, and re-read before it is renamed."""
+"""Write files and model directories, which are flushed and re-read before they are renamed."""
 
 import json
 import os
@@ -193,9 +193,9 @@ def write_directory(
         tensors: the tensors.
         json_files: see `Output`.
         config: see `Weights`.
-        overwrite: replace an existing directory if mae-convert wrote it: it has a
-            `conversion.json`, and only files with conventional names or listed as `outputs` in its
-            `conversion.json`.
+        overwrite: replace an existing directory if mae-convert wrote it, that is, if it contains a
+            `conversion.json`, and all other files have conventional names or are listed as
+            `outputs` in the `conversion.json`.
         max_shard_size: see `directory_output`.
 
     Raises:

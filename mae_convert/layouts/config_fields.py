@@ -37,7 +37,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Reported:
-    """A field whose effect is unknown for all but some values."""
+    """A field that is reported unless it has one of certain values, as its effect is unknown."""
 
     values: tuple[Any, ...] = (None,)
     """The values without effect."""

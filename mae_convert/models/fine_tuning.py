@@ -1,4 +1,4 @@
-"""Fine-tuning in Keras as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
+"""Fine-tuning in Keras as in He et al. 2021 (arXiv:2111.06377, appendix A.2, table 9).
 
 AdamW with warm-up and cosine decay of the learning rate, and layer-wise learning rate decay (Clark
 et al. 2020, arXiv:2003.10555): the rate of a layer is multiplied by ``layer_decay`` to the power of

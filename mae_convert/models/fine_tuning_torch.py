@@ -1,4 +1,4 @@
-"""Fine-tuning in PyTorch as He et al. 2021 do it (arXiv:2111.06377, appendix A.2, table 9).
+"""Fine-tuning in PyTorch as in He et al. 2021 (arXiv:2111.06377, appendix A.2, table 9).
 
 The same method as `mae_convert.models.fine_tuning` for Keras: AdamW with warm-up and
 cosine decay of the learning rate, and layer-wise learning rate decay (Clark et al. 2020,
@@ -53,8 +53,9 @@ def parameter_groups(
         layer_decay: the ratio of the learning rates of a layer and the next layer.
 
     Returns:
-        For each layer in order, a dictionary for the parameters with weight decay and one for those
-            without: ``params``, ``lr``, ``weight_decay``, and ``layer``, the layer's number.
+        For each layer in order, a dictionary for the parameters with weight decay and a dictionary
+            for the parameters without weight decay. The keys of a dictionary are ``params``,
+            ``lr``, ``weight_decay``, and ``layer``, the number of the layer.
     """
     names = dict(model.named_parameters())
     depth = len({match[1] for name in names if (match := BLOCK.match(name))})

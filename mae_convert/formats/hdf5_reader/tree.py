@@ -63,7 +63,7 @@ class _Link:
 
 
 def read_tree(file: ByteFile) -> Tree:
-    """Read the structure of a file; values are not read.
+    """Read the structure of a file; the values of datasets are not read.
 
     Raises:
         ValueError, KeyError, UnicodeError: the file is corrupt.
@@ -95,7 +95,7 @@ def _enter(tree: Tree, path: str, address: int, groups: set[int], depth: int) ->
 
 
 def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> list[_Link]:
-    """Return the links of a group: in creation order if recorded, else by name."""
+    """Return the links of a group, in creation order if the file records it, else by name."""
     links: list[_Link] = []
     if sum(message.kind in (SYMBOL_TABLE, LINK_INFO) for message in messages) > 1:
         raise ValueError(f"the group {path} has two lists of members")

@@ -153,7 +153,7 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Describe the final norm if its epsilon in transformers' classes is not that of the model."""
+    """Return a `Difference` if transformers' classes use another epsilon in the final norm."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
