@@ -26,7 +26,7 @@ from mae_convert.runtime.foreign import FOREIGN
 from mae_convert.runtime.trace import Trace
 from mae_convert.runtime.trace_check import GRADIENT, MASKING
 from mae_convert.verify.distance import FUNCTION_LIMIT, relative_error
-from mae_convert.verify.judge import FLOOR_UNITS, UNIT_ROUNDOFF
+from mae_convert.verify.judge import CEILING_UNITS, UNIT_ROUNDOFF
 from mae_convert.verify.localise import execution_order
 from mae_convert.verify.verification import Verification
 
@@ -318,7 +318,7 @@ def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
     """Return the `Script.limit` for the results in `arrays`."""
     if dtype != "float64":
-        return FLOOR_UNITS * UNIT_ROUNDOFF[dtype]
+        return CEILING_UNITS * UNIT_ROUNDOFF[dtype]
     measured = relative_error(arrays["result/B"], arrays["result/A"])
     return min(FUNCTION_LIMIT, measured / 2)  # possibly only a single element differs
 

@@ -239,7 +239,7 @@ class TestCommandLine:
             (["--image-size", "32x36"], "choose 32 or 40"),
             (["--image-size", "4"], "choose 8"),
             (["--sincos-positions"], "--image-size"),
-            (["--image-size", "48x24"], "supports only square images"),
+            (["--image-size", "48x24"], "support only square images"),
             (["--image-size", "0"], "is not a size"),
         ],
     )

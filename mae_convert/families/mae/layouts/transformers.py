@@ -136,8 +136,9 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (
-            "ViTMAEForPreTraining supports only square images and patches, but this model has "
-            f"images of {height}x{width} and patches of {config.patch_hw[0]}x{config.patch_hw[1]}; "
+            "the transformers classes for pre-training support only square images and patches, but "
+            f"this model has images of {height}x{width} and patches of "
+            f"{config.patch_hw[0]}x{config.patch_hw[1]}; "
             "convert it to facebook or keras, or pass ",
             Option("task", "encoder"),
         )
@@ -150,8 +151,8 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "ViTForImageClassification reads the class token and does not support a globally "
-            "pooled model (fc_norm); convert it to timm, facebook or keras"
+            "the transformers classes for classification read the class token and do not support a "
+            "globally pooled model (fc_norm); convert it to timm, facebook or keras"
         )
     return None
 
