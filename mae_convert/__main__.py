@@ -25,7 +25,7 @@ def main() -> None:
     if not is_supported():
         sys.stderr.write(f"mae-convert: {UNSUPPORTED}\n")
         sys.exit(3)
-    # Child processes do not add it either.
+    # Child processes of this command do not import from the current directory either.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -68,11 +68,11 @@ def fold_batch_norm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def canonical_tensors(
     container: Container, reading: Reading
 ) -> tuple[Container, Reading, dict[str, LazyTensor]]:
-    """Return the container, the mapping, and the canonical tensors by name.
+    """Return the container, the mapping (`Reading`), and the canonical tensors by name.
 
-    The batch norm of a linear probe is folded into the head: then the returned container declares
-    this step, and the returned mapping lists the tensors of the batch norm as dropped. Otherwise,
-    container and mapping are returned unchanged.
+    If the checkpoint is a linear probe with a batch norm, the batch norm is folded into the head:
+    the returned container declares this step, and the returned mapping lists the tensors of the
+    batch norm as dropped. Otherwise, container and mapping are returned unchanged.
     """
     canonical = read_tensors(container.tensors, reading.rules)
     canonical |= _key_biases(reading.created, canonical)

@@ -139,7 +139,7 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
 
 
 def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Crop the centre of frames of measured values and normalize it: (C, T, H, W), float32."""
+    """Return the normalised centre crop of frames of measured values: (C, T, H, W), float32."""
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
         raise MaeConvertError(
@@ -160,7 +160,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Replace missing values in measured values, as float32; return colours unchanged."""
+    """Return measured values as float32, without missing values; return colours unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)

@@ -42,7 +42,10 @@ class Difference:
     """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Fields that were not compared, and where they are unknown: in "A", "B" or "A and B"."""
+    """The checkpoints ("A", "B" or "A and B") that do not specify a field, by field name.
+
+    These fields were not compared.
+    """
 
     not_read: tuple[str, ...] = ()
     """Descriptions of stored tensors that are not part of the models and were not compared."""

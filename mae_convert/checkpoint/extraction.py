@@ -64,7 +64,10 @@ class RecognisedModel:
     """The reasons why all other tensors are dropped, by stored name."""
 
     also: tuple[str, ...] = ()
-    """Other tasks whose tensors are all present but do not all belong to this model."""
+    """Other tasks for which the file contains a complete model with this encoder.
+
+    A task that needs only tensors of this model is not included.
+    """
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """The reasons why the tensors are not a model for other tasks, by task."""
@@ -86,7 +89,8 @@ class Candidate:
     """The stored names of the tensors that the task needs, by name without the prefix."""
 
     outside_task: Mapping[str, str]
-    """The components of tensors in the table that the task does not need, by stored name."""
+    """The component ("decoder", "head" ...) of each tensor that the mapping table contains but the
+    task does not need, by stored name."""
 
     encoder: frozenset[str]
     """Stored names of the encoder's tensors."""
@@ -269,7 +273,7 @@ def _dropped(
         part, own = PARTS[task][-1], [c for c in same if c.task == task]
         if readable := [c for c in own if c.readable]:
             reason = (
-                f"not part of a model whose task is {chosen.task}, but of one whose task is {task}"
+                f"part of a model for the task {task}, not of a model for the task {chosen.task}"
             )
             names = frozenset().union(*(c.used for c in readable)) - chosen.used
         else:
@@ -434,7 +438,7 @@ def _largest(candidates: list[Candidate]) -> list[Candidate]:
 def _one_model(
     candidates: list[Candidate], preferred: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
-    """Return the candidate to read, and the names of other layouts that also fit its tensors.
+    """Return the candidate to read, and the names of other layouts that fit the same tensors.
 
     Raises:
         LayoutError: there are several models, or layouts that map the tensors differently.
@@ -507,13 +511,13 @@ def _dotted(key: str) -> str:
 
 
 def _why_not(candidates: Iterable[Candidate], task: str) -> str:
-    """Return why the tensors cannot be read for a task, or '' if the task is not present."""
+    """Return why the tensors cannot be read for a task; "" if `_closest` returns None."""
     closest = _closest(candidates, task)
     return closest.why_not() if closest else ""
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the candidate for a task that cannot be read but maps the most tensors, or None.
+    """Return the unreadable candidate that maps the most tensors for a task, or None.
 
     Candidates without any tensor of the task's last component (decoder, head, encoder) are ignored.
     """

@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint: a digest that is the same in every layout, format and order.
+"""The fingerprint of a checkpoint: a digest that does not depend on layout, format or tensor order.
 
 It is computed from the canonical tensors, ordered by name, and from the configuration fields that
 affect the model's outputs and cannot be derived from the tensors. ``docs/fingerprint.md`` specifies

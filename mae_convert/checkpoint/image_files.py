@@ -30,7 +30,7 @@ OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
 
 class ImageWarning(UserWarning):
-    """An image file was read with a warning."""
+    """Warning about an image file that was read, for example that it may be corrupt."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -63,10 +63,10 @@ def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -
 
     Raises:
         MaeConvertError: a file cannot be read; the message contains the path of the first
-            unreadable file and the number of further unreadable files.
+            unreadable file and the number of unreadable files.
     """
     if wrong := list(unreadable_images(paths).values()):
-        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+        more = f" ({len(wrong)} files cannot be read)" if len(wrong) > 1 else ""
         raise MaeConvertError(f"{wrong[0]}{more}", hint=advice)
 
 

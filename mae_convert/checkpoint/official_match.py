@@ -65,8 +65,9 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
     """Confirm the assumed fields of a checkpoint by the hash of its file, if possible.
 
     The file is hashed only if a field was assumed from an official file with the same tensor names
-    and shapes. If the official file has the same hash, it becomes the source of the assumed fields
-    that have its values; otherwise the checkpoint is returned unchanged.
+    and shapes. If the official file has the same hash, it is recorded as the source of each
+    assumed field whose value is that of the official model; otherwise the checkpoint is returned
+    unchanged.
 
     Args:
         checkpoint: the checkpoint.

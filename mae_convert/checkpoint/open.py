@@ -153,8 +153,8 @@ def _check_class_position(
 
     The configuration may specify ``no_embed_class``. Otherwise, a square number of rows means that
     there is one row for each patch and none for the class token, unless the user specified an image
-    size, the configured image size has one patch less than there are rows, or the first row is zero
-    as in MAE's fixed embedding.
+    size, an image of the configured size has one patch fewer than there are rows, or the first row
+    is zero as in MAE's fixed embedding.
 
     Raises:
         LayoutError: there is no row for the class token.
@@ -235,7 +235,8 @@ def open_checkpoint(
     _check_documents(container)
     recognised, stored = _recognise(container, task, under), frozenset(container.tensors)
     container, reading = _renamed(container, recognised), recognised.reading
-    if recognised.default_task not in (None, reading.task):  # a declared step
+    if recognised.default_task not in (None, reading.task):
+        # The choice of another task than the default is a change that the record declares.
         container = with_step(
             container, {"step": "task", "from": recognised.default_task, "to": reading.task}
         )

@@ -262,6 +262,6 @@ def as_pixels(
         raise MaeConvertError(
             f"{name} has {pixels.shape[1]}x{pixels.shape[2]} pixels after the preprocessing of "
             f"preprocessor_config.json, but the model takes {image_hw[0]}x{image_hw[1]}",
-            hint="correct the size in that file, or resize the image",
+            hint="correct the size in preprocessor_config.json, or resize the image",
         )
     return pixels

@@ -265,8 +265,10 @@ def _misfit_error(readings: list[Reading], shapes: Mapping[str, Shape]) -> Layou
             hint="`mae-convert layouts` lists the layouts that can be read",
         )
     relative = best.relative
-    encoder = f"the encoder of {relative[0].name} (it has {relative[1]}): " if relative else ""
-    nearest = f"{encoder}nearest layout is {best.table.name} ({best.task}), but "
+    encoder = (
+        f"the encoder of {relative[0].name} (recognised by {relative[1]}): " if relative else ""
+    )
+    nearest = f"{encoder}the nearest layout is {best.table.name} ({best.task}), but "
     names = f"`mae-convert layouts {best.layout.name}` lists the tensors of this layout"
     problems = "; ".join(best.problems[:4])
     return LayoutError(nearest + problems, hint=f"check how the file was written; {names}")

@@ -80,9 +80,9 @@ def unread(
 
     Args:
         container: an open checkpoint.
-        layout: its layout.
-        task: its task.
-        dtypes: the dtypes of its tensors.
+        layout: the layout of the checkpoint.
+        task: the task for which the checkpoint is read.
+        dtypes: the dtypes of the tensors that are read.
 
     Returns:
         The fields with their files, such as "config.json: fusion_config".

@@ -20,7 +20,7 @@ HARMLESS = (
     (
         r"vis_mask_token$",
         "the token by which UM-MAE replaces some visible patches during pre-training; MAE "
-        "encodes all visible patches, so its pre-training loss differs from that of UM-MAE",
+        "encodes all visible patches, so the pre-training losses of MAE and UM-MAE differ",
     ),
     (r"(.*[._/])?mask_tokens?(:0)?$", "a mask token that MAE does not use"),
     (r"(dec|decoder|decoders)([._/\d]|$)", "part of a decoder other than MAE's"),
@@ -66,7 +66,7 @@ BUFFERS = {
     "total_params": "a counter of a profiler",
     "mask_token": "a mask token that the encoder of visible patches does not use",
 }
-# Tensors that change the function: a pattern anywhere in the name, and a description.
+# Tensors that change a model's outputs: a pattern anywhere in the name, and a description.
 FUNCTION = (
     (
         r"(^|[._/])(ls\d?|layer_scale\w*)([._/]|$)|gamma_\d$|lambda_?\d$",

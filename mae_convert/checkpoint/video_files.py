@@ -23,7 +23,7 @@ from mae_convert.formats.archive import Archive
 from mae_convert.formats.npz import arrays_in
 from mae_convert.text import natural_sort_key
 
-# Suffix → FFmpeg's name of the format.
+# FFmpeg's name of the format, by suffix.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska",
               ".avi": "avi"}  # fmt: skip
 GIF, ARRAYS = ".gif", ".npz"
@@ -159,7 +159,7 @@ def _bands(path: Path) -> np.ndarray | None:
             raise MaeConvertError(
                 path, f" cannot be read as a TIFF: {reason}", hint="copy or download it again"
             ) from error
-    # An image has fewer bands than rows or columns, so the smallest axis is that of the bands.
+    # An image has fewer bands than rows or columns, so the bands are on the smallest axis.
     return pixels if pixels.shape[2] <= pixels.shape[0] else pixels.transpose(1, 2, 0)
 
 

@@ -36,7 +36,7 @@ def open_and_infer(
 
 
 def inference_options(images: "Path | None") -> "InferenceOptions":
-    """Return the options of the experiment of --infer, run by the first installed framework."""
+    """Return the options for ``--infer``: the images, and the first installed framework."""
     from mae_convert.diagnose.infer import InferenceOptions
     from mae_convert.runtime.sides import has_framework
 

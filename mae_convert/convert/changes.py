@@ -185,9 +185,9 @@ def _regenerated(
 
 
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
-    """Return the source's configuration with `new_model`.
+    """Return the configuration of a checkpoint with `new_model` instead of the checkpoint's model.
 
-    The option that is named like the changed field becomes the source of the field.
+    The value of the changed field is recorded as specified by the option with the same name.
     """
     resized = f"option {field}"
     if (
@@ -327,8 +327,8 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
         task: the requested task of the result, or None.
 
     Raises:
-        ConfigurationError: the checkpoint already has a head, the requested task has none, or the
-            family has no classifiers.
+        ConfigurationError: the checkpoint already has a head, a model for the requested task has no
+            head, or the family has no classifiers.
     """
     if task not in (None, "classify"):
         raise ConfigurationError(

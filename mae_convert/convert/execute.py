@@ -39,8 +39,8 @@ def execute_all(
         plans: the conversions.
         overwrite: replace existing targets.
         progress: shows the progress; default: it is not shown.
-        on_commit: called after the outputs have been renamed, before any deferred signal is
-            handled.
+        on_commit: a function that is called after the outputs have been renamed, before any
+            deferred signal is handled.
 
     Raises:
         OutputError: a target exists or cannot be written.

@@ -233,8 +233,8 @@ def _check_chosen(source: Checkpoint, task: str | None) -> None:
 def _stored_key_bias(source: Checkpoint, layout: Layout, task: str) -> bool:
     """Return whether key biases are written.
 
-    Zero key biases of a model without key biases are written only if the layout has no naming
-    variant without key biases.
+    Zero key biases that were created for a model without key biases are not written if the layout
+    can store a model without key biases.
     """
     if source.key_bias or layout.table_for(task, key_bias=False).has_key_bias:
         return True

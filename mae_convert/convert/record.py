@@ -83,7 +83,7 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 def _differences(plan: Plan) -> dict[str, Any]:
     """Return a dictionary with the record's field ``differences``, or an empty dictionary.
 
-    The field describes programs that compute different outputs for the target.
+    The field lists sentences about programs that read the target but compute different outputs.
     """
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
@@ -228,7 +228,7 @@ def _zeros_of_target(plan: Plan, name: str) -> LazyTensor:
 
 
 def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return a record with the largest rounding errors of each tensor added."""
+    """Return a record with the largest rounding errors in the entry of each rounded tensor."""
     tensors = {
         name: {**entry, **_rounding(plan, entry["canonical"])}
         for name, entry in record["tensors"].items()

@@ -220,8 +220,9 @@ def _attend_in_lower_precision(
 ) -> Tensor:
     """Compute attention with inputs, and other values, rounded to a lower precision.
 
-    If `precision` is a key of `LOWER`, all intermediate values and the output are rounded; if
-    " products" is appended, only the softmax's result; if " kernel" is appended, only the output.
+    If `precision` is a key of `LOWER`, all intermediate values and the output are rounded. If
+    " products" is appended to the key, only the result of the softmax is rounded; if " kernel" is
+    appended, only the output is rounded.
     """
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]

@@ -37,7 +37,7 @@ from mae_convert.verify.localise import execution_order
 from reference_models.outputs import Taps
 
 Steps = Iterator[tuple[str, Tensor]]
-Stage = tuple[str, Callable[[Tensor], Steps]]  # the name of its last result, and its function
+Stage = tuple[str, Callable[[Tensor], Steps]]  # name of the stage's last result; function
 
 
 class KnownResults(Protocol):
@@ -254,8 +254,8 @@ class CandidateRun:
         """Apply the hypotheses of a request, run the model, and compare the results with a trace.
 
         Returns:
-            The result of ``compare`` or ``unexplained_error``, or ``error`` if an edit does not fit
-            the model.
+            The result of ``compare`` or ``unexplained_error``; or a dictionary with a message under
+            ``error`` if an edit does not fit the model.
         """
         variants = Variants([v for step in request["steps"] for v in step["variants"]])
         edits = [[WeightEdit(**edit) for edit in step["edits"]] for step in request["steps"]]

@@ -29,7 +29,8 @@ from mae_convert.verify.verification import Verification
 NOT_OF_RESULTS = ("proof/", "file/", "certificate/")
 SECONDS = 60.0  # seconds for a search that changes one side; for a ViT-B, less than half is needed
 MOST_BYTES = 1 << 31  # the maximum size of the other side's tensors that are passed to a child
-# Field that changes the function but not the shapes → kind and module pattern of its variant.
+# Kind and module pattern of the variant for each field that changes a model's outputs but not the
+# shapes of its tensors.
 CONFIGURATION_FIELDS = {
     "decoder_layer_norm_eps": ("eps", "decoder.*"),  # the first matching field applies
     "layer_norm_eps": ("eps", "*"),
@@ -130,7 +131,7 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
 
 
 def _effective(model: Any, name: str) -> Any:
-    """Return the effective value of a field: the decoder's epsilon defaults to the encoder's."""
+    """Return the value of a field; the decoder's epsilon defaults to the encoder's epsilon."""
     return model.decoder_eps if name == "decoder_layer_norm_eps" else getattr(model, name)
 
 

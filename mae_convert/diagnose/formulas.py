@@ -19,11 +19,13 @@ from reference_models.configuration import VideoMAEConfig
 from reference_models.positions import interleaved_position_embedding
 
 PROJECTIONS = ("q", "k", "v")
-# Names of position embeddings of encoder or decoder; those of space and time are added.
+# Names of an encoder's or decoder's position embeddings; the spatial and the temporal position
+# embedding are added to each other.
 TABLES = tuple(
     f"{kind}position_embedding" for kind in ("", "joint_", "class_", "spatial_", "temporal_")
 )
-# What is embedded besides pixels and positions, by the name of the learned factor → the input.
+# Coordinates that are embedded besides pixels and positions: the names of the model's inputs, by
+# the name of the learned factor.
 COORDINATES = {"time": "temporal_coords", "location": "location_coords"}
 NORMS = ("encoder.norm", "decoder.norm", "head.norm")
 
@@ -88,7 +90,7 @@ def formula_of(first: str, model: Model, location: Location) -> Formula | None:
 
     Args:
         first: the name of the first result that differs.
-        model: the model.
+        model: the model, with the results that both sides have.
         location: the image and the token at which the result differs most.
     """
     if match := BLOCK_TAP.fullmatch(first):
@@ -354,14 +356,14 @@ def _with_coordinates(
         part: "encoder" or "decoder".
         index: the index of the patch; patches are ordered by time.
         model: the model; its inputs contain the coordinates, if the model embeds coordinates.
-        location: the location, which specifies the image.
+        location: the image for which the formula is written.
     """
     width = model.config.hidden_size if part == "encoder" else model.config.decoder_hidden_size
     (line,), names, arrays = formula.lines, dict(formula.tensors), dict(formula.arrays)
     for kind, name in COORDINATES.items():
         if name in model.inputs:
             values = model.inputs[name][location.image]
-            if values.ndim == 2:  # those of each frame
+            if values.ndim == 2:  # coordinates of each frame
                 values = values[index // (model.config.num_patches // len(values))]
             line += f' + t("{kind}.scale") * tensor(waves(data["{kind}"], {width}).astype(dtype))'
             names[f"{kind}.scale"], arrays[kind] = f"{part}.{kind}_scale", values

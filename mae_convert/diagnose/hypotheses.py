@@ -111,8 +111,8 @@ def in_blocks(
     """Yield a hypothesis about tensors of one block; its wider variants are about all blocks.
 
     Args:
-        model: the model.
-        stack: encoder or decoder.
+        model: the properties of the model.
+        stack: the blocks of the encoder or the decoder.
         index: the index of the block.
         key: the kind of fault.
         statement: a function that returns the statement for the prefix of a block's tensors, such

@@ -141,7 +141,7 @@ def test_prefixed_names_of_other_layouts_are_read(golden, tmp_path):
 def test_mismatch_is_explained_by_names_without_the_prefix(tmp_path, state):
     short = {name: t for name, t in state.items() if name != "blocks.1.attn.qkv.bias"}
     path = saved(tmp_path / "x.pth", {"model": under("module.", short)})
-    with pytest.raises(LayoutError, match=r"without the prefix module\.: nearest layout is face"):
+    with pytest.raises(LayoutError, match=r"the prefix module\.: the nearest layout is face"):
         open_checkpoint(path, FLAGS)
     with pytest.raises(LayoutError, match=r"missing: blocks\.1\.attn\.qkv\.bias"):
         open_checkpoint(path, FLAGS)

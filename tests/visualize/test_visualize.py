@@ -203,7 +203,7 @@ def test_features_have_names_and_labels(command, tmp_path):
     torn = command("features", MODEL, folder, "-o", tmp_path / "torn.npz")
     assert torn.status == 2
     assert "torn.jpg cannot be read as an image" in torn.err
-    assert "(and 1 more like it)" in torn.err
+    assert "(2 files cannot be read)" in torn.err
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "contains no images" in command("features", MODEL, empty, "-o", tmp_path / "x.npz").err

@@ -33,7 +33,8 @@ def installed(framework: str | None) -> str:
     """Return the requested framework or, if it is None, the first installed framework.
 
     Raises:
-        MissingRequirementError: the requested framework is not installed, or no framework is.
+        MissingRequirementError: the requested framework is not installed, or no framework is
+            installed.
     """
     from mae_convert.runtime.sides import first_framework, require_frameworks
 
@@ -109,7 +110,8 @@ def reconstruct(
     The output shows the original, the masked image and the reconstruction. Images are files or
     folders of files; --inputs takes preprocessed images. Videos are files (.mp4, .gif ..., or .npz
     with frames (T, H, W, C)), folders of frames, or folders of videos. The mask ratio is
-    --mask-ratio, else the checkpoint's, else the default of the model family.
+    --mask-ratio, else the mask ratio in the checkpoint's configuration, else the default of the
+    model family.
 
     Example:
 
@@ -245,8 +247,8 @@ def _files_below(
 def demo(output: Path) -> int:
     """Convert the embedded checkpoint and verify the results.
 
-    It is converted to other layouts and back. The models are run in PyTorch and TensorFlow, or only
-    in the framework that is installed.
+    The checkpoint is part of this package. It is converted to other layouts and back. The models
+    are run in PyTorch and TensorFlow, or only in the framework that is installed.
 
     Example:
 

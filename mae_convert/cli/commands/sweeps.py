@@ -114,9 +114,9 @@ def sweep(
 ) -> int:
     """Convert, verify and publish many checkpoints.
 
-    PLAN is a .yaml or .csv file, or any number of checkpoints and patterns. A sweep that is run
-    again skips completed jobs whose source and target are unchanged, and repeats failed jobs. Exit
-    status 1 if a job failed.
+    PLAN is a .yaml or .csv file, or any number of checkpoints and glob patterns. A sweep that is
+    run again skips completed jobs whose source and target are unchanged, and repeats failed jobs.
+    Exit status 1 if a job failed.
 
     Example:
 
@@ -242,7 +242,7 @@ def timeline(
     """Show the loss of each checkpoint of a training run.
 
     All checkpoints are run on the same images with the same masks. SRC is any number of checkpoints
-    and patterns. The epoch is read from the file or, if it is not stored there, from the last
+    and glob patterns. The epoch is read from the file or, if it is not stored there, from the last
     number in the file name. Exit status 1 if a checkpoint could not be run.
 
     Example:

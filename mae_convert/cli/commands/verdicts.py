@@ -344,7 +344,7 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write a certificate if a verification passed; if it failed, print a note about an old one."""
+    """Write a certificate if a verification passed, else print a note about an old certificate."""
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:

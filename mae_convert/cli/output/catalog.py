@@ -131,7 +131,7 @@ def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) 
 
 
 def layouts(title: str, all_layouts: Iterable[Layout]) -> None:
-    """Print the layouts of a model family, one line each."""
+    """Print the layouts of a model family, one line for each layout."""
     console().print(title)
     grid = table("layout", "description", "tasks", "written as", whole=("layout",))
     for entry in all_layouts:

@@ -45,7 +45,9 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     ]
     rows += [("difference", sentence) for sentence in report.get("differences", ())]
     if unread := report.get("unread"):
-        rows.append(("unknown", f"{listed(unread, 8)}: a library may use it"))
+        rows.append(
+            ("unknown", f"configuration fields that a library may use: {listed(unread, 8)}")
+        )
     out.print(pairs(rows))
     out.print("\n[bold]Configuration that is not stored in the tensors, and its source[/bold]")
     out.print(assumptions(report["assumed"]))

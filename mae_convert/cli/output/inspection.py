@@ -174,15 +174,14 @@ def _official(
         names = " or ".join((official["probable"], *official.get("or", ())))
         assumed = [name for name, a in assumptions.items() if a["assumption"] == OFFICIAL]
         if not assumed:
-            return f"same names and shapes as {names} (--hash identifies it)"
+            return f"same names and shapes as {names} (--hash compares the MD5)"
         return (
             f"same names and shapes as {names}, from which {' and '.join(assumed)} "
-            f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash checks whether it is this "
-            "file"
+            f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash compares the MD5"
         )
     values = {
-        True: "the published digits of its MD5 match",
-        False: "but its MD5 differs: other weights",
+        True: "the MD5 of this file begins with the published digits",
+        False: "but the MD5 of this file is different",
         None: "for which no hash is published",
     }[official["confirmed"]]
     return f"{official['probable']}, {values} (md5 {official['md5']})"

@@ -48,7 +48,7 @@ class Decision:
     """The evidence: "reconstruction", "weights" or both joined by " and "; "" if undecided."""
 
     reason: str
-    """The reason, as a sentence without a full stop."""
+    """Why the field is decided or undecided, as a sentence without a full stop."""
 
     candidates: tuple[Candidate, ...]
     """The tested values, the best first."""

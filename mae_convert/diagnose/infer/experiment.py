@@ -131,7 +131,7 @@ def structure_of(checkpoint: Checkpoint, name: str) -> HeadStructure:
 
 
 def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
-    """Return why the model cannot be run; "" if it can."""
+    """Return why the model cannot be run; "" if it can be run."""
     channels = checkpoint.configuration.model.num_channels
     if checkpoint.task != "pretrain":
         return (
