@@ -37,7 +37,7 @@ def save_model(
     Args:
         model: a reference model of PyTorch or Keras, or one of a subclass; it may be wrapped by
             ``torch.compile`` or ``DistributedDataParallel``.
-        target: the directory or file to write, as in ``mae-convert convert``.
+        target: the directory or file to write.
         layout: the layout to write.
         dtype: round every tensor to this dtype; default: the dtypes of the model.
         packing: how the tensors are stored in files.
@@ -60,7 +60,16 @@ def save_model(
 
 
 def checkpoint_of(model: Any, metadata: ModelMetadata | None = None) -> Checkpoint:
-    """Return a model in memory as an open checkpoint; a tensor is copied when it is read."""
+    """Return a model in memory as an open checkpoint; a tensor is copied when it is read.
+
+    Args:
+        model: see `save_model`.
+        metadata: see `save_model`.
+
+    Raises:
+        MaeConvertError: the model is not a reference model, or its tensors do not match its
+            configuration.
+    """
     model = unwrapped(model)
     family, framework, task = kind_of(model)
     layout = family.layout(family.model_layouts[framework])
@@ -119,7 +128,7 @@ def kind_of(model: Any) -> tuple[Family, str, str]:
                     return family, framework, task
     raise MaeConvertError(
         f"{type(model).__name__} is not one of this project's models",
-        hint="write its weights to a file and convert that with `mae-convert convert`",
+        hint="write its weights to a file and convert the file with `mae-convert convert`",
     )
 
 
@@ -166,7 +175,8 @@ def _configuration(
     preprocessing_sources = {
         name: metadata.sources.get(name, "passed to save_model") for name in PREPROCESSING
     }
-    # Assumptions when the model was loaded remain assumptions, unless the field was changed since.
+    # Fields that were assumed when the model was loaded remain assumptions, unless they were
+    # changed afterwards.
     assumed = {
         name: entry
         for name, entry in metadata.assumptions.items()

@@ -51,7 +51,7 @@ READ_BY_LIBRARIES: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 # The files that these libraries look for in a directory; transformers looks for shards too.
 LOOKED_FOR = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
-# The framework of the reference models, as a family names their classes.
+# For each framework of a run, the key of its reference models in ``Family.models``.
 MODELS_OF = {"torch": "torch", "tensorflow": "keras", "jax": "keras"}
 UNMASKED = ("timm",)  # frameworks whose model cannot remove patches
 INSTALL = {
@@ -63,8 +63,8 @@ INSTALL = {
     "terratorch": "pip install terratorch",
 }
 INSTALL_TF_CLASSES = "pip install transformers==4.57.6 tensorflow tf-keras"
-# The requirements of a run, as for ``worker.missing``. Keras 3 has ``ops``; versions 4 of
-# transformers have the TensorFlow classes.
+# The requirements of a run, as arguments of ``worker.missing``. The folder ``ops`` exists only in
+# Keras 3, and the TensorFlow classes exist only in transformers 4.
 KERAS = ("keras/src/ops", "h5py")
 REQUIREMENTS = {
     "torch": ("torch",),
@@ -93,7 +93,7 @@ class Side:
     choose a framework that loads the checkpoint natively, if possible."""
 
     device: str = "cpu"
-    """The device of runs other than float64, "cpu" or "cuda"."""
+    """The device of the runs, "cpu" or "cuda"; a float64 run is always on the CPU."""
 
     python: str | None = None
     """The Python interpreter of the child process; None for the current one."""
@@ -212,7 +212,7 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
     container = checkpoint.container
     if loader is None or container.kind not in READ_BY_LIBRARIES[loader, framework]:
         return None
-    # Keras loads its own files itself, by their own names.
+    # Keras itself loads its files, and does not know the prefix that mae-convert has removed.
     return None if loader == "keras" and checkpoint.prefix.removed else loader
 
 
@@ -355,6 +355,6 @@ def _missing(
     if not lacking or lacking[0] == framework:
         what = f"{framework} is not installed {where}"
     else:
-        what = f"{framework} needs {', '.join(lacking)}, not installed {where}"
+        what = f"{framework} needs packages that are not installed {where}: {', '.join(lacking)}"
     install = INSTALL_TF_CLASSES if (framework, loader) == TF_CLASSES else INSTALL[framework]
     return MissingRequirementError(f"{what}", hint=install)

@@ -12,7 +12,7 @@ class Point(NamedTuple):
     """The location of an activation: a module, and a function that selects its input or output."""
 
     module: nn.Module
-    pick: Callable[[Any, Any], Tensor]  # input arguments, output → the activation
+    pick: Callable[[Any, Any], Tensor]  # (input arguments, output) to activation
     of_input: bool = False
 
 

@@ -66,7 +66,7 @@ def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, i
     """Return the memory mapping and the offset of each tensor that can be mapped, by tensor name.
 
     There is one private mapping for each file. If tensors share bytes of a file, only the first of
-    them is mapped: otherwise, training would change them together.
+    them is mapped, because training one mapped tensor would also change the others.
     """
     positions = [(position, tensor) for tensor in tensors if (position := file_position(tensor))]
     mappings = {
@@ -99,9 +99,9 @@ def mapped_or_read(
 ) -> torch.Tensor:
     """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
 
-    In both cases, all elements are read once to check them. For this, a mapped tensor is read from
-    the file and not from the mapping: if the file becomes shorter meanwhile, reading the file
-    raises an error, but reading the mapping would end the process.
+    In both cases, all elements are read once to check them. For this check, a mapped tensor is read
+    from the file and not from the mapping: if another program truncates the file, reading the file
+    raises an error, but reading the mapping would kill the process.
     """
     if tensor.name not in views:
         return read_tensor(tensor, device)

@@ -18,7 +18,8 @@ from mae_convert.runtime.taps import Point, replacing
 
 Results = dict[str, Tensor]
 Build = Callable[[Job], nn.Module]
-# model, its possibly compiled self, pixels, noise, additional inputs by name → results by name
+# Called with the model, the model to run (compiled or not), the pixels, the noise and additional
+# inputs by name; returns the results by name.
 Forward = Callable[..., Results]
 Points = Callable[[Any], Mapping[str, Point]]
 
@@ -80,7 +81,8 @@ def torch_runs(
     Args:
         job: the job.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
-        build: creates the model with its weights; it is called again after a run that rounded them.
+        build: creates the model with its weights; it is called again after a run in
+            which the weights were rounded.
         forward: runs the model.
         points: returns the locations in the model of the activations at the end of each step: the
             embeddings, the output of each block, and the outputs of the norms.

@@ -47,7 +47,7 @@ class Trace:
         """
         if not path.exists():
             raise CheckpointError(path, " does not exist", hint="check the path")
-        if kind := kind_of(path):  # the library would wait for a pipe, and block signals meanwhile
+        if kind := kind_of(path):  # safetensors would wait for a pipe, and could not be interrupted
             raise CheckpointError(
                 path, f" is {kind} and not a regular file", hint="specify a trace file"
             )

@@ -46,7 +46,10 @@ def check_trace(description: Any, arrays: Mapping[str, np.ndarray], where: str) 
 
 
 def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yield a phrase for each problem; a check requires that the checks before it found none."""
+    """Yield a phrase for each problem; only the first phrase is reliable.
+
+    Each check assumes that the previous checks have found no problem.
+    """
     if has_control_characters(description):
         yield "a string in it contains control characters"
     family = described_family(description)

@@ -238,7 +238,7 @@ def main() -> int:
     except Exception as error:
         if reason := shortage(
             error
-        ):  # for this reason a library cannot be loaded, although it is not missing
+        ):  # may be the reason why importing an installed library has failed
             _report(reason)
             return 2
         if isinstance(error, ImportError):
@@ -252,7 +252,7 @@ def main() -> int:
 
 
 def _report(sentence: str) -> None:
-    """Print an error message as JSON, like `to_json`, in the last line of standard error."""
+    """Print an error message as a JSON string in the last line of standard error."""
     print(f"{REPORT}{json.dumps(sentence)}", file=sys.stderr)
 
 

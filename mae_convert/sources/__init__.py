@@ -40,7 +40,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
     if isinstance(source, Path) and (official := official_named(source.stem)):
         from mae_convert.sources.fetch import cache_directory
 
-        if source.parent == cache_directory():  # `download` prints such names
+        if source.parent == cache_directory():  # the command `download` prints paths in the cache
             source = official
     if isinstance(source, OfficialFile):
         from mae_convert.sources.official_download import get_official
@@ -76,7 +76,7 @@ def open_source(
     state_key: str | None = None,
     task: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint from any source; the other arguments are those of `open_checkpoint`.
+    """Open a checkpoint from any source; for the other arguments, see `open_checkpoint`.
 
     Raises:
         MaeConvertError: see `locate` and `open_checkpoint`.
@@ -114,7 +114,7 @@ def open_pair(
     Args:
         sources: the two sources.
         flags: the options that the user specified.
-        state_key: see `open_checkpoint`; ignored for a file without keys.
+        state_key: see `open_checkpoint`; ignored for a file in which the key does not occur.
         task: open both checkpoints as models for this task. If it is None, a file that contains
             complete models for several tasks is opened for the task of the other checkpoint.
         incomplete: open the checkpoints even if a field that the comparison needs is missing.

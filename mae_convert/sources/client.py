@@ -37,7 +37,7 @@ WAITS = (1, 2, 4, 8, 8)  # seconds before each further attempt, if the Hub does 
 WAITS_FOR_A_CONNECTION = (1, 2)
 BUSY = (408, 429, 500, 502, 503, 504)
 TIMEOUT = 120.0  # seconds without data; the client itself has no limit
-# The client raises these for a response with an unexpected structure.
+# Packages that raise errors for a response with an unexpected structure.
 CLIENT_MODULES = ("huggingface_hub", "httpx", "httpx2", "json")
 OLDEST_CLIENT = 2  # the first version of huggingface_hub with RevisionResolutionError and URIs
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -95,6 +95,7 @@ def client() -> "HfApi":
 
     Raises:
         MaeConvertError: HF_ENDPOINT is not a URL.
+        MissingRequirementError: the installed version of huggingface_hub is too old.
     """
     address_in("HF_ENDPOINT")
     require_client()
@@ -153,7 +154,7 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
 
 def _not_connected(error: BaseException) -> bool:
-    """Return whether the error is that no connection was established, as without a network."""
+    """Return whether the cause of an error is that no connection could be established."""
     chain = (error, error.__cause__)
     return any(type(link).__name__ in ("ConnectError", "ConnectTimeout") for link in chain)
 
@@ -217,7 +218,7 @@ def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
-    """Return the error of mae-convert for an error of the client; it states what to do."""
+    """Convert an error of the Hub's client to an error of mae-convert that states what to do."""
     from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)
@@ -329,11 +330,11 @@ def _refused(error: BaseException, what: str, server: str) -> Text:
         return f"{what}: there is no such file"
     status = status_of(error)
     if status == 401:
-        return f"{what}: the Hub does not accept the token; {LOG_IN} with one that is valid"
+        return f"{what}: the Hub does not accept the token; {LOG_IN} to a valid token"
     if status == 403:
         return (
-            f"{what}: the token is not allowed to do this ({message}); use one with write access"
-            " to this repository, or propose the change with ",
+            f"{what}: the token is not allowed to do this ({message}); use a token with write"
+            " access to this repository, or propose the change with ",
             Option("create_pr", True),
         )
     if status == 429:

@@ -24,8 +24,8 @@ from mae_convert.sources.client import client, hub_errors_explained, with_retrie
 VARIABLE = "MAE_CONVERT_CACHE"
 RECORDS = "downloads.json"
 ADVICE = (
-    "it contains the hashes of earlier downloads: correct it, or remove it to accept the hashes of "
-    "the next downloads"
+    "the file contains the hashes of earlier downloads: correct it, or remove it to accept the "
+    "hashes of the next downloads"
 )
 PARTIAL = ".partial"
 CHUNK = 1 << 20
@@ -36,7 +36,7 @@ class Record:
     """The record of a download."""
 
     url: str
-    """The URL."""
+    """The URL from which the file was downloaded."""
 
     sha256: str
     """The SHA-256 of the file, in hexadecimal digits."""
@@ -57,8 +57,8 @@ class Record:
     """The time of the first download."""
 
     fingerprint: str | None = None
-    """The fingerprint of the checkpoint in the file when its hash was trusted; None if it is not a
-    checkpoint."""
+    """The fingerprint of the checkpoint in the file when its hash was trusted; None if the file is
+    not a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DownloadRequest:
     """The name of the file in the cache."""
 
     url: str
-    """The URL."""
+    """The URL to download the file from."""
 
     md5: str | None
     """The published first digits of the file's MD5, or None."""
@@ -214,7 +214,7 @@ def hashes(path: Path) -> tuple[str, str]:
 
 
 def read_records(cache: Path) -> dict[str, Record]:
-    """Return the records of all downloads in a cache by the name of the file.
+    """Return the records of all downloads in a cache, by file name.
 
     Raises:
         CheckpointError: the file that contains the records is damaged.
@@ -240,7 +240,7 @@ def _remember(cache: Path, name: str, record: Record) -> None:
 
 
 def cache_directory() -> Path:
-    """Return the directory for downloads: ``$MAE_CONVERT_CACHE``, or one in the user's cache."""
+    """Return ``$MAE_CONVERT_CACHE`` or the default directory for downloads, in the user's cache."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae-convert"

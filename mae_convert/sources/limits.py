@@ -20,11 +20,11 @@ from typing import Any
 
 from mae_convert.errors import MissingRequirementError
 
-LONGEST_WAIT = 300  # seconds; for a longer wait an error is raised
+LONGEST_WAIT = 300  # seconds; if a server requests a longer wait, an error is raised
 LONGEST_RESPONSE = 64 << 20  # bytes; a listing of 100,000 files has about 30 MB
 LONGEST_TIME = 120.0  # seconds that a response of the API may take
-MOST_RESPONSES = 5000  # responses of the API to the calls in one block; listings have several pages
-REDIRECT = 300  # the client reads responses with this status or a higher one completely
+MOST_RESPONSES = 5000  # to all API requests in one context; a listing has several pages
+REDIRECT = 300  # HTTP status; from this status on, the client reads responses completely
 API = re.compile(r"/api/(?!resolve-cache/)|/info/lfs/objects/batch$")
 RATE_LIMIT = re.compile(r"(?:^|;)\s*t=([0-9]{1,9})\b")
 
@@ -33,7 +33,7 @@ _RESPONSES: ContextVar[Iterator[int] | None] = ContextVar("number of responses",
 
 @contextmanager
 def limits_on_responses() -> Iterator[None]:
-    """Return a context in which the limits apply to calls of the client."""
+    """Return a context manager; the limits apply to calls of the client in its context."""
     token = _RESPONSES.set(itertools.count(1))
     try:
         yield

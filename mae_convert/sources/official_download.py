@@ -58,7 +58,7 @@ def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
     """Return the local path, origin and record of an official checkpoint, downloaded if needed.
 
     Raises:
-        CheckpointError: the downloaded file is not that checkpoint.
+        CheckpointError: the downloaded file is not the official checkpoint.
         HubError: the server does not have the file.
         MissingRequirementError: the server cannot be reached.
     """
@@ -71,7 +71,7 @@ def get_official(official: OfficialFile) -> tuple[Path, Origin, Record]:
 
 
 def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
-    """Download a checkpoint by its name in the catalog, and return its description.
+    """Download a checkpoint by its name in the catalog, and return its URL, hashes and path.
 
     Args:
         name: the name, with or without ``.pth``.
@@ -153,9 +153,10 @@ def origin_of(official: OfficialFile, record: Record) -> Origin:
 
 
 def confirmed_fingerprints() -> dict[str, dict[str, str]]:
-    """Return information about each official checkpoint in the cache, by name.
+    """Return the fingerprints of the official checkpoints in the cache, by checkpoint name.
 
-    Its fields are ``fingerprint`` and ``confirmed``, which states how the file was checked.
+    Each value is a dictionary with the fields ``fingerprint`` and ``confirmed``: a phrase that
+    states how the downloaded file was checked.
 
     Raises:
         CheckpointError: the cache's file of records is corrupt.

@@ -13,7 +13,7 @@ from mae_convert.text import did_you_mean
 
 PROTOCOL = "hf://"
 OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PAGES = ("https://huggingface.co/", "https://hf.co/")  # as copied from a browser
+PAGES = ("https://huggingface.co/", "https://hf.co/")  # of URLs that users copy from a browser
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ def parse_source(text: str) -> Source:
     reference to the Hub.
 
     Raises:
-        MaeConvertError: the text is a URL that does not refer to a model on the Hub; or the path
-            does not exist, and the message can state what the user may have meant. Any other path
-            that does not exist is returned.
+        MaeConvertError: the text is a URL or an invalid reference that does not refer to a model on
+            the Hub; or it is a path that does not exist and looks like the name of a repository or
+            of an official checkpoint. Any other path that does not exist is returned.
+        MissingRequirementError: the text refers to the Hub, and huggingface_hub is too old.
     """
     refuse_nul(text)
     if text.startswith((PROTOCOL, *PAGES)):

@@ -29,7 +29,7 @@ PREFERENCE = tuple(
 )
 PROOFS = (*CERTIFICATE_NAMES, *SIGNATURE_NAMES)
 KERAS_SUFFIXES = (KERAS_SUFFIX, *FORMATS[KERAS_ARCHIVE].suffixes)
-# In a repository with several layouts, certificates of further files are in this folder.
+# In a repository with several layouts, this folder contains certificates of further weight files.
 CERTIFICATES_FOLDER = "verification"
 
 
@@ -82,8 +82,8 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
     if further := weight_files[1:]:
         where = HubReference(snapshot.reference.repo_id, snapshot.reference.revision, folder)
         notes = (
-            f"{where}: using {weights}; to use {' or '.join(further)}, specify the file, as in "
-            f"{where}/{further[0]}",
+            f"{where}: using {weights}; to use {' or '.join(further)}, specify the file, for "
+            f"example {where}/{further[0]}",
         )
     return FileSelection(joined(folder, weights), beside, is_directory, notes)
 
@@ -96,13 +96,13 @@ def _beside(
     If the directory has a certificate for a single file (``FILE.verification.json``, where FILE is
     the name of the weight file), only this certificate belongs to the weights. If the folder
     `CERTIFICATES_FOLDER` has a subfolder FILE, the conversion record and the certificate are taken
-    from it, because those in the directory belong to other weights.
+    from this subfolder, because the records in the directory belong to other weights.
 
     Args:
         weights: the name of the weight file.
         folder: the directory of the weight file.
         entries: all files of the repository, by path.
-        belongs: whether JSON files in the directory, such as ``config.json``, are those of the
+        belongs: whether the JSON files in the directory, such as ``config.json``, belong to the
             weights.
     """
     own = [f"{weights}.{name}" for name in CERTIFICATE_NAMES]

@@ -56,7 +56,10 @@ class Snapshot:
 
 
 def take_snapshot(api: "HfApi", reference: HubReference) -> Snapshot:
-    """Return a snapshot of a repository, or of its copy in the cache if the Hub is unreachable."""
+    """Return a snapshot of a repository, or of its copy in the cache if the Hub is unreachable.
+
+    Errors of the Hub's client are not converted.
+    """
     repo_id = reference.repo_id
     resolved = with_retries(lambda: api.resolve_revision(repo_id, revision=reference.revision))
     commit = resolved.resolved
@@ -115,7 +118,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     """Return the local path of a file, downloaded unless the cache has it; its hash is checked.
 
     Raises:
-        CheckpointError: the hash differs from the one that the Hub states, also after a second
+        CheckpointError: the hash differs from the hash that the Hub states, even after a second
             download.
     """
     entry, wrong = snapshot.entries[path], ""
@@ -134,7 +137,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
         wrong = mismatch(local, entry)
         if not wrong:
             return local
-    # No program may find it in the cache.
+    # The corrupt file is removed, so that no other program reads it from the cache.
     local.resolve().unlink(missing_ok=True)
     local.unlink(missing_ok=True)
     raise CheckpointError(

@@ -101,7 +101,8 @@ def download(url: str, folder: Path) -> Path:
     """Copy a file or a directory to a local folder, and return the path of the copy.
 
     Raises:
-        MaeConvertError: the URL does not exist or cannot be read, or a file was changed meanwhile.
+        MaeConvertError: the URL does not exist or cannot be read, or a file was changed during the
+            download.
     """
     system, path = filesystem(url)
     before = version_of(url)

@@ -32,13 +32,13 @@ from mae_convert.sources.storage_retry import with_retries
 
 LAST = "config.json"
 OURS = OUR_NAMES - {"README.md"}
-# Here a path begins with a bucket, which is not created, and there are no directories.
+# With these protocols, a path begins with a bucket, which must exist, and there are no directories.
 BUCKETS = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"))
 CHECKSUMS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c")
 Checksums = dict[str, Any]
 ABANDONED = (
     7 * 86400.0
-)  # seconds after which temporary files are considered to be of a killed process
+)  # seconds after which a temporary file is assumed to belong to a killed process
 LEASE = 3600.0  # seconds for which a lock is valid; it is renewed before each file that is moved
 POLL, POLLS = 2.0, 150  # seconds between checks of other locks, and the number of checks
 
@@ -206,8 +206,8 @@ def _checksums(system: Any, path: str) -> Checksums:
 def _clear(target: Target, finals: set[str]) -> None:
     """Remove those files of the existing model that the new model does not overwrite.
 
-    ``config.json``, by which readers recognise a model, is removed first, and in any case. Files
-    with names that mae-convert does not write are kept.
+    ``config.json``, by which readers recognise a model, is always removed, and before the other
+    files. Files with names that mae-convert does not write are kept.
     """
     system = target.system
     if not with_retries(lambda: system.exists(target.path), target.url):
@@ -236,11 +236,11 @@ def _locked(target: Target) -> Iterator[str]:
 
     Each process writes its lock file before it lists the lock files of other processes, so at least
     one of two processes detects the other. The names of lock files are ordered by the time of their
-    creation. The process with the earlier lock waits until the other lock is released; the process
-    with the later lock releases it and fails.
+    creation. The process with the earlier lock waits until the later lock is released; the process
+    with the later lock releases its lock and fails.
 
     Raises:
-        OutputError: another process has locked the target.
+        OutputError: another process has locked the target, or has removed the lock of this process.
     """
     name = f".{target.name}.claim-{time.time_ns():020d}-{uuid.uuid4().hex}"
     lock = target.beside(name)
@@ -295,7 +295,7 @@ def _taken(target: Target, lock: str) -> OutputError:
     try:
         owner = json.loads(target.system.cat_file(lock))
         whose = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except Exception:  # it was just removed, or another version wrote it
+    except Exception:  # the lock was just removed, or another version wrote it
         whose = "its owner cannot be read"
     return OutputError(
         f"another run is writing to {target.url} ({whose}), so this run wrote nothing",
@@ -323,7 +323,7 @@ def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
     """
     try:
         return bool((system.modified(than) - system.modified(path)).total_seconds() > seconds)
-    except Exception:  # not every file system has times, and the file may not exist any more
+    except Exception:  # some file systems have no times, and the file may have been removed
         return False
 
 

@@ -92,7 +92,7 @@ def _is_unchanged(
             return False
         if any(now[name] != before[name] for name in now if name.endswith(JSON)):
             return False
-        # The times differ, as after copying: the bytes are compared.
+        # The modification times may differ only because the files were copied.
         path = storage.local_path(text)
         files = [ByteFile(path)] if path.is_file() else open_checkpoint(path).container.opened
         return bool(files_sha256(files).get("sha256") == sha256)

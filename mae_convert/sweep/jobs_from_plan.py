@@ -50,8 +50,8 @@ def read_plan(
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
         specified: the values of fields on the command line, which replace those of the plan.
-        allow_code: whether the plan may specify external code and Python interpreters. On the
-            command line, they are always allowed.
+        allow_code: whether the plan may specify external code and Python interpreters. The
+            command line may always specify them.
 
     Raises:
         PlanError: the plan is invalid; the message states the file, the line and the field.
@@ -87,7 +87,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
         for value in field.values if field.where != COMMAND_LINE else ():
             if what := _program(name, str(value)):
                 raise PlanError(
-                    f"{field.where}, {name}: {value} is {what}, which a plan does not run without "
+                    f"{field.where}, {name}: {value} is {what}, which is run only with your "
                     "permission",
                     hint=("if you trust the code, pass ", Option("allow_code", True)),
                 )
@@ -128,7 +128,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the fields with one value for all jobs of an entry, and the values of other fields."""
+    """Return the fields that are equal in all jobs of an entry, and the values of other fields."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():
@@ -215,7 +215,7 @@ def _check_repository(name: str) -> None:
     repository = parse_source(f"{PROTOCOL}{name}")
     if getattr(repository, "repo_id", None) != name:
         raise MaeConvertError(
-            f"{name} is not of the form OWNER/NAME", hint="specify the branch in the field branch"
+            f"{name} is not of the form OWNER/NAME", hint="specify the branch in the field `branch`"
         )
 
 
@@ -240,7 +240,7 @@ def _completed(settings: Settings) -> Settings:
 
 
 def _contradiction(target: str | None, settings: Settings) -> tuple[str, object] | None:
-    """Return a field that contradicts other fields and the reason, or None if no field does."""
+    """Return the name of a field that contradicts other fields, and the reason, or None."""
     if problem := _field_without_effect(settings):
         return problem
     to, verified = settings.get("to"), settings.get("verify")
@@ -259,7 +259,7 @@ def _contradiction(target: str | None, settings: Settings) -> tuple[str, object]
 def _target_contradiction(
     to: str, target: str | None, settings: Settings
 ) -> tuple[str, object] | None:
-    """Return a field that contradicts the layout `to` and the reason, or None if no field does."""
+    """Return the name of a field that contradicts the layout `to`, and the reason, or None."""
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (
@@ -271,7 +271,7 @@ def _target_contradiction(
             return None
         return (
             "target",
-            "specify target, or verify: true to verify the conversion without writing it",
+            "specify `target`, or set `verify: true` to verify the conversion without writing it",
         )
     try:
         container_kind(layout, Path(PurePosixPath(target).name))
@@ -284,29 +284,37 @@ def _target_contradiction(
     return None
 
 
-# Pairs of fields; the second one makes the first one ineffective.
+# Two fields, of which the second makes the first ineffective, and the message.
 TOGETHER = (
-    ("images", "inputs", "both images and inputs specify the images; leave one field out"),
-    ("seed", "inputs", "inputs already specifies the images and the noise; leave seed out"),
-    ("batch", "inputs", "all images of inputs are used; leave batch out"),
-    ("at_mask_ratio", "unmasked", "unmasked removes no patches; leave one of the two fields out"),
+    (
+        "images",
+        "inputs",
+        "both `images` and `inputs` specify the images; leave one of the two fields out",
+    ),
+    ("seed", "inputs", "`inputs` already specifies the images and the noise; leave `seed` out"),
+    ("batch", "inputs", "all images of `inputs` are used; leave `batch` out"),
+    (
+        "at_mask_ratio",
+        "unmasked",
+        "`unmasked` removes no patches; leave one of the two fields out",
+    ),
 )
 
 
 def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
-    """Return a field that has no effect on the job and the reason, or None without such a field."""
+    """Return the name of a field without effect on the job, and the reason, or None."""
     name = next((name for name in settings if name in VERIFY and settings[name]), None)
     if not settings.get("verify") and name:
-        return name, "this field applies to a verification only; add verify: true"
+        return name, "this field applies to a verification only; add `verify: true`"
     name = next((n for n in settings if n in PUBLISH and n != "publish" and settings[n]), None)
     if "publish" not in settings and name:
-        return name, "this field applies to publishing only; add publish: OWNER/NAME"
+        return name, "this field applies to publishing only; add `publish: OWNER/NAME`"
     if settings.get("num_labels") and settings.get("task", "classify") != "classify":
-        return "num_labels", "a new head changes the task to classify; leave task out"
+        return "num_labels", "a new head changes the task to classify; leave `task` out"
     if settings.get("sincos_positions") and "image_size" not in settings:
         return (
             "sincos_positions",
-            "sincos_positions computes position embeddings for another image size; add image_size",
+            "this field computes position embeddings for another image size; add `image_size`",
         )
     for name, other, why in TOGETHER:
         if settings.get(name) is not None and settings.get(other):

@@ -25,7 +25,7 @@ class PeakMemory:
     """Context manager that measures the peak memory of this process and its descendants.
 
     Args:
-        others: returns the ids of other processes that work for this one.
+        others: a function that returns the IDs of other processes that work for this process.
 
     Attributes:
         peak: the peak memory of all these processes together, in bytes; None if the operating

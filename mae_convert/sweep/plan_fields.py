@@ -1,8 +1,8 @@
 """The fields of a plan (names, types, the corresponding options), and the job that they specify.
 
 A field has the name of the option of `convert`, `verify` or `publish` that it corresponds to. Where
-two commands have an option of the same name, the name of the field shows which one is meant, for
-example ``run_dtype``.
+two commands have an option of the same name, the fields have different names, for example ``dtype``
+for `convert` and ``run_dtype`` for `verify`.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Runner(Words):
     """The type of a field that specifies what runs a model: a framework or external code."""
 
     with_python: bool = False
-    """Whether the text may name a Python interpreter, as in FRAMEWORK=PYTHON."""
+    """Whether the text may name a Python interpreter, in the form FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
         """Return the text with the usual name of the framework, such as "torch" for "pytorch".

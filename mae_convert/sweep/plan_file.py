@@ -169,7 +169,8 @@ def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple
 
     if not isinstance(node, yaml.MappingNode):
         raise PlanError(
-            f"{_at(path, node)}: this is not a job", hint="write fields as `source: PATH`"
+            f"{_at(path, node)}: this is not a job",
+            hint="write each field in the form `NAME: VALUE`",
         )
     seen = set()
     for key, _ in node.value:

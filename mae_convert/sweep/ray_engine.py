@@ -37,7 +37,7 @@ def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) ->
 
 def _rows(ray: Any, jobs: Sequence[Job], threads: int) -> Iterator[Row]:
     try:
-        # A process for each job, as in the local engine: its memory is freed at its end.
+        # Each job has its own process, as in the local engine, so that its memory is freed.
         task = ray.remote(max_calls=1, max_retries=RETRIES)(run_job)
         waiting, running = iter(jobs), dict[Any, Job]()
         try:
@@ -72,7 +72,7 @@ def _connected(address: str | None) -> Any:
         message = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
             f"there is no Ray cluster at {address or 'this machine'} ({message})",
-            hint=("start one with `ray start --head`, or specify its ", Option("address")),
+            hint=("start a cluster with `ray start --head`, or specify its ", Option("address")),
         ) from error
     return ray
 

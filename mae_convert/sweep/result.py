@@ -28,7 +28,7 @@ class Row:
     """The source checkpoint."""
 
     target: str | None = None
-    """The target, or None."""
+    """The path or URL of the target; None if the conversion was only verified or published."""
 
     layout: str | None = None
     """The layout of the written target; None if an existing target was only verified."""
@@ -210,7 +210,7 @@ def _is_number(check: Check) -> bool:
 
 
 def _largest(values: list[Any]) -> float | None:
-    """Return the largest difference, or None without any; NaN and text count as infinity."""
+    """Return the largest value, or None if there are no values; NaN and text count as infinity."""
     numbers = [float(v) if isinstance(v, int | float) else math.inf for v in values]
     return max((math.inf if math.isnan(n) else n for n in numbers), default=None)
 

@@ -112,7 +112,7 @@ class Results:
             return {target for (target,) in self._file.execute("SELECT target FROM begun")}
 
     def write(self, row: Row) -> None:
-        """Write the row of a completed job, replacing an earlier one.
+        """Write the row of a completed job, replacing an earlier row of the job.
 
         Raises:
             OutputError: the file cannot be written.

@@ -85,7 +85,7 @@ def code_in_markdown(text: object) -> str:
 
 
 def link_in_markdown(label: str, address: object) -> str:
-    """Return a link in Markdown, or only the label if the address is not that of a web page.
+    """Return a link in Markdown, or only the label if the address is not the URL of a web page.
 
     Args:
         label: Markdown in which external text is escaped.
@@ -166,7 +166,7 @@ def shown(name: object) -> str:
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Return names joined by commas; after `limit` names, only the number of the others."""
+    """Return the first `limit` names, joined by commas, and the number of the remaining names."""
     first = ", ".join(map(shown, names[:limit]))
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 

@@ -80,7 +80,7 @@ def without_credentials(address: str) -> str:
 
 
 class RedactedError(Exception):
-    """Replaces an error whose text contains credentials; it has the type and the redacted text."""
+    """Replaces an error whose text contains credentials; contains its type and redacted text."""
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:
@@ -141,7 +141,7 @@ def _known() -> Iterator[str]:
 def _stored_token() -> str:
     """Return the token that ``hf auth login`` has stored in a file; empty if there is none.
 
-    The Hub's client is not imported for this: most errors are raised without it.
+    The Hub's client is not imported for this purpose, because most errors do not involve the Hub.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"

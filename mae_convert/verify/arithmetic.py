@@ -74,8 +74,8 @@ def resampled_positions(
 def _hermite(samples: np.ndarray, size: int, *, aligned: bool) -> np.ndarray:
     """Resample the first of three axes with cubic Hermite polynomials between the samples.
 
-    For a number of samples that changes from old to new, the centre of new sample i is at
-    ((2 i + 1) old / new - 1) / 2, or, with aligned corners, at i (old - 1) / (new - 1). These
+    If the number of samples changes from old to new, the centre of the new sample i is at the
+    position ((2 i + 1) old / new - 1) / 2 or, with aligned corners, i (old - 1) / (new - 1). The
     positions are computed exactly in integers.
     """
     if aligned:

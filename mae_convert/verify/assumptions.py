@@ -1,8 +1,8 @@
 """Assumed values of configuration fields that affect the outputs, and whether they prevent a proof.
 
 If both sides assume the same value, their outputs agree even if it is wrong, so a comparison cannot
-confirm it. If only one side assumes a value and the other side specifies the same value, it is
-confirmed.
+confirm the value. If only one side assumes a value and the other side specifies the same value, the
+value is confirmed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,7 +96,7 @@ def in_words(assumed: Sequence[Assumption]) -> str:
 def how_to_confirm(assumed: Sequence[Assumption]) -> Text:
     """Return advice on how to confirm the assumptions that prevent a proof."""
     options = [named(a["field"]) for a in assumed if a["field"] in OF_FIELDS]
-    words = "specify what you know (", join(dict.fromkeys(options), ", "), ")"
+    words = "specify the values that you know (", join(dict.fromkeys(options), ", "), ")"
     if any("official" in str(assumption["source"]) for assumption in assumed):
         return (
             *words,

@@ -48,8 +48,8 @@ def attest(
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: a file has changed since it was certified, a file is a symbolic link, or
-            the key cannot be used.
+        MaeConvertError: the directory is not a model directory or has no certificate, a file is a
+            symbolic link or has changed since it was certified, or the key cannot be used.
     """
     signer.check()
     if not folder.is_dir():

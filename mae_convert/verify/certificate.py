@@ -84,7 +84,7 @@ class Certificate:
     def failed_checks(self) -> list[Check]:
         """Return a failed check for each changed file and each invalid part of the certificate.
 
-        A file has changed if its SHA-256 is not the one in the certificate.
+        A file has changed if its SHA-256 differs from the SHA-256 in the certificate.
         """
         checks = [
             Check(f"file/{name}", False, "changed or missing", "as verified")
@@ -108,6 +108,9 @@ class Certificate:
 
         There is also a failed check if the certificate lists a conversion step that the
         checkpoint's conversion record does not declare.
+
+        Raises:
+            MaeConvertError: this version of mae-convert does not support a declared step.
         """
         files, declared = self.document["files"], declared_steps(checkpoint)
         new = [name for name in _files(checkpoint) if name not in files]
@@ -118,7 +121,7 @@ class Certificate:
         ]
 
     def failed_checks_of_run(self, trace: Trace) -> list[Check]:
-        """Return a failed check if the weights of a new run are not the certified ones."""
+        """Return a failed check if the weights of a new run are not the certified weights."""
         recorded, measured = self.document["target"].get("fingerprint"), trace.fingerprint
         if recorded is None or recorded.split(":")[:2] == str(measured).split(":")[:2]:
             return []
@@ -145,7 +148,7 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
     """Return the SHA-256 of each file that affects what the target computes, by file name.
 
-    The hashes are those of the bytes that were read for the verification.
+    The hashes are computed from the bytes that were read for the verification.
 
     Raises:
         CheckpointError: a file was modified since the verification.
@@ -317,7 +320,7 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
         CheckpointError: the file of arrays cannot be read or contains unexpected arrays.
     """
     path = _folder(certificate.target) / _names(certificate.target)[1]
-    if kind := kind_of(path):  # the library would block on a pipe and could not be interrupted
+    if kind := kind_of(path):  # safetensors would wait for a pipe, and could not be interrupted
         raise _damaged(path, f"it is {kind}")
     try:
         arrays = load_file(path)
@@ -334,7 +337,7 @@ def read_source(certificate: Certificate) -> tuple[Trace, dict[str, np.ndarray]]
     except MaeConvertError as error:
         raise _damaged(path, error) from error
     if {certificate.document["inputs"], description["inputs"]} != {inputs_sha256(inputs)}:
-        raise _damaged(path, "the inputs in it are not those of the certificate")
+        raise _damaged(path, "the stored inputs are not the inputs of the certified verification")
     return Trace(description, results), inputs
 
 

@@ -81,13 +81,14 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield, for each side, how many of its tensors the other side lacks because of another task.
+    """Yield how many tensors of each side a model for the other side's task does not have.
 
-    A conversion has dropped these tensors from the other side, or has created them on this side.
+    A conversion to the other task has dropped these tensors, or a conversion from the other task
+    has created them.
 
     Yields:
-        The side, "A" or "B"; the task of the other side; the number of tensors; and whether a
-        conversion record declares them.
+        The side that has the tensors, "A" or "B"; the task of the other side; the number of
+        tensors; and whether a conversion record declares the tensors.
     """
     if a.description["task"] == b.description["task"]:
         return
@@ -110,7 +111,7 @@ def _results_of_one_side(a: Trace, b: Trace) -> Iterator[str]:
     for name, one, other in (("A", a, b), ("B", b, a)):
         own = one.results("float64").keys()
         alone = [n for n in own if n not in other.results("float64") and n not in required]
-        if other_task:  # the results of decoder and head are those of `left_out`
+        if other_task:  # `left_out` already reports the decoder and the head
             alone = [n for n in alone if n.startswith("encoder.")]
         gradients = [n for n in alone if n.startswith(GRADIENT)]
         steps = [n for n in alone if "." in n and n not in gradients]

@@ -78,6 +78,9 @@ def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
     """Return the steps of the target that have not already been applied to the source.
 
     A target that was converted several times declares the steps of all conversions.
+
+    Raises:
+        MaeConvertError: this version of mae-convert does not support a step.
     """
     applied, declared = declared_steps(source), declared_steps(target)
     common = 0
@@ -92,13 +95,16 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
     Args:
         source: the checkpoint that the target was converted from.
         steps: declared steps, in order. A step is skipped if its old value, such as the old image
-            size, is not that of the source: an earlier conversion without a record has already
-            applied the step.
+            size, differs from the source's value, because an earlier conversion without a record
+            has already applied the step.
         target: used only to choose between equally accurate roundings.
 
     Returns:
         The checkpoint with canonical tensors, stored tensors, configuration and record after the
-        steps; the source itself if no step changes a tensor.
+        steps; the source itself if no step changes a tensor or the configuration.
+
+    Raises:
+        MaeConvertError: a step cannot be applied to the source.
     """
     after = source
     computed: set[str] = set()
@@ -124,7 +130,10 @@ def _changed(
     configuration: Configuration,
     of_target: Mapping[str, LazyTensor],
 ) -> Checkpoint:
-    """Return a checkpoint with changed tensors, rounded as in the target where that is as exact."""
+    """Return a checkpoint with changed tensors and another configuration.
+
+    A value of the target is used if it is an equally accurate rounding of the exact value.
+    """
     new = {
         name: _tensor(checkpoint.tensors[name], change, of_target.get(name))
         for name, change in changes.items()

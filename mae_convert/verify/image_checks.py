@@ -21,7 +21,7 @@ LIMIT = 1e-6
 """Limit of the relative L2 distance of the pixels; the unit roundoff of float32 is 6e-8."""
 LARGEST = 4096
 """Largest image side, in pixels, for which preprocessing is run; no ViT uses larger images."""
-# Field of Preprocessing → its field in ``preprocessor_config.json``.
+# For each field of Preprocessing, the name of the field in ``preprocessor_config.json``.
 GEOMETRY = {"resize": "size", "shortest_edge": "size", "resample": "resample", "crop": "crop_size"}
 VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normalize"}
 

@@ -41,7 +41,7 @@ class Step:
     """The name of the step, such as "encoder.blocks.3"."""
 
     function: float
-    """The largest distance between the float64 results of A and B, as in `function_error`."""
+    """The largest distance between the float64 results of A and B, computed by `function_error`."""
 
     at: str | None
     """The first differing result within the step, or None."""
@@ -82,7 +82,7 @@ def run_isolated(
         The steps that both sides have, in execution order.
 
     Raises:
-        MaeConvertError: a run failed, or its library cannot run single steps.
+        MaeConvertError: a run failed, or a library cannot run single steps.
     """
     exact = traces[0].results("float64")
     step_outputs = {name: array for name, array in exact.items() if STEP_END.fullmatch(name)}
@@ -93,7 +93,8 @@ def run_isolated(
     lower = tuple(dtype for dtype in a.request.dtypes if dtype != "float64")
     if not lower:
         return list(steps(traces[0], None, run_together([b], inputs)[0]))
-    # A's float64 steps are not run again: with its own results as inputs they would be the same.
+    # A's float64 steps are not run again, because with A's results as inputs the steps would
+    # return the same results.
     rounded = replace(a, request=replace(a.request, dtypes=lower))
     return list(steps(traces[0], *run_together([rounded, b], inputs)))
 
@@ -189,6 +190,6 @@ def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first names, and the number of the others."""
+    """Return the first names as text, and the number of the remaining names."""
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

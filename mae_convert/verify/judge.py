@@ -2,9 +2,10 @@
 
 Function: the float64 results of both sides are equal up to rounding errors. Numerics: in each lower
 precision, each side's rounding error (its distance from its own float64 run) is small and not much
-larger than that of the other side, so a side that silently computes in lower precision fails even
-if both sides agree within a wide tolerance. Tensors and configurations are compared too, because
-some of them do not affect a forward pass: softmax cancels the bias of the keys, for example.
+larger than the other side's rounding error, so a side that silently computes in lower precision
+fails even if both sides agree within a wide tolerance. Tensors and configurations are compared
+too, because some of them do not affect a forward pass: softmax cancels the bias of the keys, for
+example.
 """
 
 import math
@@ -29,15 +30,15 @@ from mae_convert.verify.image_checks import compare_preprocessing
 from mae_convert.verify.localise import OUTPUT_NAMES, candidate_tensors, execution_order
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# The rounding error of one side may be at most this many times that of the other side.
+# A side's rounding error may be at most this many times the other side's rounding error.
 PEER_FACTOR = 8.0
-# For this comparison, the other side's error counts as at least this many units of roundoff. Random
+# For PEER_FACTOR, the other side's error counts as at least this many units of roundoff. Random
 # full-size models have rounding errors of 0.3 to 16 units.
 FLOOR_UNITS = 16.0
 # No rounding error may be larger than this many units of roundoff.
 CEILING_UNITS = 64.0
-# For large attention logits this limit is raised by these units times the largest logit, at most to
-# half the unit roundoff of TF32, which is 8192 units of roundoff of float32.
+# For large attention logits, CEILING_UNITS is raised by UNITS_PER_LOGIT times the largest logit,
+# but at most to half the unit roundoff of TF32, which is 8192 units of roundoff of float32.
 UNITS_PER_LOGIT = 16.0
 LARGEST_CEILING_UNITS = 4096.0
 LIMITS = {
@@ -80,8 +81,8 @@ class Verdict:
 
     proven: bool
     """Whether both sides were read by the libraries of their file formats and loaded without the
-    mapping tables of mae-convert, so that the comparison proves its readers and tables too. False
-    if ``unread`` contains any fields."""
+    mapping tables of mae-convert, so that the comparison also proves mae-convert's readers and
+    tables. False if ``unread`` contains any fields."""
 
     checks: tuple[Check, ...]
     """All comparisons."""
@@ -292,7 +293,7 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
     The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
     is a rounding error, whose size depends on the terms of the key weight's gradient; so the
-    distance is divided by the norm of the key weight's gradient if that norm is the larger one.
+    distance is divided by the larger of the norms of the two exact gradients.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
@@ -389,7 +390,7 @@ def _compared_fields(a: Trace, b: Trace) -> list[str]:
     return compared + list(PREPROCESSING_FIELDS)
 
 
-# Optional components of a model → the values of their field that mean "absent".
+# Fields that describe an optional component of a model, and the values that mean that it is absent.
 OPTIONAL: Mapping[str, tuple[Any, ...]] = {
     "decoder_layer_norm_eps": (None,),
     "fc_norm": (None, True),
@@ -398,7 +399,7 @@ OPTIONAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def _has_component(name: str, a: Trace, b: Trace) -> bool:
-    """Return whether a side has the optional component that a field describes."""
+    """Return whether at least one side has the optional component that a field describes."""
     return any(_config(trace, name) not in OPTIONAL[name] for trace in (a, b))
 
 

@@ -70,7 +70,8 @@ def read_record(path: Path) -> CheckpointInfo:
         path: a certificate (``verification.json``) or a conversion record (``conversion.json``).
 
     Raises:
-        CheckpointError: the file is neither of them, has no fingerprint, or contradicts itself.
+        CheckpointError: the file is neither a certificate nor a conversion record, has no
+            fingerprint, or contradicts itself.
     """
     document = json_in(ByteFile(path), ADVICE)
     if not isinstance(document, Mapping):

@@ -132,7 +132,7 @@ def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
     """Return the modules of the encoder's embedding that can explain a difference.
 
-    The class token is the first token; the patches are the others.
+    The class token is the first token; all other tokens are patches.
     """
     patches, token = "encoder.patch_embedding", "encoder.cls_token"
     positions = "encoder.position_embedding"

@@ -22,7 +22,10 @@ ALIKE = 4.0  # distances that differ by less than this factor are called equally
 # Precisions by increasing unit roundoff, and their names in sentences.
 PRECISIONS = (("float32", "float32"), ("float16", "float16 or TF32"), ("bfloat16", "bfloat16"))
 SMALL_MODEL = 2_000_000  # number of parameters up to which many images can be classified quickly
-IMAGES = {True: 1000, False: 64}  # whether the model is small → number of test images
+IMAGES = {
+    True: 1000,
+    False: 64,
+}  # the number of test images, for small models (True) and for others
 
 
 def meanings(a: Trace, b: Trace) -> Iterator[str]:

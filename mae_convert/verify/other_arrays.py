@@ -79,7 +79,9 @@ def read_names(path: Path) -> dict[str, str]:
                 "such as encoder.blocks.N.output",
             )
     if len(set(names.values())) < len(names):
-        raise CheckpointError(path, " gives two arrays the same name", hint="leave one out")
+        raise CheckpointError(
+            path, " maps two arrays to the same canonical name", hint="leave one out"
+        )
     return names
 
 

@@ -35,9 +35,9 @@ class ReferenceResult:
             "torch" or "numpy".
         corner: the published values, logits [0, :3, :3].
         absolute: absolute tolerance.
-        relative: relative tolerance, which is added to the absolute one.
-        layer_norm_eps: the LayerNorm epsilon with which the values were computed, if it differs
-            from the checkpoint's; otherwise None.
+        relative: relative tolerance, which is added to the absolute tolerance.
+        layer_norm_eps: the LayerNorm epsilon with which the values were computed; None if it is
+            the LayerNorm epsilon of the checkpoint.
         where: the publisher.
         image_size: side length of the model's input image in pixels.
         what: the elements of the logits that were published.
@@ -156,10 +156,7 @@ class PublishedValues(Protocol):
 
     @property
     def layer_norm_eps(self) -> float | None:
-        """The LayerNorm epsilon of the published computation, if it differs from the checkpoint's.
-
-        Otherwise None.
-        """
+        """The LayerNorm epsilon of the published computation; None for the checkpoint's epsilon."""
 
     def allowed(self) -> np.ndarray:
         """Return the allowed difference of each value."""

@@ -31,7 +31,8 @@ def replay(
     """Compare a certified checkpoint with the source's results in its certificate.
 
     Files that changed since the verification are failed checks, even if the outputs are equal. The
-    verdict is never a proof, because nothing shows that the certificate's results are the source's.
+    verdict is never a proof, because nothing shows that the source has computed the results in the
+    certificate.
 
     Args:
         target: the model directory, or a file with the certificate beside it.

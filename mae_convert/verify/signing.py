@@ -18,7 +18,7 @@ from mae_convert.errors import MaeConvertError, MissingRequirementError, Option,
 
 NETWORK = ("TUFError", "NetworkError", "DownloadError", "ConnectionError", "MaxRetryError")
 LONGEST = 100
-CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing supports
+CURVES = ("secp256r1", "secp384r1", "secp521r1")  # the curves that model-signing supports
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Signer:
     """Whether to sign without a key, as an identity that an OpenID provider confirms."""
 
     identity_token: str | None = None
-    """The token of the OpenID provider; by default that of the CI job or of a browser login."""
+    """The token of the OpenID provider; by default the token of the CI job or a browser login."""
 
     trust_config: Path | None = None
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
@@ -121,9 +121,11 @@ class Signer:
         if self.keyless:
             return _sigstore_failure(error, "sign with")
         problem = one_line(str(error)) or type(error).__name__
-        hint = "use an EC key in PEM" + (", and its certificate" if self.certificate else "")
+        hint = "use an EC key in PEM format" + (", and its certificate" if self.certificate else "")
         assert self.private_key is not None
-        return MaeConvertError(self.private_key, f" cannot sign: {problem}", hint=hint)
+        return MaeConvertError(
+            self.private_key, f" cannot be used for signing: {problem}", hint=hint
+        )
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _require_public_key(path: Path) -> None:
     if not isinstance(key, EllipticCurvePublicKey):
         raise MaeConvertError(
             path,
-            " is not the public key of an elliptic curve in PEM",
+            " is not the public key of an elliptic curve in PEM format",
             hint="get it from the private key: `openssl ec -in KEY -pubout`",
         )
 
@@ -297,28 +299,36 @@ def _require_private_key(path: Path, password: str | None) -> None:
         key = load_pem_private_key(data, secret or None)
         if secret == b"":
             raise MaeConvertError(
-                path, " cannot sign: the password is empty", hint=("leave ", option, " out")
+                path,
+                " cannot be used for signing: the password is empty",
+                hint=("leave ", option, " out"),
             )
-    except TypeError as error:  # a password without an encrypted key, or the reverse
+    except TypeError as error:  # only one of the two: an encrypted key, a password
         is_encrypted = not password
-        problem = "it is encrypted" if is_encrypted else "it has no password, but one is specified"
+        problem = (
+            "the key is encrypted"
+            if is_encrypted
+            else "the key has no password, but a password is specified"
+        )
         hint = (
-            ("specify the file of its password with ", Option("password_file", placeholder="PATH"))
+            ("specify a file with the password: ", Option("password_file", placeholder="PATH"))
             if is_encrypted
             else ("leave ", option, " out")
         )
-        raise MaeConvertError(path, f" cannot sign: {problem}", hint=hint) from error
+        raise MaeConvertError(path, f" cannot be used for signing: {problem}", hint=hint) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         if password and b"ENCRYPTED" in data:
             raise MaeConvertError(
-                path, " cannot sign: the specified password is wrong", hint=("check ", option)
+                path,
+                " cannot be used for signing: the specified password is wrong",
+                hint=("check ", option),
             ) from error
         key = None
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
         raise MaeConvertError(
             path,
-            " cannot sign: it is not a private key of the elliptic curve P-256, P-384 or P-521 in "
-            "PEM",
+            " cannot be used for signing: it is not a private key of the elliptic curve P-256, "
+            "P-384 or P-521 in PEM format",
             hint="create one: `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
         )
 
@@ -340,7 +350,7 @@ def _sigstore_failure(error: Exception, what: str) -> MaeConvertError:
     if _is_of_network(error):
         return MissingRequirementError(
             f"sigstore cannot be reached to {what} an identity: {problem}",
-            hint="it needs a network; without one, use a key or a certificate",
+            hint="sigstore needs a network; without a network, use a key or a certificate",
         )
     return MaeConvertError(f"sigstore refused: {problem}", hint="check the identity and its token")
 

@@ -1,4 +1,4 @@
-"""Readable names of a verdict's checks; groups of checks are summarised by the worst one."""
+"""Readable names of a verdict's checks; a group of checks is summarised by its worst check."""
 
 import math
 import re
@@ -138,7 +138,7 @@ def _title_of_isolated(name: str) -> str:
     """Return the title of the summary line for a check such as "float64/encoder.blocks.0"."""
     dtype, _, rest = name.partition("/")
     if dtype == "float64":
-        return "float64: each step of B with A's input"
+        return "float64: result of each step of B with A's input"
     return f"{dtype}: rounding error of {rest.partition('/')[0]}, each step with A's input"
 
 
@@ -178,7 +178,7 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
         return "NOT PROVEN", f"nothing differs, but {_reason_proof_failed(failed, verdict, style)}"
     if failed and all(_is_nan(check.measured) for check in failed):
         return "NOT FINITE", (
-            "outputs are NaN, so it cannot be determined whether these are the same function"
+            "outputs are NaN, so it cannot be determined whether A and B are the same function"
         )
     if not verdict.passed:
         return _difference_in_words(verdict, failed)

@@ -41,7 +41,7 @@ class TraceOptions:
     """Whether to run without masking, with the patches in order."""
 
     as_converted: Path | None = None
-    """The path of a conversion of this checkpoint. The steps that the conversion record declares
+    """The path of a conversion of this checkpoint. The steps that its conversion record declares
     are applied to this checkpoint before the run."""
 
     overwrite: bool = False

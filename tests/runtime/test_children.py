@@ -379,7 +379,10 @@ def test_missing_package_is_named(installed):
     with pytest.raises(MissingRequirementError, match=r"transformers needs .*tensorflow, tf_keras"):
         choose_side(model, Side("transformers"))
     installed({"tensorflow", "h5py"})  # and Keras 2
-    with pytest.raises(MissingRequirementError, match="tensorflow needs Keras 3, not installed"):
+    with pytest.raises(
+        MissingRequirementError,
+        match="tensorflow needs packages that are not installed here: Keras 3",
+    ):
         choose_side(model, Side("tensorflow"))
 
 

@@ -52,7 +52,7 @@ def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_all
     assert "'nonsense' is neither a framework" in error_of(runs, wrong)
     for field in ("python_b: other/python", "against: timm=other/python"):
         interpreter = f"- {{source: runs/checkpoint-0.pth, to: timm, verify: true, {field}}}"
-        assert "other/python is a Python interpreter, which a plan" in error_of(runs, interpreter)
+        assert "other/python is a Python interpreter, which is run only" in error_of(runs, interpreter)
         assert read_plan([str(path)], {}, allow_code=True)
 
 
@@ -128,7 +128,7 @@ WRONG = {
     + "  to: timm\n  license: mit\n": ", line 4, license: this field applies to publishing only",
     JOB: ", line 1, to: specify the layout of the output",
     JOB + "  target: nothing-there\n": ", line 3, target: ",
-    "- source: runs/checkpoint-0.pth\n  to: timm\n": ", line 1, target: specify target",
+    "- source: runs/checkpoint-0.pth\n  to: timm\n": ", line 1, target: specify `target`",
     "- source: runs/none.pth\n": ", line 1, source: ",
     "- source: 'runs/*.npz'\n": ", line 1, source: no file matches",
     "- to: timm\n": ", line 1, source: every job needs a source",

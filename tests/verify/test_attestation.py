@@ -185,10 +185,13 @@ def test_a_key_with_a_password_signs(signed, tmp_path):
     key = serialization.load_pem_private_key(private.read_bytes(), None)
     encrypted = write("encrypted.pem", key, serialization.BestAvailableEncryption(b"secret"))
     for signer, words in (
-        (Signer(encrypted), "it is encrypted; .*password_file"),
-        (Signer(encrypted, password=""), "it is encrypted"),
+        (Signer(encrypted), "the key is encrypted; .*password_file"),
+        (Signer(encrypted, password=""), "the key is encrypted"),
         (Signer(encrypted, password="other"), "the specified password is wrong"),
-        (Signer(private, password="secret"), "it has no password, but one is specified"),
+        (
+            Signer(private, password="secret"),
+            "the key has no password, but a password is specified",
+        ),
         (Signer(private, password=""), "the password is empty"),
         (
             Signer(
@@ -199,7 +202,7 @@ def test_a_key_with_a_password_signs(signed, tmp_path):
             "not a private key of the elliptic curve",
         ),
     ):
-        with pytest.raises(MaeConvertError, match=f"cannot sign: .*{words}"):
+        with pytest.raises(MaeConvertError, match=f"cannot be used for signing: .*{words}"):
             attest(folder, signer)
     (folder / SIGNATURE).unlink()
     attest(folder, Signer(encrypted, password="secret"))
@@ -231,7 +234,7 @@ def test_a_certificate_that_may_not_sign_or_is_of_another_key_is_refused(signed,
     attest(folder, Signer(private, certificate=issue(private, "no.crt", signs=False)))
     assert not attestation_checks(folder, Trust(chain=(root,)))[0].passed
     of_another = issue(key_pair(tmp_path, "other")[0], "other.crt")
-    with pytest.raises(MaeConvertError, match=r"cannot sign.*does not match"):
+    with pytest.raises(MaeConvertError, match=r"cannot be used for signing.*does not match"):
         attest(folder, Signer(private, certificate=of_another))
 
 
@@ -336,7 +339,7 @@ def test_unsupported_signing_and_checking_is_reported(signed, tmp_path, certifie
     copied = tmp_path / "copied"
     shutil.copytree(certified, copied)
     (tmp_path / "no.pem").write_text("no key")
-    with pytest.raises(MaeConvertError, match="cannot sign"):
+    with pytest.raises(MaeConvertError, match="cannot be used for signing"):
         attest(copied, Signer(tmp_path / "no.pem"))
     assert not (copied / STATEMENT).exists()
 

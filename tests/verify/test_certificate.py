@@ -195,7 +195,7 @@ DAMAGE = {
     "own_errors": lambda d: d["source_trace"].update(own_errors={"float32": {"logits": -1}}),
     "ceiling_units": lambda d: d["source_trace"].update(ceiling_units=True),
     "num_hidden_layers": lambda d: d["source_trace"]["config"].update(num_hidden_layers=10**9),
-    "the inputs in it are not": lambda d: d.update(inputs="0" * 64),
+    "the stored inputs are not": lambda d: d.update(inputs="0" * 64),
 }
 
 

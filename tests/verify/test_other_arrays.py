@@ -107,7 +107,7 @@ def test_missing_inputs_are_reported_and_other_inputs_are_refused(traced):
         ({"pret": "logits"}, "did you mean 'pred'"),
         ({"elsewhere": "logits"}, "the arrays are "),
         ({"pred": "logit"}, "did you mean 'logits'"),
-        ({"pred": "logits", "enc.2": "logits"}, "the same name"),
+        ({"pred": "logits", "enc.2": "logits"}, "the same canonical name"),
         (["pred"], "is not a map of names"),
         ({"img": "pixel_values", "noise": "noise"}, "no result in common"),
     ],
