@@ -52,7 +52,7 @@ def test_a_plan_runs_external_code_and_interpreters_only_if_the_command_line_all
     assert "'nonsense' is neither a framework" in error_of(runs, wrong)
     for field in ("python_b: other/python", "against: timm=other/python"):
         interpreter = f"- {{source: runs/checkpoint-0.pth, to: timm, verify: true, {field}}}"
-        assert "other/python is a Python interpreter, which is run only" in error_of(runs, interpreter)
+        assert "other/python is a Python interpreter, which is run" in error_of(runs, interpreter)
         assert read_plan([str(path)], {}, allow_code=True)
 
 
