@@ -1,4 +1,4 @@
-"""Compare two checkpoints tensor by tensor, across layouts, and their configurations."""
+"""Compare the tensors and the configurations of two checkpoints, in any layouts."""
 
 import math
 from collections.abc import Iterator

@@ -78,7 +78,7 @@ class RecognisedModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible model: the tensors under a prefix, as a mapping table maps them for a task."""
+    """A possible model for a task: tensors with a common name prefix, mapped by one mapping table."""
 
     reading: Reading
     task: str

@@ -17,7 +17,9 @@ from mae_convert.files.byte_ranges import ByteFile, hex_digest
 def probable(checkpoint: Checkpoint) -> list[Any]:
     """Return the official files whose tensors have the names and shapes of a checkpoint's tensors.
 
-    An official file with the checkpoint's file name is the first.
+    If an official file has the checkpoint's file name, it is first in the list. The list is empty
+    if the layout of the checkpoint is not the layout of the official files, or if the checkpoint
+    is known to be a related model.
     """
     if checkpoint.layout.name != checkpoint.family.model_layouts.get("torch"):
         return []

@@ -53,7 +53,7 @@ complete_frameworks = _completing(_frameworks)
 def complete_source(incomplete: str) -> list[CompletionItem]:
     """Return the possible checkpoints: official names and files.
 
-    Shells complete file names by themselves, except bash when the program also returns names.
+    Files are listed only beside official names; otherwise, the shell completes file names itself.
     """
     official = [name for name in _official() if incomplete and name.startswith(incomplete)]
     if not official:

@@ -365,7 +365,10 @@ def files_sha256(files: Sequence[ByteFile]) -> dict[str, Any]:
 
     For several files, ``name`` is the first file's name with its directory, ``files`` has the
     SHA-256 of each file, and ``sha256`` is the hash of the lines that ``sha256sum`` prints for the
-    files.
+    files. The result is empty if there are no files.
+
+    Raises:
+        CheckpointError: a file has changed since it was opened.
     """
     return _description({file.path: open_sha256(file) for file in files})
 

@@ -512,14 +512,14 @@ def _predicted_pixels(model: Model) -> np.ndarray:
 
 
 def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return the patches (N, L, P) of images, each in the order channel, [frame,] row, column."""
+    """Return image patches (N, L, P) with values in the order channel, [frame,] row, column."""
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, 1, *inner).reshape(len(pixels), shapes.num_patches, -1)
 
 
 def channels_last(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return the patches (N, L, P) of images, each in the order [frame,] row, column, channel."""
+    """Return image patches (N, L, P) with values in the order [frame,] row, column, channel."""
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, *inner, 1).reshape(len(pixels), shapes.num_patches, -1)

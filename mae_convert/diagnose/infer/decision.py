@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 SIGNIFICANT = 0.99
-"""Fraction of bootstrap samples in which a candidate must have the lowest loss."""
+"""The smallest `Decision.confidence` with which the candidate with the lowest loss is accepted."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Decision:
     """The decided value; None if undecided."""
 
     confidence: float | None
-    """The fraction of bootstrap samples in which the best candidate has the lowest loss; None if
-    the losses were not used."""
+    """The result of `wins` for the candidate with the lowest mean loss; None if the losses were not
+    used."""
 
     method: str
     """The evidence: "reconstruction", "weights" or both joined by " and "; "" if undecided."""
@@ -111,9 +111,9 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
         seed: the seed of the bootstrap.
 
     Returns:
-        The fraction of bootstrap samples in which ``best`` has a lower mean loss than another
-        candidate. It is computed for each other candidate, and the minimum is returned; 1.0 if
-        there are no other candidates.
+        The minimum of one fraction for each other candidate: the fraction of bootstrap samples in
+        which ``best`` has a lower mean loss than this candidate. 1.0 if there are no other
+        candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)
