@@ -237,7 +237,7 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
 @contextmanager
 def naming(name: str | Path) -> Iterator[None]:
-    """Prefix the messages of errors in the context with a name, such as the name of a file."""
+    """Prefix the messages of errors raised in the context with a name, such as a file name."""
     try:
         yield
     except MaeConvertError as error:

@@ -1,4 +1,4 @@
-"""Compare the tensors and the configurations of two checkpoints, in any layouts."""
+"""Compare the tensors and the configurations of two checkpoints, whose layouts may differ."""
 
 import math
 from collections.abc import Iterator

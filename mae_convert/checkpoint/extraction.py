@@ -78,7 +78,7 @@ class RecognisedModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible model for a task: tensors with a common name prefix, mapped by one mapping table."""
+    """A possible model for a task: tensors with a common name prefix, mapped by one table."""
 
     reading: Reading
     task: str
@@ -339,10 +339,11 @@ def _candidate(
     """Return the candidate for a task.
 
     Args:
-        layout: the layout.
-        table: the mapping table of the layout.
-        task: the task.
-        prefixes: the prefix of the encoder's and the head's names, and the prefix of the decoder's.
+        layout: the layout to which the table belongs.
+        table: the mapping table with which the tensors are read.
+        task: "pretrain", "encoder" or "classify".
+        prefixes: the prefix of the encoder's and the head's names, and the prefix of the decoder's
+            names.
         split: the result of `_parts` for these prefixes.
         shapes: the shapes of all tensors, by stored name.
     """

@@ -68,7 +68,7 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
     The file is hashed only if a field was assumed from an official file with the same tensor names
     and shapes. If the official file has the same hash, it is recorded as the source of each
-    assumed field whose value is that of the official model; otherwise the checkpoint is returned
+    assumed field whose value agrees with the official model; otherwise the checkpoint is returned
     unchanged.
 
     Args:

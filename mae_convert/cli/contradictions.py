@@ -18,7 +18,7 @@ MASKS = ("random", "block", "grid")
 
 @dataclass(frozen=True)
 class Conflict:
-    """A parameter of a command that is refused, or two that cannot be given together."""
+    """A parameter that a command refuses, or two parameters that cannot be specified together."""
 
     one: str
     """The name of a parameter of the command's function."""

@@ -38,7 +38,7 @@ def execute_all(
     Args:
         plans: the conversions.
         overwrite: replace existing targets.
-        progress: shows the progress; default: it is not shown.
+        progress: an object that shows the progress; default: it is not shown.
         on_commit: a function that is called after the outputs have been renamed, before any
             deferred signal is handled.
 

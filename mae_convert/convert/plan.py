@@ -39,10 +39,10 @@ class Measurements:
     """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of the tensors whose bytes no target tensor has, by canonical name."""
+    """Digests of the source tensors that the target stores with other bytes, by canonical name."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of rounded tensors whose rounded bytes no target tensor has, by canonical name."""
+    """Digests of the rounded tensors that the target stores with other bytes, by canonical name."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ def plan_conversion(
             the source.
         dtype: round every tensor to this dtype; default: dtypes are unchanged.
         geometry: the changes of the model's inputs (image size, channels, frames); default: none.
-        packing: options for how the tensors are stored in files; default: as the programs that use
-            the layout store them.
+        packing: options for how the tensors are stored in files; default: ``Packing()``.
         purpose: "write" for a file whose record has the hashes of the canonical tensors; "load" for
             a model in memory, without hashes; "compare" for a run of a verification. "write" and
             "load" refuse NaN and infinity; a verification reports them.

@@ -324,7 +324,7 @@ class SourceHashes:
 
     Args:
         files: the open files.
-        progress: shows the progress of `md5`; default: it is not shown.
+        progress: an object that shows the progress of `md5`; default: it is not shown.
     """
 
     def __init__(self, files: Sequence[ByteFile], progress: Progress | None = None) -> None:

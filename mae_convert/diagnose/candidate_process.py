@@ -154,7 +154,8 @@ class CandidateProcess:
             start: the first result to compute; earlier results are taken from the trace.
 
         Returns:
-            The comparison; None if a hypothesis does not fit the model.
+            The first result that differs and the largest error before it; None if a hypothesis does
+            not fit the model.
         """
         response = self._request(hypotheses, trace, start=start, dtype=None)
         return None if "error" in response else CandidateResult(**response)
@@ -310,7 +311,7 @@ class Pair:
     """Seconds that one candidate run may take; see ``children.Clock``."""
 
     process_class: type[CandidateProcess] = CandidateProcess
-    """The class that runs candidates, an argument so that tests can replace it."""
+    """The class that runs candidates; tests specify another class."""
 
     def swapped(self) -> "Pair":
         """Return the pair with its sides exchanged."""
@@ -323,7 +324,7 @@ class Pair:
         """Start the child process that runs the model of one side.
 
         Args:
-            result: the side.
+            result: the side whose model is run.
             other_tensors: names of tensors of the other side that hypotheses may use.
         """
         other = self.b if result is self.a else self.a

@@ -276,8 +276,8 @@ class CandidateRun:
             start: the first result to compute; earlier results are taken from the trace.
 
         Returns:
-            ``first``, the name of the first result that differs, or None, and ``largest``, the
-            largest error of the results before it.
+            A dictionary: ``first`` is the name of the first result that differs, or None;
+            ``largest`` is the largest error of the results before it.
         """
         results = TraceResults(trace, "float64")
         largest = 0.0
@@ -298,8 +298,8 @@ class CandidateRun:
             variants: variants that compute in lower precision.
 
         Returns:
-            ``unexplained``: the distance to the recorded result with the variants, divided by the
-            distance without them; infinity if the distance without them is 0.
+            A dictionary: ``unexplained`` is the distance to the recorded result with the variants,
+            divided by the distance without the variants; infinity if the second distance is 0.
         """
         dtype, at = DTYPES[request["dtype"]], request["start"]
         results = TraceResults(request["trace"], request["dtype"])

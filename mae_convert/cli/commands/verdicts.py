@@ -518,7 +518,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
 
 
 def _diagnosed(verification: "Verification") -> "Verification":
-    """Return a verification; if it failed, with the causes of the differences and explanations."""
+    """Return a verification, with causes and explanations of the differences if it failed."""
     if verification.verdict.passed:
         return verification
     from mae_convert.diagnose.diagnosis import diagnose

@@ -44,7 +44,7 @@ def heads_decision(
     """Return the decision on a number of heads from the weights and from reconstruction losses.
 
     Args:
-        name: the field.
+        name: the name of the field.
         structure: the result of the test of the weights.
         losses: relative losses (images, crops), by number of heads; empty if no model was run.
         confidence: the confidence in the number with the lowest mean loss; None without losses.
@@ -204,7 +204,7 @@ class Search:
     ) -> Decision:
         """Return the decision on the field `name`, the number of heads at `index` in each pair.
 
-        The other number of heads has its best value.
+        Only pairs that agree with `best` in the other number of heads are compared.
         """
         relative = {
             pair[index]: values.relative(norm_pix_loss=target)
