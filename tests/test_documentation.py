@@ -60,6 +60,7 @@ EXPECTED = {
     "docs/guide/videos.md": ["frames.png", "1 video, 32 features each"],
     "docs/guide/tensorflow.md": ["(1, 144, 192)", "PASSED"],
     "docs/index.md": ["PASSED and proven"],
+    "docs/layouts.md": ["transformers-tf", "Can be converted to"],
     "docs/migration.md": [],
     "docs/publishing.md": ["PUBLISHED"],
     "docs/runners.md": ["external code", "PASSED and proven"],
