@@ -34,6 +34,7 @@ CHECKED_ONLY = {
     "docs/adding_a_family.md": "tests/families/test_external_family.py runs it",
     "docs/adding_a_layout.md": "tests/layouts/test_adding_a_layout.py runs it",
     "docs/checkpoints.md": "it downloads from the Hub",
+    "docs/public_projects.md": "an example on a file of the reader",
     "docs/reference/commands.md": "examples on files of the reader",
     "docs/robustness.md": "hours, or a test of its own",
     "docs/speed.md": "hours, and environments of other libraries",
