@@ -44,7 +44,7 @@ class TransformersMethods:
         return {"pixel_values": ops.zeros((1, self.config.num_channels, *self.config.image_hw))}
 
     def get_input_embeddings(self) -> Any:
-        """Return the projection of patches, a layer."""
+        """Return the layer that projects patches."""
         return self.encoder.embeddings.projection  # type: ignore[attr-defined]
 
     def get_output_embeddings(self) -> None:

@@ -116,7 +116,7 @@ class EncoderView:
 
         Args:
             pixel_values: (N, C, H, W).
-            noise: (N, L), for a model that masks patches.
+            noise: (N, L), for a model that masks patches; None for random noise.
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the output of the embeddings and of each block.
             return_dict: False for a plain tuple.

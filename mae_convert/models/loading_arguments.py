@@ -86,10 +86,13 @@ def device_of(device_map: Any) -> str | None:
 
 
 def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration fields among the arguments.
+    """Return the configuration fields that `config` and the arguments specify, by name.
+
+    Arguments have precedence over `config`. Without a decoder (task "encoder" or "classify"), the
+    fields of the decoder are left out.
 
     Raises:
-        TypeError: an argument is neither a configuration field nor another known argument.
+        TypeError: an argument is not an argument of `from_pretrained`.
     """
     names = (*FIELDS, *OUTPUT_FIELDS, "id2label", "label2id")
     if unknown := sorted(options.keys() - set(names)):
@@ -143,10 +146,11 @@ def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool)
 
 
 def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint with the requested values of fields that only concern training.
+    """Return the checkpoint with the requested values of fields that only affect training.
 
     Raises:
-        ConfigurationError: the requested value of another field differs from the checkpoint's.
+        ConfigurationError: a requested value differs from the checkpoint's, in a field that can
+            neither be specified nor changed.
     """
     model = source.configuration.model
     for name, value in changes.items():
@@ -175,7 +179,10 @@ def output_arguments(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[Any, str] | None:
-    """Return the class names: as specified, else as in the checkpoint."""
+    """Return a dictionary from class numbers to names: as specified, else as in the checkpoint.
+
+    The result is None if there are no names.
+    """
     if options.get("id2label"):
         return dict(options["id2label"])
     if getattr(config, "labels", None):

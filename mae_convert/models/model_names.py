@@ -13,13 +13,14 @@ from mae_convert.sources import HubReference, Source, locate_file, open_source, 
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG_NAME = "config.json"
-# Arguments of transformers that are settings of the Hub's client here.
+# Arguments of transformers that are not supported, because they are settings of the Hub's client,
+# and how to change these settings.
 SET_ELSEWHERE = {
     "cache_dir": "set the environment variable HF_HOME",
     "token": "log in with `hf auth login`, or set HF_TOKEN",
     "use_auth_token": "log in with `hf auth login`, or set HF_TOKEN",
     "local_files_only": "set HF_HUB_OFFLINE=1",
-    "force_download": "remove it from the cache (`hf cache rm`)",
+    "force_download": "remove the checkpoint from the cache (`hf cache rm`)",
     "proxies": "set HTTPS_PROXY",
 }
 
@@ -27,11 +28,11 @@ SET_ELSEWHERE = {
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     """Return the source of a checkpoint; ``owner/name`` is on the Hub unless it is a local path.
 
-    Options that specify the location are removed from ``options``. Options for the Hub's client
-    have no effect on a local file.
+    Options that specify the location, and options for the Hub's client, are removed from
+    ``options``. Options for the Hub's client have no effect on a local file.
 
     Raises:
-        ConfigurationError: an option is not supported.
+        ConfigurationError: an option for the Hub's client is specified.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     about_the_client = {option: options.pop(option, None) for option in SET_ELSEWHERE}
@@ -53,10 +54,11 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
 def stored_config(
     name: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's configuration, and the options except those for its location.
+    """Return the configuration of a checkpoint, and the options that do not specify its location.
 
     Raises:
-        MaeConvertError: the checkpoint does not exist.
+        MaeConvertError: the checkpoint does not exist or cannot be read, or an option is not
+            supported.
     """
     rest = dict(options)
     source = source_named(name, rest)

@@ -1,7 +1,8 @@
 """Outputs of the models, accessible by attribute, by index, as a tuple or as a dictionary.
 
-Each is a named tuple of the values that are set, so that compilers and tree utilities can flatten
-and rebuild it; a value that was not requested is not a field, and is ``None`` as an attribute.
+Each output is a named tuple of the values that are set, so that compilers and tree utilities can
+flatten and rebuild it. A value that was not requested is not a field of the tuple; the attribute
+with its name is ``None``.
 """
 
 from collections import namedtuple
@@ -23,10 +24,10 @@ class EncoderOutput(NamedTuple):
     """(N, 1 + L, D), after the final norm, if there is one."""
 
     hidden_states: Any = None
-    """Embedding output and each block's output, each (N, 1 + L, D)."""
+    """The output of the embeddings and of each block, each (N, 1 + L, D)."""
 
     attentions: Any = None
-    """Probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
+    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
 
 
 # Values that a result of a reference model may lack; transformers has no taps.
@@ -66,7 +67,7 @@ def _items(self: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _get(self: Any, name: str, default: Any = None) -> Any:
-    """Return the value with a name, or the default if it is not set."""
+    """Return the value of the field `name`, or `default` if the field is not set."""
     return getattr(self, name) if name in self._fields else default
 
 
@@ -121,12 +122,12 @@ def _rebuilt(kind: str, items: dict[str, Any]) -> Any:
 
 
 def output_of(result: NamedTuple, *, as_tuple: bool = False, without: tuple[str, ...] = ()) -> Any:
-    """Convert the result of a reference model to the output of the class in transformers.
+    """Convert the output of a reference model to an output with the interface of transformers.
 
     Args:
         result: the output of a reference model.
         as_tuple: return a plain tuple of the values that are set.
-        without: names to leave out.
+        without: names of fields to leave out.
     """
     fields = {
         name: value

@@ -141,7 +141,7 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
 
 
 def _is_whole(pixels: np.ndarray) -> bool:
-    """Return whether all pixels are whole numbers in any dtype, by transformers' criterion."""
+    """Return whether all pixels are whole numbers, within the tolerance of ``np.allclose``."""
     return pixels.dtype.kind != "f" or np.allclose(pixels, pixels.astype(np.int64))
 
 

@@ -156,7 +156,7 @@ class PretrainedModel:
 
     @classmethod
     def default_dtype(cls) -> str | None:
-        """Return the default dtype of a model."""
+        """Return the name of the dtype that `from_pretrained` uses by default."""
         return "float32"
 
     @classmethod
@@ -176,7 +176,8 @@ class PretrainedModel:
             config: a configuration; its fields have the same effect as fields in ``options``.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
-                ``mmap``, as in `mae_convert.load_model`.
+                ``mmap``, as in `mae_convert.load_model`. With ``output_loading_info``, the result
+                is a pair of the model and a dictionary of unmatched tensor names.
 
         Raises:
             MaeConvertError: the checkpoint is missing or cannot be read (the error is also an

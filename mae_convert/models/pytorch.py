@@ -180,7 +180,10 @@ class TorchModel(PretrainedModel, nn.Module):
         return self if self.task == "encoder" else self.vit
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of multi-dimensional parameters without weight decay in fine-tuning."""
+        """Return the names of parameters to which fine-tuning applies no weight decay.
+
+        One-dimensional parameters, to which it applies no weight decay either, are not included.
+        """
         return {"cls_token", "pos_embed"}
 
     def floating_point_ops(
@@ -238,7 +241,10 @@ class TorchModel(PretrainedModel, nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dict with the names of this model or of transformers."""
+        """Load a state dict with the tensor names of this model or of transformers.
+
+        The arguments and the result are as in `torch.nn.Module.load_state_dict`.
+        """
         own = with_original_names(state_dict, plain(self.config), self.task)
         return super().load_state_dict(own, strict=strict, assign=assign)
 
@@ -249,7 +255,7 @@ class TorchModel(PretrainedModel, nn.Module):
         requested: RequestedOutputs,
         interpolate: bool | None,
     ) -> Any:
-        """Return the reference model's result, after resampling the positions if needed."""
+        """Return the reference model's output; position embeddings are resampled if needed."""
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
@@ -288,7 +294,7 @@ class TorchModel(PretrainedModel, nn.Module):
         return model
 
     def _for_image_size(self, size: Size) -> Any:
-        """Return a model for another image size; it shares all parameters except the positions."""
+        """Return a model for another image size; only its position embeddings are not shared."""
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -331,7 +337,21 @@ class MaskedTorchModel(TorchModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Return the reference model's result, with the outputs that the arguments request."""
+        """Mask patches of images (N, C, H, W) and return the outputs of the model.
+
+        Args:
+            pixel_values: (N, C, H, W).
+            noise: (N, L); the patches with the lowest values are kept. None for random noise.
+            head_mask: must be None.
+            interpolate_pos_encoding: accept images of another size.
+            output_attentions: return the attention probabilities of each block.
+            output_hidden_states: return the output of the embeddings and of each block.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            NotImplementedError: ``head_mask`` is not None.
+            ValueError: pixels or noise have the wrong shape.
+        """
         requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )
@@ -437,7 +457,23 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Classify images; the loss depends on the labels and ``config.problem_type``."""
+        """Return logits (N, K) for images and, if `labels` are passed, the loss.
+
+        The loss depends on ``config.problem_type``, as in transformers.
+
+        Args:
+            pixel_values: (N, C, H, W).
+            head_mask: must be None.
+            labels: (N,), or (N, K) for several labels per image.
+            interpolate_pos_encoding: accept images of another size.
+            output_attentions: return the attention probabilities of each block.
+            output_hidden_states: return the output of the embeddings and of each block.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            NotImplementedError: ``head_mask`` is not None.
+            ValueError: the images have the wrong shape, or ``config.problem_type`` is invalid.
+        """
         requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict, head_mask
         )

@@ -15,7 +15,7 @@ from mae_convert.sources.client import client, hub_errors_explained, with_retrie
 
 # The arguments of `push_to_hub` besides the repository.
 PUSH_ARGUMENTS = ("commit_message", "commit_description", "private", "revision", "create_pr")
-# Arguments about how transformers writes, without an effect here.
+# Arguments that control how transformers writes a model; they have no effect here.
 WITHOUT_EFFECT = (
     "safe_serialization",
     "save_function",  # transformers uses it only if weights are not written as safetensors
@@ -35,7 +35,7 @@ REFUSED = {
 
 
 def push_arguments(options: Mapping[str, Any], caller: str, *more: str) -> dict[str, Any]:
-    """Return the arguments of `push`, and refuse unsupported ones.
+    """Return the arguments for `push`; raise an error for unsupported arguments.
 
     Args:
         options: the arguments, with the names of transformers.

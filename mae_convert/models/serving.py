@@ -44,7 +44,7 @@ def export_saved_model(model: Any, target: str | Path, *, verbose: bool | None =
     archive.track(model)
     for name, function in serving_functions(model).items():
         function.get_concrete_function()
-        # Keras calls the first function of an archive "serve", and "serving_default" besides.
+        # Keras exports the first function of an archive under the name "serving_default" too.
         archive.add_endpoint("serve" if name == "serving_default" else name, function)
     archive.write_out(str(target), **({} if verbose is None else {"verbose": verbose}))
 

@@ -1,8 +1,8 @@
 """Outputs of the PyTorch models: transformers' ``ModelOutput`` if transformers is installed.
 
-transformers' pipelines require that class. Without transformers, the outputs are those of
-`model_outputs`. Both have the same interface: values by attribute, name or index, ``**outputs``,
-and unpacking of values, which transformers' own outputs do not support.
+transformers' pipelines require a ``ModelOutput``. Without transformers, the classes of
+`model_outputs` are used. Both kinds of outputs have the same interface: values by attribute, name
+or index, ``**outputs``, and unpacking into values, which transformers' own outputs do not support.
 """
 
 from collections.abc import Iterator
@@ -74,11 +74,11 @@ if ModelOutput is not None:
 
 
 def output_of(result: NamedTuple, *, as_tuple: bool = False) -> Any:
-    """Convert the result of a reference model to the output of the class in transformers.
+    """Convert the output of a reference model to an output with the interface of transformers.
 
     Args:
         result: the output of a reference model.
-        as_tuple: return a plain tuple of the parts that are not None.
+        as_tuple: return a plain tuple of the values that are not None.
     """
     if as_tuple or not CLASSES:
         return model_outputs.output_of(result, as_tuple=as_tuple)

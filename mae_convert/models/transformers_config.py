@@ -265,6 +265,9 @@ class ViTMAEConfig:
             name: see `from_pretrained`.
             options: ``revision`` and ``subfolder`` of the checkpoint, and other options, which are
                 returned.
+
+        Raises:
+            MaeConvertError: see `from_pretrained`.
         """
         from mae_convert.models.model_names import stored_config
 
@@ -289,7 +292,7 @@ class ViTMAEConfig:
         from mae_convert.models.model_names import stored_config
 
         stored, rest = stored_config(name, changes)
-        # Defaults of transformers for fields that its file does not contain.
+        # transformers' defaults, for fields that the checkpoint's file does not contain.
         usual = {"layer_norm_eps": CONVENTIONS["layer_norm_eps"], "name_or_path": str(name)}
         return cls.from_dict({**usual, **stored}, return_unused_kwargs=return_unused_kwargs, **rest)
 
@@ -300,7 +303,7 @@ class ViTMAEConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Check the value of a field by itself, and return it as a configuration stores it.
+    """Check a value independently of the other fields, and return it as a configuration stores it.
 
     Raises:
         ValueError: the value is invalid.
@@ -333,7 +336,12 @@ def _in_the_type_of(value: Any, name: str, text: str) -> Any:
 
 
 def as_config(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViTMAEConfig:
-    """Convert a configuration or a mapping to a `ViTMAEConfig`."""
+    """Convert a configuration or a mapping to a `ViTMAEConfig`.
+
+    Raises:
+        ConfigurationError: `config` is neither a configuration nor a mapping.
+        ValueError: the value of a field is invalid.
+    """
     if isinstance(config, ViTMAEConfig):
         return config
     values = config.to_dict() if isinstance(config, ReferenceConfig) else config
@@ -343,5 +351,5 @@ def as_config(config: ViTMAEConfig | ReferenceConfig | Mapping[str, Any]) -> ViT
 
 
 def plain(config: ViTMAEConfig | ReferenceConfig, **changes: Any) -> ReferenceConfig:
-    """Return the immutable configuration of the reference models, with changes."""
+    """Return the immutable configuration of the reference models, with some fields changed."""
     return ReferenceConfig(**{**{name: getattr(config, name) for name in FIELDS}, **changes})
