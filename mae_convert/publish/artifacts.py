@@ -24,7 +24,7 @@ UNVERIFIED = (
 
 @dataclass(frozen=True)
 class Artifact:
-    """Weights in one layout, their other files, and the certificate of their verification."""
+    """Weights in one layout, the other files of the model, and its verification certificate."""
 
     target: Path
     """The model directory, or a single file."""

@@ -14,8 +14,8 @@ from mae_convert.publish.licence import Licence, is_repository, sources_of
 from mae_convert.text import for_yaml, shown
 
 BEGIN = (
-    "<!-- mae-convert: begin (everything from this line to the end mark is replaced when the model "
-    "is published again) -->"
+    "<!-- mae-convert: begin (everything from this line to the end marker is replaced when the "
+    "model is published again) -->"
 )
 END = "<!-- mae-convert: end -->"
 SECTION = re.compile(
@@ -25,7 +25,7 @@ SECTION = re.compile(
 DEEPEST = 30
 MOST_ALIASES = 20
 MARK = re.compile(r"<!-- mae-convert: (begin|end)")
-# The allowed content of the lines with marks, which are replaced completely.
+# The allowed content of a line with a marker; the whole line is replaced.
 MARK_LINE = re.compile(
     r"(?:> \*\*Not verified:\*\*[^<]*)?<!-- mae-convert: (?:begin|end)[^<>]*-->[ \t]*\r?"
 )
@@ -143,7 +143,7 @@ def _with_missing(
     before = metadata_of(head) if head else {}
     named = {match[1] for match in re.finditer(r"^([\w-]+)[ \t]*:", head, re.MULTILINE)}
     missing = {k: v for k, v in metadata.items() if k not in before and k not in named}
-    if "license" not in missing:  # the added name and link would describe the card's licence
+    if "license" not in missing:  # the card has its own licence
         missing = {k: v for k, v in missing.items() if not k.startswith("license")}
     if not missing:
         return head, {}
@@ -191,7 +191,7 @@ def _rendered_marks(text: str) -> list[str]:
 
     marks = []
     for block in MarkdownIt("commonmark").parse(text):
-        # A mark that follows a warning is a part of the warning's paragraph.
+        # A marker that follows a warning is a part of the warning's paragraph.
         pieces = [block] if block.type == "html_block" else block.children or ()
         for piece in pieces:
             if piece.type.startswith("html_") and (mark := MARK.match(piece.content.lstrip())):
@@ -199,7 +199,7 @@ def _rendered_marks(text: str) -> list[str]:
     return marks
 
 
-# Layout → library; layouts that no library on the Hub loads are missing.
+# The name on the Hub of the library that loads a layout, for each layout that has one.
 LIBRARIES = {
     "transformers": "transformers",
     "transformers-tf": "transformers",

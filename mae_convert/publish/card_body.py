@@ -48,13 +48,13 @@ class CardData:
     """The published models, the main one first."""
 
     licence: Licence
-    """The licence."""
+    """The licence of the published weights."""
 
     staged: Mapping[str, Staged]
     """The files, by path in the repository."""
 
     image: str | None
-    """Path of an image of reconstructions, or None."""
+    """The path in the repository of an image of reconstructions, or None."""
 
     credit: str = ""
     """The credits of the photographs in the image."""
@@ -112,7 +112,7 @@ def introduction(data: CardData) -> str:
 
 
 def _on_top(checkpoint: Checkpoint) -> str:
-    """Return the description of the decoder or head; "" for an encoder."""
+    """Return a description of the decoder or head; "" for an encoder."""
     model = checkpoint.configuration.model
     if checkpoint.task == "pretrain":
         pixels = "normalised" if model.norm_pix_loss else "plain"
@@ -159,8 +159,8 @@ def provenance(data: CardData) -> str:
 def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
     """Return the origin of a checkpoint as Markdown, with a link if its URL is the authors'.
 
-    `addresses` are the beginnings of the authors' URLs. Anyone can write a record, so other URLs in
-    it are shown without a link.
+    `addresses` are the prefixes of the authors' URLs. Anyone can write a record, so other URLs are
+    shown without a link.
     """
     name = str(source.get("official") or source.get("name"))
     repository, url = source.get("repository"), str(source.get("url") or "")
@@ -195,7 +195,7 @@ def _changes(artifact: Artifact) -> Iterator[str]:
     """
     record = artifact.record
     lines, steps = list[str](), record.get("steps", [])
-    if "tensors" in record:  # a single file has a short record
+    if "tensors" in record:  # the record in a single file does not list the tensors
         exact = "" if any(step.get("step") != "task" for step in steps) else ", bit for bit"
         lines.append(f"- mapped{exact}: {len(record['tensors'])} tensors")
     lines += [f"- declared change: {for_markdown(step_in_words(step))}" for step in steps]

@@ -30,8 +30,8 @@ def in_short(artifact: Artifact) -> str:
     return (
         f"**{word}:** in float64, every intermediate activation and every output is within "
         f"{format_number(max(distances, default=0.0))} of {source} (relative L2, limit "
-        f"{format_number(FUNCTION_LIMIT)}){same}. [How](#how-it-was-verified), and [how to check "
-        "it](#how-to-check-them)."
+        f"{format_number(FUNCTION_LIMIT)}){same}. See [how it was verified]"
+        "(#how-it-was-verified) and [how to check it](#how-to-check-them)."
     )
 
 
@@ -87,7 +87,7 @@ def folded(artifact: Artifact) -> str:
 
 
 def _runner(entry: Mapping[str, Any]) -> str:
-    ours = entry.get("ours") or "the conversion's tables"
+    ours = entry.get("ours") or "the conversion's mapping tables"
     how = "its own tensor names" if entry.get("native") else ours
     return for_markdown(
         f"{entry.get('side')} is the {entry.get('layout')} layout, run by"

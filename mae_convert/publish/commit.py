@@ -50,7 +50,7 @@ class Change:
     """The title of the commit or of the pull request."""
 
     account: str
-    """The account of the token."""
+    """The Hub account to which the access token belongs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Committed:
     """The URL of the pull request, or None."""
 
     is_new: bool = True
-    """Whether this run created it; False if the repository already had all files."""
+    """Whether this run created the commit; False if the repository already had all files."""
 
 
 def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed:
@@ -126,7 +126,7 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
     new_pull_request = target.pull_request and remote.pull_request_url is None
     revision = None if new_pull_request else remote.revision
-    # An operation can be used for one commit only; files that were uploaded are not sent again.
+    # Each object can be used for one commit only. Uploaded files are not sent again.
     additions = [CommitOperationAdd(staged.path, _content(staged)) for staged in change.add]
     api.preupload_lfs_files(
         target.repo_id,

@@ -21,7 +21,7 @@ class Licence:
     """The metadata: ``license`` and, if that is "other", ``license_name`` and ``license_link``."""
 
     origin: str
-    """The source of this information as text."""
+    """A phrase that states where the licence was specified."""
 
     notes: tuple[str, ...] = ()
     """Notes for the user."""
@@ -48,7 +48,7 @@ def sources_of(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 def decide_licence(
     artifact: Artifact, specified: Mapping[str, str], existing_card: Mapping[str, Any]
 ) -> Licence:
-    """Return the licence of the source, else the specified licence, else that of the card.
+    """Return the licence of the source, else the specified licence, else the licence on the card.
 
     Args:
         artifact: the published model.
@@ -75,10 +75,12 @@ def decide_licence(
             fields, f"the licence of the source {whose}", _conflict(fields, existing_card)
         )
     if specified:
-        return Licence(specified, "as stated by its publisher", _conflict(specified, existing_card))
+        return Licence(
+            specified, "as specified by the publisher", _conflict(specified, existing_card)
+        )
     fields = {name: str(existing_card[name]) for name in LICENCE_FIELDS if existing_card.get(name)}
     if "license" in fields:
-        return Licence(fields, "as stated on the card of the repository")
+        return Licence(fields, "as specified on the card of the repository")
     raise MaeConvertError(_request_for_licence(artifact))
 
 

@@ -59,16 +59,16 @@ class Publication:
     """A planned publication."""
 
     request: PublishRequest
-    """The request."""
+    """The request to publish."""
 
     artifacts: Sequence[Artifact]
     """The published models."""
 
     remote: Remote
-    """The state of the repository."""
+    """The state of the repository before the publication."""
 
     account: str | None
-    """The account of the token; None without a token, which is sufficient for a dry run."""
+    """The Hub account to which the access token belongs; None in a dry run without a token."""
 
     staged: Mapping[str, Staged]
     """All files that the repository should contain, by path."""
@@ -83,7 +83,7 @@ class Publication:
     """Weights in the repository that are not a part of this publication and stay there."""
 
     licence: Licence
-    """The licence."""
+    """The licence of the published weights."""
 
     added_metadata: Mapping[str, Any]
     """Fields that are added to the metadata of an existing card."""
@@ -195,8 +195,8 @@ def _is_weights(path: str) -> bool:
 
 
 def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
-    """Return the account of the token or None, the state of the repository, and notes about it."""
-    address_in("HF_ENDPOINT")  # with an invalid value, the client cannot be imported
+    """Return the Hub account or None, the state of the repository, and notes for the user."""
+    address_in("HF_ENDPOINT")  # an error for an invalid URL, with which the import would fail
     from huggingface_hub import get_token
 
     with hub_errors_explained(target.repo_id):
@@ -227,9 +227,9 @@ def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote,
 def _image(
     directory: Path, artifact: Artifact, staged: Mapping[str, Staged], remote: Remote
 ) -> tuple[Staged | None, str]:
-    """Return the image to upload, or None, and the credits of its photographs.
+    """Return the image to upload, or None, and the credits of the photographs in the card's image.
 
-    The image in the model directory has precedence over a new image. If the repository already has
+    An image in the model directory has precedence over a new image. If the repository already has
     an image of the same weights, no new image is created, because images from different machines
     differ in their last bits.
     """

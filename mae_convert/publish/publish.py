@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """The commit of a publication, and a description of each served file that differs, by path."""
+    """The result of a publication.
+
+    ``wrong`` is a dictionary from the path of each file that the Hub serves with other bytes than
+    the published ones to a description of the difference.
+    """
 
     publication: Publication
     committed: Committed
@@ -66,10 +70,13 @@ def _committed(api: "HfApi", publication: Publication, remote: Remote, account: 
 def differences(
     api: "HfApi", repo_id: str, commit: str, staged: Mapping[str, Staged]
 ) -> dict[str, str]:
-    """Return a description of each file on the Hub that differs from the published one, by path.
+    """Compare the files on the Hub with the published files; return the differences by path.
 
-    Each file is downloaded to a temporary location, hashed and removed, so the space needed is that
-    of the largest file. A file that differs is downloaded again, in case the transfer failed.
+    Each file is downloaded to a temporary location, hashed and removed, so that only space for the
+    largest file is needed. A file that differs is downloaded again, in case the transfer failed.
+
+    Returns:
+        A dictionary from the path of each file that differs to a description of the difference.
     """
     wrong = {}
     for path, file in staged.items():

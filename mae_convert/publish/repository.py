@@ -125,7 +125,11 @@ def open_pull_request(api: "HfApi", repo_id: str, account: str) -> Any:
 
 
 def read_text(api: "HfApi", repo_id: str, revision: str, path: str) -> str:
-    """Return a text file of the repository with its original line endings."""
+    """Return the text of a file in the repository, with its original line endings.
+
+    Raises:
+        HubError: the file is not UTF-8 text.
+    """
     local = with_retries(lambda: api.hf_hub_download(repo_id, path, revision=revision))
     with open(local, encoding="utf-8", newline="") as stream:  # noqa: PTH123
         try:
@@ -162,7 +166,11 @@ def _complaints(error: ValueError) -> str:
 
 
 def make_ready(api: "HfApi", target: Target, remote: Remote) -> Remote:
-    """Create the repository and the branch if they do not exist, and return the new state."""
+    """Create the repository and the branch if they do not exist, and return the new state.
+
+    Raises:
+        HubError: the files in the repository have changed since `remote` was read.
+    """
     if not remote.exists:
         private = True if target.private else None  # None is the default of the account
         with_retries(lambda: api.create_repo(target.repo_id, private=private, exist_ok=True))

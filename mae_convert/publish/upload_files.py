@@ -1,4 +1,4 @@
-"""Files to upload, each with its size and hashes, so that all steps use the same bytes."""
+"""Files to upload, each with its size and hashes, so that each step uses the same bytes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from mae_convert.publish.artifacts import Artifact, beside
 from mae_convert.sources.select_files import CERTIFICATES_FOLDER, PREFERENCE
 from mae_convert.sources.snapshot import Entry, git_oid
 
-# Files that describe a single file of weights.
+# Files that describe the weights of a single artifact.
 OWN_FILES = ("conversion.json", *CERTIFICATE_NAMES)
 LARGEST_IN_GIT = 10_000_000  # bytes; the Hub identifies larger files by their SHA-256
 
@@ -39,7 +39,7 @@ class Staged:
     """The git object ID; None for a large file."""
 
     def is_at(self, entry: Entry | None) -> bool:
-        """Return whether the repository already has these bytes at this path."""
+        """Return whether `entry`, a file in the repository, has the same bytes."""
         if entry is None:
             return False
         if entry.sha256 is not None:

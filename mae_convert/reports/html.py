@@ -2,7 +2,7 @@
 
 All pages have the same style sheet, with light and dark colours. A page has no horizontal scroll
 bar: on narrow screens, each row of a table becomes a block whose cells are labelled with the column
-headings. External text in arguments that are HTML must be escaped (`text.for_html`).
+headings. In arguments that are HTML, text from files or users must be escaped (`text.for_html`).
 """
 
 import base64

@@ -141,7 +141,7 @@ def _sides(verdict: Verdict) -> list[Mapping[str, Any]]:
 
 
 def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each property of the suite: files, hashes, assumptions, versions."""
+    """Yield the name and value of each property: files, hashes, assumptions, versions."""
     yield "verdict", headline(verdict)
     for runner in verdict.witnesses:
         side, checkpoint = runner["side"], runner["checkpoint"]
@@ -209,5 +209,5 @@ def _short(name: str) -> str:
 
 
 def _class_name(command: str, name: str) -> str:
-    """Return the class name of test cases; CI systems show its parts before dots as packages."""
+    """Return the class name of test cases; CI systems show its dot-separated parts as packages."""
     return f"mae_convert.{command}.{name.replace('.', '_')}"

@@ -38,7 +38,7 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return an HTML page about the jobs that were run; it states how many were not run."""
+    """Return an HTML page about the jobs that were run, and the number of jobs not run."""
     counts = Counter(row.outcome for row in rows)
     amiss = [f"{counts[o]} {STATUS[o]}" for o in (FAILED, ERROR) if counts[o]]
     amiss += [f"{not_run} not run"] if not_run else []
@@ -67,7 +67,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
 def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     """Yield a table of verdicts as HTML, with a row for each source.
 
-    It has a column for each combination of the settings in which the jobs differ. Nothing is
+    The table has a column for each combination of the settings in which the jobs differ. Nothing is
     yielded if there are too many columns.
     """
     differing = _differing(rows)
@@ -193,8 +193,9 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
     ("details", "", _details),
 )
 MEANINGS = (
-    f"float64: the largest relative L2 between both sides, at most {FUNCTION_LIMIT:.0e}; float32:"
-    " the larger rounding error of the two sides; time and memory of the whole job"
+    "float64: the largest relative L2 distance between the two sides (limit"
+    f" {FUNCTION_LIMIT:.0e}); float32: the larger rounding error of the two sides; time and memory:"
+    " of the whole job"
 )
 
 

@@ -59,7 +59,7 @@ def objective_in_words(timeline: Timeline) -> str:
 
 
 def sheet(timeline: Timeline) -> Image.Image:
-    """Return images side by side: the original, the visible patches, and the reconstructions."""
+    """Return images side by side: the original, the masked image, and the reconstructions."""
     columns = _columns(timeline)
     count = min(len(timeline.images), MOST_IMAGES)
     rows = tuple(
@@ -86,7 +86,7 @@ def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
     original = timeline.display(first.pixel_values)
     columns = {
         "original": original,
-        "seen": pasted(original, np.full_like(original, GREY), first.mask, first.shapes),
+        "masked": pasted(original, np.full_like(original, GREY), first.mask, first.shapes),
     }
     for epoch, reconstruction in sorted(timeline.shown.items()):
         (predicted,) = reconstruction.predicted.values()
@@ -116,7 +116,7 @@ def page(result: Timeline) -> str:
         f'<p class="grey">{sentence}</p>',
         f"<p>Lowest loss: <strong>{best.loss:.4f}</strong> at epoch {best.epoch}.{improvement}</p>",
         plot(result),
-        "<h2>Pictures</h2>",
+        "<h2>Images</h2>",
         _images(result),
         "<h2>Checkpoints</h2>",
         _table(result),

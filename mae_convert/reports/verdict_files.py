@@ -122,9 +122,9 @@ def markdown(verification: "Verification") -> str:
 
 
 def _steps_in_markdown(verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of a Markdown table of the comparison of each step on the same input.
+    """Yield the lines of a Markdown table of the step-isolated comparison, if it was requested.
 
-    Nothing is yielded if this comparison was not requested.
+    In this comparison, each step of the model (such as a block) gets the same input on both sides.
     """
     if not verdict.isolated:
         return

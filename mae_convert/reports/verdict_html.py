@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mae_convert.verify.verification import Verification
 
 MOST_IMAGES = 4
-LEAST_CORRELATION = 0.2  # correlation of neighbouring pixels; that of photographs is at least 0.8
+LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have a correlation of at least 0.8
 
 
 def page(verification: "Verification", environment: Mapping[str, str]) -> str:
@@ -110,9 +110,9 @@ def _explanation(verdict: Verdict) -> Iterator[str]:
 
 
 def _isolated(verdict: Verdict) -> Iterator[str]:
-    """Yield an HTML table of the comparison of each step on the same input.
+    """Yield an HTML table of the step-isolated comparison, if it was requested.
 
-    Nothing is yielded if this comparison was not requested.
+    In this comparison, each step of the model (such as a block) gets the same input on both sides.
     """
     if not verdict.isolated:
         return
@@ -200,7 +200,8 @@ def _images(verification: "Verification") -> Iterator[str]:
         columns[f"reconstruction of {name}"] = pasted(original, colours, mask, shapes)
     apart = relative_error(*both)
     caption = (
-        f"Visible patches are those of the original. The relative L2 between A and B is {apart:.1e}"
+        "Visible patches are taken from the original. The relative L2 distance between A and B is"
+        f" {apart:.1e}"
     )
     if apart <= FUNCTION_LIMIT:
         caption += ", which is rounding."

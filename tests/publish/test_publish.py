@@ -264,7 +264,7 @@ def test_an_existing_card_keeps_its_text(hub, command, model):
     assert metadata["library_name"] == "transformers"
     assert text.startswith("# Theirs\n\nDo not touch.\n")
     assert "correct the text of the card" in result.out
-    assert "| licence | mit, as stated by its publisher |" in text
+    assert "| licence | mit, as specified by the publisher |" in text
     assert hub.state.names(REPO) == FILES | {"LICENSE"}
 
 
@@ -285,7 +285,7 @@ def test_licence_is_required_and_never_assumed(hub, command, model):
     hub.state.put(REPO, {"README.md": card})
     result = command("publish", model, REPO)
     assert result.status == 0, result.err
-    assert "cc-by-4.0, as stated on the card of the repository" in card_of(hub)[1]
+    assert "cc-by-4.0, as specified on the card of the repository" in card_of(hub)[1]
 
 
 def with_source(model, **fields):
