@@ -35,13 +35,13 @@ def save_model(
     """Write a reference model as a checkpoint, then read it back and compare every tensor.
 
     Args:
-        model: a reference model of PyTorch or Keras, or one of a subclass; it may be wrapped by
-            ``torch.compile`` or ``DistributedDataParallel``.
+        model: a reference model of PyTorch or Keras, or an instance of a subclass; wrapped by
+            ``torch.compile`` or ``DistributedDataParallel`` or not wrapped.
         target: the directory or file to write.
         layout: the layout to write.
-        dtype: round every tensor to this dtype; default: the dtypes of the model.
+        dtype: round every tensor to this dtype; by default the dtypes of the model.
         packing: how the tensors are stored in files.
-        metadata: the preprocessing and the names of the classes; default: those of the checkpoint
+        metadata: the preprocessing and the class names; by default the metadata of the checkpoint
             that the model was loaded from or, for a new model, `ModelMetadata.default`.
         overwrite: replace an existing target.
 

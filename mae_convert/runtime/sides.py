@@ -96,7 +96,7 @@ class Side:
     """The device of the runs, "cpu" or "cuda"; a float64 run is always on the CPU."""
 
     python: str | None = None
-    """The Python interpreter of the child process; None for the current one."""
+    """The Python interpreter of the child process; None for the current interpreter."""
 
     mode: str = "eager"
     """The execution mode, one of ``job.MODES``: "eager", "compiled", "xla" or "train"."""
@@ -167,7 +167,7 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
-    """Return a side whose framework is set: the specified framework, or an installed one.
+    """Return a side whose framework is set: the specified or an installed framework.
 
     A framework that loads the tensor names of the checkpoint natively is preferred. A framework
     counts as installed if everything that the run imports is installed.
@@ -256,7 +256,7 @@ def has_framework(framework: str, python: str | None, loader: str | None = None)
 
     Args:
         framework: one of ``FRAMEWORKS``.
-        python: the Python interpreter; None for the current one.
+        python: the Python interpreter; None for the current interpreter.
         loader: the result of `loader_for`; it determines whether the PyTorch or the TensorFlow
             classes of transformers are run.
 

@@ -36,14 +36,14 @@ def make(
     Args:
         model_class: the class of the model.
         config: the configuration of the model.
-        tensors: the tensors; their names are those of the model's state dict.
+        tensors: the tensors, with the names of the model's state dict.
         device: the device of the parameters; None for the CPU.
         mapped: whether a tensor that is stored unchanged in a file becomes a view of a private
             memory mapping of the file, instead of a copy. To check the tensor, it is also read once
             without the mapping.
 
     Raises:
-        LayoutError: the names or shapes of the tensors are not those of the model.
+        LayoutError: the names or shapes of the tensors differ from the model's state dict.
         MissingRequirementError: the device does not exist.
     """
     views = mapped_memory(tensors) if mapped and device in (None, "cpu") else {}
@@ -132,7 +132,7 @@ def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
             if actual.get(name) != expected.get(name)
         )
         raise LayoutError(
-            f"these tensors differ from those of the model in name or shape: {listed(different)}"
+            f"these tensors differ from the model's tensors in name or shape: {listed(different)}"
         )
 
 

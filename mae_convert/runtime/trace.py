@@ -58,7 +58,7 @@ class Trace:
             raise CheckpointError(
                 path,
                 f" is not a trace ({type(error).__name__}: {error})",
-                hint="make one with `mae-convert trace CKPT OUT.safetensors`",
+                hint="write a trace with `mae-convert trace CKPT OUT.safetensors`",
             ) from error
         version = description.get("format") if isinstance(description, dict) else None
         if version != FORMAT:
@@ -157,8 +157,8 @@ def with_canonical_gradients(trace: Trace) -> Trace:
     """Return a trace whose gradients, if any, are named and shaped like the canonical tensors.
 
     A child process has no mapping tables, so it names and shapes gradients like the parameters of
-    its model: with the names of the state dict in PyTorch, with those of the ``keras`` layout in
-    Keras. The transforms of a table only move values, so they convert gradients exactly too.
+    its model: with the names of the state dict in PyTorch, with the names of the ``keras`` layout
+    in Keras. The transforms of a table only move values, so they convert gradients exactly too.
 
     Raises:
         LayoutError: the name of a parameter is not in the layout's mapping tables.
@@ -181,7 +181,7 @@ def with_canonical_gradients(trace: Trace) -> Trace:
 
 
 def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
-    """Return the layout with the parameter names of the run's model, and its rules by name."""
+    """Return the layout that the run's model uses, and its mapping rules by parameter name."""
     family, framework = described_family(description), description["framework"]
     layout = family.layout(family.model_layout(MODELS_OF.get(framework, framework)))
     config = family.configuration_class.from_dict(description["config"])

@@ -238,7 +238,7 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
     elif isinstance(error, OSError) and error.filename:
         kind = HubError
         sentence = (
-            f"{what}: {error.filename} cannot be used ({error.strerror}); free some space there, "
+            f"{what}: {error.filename} cannot be used ({error.strerror}); free some disk space, "
             "or set HF_HOME to another directory"
         )
     elif isinstance(error, JSONDecodeError | KeyError):

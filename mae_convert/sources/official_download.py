@@ -181,8 +181,8 @@ def _examine(path: Path, official: OfficialFile) -> str:
     official_names = family.candidates(checkpoint.configuration.model, checkpoint.task)
     if checkpoint.layout.name != family.model_layouts["torch"] or official not in official_names:
         raise CheckpointError(
-            f"the downloaded file is not the official checkpoint {official.name}: its tensors are "
-            "those of another model or layout "
+            f"the downloaded file is not the official checkpoint {official.name}: it contains "
+            "another model or layout "
             f"({checkpoint.task}, {checkpoint.configuration.model.num_hidden_layers} blocks)",
             hint=f"unset {MIRROR} to download the file from its publisher"
             if address_in(MIRROR)

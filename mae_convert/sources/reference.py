@@ -45,8 +45,8 @@ def parse_source(text: str) -> Source:
     reference to the Hub.
 
     Raises:
-        MaeConvertError: the text is a URL or an invalid reference that does not refer to a model on
-            the Hub; or it is a path that does not exist and looks like the name of a repository or
+        MaeConvertError: the text is a URL that does not refer to a model on the Hub, or an invalid
+            Hub reference; or a path that does not exist and looks like the name of a repository or
             of an official checkpoint. Any other path that does not exist is returned.
         MissingRequirementError: the text refers to the Hub, and huggingface_hub is too old.
     """

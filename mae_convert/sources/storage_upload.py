@@ -319,7 +319,7 @@ def _listed(target: Target, pattern: re.Pattern[str]) -> list[str]:
 def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
     """Return whether a file was written more than `seconds` before the file `than`.
 
-    The times are those of the storage's clock. The result is False if a time is not available.
+    The times are measured by the storage's clock. The result is False if a time is not available.
     """
     try:
         return bool((system.modified(than) - system.modified(path)).total_seconds() > seconds)

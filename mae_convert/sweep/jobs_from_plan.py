@@ -49,7 +49,7 @@ def read_plan(
 
     Args:
         arguments: one plan, or any number of checkpoints and patterns.
-        specified: the values of fields on the command line, which replace those of the plan.
+        specified: the values of fields on the command line, which replace the plan's values.
         allow_code: whether the plan may specify external code and Python interpreters. The
             command line may always specify them.
 
@@ -389,7 +389,9 @@ def _unique_names(job: Job) -> Iterator[str]:
 
 def _collision(path: str, job: Job, other: Job) -> PlanError:
     if path == job.key:
-        return PlanError(f"{job.where}, source: this job is a duplicate of another ({other.where})")
+        return PlanError(
+            f"{job.where}, source: this job is a duplicate of another job ({other.where})"
+        )
     different = [n for n in job.settings if job.settings[n] != other.settings.get(n)]
     hint = "{parent}, {stem}" if job.source != other.source else f"{{{different[0]}}}"
     return PlanError(

@@ -160,7 +160,7 @@ def _not_yaml(path: Path, error: Exception) -> PlanError:
 
 
 def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the pairs of key and value node of a YAML mapping, first those merged by ``<<``.
+    """Yield the pairs of key and value node of a YAML mapping, first the pairs merged by ``<<``.
 
     Raises:
         PlanError: the node is not a mapping, or a key occurs twice or is not allowed.
@@ -192,7 +192,7 @@ def _with_merged(
 ) -> dict[str, Any]:
     """Return a dictionary from the keys of a YAML mapping to the nodes of their values.
 
-    The mapping's own keys replace those of mappings that are merged by ``<<``.
+    The mapping's own keys replace the keys of mappings that are merged by ``<<``.
 
     Args:
         path: the plan.

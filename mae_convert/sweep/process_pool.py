@@ -202,8 +202,8 @@ def _resources_for(
 ) -> tuple[int, str | None] | None:
     """Return the memory in bytes and the GPU to reserve for a job, or None if the job must wait.
 
-    A job runs alone if it needs too much memory to run beside others, or if its process was killed
-    in an earlier attempt.
+    A job runs alone if it needs too much memory to run beside other jobs, or if its process was
+    killed in an earlier attempt.
     """
     gpu = None
     if pending.job.needs_gpu and allowed.gpus:

@@ -1,4 +1,4 @@
-"""The cluster engine: Ray schedules the jobs, and repeats those whose node or process fails."""
+"""The cluster engine: Ray schedules the jobs, and repeats a job if its node or process fails."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -213,7 +213,7 @@ def _check_tables(file: sqlite3.Connection) -> None:
         "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%' ORDER BY name"
     ).fetchall()
     if definitions != [(f"CREATE TABLE {name} {body}",) for name, body in sorted(TABLES.items())]:
-        raise sqlite3.DatabaseError("its tables are not those of this version")
+        raise sqlite3.DatabaseError("its tables differ from the tables of this version")
 
 
 def _rows(file: sqlite3.Connection) -> dict[str, Row]:

@@ -82,7 +82,7 @@ def run_sweep(
         pending: the jobs to run.
         results: the file that the rows are written to.
         engine: runs the jobs and yields a row for each.
-        fail_fast: after the first job that fails, stop the running jobs and start no others.
+        fail_fast: after the first job that fails, stop the running jobs and start no further jobs.
         on_row: called with each row after it is written.
     """
     rows = []

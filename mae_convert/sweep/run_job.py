@@ -128,7 +128,7 @@ def _local_path(text: str, folder: Path) -> tuple[Path, Any]:
 
 
 def _output_path(job: Job, scratch: Path) -> Path:
-    """Return the path of the converted file or directory: a temporary one for remote targets."""
+    """Return the path of the converted file or directory, temporary for a remote target."""
     if job.target is not None and not storage.is_remote(job.target):
         return Path(job.target)
     folder = scratch / "converted"
@@ -220,7 +220,7 @@ def _add_hash_and_size(results: dict[str, Any], name: str, checkpoint: Checkpoin
 
 
 def _upload_and_publish(job: Job, target: Path, results: dict[str, Any]) -> None:
-    """Upload the target to remote storage and publish it on the Hub, if the job specifies this."""
+    """Upload the target to remote storage and publish it on the Hub, as the job specifies."""
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 

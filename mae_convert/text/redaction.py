@@ -1,7 +1,7 @@
-"""Remove credentials from messages: error messages of servers may repeat them.
+"""Remove credentials from messages: error messages of servers may repeat credentials.
 
-The values of this process's own credentials are known: those in environment variables and in the
-file of AWS credentials, and the token that ``hf auth login`` has stored. Other credentials are
+The values of this process's own credentials are known: the values in environment variables and in
+the file of AWS credentials, and the token that ``hf auth login`` has stored. Other credentials are
 recognised by their position (in a URL, after the name of a header or parameter) or by the prefix of
 Hub tokens.
 """

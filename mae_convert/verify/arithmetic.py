@@ -59,7 +59,7 @@ def resampled_positions(
         embedding: the position embedding.
         grid: h and w of the embedding.
         new_grid: h and w after resampling.
-        first: number of rows before those of the patches; these first rows are copied.
+        first: number of rows before the rows of the patches; the first rows are copied.
         aligned: whether the corner patches of both grids have the same positions.
     """
     width = embedding.shape[-1]

@@ -51,7 +51,7 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
 
 
 def _assumptions_about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assumption]:
-    """Yield the assumptions about one field: one for both sides if they share it."""
+    """Yield the assumptions about one field: a single assumption if both sides share it."""
     entries = {
         side: trace.description["assumptions"][field]
         for side, trace in (("A", a), ("B", b))

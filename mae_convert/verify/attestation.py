@@ -131,8 +131,8 @@ def _licence(folder: Path) -> str | None:
 def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
     """Return the checks of the signature and of the signed statement.
 
-    Files that were not signed are not checked here; the certificate covers those that affect the
-    model.
+    Files that were not signed are not checked here; the certificate covers the files that affect
+    the model.
 
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be

@@ -217,8 +217,8 @@ def _require_unchanged(files: Mapping[str, str], folder: Path) -> None:
         if not path.is_file() or file_sha256(path) != sha256:
             raise CheckpointError(
                 path,
-                " is not the file that was verified: it was changed or replaced in the meantime; "
-                "no certificate was written",
+                " is not the file that was verified: it was changed or replaced after the "
+                "verification; no certificate was written",
                 hint="verify again",
             )
 

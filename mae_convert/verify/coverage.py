@@ -67,7 +67,7 @@ def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
         inputs = trace.family.additional_shapes(trace.configuration.model)
         if absent := [n for n in inputs if n not in used]:
             names = " and ".join(absent)
-            yield f"the effect of {names} on {name}; the inputs do not contain them"
+            yield f"the effect of {names} on {name}, because the inputs do not contain {names}"
 
 
 def _precisions(a: Trace, b: Trace) -> Iterator[str]:

@@ -33,9 +33,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 def function_error(a: np.ndarray, b: np.ndarray) -> float:
     """Return the distance between two float64 results, to be compared with ``FUNCTION_LIMIT``.
 
-    This is the relative L2 distance. A few very large elements can hide the error of the others; so
-    if the distance is within the limit but the error of a single element is not, that error is
-    returned instead (see ``element_error``).
+    The distance is the relative L2 distance. A few very large elements can hide the errors of the
+    other elements; so if the distance is within the limit but the error of a single element is not,
+    the error of the element is returned instead (see ``element_error``).
     """
     error = relative_error(a, b)
     if not error <= FUNCTION_LIMIT:

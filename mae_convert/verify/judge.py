@@ -111,8 +111,8 @@ class Verdict:
     """Phrases that name everything that the verdict does not cover."""
 
     replayed: bool = False
-    """Whether the results of A were taken from B's certificate and A itself was not run. Such a
-    verdict is not a proof: a certificate can contain the results of any model."""
+    """Whether the results of A were taken from B's certificate and A itself was not run. The
+    verdict is then not a proof: a certificate can contain the results of any model."""
 
     assumptions: tuple[Mapping[str, Any], ...] = ()
     """Assumptions about fields that affect the outputs, as returned by
@@ -127,7 +127,7 @@ class Verdict:
 
     isolated: tuple[Mapping[str, Any], ...] = ()
     """The steps of a step-isolated comparison, as returned by
-    `mae_convert.verify.isolation.Step.plain`; empty without such a comparison."""
+    `mae_convert.verify.isolation.Step.plain`; empty if no isolated steps were compared."""
 
     meanings: tuple[str, ...] = ()
     """Sentences that explain the size of the differences between outputs."""
@@ -147,8 +147,8 @@ def judge(a: Trace, b: Trace, *, compare_weights: bool = True) -> Verdict:
             the forward passes.
 
     Raises:
-        MaeConvertError: the traces have different inputs or no result in common, or one of them
-            has no float64 run or is incomplete.
+        MaeConvertError: the traces have different inputs or no result in common, or a trace has
+            no float64 run or is incomplete.
     """
     _check_comparable(a, b)
     function = list(_function(a, b))
@@ -209,7 +209,7 @@ def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
 
 
 def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """Return the differing tensors, beginning with those that affect the first divergence.
+    """Return the differing tensors, beginning with the tensors that affect the first divergence.
 
     Args:
         differing: the names of tensors that differ.

@@ -45,7 +45,7 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The available information about a checkpoint: its tensors, or only a record of them."""
+    """The available information about a checkpoint: its tensors, or only a record."""
 
     name: str
     """Path of the checkpoint or of the record, as specified by the user."""
@@ -100,7 +100,7 @@ class Lineage:
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Differing fields that affect the outputs, with their values in A and B; the digests of the
-    configurations if only these are available."""
+    configurations if only digests are available."""
 
     not_compared: tuple[str, ...] = ()
     """Phrases that name what could not be compared."""
@@ -268,7 +268,7 @@ def _configuration(
 
 
 def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
-    """Return the relation of two checkpoints, at least one of which is known only by a record."""
+    """Return the relation of two checkpoints if only a record of at least one is available."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None
@@ -309,7 +309,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
         )
     digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
     sentence = f"no relation found, according to the record, because of different {digests}"
-    not_compared = ("single tensors, because a record contains no digests of them",)
+    not_compared = ("single tensors, because a record contains no digests of single tensors",)
     return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=not_compared)
 
 

@@ -197,7 +197,7 @@ def removed_tokens(trace: "Trace", mask: np.ndarray, count: int) -> np.ndarray:
     Args:
         trace: the trace of a pre-training model.
         mask: (N, L), 1 where a patch is removed.
-        count: number of decoder tokens; those before the patches are never removed.
+        count: number of decoder tokens; tokens before the patches are never removed.
     """
     if described_family(trace.description).predicts_removed_only:
         mask = np.sort(mask, axis=1)  # mask tokens come last
@@ -211,7 +211,7 @@ def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     Args:
         trace: the trace.
         name: the name of the embedding.
-        count: the number of tokens: without the class token in the encoder, with it in the decoder.
+        count: the number of tokens; the class token is included in the decoder only.
     """
     restore = trace.arrays.get("ids_restore")
     if restore is None:
@@ -223,7 +223,7 @@ def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
 
 
 def _results(name: str, a: "Trace", b: "Trace") -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the float64 results of both sides, or None if they cannot be compared.
+    """Return the float64 results of both sides, or None if the results cannot be compared.
 
     If a side has non-finite values, the masks of finite values are returned instead.
     """

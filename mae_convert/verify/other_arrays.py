@@ -1,7 +1,7 @@
 """Compare a trace with arrays that another program stored, matched by a map of names.
 
 The arrays have no metadata: weights, configuration and versions are unknown, and the inputs are
-known only if they are stored too. So a verdict on them is never a proof.
+known only if the file contains them too. So a verdict on such arrays is never a proof.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

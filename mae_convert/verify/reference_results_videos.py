@@ -95,7 +95,7 @@ _CORNERS: Mapping[str, Corner] = {
 
 
 def _reference_results() -> Iterator[VideoReferenceResult]:
-    """Yield the reference results of the classifiers, then those of the pre-training models."""
+    """Yield the reference results of the classifiers, then of the pre-training models."""
     for name, logits in _LOGITS.items():
         yield VideoReferenceResult(f"hf://MCG-NJU/videomae-{name}", (logits,))
     for name, corner in _CORNERS.items():

@@ -284,7 +284,7 @@ def _reason_not_proven(verdict: Verdict) -> str:
 
 
 def _how_it_was_loaded(verdict: Verdict) -> str:
-    """Return which part of mae-convert loaded a side, and advice on how to avoid this, as text."""
+    """Return which part of mae-convert loaded a side, and how to load it natively, as text."""
     parts = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, parts), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")
