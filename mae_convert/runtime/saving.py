@@ -35,8 +35,8 @@ def save_model(
     """Write a reference model as a checkpoint, then read it back and compare every tensor.
 
     Args:
-        model: a reference model of PyTorch or Keras, or an instance of a subclass; wrapped by
-            ``torch.compile`` or ``DistributedDataParallel`` or not wrapped.
+        model: a reference model of PyTorch or Keras. An instance of a subclass, or a model that is
+            wrapped by ``torch.compile`` or ``DistributedDataParallel``, is also accepted.
         target: the directory or file to write.
         layout: the layout to write.
         dtype: round every tensor to this dtype; by default the dtypes of the model.
@@ -82,7 +82,7 @@ def checkpoint_of(model: Any, metadata: ModelMetadata | None = None) -> Checkpoi
     if {name: tensor.shape for name, tensor in tensors.items()} != external:
         raise MaeConvertError(
             "the model's tensors do not match its configuration",
-            hint="save it with the configuration that it was created with",
+            hint="save the model with the configuration that it was created with",
         )
     canonical = read_tensors(tensors, rules)
     metadata = (

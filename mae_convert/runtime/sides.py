@@ -111,7 +111,7 @@ class Side:
 
     fork_server: ForkServer | None = field(default=None, compare=False, repr=False)
     """A fork server of PyTorch. It starts the child process if a forked process is equivalent to a
-    new one. None to always start a new process."""
+    new process. None to always start a new process."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
@@ -167,13 +167,14 @@ def check_foreign(sides: Sequence[Side], *, gradients: bool, isolate: bool = Fal
 
 
 def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
-    """Return a side whose framework is set: the specified or an installed framework.
+    """Return the side with its framework set, by default to an installed framework.
 
     A framework that loads the tensor names of the checkpoint natively is preferred. A framework
     counts as installed if everything that the run imports is installed.
 
     Raises:
-        MissingRequirementError: the specified framework is not installed, or no framework is.
+        MissingRequirementError: the specified framework is not installed, or no framework is
+            installed.
     """
     side = with_foreign(side)
     if side.foreign is not None:
@@ -252,7 +253,7 @@ def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
-    """Return whether an interpreter can find the packages that a run imports; none is imported.
+    """Return whether an interpreter can find the packages that a run imports, without importing.
 
     Args:
         framework: one of ``FRAMEWORKS``.

@@ -65,8 +65,8 @@ def make(
 def mapped_memory(tensors: Sequence[LazyTensor]) -> dict[str, tuple[mmap.mmap, int]]:
     """Return the memory mapping and the offset of each tensor that can be mapped, by tensor name.
 
-    There is one private mapping for each file. If tensors share bytes of a file, only the first of
-    them is mapped, because training one mapped tensor would also change the others.
+    There is one private mapping for each file. If tensors share bytes of a file, only the first
+    tensor is mapped, because training one mapped tensor would also change the other tensors.
     """
     positions = [(position, tensor) for tensor in tensors if (position := file_position(tensor))]
     mappings = {
@@ -124,7 +124,7 @@ def with_config(model: Any, config: Any) -> Any:
 
 
 def check_same(actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise LayoutError if names or shapes of tensors differ from the expected ones."""
+    """Raise LayoutError if the shapes of tensors, by name, differ from the expected shapes."""
     if actual != expected:
         different = sorted(
             name

@@ -120,8 +120,9 @@ def describe(
 ) -> dict[str, Any]:
     """Return a trace's metadata, which a verdict needs in addition to the results.
 
-    Its ``tensors`` contains shape, dtype and SHA-256 of every canonical tensor. Its ``native`` is
-    true if `converted_by` is None: no code of mae-convert read or converted the stored tensors.
+    The field ``tensors`` contains shape, dtype and SHA-256 of every canonical tensor. The field
+    ``native`` is true if `converted_by` is None: no code of mae-convert read or converted the
+    stored tensors.
     """
     hashes = files_sha256(checkpoint.container.opened)
     description = {

@@ -89,7 +89,7 @@ def _array_problems(
         dtype, _, result = name.partition("/")
         if name not in MASKING and (dtype not in description["dtypes"] or not result):
             yield (
-                f"the array {name} does not belong to one of its runs "
+                f"the array {name} does not belong to a run of the trace "
                 f"({', '.join(description['dtypes'])})"
             )
         elif (
@@ -109,7 +109,7 @@ def _array_problems(
 def _required_results(description: Mapping[str, Any]) -> list[str]:
     """Return the names of the results that a float64 run must have.
 
-    External code may omit all results except the final one.
+    External code may omit all results except the final result.
     """
     task = description["task"]
     settings = description.get("settings") or {}
@@ -172,7 +172,7 @@ def _tap_shape(name: str, family: Family, config: Any) -> Shape | None:
 
 
 def has_control_characters(value: Any) -> bool:
-    """Return whether a string in a value, including nested ones, has control characters."""
+    """Return whether a string in a value, at any depth, contains control characters."""
     if isinstance(value, str):
         return bool(CONTROL.search(value))
     if isinstance(value, Mapping):

@@ -186,9 +186,9 @@ def run(job_path: Path) -> None:
 
 
 def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
-    """Return ``{"omits": NAMES}``, the results that external code did not compute, or {}.
+    """Return ``{"omits": NAMES}`` with the names of results that external code did not compute.
 
-    The result is {} if the model was not run by external code.
+    The result is an empty dictionary if the model was not run by external code.
     """
     if foreign is None:
         return {}

@@ -46,7 +46,8 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 def address_in(variable: str) -> str | None:
     """Return the URL of a server in an environment variable, or None if it is not set.
 
-    The client and its HTTP library raise errors of many types for an invalid URL.
+    The URL is checked, because the client and its HTTP library raise errors of many types for an
+    invalid URL.
 
     Raises:
         MaeConvertError: the value is not the URL of a server.
@@ -140,7 +141,7 @@ def wait_after(error: BaseException, attempt: int, waited: float = 0.0) -> float
 
     Args:
         error: the error of the last attempt.
-        attempt: the number of the last attempt; the first one has the number 0.
+        attempt: the number of the last attempt; the first attempt has the number 0.
         waited: the total number of seconds waited so far, which is limited.
     """
     waits = WAITS_FOR_A_CONNECTION if _not_connected(error) else WAITS
@@ -259,7 +260,7 @@ def unexpected_response(what: str, server: str = "the Hub") -> MissingRequiremen
 def _was_raised_by_client(error: BaseException) -> bool:
     """Return whether code of the client or of its libraries raised an error.
 
-    They do so for responses with an unexpected structure.
+    This is the case if a response has an unexpected structure.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

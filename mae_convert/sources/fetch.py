@@ -171,7 +171,7 @@ def _examined(path: Path, download: DownloadRequest, record: Record | None) -> R
     """Check a file's hash and content, and return its record.
 
     Raises:
-        CheckpointError: the file is not the expected one.
+        CheckpointError: the hash or the content of the file is not as expected.
     """
     sha256, md5 = hashes(path)
     if download.md5 and not md5.startswith(download.md5):

@@ -109,7 +109,7 @@ def licence_of_repository(repo_id: str, card: Mapping[str, Any]) -> dict[str, st
 
     A copy of official weights has the licence of the official weights, even if its model card
     states another licence: the cards of facebook/vit-mae-* state Apache-2.0, but the weights were
-    not published under it.
+    not published under this licence.
     """
     if same := [o for o in official_files() if o.on_the_hub == repo_id]:
         return {"license": same[0].license}

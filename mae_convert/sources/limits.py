@@ -1,7 +1,7 @@
 """Limits on the responses that the Hub's client accepts from servers.
 
-They concern the size, the duration and the number of responses, and the wait that a server may
-request (``Retry-After``).
+There are limits on the size, the duration and the number of responses, and on the wait that a
+server may request (``Retry-After``).
 
 The client reads a response of the Hub's API completely before it parses it, and waits as long as
 the server requests. The limits apply to calls of mae-convert within `limits_on_responses`, and not

@@ -170,10 +170,10 @@ def confirmed_fingerprints() -> dict[str, dict[str, str]]:
 
 
 def _examine(path: Path, official: OfficialFile) -> str:
-    """Return the fingerprint of a downloaded file, after checking that it is the official one.
+    """Return the fingerprint of a downloaded file, after checking that it is the official file.
 
     Raises:
-        CheckpointError: the tensors in the file have other names or shapes than the official ones.
+        CheckpointError: the file contains another model or layout than the official checkpoint.
     """
     origin = Origin(official.name, config=official.config, config_source=CATALOG)
     checkpoint = open_checkpoint(path, origin=origin)

@@ -147,7 +147,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
 
 
 def mismatch(local: Path, entry: Entry) -> str:
-    """Return a phrase that states the hashes if a file's hash differs from the Hub's, else ""."""
+    """Return a phrase with both hashes if a file's hash differs from the Hub's hash, else ""."""
     if entry.sha256 is not None:
         measured, expected, kind = file_sha256(local), entry.sha256, "SHA-256"
     elif entry.git_oid is not None:

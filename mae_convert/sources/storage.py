@@ -1,6 +1,6 @@
 """Files in remote storage through fsspec: S3, Google Cloud Storage and others.
 
-Reading streams a file to the local disk; `mae_convert.sources.storage_upload` writes.
+Files are copied to the local disk to be read; `mae_convert.sources.storage_upload` writes files.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ A process uploads its files under temporary names, reads them back and compares 
 the target: it writes a lock file in the target's parent directory, and checks whether there is a
 lock file of another process. Only one process at a time moves its files to their final names.
 Remote storage cannot rename a directory: its files are renamed one after the other, and
-``config.json``, by which readers recognise a model, is the last. Finally the files are compared
+``config.json``, by which readers recognise a model, is renamed last. Finally the files are compared
 again under their final names, the lock is released, and the upload is complete. A later upload to
 the same target removes the files of a killed process, but only if they are old: a process cannot
 know whether another process, which may be on another machine, is still running.

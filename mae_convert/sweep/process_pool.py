@@ -2,11 +2,11 @@
 
 If a process is killed, its job is run again without other jobs: memory may have run out.
 
-`concurrent.futures.ProcessPoolExecutor` and loky do not do this: when one of their processes dies,
-the pool is broken and every job that is queued or running fails (`BrokenProcessPool`); they start a
-job as soon as a worker is free, without regard to memory; and their initializer is the same for all
-workers, so that a job cannot be assigned a GPU before its framework is imported. A single running
-job cannot be stopped.
+`concurrent.futures.ProcessPoolExecutor` and loky cannot be used instead: when one of their
+processes dies, every job that is queued or running fails (`BrokenProcessPool`); they start a job as
+soon as a worker is free, without regard to memory; their initializer is the same for all workers,
+so that a job cannot be assigned a GPU before its framework is imported; and they cannot stop a
+single running job.
 """
 
 import multiprocessing

@@ -43,7 +43,7 @@ TABLES = {
 class Results:
     """The results file of a sweep: rows of ended jobs, and the targets of jobs that were started.
 
-    Only one sweep at a time can open it.
+    Only one sweep at a time can open the file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Text for output: external text in a safe form, and numbers, sizes and counts as text.
 
 File names, tensor names, configurations and responses of servers are external text, which may be
-malicious. There is one function for each kind of output; external text is passed through it where
-the output is created.
+malicious. There is one function for each kind of output; external text is passed through this
+function where the output is created.
 """
 
 import re
@@ -123,7 +123,7 @@ def format_number(value: Any) -> str:
 
 
 def format_size(size: Any) -> str:
-    """Return "height x width" for the size of an image or a patch, which is one number or two."""
+    """Return "height x width" for a size of an image or a patch: one number, or two numbers."""
     if size is None:
         return "size not specified"
     height, width = (size, size) if isinstance(size, int) else size
@@ -139,7 +139,7 @@ def format_bytes(count: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, which takes an "s" unless the count is 1: 3 tensors."""
+    """Return a count and a noun, with a plural "s" unless the count is 1, such as "3 tensors"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -32,7 +32,7 @@ def round_half_even(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def accept_either_rounding(
     exact: np.ndarray, rounded: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """Return `rounded`, with the values of `target` where they are at least as close to `exact`.
+    """Return `rounded`, replaced by `target` where `target` is at least as close to `exact`.
 
     Two algorithms can compute float64 values on opposite sides of the midpoint between two values
     of the stored dtype, and then round differently; both roundings are accepted.

@@ -1,8 +1,8 @@
 """Assumed values of configuration fields that affect the outputs, and whether they prevent a proof.
 
-If both sides assume the same value, their outputs agree even if it is wrong, so a comparison cannot
-confirm the value. If only one side assumes a value and the other side specifies the same value, the
-value is confirmed.
+If both sides assume the same value, their outputs agree even if the value is wrong, so a comparison
+cannot confirm the value. If only one side assumes a value and the other side specifies the same
+value, the value is confirmed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -31,11 +31,11 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def function_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the distance between two float64 results, to be compared with ``FUNCTION_LIMIT``.
+    """Return the relative L2 distance between two float64 results, or the error of an element.
 
-    The distance is the relative L2 distance. A few very large elements can hide the errors of the
-    other elements; so if the distance is within the limit but the error of a single element is not,
-    the error of the element is returned instead (see ``element_error``).
+    The result is compared with ``FUNCTION_LIMIT``. A few very large elements can hide the errors of
+    the other elements. Therefore, if the distance is within the limit but the error of an element
+    is not, the error of the element is returned (see ``element_error``).
     """
     error = relative_error(a, b)
     if not error <= FUNCTION_LIMIT:
@@ -45,7 +45,7 @@ def function_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def element_error(a: np.ndarray, b: np.ndarray, negligible: float = 0.0) -> float:
-    """Return the largest error of an element of ``a``, relative to that element of ``b``.
+    """Return the largest error of an element of ``a``, relative to the same element of ``b``.
 
     A very small element, such as a sum whose terms cancel, has a large error relative to itself, so
     no error is divided by less than the lower quartile of the nonzero elements of ``b``.

@@ -188,7 +188,7 @@ def unread_in_words(verdict: Verdict) -> str:
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """Return the checks that a passed verdict must also pass to be a proof.
 
-    They require that no mapping table was used, that every tensor which only one side has is
+    The checks require that no mapping table was used, that every tensor which only one side has is
     declared, that every field which a library may use is read, and that the two sides share no
     assumption that the comparison cannot confirm.
 
@@ -293,7 +293,8 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
     The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
     is a rounding error, whose size depends on the terms of the key weight's gradient; so the
-    distance is divided by the larger of the norms of the two exact gradients.
+    distance is divided by the norm of the exact gradient of the key bias or the key weight,
+    whichever is larger.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))

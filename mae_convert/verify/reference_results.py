@@ -35,7 +35,7 @@ class ReferenceResult:
             "torch" or "numpy".
         corner: the published values, logits [0, :3, :3].
         absolute: absolute tolerance.
-        relative: relative tolerance, which is added to the absolute tolerance.
+        relative: tolerance relative to each value, which is added to the absolute tolerance.
         layer_norm_eps: the LayerNorm epsilon with which the values were computed; None if it is
             the LayerNorm epsilon of the checkpoint.
         where: the publisher.
@@ -134,7 +134,7 @@ def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
 
 
 class PublishedValues(Protocol):
-    """Protocol of the reference results for image and video models, which are dataclasses."""
+    """The fields of the two dataclasses of reference results, for image and for video models."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -228,7 +228,7 @@ def compare_with_reference(
 
 
 def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> Preprocessing:
-    """Return the publisher's preprocessing: transformers resized images bilinearly at that time."""
+    """Return the preprocessing that the publisher used, which resizes images bilinearly."""
     return Preprocessing(
         channels=3,
         resize=(reference.image_size, reference.image_size),

@@ -35,8 +35,8 @@ class Signer:
     """PEM file of the certificate of the key."""
 
     chain: Sequence[Path] = ()
-    """PEM files of the certificates of the authorities that issued ``certificate``, which a
-    verification needs."""
+    """PEM files of the certificates of the authorities that issued ``certificate``; needed to
+    verify the signature."""
 
     keyless: bool = False
     """Whether to sign without a key, as an identity that an OpenID provider confirms."""

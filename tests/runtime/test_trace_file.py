@@ -86,7 +86,7 @@ DAMAGE = {
     "grad/encoder.norm.weight has shape": lambda d, a: a.update(
         {"float64/grad/encoder.norm.weight": np.ones((1, 32))}
     ),
-    "float16/logits does not belong to one of its runs": lambda d, a: a.update(
+    "float16/logits does not belong to a run of the trace": lambda d, a: a.update(
         {"float16/logits": np.ones((2, 16, 192), np.float16)}
     ),
     "ids_restore has shape": lambda d, a: a.update(ids_restore=a["ids_restore"][:, :4].copy()),
