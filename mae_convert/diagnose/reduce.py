@@ -225,7 +225,12 @@ def first_difference(verification: Verification) -> Difference:
             if names := [name for name in names if not name.startswith(GRADIENT)]:
                 first = min(names, key=execution_order)
                 return Difference(first, trace, framework, dtype, _runner(prefix))
-    raise MaeConvertError("no step can be isolated: no result of the runs differs", hint=SEE_CHECKS)
+    only = (
+        "only gradients differ, and steps of the backward pass are not isolated"
+        if any(f"/{GRADIENT}" in name for name in failed)
+        else "no result of the runs differs"
+    )
+    raise MaeConvertError(f"no step can be isolated: {only}", hint=SEE_CHECKS)
 
 
 def _runner(prefix: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mae_convert.errors import CheckpointError, MaeConvertError
 from mae_convert.files.atomic import write_file
-from mae_convert.files.byte_ranges import ByteFile, file_sha256
+from mae_convert.files.byte_ranges import ByteFile, file_sha256, kind_of
 from mae_convert.formats.container import SIGNATURE_NAMES
 from mae_convert.formats.contents import json_in
 from mae_convert.verify.certificate import Certificate, read_certificate
@@ -23,7 +23,9 @@ STATEMENT, SIGNATURE = SIGNATURE_NAMES
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:mae-convert:verification:v1"
 # Fields of the certificate that the statement repeats.
-REPEATED = ("source", "target", "steps", "passed", "proven", "assumptions", "environment")
+REPEATED = (
+    "mae_convert", "source", "target", "steps", "passed", "proven", "assumptions", "environment",
+)  # fmt: skip
 ADVICE = "make it again with `mae-convert attest`"
 
 
@@ -48,8 +50,8 @@ def attest(
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: the directory is not a model directory or has no certificate, a file is a
-            symbolic link or has changed since it was certified, or the key cannot be used.
+        MaeConvertError: the directory is not a model directory or has no certificate, a path is not
+            a file, a file has changed since it was certified, or the key cannot be used.
     """
     signer.check()
     if not folder.is_dir():
@@ -65,7 +67,7 @@ def attest(
         )
     present = sorted(path.name for path in folder.iterdir() if path.name not in SIGNATURE_NAMES)
     chosen = [name for name in present if files is None or name in files]
-    _require_no_links(folder, chosen)
+    _require_files(folder, chosen)
     document = statement(folder, certificate, chosen, licence or _licence(folder))
     text = json.dumps(document, indent=2) + "\n"
     path = folder / STATEMENT
@@ -83,20 +85,27 @@ def attest(
     return folder / SIGNATURE
 
 
-def _require_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Require that no path that is signed is a symbolic link, as model-signing does by default.
+def _require_files(folder: Path, names: Iterable[str]) -> None:
+    """Require that signed paths are files or directories, and that outputs can replace files only.
+
+    Symbolic links are refused as model-signing does by default: a link can refer to a file that
+    does not belong to the model.
 
     Raises:
-        MaeConvertError: a path is a symbolic link, which can refer to a file that does not belong
-            to the model.
+        MaeConvertError: a path is a symbolic link or, for example, a named pipe.
     """
-    paths = (path for name in names for path in (folder / name, *(folder / name).rglob("*")))
-    if link := next((path for path in paths if path.is_symlink()), None):
-        raise MaeConvertError(
-            link,
-            " is a symbolic link, and links are not signed",
-            hint="replace it by a copy of the file, or remove it",
-        )
+    outputs = [folder / name for name in SIGNATURE_NAMES]
+    signed = [path for name in names for path in (folder / name, *(folder / name).rglob("*"))]
+    for path in (*outputs, *signed):
+        if path.is_symlink():
+            raise MaeConvertError(
+                path,
+                " is a symbolic link, and links are not signed",
+                hint="replace it by a copy of the file, or remove it",
+            )
+        kind = kind_of(path)
+        if kind and (path in outputs or not path.is_dir()):
+            raise MaeConvertError(path, f" is {kind} and not a file", hint="remove it")
 
 
 def statement(
@@ -113,7 +122,6 @@ def statement(
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "mae_convert": document["mae_convert"],
             **{name: document[name] for name in REPEATED},
             "licence": licence,
         },

@@ -52,8 +52,8 @@ class Signer:
 
         Args:
             folder: the directory.
-            signature: the file to write.
-            ignored: files that are not signed.
+            signature: the file to write, in the directory.
+            ignored: files in the directory that are not signed.
 
         Raises:
             MissingRequirementError: model-signing is not installed, or sigstore cannot be reached.
@@ -62,7 +62,9 @@ class Signer:
         self.check()
         from model_signing import hashing, signing
 
-        hashed = hashing.Config().set_ignored_paths(paths=[signature, *ignored])
+        # The library resolves ignored paths against the directory.
+        relative = [path.relative_to(folder) for path in (signature, *ignored)]
+        hashed = hashing.Config().set_ignored_paths(paths=relative)
         hashed.set_allow_symlinks(True)  # the library checks ignored paths for links too
         try:
             config = self._configured(signing.Config())
@@ -120,6 +122,9 @@ class Signer:
     def _failure(self, error: Exception) -> MaeConvertError:
         if self.keyless:
             return _sigstore_failure(error, "sign with")
+        if isinstance(error, OSError) and error.filename:
+            problem = f" cannot be read or written: {error.strerror}"
+            return MaeConvertError(Path(error.filename), problem, hint="change its permissions")
         problem = one_line(str(error)) or type(error).__name__
         hint = "use an EC key in PEM format" + (", and its certificate" if self.certificate else "")
         assert self.private_key is not None

@@ -19,6 +19,7 @@ from mae_convert.formats.dtypes import BFLOAT16
 from mae_convert.runtime.child_files import BY_TABLES, stage
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.distance import relative_error
+from mae_convert.verify.judge import Check
 from mae_convert.verify.verification import Options, parse_options, run_verification
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -260,6 +261,15 @@ def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path
     done = by_other_code(source, tmp_path, names={}, fields="{'hidden_act': 'relu'}")
     with pytest.raises(MaeConvertError, match=r"logits is the first result.*to ACTIVATIONS"):
         reduced(done)
+    for name, first, words in (
+        ("function/grad/encoder.cls_token", "grad/encoder.cls_token", "only gradients differ"),
+        ("float32/B/grad/encoder.cls_token", None, "only gradients differ"),
+        ("weights/tensors that differ", None, "no result of the runs differs"),
+    ):
+        checks = (Check(name, False, 1.0, 0.0),)
+        verdict = replace(done.verdict, checks=checks, first_divergence=first)
+        with pytest.raises(MaeConvertError, match=words):
+            reduced(replace(done, verdict=verdict))
 
 
 def test_bfloat16_weights_are_reproduced(source, tmp_path, monkeypatch, capsys):

@@ -3,9 +3,12 @@
 import datetime
 import importlib.util
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.verify import signing
@@ -116,6 +119,20 @@ def test_signed_model_is_verified_with_its_statement(signed, command):
 
 
 @needs_package
+def test_model_signing_itself_accepts_a_signature_that_was_made_again(signed, monkeypatch):
+    from click.testing import CliRunner
+    from model_signing._cli import main
+
+    folder, private, public = signed
+    monkeypatch.chdir(folder.parent)
+    attest(Path(folder.name), Signer(private))  # again, with a relative path
+    (line,) = re.findall(r"`model_signing (.*)`", (ROOT / "docs/publishing.md").read_text())
+    replaced = line.replace("my-mae", folder.name).replace("key.pub", str(public))
+    result = CliRunner().invoke(main, replaced.split())
+    assert (result.exit_code, result.output) == (0, "Verification succeeded\n")
+
+
+@needs_package
 def test_every_changed_or_missing_file_fails(signed, tmp_path):
     folder, _, public = signed
     for path in sorted(folder.iterdir()):
@@ -142,8 +159,9 @@ def problem(folder, public):
 
 
 @needs_package
-@pytest.mark.parametrize("name", ["source", "target", "steps", "passed", "proven", "assumptions",
-                                  "environment", "_type", "predicateType", "subject"])  # fmt: skip
+@pytest.mark.parametrize("name", ["mae_convert", "source", "target", "steps", "passed", "proven",
+                                  "assumptions", "environment", "_type", "predicateType",
+                                  "subject"])  # fmt: skip
 def test_signed_statement_with_other_content_fails(signed, name):
     """The statement is signed with the correct key, but its content is wrong."""
     folder, private, public = signed
@@ -379,7 +397,7 @@ def test_published_files_are_signed_and_checked_after_the_download(
 
 
 @needs_package
-def test_a_link_in_the_directory_is_not_signed(signed, command):
+def test_a_link_in_the_directory_is_not_signed(signed, tmp_path, command, monkeypatch):
     folder, private, public = signed
     statement = (folder / STATEMENT).read_text()
     (folder / "secret.txt").symlink_to(private)
@@ -392,6 +410,17 @@ def test_a_link_in_the_directory_is_not_signed(signed, command):
         names = [path.name for path in folder.iterdir() if path.name not in ("more", "secret.txt")]
         link.unlink()
     assert failed(folder, public) == []
+    signature = (folder / SIGNATURE).rename(tmp_path / "elsewhere")
+    (folder / SIGNATURE).symlink_to(signature)  # the library would write to its target
+    with pytest.raises(MaeConvertError, match=rf"{SIGNATURE} is a symbolic link"):
+        attest(folder, Signer(private))
+    (folder / SIGNATURE).unlink()
+    (folder / SIGNATURE).mkdir()
+    with pytest.raises(MaeConvertError, match=rf"{SIGNATURE} is a directory and not a file"):
+        attest(folder, Signer(private))
+    (folder / SIGNATURE).rmdir()
     (folder / "notes.txt").symlink_to(private)  # not among the published files
-    attest(folder, Signer(private), files=names)
+    monkeypatch.chdir(folder.parent)
+    attest(Path(folder.name), Signer(private), files=names)
+    (folder / "notes.txt").unlink()
     assert failed(folder, public) == []
