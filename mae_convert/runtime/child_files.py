@@ -34,7 +34,8 @@ from mae_convert.runtime.sides import (
     named_loader,
 )
 
-# The file that a checkpoint is converted to if the framework has other tensor names.
+# The format and suffix of the file to which a checkpoint is converted if a framework requires other
+# tensor names. Without a suffix, it is a directory.
 STAGED_AS = {
     "torch": (SAFETENSORS, ".safetensors"),
     "tensorflow": (KERAS_H5, ".weights.h5"),
@@ -43,7 +44,7 @@ STAGED_AS = {
     "timm": (SAFETENSORS, ""),
     "terratorch": (SAFETENSORS, ".safetensors"),
 }
-# The format and suffix of the file for tensors that were in an HDF5 file.
+# The format and suffix of the file to which the tensors of an HDF5 file are written.
 HDF5 = {
     TF_H5: (TF_H5, ".h5"),
     KERAS_H5: (KERAS_H5, ".weights.h5"),
@@ -61,15 +62,15 @@ class Staged:
     """The files with the tensors, which the child reads."""
 
     loader: str
-    """The name of the loader, which converts the stored tensor names to those of the model."""
+    """The name of the loader, which converts the stored tensor names to the model's names."""
 
     converted_by: str | None = None
     """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
     which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
-    """Hashes of the stored tensors if ``weights`` was computed from them: the child checks that the
-    library reads the same tensors from the checkpoint. Otherwise None."""
+    """Hashes of the stored tensors if the tensors in ``weights`` were computed from them: the child
+    checks that the library reads the same tensors from the checkpoint. Otherwise None."""
 
 
 def stage(
@@ -83,8 +84,8 @@ def stage(
     """Return the weights for a child process.
 
     If the tensors have the framework's own names, the library of the file format loads the files
-    unchanged. If declared steps were applied, mae-convert writes the new tensors to a file, and the
-    child checks with the library that the stored tensors were read correctly. If no library can
+    unchanged. If declared changes were applied, mae-convert writes the new tensors to a file, and
+    the child checks with the library that the stored tensors were read correctly. If no library can
     read the files in the child process, mae-convert reads them and writes the tensors to a file
     under the same names. If the tensors have other names, the mapping tables convert them.
 
@@ -92,8 +93,8 @@ def stage(
         checkpoint: the checkpoint.
         framework: the framework that runs it.
         work: a directory for files that are created.
-        as_stored: whether the tensors are unchanged tensors of the checkpoint; False after declared
-            steps.
+        as_stored: whether the tensors are unchanged tensors of the checkpoint; False after changes
+            that a conversion declares, such as resampling.
         unread: why the library could not read the files, if a first attempt failed; otherwise None.
     """
     loader = loader_for(checkpoint, framework) if unread is None else None
@@ -155,7 +156,7 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
     used = {stored[rule.external] for rule in checkpoint.rules}
     others = {**dict.fromkeys(stored.values()), **checkpoint.dropped}
     return StoredWeights(
-        files=tuple(map(str, container.files[1:] or container.files)),  # the first is an index
+        files=tuple(map(str, container.files[1:] or container.files)),  # an index precedes shards
         format=container.kind,
         key=container.wrapper or "",
         unused=tuple(name for name in others if name not in used),
@@ -244,7 +245,7 @@ def linked_to_open_files(
     """Return the weights with their paths replaced by links to open files, and the open files.
 
     Args:
-        staged: files of the checkpoint, its directory, or files that were created in ``work``.
+        staged: the weights: files of the checkpoint, its directory, or files in ``work``.
         checkpoint: the checkpoint.
         work: a directory for links, which is removed after the run.
 
@@ -268,7 +269,7 @@ def linked_to_open_files(
 
 
 def _paths(weights: StoredWeights, work: Path) -> list[Path]:
-    """Return the checkpoint's files that a child reads, without those in `work`."""
+    """Return the files that a child reads, except files in `work`."""
     paths = [path for path in map(Path, weights.files) if not path.is_relative_to(work)]
     if paths and paths[0].is_dir():
         inside = paths[0].iterdir()

@@ -110,7 +110,7 @@ def _pipe_to_parent() -> Iterator[int]:
 
 def _close(stream: IO[str] | None) -> None:
     if stream is not None:
-        with suppress(OSError):  # data that was not sent to a process that has ended
+        with suppress(OSError):  # unsent data, and a process that has ended
             stream.close()
 
 
@@ -141,7 +141,7 @@ class Clock:
         """Return the error for an exceeded limit.
 
         Args:
-            what: a phrase for the child in the message.
+            what: a phrase that names the child in the message, such as "the torch run".
             job: the job file of the child; its directory has a file with the child's current stage.
         """
         return MaeConvertError(

@@ -15,9 +15,9 @@ from typing import Any
 from mae_convert.errors import MaeConvertError, Option
 from mae_convert.runtime.children import cannot_run, environment_of_child
 
-FOREIGN = "foreign"  # the framework of a run of such code
+FOREIGN = "foreign"  # the value of ``framework`` if external code runs the model
 ORIGINAL = "original"
-LAYOUT = "LAYOUT"  # the variable in such code with the layout of its state dict
+LAYOUT = "LAYOUT"  # the variable of external code that names the layout of its state dict
 FORMS = "PATH.py:FACTORY, MODULE:FACTORY, or original=DIRECTORY with a clone of the authors' code"
 SECONDS = 60
 
@@ -30,7 +30,7 @@ class ForeignCode:
         kind: "file", "module", or "original" for a clone of the authors' code.
         path: the file, the module's dotted name, or the directory.
         factory: the function or class that creates the model; "" for the authors' code.
-        layout: the layout of the state dict that it loads; None for the checkpoint's layout.
+        layout: the layout of the state dict that the code loads; None for the checkpoint's layout.
     """
 
     kind: str
@@ -78,7 +78,8 @@ def parse_foreign(
         option: the name of the option that has this value, for messages.
 
     Raises:
-        MaeConvertError: the file, directory or module does not exist, or the file is not Python.
+        MaeConvertError: the file, directory or module does not exist, is not Python code, or has
+            an invalid ``LAYOUT``.
     """
     name, equals, target = text.partition("=")
     if equals and name == ORIGINAL:
@@ -104,7 +105,7 @@ def parse_foreign(
 
 
 def layout_in(path: Path) -> str | None:
-    """Return the value of ``LAYOUT`` in a file of Python code, which is not run.
+    """Return the value of ``LAYOUT`` in a file of Python code, or None; the code is not run.
 
     Raises:
         MaeConvertError: the file is not Python code, or the value is neither a string nor None.

@@ -1,6 +1,6 @@
 """Import external code in a child process and determine how to run it.
 
-A file or module of such code has a factory, and may define these names (``docs/runners.md``):
+A file or module of external code has a factory, and may define these names (``docs/runners.md``):
 
 - ``LAYOUT``: the layout of the state dict; see `mae_convert.runtime.foreign`.
 - ``load_state(model, state)``: loads the tensors into the model.
@@ -26,7 +26,7 @@ from mae_convert.runtime.job import Job, class_named
 from mae_convert.runtime.loaders import LoadError
 from mae_convert.runtime.trace_check import BLOCK, FINAL, STEPS
 
-NAME = "mae_convert_foreign_code"  # name of the module for a file
+NAME = "mae_convert_foreign_code"  # name of the module that is imported from a file
 RESULTS = (
     "mask", "ids_restore", "last_hidden_state", "logits", "reconstruction", "loss",
     "loss_norm_pix",
@@ -41,11 +41,11 @@ class Code:
     """Imported code, and how it is run.
 
     Attributes:
-        label: the name for messages.
+        label: the name of the code in messages.
         factory: creates the model from the configuration, a dictionary.
         load_state: loads a state dict into the model; None for the framework's strict loading.
         forward: runs the model; None for a call of the model.
-        mask: one of `MASKS`.
+        mask: how the model gets the noise, one of `MASKS`; see the docstring of the module.
         outputs: names of the items of a tuple that the model returns.
         activations: a dictionary from the canonical name of an activation to the name of the module
             that computes it; ``{}`` in both names stands for the number of a block. For a name with
@@ -62,10 +62,10 @@ class Code:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Convert exceptions of the code to errors that state the line of the code that failed.
+        """Context in which an exception of the code becomes an error that states the failed line.
 
         Raises:
-            LoadError: the code raised any exception.
+            LoadError: the code raised an exception other than MemoryError.
         """
         try:
             yield
@@ -194,7 +194,7 @@ def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
 
 
 def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
-    """Return the results of a model by name, without those that are None.
+    """Return the results of a model by name, except results that are None or have unknown names.
 
     Raises:
         LoadError: the output that every model for the task must return is missing, or the number

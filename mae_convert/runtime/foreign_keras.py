@@ -29,7 +29,10 @@ def runs(
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))
     if code.mask == "torch.rand":
-        raise LoadError(f'{code.label}: MASK = "torch.rand" is not possible for a Keras model')
+        raise LoadError(
+            f'{code.label}: MASK = "torch.rand" is not possible for a Keras model',
+            hint='write "argument" or None',
+        )
     for dtype in job.dtypes:
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype

@@ -1,7 +1,7 @@
 """Child processes that are forked from a fork server: a process that has imported a framework.
 
 Importing PyTorch takes a second of processor time, and a sweep starts two child processes for each
-verification. A forked child runs the same script as a new one, with the same arguments,
+verification. A forked child runs the same script as a new process, with the same arguments,
 environment, current directory and standard streams; in the server, nothing runs before the fork
 except the import.
 
@@ -141,7 +141,7 @@ class ForkedProcess:
             self._answers = self._connection.makefile()
             opened.callback(self._disconnect)
             with other:
-                # Several processes send to this socket: only a single byte is never divided.
+                # Several processes send to this socket; only messages of a single byte stay whole.
                 streams = [reads, writes, complains, other.fileno()]
                 socket.send_fds(requests, [READY], streams)
             self._connection.sendall(f"{json.dumps(request)}\n".encode())
@@ -169,7 +169,7 @@ class ForkedProcess:
         """
         if self.returncode is None:
             self._require_input(self._answers, timeout)
-            # Without an answer the supervisor was killed, and with it the child.
+            # Without an answer, the supervisor was killed; the child is reported as killed too.
             self.returncode = int(self._answers.readline() or -signal.SIGKILL)
             self._disconnect()
         return self.returncode
@@ -226,12 +226,12 @@ def serve() -> None:
     requests.sendall(READY)
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 4)
-        with suppress(ChildProcessError):  # supervisors that have ended
+        with suppress(ChildProcessError):  # there is no supervisor whose end must be awaited
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if not message:
             return
-        with suppress(OSError):  # without an answer, the process that requested it starts a new one
+        with suppress(OSError):  # without an answer, the requester starts a new process
             if os.fork() == 0:
                 requests.close()
                 *streams, connection = descriptors

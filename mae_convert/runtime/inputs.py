@@ -25,7 +25,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputChoice:
-    """The source of the images and the noise."""
+    """The choice of the images and the noise of a run."""
 
     file: Path | None = None
     """An .npz file with the inputs: ``pixel_values``, ``noise`` and additional inputs of the
@@ -38,7 +38,8 @@ class InputChoice:
     """The seed of random images and of the noise."""
 
     batch: int | None = None
-    """Number of random images, or the maximum number of images of a folder."""
+    """The number of random images (default: 2), or the maximum number of images of a folder
+    (default: 16)."""
 
 
 RANDOM_BATCH = 2
@@ -191,7 +192,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
 
 
 def _additional_names(family: Family) -> list[str]:
-    """Return the names of the additional inputs of all families, those of one family first."""
+    """Return the names of the additional inputs of all families, beginning with `family`."""
     every = (family, *families().values())
     return list(dict.fromkeys(name for each in every for name in each.additional_inputs))
 
@@ -204,7 +205,7 @@ def _check_dtype(path: Path, name: str, array: Any) -> None:
 
 
 def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
-    """Return the arrays of an .npz that are inputs of a model, without reading their values.
+    """Return the arrays of an .npz file that are inputs of a model, without reading their values.
 
     Additional inputs of other families are included, so that they are refused and not ignored.
 

@@ -77,7 +77,7 @@ class Job:
     """The run of one side of a comparison in a child process."""
 
     framework: str
-    """One of ``FRAMEWORKS``."""
+    """One of ``FRAMEWORKS``, or "foreign" for external code."""
 
     device: str
     """"cpu" or "cuda"; float64 always runs on the CPU."""
@@ -92,11 +92,11 @@ class Job:
     """Fields of the configuration."""
 
     model: str
-    """The import path of the model's class, in the form for `class_named`; "" if the runner
-    determines the class."""
+    """The import path of the model's class, in the form that `class_named` takes; "" if the
+    runner determines the class."""
 
     configuration: str
-    """The import path of the class of the model's configuration, in the same form."""
+    """The import path of the configuration's class, in the form that `class_named` takes."""
 
     weights: StoredWeights
     """The files with the tensors."""
@@ -129,8 +129,8 @@ class Job:
     to check that the library reads the same tensors. Otherwise None."""
 
     step_outputs: str = ""
-    """A safetensors file with float64 activations by name. Each is the input of the step after it,
-    in place of the activation that the model computes. "" for an ordinary run."""
+    """A safetensors file with float64 activations by name. Each is the input of the step (such as a
+    block) after it, in place of the activation that the model computes. "" for an ordinary run."""
 
     foreign: Mapping[str, Any] | None = None
     """The code that runs the model, in the form of `ForeignCode.plain`, or None."""

@@ -82,10 +82,11 @@ class Unset(keras.initializers.Initializer):
 
 
 def backend_tensor(array: np.ndarray) -> Any:
-    """Return an array as a tensor of the backend; nothing else may use the array afterwards.
+    """Return an array as a TensorFlow tensor with the same memory, if possible, else unchanged.
 
-    TensorFlow uses the memory of an aligned array without a copy. An array that is not aligned is
-    copied first, because TensorFlow's operations on its memory would crash the process.
+    Nothing else may use the array afterwards. The array is returned unchanged, and is copied when
+    it is assigned, on JAX, with the dtype bfloat16, or if its memory is not aligned: TensorFlow's
+    operations on such memory would crash the process.
     """
     aligned = array.size and array.ctypes.data % ALIGNMENT == 0
     if _is_jax() or not aligned or array.dtype.kind not in "fiu":  # bfloat16 is of kind "V"
@@ -127,7 +128,7 @@ def gradients(function: Function, variables: Sequence[Any], mode: str) -> Functi
         with tensorflow.GradientTape() as tape:
             value = function(*inputs)
         values = tape.gradient(value, [variable.value for variable in variables])
-        # The gradient of a table from which rows were selected has only these rows (IndexedSlices).
+        # The gradient of a tensor from which rows were gathered is an IndexedSlices of these rows.
         return [g if g is None else tensorflow.convert_to_tensor(g) for g in values]
 
     if mode in ("compiled", "xla"):

@@ -30,13 +30,13 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors, some of which are read while others are assigned.
+    """Return a model with exactly these tensors; the next tensors are read while one is assigned.
 
     Args:
         model_class: the class of the model.
         config: the configuration of the model.
-        tensors: the tensors, with the names of the ``keras`` layout and in the dtype that variables
-            have with the policy.
+        tensors: the tensors, with the names of the ``keras`` layout and the variable dtype of the
+            policy.
         policy: the name of a Keras dtype policy.
         device: "cpu" or "cuda"; None for Keras's default.
 
@@ -91,7 +91,7 @@ def variable_at(model: Any, name: str) -> Any:
     """
     *attributes, _, index = name.split("/")
     try:
-        # A layer's own variables come before those of the layers in it.
+        # A layer's own variables come before the variables of its sublayers.
         return reduce(getattr, attributes, model).weights[int(index)]
     except (AttributeError, IndexError) as error:
         raise LayoutError(f"the model has no variable {name}") from error

@@ -1,4 +1,7 @@
-"""Run each step of a Keras reference model on a specified input instead of the previous output."""
+"""Run each step of a Keras reference model on a specified input.
+
+The input replaces the output of the previous step. A step is a block or a norm.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +32,7 @@ class Step:
         self.replacements, self.computed = replacements, computed
 
     def __call__(self, tokens: Any, *arguments: Any, **named: Any) -> Any:
-        """Return the activation that replaces the layer's result."""
+        """Return the activation that replaces the layer's result, or the result if none does."""
         if self.before in self.replacements:
             self.computed[self.before], tokens = replaced(tokens, self.replacements[self.before])
         output = self.layer(tokens, *arguments, **named)
@@ -49,7 +52,8 @@ def replace_steps(model: Any, replacements: Mapping[str, Any]) -> dict[str, Any]
         replacements: activations by name, (N, T, D), in the model's dtype.
 
     Returns:
-        A dictionary that is filled with the activations that the model itself computes.
+        A dictionary that is filled, when the model is called, with the activations that the model
+        itself computes.
     """
     computed: dict[str, Any] = {}
     for name in ("encoder", "decoder"):
@@ -73,8 +77,8 @@ def replaced(computed: Any, replacement: Any) -> tuple[Any, Any]:
     """Return a computed activation (N, T, D), and the output that the layer returns instead.
 
     Args:
-        computed: the result of a layer, (N, T, D). It may begin with tokens that the activation
-            does not have, because they are dropped afterwards.
+        computed: the result of a layer, (N, T, D). It may begin with additional tokens, which the
+            model drops later and the replacement therefore does not have.
         replacement: the activation that replaces it, (N, T, D).
     """
     more = computed.shape[1] - replacement.shape[1]

@@ -179,14 +179,14 @@ def _numpy_scalar_globals() -> list[Any]:
 
 
 class Stored(NamedTuple):
-    """An array that has not been read from its file."""
+    """The shape of a stored array, and a function that returns the array."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
 
 
 def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
-    """Return the arrays of .safetensors, .npz or HDF5 files by name, without reading them."""
+    """Return the arrays of .safetensors, .npz or HDF5 files by name; only .npz files are read."""
     return renamed(tensors_in(weights, _arrays), weights.prefixes)
 
 
@@ -272,7 +272,7 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
             shards.
 
     Raises:
-        LoadError: a name has no layer or no name scope, or two names are the same without them.
+        LoadError: two names are the same without the layer and the name scope.
     """
     arrays: dict[str, Stored] = {}
     for name, stored in numpy_arrays(weights).items():
@@ -327,7 +327,7 @@ def assign_keras(variables: Iterable[Any], arrays: Mapping[str, Stored]) -> None
     One array is read at a time, so a large model is in memory only once.
 
     Raises:
-        LoadError: an array is missing or has another shape, or no variable has its name.
+        LoadError: an array is missing, has another shape, or belongs to no variable.
     """
     remaining = dict(arrays)
     for variable in variables:

@@ -26,7 +26,7 @@ from mae_convert.runtime.metadata import ModelMetadata
 from mae_convert.runtime.sides import MODELS_OF
 from mae_convert.sources import open_source, parse_source
 
-# A file name that selects the layout with the names of a framework's model.
+# The file name of the planned conversion, by framework. No file is written.
 NAMED_AS = {
     "torch": Path("model.pth"),
     "tensorflow": Path("model.weights.h5"),
@@ -90,7 +90,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
     another one (as every function of this package does) while the model exists. But the file must
     not be changed in place, for example by ``torch.save`` to its path: parameters that were not
     modified yet would change too, and if the file becomes shorter, reading these parameters ends
-    the process (SIGBUS). With ``mmap=True``, therefore save to another path, or with `save_model`.
+    the process (SIGBUS). Therefore, with ``mmap=True``, save to another path, or use `save_model`.
     Pass ``mmap=False`` for files on a network file system, which another computer may change.
 
     Raises:

@@ -1,7 +1,7 @@
 """Run a clone of the authors' code: facebookresearch/mae and mae_st, and MCG-NJU/VideoMAE.
 
 The code was written for versions of timm and NumPy that current Python versions do not support.
-This child process restores the removed names that it uses; the clone is not changed.
+Removed names that the code uses are restored in this child process; the clone is not changed.
 """
 
 import importlib
@@ -112,7 +112,7 @@ def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str,
 
 
 def _side(value: Any) -> int:
-    """Return the side of a square size in pixels, because the authors' models take one number.
+    """Return the side length of a square in pixels; the authors' models take only one number.
 
     Raises:
         LoadError: the height and the width differ.
@@ -126,7 +126,9 @@ def _side(value: Any) -> int:
 def _common(config: Config) -> dict[str, Any]:
     """Return the constructor arguments that the models of all three repositories share."""
     if config["hidden_act"] != "gelu":
-        raise LoadError(f"the authors' code computes gelu, not {config['hidden_act']}")
+        raise LoadError(
+            f"the authors' code supports only the activation gelu, not {config['hidden_act']}"
+        )
     return {
         "img_size": _side(config["image_size"]),
         "patch_size": _side(config["patch_size"]),

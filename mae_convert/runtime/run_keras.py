@@ -62,8 +62,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype
         with backend.device("cpu" if dtype == "float64" else job.device):
-            # The model is deleted before the next one is created: a large one fits into memory
-            # once.
+            # The model is deleted before the next model is created, so that memory holds only one.
             results = _results(build(job, kind), job, inputs, kind)
         yield dtype, {name: as_numpy(name, value, kind) for name, value in results.items()}
 
@@ -149,8 +148,8 @@ def load_weights_file(model: Any, weights: StoredWeights) -> None:
     """Load a ``.weights.h5`` or ``.keras`` file with Keras.
 
     Raises:
-        LoadError: the numbers of tensors in the file and in the model differ. Keras itself ignores
-            additional tensors.
+        LoadError: Keras cannot read the file, or the numbers of tensors in the file and in the
+            model differ. Keras itself ignores additional tensors.
     """
     read_by("Keras", weights.path, partial(model.load_weights, weights.path))
     stored = numpy_arrays(weights)
@@ -221,7 +220,7 @@ def all_patches(logits: Any, mask: Any) -> Any:
     visible patches are zeros.
 
     Args:
-        logits: (N, M, P).
+        logits: (N, M, P), where M is L or the number of removed patches.
         mask: (N, L), 1 if a patch is removed.
     """
     if logits.shape[1] == mask.shape[1]:

@@ -116,7 +116,7 @@ def all_patches(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     visible patches are zeros.
 
     Args:
-        logits: (N, M, P).
+        logits: (N, M, P), where M is L or the number of removed patches.
         mask: (N, L), 1 if a patch is removed.
     """
     if logits.shape[1] == mask.shape[1]:

@@ -137,7 +137,7 @@ def _both_losses(model: Any, pixels: Tensor, logits: Tensor, mask: Tensor) -> Re
 
 
 def _coordinates(dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
-    """Return a function that maps coordinates (M,) to embeddings (M, D), computed in a dtype."""
+    """Return a function that maps D and coordinates (M,) to embeddings (M, D)."""
     library = getattr(prithvi_mae, SINES_AND_COSINES)
 
     def embed(width: int, coordinates: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from mae_convert.runtime.torch_runs import versions as torch_versions
 
 __all__ = ["runs", "settings", "versions"]
 
-# The first attribute of a block → the attributes that compute q, k, v, attention and mlp. The first
-# entry is for transformers 5, the second for transformers 4.
+# The attributes of a block that compute q, k, v, attention and mlp, by the attribute for q. The
+# first entry is for transformers 5, the second for transformers 4.
 PARTS = {
     "attention.q_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj",
                          "attention.o_proj", "mlp"),
@@ -54,7 +54,11 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 
 def build(job: Job) -> nn.Module:
-    """Return the library's model with the weights of a directory; each tensor must be used."""
+    """Return the library's model with the weights of a directory.
+
+    Raises:
+        LoadError: the class cannot load the directory, or does not load all tensors.
+    """
     transformers.logging.set_verbosity_error()
     kind = class_named(job.model)
     try:

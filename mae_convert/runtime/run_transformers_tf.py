@@ -1,8 +1,8 @@
 """Run transformers' TensorFlow classes, which exist until version 4.57, on ``tf_model.h5``.
 
-The only intermediate activations that the classes return are hidden states. Their loss with
-normalised pixels uses the biased variance, which is an error that mae-convert does not reproduce:
-this loss is not compared.
+The only intermediate activations that the classes return are hidden states. The loss with
+normalised pixels is not compared, because the classes use the biased variance, which is an error
+that mae-convert does not reproduce.
 """
 
 import os
@@ -43,8 +43,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
     Raises:
         ImportError: this version of transformers has no TensorFlow classes.
-        LoadError: the class cannot load the directory, or the job has options that it does not
-            support.
+        LoadError: the class cannot load the directory, or does not support an option of the job.
     """
     if job.step_outputs:
         raise LoadError(
@@ -64,7 +63,10 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     tensorflow.config.experimental.enable_tensor_float_32_execution(False)
     for dtype in job.dtypes:
         if dtype not in ("float64", "float32"):
-            raise LoadError(f"transformers' TensorFlow classes are not run in {dtype}")
+            raise LoadError(
+                "transformers' TensorFlow classes can only be run in float64 and float32, not in"
+                f" {dtype}"
+            )
         tensorflow.keras.backend.set_floatx(dtype)
         model = _build(job)
         if dtype == "float64":
@@ -93,7 +95,7 @@ def _let_positions_be_float64() -> None:
     """Let transformers create the initial position embeddings in the model's dtype.
 
     The class of transformers creates them in float32 and assigns them to a variable of the model's
-    dtype, which fails in float64. The weights replace them later.
+    dtype, which fails in float64. They are replaced when the weights are loaded.
     """
     from transformers.models.vit_mae import modeling_tf_vit_mae as module
 

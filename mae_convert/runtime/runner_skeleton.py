@@ -9,7 +9,7 @@ process, by the interpreter of `--against FILE.py:build=PYTHON`.
 # from my_package import MyModel
 
 # The layout of the state dict that your model loads: "facebook", "transformers", "timm" ...
-# (`mae-convert layouts`). None: with the names of the checkpoint's own file.
+# (`mae-convert layouts`). None: the layout of the checkpoint.
 LAYOUT = None
 
 # How your model gets the noise that determines the mask: "argument" if it is called as

@@ -34,7 +34,7 @@ from mae_convert.runtime.sides import WORKER, Side, classes_of
 from mae_convert.runtime.trace import Trace, describe, read_trace, with_canonical_gradients
 from mae_convert.runtime.worker import REPORT
 
-UNREAD = 4  # the exit status of a worker whose library does not read the file
+UNREAD = 4  # the exit status of a worker whose library cannot read the file
 DEFAULT_DTYPES = ("float64", "float32")
 
 
@@ -60,7 +60,7 @@ class Run:
     """A checkpoint, and how to run it."""
 
     checkpoint: Checkpoint
-    """The checkpoint."""
+    """The checkpoint to run."""
 
     side: Side
     """The framework and its options; ``framework`` must be set."""
@@ -69,11 +69,12 @@ class Run:
     """The dtypes of the runs, and the results to record."""
 
     as_stored: bool = True
-    """Whether the tensors are unchanged tensors of the checkpoint; False after declared steps."""
+    """Whether the tensors are unchanged tensors of the checkpoint; False after changes that a
+    conversion declares, such as resampling."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Activations (N, T, D) by name. Each is the input of the step after it, in place of the
-    activation that the model computes. Empty for an ordinary run."""
+    """Activations (N, T, D) by name. Each is the input of the step (such as a block) after it, in
+    place of the activation that the model computes. Empty for an ordinary run."""
 
     @property
     def foreign(self) -> ForeignCode | None:
@@ -111,7 +112,7 @@ class Running:
     """The trace file that the child writes."""
 
     clock: Clock
-    """The time limit."""
+    """The time limit of the child."""
 
     opened: ExitStack
     """The context that stops the child and removes its directory when it is closed."""
@@ -203,6 +204,10 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
         run: the checkpoint, and how it is run.
         inputs: ``pixel_values``, ``noise`` and additional inputs of the comparison.
         unread: why the library could not read the files, if a first attempt failed; otherwise None.
+
+    Raises:
+        MaeConvertError: the configuration is incomplete, the weights cannot be prepared for the
+            runner, or the interpreter cannot be run.
     """
     with ExitStack() as opened:
         work = opened.enter_context(scratch_directory())
