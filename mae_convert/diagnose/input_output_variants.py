@@ -150,7 +150,7 @@ def changed_images(pixel_values: Tensor, variants: Variants) -> Tensor:
 
 
 def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, variants: Variants) -> Tensor:
-    """Return class token and patch tokens with their positions, (N, 1 + kept, D)."""
+    """Return class token and patch tokens with position embeddings added, (N, 1 + kept, D)."""
     if not variants.affects("encoder.embedding"):
         embedded: Tensor = model.embed(pixel_values, ids_keep)
         return embedded
@@ -320,7 +320,7 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 
 def _normalised(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P), each normalised by a variant of its mean and variance."""
+    """Return patches (N, L, P), normalised with a variant of each patch's mean and variance."""
     if statistics == "epsilon added to the standard deviation":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)

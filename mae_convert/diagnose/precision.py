@@ -18,8 +18,9 @@ EXPLAINED = 0.5
 TIED = 0.02
 NARROWER = ("bfloat16", "float16", "TF32", "TF32, truncated")
 
-# A function of a hypothesis and the name of a result that returns the fraction of the result's
-# error that remains with the hypothesis; earlier results are those of the imprecise side.
+# A function that takes a hypothesis and the name of a result, computes the result with the
+# hypothesis from the earlier results of the imprecise side, and returns the fraction of the
+# result's error that remains.
 Measure = Callable[[Hypothesis, str], float]
 
 
@@ -59,7 +60,7 @@ class Imprecision:
     """A phrase about the blocks that contain the part; "" outside of blocks."""
 
     precisions: tuple[str, ...]
-    """The precisions that explain the error, several if their remaining errors are nearly equal."""
+    """The precision that explains the error, or several precisions that explain it equally well."""
 
     explained: float
     """The fraction of the error of the first result that the precision reproduces, at most 1."""
@@ -73,8 +74,8 @@ def find_imprecisions(
     Args:
         measure: a function that runs a hypothesis and returns the fraction of the error that
             remains.
-        failing: the results in execution order whose errors are too large or may be caused by
-            errors of earlier results.
+        failing: the names of the results whose errors are too large or may follow from errors of
+            earlier results, in execution order.
         results: the names of all intermediate activations, so that a part can be tested in every
             block.
         dtype: the dtype of the run.

@@ -3,7 +3,7 @@
 All results before the first differing result agree, so the step that computes this result can be
 isolated. The reproducer contains the inputs of the step from A, the tensors of the step in A and in
 B, and the results of both sides. If only the rounding errors in a lower precision are too large, it
-contains the inputs of each side. A script that needs only NumPy and one framework computes the step
+contains each side's own inputs. A script that needs only NumPy and one framework computes the step
 again with the tensors of each side.
 """
 
@@ -177,9 +177,9 @@ def _formula(
 def _implied(
     first: str, own: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the block inputs that only one side records, but in which both sides must agree.
+    """Return the block inputs that only one side records, but that must be equal on both sides.
 
-    Both sides agree in a later result, which depends on these block inputs.
+    They must be equal because a later result, which depends on them, is equal on both sides.
     """
     order = execution_order(first)
     later = [execution_order(name) for name in common if execution_order(name) < order]
@@ -393,8 +393,8 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
         reason = (
             f"if only {script.first} is computed, it does not differ"
             if script.dtype == "float64"
-            else f"the rounding errors in {script.dtype} add up over several steps, and that of "
-            f"{script.first} alone is not too large"
+            else f"the rounding errors in {script.dtype} add up over several steps, and the "
+            f"rounding error of {script.first} alone is not too large"
         )
         raise MaeConvertError(f"the reproducer shows no difference: {reason}")
     return process.stdout

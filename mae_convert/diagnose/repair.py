@@ -121,7 +121,7 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
     if b.table.name not in (standard.name, b.layout.table_for(b.task).name):
         record.append(
             f"the tensor names ({b.table.name}) cannot be loaded by every version of the library: "
-            f"replaced by those of {standard.name}"
+            f"replaced by the names of {standard.name}"
         )
     return Repair(
         source,
@@ -187,9 +187,10 @@ def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str], list[str]]:
-    """Return the source after the steps that were applied, and the faults of the conversion record.
+    """Return the source after the steps that were really applied, and the faults of the record.
 
-    The record may declare a step that was not applied, or not declare that tensors were rounded.
+    The conversion record may declare a step that was not applied, or may not declare that tensors
+    were rounded.
 
     Returns:
         The source after the steps, the names of the tensors that still differ in B, and sentences
@@ -244,12 +245,12 @@ def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
         elif not _same_value(name, _value(b, name), right):
             yield f"{name} is {plain(_value(b, name))} in B: set to {plain(right)} as in A"
     if ours.labels and theirs.labels and ours.labels != theirs.labels:
-        yield "the class names differ from A's: set to those of A"
+        yield "the class names differ from A's: set to A's"
     left, right = described(a), described(b)
     if left and right and left.get("stated") and right.get("stated"):
         other = [n for n, v in left.items() if right.get(n) != v and n not in ("mean", "std")]
         if other and not _resized(a):
-            yield f"preprocessing differs ({', '.join(other)}): set to that of A"
+            yield f"preprocessing differs ({', '.join(other)}): set to A's"
 
 
 def _resized(checkpoint: Checkpoint) -> bool:
@@ -286,17 +287,17 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
 
 
 def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
-    """Return the error for a target that is the source after its declared steps, if any."""
+    """Return the error for a target that is equal to the source after the declared steps."""
     hint = "if `verify A B` fails nevertheless, the error is in the program that runs B"
     steps = dict.fromkeys(str(step["step"]).replace("_", " ") for step in declared)
     if not (changes := ", ".join(kind for kind in steps if kind != "task")):
         return NotRepairedError(
-            "weights, configuration and record of B are those of A: there is nothing to repair",
+            "B has the weights, configuration and record of A: there is nothing to repair",
             hint=hint,
         )
     return NotRepairedError(
-        f"B is A after the changes that its record declares ({changes}), and nothing else differs: "
-        "there is nothing to repair",
+        f"B is equal to A after the changes that its record declares ({changes}): there is nothing "
+        "to repair",
         hint=f"convert A again if it should not have these changes; {hint}",
     )
 

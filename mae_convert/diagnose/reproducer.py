@@ -203,7 +203,7 @@ def script_text(script: Script, frameworks: Sequence[str]) -> str:
     end = end.replace("CANONICAL", json.dumps(dict(script.names)))
     end = end.replace("FIRST", script.first).replace("LIMIT", f"{script.limit:.1e}")
     if script.runner:
-        note = f"  the results of B are those of {script.runner}"
+        note = f"  the results of B were computed by {script.runner}"
         before = "canonical = " if script.dtype == "float64" else 'print("  limit'
         end = end.replace(before, f"print({note!r})\n{before}", 1)
     return begin + "\n" + "\n".join(functions) + "\n" + STEP.replace("LINES", _indented(code)) + end

@@ -126,7 +126,7 @@ def _fitting(
         comparison = compare([*accepted, hypothesis], first)
         if comparison is not None and _later(comparison.first, first):
             fitting.append((hypothesis, comparison))
-    # The hypothesis with the latest next difference comes first; equal ones keep their order.
+    # Sort by the first remaining difference, the latest first; ties keep their order.
     fitting.sort(key=lambda pair: _progress(pair[1].first), reverse=True)
     return fitting, tried
 
@@ -146,9 +146,10 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the confirmed hypothesis after which the next difference is latest, or None.
+    """Return the confirmed hypothesis whose first remaining difference is latest, or None.
 
-    A hypothesis is confirmed if a complete run shows the same next difference.
+    A hypothesis is confirmed if a complete run has the same first remaining difference as the
+    run that began with the result ``first``.
     """
     confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
     for hypothesis, comparison in fitting[:MOST_CONFIRMED]:

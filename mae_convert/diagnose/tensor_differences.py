@@ -51,7 +51,7 @@ class Cause:
 def describe_tensor_differences(
     a: Checkpoint, b: Checkpoint, differing: Sequence[str]
 ) -> list[str]:
-    """Return sentences that describe how tensors of B differ from those of A.
+    """Return sentences that describe how tensors of B differ from the tensors of A.
 
     Args:
         a: the source.
@@ -82,7 +82,7 @@ def grouped_causes(
 
 
 def cause_in_words(names: Sequence[str], cause: Cause) -> str:
-    """Return a sentence about the cause of the difference of one tensor or of each of several."""
+    """Return a sentence about the cause of the difference of one or more tensors."""
     verb = str(cause).partition(" ")[0].rstrip(",")
     each = "each " if len(names) > 1 and verb in ("is", "has", "was", "differs") else ""
     return f"{grouped_names(names)}: {each}{cause}"
@@ -120,7 +120,7 @@ class Fingerprints:
 
     @cached_property
     def by_first(self) -> dict[tuple[Shape, bytes], list[str]]:
-        """(Shape, bytes of the first values) → the names of the tensors with these."""
+        """The names of the tensors by their shape and the bytes of their first values."""
         groups: dict[tuple[Shape, bytes], list[str]] = {}
         for name, tensor in self.checkpoint.tensors.items():
             groups.setdefault(self._key(tensor.load()), []).append(name)
@@ -243,7 +243,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a description if B's tensor equals A's up to an element and is zero from there on."""
+    """Yield a description if B's tensor begins with the values of A and ends with zeros."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
         yield f"is zero from element {first} of {x.size} on"

@@ -31,7 +31,7 @@ UNEXPLAINED = Cause("differs, and no known fault explains it")
 
 @dataclass(frozen=True)
 class TensorRepair:
-    """The replacement for a tensor of B that makes it bit-identical to A's."""
+    """A replacement for a tensor of B, bit-identical to the tensor of A."""
 
     name: str
     """The canonical name."""

@@ -46,7 +46,7 @@ EPSILON = "layer_norm_eps"
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
 # Limits for the vectors c that follow from an epsilon for each token; see ``_fitting_epsilons``.
 PRECISION = 2.0**-50  # relative precision of a float64 result
-AGREEMENT = 1e-3  # tolerance between tokens: differences of the sides have few exact digits
+AGREEMENT = 1e-3  # relative tolerance between tokens; only a few digits of c are exact
 TIED = 10.0  # epsilons are equally good up to this multiple of the smallest spread
 SUM_TOLERANCE = 1e-6  # tolerance of the factors of attention and MLP in a block's output
 
@@ -161,8 +161,8 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
                 f"{side}'s rounding error at {name} (relative to its own float64 run) is"
                 f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} times the unit roundoff of float32,"
                 f" {units['float16']:.2g} times that of TF32 and float16, and"
-                f" {units['bfloat16']:.2g} times that of bfloat16; for earlier results, it is as"
-                f" small as that of {other}"
+                f" {units['bfloat16']:.2g} times that of bfloat16; at earlier results, {side}'s"
+                f" rounding error is as small as {other}'s"
             )
 
 
@@ -192,8 +192,8 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
         return
     if (share := dropout_probability(x, y)) is not None:
         yield (
-            f"{first} in B is that of A with {(y == 0).mean():.0%} of the values set to zero and"
-            f" the others divided by {1 - share:.3g}: dropout of {share:.3g} is active"
+            f"{first} in B is equal to {first} in A with {(y == 0).mean():.0%} of the values set to"
+            f" zero and the others divided by {1 - share:.3g}: dropout of {share:.3g} is active"
         )
         return
     axes = ORDERED_AXES.get((x.ndim, first == "reconstruction"), {})
@@ -233,7 +233,7 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     fitting = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
     if fitting:
         yield (
-            f"{first} in B is that of A with a layer norm epsilon of"
+            f"{first} in B is equal to A's if A uses a layer norm epsilon of"
             f" {' or '.join(f'{eps:g}' for eps in fitting)} instead of {configured:g}"
         )
 
@@ -322,9 +322,9 @@ def _fitting_epsilons(
 
     The weights are not needed. A norm and a linear layer turn a token x into f = M x̂ + c, where x̂
     is x minus its mean, divided by the square root of its variance plus epsilon. Another epsilon
-    multiplies x̂ by a number s that depends only on the variance of that token, so that f' - s f =
-    (1 - s) c. The vector c is the same for all tokens: an epsilon that results in the same c for
-    all tokens explains B's result.
+    multiplies x̂ by a number s that depends only on the variance of the token, so that B's result is
+    f' = s M x̂ + c, and f' - s f = (1 - s) c. The vector c is the same for all tokens: an epsilon
+    that results in the same c for all tokens explains B's result.
 
     Args:
         a: the results of A, whose epsilon is known.
@@ -351,7 +351,7 @@ def _fitting_epsilons(
 def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
 ) -> float:
-    """Return how much the vectors c that follow from an epsilon differ between tokens."""
+    """Return how much the vectors c of `_fitting_epsilons` differ between tokens for an epsilon."""
     if not (variance + eps > 0).all():
         return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))

@@ -174,7 +174,10 @@ BLOCK_TENSORS = tuple(f"{module}.{leaf}" for module in MODULES for leaf in LEAVE
 
 
 def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield hypotheses about one tensor, with the same tensor of all blocks as wider variants."""
+    """Yield hypotheses about one tensor.
+
+    The wider variants of a hypothesis apply the same change to the same tensor of all blocks.
+    """
     if ".blocks." in name:
         stack_name, _, rest = name.partition(".blocks.")
         number, _, part = rest.partition(".")
@@ -255,7 +258,7 @@ def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[H
                 copy_tensor(f"{stack.block(i)}.{part}", f"{stack.block(i + step)}.{part}")
                 for i in inner
             )
-            text = f"{part} in every block of the {stack.name} is that of the {where}"
+            text = f"{part} in every block of the {stack.name} has the values of the {where}"
             yield Hypothesis("neighbour", text, shifted)
             both = (copy_tensor(name, other), copy_tensor(other, name))
             yield Hypothesis("neighbour", f"{name} and {other} are exchanged", both)
@@ -333,8 +336,8 @@ def _copies_of_blocks(
 
 PARTS = ("q", "k", "v")
 KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("bias",), "biases"))
-# (operation, whether its groups are rows instead of heads) → description of a fused matrix that is
-# read in a wrong order.
+# Descriptions of a fused matrix that is read in a wrong order, by operation and by whether the
+# groups of the operation are rows instead of heads.
 FUSED = {
     ("fused_as_groups", False): "(heads, 3, channels) from a matrix that is (3, heads, channels)",
     ("split_as_groups", False): "(3, heads, channels) from a matrix that is (heads, 3, channels)",

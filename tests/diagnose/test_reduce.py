@@ -63,7 +63,7 @@ def check(found, folder, monkeypatch, capsys):
     distances = [[float(word) for word in line.split() if "e" in word and word[0].isdigit()]
                  for line in lines if "settings of" in line]  # fmt: skip
     text = script_text(replace(found.script, runner="own.py:build"), ("torch",))
-    assert text.count("print('  the results of B are those of own.py:build')\n") == 1
+    assert text.count("print('  the results of B were computed by own.py:build')\n") == 1
     (a_from_a, a_from_b), (b_from_a, b_from_b) = distances
     assert status == 1
     assert max(a_from_a, b_from_b) < 1e-13
@@ -220,7 +220,7 @@ def test_rounding_errors_of_one_step_are_shown(source, tmp_path, monkeypatch, ca
     found = reduced(done)
     assert (found.script.first, found.script.dtype) == ("encoder.blocks.1.mlp", "float32")
     text = script_text(replace(found.script, runner="own.py:build"), ("torch",))
-    assert text.count("print('  the results of B are those of own.py:build')\n") == 1
+    assert text.count("print('  the results of B were computed by own.py:build')\n") == 1
     status, lines = run_script(found, tmp_path / "reproducer", monkeypatch, capsys)
     a, b = (
         [float(word.rstrip(",")) for word in line.split() if "e-" in word] for line in lines[:2]

@@ -40,12 +40,18 @@ class HeadStructure:
     """The result of `head_structure`: how well each number of heads fits the attention layers."""
 
     scores: dict[int, float]
-    """Number of heads → log-likelihood ratio, summed over layers, for the hypothesis that entries
-    of ``W_q W_kᵀ`` are larger if both channels belong to the same head; the largest fits best."""
+    """The log-likelihood ratio of each number of heads, summed over layers.
+
+    The ratio compares the hypothesis that the entries of ``W_q W_kᵀ`` have different means within
+    heads and between heads with the hypothesis of one mean. The largest ratio fits best.
+    """
 
     deviations: dict[int, float]
-    """Number of heads → number of standard deviations by which the score of the best number exceeds
-    its mean score on weights that are permuted for this number of heads; 0 for the best number."""
+    """How clearly each number of heads is rejected in favour of the best number of heads.
+
+    The value is the number of standard deviations by which the score of the best number exceeds its
+    mean score on weights that are permuted for the rejected number; 0 for the best number.
+    """
 
     @property
     def best(self) -> int:
@@ -98,10 +104,10 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
 
 
 def _log_magnitudes(product: np.ndarray) -> np.ndarray:
-    """Return log |entry| of a matrix minus the means of rows and columns; the diagonal is 0.
+    """Return log |entry| without the means of rows and columns, scaled to a mean square of 1.
 
     Logarithms and subtracted means limit the influence of single large channels. The diagonal
-    couples each channel with itself and contains no information about heads.
+    couples each channel with itself and contains no information about heads; it is set to 0.
     """
     size = len(product)
     absolute = np.abs(product.astype(np.float64))
@@ -120,7 +126,8 @@ def _log_magnitudes(product: np.ndarray) -> np.ndarray:
 def _within(matrix: np.ndarray, order: np.ndarray, heads: int) -> float:
     """Return the sum of the entries whose row and column belong to the same head.
 
-    ``order`` lists the channels of the first head, then those of the second head, and so on.
+    ``order`` lists the channels of the first head, then the channels of the second head, and so
+    on.
     """
     groups = order.reshape(heads, -1)
     return float(matrix[groups[:, :, None], groups[:, None, :]].sum(dtype=np.float64))
@@ -132,7 +139,7 @@ def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> f
     if heads == 1:  # there are no entries between heads
         return 0.0
     inside, outside = size * (channels - 1), size * (size - channels)
-    # The sum of all entries is 0, so the sum of those between heads is -within.
+    # The sum of all entries is 0, so the sum of the entries between heads is -within.
     within = _within(matrix, np.arange(size) if order is None else order, heads)
     difference = within / inside + within / outside
     # The mean square of the entries outside the diagonal is 1.

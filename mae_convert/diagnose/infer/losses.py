@@ -131,7 +131,7 @@ def _resized_crop(
 def _moving(
     size: tuple[int, int], shape: float, frames: int, generator: np.random.Generator
 ) -> list[tuple[float, float, float, float]]:
-    """Return the crop box in each frame; it moves towards another random crop."""
+    """Return a crop box for each frame; the boxes move from one random crop towards another."""
     start = _crop(size, shape, generator)
     if frames == 1:
         return [start]
@@ -243,7 +243,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return the target of the predictions for a configuration, cut into patches."""
+    """Return the pixels that the model should predict, with its normalisation, cut into patches."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)
