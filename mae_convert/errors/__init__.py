@@ -42,7 +42,7 @@ Text = Union[str, Option, Path, "MaeConvertError", Sequence["Text"]]
 OptionStyle = Callable[[Option], str]
 
 # Options with a different name in the interface: the dtype and the mask ratio of a run are distinct
-# from those of a conversion or a configuration.
+# from the dtype of a conversion and the mask ratio of a configuration.
 ON_COMMAND_LINE = {"run_dtype": "dtype", "run_mask_ratio": "mask_ratio"}
 IN_PYTHON = {"run_dtype": "dtypes", "run_mask_ratio": "mask_ratio"}
 IN_PLAN = {"run_mask_ratio": "at_mask_ratio"}
@@ -196,7 +196,7 @@ class MaeConvertError(Exception):
         return one_line(render(self.parts, style))
 
     def renamed(self, path: Path, name: str) -> "MaeConvertError":
-        """Return a copy of the error in which `name` replaces `path`, also in paths below it."""
+        """Return a copy of the error in which `name` replaces `path`, also within longer paths."""
 
         def shown(part: Text) -> Text:
             if isinstance(part, str | Option):
@@ -215,7 +215,7 @@ class MaeConvertError(Exception):
         return error
 
     def __reduce__(self) -> Any:
-        """Pickle the error with its fields, because other processes send the errors of jobs."""
+        """Pickle the error with its fields, so that it can be sent from one process to another."""
         return _restored, (type(self), self.args, dict(self.__dict__))
 
 

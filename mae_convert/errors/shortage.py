@@ -44,7 +44,7 @@ OF_WORDS = (
 LOADED_BY_WORDS = (ImportError, RuntimeError, SystemError, ValueError)
 # Without enough memory, OpenBLAS, which NumPy loads, ends the process with status 1, which means
 # "different". Importing NumPy needs 98 MB of address space with one thread and 41 MB for each
-# further one (measured); a little is added.
+# further thread (measured); a little is added.
 NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 

@@ -48,8 +48,8 @@ class Endings:
         """Raise `Interrupted` or `Ended`, unless one was raised within the last `QUIET_SECONDS`.
 
         Raises:
-            Interrupted: Ctrl-C came first.
-            Ended: another signal came first.
+            Interrupted: the first received signal is Ctrl-C.
+            Ended: the first received signal is another signal.
         """
         self.received.append(number)
         if _is_inside(frame, Endings.note_dropped):
@@ -89,7 +89,7 @@ def raise_signals() -> list[int]:
     """Let signals that would end the process raise `Interrupted` or `Ended` instead.
 
     Call this only in the main thread of a process of mae-convert itself. Ignored signals stay
-    ignored (as with ``nohup``), and other handlers are kept, except that of Ctrl-C.
+    ignored (as with ``nohup``), and handlers that other code has set are kept, except for Ctrl-C.
 
     Returns:
         A list to which each received signal is appended.
@@ -133,7 +133,7 @@ class Signals:
         self._caught.clear()
 
     def deliver(self, handlers: Mapping[int, Any]) -> None:
-        """Handle the first signal that was caught as `handlers` specifies."""
+        """Call the handler in `handlers` for the first signal that was caught."""
         for number, frame in self._caught[:1]:
             handler = handlers[number]
             if callable(handler):
