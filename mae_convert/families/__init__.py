@@ -126,7 +126,7 @@ def layout_names() -> list[str]:
 
 
 def layouts_named(name: str) -> list["Layout"]:
-    """Return, from each family, the layout with a name or synonym that the command line accepts.
+    """Return the layouts that are called `name` on the command line, at most one of each family.
 
     Raises:
         LayoutError: no family has a layout with this name.
@@ -157,7 +157,7 @@ def native_frameworks(layout: str, family: str | None = None) -> list[str]:
 
     Args:
         layout: a layout's name.
-        family: the name of the family; None for all families with such a layout.
+        family: the name of the family; None for all families with a layout of this name.
     """
     possible = [one for one in families().values() if family in (None, one.name)]
     return list(

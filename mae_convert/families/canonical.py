@@ -143,7 +143,7 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
 
 
 def common_geometry(shapes: Mapping[str, Shape], rank: int) -> dict[str, Any]:
-    """Return the configuration fields that follow from shapes in the same way in several families.
+    """Return the configuration fields that several families derive from shapes in the same way.
 
     Args:
         shapes: the shapes of canonical tensors.

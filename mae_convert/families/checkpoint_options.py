@@ -236,7 +236,7 @@ class CheckpointOption:
     """The description of the option in help texts."""
 
     metavar: str = ""
-    """The placeholder for a value in help texts, if it differs from that of `kind`."""
+    """The placeholder for a value in help texts, if it differs from `Kind.metavar`."""
 
     tasks: tuple[str, ...] = ("pretrain", "encoder", "classify")
     """The tasks for which the option has an effect."""
@@ -309,10 +309,10 @@ STATE_KEY = CheckpointOption(
     "model_ema).",
     metavar="KEY",
 )
-# Field of `Flags` → option.
+# The options by the names of their fields in `Flags`.
 OF_FIELDS: Mapping[str, CheckpointOption] = {f.name: f.metadata["option"] for f in fields(Flags)}
-# The names of arguments in Python: those of options and of fields, except image_size and
-# num_frames, which are the size and the frames of the requested model.
+# The names of arguments in Python: names of options and names of fields, except image_size and
+# num_frames, which are arguments for the image size and the frames of the requested model.
 ARGUMENTS: Mapping[str, str] = {
     name: option.name
     for field_name, option in OF_FIELDS.items()
@@ -331,7 +331,7 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
     """Return the flags for the values of options.
 
     Args:
-        values: option name → value; None values and options for other purposes are ignored.
+        values: the values by option name; None values and options for other purposes are ignored.
 
     Raises:
         ConfigurationError: the value of an image size is not a size.

@@ -19,7 +19,7 @@ class Clips:
     - "even": every ``stride``-th frame; the last frame is repeated if the video is too short.
     - "spread": evenly spaced frames from a span of ``stride`` times the duration of the clip at
       ``frame_rate`` frames per second.
-    - "all": all frames, whose number must be that of the model.
+    - "all": all frames; the video must have as many frames as the input of the model.
     """
 
     like: str

@@ -55,13 +55,13 @@ class Configuration:
     """The standard deviation by which each channel is divided after the subtraction."""
 
     sources: Mapping[str, str]
-    """Field → its source as text, for fields that are not stored in tensors."""
+    """The source, as text, of each field that is not stored in tensors."""
 
     labels: tuple[str, ...] | None = None
     """The names of a classifier's classes, or None if unknown."""
 
     assumptions: Mapping[str, str] = field(default_factory=dict)
-    """Field → kind of assumption ("official", "layout" ...), for fields that are assumptions."""
+    """The kind of assumption ("official", "layout" ...) of each field that is an assumption."""
 
     missing: tuple[Missing, ...] = ()
     """Fields without a value; empty for every checkpoint that can be run or converted."""
@@ -72,7 +72,7 @@ class Configuration:
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """Task → the fields that the task needs and that do not follow from tensors."""
+    """For each task, the fields that the task needs and that do not follow from tensors."""
 
     def value(self, name: str) -> Any:
         """Return the value of a field of the model or the preprocessing; None if it is missing."""
@@ -315,8 +315,8 @@ def check_flags_apply(flags: Mapping[str, Any], opened: Mapping[str, Configurati
     """Check that each option applies to at least one of the files.
 
     Args:
-        flags: field → value that the user specified.
-        opened: file name → configuration of the file, which was opened with ``fill_only``.
+        flags: the fields that the user specified, by name.
+        opened: the configuration of each file, by file name; opened with ``fill_only``.
 
     Raises:
         ConfigurationError: all files contradict an option.

@@ -2,9 +2,9 @@
 
 The order is: an option; a configuration in the file or in its directory; evidence that the model
 family evaluates (training arguments in the checkpoint, fixed position embeddings, official models
-with exactly these names and shapes ...); the convention of the layout. Values from sources after
-the training arguments and the position embeddings are assumptions. There is no convention for the
-number of heads.
+with exactly these names and shapes ...); the convention of the layout. Values from sources with a
+lower priority than training arguments and position embeddings are assumptions. There is no
+convention for the number of heads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,7 +60,7 @@ class Evidence:
     """Arguments of the training run that wrote the checkpoint."""
 
     conventions: Mapping[str, Any]
-    """Field → value that the layout assumes."""
+    """The values that the layout assumes, by field."""
 
     layout: str
     """The name of the layout."""
@@ -69,7 +69,7 @@ class Evidence:
     """Fields for which the layout's own code supports only the value in `conventions`."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
-    """Field → value that the related model of the checkpoint uses."""
+    """The values that the related model of the checkpoint uses, by field."""
 
     relative_name: str = ""
     """The name of the related model; "" if there is none."""
@@ -78,16 +78,16 @@ class Evidence:
     """A phrase for messages: the image size of a related model that has these shapes."""
 
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
-    """Canonical name → position embedding, which is read to recognise the grid."""
+    """The position embeddings, which are read to recognise the grid, by canonical name."""
 
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Assumptions of the conversion that wrote the configuration, from its record.
 
-    Field → ``value``, ``source`` and ``assumption``.
+    Each item is a field with its ``value``, ``source`` and ``assumption``.
     """
 
     by_names: Mapping[str, Any] = field(default_factory=dict)
-    """Field → value that a program uses for all models with these tensor names."""
+    """The values that a program uses for all models with these tensor names, by field."""
 
     fill_only: bool = False
     """Whether options only fill in fields that the file does not specify."""

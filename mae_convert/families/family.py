@@ -66,19 +66,20 @@ class Family(ABC):
         name: the name of the family in reports and records, and the name of its package.
         title: a description in one line.
         configuration_class: a subclass of `reference_models.configuration.Configuration`.
-        layouts: name on the command line → layout.
-        layout_synonyms: other name → name of a layout.
-        models: "torch", "keras" or "transformers" → task → "module:Class" of the reference model
-            or, for "transformers", of the library's model. The values are strings so that no
-            framework is imported.
-        model_layouts: framework → the layout of its reference model; "keras" for both backends.
-        native_loaders: (name of a mapping table, framework) → the loader that loads tensors with
+        layouts: the layouts by their names on the command line.
+        layout_synonyms: the names of layouts by their synonyms.
+        models: for "torch", "keras" and "transformers", a mapping from the task to "module:Class"
+            of the reference model or, for "transformers", of the library's model. The values are
+            strings so that no framework is imported.
+        model_layouts: the layout of the reference model of each framework; "keras" for both
+            backends.
+        native_loaders: the loaders by (name of a mapping table, framework). Each loads tensors with
             the names of the table into the framework's model without using the table (see
             `mae_convert.runtime.sides`).
-        transformers_classes: task → the classes of transformers for the task; empty if the family
-            has no layout of transformers.
-        encoder_prefixes: name of a mapping table of pre-training models → the prefix that the names
-            of the encoder's tensors have in these models, but not in an encoder alone.
+        transformers_classes: the classes of transformers for each task; empty if the family has no
+            layout of transformers.
+        encoder_prefixes: for each mapping table of pre-training models, by name, the prefix that
+            the names of the encoder's tensors have in these models, but not in an encoder alone.
         official: published models, as `mae_convert.families.official_models` describes them.
         catalog_advice: purposes, names and notes of the official files, which ``mae-convert
             catalog`` prints.
@@ -91,7 +92,8 @@ class Family(ABC):
         resampling: how stored embeddings are resampled: ``BICUBIC`` or ``CORNERS_ALIGNED`` of
             `mae_convert.families.position_embeddings`.
         fixed_positions: the axes of the fixed embedding with which stored embeddings are
-            initialised, a key of ``FIXED`` in that module; None if they are initialised at random.
+            initialised, a key of ``FIXED`` in `mae_convert.families.position_embeddings`; None if
+            they are initialised at random.
         may_lack_class_position: whether some programs use the same names for position embeddings
             without a row for the class token.
         additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
@@ -274,7 +276,7 @@ class Family(ABC):
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field from sources between a configuration and a layout's convention.
+        """Yield values of a field from sources that rank between configuration and convention.
 
         The sources, such as training arguments and official models, are ordered by priority.
         """
@@ -334,7 +336,7 @@ class Family(ABC):
         """Return the values of fields that follow from other fields, by name.
 
         Args:
-            values: field → value for all resolved fields, with ``image_mean`` and ``image_std``.
+            values: all resolved fields by name, with ``image_mean`` and ``image_std``.
             evidence: the evidence.
         """
         return {}
@@ -415,7 +417,7 @@ class Family(ABC):
         """Return warnings about the values of tensors.
 
         Args:
-            statistics: canonical name → statistics such as ``min`` and ``max``.
+            statistics: statistics such as ``min`` and ``max`` of each tensor, by canonical name.
         """
         return ()
 
@@ -452,7 +454,7 @@ class Family(ABC):
         return self.card or Card(self.title[:1].upper() + self.title[1:], "", (self.name,))
 
     def inputs_in_words(self, model: Any) -> str:
-        """Return a phrase about the inputs of a model, with which a sentence can begin."""
+        """Return a phrase about the inputs of a model, capitalised to begin a sentence."""
         (height, width), patch = model.image_hw, " x ".join(map(str, model.patch_shape))
         frames = "" if self.clips is None else f"{model.num_frames} frames of "
         return (
@@ -461,14 +463,16 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return the possible official source of a model as text and its licence, or None."""
+        """Return text about possible official sources of a model, and their licence; or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 
     # Pixels
 
     def preprocessing(self, model: Any, settings: Fields) -> dict[str, Any]:
-        """Return fields of ``preprocessor_config.json`` in addition to those of a checkpoint.
+        """Return default fields of ``preprocessor_config.json``, besides mean and std.
+
+        The settings of the checkpoint, if any, override these fields.
 
         Args:
             model: the configuration.
@@ -499,7 +503,7 @@ class Family(ABC):
     def prediction(self, config: Any) -> Any:
         """Return an object with the sizes of the images or videos that a decoder predicts.
 
-        Its attributes are those of `reference_models.configuration.base.PatchGeometry`.
+        The object has the attributes of `reference_models.configuration.base.PatchGeometry`.
         """
         return config
 
@@ -537,8 +541,8 @@ class Family(ABC):
         """Divide the output (N, tokens, D) of an encoder, run without masking, into features.
 
         Returns:
-            ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), that of the class
-            token if the encoder has one.
+            ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), the features
+            of the class token, if the encoder has a class token.
         """
         first = hidden.shape[1] - config.num_patches
         tokens = {"tokens": hidden[:, first:]}

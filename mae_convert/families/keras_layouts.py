@@ -34,7 +34,7 @@ OURS: Mapping[str, Treatment] = {
     **OF_LAYER,
     "dtype": READ,  # see `_policy`
 }
-NOT_HERE = "no supported layout can represent such a model; run it with KerasHub"
+NOT_HERE = "no supported layout can represent a model with this value; run it with KerasHub"
 BACKBONE: Mapping[str, Treatment] = {
     **OF_LAYER,
     **dict.fromkeys(
@@ -174,7 +174,7 @@ BLOCK = (
 def archived_model(class_path: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return the ``config.json`` of a ``.keras`` file, from which Keras creates the model.
 
-    The content is the same as that which Keras 3 writes for a model that was not compiled.
+    Keras 3 writes the same content for a model that was not compiled.
 
     Args:
         class_path: "module:Class" of the model.
@@ -208,14 +208,14 @@ def _snake_case(name: str) -> str:
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration fields in the configuration that a file contains.
+    """Return the configuration fields in the stored configuration of a file.
 
     For a ``.keras`` file, these are the fields in Keras's ``config.json``, and the fields in the
     metadata that mae-convert stores with the weights (among them image mean, image std and class
     names).
 
     Raises:
-        ConfigurationError: Keras's ``config.json`` is not that of a model of this project, or it
+        ConfigurationError: Keras's ``config.json`` does not describe a model of this project, or
             contradicts the metadata.
     """
     if "keras" not in config:

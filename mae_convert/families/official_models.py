@@ -120,13 +120,13 @@ class Card:
     """Tags for the Hub's search."""
 
     pipeline_tags: Mapping[str, str] = field(default_factory=dict)
-    """Task → the Hub's ``pipeline_tag``, if any.
+    """The Hub's ``pipeline_tag`` for each task, if any.
 
     The Hub shows a widget for the tag, which must accept the inputs of the model.
     """
 
     licences: Mapping[str, str] = field(default_factory=dict)
-    """Description of published weights → their licence, for the message that asks for a licence."""
+    """The licences of published weights by description, for the message that asks for a licence."""
 
     addresses: Sequence[str] = ()
     """Beginnings of the URLs, with a slash at the end, at which the authors publish weights."""

@@ -18,7 +18,7 @@ def cut(pixels: np.ndarray, shapes: Any) -> np.ndarray:
 
     Returns:
         An array (N, C, [times, frames,] rows, height, columns, width), where height, width and
-        frames are those of a patch.
+        frames are the size of a patch.
     """
     split = [n for pair in zip(shapes.grid_shape, shapes.patch_shape, strict=True) for n in pair]
     return pixels.reshape(*pixels.shape[:2], *split)

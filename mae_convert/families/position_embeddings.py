@@ -22,8 +22,8 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 POSITION_EMBEDDINGS = ("encoder.position_embedding", "decoder.position_embedding")
-# Axes of the grid (a value of `Family.fixed_positions`) → function that returns the fixed
-# embedding.
+# Functions that return the fixed embedding, by the axes of the grid (a value of
+# `Family.fixed_positions`).
 FIXED: Mapping[str, Callable[[int, Any], np.ndarray]] = {
     "rows and columns": sincos_position_embedding,
     "times, rows and columns": spacetime_position_embedding,
@@ -42,7 +42,7 @@ class PositionTable:
     """The structure of a position embedding (1, first + times x rows x columns, width)."""
 
     first: int = 1
-    """The number of rows before those of the patches: 1 for a class token, else 0."""
+    """The number of rows before the rows of the patches: 1 for a class token, else 0."""
 
     times: int = 1
     """The number of grids of rows and columns, one for each time."""
@@ -85,7 +85,7 @@ def resampled(
 def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarray:
     """Resample (rows, columns, width) to (*size, width), without antialiasing.
 
-    The result is that of ``torch.nn.functional.interpolate(mode="bicubic",
+    The result is equal to the result of ``torch.nn.functional.interpolate(mode="bicubic",
     align_corners=aligned)``.
     """
     vertical, horizontal = (
@@ -128,9 +128,10 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Return the fixed sine-cosine embedding for another grid.
+    """Return the fixed sine-cosine embedding of another grid, which replaces a fixed embedding.
 
-    The tensor is loaded to check that it is fixed, and to which dtype it was rounded.
+    The tensor is loaded to check that it is the fixed embedding of the old grid, and to determine
+    the dtype to which the embedding was rounded.
 
     Args:
         tensor: the embedding.
@@ -177,7 +178,7 @@ def fixed_precision(
 
 
 def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Return how a position embedding (1, 1 + L, D) differs from the fixed sine-cosine embedding.
+    """Return a phrase that compares a position embedding (1, 1 + L, D) with the fixed embedding.
 
     Args:
         tensor: the embedding.

@@ -216,9 +216,9 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     others = (path.name for path in weights_file.parent.iterdir())
     if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
         raise ConfigurationError(
-            f"{other} is in the directory of {weights_file.name}: transformers 5 loads such shards "
-            "of a distributed checkpoint and no other weights",
-            hint="move one of them to another directory",
+            f"{other} is in the directory of {weights_file.name}: transformers 5 then loads only "
+            "such shards of a distributed checkpoint and ignores other weights",
+            hint=f"move the shards or {weights_file.name} to another directory",
         )
     named = config.get("transformers_weights")
     if named is not None and named != weights_file.name:

@@ -153,7 +153,7 @@ class TestTransformers:
         part = "shard-00001-model-00001-of-00001.safetensors"
         shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)
         assert is_read_beside(part)
-        with pytest.raises(ConfigurationError, match="loads such shards"):
+        with pytest.raises(ConfigurationError, match="loads only such shards"):
             open_checkpoint(tmp_path / "model")
 
     def test_a_field_twice_is_refused(self, command, models, tmp_path):

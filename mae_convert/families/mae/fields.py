@@ -64,8 +64,8 @@ def values_of(
         yield FieldValue(_square_size(evidence), "square grid", SQUARE)
     if name == "global_pool":
         source = (
-            "tensor names of a class-token classifier, which are also those of a pooled classifier "
-            "without fc_norm"
+            "tensor names of a class-token classifier, which a pooled classifier without fc_norm "
+            "also has"
         )
         yield FieldValue("token", source, NAMES)
     source = "convention of solo-learn, because of the tensor names"
@@ -73,7 +73,9 @@ def values_of(
 
 
 def _image_size(evidence: Evidence) -> FieldValue:
-    """Return the image size in the training arguments, or that of the fixed position table.
+    """Return the image size that the training arguments or the fixed position table specify.
+
+    The value is None if neither of them specifies the size.
 
     Raises:
         ConfigurationError: the arguments contradict the table or the tensors' shapes.
@@ -127,7 +129,7 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 
 
 def check_pooling(task: str, evidence: Evidence) -> None:
-    """Refuse a configuration with pooling if the tensors are those of a class-token classifier.
+    """Refuse a configuration with pooling if the tensors belong to a class-token classifier.
 
     A pooled classifier that normalises before the pooling has the same tensor names, so a
     configuration with ``fc_norm`` False is accepted.
@@ -139,7 +141,7 @@ def check_pooling(task: str, evidence: Evidence) -> None:
     if pooling not in (None, "token") and not before:
         raise ConfigurationError(
             f"{evidence.config_source} specifies global_pool {pooling}, but the tensors have no "
-            "fc_norm, so they are those of a model with global_pool token",
+            "fc_norm, so they belong to a model with global_pool token",
             hint="this configuration belongs to other weights",
         )
 

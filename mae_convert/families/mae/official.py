@@ -22,7 +22,7 @@ DATASET = "imagenet-1k"
 
 @dataclass(frozen=True)
 class Official(OfficialFile):
-    """An official file; its configuration is that of the original's factory functions."""
+    """An official file, with the configuration that a factory function of the original sets."""
 
     base_url = BASE_URL
     license = LICENSE
@@ -69,7 +69,7 @@ _KINDS = (
     ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
      "for further pre-training: encoder and decoder, reported to be trained on normalised pixels"),
     ("mae_finetuned_vit_{}", "finetune", "classify", None,
-     "for ImageNet-1k classification images: {accuracy} % top-1 as published"),
+     "for classifying images of ImageNet-1k: top-1 accuracy of {accuracy} % as published"),
 )  # fmt: skip
 
 

@@ -13,15 +13,16 @@ from typing import Any
 from mae_convert.errors import ConfigurationError, Option
 from mae_convert.families.mae.position_tables import Grid, TableGrid
 
-# Names of the original's factory functions, which its programs store → width, blocks and heads. The
-# functions for pre-training create a decoder with the following width, depth and number of heads.
+# The name of a factory function, which the original's programs store. SIZES contains the width, the
+# number of blocks and the number of heads of the encoders by size; DECODER contains these numbers
+# for the decoder of every pre-training model.
 FACTORY = re.compile(
     r"(?P<pretrain>mae_)?vit_(?P<size>base|large|huge)_patch\d+(?P<decoder>_dec512d8b)?"
 )
 SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 DECODER = (512, 8, 16)
 HEADS = {"num_attention_heads": "", "decoder_num_attention_heads": "decoder_"}
-# Field → type and possible names of the argument.
+# The types and the possible names of the argument for each field.
 PLAIN: Mapping[str, tuple[tuple[type, ...], tuple[str, ...]]] = {
     "mask_ratio": ((float, int), ("mask_ratio",)),
     "norm_pix_loss": ((bool,), ("norm_pix_loss",)),
@@ -51,7 +52,7 @@ class TrainingArguments:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
-        """Return the arguments of any supported program, converted to those of the original."""
+        """Return training arguments of any supported program as arguments of the original."""
         return cls({**stored, **fields_of(stored, geometry)}, geometry)
 
     def value(self, name: str) -> Any:
@@ -224,10 +225,10 @@ def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict
 
 
 def conventions_by_names(names: Collection[str]) -> dict[str, Any]:
-    """Return the fields that solo-learn fixes, if the tensor names are those of solo-learn.
+    """Return the fields with fixed values in solo-learn, if the tensors have solo-learn's names.
 
-    solo-learn writes its settings to ``args.json`` in the same directory, so the checkpoint may
-    not contain them.
+    The result is empty for other names. solo-learn writes its settings to ``args.json`` in the same
+    directory, so the checkpoint may not contain them.
 
     Args:
         names: the stored names of all tensors in the file.

@@ -33,7 +33,7 @@ NATIVE_LOADERS = {
     **{(table.name, "torch"): "facebook" for table in LAYOUTS["original"].tables},
     **{(t.name, f): "keras" for t in LAYOUTS["keras"].tables for f in ("tensorflow", "jax")},
 }
-# Field → argument in the authors' training programs and in the official files.
+# The arguments in the authors' training programs and in the official files, by field.
 ARGUMENTS: Mapping[str, tuple[str, type]] = {
     "mask_ratio": ("mask_ratio", float),
     "norm_pix_loss": ("norm_pix_loss", bool),
@@ -61,9 +61,9 @@ class MAEST(Family):
     def position_tables(self, config: MAESTConfig) -> Mapping[str, PositionTable]:
         """Return the structure of each position embedding that is resampled, by canonical name.
 
-        If patches and time steps have separate position embeddings, the authors' program does not
-        resample them; here, those of the patches are resampled like those of an image. Joint
-        position embeddings are resampled for each time step.
+        If patches and time steps have separate position embeddings, the embeddings of the patches
+        are resampled like an image's (the authors' program does not resample them). Joint position
+        embeddings are resampled for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)

@@ -87,8 +87,8 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
             shapes, "encoder.spatial_position_embedding", 3, axis=1
         )
         if fields["spatial_patches"] == 1 and not with_class:
-            # The shapes are those of a class token with joint positions, from which Keras files
-            # without names cannot be distinguished.
+            # A model with a class token and joint positions has the same shapes, and Keras files
+            # have no names that distinguish the two models.
             raise LayoutError("a model with one patch at each time step is not supported")
         steps = dimension(shapes, "encoder.temporal_position_embedding", 3, axis=1)
         fields["num_frames"] = steps * fields["tubelet_size"]

@@ -46,7 +46,7 @@ MOST_FRAMES = 16
 BANDS = 6
 TABLE = "encoder.position_embedding"
 TOLERANCE = 1e-2  # for tables rounded to bfloat16; tables of other grids differ by about 1
-LIKE = "in their order, as in the authors' inference script"
+LIKE = "in their original order, as in the authors' inference script"
 
 
 class Prithvi(Family):
@@ -99,7 +99,7 @@ class Prithvi(Family):
         if grid := _grid_of_table(evidence):
             words = f"the fixed position table ({' x '.join(map(str, grid))} patches)"
             yield FieldValue(_fields_of(grid, evidence)[name], words)
-        elif len(grids := list(_grids(evidence))) == 1:  # with several, a choice would be a guess
+        elif len(grids := list(_grids(evidence))) == 1:  # if several grids fit, the grid is unknown
             words = "the number of patches" if _size(evidence) else "square grid"
             yield FieldValue(_fields_of(grids[0], evidence)[name], words, SQUARE)
 

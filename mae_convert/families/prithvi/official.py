@@ -7,7 +7,7 @@ from reference_models.configuration import PrithviConfig
 
 LICENSE = "apache-2.0"
 BOTH = ("time", "location")
-# Name → width, depth, heads, patch size, frames, and whether the model embeds coordinates. The tiny
+# By name: width, depth, heads, patch size, frames, and which coordinates the model embeds. The tiny
 # and the base model of version 2 exist only with coordinates.
 _MODELS: dict[str, tuple[int, int, int, int, int, tuple[str, ...]]] = {
     "Prithvi-EO-1.0-100M": (768, 12, 12, 16, 3, ()),

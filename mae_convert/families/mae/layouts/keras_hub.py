@@ -52,7 +52,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration fields in the configuration of a preset or a ``.keras`` file.
 
     Raises:
-        ConfigurationError: the configuration is not that of ``ViTBackbone`` or
+        ConfigurationError: the configuration does not belong to ``ViTBackbone`` or
             ``ViTImageClassifier``, or the pooling of the classifier is not "token".
     """
     if "keras" not in config:

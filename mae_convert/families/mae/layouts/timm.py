@@ -33,7 +33,7 @@ ARGUMENTS = {
     "num_channels": "in_chans",
     "qkv_bias": "qkv_bias",
 }
-"""Argument of timm's models → configuration field."""
+"""The configuration fields by the names of the arguments of timm's models."""
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:

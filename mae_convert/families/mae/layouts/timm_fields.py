@@ -33,13 +33,13 @@ PLAIN = re.compile(
 A tag after a dot identifies the weights.
 """
 
-# timm's name of an activation → the name in transformers.
+# The names of activations in transformers, by their names in timm.
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu",
                "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-"""timm's name of a resampling filter → Pillow's number."""
+"""Pillow's numbers of the resampling filters, by the names of the filters in timm."""
 
-NO_PLACE = "no supported layout can represent such a model; run it with timm"
+NO_PLACE = "no supported layout can represent a model with this value; run it with timm"
 OFF = Only(NOTHING, NO_PLACE)
 BIAS = Only((None, True, 1), NO_PLACE)
 ARGUMENTS: Mapping[str, Treatment] = {
@@ -281,7 +281,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
             "cannot write timm: timm always divides pixels by 255 and normalises them, and the "
             "source's preprocessor_config.json specifies otherwise (do_rescale, rescale_factor, "
             "do_normalize)",
-            hint="correct it, or convert to transformers or keras",
+            hint="correct preprocessor_config.json, or convert to transformers or keras",
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}
     number = config.get("resample", 2 if config else 3)
@@ -309,10 +309,11 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     ours = {"height": sides[0], "width": sides[1]} if edge is None else {"shortest_edge": edge}
     if not stored or stored["size"] != ours or not as_model or stored["do_center_crop"] > cropped:
         raise LayoutError(
-            "cannot write timm: timm's config.json cannot represent the resizing and cropping of "
-            f"the source's preprocessor_config.json (size {shown(config.get('size'))}, crop_size"
-            f" {shown(config.get('crop_size'))}, resample {shown(number)}) to {height}x{width}",
-            hint="correct it, or convert to transformers or keras",
+            "cannot write timm: timm's config.json cannot represent how the source's "
+            f"preprocessor_config.json resizes and crops images to {height}x{width} (size"
+            f" {shown(config.get('size'))}, crop_size {shown(config.get('crop_size'))}, resample"
+            f" {shown(number)})",
+            hint="correct preprocessor_config.json, or convert to transformers or keras",
         )
     return settings
 

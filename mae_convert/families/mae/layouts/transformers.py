@@ -1,9 +1,9 @@
 """Hugging Face transformers, PyTorch: ViTMAEModel, ViTMAEForPreTraining, ViTForImageClassification.
 
-Three naming variants are read: that of version 4, which is also written because every version loads
-it; that of files saved by version 5, in which the decoder's blocks are
+Three naming variants are read: the names of version 4, which are also written because every version
+loads them; the names in files saved by version 5, in which the decoder's blocks are
 ``decoder.decoder_encoder.layer`` (version 4 does not load tensors with these names and initializes
-the blocks at random); and that of ``state_dict()`` in version 5.
+the blocks at random); and the names in the ``state_dict()`` of version 5.
 """
 
 from collections.abc import Mapping

@@ -29,7 +29,7 @@ class Relative:
     """Why the decoder is dropped, for the list of dropped tensors."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Training argument → pattern of its value as text, for arguments that only this model has.
+    """Patterns of the values (as text) of training arguments that only this model has, by argument.
 
     One matching argument is sufficient.
     """
@@ -41,13 +41,13 @@ class Relative:
     """
 
     by_patches: Mapping[int, Fields] = field(default_factory=dict)
-    """Number of patches → configuration field → the value that this model uses for this size."""
+    """The values of configuration fields that this model uses, by the number of patches."""
 
     preprocessing: Fields = field(default_factory=dict)
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Training argument → why a model that was trained with this argument cannot be read."""
+    """Why a model that was trained with an argument cannot be read, by the name of the argument."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""
@@ -72,8 +72,8 @@ def _decoder(width: int, depth: int) -> Fields:
     return {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth}
 
 
-# He et al. 2021, table 1: the default decoder, also that of the official files, has width 512 and 8
-# blocks.
+# He et al. 2021, table 1: the default decoder, which the official files also have, has width 512
+# and 8 blocks.
 PUBLISHED_DECODER = _decoder(512, 8)
 SMALL, BASE = _size(384, 12, 16), _size(768, 12, 16)
 LARGE, HUGE = _size(1024, 24, 16), _size(1280, 32, 14)
@@ -130,15 +130,15 @@ SCALE_MAE = Relative(
     key=r"mask_token_decoder|fpn\.fpn\d\..+|fcn(_high|_low)?\.(proj|conv_blocks|pred)\..+",
     decoder=r"mask_token(_decoder)?|decoder_.+|fpn\..+|fcn(_high|_low)?\..+|pos_emb_projection\..+",
     why_dropped=(
-        "Scale-MAE's decoder predicts two frequency bands by convolutions, which MAE's decoder "
-        "does not; only the encoder is read"
+        "unlike MAE's decoder, Scale-MAE's decoder predicts two frequency bands by convolutions; "
+        "only the encoder is read"
     ),
     arguments={"base_resolution": r".+", "eval_base_resolution": r".+"},
     shapes=({**LARGE, "task": "encoder"}, {**LARGE, "task": "classify"}),
     caveat=(
         "Scale-MAE computes its position embeddings for each image from the ground sample distance "
-        "and never reads those in the file: the conversion uses the file's table, which is for a "
-        "distance of 1, so images with other distances are encoded as if their distance were 1"
+        "and never reads the position table in the file: the conversion uses this table, which is "
+        "for a distance of 1, so images with other distances are encoded as if theirs were 1"
     ),
 )
 
@@ -147,8 +147,8 @@ CROSS_MAE = Relative(
     key=r"(wfm|dec_norms)\..+",
     decoder=r"mask_token|decoder_.+|wfm\..+|dec_norms\..+",
     why_dropped=(
-        "CrossMAE's decoder attends to the encoder's outputs, which MAE's decoder does not; only "
-        "the encoder is read"
+        "unlike MAE's decoder, CrossMAE's decoder attends to the encoder's outputs; only the "
+        "encoder is read"
     ),
 )
 

@@ -81,13 +81,13 @@ def name_relative(
     """Return the related model of a checkpoint, or None.
 
     Args:
-        by_key: the related model that a tensor's name identifies, and that name.
+        by_key: the related model that a tensor's name identifies, and the name.
         arguments: the training arguments in the checkpoint.
         recorded: the related model in the conversion record of the file.
         fields: the configuration fields that follow from the tensors' shapes, and ``task``.
 
     Raises:
-        CheckpointError: the training arguments are those of a variant that is not supported.
+        CheckpointError: the training arguments belong to a variant that is not supported.
     """
     membership = _by_key(by_key) or _by_arguments(arguments) or _by_record(recorded)
     membership = membership or _by_shapes(fields)
@@ -115,7 +115,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the related model that a conversion record names as certain, or None."""
+    """Return the related model in a conversion record if it is certain there, or None."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)

@@ -99,7 +99,7 @@ REFUSED = (
     _refused(
         "MultiMAE",
         r"(.*\.)?((input|output)_adapters\..*|global_tokens)",
-        instead="a file with the names of a ViT, which the authors' converter writes",
+        instead="the authors' converter, which writes a file with the tensor names of a ViT",
     ),
     _refused(
         "SatMAE with grouped channels",
@@ -216,7 +216,7 @@ REFUSED = (
 )
 
 OURS = ("vit", "vit_mae", "vit_msn")
-"""The model types of transformers whose encoder is MAE's."""
+"""The model types of transformers with the same encoder as MAE."""
 
 MODEL_TYPES = {
     "audio-spectrogram-transformer": "AST, the Audio Spectrogram Transformer",
@@ -307,7 +307,7 @@ def explain(
 
 
 def _reason_in_config(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return why a configuration is that of an unsupported model, or None.
+    """Return why a configuration belongs to an unsupported model, or None.
 
     Returns:
         The identifying field and its value, the model's name, and a library that reads the model.

@@ -1,4 +1,4 @@
-"""The layout of the authors' files: names of versions 1 and 2 are read, those of 2 are written."""
+"""The layout of the authors' files; names of version 1 are read, but not written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +61,7 @@ CONVENTIONS = {
     "image_mean": MEAN,
     "image_std": STD,
 }
-# Field of ``pretrained_cfg`` in a config.json on the Hub → configuration field.
+# Configuration fields by the names of fields of ``pretrained_cfg`` in a config.json on the Hub.
 NAMES = {
     "img_size": "image_size",
     "num_frames": "num_frames",
