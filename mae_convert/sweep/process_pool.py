@@ -1,6 +1,7 @@
-"""The local engine: runs each job in its own process, as many at a time as memory and cores allow.
+"""The local engine: run each job in its own process, as many jobs at a time as resources allow.
 
-If a process is killed, its job is run again without other jobs: memory may have run out.
+The resources are memory, cores and GPUs. If a process is killed, its job is run again without other
+jobs, because the memory may not have been sufficient for all jobs.
 
 `concurrent.futures.ProcessPoolExecutor` and loky cannot be used instead: when one of their
 processes dies, every job that is queued or running fails (`BrokenProcessPool`); they start a job as

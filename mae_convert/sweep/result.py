@@ -179,7 +179,7 @@ def error_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "there was not enough memory; run fewer jobs at a time (workers)"
+        return "there was not enough memory; run fewer jobs at a time (option `workers`)"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 

@@ -241,11 +241,11 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
         if value is None and kind.endswith("| None"):
             continue
         if not isinstance(value, PYTHON_TYPES.get(kind.removesuffix(" | None"), str)):
-            raise TypeError(f"{name} of a job is {type(value).__name__}")
+            raise TypeError(f"the field {name} of a job has the type {type(value).__name__}")
     for name in MAPPINGS:
         values[name] = json.loads(values[name])
         if not isinstance(values[name], dict):
-            raise TypeError(f"{name} of a job is not a mapping")
+            raise TypeError(f"the field {name} of a job is not a mapping")
     for name in BOOLEANS:
         values[name] = None if values[name] is None else bool(values[name])
     # Non-finite numbers are stored as text.

@@ -191,7 +191,7 @@ DAMAGE = {
     "steps[0] must contain": lambda d: d.update(steps=[{"step": "dtype", "to": "float16"}]),
     "tensors": lambda d: d["source_trace"].update(tensors={}),
     "encoder.cls_token": lambda d: d["source_trace"]["tensors"].pop("encoder.cls_token"),
-    "not belong to one of its runs": lambda d: d["source_trace"].update(dtypes=["float32"]),
+    "not belong to a run of the trace": lambda d: d["source_trace"].update(dtypes=["float32"]),
     "own_errors": lambda d: d["source_trace"].update(own_errors={"float32": {"logits": -1}}),
     "ceiling_units": lambda d: d["source_trace"].update(ceiling_units=True),
     "num_hidden_layers": lambda d: d["source_trace"]["config"].update(num_hidden_layers=10**9),
