@@ -78,7 +78,7 @@ class RecognisedModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible model for a task: tensors with a common name prefix, mapped by one table."""
+    """A possible model for a task: tensors with a common prefix, mapped by one mapping table."""
 
     reading: Reading
     task: str
@@ -118,7 +118,7 @@ class Candidate:
             return "; ".join(self.reading.problems[:2])
         name, what = next(iter(self.unused.needed.items()))
         more = f" and {count} more" if (count := len(self.unused.needed) - 1) else ""
-        return f"{name}{more} would be left out, but {what}"
+        return f"{name}{more} would be left out, but the model's outputs depend on {what}"
 
 
 def recognise_model(

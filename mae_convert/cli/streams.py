@@ -25,8 +25,8 @@ from mae_convert.text.redaction import redact_logs, without_secrets
 def prepare_streams() -> bool:
     """Replace closed streams, and escape characters that a stream cannot encode.
 
-    Without this, a closed descriptor would be assigned to the next file that is opened, for example
-    a checkpoint that is being written, and messages would be written into that file.
+    Without the replacement, a closed descriptor would be assigned to the next file that is opened,
+    for example a checkpoint that is being written, and messages would be written into that file.
 
     Returns:
         Whether standard output is open.
@@ -59,8 +59,8 @@ def _is_open(number: int) -> bool:
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning on one line, without its source location.
 
-    This replaces `warnings.showwarning`; `warnings.filters` still determines which warnings are
-    shown.
+    The function replaces `warnings.showwarning`; `warnings.filters` still determines which warnings
+    are shown.
     """
     print_to_stderr(f"note: {' '.join(str(message).split())}")
 

@@ -1,4 +1,4 @@
-"""Print the result of a conversion and the differences of two checkpoints."""
+"""Print the result of a conversion and the differences between two checkpoints."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -74,7 +74,7 @@ def _worst_rounding(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def difference_json(difference: "Difference") -> dict[str, Any]:
-    """Return the differences of two checkpoints as a dictionary, for JSON output."""
+    """Return the differences between two checkpoints as a dictionary, for JSON output."""
     return {
         "same": difference.same,
         "equal": difference.equal,

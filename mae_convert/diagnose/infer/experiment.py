@@ -107,7 +107,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
 
 
 def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return a target with its missing or assumed fields set to the values decided for a source."""
+    """Return `target` with its missing or assumed fields set to the values decided for `source`."""
     decided = inference.decided()
     for name in open_fields(target):
         if name in decided:
