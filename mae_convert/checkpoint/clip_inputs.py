@@ -70,7 +70,7 @@ def load_clips(
         raise MaeConvertError(
             *(Option("frame_stride", stride), " has no effect for this model, which uses all"),
             " images of a series",
-            hint="leave it out",
+            hint="leave the option out",
         )
     stride, read = stride or clips.stride, []
     for path in paths:  # one video at a time, because videos are large

@@ -50,7 +50,7 @@ class Preprocessing:
     """The mean of each channel, which is subtracted."""
 
     std: tuple[float, ...]
-    """The standard deviation of each channel, by which the difference is divided."""
+    """The standard deviation of each channel; pixels minus the mean are divided by it."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return an image as an input of the model (C, H, W), float32."""

@@ -268,7 +268,9 @@ def _misfit_error(readings: list[Reading], shapes: Mapping[str, Shape]) -> Layou
     encoder = (
         f"the encoder of {relative[0].name} (recognised by {relative[1]}): " if relative else ""
     )
-    nearest = f"{encoder}the nearest layout is {best.table.name} ({best.task}), but "
+    nearest = (
+        f"{encoder}the nearest layout is {best.table.name} ({best.task}), with these mismatches: "
+    )
     names = f"`mae-convert layouts {best.layout.name}` lists the tensors of this layout"
     problems = "; ".join(best.problems[:4])
     return LayoutError(nearest + problems, hint=f"check how the file was written; {names}")

@@ -176,7 +176,8 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "workers",
             "engine",
-            ("--workers limits the processes on this machine; Ray schedules jobs by --threads"),
+            "Ray schedules jobs by --threads; --workers limits the processes on this machine: leave "
+            "--workers out",
             lambda values: values["engine"] == "ray",
         ),
         Conflict(

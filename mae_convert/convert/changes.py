@@ -137,15 +137,20 @@ def _with_num_frames(
     before = getattr(model, "num_frames", None)
     if before is None:
         raise ConfigurationError(
-            option, f": the family {source.family.name} is for images", hint="leave it out"
+            option,
+            f": models of the family {source.family.name} take images, not videos",
+            hint="leave the option out",
         )
     if count == before:
         return source, ()
     if source.family.positions != "computed" and source.family.fixed_positions is None:
         raise ConfigurationError(
-            *(option, f": the family {source.family.name} has learned temporal positions,"),
+            *(
+                option,
+                f": models of the family {source.family.name} have learned temporal positions,",
+            ),
             " which cannot be computed for another number of frames",
-            hint=f"leave it out: the model takes {before} frames",
+            hint=f"leave the option out: the model takes {before} frames",
         )
     if count % model.tubelet_size:
         below = count - count % model.tubelet_size
@@ -178,8 +183,8 @@ def _regenerated(
     axes, model = source.family.fixed_positions, source.configuration.model
     if axes is None:
         raise ConfigurationError(
-            *(option, f": the family {source.family.name} has learned positions"),
-            hint="leave it out to resample them",
+            *(option, f": models of the family {source.family.name} have learned positions"),
+            hint="leave the option out to resample the positions",
         )
     return regenerated(tensor, model.grid_shape, changed.grid_shape, axes, option)
 

@@ -138,7 +138,7 @@ def test_invalid_geometry_is_refused_in_one_sentence(command, tmp_path):
         (MAE_ST, ("--image-size", 48, "--sincos-positions"), "learned positions"),
         (VIDEOMAE, ("--num-frames", 5), "patches are 2 frames long; choose 4 or 6"),
         (PRITHVI, ("--image-size", 50), "do not divide"),
-        ("pretrain_tiny", ("--num-frames", 4), "is for images"),
+        ("pretrain_tiny", ("--num-frames", 4), "take images, not videos"),
     ):
         path = GOLDEN / case / "checkpoint.pth"
         size = ("--source-image-size", 32) if case == VIDEOMAE else ()

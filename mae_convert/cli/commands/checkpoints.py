@@ -124,8 +124,8 @@ def inspect(
     "--in-channels",
     type=COUNT,
     help=(
-        "Number of input channels; 1 adds up the patch embedding's channels, other numbers repeat "
-        "them; reported as lossy."
+        "Number of input channels. The patch embedding's weights are summed over the channels for "
+        "1, and repeated for other numbers; reported as lossy."
     ),
 )
 @click.option(
