@@ -176,8 +176,8 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "workers",
             "engine",
-            "Ray schedules jobs by --threads; --workers limits the processes on this machine: leave "
-            "--workers out",
+            "--workers limits the processes on this machine, but Ray schedules jobs by --threads; "
+            "leave --workers out",
             lambda values: values["engine"] == "ray",
         ),
         Conflict(
