@@ -269,8 +269,8 @@ def input_options(command: Command) -> Command:
                 type=path,
                 metavar="DIR",
                 help=(
-                    "Directory of images (or of videos, for a video model) to preprocess and use as "
-                    "inputs."
+                    "Directory of images (or of videos, for a video model) to preprocess and use "
+                    "as inputs."
                 ),
             ),
             click.option(

@@ -198,7 +198,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Also run B (or A, if only A has the tensor names that this requires) with the model "
+        "Also run B (or A, if only A has the required tensor names) with the model "
         "classes of another library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or "
         "MODULE:FACTORY), or with a clone of the authors' code (original=DIRECTORY). Such code is "
         "run only if this option specifies it."
