@@ -62,13 +62,13 @@ class Reproducer:
     """The script."""
 
     arrays: Mapping[str, np.ndarray]
-    """Name → array: the inputs, the tensors, and the results ``result/A`` and ``result/B``.
+    """The arrays by name: the inputs, the tensors, and the results ``result/A`` and ``result/B``.
 
     Inputs and tensors that differ have the prefix ``A/`` or ``B/``.
     """
 
     frameworks: Mapping[str, str | None]
-    """Framework that runs the script → Python interpreter, or None for the current interpreter."""
+    """The frameworks that run the script, with a Python interpreter (None: the current one)."""
 
 
 def reduced(verification: Verification) -> Reproducer:
@@ -100,8 +100,8 @@ def reproducer_of(
         a: the trace of A.
         checkpoints: A and B.
         inputs: the images and the noise of the runs.
-        frameworks: framework that runs the script → Python interpreter, or None for the current
-            interpreter.
+        frameworks: the frameworks that run the script, each with a Python interpreter, or None for
+            the current interpreter.
 
     Raises:
         MaeConvertError: the result cannot be computed from earlier results that both sides have.

@@ -162,10 +162,10 @@ class Script:
     """The formula of the result, as lines of Python."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """Side ("A" or "B") → the settings that `lines` read from ``s``."""
+    """The settings that `lines` read from ``s``, by side ("A" or "B")."""
 
     names: Mapping[str, str]
-    """Name in `lines` → canonical name, for the tensors that differ."""
+    """The canonical names of the tensors that differ, by their names in `lines`."""
 
     limit: float
     """In float64, the largest allowed distance between A and B. In a lower precision, the largest

@@ -51,7 +51,7 @@ class Finding:
     """The first result that differs with the hypothesis, or None if all agree."""
 
     largest: float
-    """The largest error of earlier results, relative L2."""
+    """The largest error (relative L2) of the results that agree with the hypothesis."""
 
     others: tuple[Hypothesis, ...] = ()
     """Other hypotheses with which all results agree."""

@@ -148,7 +148,7 @@ OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     )
 }
 
-# Description → indices; the tensor in the wrong order is ``tensor.take(indices, axis)``.
+# Indices by description; the tensor in the wrong order is ``tensor.take(indices, axis)``.
 Orders: TypeAlias = Mapping[str, np.ndarray]
 
 
