@@ -96,7 +96,7 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
 
 
 def square_grid(count: int) -> tuple[int, int] | None:
-    """Return the square grid of ``count`` patches, or None if the count is not a square."""
+    """Return (rows, columns) of a square grid of ``count`` patches, or None if there is none."""
     side = math.isqrt(count)
     return (side, side) if side * side == count else None
 

@@ -26,7 +26,7 @@ class Clips:
     """A phrase that names the origin of this sampling, for messages."""
 
     stride: int = 1
-    """The distance between the frames of a clip."""
+    """The distance between consecutive frames of a clip, in frames of the video at `frame_rate`."""
 
     frame_rate: float | None = None
     """The frame rate to which ``stride`` refers; None for the frame rate of the file."""

@@ -30,7 +30,8 @@ from mae_convert.layouts.transforms import Schema, Shape
 
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, Shape]
-# Task → required fields that are not stored in the tensors of a masked autoencoder.
+# Required fields that are not stored in the tensors of a masked autoencoder: for all tasks, and
+# further fields for each task.
 UNSPECIFIED = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size")
 UNSPECIFIED_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss"),
@@ -417,7 +418,7 @@ class Family(ABC):
         """Return warnings about the values of tensors.
 
         Args:
-            statistics: statistics such as ``min`` and ``max`` of each tensor, by canonical name.
+            statistics: numbers such as ``min`` and ``max`` for each tensor, by canonical name.
         """
         return ()
 

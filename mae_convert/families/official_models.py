@@ -30,7 +30,7 @@ class OfficialModel:
     """The publisher's file name; "" if no file is published."""
 
     md5: str | None = None
-    """The published digits of the file's MD5, if any."""
+    """The first hexadecimal digits of the file's MD5, if published."""
 
     data: str = ""
     """The name of the training data set."""
@@ -71,7 +71,7 @@ class OfficialFile:
     """The purpose of the file in one line."""
 
     md5: str | None = None
-    """The six published digits of the file's MD5, if any."""
+    """The first six hexadecimal digits of the file's MD5, if published."""
 
     on_the_hub: str | None = None
     """A repository on the Hugging Face Hub with the same weights, if known."""

@@ -145,8 +145,8 @@ WHICH = (
 )
 ADVICE = (
     WHICH,
-    "The encoders of visualize and pretrain are not the same: combining the encoder of one with the"
-    " decoder of the other gives wrong reconstructions.\nUsers report, but the publisher does not"
+    "The encoders of visualize and pretrain are not the same: an encoder of pretrain with a decoder"
+    " of visualize gives wrong reconstructions.\nUsers report, but the publisher does not"
     " document, that *_full was trained on normalised pixels.\nfacebook/vit-mae-* on the Hub have"
     f" the visualize weights, and timm's *.mae the pretrain weights.\n\nLicence of the files of"
     f" the image MAE: {LICENSE}, {LICENSE_URL}",

@@ -1,4 +1,4 @@
-"""Configuration fields from the arguments of a training run that are stored in a checkpoint.
+"""Derive configuration fields from the training arguments that are stored in a checkpoint.
 
 The arguments are plain data: ``args`` in the original's programs and programs based on them,
 ``meta.cfg`` or ``meta.config`` in OpenMMLab's programs and EasyCV, and Lightning's hyper-parameters
@@ -186,12 +186,12 @@ def _sides(value: Any) -> Iterator[int]:
 
 Fields = Iterator[tuple[str, Any]]
 
-# Name of a size of mmpretrain's VisionTransformer → number of heads.
+# The numbers of heads of mmpretrain's VisionTransformer, by the names of its sizes.
 ARCHITECTURES = {
     "s": 8, "small": 8, "b": 12, "base": 12, "l": 16, "large": 16, "h": 16, "huge": 16,
     "deit-t": 3, "deit-tiny": 3, "deit-s": 6, "deit-small": 6, "deit-b": 12, "deit-base": 12,
 }  # fmt: skip
-# Name of a model of solo-learn → width, blocks and heads.
+# Width, blocks and heads of the models of solo-learn, by name.
 SOLO = {
     "vit_tiny": (192, 12, 12),
     "vit_small": (384, 12, 12),

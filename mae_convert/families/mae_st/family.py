@@ -114,7 +114,7 @@ class MAEST(Family):
         return _patches_per_time(evidence) * height, width
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Return the number of predicted frames; check size and frames against the positions.
+        """Return the number of predicted frames; check the image size and the number of frames.
 
         Raises:
             ConfigurationError: the image size and the number of frames result in a number of

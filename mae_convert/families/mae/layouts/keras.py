@@ -25,7 +25,7 @@ from mae_convert.layouts.layout import IMAGENET, Layout
 from mae_convert.layouts.table import Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
 
-# Task → class; a test compares these names with those that Keras writes.
+# The class for each task; a test compares these names with the names that Keras writes.
 MODULE = f"{PACKAGE}.keras.mae"
 
 

@@ -47,7 +47,7 @@ class Relative:
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Why a model that was trained with an argument cannot be read, by the name of the argument."""
+    """Training arguments whose models cannot be read; the values are the reasons."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""
@@ -138,7 +138,7 @@ SCALE_MAE = Relative(
     caveat=(
         "Scale-MAE computes its position embeddings for each image from the ground sample distance "
         "and never reads the position table in the file: the conversion uses this table, which is "
-        "for a distance of 1, so images with other distances are encoded as if theirs were 1"
+        "for a distance of 1, so images with other distances are encoded as if it were 1"
     ),
 )
 
