@@ -47,7 +47,7 @@ OUTPUT_FIELDS = ("output_hidden_states", "output_attentions", "return_dict", "pr
 
 
 def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments without those that only control how transformers loads a model.
+    """Return the arguments except arguments that only control how transformers loads a model.
 
     Raises:
         ConfigurationError: an argument requests an unsupported feature.
@@ -61,8 +61,8 @@ def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
 def dtype_of(options: dict[str, Any], default: str | None) -> Any:
     """Remove ``dtype`` and ``torch_dtype`` from the arguments, and return the requested dtype.
 
-    The result is `default` if no dtype is requested. For "auto" it is None, which stands for the
-    dtype of the checkpoint.
+    The result is `default` if no dtype is requested. For "auto" the result is None, which stands
+    for the dtype of the checkpoint.
     """
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None) or default
     options.pop("torch_dtype", None)

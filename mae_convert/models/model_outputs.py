@@ -30,7 +30,7 @@ class EncoderOutput(NamedTuple):
     """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
 
 
-# Values that a result of a reference model may lack; transformers has no taps.
+# The optional fields of each output, except ``taps``, which transformers does not have.
 OPTIONAL: dict[Any, tuple[str, ...]] = {
     ViTMAEModelOutput: ("hidden_states", "attentions"),
     EncoderOutput: ("hidden_states", "attentions"),

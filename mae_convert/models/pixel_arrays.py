@@ -49,9 +49,7 @@ def _as_array(image: Any) -> np.ndarray:
             f"{_kind(image)} is not an image",
             hint="pass Pillow images, paths, arrays or tensors",
         )
-    if hasattr(
-        image, "detach"
-    ):  # a tensor of PyTorch that requires a gradient, which NumPy cannot convert
+    if hasattr(image, "detach"):  # NumPy cannot convert a PyTorch tensor that requires a gradient
         image = image.detach().cpu()
         image = image.float() if str(image.dtype) == "torch.bfloat16" else image
     array = np.asarray(image)

@@ -199,7 +199,7 @@ class PretrainedModel:
         mapped = options.pop("mmap", None)
         changes = changes_of(cls.task, config, options)
         specified = {name: value for name, value in changes.items() if name in SAYABLE}
-        if "global_pool" in options:  # only if passed: a configuration always has a value
+        if "global_pool" in options:  # not from `config`, in which the field always has a value
             specified["global_pool"] = options["global_pool"]
         checkpoint = open_source(source, Flags(**specified), incomplete=True)
         cls._check_family(checkpoint)

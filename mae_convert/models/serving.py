@@ -3,9 +3,9 @@
 Every signature takes any number of images. ``serving_default`` maps ``pixel_values`` (N, C, H, W)
 to ``last_hidden_state`` (N, 1 + L, D) of all patches in their order or, in a classifier, to
 ``logits`` (N, K). Models that mask patches have a second signature, which also takes ``noise``
-(N, L). In a pre-training model it is ``reconstruct``, which returns ``logits``, ``mask``,
+(N, L). In a pre-training model, this signature is ``reconstruct``; it returns ``logits``, ``mask``,
 ``ids_restore``, ``loss`` and ``reconstruction`` (N, H, W, C), in which only the removed patches are
-predicted. In an encoder it is ``encode_visible``, which returns ``last_hidden_state``, ``mask`` and
+predicted. In an encoder, it is ``encode_visible``; it returns ``last_hidden_state``, ``mask`` and
 ``ids_restore``.
 """
 

@@ -27,7 +27,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool]) -> None:
-    """Register those parameters and modules of a model in `part` whose names `has_name` accepts."""
+    """Register in `part` the parameters and modules of a model whose names `has_name` accepts."""
     for name, parameter in model.named_parameters(recurse=False):
         if has_name(name):
             part.register_parameter(name, parameter)

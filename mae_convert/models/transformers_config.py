@@ -217,7 +217,7 @@ class ViTMAEConfig:
         }
 
     def to_json_string(self, use_diff: bool = False) -> str:
-        """Return all attributes, or only those that differ from the defaults, as JSON."""
+        """Return all attributes, or only attributes that differ from the defaults, as JSON."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -324,7 +324,7 @@ def _in_the_type_of(value: Any, name: str, text: str) -> Any:
     """Return `text` converted to the type of `value`, the current value of the attribute `name`.
 
     Raises:
-        ValueError: it cannot be converted.
+        ValueError: `text` cannot be converted.
     """
     if isinstance(value, bool) and text.lower() in (*TRUE, *FALSE):
         return text.lower() in TRUE

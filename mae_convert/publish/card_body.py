@@ -122,7 +122,7 @@ def _on_top(checkpoint: Checkpoint) -> str:
         )
     if checkpoint.task == "classify":
         read = checkpoint.family.pooling_in_words(model)
-        return f"; head for {model.num_labels} classes that reads {read}"
+        return f"; head for {model.num_labels} classes that are predicted from {read}"
     return ""
 
 
@@ -157,7 +157,7 @@ def provenance(data: CardData) -> str:
 
 
 def _source(source: Mapping[str, Any], addresses: Sequence[str]) -> str:
-    """Return the origin of a checkpoint as Markdown, with a link if its URL is the authors'.
+    """Return the origin of a checkpoint as Markdown, with a link if its URL belongs to the authors.
 
     `addresses` are the prefixes of the authors' URLs. Anyone can write a record, so other URLs are
     shown without a link.
@@ -233,8 +233,8 @@ def checking(data: CardData) -> str:
     artifact = data.artifacts[0]
     digits = code_in_markdown(checkpoint_fingerprint(artifact.checkpoint))
     same = (
-        "The fingerprint of the weights and their configuration, which is the same in every layout"
-        f" and file format and is printed by `mae-convert fingerprint hf://{data.repo_id}`:"
+        "The fingerprint of the weights and their configuration is the same in every layout and"
+        f" file format. `mae-convert fingerprint hf://{data.repo_id}` prints the fingerprint:"
         f" {digits}"
     )
     if artifact.certificate is None:

@@ -28,7 +28,7 @@ class Published:
     """The result of a publication.
 
     ``wrong`` is a dictionary from the path of each file that the Hub serves with other bytes than
-    the published ones to a description of the difference.
+    the published bytes to a description of the difference.
     """
 
     publication: Publication

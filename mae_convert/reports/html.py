@@ -187,7 +187,8 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
         colours: (H, W, 3), uint8.
         description: the alternative text.
         least_width: the minimum width in pixels. A narrower image is enlarged by an integer factor
-            without interpolation. If it is not 0, the image is stored without loss, as PNG.
+            without interpolation. If `least_width` is not 0, the image is stored as PNG, without
+            loss.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)

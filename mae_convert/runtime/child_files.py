@@ -1,7 +1,7 @@
 """Prepare the files that a child process loads: the checkpoint's own files if possible.
 
 A child opens files by path. If another program replaced files during a verification, the child
-would read files other than those that were hashed. Therefore the child gets links to the open
+would read files other than the hashed files. Therefore the child gets links to the open
 files.
 """
 

@@ -24,7 +24,7 @@ def runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the code failed, or the tensors do not fit its model.
+        LoadError: the code failed, or the tensors do not fit the code's model.
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))

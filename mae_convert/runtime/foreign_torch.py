@@ -34,7 +34,7 @@ def runs(
         model: the result of the factory.
 
     Raises:
-        LoadError: the code failed, or the state dict does not fit its model.
+        LoadError: the code failed, or the state dict does not fit the code's model.
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))

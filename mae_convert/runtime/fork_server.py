@@ -102,7 +102,7 @@ def fork_server(
 
 
 class ForkedProcess:
-    """A forked process, with those methods of ``subprocess.Popen`` that are used for children.
+    """A forked process, with the methods of ``subprocess.Popen`` that are used for children.
 
     Args:
         requests: the socket to the server.
@@ -110,7 +110,7 @@ class ForkedProcess:
         stdin: the standard input, as for ``subprocess.Popen``.
         stdout: the standard output, as for ``subprocess.Popen``.
         stderr: the standard error, as for ``subprocess.Popen``.
-        environment: the environment variables of the process; None for those of the server.
+        environment: the environment variables of the process; None for the server's variables.
 
     Raises:
         OSError, EOFError, subprocess.TimeoutExpired: the server has ended, or cannot fork.

@@ -30,7 +30,7 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors; the next tensors are read while one is assigned.
+    """Return a model with exactly these tensors; some are read while another is assigned.
 
     Args:
         model_class: the class of the model.

@@ -79,7 +79,7 @@ def replaced(computed: Any, replacement: Any) -> tuple[Any, Any]:
     Args:
         computed: the result of a layer, (N, T, D). It may begin with additional tokens, which the
             model drops later and the replacement therefore does not have.
-        replacement: the activation that replaces it, (N, T, D).
+        replacement: the activation that replaces the result, (N, T, D).
     """
     more = computed.shape[1] - replacement.shape[1]
     if more <= 0:

@@ -32,7 +32,7 @@ NAMED_AS = {
     "tensorflow": Path("model.weights.h5"),
     "jax": Path("model.weights.h5"),
 }
-# File formats whose files are mapped into memory by default, as their own libraries do.
+# File formats whose files are mapped into memory by default, as in the formats' own libraries.
 MAPPED = (SAFETENSORS,)
 NEEDED = {"torch": ("torch",), "tensorflow": ("tensorflow", "keras"), "jax": ("jax", "keras")}
 # Keras's policies with different dtypes for computation and variables.

@@ -96,7 +96,7 @@ def bridge_timm() -> None:
 
 
 def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str, str]:
-    """Return a dictionary from the canonical name of each activation in the blocks to its module.
+    """Return a dictionary from the canonical name of each activation in blocks to a module's name.
 
     Args:
         stacks: a dictionary from "encoder" and "decoder" to the name of the list of their blocks in
@@ -199,7 +199,8 @@ def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> d
 def _images(model: Any, logits: Tensor) -> dict[str, Tensor]:
     """Return a dictionary with the reconstruction (N, C, H, W).
 
-    It is empty for mae_st, whose ``unpatchify`` requires a preceding call of ``patchify``.
+    The dictionary is empty for mae_st, because its ``unpatchify`` requires that ``patchify`` was
+    called before.
     """
     return {} if hasattr(model, "pred_t_dim") else {"reconstruction": model.unpatchify(logits)}
 

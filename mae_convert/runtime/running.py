@@ -284,7 +284,7 @@ def _prepare(
 
 
 def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return those inputs of a comparison that the model of a checkpoint takes."""
+    """Return the inputs of a comparison that the model of a checkpoint takes."""
     taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
     others = additional_inputs(inputs)
     return {name: a for name, a in inputs.items() if name in taken or name not in others}
@@ -358,8 +358,8 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
     """Wait for a child process and return its trace.
 
-    If its library cannot read the file, another child is started, for which mae-convert's reader
-    reads the tensors.
+    If the library in the child cannot read the file, another child is started, for which
+    mae-convert's reader reads the tensors.
     """
     try:
         return running.result()
