@@ -44,7 +44,7 @@ class RequestedOutputs(NamedTuple):
 
     @property
     def flags(self) -> dict[str, bool]:
-        """The arguments of the reference model's ``forward`` that request these outputs."""
+        """Arguments with which the reference model's ``forward`` returns the requested outputs."""
         return {
             "output_hidden_states": self.hidden_states,
             "output_attentions": self.attentions,

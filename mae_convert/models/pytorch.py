@@ -182,7 +182,8 @@ class TorchModel(PretrainedModel, nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters to which fine-tuning applies no weight decay.
 
-        One-dimensional parameters, to which it applies no weight decay either, are not included.
+        One-dimensional parameters are not included, although fine-tuning applies no weight decay to
+        them either.
         """
         return {"cls_token", "pos_embed"}
 

@@ -35,7 +35,7 @@ class MismatchedTensorsError(LayoutError, ValueError, RuntimeError):
 
 
 class InvalidConfigurationError(ConfigurationError, ValueError, RuntimeError):
-    """A field of the configuration is missing, impossible, or does not match the checkpoint."""
+    """A field of the configuration is missing, invalid, or does not match the checkpoint."""
 
 
 KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {

@@ -75,10 +75,10 @@ class Code:
             raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
 
     def points(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield (canonical name, module name, index of the part, number of parts) of activations.
+        """Yield a tuple for each activation: canonical name, module name, part, number of parts.
 
-        An activation is one of the equal parts into which the module's output is split. In both
-        names, ``{}`` stands for the number of a block.
+        The output of the module is split into equal parts along the last axis; the activation is
+        the part with the yielded index. In both names, ``{}`` stands for the number of a block.
         """
         for name, module in self.activations.items():
             match = BRACES.search(name)

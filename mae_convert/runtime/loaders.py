@@ -1,7 +1,7 @@
 """Load a checkpoint's arrays into a reference model by name, without a mapping table.
 
 The PyTorch reference model has the parameter names of facebookresearch/mae, so that a state dict of
-this code or of timm is loaded unchanged. The Keras reference model has the variable names of
+that code or of timm is loaded unchanged. The Keras reference model has the variable names of
 transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded unchanged. For a PyTorch file of
 transformers, that library's own rule (``modeling_tf_pytorch_utils``) is applied to the variable
 names: slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta

@@ -231,7 +231,7 @@ def all_patches(logits: Any, mask: Any) -> Any:
 
 
 def _objective(results: Mapping[str, Any], task: str) -> Any:
-    """Return the scalar whose gradient is compared; see ``objective``."""
+    """Return the scalar whose gradient is compared; see the module ``objective``."""
     if task == "pretrain":
         if "loss" not in results:
             raise LoadError("without masking there is no loss and therefore no gradient")

@@ -137,7 +137,10 @@ def _both_losses(model: Any, pixels: Tensor, logits: Tensor, mask: Tensor) -> Re
 
 
 def _coordinates(dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
-    """Return a function that maps D and coordinates (M,) to embeddings (M, D)."""
+    """Return a function that maps a width D and coordinates (M,) to embeddings (M, D).
+
+    The embeddings are computed in float64 if `dtype` is float64, and otherwise by TerraTorch.
+    """
     library = getattr(prithvi_mae, SINES_AND_COSINES)
 
     def embed(width: int, coordinates: Tensor) -> Tensor:
