@@ -32,7 +32,8 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     ``options``. Options for the Hub's client have no effect on a local file.
 
     Raises:
-        ConfigurationError: an option for the Hub's client is specified.
+        ConfigurationError: an option for the Hub's client is specified, and the checkpoint is not
+            a local file.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     about_the_client = {option: options.pop(option, None) for option in SET_ELSEWHERE}

@@ -23,14 +23,14 @@ def in_short(artifact: Artifact) -> str:
     declared = bool(document.get("steps"))
     weights = any(check["name"].startswith("weights/") for check in document["checks"])
     same = ", and the tensors are bit-identical" if weights and not declared else ""
-    source = "the source's after the declared changes listed below" if declared else "the source's"
+    source = "the source after the declared changes listed below" if declared else "the source"
     word = "Verified" if document["proven"] else "Verified, not proven"
     if assumed := in_words(shared(document.get("assumptions", []))):
         word += f", assuming {for_markdown(assumed)}"
     return (
         f"**{word}:** in float64, every intermediate activation and every output is within "
-        f"{format_number(max(distances, default=0.0))} of {source} (relative L2, limit "
-        f"{format_number(FUNCTION_LIMIT)}){same}. See [how it was verified]"
+        f"{format_number(max(distances, default=0.0))} of the corresponding value of {source} "
+        f"(relative L2, limit {format_number(FUNCTION_LIMIT)}){same}. See [how it was verified]"
         "(#how-it-was-verified) and [how to check it](#how-to-check-them)."
     )
 

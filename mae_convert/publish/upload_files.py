@@ -67,9 +67,9 @@ def stage_artifacts(
     Weights are always at the root, where frameworks load them. The files of the first model
     directory are at the root too, unless the root has other weights that libraries prefer. The
     record and the certificate of every later model directory are in a folder under
-    `CERTIFICATES_FOLDER`, and so is each of its other files if the root already has a different
-    file of the same name. The certificate of a single file is at the root, under a name that begins
-    with the name of the file.
+    `CERTIFICATES_FOLDER`. A further file of a later model directory is in that folder too if the
+    root already has a different file of the same name. The certificate of a single file is at the
+    root, under a name that begins with the name of the file.
 
     Args:
         artifacts: the published models.

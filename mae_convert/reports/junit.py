@@ -113,7 +113,7 @@ def verdict_junit(verification: "Verification") -> str:
 
 
 def _causes(verdict: Verdict) -> list[list[str]]:
-    """Return a list of sentences for each cause; sentences about the same tensor are one cause."""
+    """Return a list of sentences for each cause; sentences about the same tensor form one cause."""
     groups: list[tuple[set[str], list[str]]] = []
     for sentence in dict.fromkeys(verdict.causes):
         names = set(IDENTIFIER.findall(sentence))

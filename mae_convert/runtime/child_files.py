@@ -65,8 +65,8 @@ class Staged:
     """The name of the loader, which converts the stored tensor names to the model's names."""
 
     converted_by: str | None = None
-    """The code of mae-convert that reads or converts the stored tensors; None for a native run, in
-    which the library of the format reads the files of the checkpoint."""
+    """The part of mae-convert that reads or converts the stored tensors, as text for reports; None
+    for a native run, in which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
     """Hashes of the stored tensors if the tensors in ``weights`` were computed from them: the child

@@ -88,7 +88,7 @@ class Code:
 
 
 def _line(error: Exception) -> str:
-    """Return a phrase for where an error was raised: the last line in the code or in a library."""
+    """Return a phrase that states the line of external code at which an error was raised, or ""."""
     ours = str(Path(__file__).resolve().parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
     theirs = [

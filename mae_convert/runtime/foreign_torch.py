@@ -113,7 +113,7 @@ class _Run:
             return call(pixels, **additional)
 
     def points(self, model: Any) -> dict[str, Point]:
-        """Return the positions of the activations that the code specifies, by canonical name."""
+        """Return the `Point` of each activation that the code specifies, by canonical name."""
         modules = dict(model.named_modules())
         matched = {}
         for name, path, part, parts in self.code.points():

@@ -69,7 +69,7 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return the positions of the activations at the ends of a reference model's steps, by name.
+    """Return the `Point` of the result of each step of a reference model, by activation name.
 
     A step is the embedding, a block or a norm.
     """

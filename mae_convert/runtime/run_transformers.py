@@ -119,7 +119,7 @@ def _points(model: Any) -> dict[str, Point]:
 
 
 def points_of_blocks(blocks: Any, stack: str) -> dict[str, Point]:
-    """Return the positions of the activations in each block of an encoder or decoder, by name."""
+    """Return the `Point` of each activation in the blocks of an encoder or decoder, by name."""
     names = {name for name, _ in blocks[0].named_modules()}
     parts = next(parts for first, parts in PARTS.items() if first in names)
     points = {}

@@ -232,8 +232,8 @@ def _prepare(
     """Write the files that the child process needs to the directory `work`.
 
     Returns:
-        The job file; the code of mae-convert that reads or converts the tensors, or None; and the
-            open files, which must not change during the run.
+        The job file; the part of mae-convert that reads or converts the tensors, as text for
+            reports, or None; and the open files, which must not change during the run.
     """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()
