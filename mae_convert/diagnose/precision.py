@@ -32,10 +32,10 @@ class ModelPart:
     """The name of the part in messages."""
 
     kinds: tuple[tuple[str, str, str], ...]
-    """The kind, the module path and the suffix of each variant that lowers the part's precision.
+    """``(kind, module path, suffix)`` of each variant that lowers the precision of the part.
 
-    ``{}`` in a path is a placeholder for the block. The value of the variant is the precision,
-    followed by the suffix, such as ``"bfloat16 products"``.
+    ``{}`` in a path is a placeholder for the block. The value of a variant is the name of the
+    precision and the suffix, such as ``"bfloat16 products"``.
     """
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:

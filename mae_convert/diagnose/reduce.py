@@ -254,8 +254,8 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
     Args:
         a: the result of A.
         b: the result of the other side.
-        exact: the float64 result, if rounding errors are compared; the larger of both errors is
-            used.
+        exact: the float64 result, if rounding errors are compared; the larger error of the two
+            sides is used.
     """
     if a.ndim == 0:
         return Location(0, None, 0)

@@ -31,9 +31,11 @@ class Compare(Protocol):
     def __call__(
         self, hypotheses: Sequence[Hypothesis], start: str | None = None
     ) -> CandidateResult | None:
-        """Return the comparison, beginning with the result `start`.
+        """Return the result of the comparison, or None if a hypothesis does not fit the model.
 
-        The result is None if a hypothesis does not fit the model.
+        Args:
+            hypotheses: the hypotheses to apply.
+            start: the first result to compare, or None to compare all results.
         """
 
 
@@ -89,7 +91,7 @@ def search(
 
     Args:
         model: the model of one side, to which hypotheses are applied.
-        compare: runs the model with hypotheses and compares its results with the other side's.
+        compare: runs the model with hypotheses and compares the results with the other side.
         first: the first result that differs.
         base: hypotheses that are always applied.
         seconds: time limit after which no further hypothesis is run.

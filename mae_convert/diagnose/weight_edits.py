@@ -126,7 +126,7 @@ def class_position_multiplied(array: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sincos_positions(array: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return the fixed sine-cosine position embedding of a grid with the shape of `array`."""
+    """Return the fixed sine-cosine position embedding of a grid, in the shape of `array`."""
     table = sincos_position_embedding(array.shape[-1], (grid[0], grid[1]))
     return table.astype(np.float32).astype(array.dtype)
 

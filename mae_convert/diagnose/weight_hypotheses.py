@@ -373,7 +373,7 @@ def _in_other_order(model: Model, stack: Stack, index: int) -> Iterator[Hypothes
             others = ", ".join(order)
 
             def what(block: str, which: str = which, others: str = others) -> str:
-                return f"the {which} of {block}attention.q, k, v are those of {others}"
+                return f"the {which} of {block}attention.q, k, v are the {which} of {others}"
 
             yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 
