@@ -104,8 +104,8 @@ class Family(ABC):
         clips: the preprocessing of videos or series of images; None for images.
         has_hypotheses: whether `mae_convert.diagnose` can test hypotheses by running changed
             models.
-        image_processors: the classes of transformers with the same preprocessing, besides those of
-            ViT.
+        image_processors: names of transformers' image processors with the same preprocessing,
+            besides the image processors for ViT.
     """
 
     name: ClassVar[str]

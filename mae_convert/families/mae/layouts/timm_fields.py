@@ -183,9 +183,9 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     plain = PLAIN.fullmatch(str(architecture))
     if plain is None:
         raise ConfigurationError(
-            f"architecture in config.json is {shown(architecture)}, for which timm sets more "
-            "than the sizes of a plain vit_* model (layers, epsilon or activation), which is not "
-            "supported",
+            f"architecture in config.json is {shown(architecture)}, which is not supported, "
+            "because timm sets more for it than the sizes of a plain vit_* model (layers, epsilon "
+            "or activation)",
             hint="if the model is a plain ViT, specify a plain architecture in config.json (such as"
             " vit_base_patch16_224, with its sizes in model_args)",
         )

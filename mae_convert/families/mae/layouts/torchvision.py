@@ -1,4 +1,4 @@
-"""torchvision's ``vit_*`` models; the MLP's older names ``linear_1``, ``linear_2`` are read."""
+"""torchvision's ``vit_*`` models; older MLP names ``linear_1`` and ``linear_2`` are also read."""
 
 from mae_convert.errors import Option, Text
 from mae_convert.formats.registry import PTH, SAFETENSORS

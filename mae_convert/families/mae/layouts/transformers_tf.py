@@ -75,7 +75,7 @@ def _decoder(decoder: str) -> Rows:
 
 
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
-    """Return the mapping tables of the three classes, with these name scopes.
+    """Return the mapping tables of the three classes, given the name scope of each class.
 
     If a scope is empty, the names contain neither the scope nor the layer before it.
     """

@@ -138,7 +138,7 @@ SCALE_MAE = Relative(
     caveat=(
         "Scale-MAE computes its position embeddings for each image from the ground sample distance "
         "and never reads the position table in the file: the conversion uses this table, which is "
-        "for a distance of 1, so images with other distances are encoded as if it were 1"
+        "for a distance of 1, so all images are encoded as if their distance were 1"
     ),
 )
 

@@ -115,7 +115,7 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the related model in a conversion record if it is certain there, or None."""
+    """Return the related model in a conversion record, or None if it is missing or uncertain."""
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)
