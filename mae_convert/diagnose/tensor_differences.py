@@ -233,7 +233,7 @@ def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
 
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
-    """Yield a description if only some rows or columns differ, or if the end of B is zero."""
+    """Yield a description if only some rows or columns differ, or if B's tensor ends with zeros."""
     yield from zero_from(x, y)
     for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
         others = tuple(i for i in range(x.ndim) if i != axis)
