@@ -234,7 +234,7 @@ def checking(data: CardData) -> str:
     digits = code_in_markdown(checkpoint_fingerprint(artifact.checkpoint))
     same = (
         "The fingerprint of the weights and their configuration is the same in every layout and"
-        f" file format. `mae-convert fingerprint hf://{data.repo_id}` prints the fingerprint:"
+        f" file format. The fingerprint is printed by `mae-convert fingerprint hf://{data.repo_id}`:"
         f" {digits}"
     )
     if artifact.certificate is None:
