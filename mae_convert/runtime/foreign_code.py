@@ -176,7 +176,7 @@ def _check(code: Code) -> None:
         is_name = BLOCK.fullmatch(name.replace("{}", "0")) or name in (*STEPS, *MORE_STEPS)
         if not is_name:
             raise LoadError(
-                f"{code.label}: ACTIVATIONS names {name!r}, which is not a canonical name",
+                f"{code.label}: ACTIVATIONS names {name!r}, which is not the name of an activation",
                 hint="write for example encoder.blocks.{}.output, encoder.embedding, decoder.norm",
             )
 

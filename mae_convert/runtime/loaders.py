@@ -179,14 +179,14 @@ def _numpy_scalar_globals() -> list[Any]:
 
 
 class Stored(NamedTuple):
-    """The shape of a stored array, and a function that returns the array."""
+    """The shape of a stored array, and a function that reads and returns the array."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
 
 
 def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
-    """Return the arrays of .safetensors, .npz or HDF5 files by name; only .npz files are read."""
+    """Return the arrays of .safetensors, .npz or HDF5 files by name; see `Stored`."""
     return renamed(tensors_in(weights, _arrays), weights.prefixes)
 
 
