@@ -49,7 +49,7 @@ KINDS: dict[type[MaeConvertError], type[MaeConvertError]] = {
 
 @contextmanager
 def raising_as_transformers() -> Iterator[None]:
-    """Context in which errors of mae-convert are raised as instances of the classes in this module."""
+    """Context in which errors of mae-convert are raised as instances of the classes in `KINDS`."""
     try:
         yield
     except MaeConvertError as error:

@@ -183,7 +183,11 @@ def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tm
             '("mask",)',
             "returns 2 values, but the length of OUTPUTS is 1",
         ),
-        ('"encoder.blocks.{}.output"', '"layers.{}"', "'layers.{}', which is not a canonical name"),
+        (
+            '"encoder.blocks.{}.output"',
+            '"layers.{}"',
+            "'layers.{}', which is not the name of an activation",
+        ),
         ("torch.rand(x.shape[:2]", "torch.rand((2, 3)", r"of shape \(2, 3\)"),
         ('MASK = "torch.rand"', 'MASK = "numpy"', "MASK is 'numpy'"),
         ("ACTIVATIONS = {", "ACTIVATIONS = 3, {", "ACTIVATIONS is not a dictionary of strings"),
