@@ -118,7 +118,7 @@ def test_different_epsilon_is_detected_without_weights(trace, eps):
         with_results(trace, encoder__blocks__0__q=normalised(x, e) @ weight.T + bias)
         for e in (1e-6, eps, 3e-6)
     )
-    assert f"with a layer norm epsilon of {eps:g}" in report_of(a, b)
+    assert f"if A uses a layer norm epsilon of {eps:g} instead of" in report_of(a, b)
     assert "epsilon" not in report_of(a, other)
     noise = 1e-7 * rng.standard_normal(x.shape)
     assert "epsilon" not in report_of(a, with_results(trace, encoder__blocks__0__q=q_of(a) + noise))
