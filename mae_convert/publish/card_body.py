@@ -245,10 +245,10 @@ def checking(data: CardData) -> str:
     names = [path.name for further in data.artifacts[1:] for path in further.weights[:1]]
     more = "".join(f"mae-convert verify hf://{data.repo_id}/{name}\n" for name in names)
     return (
-        f"{same}\n\n`verification.json` contains the measurements, and `verification.safetensors` "
-        "the inputs and the source's float64 outputs. Without the source, they show that these "
-        "files still compute the verified outputs:\n\n```sh\npip install "
-        "'mae-convert[torch,tensorflow]'\nmae-convert verify "
+        f"{same}\n\n`verification.json` contains the measurements. `verification.safetensors` "
+        "contains the inputs and the source's float64 outputs. With these two files, you can check "
+        "without the source that the model still computes the verified outputs:\n\n```sh\n"
+        "pip install 'mae-convert[torch,tensorflow]'\nmae-convert verify "
         f"hf://{data.repo_id}\n{more}```\n\nA proof requires the source:\n\n```sh\nmae-convert "
         f"verify SOURCE hf://{data.repo_id}\n```"
     )

@@ -1,4 +1,4 @@
-"""Files to upload, each with its size and hashes, so that each step uses the same bytes."""
+"""Files to upload, each with its size and hashes, so that checks and uploads use the same bytes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

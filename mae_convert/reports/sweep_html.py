@@ -195,7 +195,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
 MEANINGS = (
     "float64: the largest relative L2 distance between the two sides (limit"
     f" {FUNCTION_LIMIT:.0e}); float32: the larger rounding error of the two sides; time and memory:"
-    " of the whole job"
+    " for the whole job"
 )
 
 

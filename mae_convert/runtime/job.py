@@ -33,8 +33,8 @@ class StoredWeights:
     """
 
     files: tuple[str, ...]
-    """The files in the order in which they are read, which together contain each tensor once; or
-    one directory, which a library opens itself."""
+    """The files, in the order in which they are read; together they contain each tensor once. Or a
+    directory, which a library opens itself."""
 
     format: str
     """The format of the files, as in ``Container.kind``."""
@@ -129,8 +129,9 @@ class Job:
     to check that the library reads the same tensors. Otherwise None."""
 
     step_outputs: str = ""
-    """A safetensors file with float64 activations by name. Each is the input of the step (such as a
-    block) after it, in place of the activation that the model computes. "" for an ordinary run."""
+    """A safetensors file with float64 activations by name. Each activation is the input of the
+    step (such as a block) after it, in place of the activation that the model computes. "" for an
+    ordinary run."""
 
     foreign: Mapping[str, Any] | None = None
     """The code that runs the model, in the form of `ForeignCode.plain`, or None."""

@@ -87,15 +87,17 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         ``metadata``.
 
     With ``mmap``, training does not change the file, and the file may be removed or replaced by
-    another one (as every function of this package does) while the model exists. But the file must
-    not be changed in place, for example by ``torch.save`` to its path: parameters that were not
-    modified yet would change too, and if the file becomes shorter, reading these parameters ends
-    the process (SIGBUS). Therefore, with ``mmap=True``, save to another path, or use `save_model`.
-    Pass ``mmap=False`` for files on a network file system, which another computer may change.
+    another file while the model exists; every function of this package that writes a file replaces
+    it. But the file must not be changed in place, for example by ``torch.save`` to its path:
+    parameters that were not modified yet would change too, and if the file becomes shorter, reading
+    these parameters ends the process (SIGBUS). Therefore, with ``mmap=True``, save to another path,
+    or use `save_model`. Pass ``mmap=False`` for files on a network file system, which another
+    computer may change.
 
     Raises:
         MaeConvertError: the checkpoint cannot be read, or cannot be loaded as the requested model.
         MissingRequirementError: the framework or the device is not available.
+        TypeError: an argument is unknown, or a field is specified for an open checkpoint.
     """
     dtype, size = _dtype_name(framework, dtype), size_of_image(image_size)
     flags = flags_of_arguments(specified, "load_model")

@@ -1,9 +1,9 @@
 """The scalar function whose gradients are compared, for each task.
 
 For a pre-training model it is the reconstruction loss (MAE, section 3), without per-patch
-normalisation. For a classifier it is the cross-entropy of fixed labels. An encoder has no loss: the
-function is the projection of its output on a fixed direction, because, for example, the gradient of
-the output's norm is nearly zero after a layer norm.
+normalisation. For a classifier it is the cross-entropy of fixed labels. An encoder has no loss; the
+function is the projection of its output on a fixed direction. The norm of the output would not be
+suitable: after a layer norm, its gradient is nearly zero.
 """
 
 import numpy as np

@@ -200,7 +200,7 @@ def _last_hidden_state(outputs: Any) -> Any:
 
 
 def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
-    """Return logits, reconstruction and both losses (without losses if no patch is removed)."""
+    """Return logits, reconstruction and, if patches are removed, the loss and the loss_norm_pix."""
     results = {
         "logits": outputs.logits,
         "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),
