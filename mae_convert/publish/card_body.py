@@ -54,7 +54,7 @@ class CardData:
     """The files, by path in the repository."""
 
     image: str | None
-    """The path in the repository of an image of reconstructions, or None."""
+    """The path in the repository at which an image of reconstructions is published, or None."""
 
     credit: str = ""
     """The credits of the photographs in the image."""
@@ -239,8 +239,8 @@ def checking(data: CardData) -> str:
     )
     if artifact.certificate is None:
         return (
-            f"{same}\n\nThere is no certificate. If you have the source:\n\n```sh\nmae-convert "
-            f"verify SOURCE hf://{data.repo_id}\n```"
+            f"{same}\n\nThere is no certificate. With the source, you can verify the model:\n\n"
+            f"```sh\nmae-convert verify SOURCE hf://{data.repo_id}\n```"
         )
     names = [path.name for further in data.artifacts[1:] for path in further.weights[:1]]
     more = "".join(f"mae-convert verify hf://{data.repo_id}/{name}\n" for name in names)
