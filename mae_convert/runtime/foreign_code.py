@@ -62,7 +62,7 @@ class Code:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Context in which an exception of the code becomes an error that states the failed line.
+        """Context in which an exception of the code becomes an error that states the line of code.
 
         Raises:
             LoadError: the code raised an exception other than MemoryError.
