@@ -288,8 +288,14 @@ def require_sides(*sides: Side) -> None:
         MissingRequirementError: a framework is not installed; the message states how to install it.
     """
     for framework, python in dict.fromkeys((side.framework, side.python) for side in sides):
-        if framework == FOREIGN:
-            continue  # the requirements of the code are known only in the child process
+        if framework == FOREIGN:  # the child process finds out what the code imports
+            if python is not None and (lacking := _missing_there(NEEDED_BY_EVERY_RUN, python)):
+                raise MissingRequirementError(
+                    f"external code needs packages that are not installed in the environment of "
+                    f"{python}: {', '.join(lacking)}",
+                    hint=f"{python} -m pip install {' '.join(lacking)}",
+                )
+            continue
         if framework is not None:
             if not (has_framework(framework, python) or _has_tf_classes(framework, python)):
                 raise _missing(framework, python)

@@ -151,6 +151,7 @@ def run(job_path: Path) -> None:
     """Run the job in a job file and write its trace."""
     from mae_convert.files.workers import reuse_freed_memory
     from mae_convert.runtime.job import Job
+    from mae_convert.runtime.loaders import LoadError
 
     reuse_freed_memory()
     job = Job.load(job_path)
@@ -174,7 +175,11 @@ def run(job_path: Path) -> None:
             # Arrays that do not depend on the dtype are stored once; this is checked.
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
             if key in arrays and not np.array_equal(arrays[key], array):
-                raise RuntimeError(f"{name} differs between runs of the same trace")
+                code = job.description.get("foreign", "the model")
+                raise LoadError(
+                    f"{name} differs between the runs of {code} in {' and '.join(job.dtypes)}",
+                    hint="compute the mask from the masking noise only, not from random numbers",
+                )
             arrays[key] = np.asarray(array, order="C")
     description = {
         **job.description,

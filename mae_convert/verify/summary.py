@@ -177,8 +177,12 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
     if failed and all(check.name.startswith("proof/") for check in failed):
         return "NOT PROVEN", f"nothing differs, but {_reason_proof_failed(failed, verdict, style)}"
     if failed and all(_is_nan(check.measured) for check in failed):
+        if not all(check.name.startswith(AGAINST) for check in failed):
+            models = "A and B are the same function"
+            return "NOT FINITE", f"outputs are NaN, so it cannot be determined whether {models}"
         return "NOT FINITE", (
-            "outputs are NaN, so it cannot be determined whether A and B are the same function"
+            "A and B agree in everything that was compared, but outputs of "
+            f"{listing(_runners(failed), 'and')} are NaN"
         )
     if not verdict.passed:
         return _difference_in_words(verdict, failed)
@@ -203,12 +207,17 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
     if verdict.replayed:
         return "DIFFERENT", "B is not the certified model, or its outputs have changed"
     if failed and all(check.name.startswith(AGAINST) for check in failed):
-        names = {check.name.partition("/")[0].removeprefix(AGAINST) for check in failed}
+        names = _runners(failed)
         return "DIFFERENT", (
-            f"A and B agree in everything that was compared, but {' and '.join(sorted(names))} "
-            "computes another function"
+            f"A and B agree in everything that was compared, but {listing(names, 'and')} "
+            f"{'computes' if len(names) == 1 else 'compute'} another function"
         )
     return "DIFFERENT", "A and B are not the same function with the same weights"
+
+
+def _runners(checks: Iterable[Check]) -> list[str]:
+    """Return the runners of ``--against`` to which checks belong."""
+    return sorted({check.name.partition("/")[0].removeprefix(AGAINST) for check in checks})
 
 
 def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint, as_task, require_compa
 from mae_convert.checkpoint.diff import unread_tensors
 from mae_convert.checkpoint.fingerprint import Fingerprint, checkpoint_fingerprint
 from mae_convert.checkpoint.official_match import confirmed_by_hash
+from mae_convert.errors import MaeConvertError
 from mae_convert.layouts.transforms import Schema
 from mae_convert.runtime.child_files import as_encoder
 from mae_convert.runtime.foreign import ORIGINAL, ForeignCode
@@ -272,7 +273,11 @@ def _run_of_foreign_code(code: ForeignCode, source: Run, target: Run) -> Run:
     if code.kind == ORIGINAL:
         layout = family.model_layout("torch")
     if layout is not None and source.as_stored:
-        name = family.layout(layout).name
+        try:
+            name = family.layout(layout).name
+        except MaeConvertError as error:
+            hint = f"change LAYOUT in the file of {code.label}"
+            raise MaeConvertError(error, hint=hint) from error
         if target.checkpoint.layout.name != name == source.checkpoint.layout.name:
             return source
     return target

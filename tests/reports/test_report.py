@@ -202,6 +202,11 @@ def test_verdict_corresponds_to_the_failed_check():
         assert (word, f"the rounding errors of {of} are too large" in sentence) == (
             "IMPRECISE", True
         )  # fmt: skip
+    nan = Check("against own.py:build/function/logits", False, float("nan"), 1e-10)
+    assert verdict_in_words(made_up(nan)) == (
+        "NOT FINITE",
+        "A and B agree in everything that was compared, but outputs of own.py:build are NaN",
+    )
     of_runner = made_up(Check("against own.py:build/function/logits", False, 1.0, 0.0))
     assert verdict_in_words(of_runner) == (
         "DIFFERENT",

@@ -11,11 +11,11 @@ from mutation.models import write_model
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
-from mae_convert.errors import MaeConvertError
+from mae_convert.errors import MaeConvertError, MissingRequirementError
 from mae_convert.runtime.foreign import ForeignCode, layout_in, parse_foreign
 from mae_convert.runtime.runner_skeleton import SKELETON
 from mae_convert.runtime.running import Run, run_together
-from mae_convert.runtime.sides import Side
+from mae_convert.runtime.sides import Side, require_sides, with_foreign
 from mae_convert.verify.verification import (
     Options,
     common_request,
@@ -133,7 +133,8 @@ def verified(a, b, against, *, dtypes=("float64",)):
 def run_alone(checkpoint, against):
     """Run the code without the other runs of a verification."""
     (runner,) = parse_options((against,)).against
-    inputs, request = common_request(checkpoint, Options(dtypes=("float64",)), unmasked=False)
+    options = Options(dtypes=("float64", "float32"))
+    inputs, request = common_request(checkpoint, options, unmasked=False)
     run_together([Run(checkpoint, runner, request)], inputs)
 
 
@@ -190,6 +191,11 @@ def test_checkpoint_is_loaded_with_the_tensor_names_of_the_code(encoder, own, tm
         ),
         ("torch.rand(x.shape[:2]", "torch.rand((2, 3)", r"of shape \(2, 3\)"),
         ('MASK = "torch.rand"', 'MASK = "numpy"', "MASK is 'numpy'"),
+        (
+            "torch.rand(x.shape[:2]",
+            "torch.randn(x.shape[:2]",
+            "mask differs between the runs of own.py:build in float64 and float32",
+        ),
         ("ACTIVATIONS = {", "ACTIVATIONS = 3, {", "ACTIVATIONS is not a dictionary of strings"),
         ('("last_hidden_state", "mask")', '"mask"', "OUTPUTS is not a tuple of names"),
         ('LAYOUT = "facebook"', 'LAYOUT = "nonsense"', "unknown layout 'nonsense'.*change LAYOUT"),
@@ -203,6 +209,21 @@ def test_error_in_the_external_code_is_reported_in_one_sentence(encoder, own, ol
         run_alone(encoder, own(old, new))
     assert "own.py:build" in str(raised.value)
     assert raised.value.exit_status == 2
+
+
+def test_unknown_layout_of_external_code_is_reported_with_its_file(encoder, own):
+    with pytest.raises(
+        MaeConvertError, match=r"unknown layout 'facebok'.*change LAYOUT in the fil"
+    ):
+        verified(encoder, encoder, own('LAYOUT = "facebook"', 'LAYOUT = "facebok"'))
+
+
+def test_interpreter_without_the_packages_of_every_run_is_missing(own, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho '[\"numpy\"]'\n")
+    python.chmod(0o755)
+    with pytest.raises(MissingRequirementError, match=r"not installed in .*/python: numpy; "):
+        require_sides(with_foreign(Side(own(), python=str(python))))
 
 
 def test_code_runs_a_side_itself(encoder, own):
