@@ -184,8 +184,8 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     if plain is None:
         raise ConfigurationError(
             f"architecture in config.json is {shown(architecture)}, which is not supported, "
-            "because timm sets more for it than the sizes of a plain vit_* model (layers, epsilon "
-            "or activation)",
+            "because timm then sets more than the sizes of a plain vit_* model (layers, epsilon or "
+            "activation)",
             hint="if the model is a plain ViT, specify a plain architecture in config.json (such as"
             " vit_base_patch16_224, with its sizes in model_args)",
         )
