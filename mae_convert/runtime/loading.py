@@ -1,9 +1,12 @@
 """Load a checkpoint as a model."""
 
+import gc
 import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 
     The tensors are converted by the same plan, with the same checks, as in a conversion to the
     layout ``facebook`` or ``keras``. Memory never holds more than the model and a few tensors.
+    Python's garbage collector is paused while the framework is imported and the model is created.
 
     Args:
         source: a file or directory, ``hf://owner/name[@revision][/file]``, the name of an official
@@ -171,12 +175,30 @@ def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:
         geometry=geometry,
         purpose="load",
     )
-    require(request.framework)
-    model = _make(plan, replace(request, dtype=request.dtype or variable_dtype))
+    with _collector_paused():
+        require(request.framework)
+        model = _make(plan, replace(request, dtype=request.dtype or variable_dtype))
     for file in checkpoint.container.opened:
         file.require_unchanged()
     model.metadata = replace(ModelMetadata.of(plan), key_bias=checkpoint.key_bias)
     return model
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, unless it is disabled anyway.
+
+    Importing a framework and creating a model create up to a million objects that are still in use,
+    and the collector would examine all of them several times.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _dtype_name(framework: str, dtype: Any) -> str | None:

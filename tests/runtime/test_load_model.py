@@ -1,5 +1,6 @@
 """Checkpoints are loaded as models in one line, and trained models are saved as checkpoints."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -111,6 +112,29 @@ def test_dtype_is_accepted_under_the_name_of_its_framework(tmp_path):
         save_model(model, tmp_path / "m.pth", "facebook", dtype=dtype, overwrite=True)
     with pytest.raises(MaeConvertError, match="'int8'; choose float64, float32, float16, bfloat16"):
         save_model(model, tmp_path / "other.pth", "facebook", dtype="int8")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "nowhere"])
+def test_garbage_collector_is_paused_only_while_the_model_is_created(monkeypatch, enabled, device):
+    during = []
+    created = pytorch.ViTMAEForPreTraining.__init__
+    monkeypatch.setattr(
+        pytorch.ViTMAEForPreTraining,
+        "__init__",
+        lambda *arguments: (during.append(gc.isenabled()), created(*arguments))[1],
+    )
+    (gc.enable if enabled else gc.disable)()
+    try:
+        load_model(ORIGINAL, device=device, **HEADS)
+    except MaeConvertError:
+        assert device == "nowhere"
+    finally:
+        after = gc.isenabled()
+        gc.enable()
+    assert after is enabled
+    assert not any(during)
+    assert during or device == "nowhere"
 
 
 def test_layers_created_concurrently_by_another_thread_are_initialized():
