@@ -29,7 +29,7 @@ class Taps(dict[str, Tensor]):
     """Intermediate activations by name ("taps"), which layers write into while a model runs.
 
     A layer that gets None instead of a dictionary writes nothing. `run_blocks` passes each block a
-    dictionary of its own and records what the block wrote under names like "encoder.blocks.0.q".
+    new dictionary and records the block's activations under names like "encoder.blocks.0.q".
 
     Args:
         hidden_states: record the input of the first block and each block's output.
@@ -76,7 +76,7 @@ class Taps(dict[str, Tensor]):
         return Taps.requested(False, self.attentions, self.activations)
 
     def record(self, prefix: str, activations: Mapping[str, Tensor]) -> None:
-        """Record those activations of a layer that were requested, by name."""
+        """Record the requested activations of a layer under the names ``prefix.name``."""
         for name, value in activations.items():
             if self._is_requested(name):
                 self[f"{prefix}.{name}"] = value

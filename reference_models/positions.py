@@ -9,11 +9,11 @@ _LONGEST_PERIOD = 10000.0
 def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Return the embedding (1, 1 + rows x columns, width) of a class token and a grid of patches.
 
-    The embedding is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5) for each axis, as
-    in He et al. 2021 (appendix A.1). The first quarter of the channels contains the sines of the
-    column, the second its cosines, the third the sines of the row and the fourth its cosines. The
-    class token has no position: its embedding is zero, and so are the remaining channels if the
-    width is not divisible by 4.
+    Each axis is embedded as in Vaswani et al. 2017 (arXiv:1706.03762, section 3.5); He et al. 2021
+    use these embeddings too (appendix A.1). The first quarter of the channels contains the sines of
+    the column, the second its cosines, the third the sines of the row and the fourth its cosines.
+    The class token has no position: its embedding is zero. If the width is not divisible by 4, the
+    remaining channels are zero too.
     """
     rows, columns = np.indices(grid_hw, dtype=np.float64).reshape(2, -1)  # each (L,)
     quarter = width // 4
@@ -30,11 +30,11 @@ def sincos_position_embedding(width: int, grid_hw: tuple[int, int]) -> npt.NDArr
 def interleaved_position_embedding(width: int, positions: int) -> npt.NDArray[np.float64]:
     """Return the embedding (1, positions, width) of consecutive positions.
 
-    The embedding is that of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels
+    Positions are embedded as in Vaswani et al. 2017 (arXiv:1706.03762, section 3.5): even channels
     are sines and odd channels are cosines; the frequency decreases with the channel.
     """
     # The powers are computed one by one, as in the original: NumPy can round the powers of an array
-    # differently, and a table that is stored in float32 would then differ from the original's.
+    # differently, and embeddings in float32 would then differ from the original embeddings.
     periods = np.array([_LONGEST_PERIOD ** (2 * (j // 2) / width) for j in range(width)])
     angles = np.arange(positions)[:, None] / periods
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))[None]
@@ -48,7 +48,7 @@ def spacetime_position_embedding(
     Of every sixteen channels, six encode the column, six the row and four the time (Szwarcman et
     al. 2024, arXiv:2412.02732). Each of the three parts contains first sines and then cosines; the
     frequency decreases with the channel.
-    The class token has no position: its embedding is zero, and so are the remaining channels.
+    The class token has no position: its embedding is zero. Remaining channels are zero too.
     """
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
     table = np.zeros((1, 1 + time.size, width))

@@ -95,7 +95,7 @@ def checkpoint(size: str, folder: Path) -> Path:
     if not path.exists():
         command = [sys.executable, "full_size.py", f"visualize_vit_{size}", str(path)]
         subprocess.run(command, check=True, cwd=ROOT / "tests" / "helpers")
-    with path.open("rb") as file:  # so that it is cached in memory before the first run, too
+    with path.open("rb") as file:  # so that the file is cached in memory already in the first run
         while file.read(1 << 24):
             pass
     return path
@@ -152,9 +152,8 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
     """Convert with mae-convert, then with transformers; return columns that compare their times."""
     source = work.checkpoint
-    if (
-        layout == "transformers-tf"
-    ):  # the TensorFlow classes read the directory that the PyTorch classes wrote
+    if layout == "transformers-tf":
+        # The TensorFlow classes read a directory that the PyTorch classes wrote.
         source = work.folder / "theirs"
         run([peer, PEER, "transformers", work.checkpoint, source, str(HEADS[work.size])])
     measured = work.converted(layout)

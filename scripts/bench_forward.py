@@ -42,7 +42,7 @@ MODES = ("eager", "compiled")
 
 
 class Model:
-    """A model in a separate process, which runs it on request."""
+    """A model in a separate process, which runs the model on request."""
 
     def __init__(self, process: subprocess.Popen, errors: IO[str]) -> None:
         self._process = process

@@ -36,7 +36,7 @@ class Run:
 
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
-    """Run a command and return its time and memory; end the program if it fails."""
+    """Run a command and return its time and memory; end the program if the command fails."""
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -71,8 +71,8 @@ def _anonymous(pid: int) -> int:
     """Return the bytes of anonymous and shared memory of a process and its descendants."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        # Only those that the main thread started: reading the directories of other threads slows
-        # the processes down that are measured; see `mae_convert.sweep.memory.memory_of`.
+        # Only children that the main thread started: reading the directories of other threads slows
+        # down the measured processes; see `mae_convert.sweep.memory.memory_of`.
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     except OSError:
         return 0

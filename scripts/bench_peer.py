@@ -28,7 +28,7 @@ IN_A_BLOCK = (
 
 
 def renamed(name: str) -> str:
-    """Return the name in transformers of a tensor of facebookresearch/mae."""
+    """Return the name that a tensor of facebookresearch/mae has in transformers."""
     for ours, theirs in RENAMED:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)

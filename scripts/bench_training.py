@@ -2,10 +2,11 @@
 
 In PyTorch a step is the forward pass, the backward pass and AdamW. This project's classes are the
 reference models, from which the classes of `mae_convert.models` are derived. For "the original's
-recipe", a step like in facebookresearch/mae with transformers' class is compared with a step of
-`scripts/pretrain.py`: both steps set the learning rate, check the loss, and exclude biases and
-norms from weight decay. In TensorFlow a step is ``fit`` on one batch, with `mae_convert.models` on
-Keras 3 and with transformers 4.57.6 on Keras 2, in the same environment.
+recipe", a training step as in facebookresearch/mae, with the class of transformers, is compared
+with a training step of `scripts/pretrain.py`: both steps set the learning rate, check the
+loss, and exclude biases and norms from weight decay. In TensorFlow a step is ``fit`` on one batch,
+with `mae_convert.models` on Keras 3 and with transformers 4.57.6 on Keras 2, in the same
+environment.
 """
 
 from collections.abc import Callable, Iterator

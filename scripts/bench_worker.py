@@ -133,7 +133,7 @@ def our_recipe(model: Any, batch: int) -> Call:
 
 
 def original_recipe(model: Any, batch: int) -> Call:
-    """Return a function that runs a step like facebookresearch/mae on CPU, in float32.
+    """Return a function that runs a training step as in facebookresearch/mae on CPU, in float32.
 
     The step sets the learning rate, checks that the loss is finite, and computes the norm of the
     gradients; biases and other parameters with one dimension have no weight decay.

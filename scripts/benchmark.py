@@ -2,12 +2,13 @@
 
 python scripts/benchmark.py --peer-python PYTHON --timm-python PYTHON2 --original CLONE
 
-The environment of PYTHON contains transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch;
-that of PYTHON2 contains timm, torchvision and torch and, for a clone of facebookresearch/mae,
-tensorboard and rich. Measurements that require an option which is not specified are omitted. The
-results are printed as Markdown tables. All ratios are medians over pairs of runs; the two runs of a
-pair follow each other directly, in one run of this script. The checkpoints have random weights and
-the official sizes; they are written to --folder, and the times depend on the disk of this folder.
+The environment of PYTHON contains transformers 4.57.6, tf-keras, tensorflow, keras 3 and torch; the
+environment of PYTHON2 contains timm, torchvision and torch and, for a clone of
+facebookresearch/mae, tensorboard and rich. Measurements that require an option which is not
+specified are omitted. The results are printed as Markdown tables. All ratios are medians over pairs
+of runs; the two runs of a pair follow each other directly, in one run of this script. The
+checkpoints have random weights and the official sizes; they are written to --folder, and the times
+depend on the disk of this folder.
 """
 
 import argparse
@@ -137,7 +138,10 @@ def main(argv: list[str] | None = None) -> None:
             for row in MEASUREMENTS[name](given, folder):
                 rows.append(row)
                 print(*row.values(), file=sys.stderr, flush=True)
-            print(table(rows) if rows else "Omitted: specify a Python to compare with.", flush=True)
+            print(
+                table(rows) if rows else "Omitted: specify --peer-python or --timm-python.",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

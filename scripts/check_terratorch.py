@@ -1,4 +1,4 @@
-"""Compare position embeddings resized by mae-convert with those resized by TerraTorch.
+"""Compare how mae-convert and TerraTorch resize position embeddings.
 
 python scripts/check_terratorch.py CKPT --num-heads 12 --decoder-num-heads 16
 
@@ -26,7 +26,7 @@ LIMIT = 1e-6  # the values are at most 1, in float32
 
 def main() -> int:
     """Compare the position embeddings for several image sizes and numbers of frames."""
-    parser = argparse.ArgumentParser(description="Compare position embeddings with TerraTorch's.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num-heads", type=int)
     parser.add_argument("--decoder-num-heads", type=int)
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def compare(source: Checkpoint, geometry: Geometry) -> float:
-    """Return the largest difference of the position embeddings for a new size or frame count."""
+    """Return the largest difference from TerraTorch after resizing to a new size or frame count."""
     before = source.configuration.model
     after, _ = with_geometry(source, source.task, geometry)
     model, worst = after.configuration.model, 0.0

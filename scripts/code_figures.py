@@ -2,9 +2,9 @@
 
     python scripts/code_figures.py [DIRECTORY]...
 
-Each directory is a checkout of the project, by default this one; commands run with this interpreter
-and the checkout's modules. A unit is a module or a package directly in `mae_convert`, or
-`reference_models`.
+Each directory is a checkout of the project; the default is the checkout of this script. Commands
+run with this interpreter and the checkout's modules. A unit is a module or a package directly in
+`mae_convert`, or `reference_models`.
 """
 
 import ast
@@ -72,7 +72,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str]]:
-    """Return the other units that each unit imports, by unit."""
+    """Return, for each unit, the other units that its modules import."""
     units = {unit_of(path, root) for path in trees}
     imports: dict[str, set[str]] = {unit: set() for unit in units}
     for path, tree in trees.items():
@@ -103,7 +103,7 @@ def functions(tree: ast.AST) -> Iterator[tuple[FunctionNode, int]]:
 
 
 def duplicates(trees: Mapping[Path, ast.AST]) -> int:
-    """Return the number of functions that repeat the body of another; docstrings are ignored."""
+    """Return how many functions repeat the body of another function; docstrings are ignored."""
     bodies: Counter[str] = Counter()
     for tree in trees.values():
         for node, count in functions(tree):
@@ -154,8 +154,8 @@ def figures(root: Path) -> dict[str, str]:
         "units": str(len(graph)),
         "import levels": levels(graph),
         "dependencies between units": str(sum(map(len, graph.values()))),
-        "files whose functions convert calls": str(len(convert)),
-        "files whose functions verify calls": str(len(verify)),
+        "files with functions that `convert` calls": str(len(convert)),
+        "files with functions that `verify` calls": str(len(verify)),
         "longest function, lines": f"{longest[0]} ({longest[1]})",
         "file names used twice or more": str(len(repeated)),
         "duplicate functions": str(duplicates(trees)),

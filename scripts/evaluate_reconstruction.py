@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs=3,
         default=[255 * channel for channel in IMAGE_MEAN],
         metavar=("R", "G", "B"),
-        help="mean colour of the training set, 0 to 255 (default: that of ImageNet)",
+        help="mean colour of the training set, 0 to 255 (default: the mean of ImageNet)",
     )
     parser.add_argument(
         "--panel", metavar="OUT.png", help="image file for reconstructions of the middle squares"
@@ -110,7 +110,11 @@ def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
 
 
 def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Return the mean squared error over removed pixels, and its root on the scale 0 to 255."""
+    """Return the errors over removed pixels.
+
+    The errors are the mean squared error of normalised values, and the root mean squared error on
+    the scale 0 to 255.
+    """
     errors = (guess - patches)[mask > 0].unflatten(-1, (-1, 3))  # (removed, pixels, 3)
     on_255 = errors * torch.tensor(IMAGE_STD) * 255
     return float(errors.square().mean()), float(on_255.square().mean().sqrt())

@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Examine the corrupted files with these numbers; each is written into `work` in turn."""
+    """Write the corrupted files with the given numbers into `work` in turn, and examine each."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)
@@ -161,7 +161,8 @@ def child(container: str, numbers: range, coverage: bool) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         seeds = {seed.container: seed for seed in make_seeds(Path(name))}
         seed = seeds[container]
-        with contextlib.suppress(MaeConvertError):  # so that all modules are imported
+        # Examine the valid file, so that all modules are imported before memory is limited.
+        with contextlib.suppress(MaeConvertError):
             EXAMINERS.get(container, examine)(seed.folder / seed.opened)
         if coverage:
             from fuzz_guided import run_guided
@@ -194,7 +195,7 @@ def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bo
         lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
         if ended.returncode == 0 and lines:
             outcomes[name] = json.loads(lines[-1])
-        else:  # the input is determined by running the shard again
+        else:  # to find the input that caused the crash, run the shard again
             died = f"{name}: status {ended.returncode}: {ended.stderr[-300:]}"
             outcomes[name] = asdict(Tally(container, stop - start, crashes=[died]))
         if state is not None:

@@ -43,7 +43,7 @@ def run_guided(
         chance = random.Random(chosen)
         try:
             return chance.choice(seed.spoilers)(data, chance)[:largest]
-        except Exception:  # bytes that a mutation cannot parse are mutated as bytes
+        except Exception:  # the function cannot parse the bytes: let atheris mutate them
             return atheris.Mutate(data, largest)
 
     options = [f"-max_len={LARGEST_INPUT}", f"-seed={number + 1}", "-verbosity=0"]

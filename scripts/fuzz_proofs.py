@@ -22,7 +22,7 @@ from mae_convert.verify.summary import verdict_text
 from mae_convert.verify.tracing import save_trace
 from mae_convert.verify.verification import InputChoice, Verification
 
-GOOD = "good.safetensors"  # a valid trace beside the corrupted one
+GOOD = "good.safetensors"  # a valid trace, in the folder of the corrupted trace
 DTYPES = {"float64": np.float64, "float32": np.float32}
 
 
@@ -77,7 +77,7 @@ def write_proofs(model: Path, traces: Path) -> None:
 
 
 def examine_trace(path: Path) -> None:
-    """Read a trace, compare it with a valid one, and write the verdict in every format.
+    """Read a trace, compare it with a valid trace, and write the verdict in every format.
 
     Raises:
         MaeConvertError: the trace is refused.

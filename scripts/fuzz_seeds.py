@@ -50,11 +50,8 @@ STORED_CONFIG = {
 }
 
 Spoiler = Callable[[bytes, random.Random], bytes]
-HDF5 = (
-    spoil_in_place,
-    spoil_places,
-    spoil_places,
-)  # a file with changed offsets is usually not read
+# Most mutations keep the length, because a file in which offsets are shifted is usually refused.
+HDF5 = (spoil_in_place, spoil_places, spoil_places)
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def _hdf5_files(folder: Path) -> Iterator[Seed]:
 
 
 def _torch_files(folder: Path) -> Iterator[Seed]:
-    """Yield seeds of files of PyTorch 1.13, with tensors of every kind."""
+    """Yield seeds of files that PyTorch 1.13 wrote, in the legacy format and as zip archives."""
     for kind, spoilers in (("legacy", (spoil_in_place,)), ("zip", (spoil_in_zip, spoil_in_zip))):
         for name in ("dict", "module"):
             path, seed = _file(folder, f"pth {kind} {name}", *spoilers)
@@ -187,7 +184,7 @@ def _directories(folder: Path) -> Iterator[Seed]:
 
 
 def _proofs(folder: Path) -> Iterator[Seed]:
-    """Yield the seeds of a certificate of a model directory and of a trace."""
+    """Yield seeds for both files of a certificate in a model directory, and for a trace."""
     model, traces = folder / "certified", folder / "traces"
     traces.mkdir()
     files = {

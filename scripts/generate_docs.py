@@ -28,7 +28,7 @@ EXAMPLE = re.compile(r"\n*Example:\s*\x08?\n(.*)", re.DOTALL)
 
 def command_reference() -> str:
     """Return usage, description, example and options of every command as Markdown."""
-    # With the settings of the group, so that the options are the same as in the program.
+    # The context gets the settings of the group, so that options are shown as `--help` shows them.
     with click.Context(cli, info_name="mae-convert", **cli.context_settings) as top:
         sections = [_overview(top), _table(cli, top)]
         for name in sorted(cli.commands):

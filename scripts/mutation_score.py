@@ -1,11 +1,11 @@
 """Count the faults in weights, mapping tables, configurations and code that `verify` detects.
 
 .venv/bin/python scripts/mutation_score.py                 all faults (half an hour on 2 cores)
-.venv/bin/python scripts/mutation_score.py --sample 5      some of each kind
+.venv/bin/python scripts/mutation_score.py --sample 5      some faults of each kind
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200  pairs that compute the same function
-.venv/bin/python scripts/mutation_score.py --repair        how many are repaired bit for bit
-.venv/bin/python scripts/mutation_score.py --reduce        how many first differences a script
+.venv/bin/python scripts/mutation_score.py --repair        faults that are repaired bit for bit
+.venv/bin/python scripts/mutation_score.py --reduce        first differences that a script
                                                            reproduces (also with --sample and
                                                            --family)
 
@@ -39,7 +39,7 @@ from mutation.score import Outcome, outcomes
 LEAST_SUSPECTED = 0.95
 LEAST_NAMED = 0.9
 KINDS_OF_FAMILIES = ("weights", "tables", "configurations", "code")
-WEIGHTS = 150  # of each of four kinds of fault in weights
+WEIGHTS = 150  # number of faults of each of the four kinds of fault in weights
 
 
 def main() -> int:
@@ -89,7 +89,7 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
 
 
 def population_of(family: str | None, folder: Path, seed: int) -> Population:
-    """Return the faults of a family of video models, or of the image MAE."""
+    """Return the models and faults of a family of video models, or of the image MAE."""
     return FamilyPopulation.of(family, folder, seed) if family else Population(folder, seed)
 
 
@@ -166,7 +166,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
 
 def good_pairs(number: int, seed: int) -> int:
-    """Verify pairs of checkpoints that compute the same function; print those that fail."""
+    """Verify pairs of checkpoints that compute the same function; print the pairs that fail."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
         failed = verify_pairs(number, seed, Path(folder))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pre-train a masked autoencoder on a folder of images, or continue to train an existing model.
 
-The method is that of He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
+The method follows He et al. 2021 (arXiv:2111.06377, table 8): AdamW with betas (0.9, 0.95) and
 weight decay 0.05, a cosine schedule after a warm-up, random resized crops and flips, 75 % of the
 patches removed. The learning rate is --blr x images per step / 256.
 
@@ -16,9 +16,9 @@ every N epochs, for `mae-convert timeline`; E is the epoch. OUTPUT/weights.pth, 
 contains only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
 No random state is kept between steps: the order of the images depends on seed and epoch, and the
-crop, flip and mask of an image depend on seed, epoch and its index in that epoch. So a resumed run
-gives the same result as an uninterrupted run, and several processes give the same result as one
-process.
+crop, flip and mask of an image depend on seed, epoch and the index of the image in the epoch. So a
+resumed run gives the same result as an uninterrupted run, and several processes give the same
+result as one process.
 """
 
 import argparse
@@ -37,8 +37,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# If DistributedDataParallel imports it later, it keeps the process group as a default argument, and
-# thereby gloo's threads, which sometimes abort the process at its end (torch 2.13).
+# If DistributedDataParallel imports this module later, the module keeps the process group as a
+# default argument, and thereby gloo's threads, which sometimes abort the process at its end (torch
+# 2.13).
 import torch.distributed.nn
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,7 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from reference_models.configuration import ViTMAEConfig
 from reference_models.pytorch import ViTMAEForPreTraining
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as in the original
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # mean of ImageNet, as in the original
 IMAGE_STD = (0.229, 0.224, 0.225)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +85,7 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; options of facebookresearch/mae's script have the same meaning."""
+    """Read the command line; options that facebookresearch/mae has too have the same meaning."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,
@@ -151,7 +152,9 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--resume", action="store_true", help="continue from OUTPUT/checkpoint.pth if it exists")
     add_number(group, "--save-every", 1, "epochs between checkpoints")
-    add_number(group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: none")
+    add_number(
+        group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: no such files"
+    )
     add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
     add(
         "--precision",
@@ -160,7 +163,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
         help="dtype of autocast (default: float32)",
     )
     add_number(group, "--num-workers", 0, "data loading processes for each training process")
-    add("--in-memory", action="store_true", help="decode all images once, for small folders")
+    add("--in-memory", action="store_true", help="decode all images once and keep them")
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
@@ -189,7 +192,7 @@ def complete_arguments(
 ) -> argparse.Namespace:
     """Return the arguments with all defaults resolved, as a checkpoint stores them.
 
-    ``model`` is the name of the preset with the same sizes, or "custom" if there is none.
+    ``model`` is the name of the preset with the same sizes, or "custom" if no preset has them.
     """
     arguments = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))
@@ -467,7 +470,10 @@ def mean_loss(losses: list[Tensor], process: Process) -> float:
         dist.all_reduce(mean)
         mean /= process.world_size
     if not mean.isfinite():
-        sys.exit(f"the loss is {mean:g}: use a lower rate, a longer warm-up or --precision float32")
+        sys.exit(
+            f"the loss is {mean:g}: use a lower learning rate, a longer warm-up, "
+            "or --precision float32"
+        )
     return float(mean)
 
 
@@ -576,7 +582,8 @@ def main(argv: list[str] | None = None) -> None:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(args, process)
         if dist.is_initialized():
-            # torchrun ends all processes when the first one ends: none may end before the save
+            # torchrun ends all processes when the first process ends: no process may end before the
+            # checkpoint is saved
             dist.barrier()
     except KeyboardInterrupt:
         print("interrupted; run the same command with --resume to continue", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Kill and interrupt conversions, fill the disk, run several at once; check the files afterwards.
+"""Kill and interrupt conversions, fill the disk, run conversions in parallel; check the files.
 
 python scripts/torture.py --moments 200                    # the small checkpoint in mae-convert
 python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any size
@@ -6,7 +6,7 @@ python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any
 Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
 the old output or the new one must be complete, with at most a hidden directory beside it, and a
 second run must succeed and leave no other files. The script prints a table; the exit status is
-1 if a trial failed. Filling a disk and mounting one read-only needs root.
+1 if a trial failed. Trials with a full disk or a read-only file system need root.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class Stage:
     """The checkpoint that is converted in a trial."""
 
     whole: dict[str, str]
-    """The digests of the old and the new output, by "old" and "new"."""
+    """The digests of the old and the new output, with the keys "old" and "new"."""
 
     duration: float
     """The time of an undisturbed conversion, in seconds."""
@@ -53,7 +53,7 @@ class Stage:
         return [*COMMAND, *where, "--overwrite"]
 
     def arguments(self) -> list[str]:
-        """Return the command of the conversion without the Python interpreter."""
+        """Return the command-line arguments of ``mae-convert`` for the conversion."""
         return self.command()[len(COMMAND) - 1 :]
 
     def reset(self) -> None:

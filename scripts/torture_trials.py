@@ -48,9 +48,9 @@ main()
 
 
 def and_again(stage: Stage, state: str) -> str:
-    """Run the conversion again; return `state`, with a description of a failure if it fails.
+    """Run the conversion again; return `state`, with a description if the second run fails.
 
-    The second run must succeed and remove stray files.
+    The second run must succeed and remove the hidden directory that the first run may have left.
     """
     status, printed = run(stage.command())
     if status or stage.state() != "new":
@@ -79,7 +79,11 @@ def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
 
 
 def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Send SIGINT (Ctrl-C) at random moments: status 130, one line, and no stray files."""
+    """Send SIGINT (Ctrl-C) at random moments.
+
+    The conversion must leave the old output and return status 130, or write the new output and
+    return 0. It must print at most one line and leave no hidden directory.
+    """
     for _ in range(moments):
         stage.reset()
         with start([sys.executable, "-c", SAYING_WHEN, *stage.arguments()]) as child:
@@ -188,7 +192,7 @@ def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
     for number in range(moments):
         stage.reset()
         command = stage.command()
-        if number % 2:  # there is no target, and none may be replaced
+        if number % 2:  # the target does not exist, and --overwrite is not passed
             remove(stage.target)
             command.remove("--overwrite")
         children = [start(command) for _ in range(2)]

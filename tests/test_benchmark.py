@@ -141,7 +141,7 @@ def test_rates_of_the_training_scripts_are_the_ones_that_they_report(tmp_path, m
 def test_what_lacks_its_options_is_left_out(capsys):
     benchmark.main(["--only", "pretrain", "verify"])
     printed = capsys.readouterr()
-    assert printed.out.count("Omitted: specify a Python to compare with.") == 2
+    assert printed.out.count("Omitted: specify --peer-python or --timm-python.") == 2
     assert "needs --original and --timm-python" in printed.err
 
 

@@ -50,7 +50,7 @@ class Options:
     """Whether to run without masking, with the patches in order, like a classifier."""
 
     against: tuple[Side, ...] = ()
-    """Further runners: libraries with their own classes, and external code."""
+    """Additional runners to compare with the source: classes of libraries, and external code."""
 
     require_proof: bool = False
     """Whether to fail unless the verdict is a proof, as required by `judge.proof`."""
@@ -91,7 +91,7 @@ class Verification:
     """A verdict and the runs that it is based on."""
 
     verdict: Verdict
-    """The verdict on whether both sides are the same function."""
+    """The verdict on whether both sides compute the same function."""
 
     inputs: Arrays = field(repr=False)
     """The inputs of both sides."""
@@ -117,7 +117,7 @@ def verify(
 ) -> Verdict:
     """Return the verdict on whether two checkpoints have equal weights and the same function.
 
-    Arguments and errors are those of ``run_verification``.
+    For arguments and errors see `run_verification`.
     """
     return run_verification(a, b, side_a, side_b, options).verdict
 
@@ -210,8 +210,8 @@ def _with_requested_checks(
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
     """Return the fingerprint of a checkpoint.
 
-    It is taken from the trace unless a modified checkpoint was run: the source after declared
-    steps, or only the encoder.
+    If a modified checkpoint was run (the source after declared steps, or only the encoder), the
+    fingerprint is computed from the unmodified checkpoint, else it is copied from the trace.
     """
     if run.checkpoint is checkpoint:
         return trace.fingerprint
@@ -265,9 +265,9 @@ def _further_run(runner: Side, source: Run, target: Run) -> Run:
 
 
 def _run_of_foreign_code(code: ForeignCode, source: Run, target: Run) -> Run:
-    """Return the run, of source or target, whose checkpoint the external code loads.
+    """Return the run (of source or target) whose checkpoint the external code loads.
 
-    It is the target's run, unless only the source has the layout that the code expects.
+    The external code loads the target, unless only the source has the layout that the code expects.
     """
     family, layout = target.checkpoint.family, code.layout
     if code.kind == ORIGINAL:
@@ -336,7 +336,7 @@ def _known_difference(run: Run, verdict: Verdict) -> list[str]:
 
 
 def _with_isolated_steps(verification: Verification) -> Verdict:
-    """Return the verdict with a step-isolated comparison."""
+    """Return the verdict with the checks of isolated steps; see `Options.isolate`."""
     steps = isolation.run_isolated(verification.runs, verification.traces[:2], verification.inputs)
     verdict = _with_checks(verification.verdict, tuple(isolation.checks(steps)))
     causes = (*isolation.in_words(steps), *verdict.causes)

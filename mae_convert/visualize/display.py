@@ -89,7 +89,7 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return the `Display` of images: photographs unchanged, other channels scaled separately.
+    """Return a `Display` that shows photographs unchanged and scales other channels separately.
 
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed
@@ -109,7 +109,7 @@ def display_of(
         raise MaeConvertError(
             Option("bands", ",".join(map(str, bands))),
             " refers to channels that the model does not have",
-            hint=f"it has {count} channels, numbered from 1",
+            hint=f"the model has {count} channels, numbered from 1",
         )
     default = colours if count >= 3 else range(1)
     channels = tuple(default) if bands is None else tuple(band - 1 for band in bands)

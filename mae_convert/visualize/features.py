@@ -113,7 +113,8 @@ def features_of(
         arrays, sampling = batch
         return _encoded(model, arrays, framework, device), sampling
 
-    # Images are decoded in this thread, because only its messages of image decoders are captured.
+    # Images are decoded in this thread, because messages of decoders in other threads are not
+    # captured.
     for hidden, sampling in overlapped(encode, _batches(checkpoint, paths, inputs, options)):  # noqa: B007
         parts = checkpoint.family.features(hidden, model.config)
         parts["mean"] = parts["tokens"].mean(axis=1, dtype=np.float64)

@@ -134,7 +134,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
 
 
 def noise_in(batch: ImageBatch, mask: str, default: str) -> np.ndarray | None:
-    """Return the noise of a batch, or None if the batch has none.
+    """Return the noise of a batch, or None if the batch has no noise.
 
     Args:
         batch: the images, and the noise if the file of inputs contains noise.

@@ -102,7 +102,7 @@ def _block_ranks(rows: int, columns: int, generator: np.random.Generator) -> np.
         shape = math.exp(generator.uniform(-1, 1) * math.log(MOST_ELONGATED))
         height = min(rows, max(1, round(math.sqrt(area * shape))))
         width = min(columns, max(1, round(math.sqrt(area / shape))))
-        # The block contains a visible corner patch, so that every block removes a patch.
+        # The block contains a patch that is still visible, so that every block removes a patch.
         row, column = divmod(int(generator.choice(positions[visible])), columns)
         top, start = min(row, rows - height), min(column, columns - width)
         block = (slice(top, top + height), slice(start, start + width))

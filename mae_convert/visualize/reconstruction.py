@@ -95,7 +95,7 @@ class Reconstructor:
         if checkpoint.task != "pretrain":
             raise MaeConvertError(
                 f"{checkpoint.name} has no decoder, which is required for a reconstruction",
-                hint="use a checkpoint with a decoder (`mae-convert catalog` lists official ones)",
+                hint="use a checkpoint with a decoder; `mae-convert catalog` lists checkpoints",
             )
         self._checkpoint, self._framework, self._device = checkpoint, framework, device
         self._model: Any = None

@@ -253,10 +253,10 @@ class _Evaluator:
             raise error.renamed(path, source) from error
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Load the images for the first checkpoint; check that later ones have the same inputs.
+        """Load the images for the first checkpoint; check the inputs of every later checkpoint.
 
         Raises:
-            MaeConvertError: the family or the inputs differ from those of the first checkpoint.
+            MaeConvertError: the first checkpoint has another family or other inputs.
         """
         model = checkpoint.configuration.model
         if self.configuration is not None:
@@ -270,7 +270,7 @@ class _Evaluator:
                 if getattr(model, name, None) != getattr(first, name, None):
                     raise MaeConvertError(
                         f"its {name} is {getattr(model, name)}, but the first checkpoint has "
-                        f"{getattr(first, name)}: their losses cannot be compared",
+                        f"{getattr(first, name)}: the two losses cannot be compared",
                         hint="leave this checkpoint out",
                     )
             return

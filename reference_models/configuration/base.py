@@ -55,7 +55,9 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """The configuration fields that all families have; `ViTMAEConfig` describes them.
+    """Base class of configurations, with the fields that all families have.
+
+    The fields are described in `ViTMAEConfig`.
 
     Raises:
         ValueError: a field is invalid, alone or in combination with others.

@@ -12,9 +12,9 @@ class ViTMAEConfig(Configuration):
     """Configuration of a masked autoencoder or of a classifier fine-tuned from one.
 
     Fields that also exist in ``transformers.ViTMAEConfig`` have the same meaning there. The
-    defaults are those of the ViT-B of He et al. 2021 (arXiv:2111.06377, table 3 and appendix A),
-    with one difference from transformers: ``layer_norm_eps`` is 1e-6, as in the authors' training,
-    while the default in transformers is 1e-12.
+    defaults are the values of the ViT-B in He et al. 2021 (arXiv:2111.06377, table 3 and appendix
+    A). Only one default differs from transformers: ``layer_norm_eps`` is 1e-6, as in the authors'
+    training, instead of 1e-12.
 
     Attributes:
         hidden_size: width of the encoder.
@@ -27,7 +27,8 @@ class ViTMAEConfig(Configuration):
         attention_probs_dropout_prob: dropout probability for the attention probabilities.
         initializer_range: standard deviation with which class token and mask token are initialised.
         layer_norm_eps: added to the variance in every layer normalisation.
-        decoder_layer_norm_eps: the epsilon in the decoder; None if it is ``layer_norm_eps``.
+        decoder_layer_norm_eps: added to the variance in the decoder's layer normalisations; None to
+            use ``layer_norm_eps``.
         image_size: side of a square image or (height, width), in pixels.
         patch_size: side of a square patch or (height, width); divides ``image_size``.
         num_channels: number of channels of an image.

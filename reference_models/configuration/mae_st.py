@@ -15,9 +15,10 @@ from reference_models.configuration.base import (
 class MAESTConfig(VideoConfiguration):
     """Configuration of an MAE-ST or of a classifier fine-tuned from one.
 
-    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. A field has
-    its name in transformers or, if transformers does not have it, the authors' name. The defaults
-    are those of the published ViT-L of Feichtenhofer et al. 2022 (arXiv:2205.09113).
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Fields are
+    named as in transformers; fields that transformers does not have are named as in the authors'
+    code. The defaults are the values of the published ViT-L of Feichtenhofer et al. 2022
+    (arXiv:2205.09113).
 
     Attributes:
         pred_t_dim: number of frames that the decoder predicts, evenly spaced in the video; None for

@@ -11,9 +11,10 @@ COORDINATES = ("time", "location")
 class PrithviConfig(VideoConfiguration):
     """Configuration of a Prithvi-EO, version 1 or 2; "TL" models also embed times and locations.
 
-    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. A field has
-    its name in transformers or, if transformers does not have it, the authors' name. The defaults
-    are those of Prithvi-EO-2.0-300M (Szwarcman et al. 2024, arXiv:2412.02732).
+    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Fields are
+    named as in transformers; fields that transformers does not have are named as in the authors'
+    code. The defaults are the values of Prithvi-EO-2.0-300M (Szwarcman et al. 2024,
+    arXiv:2412.02732).
 
     Attributes:
         layer_norm_eps: added to the variance in every layer normalisation; the published models

@@ -20,12 +20,13 @@ class VideoMAEConfig(VideoConfiguration):
 
     Fields that also exist in ``transformers.VideoMAEConfig`` have the same meaning there.
     For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. The
-    defaults are those of the ViT-B of Tong et al. 2022 (arXiv:2203.12602) and of the decoder that
-    it was trained with; ``layer_norm_eps`` is 1e-6 as in the authors' code, not 1e-12 as in
+    defaults are the values of the ViT-B in Tong et al. 2022 (arXiv:2203.12602) and of the decoder
+    that it was trained with; ``layer_norm_eps`` is 1e-6 as in the authors' code, not 1e-12 as in
     transformers.
 
     Attributes:
-        qkv_bias: whether queries and values have biases; keys have none.
+        qkv_bias: whether the query and value projections have biases; the key projection never has
+            a bias.
         use_mean_pooling: whether a classifier's head reads the mean of all tokens, normalised by
             ``fc_norm``, instead of the first token after the encoder's final norm. An encoder has a
             final norm only if this field is false; the encoder of a pre-training model always has a

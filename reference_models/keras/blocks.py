@@ -23,16 +23,16 @@ Initializer = Any
 
 
 def dense(units: int, initializer: Initializer, *, name: str, dtype: Any) -> keras.layers.Dense:
-    """Return a dense layer; by default its kernel is initialized as Xavier uniform."""
+    """Return a dense layer, whose kernel is by default initialized with Xavier uniform values."""
     return keras.layers.Dense(
         units, kernel_initializer=initializer or "glorot_uniform", name=name, dtype=dtype
     )
 
 
 def dropout(rate: float, *, dtype: Any) -> Callable[[Tensor], Tensor]:
-    """Return a dropout layer; for a rate of 0 a function that returns its argument.
+    """Return a dropout layer or, for a rate of 0, a function that returns its argument.
 
-    Creating and calling a layer takes time even if it does nothing.
+    A Keras layer takes time to create and to call even if its rate is 0.
     """
     return keras.layers.Dropout(rate, dtype=dtype) if rate else unchanged
 
@@ -82,7 +82,7 @@ class Attention(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.width, self.heads = config.width, config.heads
-        # The Xavier range of the three matrices joined to one, as in the original.
+        # The Xavier uniform range of one matrix that contains all three, as in the original.
         joint_xavier = initializer or keras.initializers.VarianceScaling(0.5, "fan_avg", "uniform")
         self.query, self.key, self.value = (
             keras.layers.Dense(

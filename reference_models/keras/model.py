@@ -163,7 +163,7 @@ class ClassifierModel(EncoderModel):
         self.classifier = dense(self.config.num_labels, name="classifier", **options)
 
     def add_pooling(self) -> None:
-        """Add the layers between encoder and head, such as ``fc_norm``; there may be none."""
+        """Add the layers between encoder and head, such as ``fc_norm``, if the model has any."""
 
     def build(self) -> None:
         """Create all variables."""
@@ -183,7 +183,7 @@ class ClassifierModel(EncoderModel):
 
         Args:
             pixel_values: images of the configured size.
-            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+            labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
                 mixup.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.

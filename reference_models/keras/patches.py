@@ -62,7 +62,11 @@ class PatchProjection(keras.layers.Layer):
 def add_positions(
     layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
 ) -> Any:
-    """Add position embeddings: trained if there is an initializer, else fixed to `table`."""
+    """Add a variable of position embeddings, with the shape of `table`, to a layer and return it.
+
+    The variable is trained if an initializer is passed; otherwise it is fixed to the values of
+    `table`.
+    """
     return layer.add_weight(
         name=name,
         shape=table.shape,
@@ -162,6 +166,9 @@ def random_masking(
         noise: (N, L); uniform by default, or ascending if all patches are kept.
         config: a configuration with the number of visible patches, ``num_kept``.
         seed: the generator of noise, if no noise is passed.
+
+    Returns:
+        ``ids_keep``, ``mask`` and ``ids_restore``, as `mask_by_noise` returns them.
 
     Raises:
         ValueError: pixels or noise have the wrong shape.

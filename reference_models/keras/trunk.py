@@ -36,7 +36,7 @@ class Trunk(keras.layers.Layer):
         self.config, self.initializer = config, initializer
 
     def add_blocks(self, config: BlockConfig, depth: int, prefix: str) -> None:
-        """Add blocks, named by prefix and index."""
+        """Add ``depth`` blocks; the name of a block is ``prefix`` and its index."""
         self.width, self.depth = config.width, depth
         for index in range(depth):
             block = self.block_class(
@@ -56,7 +56,7 @@ class Trunk(keras.layers.Layer):
     def add_table(self, name: str, length: int = 1) -> Any:
         """Add and return a variable (1, length, D).
 
-        Its default initial values are normal with the standard deviation ``initializer_range``.
+        By default, its initial values are normal with the standard deviation ``initializer_range``.
         """
         random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
         return self.add_weight(

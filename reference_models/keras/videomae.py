@@ -93,7 +93,10 @@ class Encoder(VideoEncoder):
 
 
 def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
-    """Return the fixed position embeddings (1, L, D), rounded to float32; they are not stored."""
+    """Return the fixed position embeddings (1, L, D), rounded to float32.
+
+    Checkpoints do not contain these embeddings.
+    """
     table = interleaved_position_embedding(layer.width, config.num_patches).astype(np.float32)
     return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
 

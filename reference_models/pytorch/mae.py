@@ -77,7 +77,8 @@ class Encoder(nn.Module):
         """Initialize every parameter as facebookresearch/mae does.
 
         The weights of linear layers and of the patch projection are Xavier uniform (He et al. 2021,
-        appendix A.1), biases are zero, and tokens are normal with ``initializer_range``.
+        appendix A.1), biases are zero, and tokens are normal with the standard deviation
+        ``initializer_range``.
         """
         initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)
@@ -225,7 +226,7 @@ class ViTForImageClassification(Encoder):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
-            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+            labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
                 mixup.
             options: additional outputs, see `OutputOptions`.
 

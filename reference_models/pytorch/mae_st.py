@@ -276,7 +276,7 @@ class MAESTForVideoClassification(Encoder):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
-            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+            labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
                 mixup.
             options: additional outputs, see `OutputOptions`.
 

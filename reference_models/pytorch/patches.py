@@ -17,7 +17,7 @@ _VARIANCE_FLOOR = 1e-6
 
 
 class Patches(Protocol):
-    """Protocol of a configuration: the shapes of images and patches."""
+    """The attributes of a configuration that describe the shapes of images and patches."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -149,6 +149,9 @@ def random_masking(
         noise: (N, L); uniform by default, or ascending if all patches are kept.
         config: a configuration with the number of visible patches, ``num_kept``.
 
+    Returns:
+        ``ids_keep``, ``mask`` and ``ids_restore``, as `mask_by_noise` returns them.
+
     Raises:
         ValueError: the noise has the wrong shape.
     """
@@ -175,7 +178,7 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Return the tokens (N, K, D) at the indices (N, K) of tokens (N, T, D) or (1, T, D)."""
     images, width = ids.shape[0], tokens.shape[-1]
-    # torch.export would make take_along_dim a program for one number of images only.
+    # With take_along_dim, torch.export would create a program for a fixed number of images.
     return tokens.expand(images, -1, -1).gather(1, ids.unsqueeze(-1).expand(-1, -1, width))
 
 

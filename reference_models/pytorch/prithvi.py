@@ -68,7 +68,12 @@ class Coordinates(nn.Module):
     config: PrithviConfig
 
     def add_coordinates(self, suffix: str, width: int) -> None:
-        """Add the embeddings of times and locations that the configuration specifies."""
+        """Add the embeddings of times and locations that the configuration specifies.
+
+        Args:
+            suffix: "enc" or "dec", the suffix of the embeddings' names.
+            width: the width of the embeddings, D.
+        """
         self.suffix = suffix
         if self.config.encodes_time:
             self.add_module(f"temporal_embed_{suffix}", CoordinateEmbedding(self.config, width))

@@ -118,7 +118,10 @@ class Encoder(nn.Module):
 
 
 def fixed_positions(config: VideoMAEConfig, width: int) -> Tensor:
-    """Return the fixed position embeddings (1, L, D), rounded to float32; they are not stored."""
+    """Return the fixed position embeddings (1, L, D), rounded to float32.
+
+    Checkpoints do not contain these embeddings.
+    """
     return torch.from_numpy(interleaved_position_embedding(width, config.num_patches)).float()
 
 
@@ -381,7 +384,7 @@ class VideoMAEForVideoClassification(Encoder):
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
-            labels: (N,) integers, or (N, K) probabilities, such as those of label smoothing and
+            labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
                 mixup.
             options: additional outputs, see `OutputOptions`.
 
