@@ -73,6 +73,7 @@ def rows(
     """Compare ``mae-convert features`` with each library of `pythons`; yield a table row for each.
 
     All programs run a random ViT on the same `count` images, in alternating order, `pairs` times.
+    `pythons` contains a Python interpreter for each library.
     """
     images = made_images(folder / "images", count)
     directory = converted(size, folder, "transformers")

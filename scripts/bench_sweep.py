@@ -1,4 +1,4 @@
-"""Measure the overhead of a sweep and the speed-up by workers: bench_sweep.py CHECKPOINT.
+"""Measure the overhead of a sweep and the speed-up by a second worker: bench_sweep.py CHECKPOINT.
 
 Each round runs the same plan in three ways, each in a new process: by calling `run_job` for each
 job in a loop, by ``mae-convert sweep`` with one worker, and with two workers. `benchmark.py --only

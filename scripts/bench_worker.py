@@ -49,7 +49,7 @@ Call = Callable[[], object]
 
 
 def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that maps a mode and a batch size to a function that runs the model."""
+    """Return a function that prepares a call of a model for a mode and a batch size."""
     import torch
 
     if library == "timm":
@@ -184,7 +184,7 @@ def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that maps a mode and a batch size to a function that runs the model."""
+    """Return a function that prepares a call of a model for a mode and a batch size."""
     import tensorflow as tf
 
     if library == "transformers":
@@ -220,7 +220,7 @@ def seconds(call: Call, calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Build the model; then read requests as lines of JSON, and print the times for each."""
+    """Build the model; then read lines of JSON, each a request, and print the measured times."""
     library, framework, size, part = sys.argv[1:]
     call_of = {"pytorch": pytorch, "tensorflow": tensorflow}[framework](library, size, part)
     made: dict[tuple[str, int], Call] = {}

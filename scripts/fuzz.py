@@ -6,7 +6,7 @@ python scripts/fuzz.py --inputs 200000 --coverage           # guided by atheris,
 Valid files of each format are corrupted at random, opened and read completely, and their conversion
 to every layout is planned; certificates and traces are read and compared. Only errors of
 mae-convert may be raised; no input may take more than 10 seconds of CPU time or 256 MB of memory.
-Each child process examines some thousand inputs; a child process that is killed counts as a crash.
+Each child process examines a few thousand inputs; a child process that is killed counts as a crash.
 The script prints a summary; the exit status is 1 if an input failed.
 """
 

@@ -1,4 +1,4 @@
-"""Mutations of files: for any format, and for specific formats with valid lengths and checksums."""
+"""Random changes of files: of any format, or of one format with valid lengths and checksums."""
 
 import io
 import json

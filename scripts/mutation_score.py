@@ -52,7 +52,7 @@ def main() -> int:
     helped = "faults of this family of video models (default: of the image MAE)"
     parser.add_argument("--family", choices=FAMILIES, action="append", help=helped)
     parser.add_argument(
-        "--good-pairs", type=int, default=0, help="verify this many pairs without a fault instead"
+        "--good-pairs", type=int, default=0, help="only verify this many pairs without a fault"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true", help="count repaired faults")
@@ -129,8 +129,9 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
     Args:
         population: the models of a family, and their faults.
         kind: one of `KINDS`.
-        sample: the number of faults to draw from each group, such as the faults of one table; None
-            for all faults, but `WEIGHTS` from each group of faults in weights.
+        sample: the number of faults to draw from each group, such as the faults of one table. If
+            None, all faults are returned, except that of faults in weights only `WEIGHTS` are drawn
+            from each group.
     """
     if kind == "weights":
         mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
@@ -150,7 +151,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
     Args:
         results: all outcomes.
-        names_causes: whether the diagnosis searches for causes, and faults must be explained.
+        names_causes: whether faults must also be explained; false if no causes are searched.
     """
     scores = [score(kind, results) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]

@@ -53,15 +53,15 @@ class Options:
     """Additional runners to compare with the source: classes of libraries, and external code."""
 
     require_proof: bool = False
-    """Whether to fail unless the verdict is a proof, as required by `judge.proof`."""
+    """Whether the verification fails if the verdict is not a proof; see `judge.proof`."""
 
     isolate: bool = False
     """Whether to also compare isolated steps (such as blocks), each with the same input on both
     sides."""
 
     quick: bool = False
-    """Whether to compare only the outputs, without intermediate activations. With `parse_options`,
-    the default of ``dtypes`` is then float64 alone."""
+    """Whether to compare only the outputs, without intermediate activations. `parse_options`
+    then uses float64 alone as the default of ``dtypes``."""
 
 
 def parse_options(
@@ -97,11 +97,11 @@ class Verification:
     """The inputs of both sides."""
 
     traces: tuple[Trace, ...] = field(default=(), repr=False)
-    """The traces of source, target and each further runner; empty if the tensor shapes differ."""
+    """The traces of source, target and additional runners; empty if the tensor shapes differ."""
 
     runs: tuple[Run, ...] = field(default=(), repr=False)
-    """The runs of source and target, with the checkpoints as compared; empty if nothing was run or
-    if a certificate replaces the source."""
+    """The runs of source and target, with the checkpoints that were run; empty if nothing was run
+    or if a certificate replaces the source."""
 
     fingerprints: tuple[Fingerprint, ...] = ()
     """The fingerprints of the source (before declared steps are applied) and of the target; empty

@@ -80,7 +80,7 @@ class MAESTConfig(VideoConfiguration):
         if steps == 1:
             return (0,)
         step = _float32(last / (steps - 1))
-        # As torch.linspace: the first half is computed from the start, the second from the end.
+        # As in torch.linspace: the first half is computed from the start, the second from the end.
         ascending = [_float32(step * i) for i in range(steps // 2)]
         descending = [
             _float32(last - _float32(step * (steps - 1 - i))) for i in range(steps // 2, steps)

@@ -36,7 +36,7 @@ class ConfiguredModel(keras.Model):
         self.config: Any = config
 
     def _cast(self, x: Tensor) -> Tensor:
-        """Return a tensor in the precision of the weights, but at least in float32."""
+        """Return a tensor as float64 if the weights are float64, else as float32."""
         return ops.cast(x, "float64" if self.variable_dtype == "float64" else "float32")
 
     def get_config(self) -> dict[str, Any]:
