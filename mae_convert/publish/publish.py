@@ -84,7 +84,8 @@ def differences(
         if sha256 != file.sha256:
             sha256 = _served_sha256(api, repo_id, commit, path)
         if sha256 != file.sha256:
-            wrong[path] = f"its SHA-256 is {sha256}, and {file.sha256} was published"
+            served = f"its SHA-256 is {sha256}" if sha256 else "it does not exist on the Hub"
+            wrong[path] = f"{served}, and a file with the SHA-256 {file.sha256} was published"
     return wrong
 
 

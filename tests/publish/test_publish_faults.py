@@ -276,6 +276,7 @@ def test_files_that_the_hub_lost_are_a_difference(hub, send):
     result = send("--json")
     assert result.status == 1
     assert set(result.json["differs"]) == {"config.json"}
+    assert result.json["differs"]["config.json"].startswith("it does not exist on the Hub")
 
 
 def test_unreachable_hub_after_the_commit_is_reported_with_the_commit(hub, send, converted):
