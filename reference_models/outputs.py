@@ -13,7 +13,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class OutputOptions(TypedDict, total=False):
-    """Keyword arguments of every model: additional outputs, which are off by default."""
+    """Keyword arguments of every model that request additional outputs; all are false by default."""
 
     output_hidden_states: bool
     """Return the embedding output and each block's output in the encoder."""

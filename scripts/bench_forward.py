@@ -127,7 +127,7 @@ def rows(
 def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Run both models in turn, in alternating order; return the seconds of a call in each run."""
+    """Run both models in turn, in alternating order; return the time of each call in seconds."""
     models = {"ours": ours, "theirs": theirs}
     for model in models.values():
         model.seconds(mode, batch, 2)  # compiles

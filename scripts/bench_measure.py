@@ -110,7 +110,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of numerator / denominator; a slowdown that affects both cancels."""
+    """Return the median ratio of pairs of numbers; a slowdown of a whole pair has no effect on it."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

@@ -40,7 +40,7 @@ def renamed(name: str) -> str:
 
 
 def to_pytorch(source: str, target: str, heads: int) -> None:
-    """Load a facebookresearch/mae file into the PyTorch class of transformers, and save it."""
+    """Load a facebookresearch/mae file with the PyTorch class of transformers, and save the model."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -70,7 +70,7 @@ def to_pytorch(source: str, target: str, heads: int) -> None:
 
 
 def to_tensorflow(source: str, target: str) -> None:
-    """Load a directory that the PyTorch class saved into the TensorFlow class, and save it."""
+    """Load the PyTorch weights in a directory with the TensorFlow class, and save the model."""
     from transformers import TFViTMAEForPreTraining
 
     TFViTMAEForPreTraining.from_pretrained(source, from_pt=True).save_pretrained(target)

@@ -87,7 +87,7 @@ def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfi
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return normalised patches (N, L, P) of one colour (R, G, B), from 0 to 255."""
+    """Return normalised patches (N, L, P) of one colour: R, G and B, each from 0 to 255."""
     normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
 

@@ -352,7 +352,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
         sys.exit(f"{path} does not fit the requested model: {error}")
     if surplus or any(not name.startswith(("decoder", "mask_token")) for name in missing):
         sys.exit(
-            f"{path} is not a masked autoencoder: it lacks {missing[:3]} and has {surplus[:3]}"
+            f"{path} is not a masked autoencoder: missing parameters {missing[:3]}, "
+            f"unknown parameters {surplus[:3]}"
         )
     if not has_decoder:
         print(f"{path} contains only an encoder: the decoder starts from random weights")

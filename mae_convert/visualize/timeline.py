@@ -130,7 +130,7 @@ def timeline(
     options: TimelineOptions,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Timeline:
-    """Run the checkpoints of one training run on images and return their losses.
+    """Run the checkpoints of a training run on images; return losses and reconstructions.
 
     A checkpoint that cannot be run becomes a point without a loss.
 
