@@ -22,7 +22,7 @@ def tube_noise(noise: npt.NDArray[np.floating], time_steps: int) -> npt.NDArray[
 def running_cells(
     grid_shape: tuple[int, int, int], phase: int, decoded: int = 2
 ) -> npt.NDArray[np.int64]:
-    """Return the indices (M,), ascending, of the patches that a dual-masked VideoMAE decodes.
+    """Return the ascending indices (M,) of the patches that VideoMAE decodes with dual masking.
 
     This is the running cell masking of Wang et al. 2023 (arXiv:2303.16727, section 3.2): in each
     cell of 2 x 2 positions, the decoded positions are shifted by one at every time step.

@@ -13,7 +13,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class OutputOptions(TypedDict, total=False):
-    """Keyword arguments of every model that request additional outputs; all are false by default."""
+    """Keyword arguments with which a model is asked for additional outputs; by default false."""
 
     output_hidden_states: bool
     """Return the embedding output and each block's output in the encoder."""
@@ -142,7 +142,7 @@ class ViTMAEModelOutput(NamedTuple):
 
 
 class ViTMAEForPreTrainingOutput(NamedTuple):
-    """The outputs of the pre-training model; hidden states and attentions are the encoder's."""
+    """The outputs of the pre-training model; hidden states and attentions come from the encoder."""
 
     loss: Tensor | None
     """Scalar, the mean squared error over removed patches; None if no patch is removed."""

@@ -47,8 +47,8 @@ def spacetime_position_embedding(
 
     Of every sixteen channels, six encode the column, six the row and four the time (Szwarcman et
     al. 2024, arXiv:2412.02732). Each of the three parts contains first sines and then cosines; the
-    frequency decreases with the channel.
-    The class token has no position: its embedding is zero. Remaining channels are zero too.
+    frequency decreases with the channel. If the width is not divisible by 16, the remaining
+    channels are zero. The class token has no position: its embedding is zero.
     """
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
     table = np.zeros((1, 1 + time.size, width))

@@ -1,7 +1,7 @@
 """Time the loading of a ViT-B as a model; each measurement runs in a new process.
 
 For ``from_pretrained``, the first and the second call are timed, without imports; for the
-other rows, the whole process is timed.
+other methods of loading, the whole process is timed.
 """
 
 import sys

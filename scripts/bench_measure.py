@@ -110,7 +110,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median ratio of pairs of numbers; a slowdown of a whole pair has no effect on it."""
+    """Return the median ratio of pairs of numbers, which does not change if a pair is slower."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

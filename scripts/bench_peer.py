@@ -40,7 +40,7 @@ def renamed(name: str) -> str:
 
 
 def to_pytorch(source: str, target: str, heads: int) -> None:
-    """Load a facebookresearch/mae file with the PyTorch class of transformers, and save the model."""
+    """Load a facebookresearch/mae file with the PyTorch class of transformers; save the model."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 

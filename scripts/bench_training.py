@@ -54,7 +54,7 @@ def rows(
 ) -> Iterator[dict[str, object]]:
     """Yield a row of the table for each step, size and batch size.
 
-    The keys of `pythons` are (framework, library that our step is compared with).
+    `pythons` contains the Python interpreter for each pair (framework, library).
     """
     for step in STEPS:
         python = pythons.get((step.framework, step.peer))

@@ -134,7 +134,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Write the corrupted files with the given numbers into `work` in turn, and examine each file."""
+    """Write corrupted files with the given numbers into `work` in turn, and examine each file."""
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)

@@ -167,7 +167,7 @@ def spoil_description(data: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_shapes(data: bytes, chance: random.Random) -> bytes:
-    """Return a safetensors file with a valid header in which arrays are renamed or changed."""
+    """Return a safetensors file whose header is valid, but with changed names, shapes or dtypes."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]

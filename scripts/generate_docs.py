@@ -79,7 +79,7 @@ def _table(command: click.Command, context: click.Context) -> str:
 
 
 def _code(text: str) -> str:
-    """Return text as code for a table, with line breaks after | and /."""
+    """Return text as code for a table, with optional line breaks after | and /."""
     escaped = html.escape(text, quote=False).replace("|", "&#124;<wbr>").replace("/", "/<wbr>")
     return f"<code>{escaped}</code>"
 

@@ -129,9 +129,8 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
     Args:
         population: the models of a family, and their faults.
         kind: one of `KINDS`.
-        sample: the number of faults to draw from each group, such as the faults of one table. If
-            None, all faults are returned, except that of faults in weights only `WEIGHTS` are drawn
-            from each group.
+        sample: the number of faults to draw from each group, such as the faults of one table. None
+            returns all faults, but only `WEIGHTS` faults from each group of faults in weights.
     """
     if kind == "weights":
         mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)

@@ -85,7 +85,7 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; options that facebookresearch/mae has too have the same meaning."""
+    """Read the command line; options named as in facebookresearch/mae have the same meaning."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,
@@ -167,7 +167,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:
-    """Add an option with the type of its default, which the help text shows."""
+    """Add an option with the type of its default value; the help text shows the default value."""
     kind = type(default)
     text = f"{text} (default: {default:g})"
     group.add_argument(flag, type=kind, default=default, metavar="NX"[kind is float], help=text)
@@ -431,7 +431,7 @@ def take_steps(
     args: argparse.Namespace,
     process: Process,
 ) -> Iterator[float]:
-    """Take a step after every ``accum_iter`` batches of an epoch; yield the loss of each step."""
+    """Take an optimizer step after every ``accum_iter`` batches; yield the loss of each step."""
     losses: list[Tensor] = []
     for pixels, noise in batches:
         last_of_step = len(losses) + 1 == args.accum_iter
@@ -479,7 +479,7 @@ def mean_loss(losses: list[Tensor], process: Process) -> float:
 
 
 def train(args: argparse.Namespace, process: Process) -> None:
-    """Train from the first remaining epoch to the last."""
+    """Train from the first remaining epoch to the last epoch."""
     paths = find_images(args.data_path)
     crops_per_step = args.batch_size * args.accum_iter * process.world_size
     steps = len(paths) * args.repeats // crops_per_step

@@ -90,7 +90,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """Return a digest of a file, or of the names and contents in a directory."""
+    """Return a digest of a file, or of the names and contents of the files in a directory."""
     total = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         with file.open("rb") as stream:

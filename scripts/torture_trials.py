@@ -48,7 +48,7 @@ main()
 
 
 def and_again(stage: Stage, state: str) -> str:
-    """Run the conversion again; return `state`, with a description if the second run fails.
+    """Run the conversion again; return `state`, and a description if the second run fails.
 
     The second run must succeed and remove the hidden directory that the first run may have left.
     """

@@ -237,9 +237,10 @@ def common_request(
 
 
 def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
-    """Return the part of a checkpoint that a side can run: for timm, the encoder.
+    """Return the part of a checkpoint that a side can run.
 
-    The encoder is also returned if the number of heads of the decoder is not known.
+    This is the encoder if the framework of the side cannot mask patches (timm, for example), or if
+    the number of heads of the decoder is not known.
     """
     if checkpoint.task != "pretrain":
         return checkpoint
@@ -251,8 +252,8 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 def _further_run(runner: Side, source: Run, target: Run) -> Run:
     """Return the run of a library or external code that was specified with ``against``.
 
-    A library runs the target. If it loads only the source natively, it runs the source, unless the
-    same framework has already run it.
+    A library runs the target; a library that loads only the source natively runs the source, unless
+    the source has already been run with this library.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:

@@ -36,7 +36,7 @@ class Features:
     """(N, D), float32, the mean of the patch tokens after the final norm."""
 
     cls: np.ndarray | None = None
-    """(N, D), float32, the class token after the final norm; None for encoders without a class token."""
+    """(N, D), float32, the class token after the final norm; None if there is no class token."""
 
     tokens: np.ndarray | None = None
     """(N, L, D), float32, the patch tokens after the final norm; None if not requested."""

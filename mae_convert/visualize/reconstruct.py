@@ -34,7 +34,9 @@ STATISTICS_OF_ORIGINAL = (
     "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
     "each patch are taken from the original"
 )
-ONLY_REMOVED = "the model predicts removed patches only; visible patches are the original"
+ONLY_REMOVED = (
+    "the model predicts removed patches only; visible patches are copied from the original"
+)
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def without_animations(animations: Sequence[Path], outputs: Sequence[Path]) -> l
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note on what a reconstruction takes from the original image, or None."""
+    """Return a note on what a reconstruction takes from the original; None if it takes nothing."""
     notes = []
     if checkpoint.family.predicts_removed_only:
         notes.append(ONLY_REMOVED)

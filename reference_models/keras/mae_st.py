@@ -42,12 +42,15 @@ from reference_models.outputs import (
 
 
 class PositionedTrunk(Trunk):
-    """Blocks with learned position embeddings and, if the model has one, a class token."""
+    """Blocks with learned position embeddings and an optional class token."""
 
     prefix = ""  # the prefix of the variables' names
 
     def build_positions(self) -> None:
-        """Create the class token and the position embeddings, as separate variables or as one."""
+        """Create the class token and the position embeddings.
+
+        The embeddings are one variable, or separate variables for space, time and class token.
+        """
         config, (time, rows, columns) = self.config, self.config.grid_shape
         if config.cls_embed:
             self.cls_token = self.add_table(f"{self.prefix}cls_token")

@@ -39,7 +39,10 @@ class PatchProjection(keras.layers.Layer):
         self.initializer = initializer
 
     def build(self) -> None:
-        """Create kernel ([t,] h, w, C, D), Xavier uniform as a matrix (P, D), and bias (D,)."""
+        """Create the kernel ([t,] h, w, C, D) and the bias (D,).
+
+        By default, the kernel has the initial values of a matrix (P, D): Xavier uniform.
+        """
         config, width = self.config, self.width
         limit = (6 / (config.patch_dim + width)) ** 0.5
         self.kernel = self.add_weight(
