@@ -41,7 +41,7 @@ def entered(frame, event, _argument):
     files.add(name)
 try:
     from mae_convert.cli.main import main
-except ModuleNotFoundError:  # it was one module once
+except ModuleNotFoundError:  # in earlier versions, cli is one module
     from mae_convert.cli import main
 threading.setprofile(entered)
 sys.setprofile(entered)

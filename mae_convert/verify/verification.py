@@ -166,7 +166,8 @@ def run_verification(
     inputs, request = common_request(after, options, unmasked=unmasked)
     runs = [Run(_runnable(after, side_a), side_a, request, after is a),
             Run(_runnable(b, side_b), side_b, request)]  # fmt: skip
-    # The effect of rounding is reported beside the verdict; it needs images of the same shape.
+    # The effect of rounding to another dtype is reported beside the verdict. All other steps are
+    # applied to both runs that are compared for it, so that their inputs have the same shape.
     exact = tuple(step for step in steps if step["step"] != "dtype")
     if exact != steps:
         unrounded = apply_steps(a, exact, b)

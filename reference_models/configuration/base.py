@@ -86,7 +86,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
-            # The one place where a frozen field is set: [224, 224], (224, 224) and 224 are equal.
+            # The only place where a frozen field is set: [224, 224], (224, 224) and 224 are equal.
             object.__setattr__(self, name, as_size(name, getattr(self, name)))
         self._check()
 
