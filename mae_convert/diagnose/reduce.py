@@ -114,6 +114,12 @@ def reproducer_of(
             f"no step can be isolated: {first} is a result that only {alone[0]} has",
             hint=SEE_CHECKS,
         )
+    shapes = [results[side][first].shape for side in "AB"]
+    if shapes[0] != shapes[1]:
+        of_b = difference.runner or "B"
+        raise MaeConvertError(
+            f"no step can be isolated: {first} has shape {shapes[0]} in A and {shapes[1]} in {of_b}"
+        )
     location = _location(results["A"][first], results["B"][first], _exact(a, difference))
     arrays: dict[str, np.ndarray] = {}
     for side, checkpoint in zip("AB", checkpoints, strict=True):

@@ -270,6 +270,10 @@ def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path
         verdict = replace(done.verdict, checks=checks, first_divergence=first)
         with pytest.raises(MaeConvertError, match=words):
             reduced(replace(done, verdict=verdict))
+    a, b = done.traces
+    arrays = {n: x[:1] if n.endswith("/logits") else x for n, x in b.arrays.items()}
+    with pytest.raises(MaeConvertError, match=r"logits has shape \(2, .* in A and \(1, .* in B"):
+        reduced(replace(done, traces=(a, replace(b, arrays=arrays))))
 
 
 def test_bfloat16_weights_are_reproduced(source, tmp_path, monkeypatch, capsys):
@@ -309,7 +313,7 @@ def test_the_command_writes_it_after_the_verdict(source, tmp_path, command):
         write_reproducer(reduced(failed(source, tmp_path, "encoder.norm.bias")), tmp_path / "there")
 
 
-def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
+def test_model_with_nan_is_staged_through_our_tables(source, tmp_path, monkeypatch, capsys):
     """A verification accepts NaN; only conversions refuse it."""
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
     tensors["encoder.norm.bias"][0] = np.nan
@@ -321,3 +325,7 @@ def test_model_with_nan_is_staged_through_our_tables(source, tmp_path):
     assert staged.converted_by == BY_TABLES
     with pytest.raises(MaeConvertError, match="would have NaN"):
         execute(plan_conversion(target, tmp_path / "out", "transformers"))
+    found = reduced(run_verification(source, target, TORCH, TORCH, FLOAT64))
+    status, lines = run_script(found, tmp_path / "script", monkeypatch, capsys)
+    assert (status, lines[0][:43]) == (1, "encoder.norm: B differs from A by nan (rela")
+    assert "nan from A's result, 0.0e+00 from B's result" in lines[-1]
