@@ -143,11 +143,13 @@ class Configuration:
     def require_complete(self) -> None:
         """Raise ConfigurationError if fields are missing; its message names all of them."""
         if self.missing:
-            what = " or ".join(f"{field.what} ({field.reason})" for field in self.missing)
-            it = "it" if len(self.missing) == 1 else "them"
+            what = " nor ".join(f"{field.what} ({field.reason})" for field in self.missing)
+            stores, it = (
+                ("does not store", "it") if len(self.missing) == 1 else ("stores neither", "them")
+            )
             infer = f", or determine {it} with `mae-convert inspect FILE --infer`"
             raise ConfigurationError(
-                f"{what}: not stored in the checkpoint",
+                f"the checkpoint {stores} {what}",
                 hint=(
                     f"specify {it} with ",
                     options_for(self.missing),

@@ -168,8 +168,8 @@ def staged(
             handled.
 
     Raises:
-        OutputError: a target may not be replaced, was written by another process meanwhile, or the
-            operating system refuses to write.
+        OutputError: a target may not be replaced, another process has written a target in the
+            meantime, the operating system refuses to write, or a signal interrupts the call.
     """
     for target in destinations:
         target.check()

@@ -62,7 +62,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the type of a path in words; None if it is a regular file or does not exist."""
+    """Return the type of the file at a path in words; None for a regular file or a missing file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

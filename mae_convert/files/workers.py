@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 MOST_WORKERS = 4
-"""Maximum number of threads, each of which may need memory for a whole array and a block of it."""
+"""Maximum number of threads; each may hold a whole array and a copy of a block in memory."""
 
 REUSED_BYTES = 30 << 20
-"""Size of the block that `reuse_freed_memory` frees; glibc limits the threshold to 32 MiB."""
+"""Size in bytes of the block that `reuse_freed_memory` frees, below glibc's limit of 32 MiB."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -62,7 +62,12 @@ class WorkerThreads:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, work: Callable[[Advance], T]) -> "Future[T]":
-        """Submit a task, which is called with a function to report how many bytes it processed."""
+        """Submit a task and return its future.
+
+        Args:
+            work: the task; its argument is a function that takes the number of bytes that the task
+                has processed since it last called the function.
+        """
         return self._pool.submit(work, self._advance)
 
     def finish(self, *futures: "Future[Any]") -> list[Any]:

@@ -26,7 +26,7 @@ class Harmless:
 
 @dataclass(frozen=True)
 class Only:
-    """A field that changes what the model computes, and is supported for some values only."""
+    """A field that changes what the model computes; values other than `values` are refused."""
 
     values: tuple[Any, ...]
     """The values without effect."""
@@ -37,7 +37,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Reported:
-    """A field that is reported unless it has one of certain values, as its effect is unknown."""
+    """A field with an unknown effect: it is reported unless its value is one of `values`."""
 
     values: tuple[Any, ...] = (None,)
     """The values without effect."""

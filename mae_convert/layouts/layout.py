@@ -46,7 +46,8 @@ class Layout:
     """One line of description."""
 
     tables: tuple[Table, ...]
-    """The naming variants; all are read, the first one that supports a task is written."""
+    """The mapping tables of all naming variants. All variants are read; the first table that supports
+    the task is written."""
 
     containers: tuple[str, ...]
     """The file formats of this layout; the first one is used in a directory."""
@@ -83,7 +84,7 @@ class Layout:
     files: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
 
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
-    """Returns whether a configuration cannot be that of any other layout."""
+    """Returns whether a configuration can only belong to this layout."""
 
     refusal: Refusal = _nothing_to_refuse
     """Returns why a model cannot be written in this layout, or None."""

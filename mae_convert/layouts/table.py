@@ -1,4 +1,4 @@
-"""Tables that map canonical tensors to those of a layout, and back.
+"""Tables that map canonical tensors to the tensors of a layout, and back.
 
 A canonical tensor has the name and shape that this project uses; an external tensor has the name
 and shape of a layout. A table is a tuple of rows in the order of the layout's own programs. In the

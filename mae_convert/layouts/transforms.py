@@ -151,17 +151,17 @@ class SplitHeads:
         return self.kind == "bias"
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the array with separate heads."""
+        """Return the external array, which has a separate axis of heads."""
         turned = arrays[0] if self.kind == "bias" else arrays[0].T
         return turned.reshape(self.write_shape([arrays[0].shape]))
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the array with merged heads."""
+        """Return the canonical array, in which heads and d form one axis."""
         (shape,) = self.read_shapes(array.shape)
         return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the shape with separate heads.
+        """Return the external shape, which has a separate axis of heads.
 
         Raises:
             LayoutError: the number of heads does not divide the width.
@@ -177,7 +177,7 @@ class SplitHeads:
         }[self.kind]
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the shape with merged heads."""
+        """Return the canonical shape, in which heads and d form one axis."""
         rank = 2 if self.kind == "bias" else 3
         if len(shape) != rank:
             raise LayoutError(f"the tensor must have {rank} dimensions, but its shape is {shape}")

@@ -146,7 +146,7 @@ class VideoMAE(Family):
                 "the model has 16 attention heads, as in the small models that transformers'"
                 " conversion script wrote; the authors' small model has 6 attention heads and"
                 " therefore computes a different function"
-                f"{'' if layout == 'transformers' else ': specify 6 for files of the authors'}"
+                + ("" if layout == "transformers" else "; if this is their model, specify 6 heads")
             )
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -162,7 +162,7 @@ class VideoMAE(Family):
     def noise(self, config: VideoMAEConfig, batch: int, generator: "np.random.Generator") -> Any:
         """Return noise (batch, L) that removes the same patches at every time step.
 
-        Its values are all distinct. The patches with the lowest noise remain visible.
+        The values for a video are all distinct. The patches with the lowest noise remain visible.
         """
         time, rows, columns = config.grid_shape
         patches, total = rows * columns, config.num_patches
@@ -190,7 +190,7 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the number of tokens varies, because only removed patches reach the norm."""
+        """Return None: the decoder's norm gets only removed patches, whose number varies."""
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:
@@ -202,10 +202,10 @@ class VideoMAE(Family):
         if not model.norm_pix_loss:
             return "removed patches are predicted as pixels from 0 to 1"
         return (
-            "removed patches are predicted normalized per channel: to display a patch, multiply"
-            " each channel by its standard deviation in the original patch, sqrt(unbiased variance)"
-            " + 1e-6, and add its mean in the original patch (the model predicts neither of them);"
-            " the results are pixels from 0 to 1"
+            "the predictions of removed patches are normalized separately for each channel: to"
+            " display a patch, multiply each channel by its standard deviation in the original"
+            " patch, sqrt(unbiased variance) + 1e-6, and add its mean in the original patch (the"
+            " model predicts neither of them); the results are pixels from 0 to 1"
         )
 
 

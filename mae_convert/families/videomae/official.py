@@ -18,7 +18,8 @@ _SIZES = {
     "H": ((1280, 32, 16, 5120), (640, 12, 8)),
     "g": ((1408, 40, 16, 6144), (512, 4, 8)),  # version 2
 }
-# The models of transformers' conversion script: name on the Hub after "videomae-" → data set.
+# The models of transformers' conversion script: the data set by the name on the Hub after
+# "videomae-".
 _ON_THE_HUB = {
     "small-finetuned-kinetics": "Kinetics-400",
     "small-finetuned-ssv2": "Something-Something v2",

@@ -46,7 +46,7 @@ def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the tables for pre-training models, encoders and classifiers of a naming variant."""
+    """Return the mapping tables of a naming variant, for pre-training, encoder and classifiers."""
     encoder = _encoder("videomae.", block)
     decoder = (
         Row("decoder.embed.weight", "encoder_to_decoder.weight"),
@@ -153,7 +153,7 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return a `Difference` if transformers' classes use another epsilon in the final norm."""
+    """Return a `Difference` if the final norm in transformers has a different epsilon."""
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
@@ -162,8 +162,8 @@ def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
         return ()
     sentence = (
         f"transformers uses the epsilon {FINAL_EPS:g} in {norm}, regardless of config.json,"
-        f" but this model has {eps:g}, so the outputs of the library differ slightly from those of"
-        " the original"
+        f" but this model has {eps:g}, so transformers computes slightly different outputs than"
+        " the authors' code"
     )
     return (Difference("decoder.norm" if task == "pretrain" else "head.norm", sentence),)
 
