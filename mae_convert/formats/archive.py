@@ -18,13 +18,13 @@ from mae_convert.text import shown
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 LOCAL_MAGIC = b"PK\x03\x04"
 # The fields of the end record and of its ZIP64 variant: signature, numbers of disks, counts of
-# entries, size and offset of the central directory; the former ends with the length of a comment.
+# entries, size and offset of the central directory. END has a last field, the length of a comment.
 END = struct.Struct("<4sHHHHIIH")
 END64 = struct.Struct("<4sQHHIIQQQQ")
 LOCATOR64 = struct.Struct("<4sIQI")
 END_MAGIC, END64_MAGIC, LOCATOR64_MAGIC = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 ELSEWHERE = (0xFFFF, 0xFFFFFFFF)
-"""Values in the end record that mean that the number is in the ZIP64 end record."""
+"""Field values in the end record which mean that the actual value is in the ZIP64 end record."""
 ENCRYPTED, DEFLATED_OR_STORED = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DAMAGE = (
@@ -57,8 +57,8 @@ class Archive:
     Raises:
         CheckpointError: the central directory is missing or does not fit the file, or records
             overlap, are encrypted, or have paths outside the archive. Archives that two zip readers
-            could interpret differently are refused too: those in which names differ only in case,
-            there are bytes before or after the archive, or the end records are inconsistent.
+            could interpret differently are refused too: names differ only in case, there are bytes
+            before or after the archive, or the end records are inconsistent.
     """
 
     def __init__(self, file: ByteFile) -> None:
@@ -91,7 +91,7 @@ class Archive:
             raise CheckpointError(
                 self.path,
                 f" has a member named {shown(entry.filename)}, which would be outside the archive",
-                hint="no program writes such a file: obtain the file again from its source",
+                hint="the file may be malicious: obtain it again from its source",
             )
         if method not in DEFLATED_OR_STORED:
             raise ValueError(f"record {shown(entry.filename)} has an unsupported compression")
@@ -175,7 +175,7 @@ def _is_inside(name: str) -> bool:
 
 
 def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
-    """Require that the first record is at the beginning of the file, and no records overlap."""
+    """Require that the first record begins the file and that the records do not overlap."""
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:
@@ -188,7 +188,7 @@ def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
 def _check_end(file: ByteFile, count: int) -> None:
     """Require that the end records agree, and that the central directory is directly before them.
 
-    Python's zipfile and the reader of PyTorch may otherwise find two different directories.
+    Otherwise, Python's zipfile and PyTorch's reader might use two different directories.
 
     Args:
         file: the archive.

@@ -1,6 +1,6 @@
 """Compute the file layout of a zip archive of uncompressed records, aligned to 64 bytes.
 
-The format is PKWARE's APPNOTE.TXT 6.3.10; section numbers are those of that document.
+The format is PKWARE's APPNOTE.TXT 6.3.10; the section numbers below refer to this document.
 """
 
 import struct
@@ -40,7 +40,7 @@ class Record:
     """The name of the record in the archive."""
 
     head: bytes
-    """The bytes before those of the tensor."""
+    """The bytes before the tensor's bytes; if there is no tensor, the bytes of the whole record."""
 
     tensor_bytes: int | None = None
     """The number of bytes of the tensor, or None if the record contains no tensor."""
@@ -96,7 +96,7 @@ def _place(records: Iterable[Record]) -> Iterator[_PlacedRecord]:
         extra = sizes if record.size >= LIMIT else b""
         fixed = position + LOCAL.size + len(record.name.encode()) + len(extra)
         length = -fixed % ALIGNMENT
-        if length < 4:  # the field's own head
+        if length < 4:  # the id and the length of the padding field take 4 bytes
             length += ALIGNMENT
         extra += struct.pack("<2H", PADDING_ID, length - 4) + bytes(length - 4)
         placed = _PlacedRecord(record, position, extra)
@@ -105,7 +105,7 @@ def _place(records: Iterable[Record]) -> Iterator[_PlacedRecord]:
 
 
 def _common(item: _PlacedRecord, checksum: int, version: int) -> tuple[int, ...]:
-    """Return the fields that both headers of a record share: from version to name length."""
+    """Return the fields in both the local and central header, from version to name length."""
     name = item.record.name
     size = min(item.record.size, LIMIT)
     flags = 0 if name.isascii() else UTF8
@@ -130,7 +130,7 @@ def _central(item: _PlacedRecord, checksum: int) -> bytes:
 
 
 def _end(directory: int, entries: Sequence[bytes]) -> bytes:
-    """Return the central directory and everything after it."""
+    """Return the central directory and the end records, with ZIP64 records if needed."""
     whole, count = b"".join(entries), len(entries)
     size, end = len(whole), directory + len(whole)
     if max(directory, size) >= LIMIT or count >= MANY_RECORDS:
@@ -151,7 +151,7 @@ def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
 def _times(a: int, b: int) -> int:
     """Return the product of two polynomials over GF(2), modulo the polynomial of the CRC-32.
 
-    A polynomial is an integer whose most significant bit is the coefficient of 1.
+    A polynomial is a 32-bit integer whose most significant bit is the coefficient of x^0.
     """
     product, bit = 0, ONE
     while bit:

@@ -2,8 +2,8 @@
 
 A file that contains such a name is refused. Reading files with this package is safe without this
 list, because nothing in a file is imported or called: the list identifies files that should not be
-trusted at all. Other unsupported names are ignored if no weight needs them. The names are those
-that the scanners picklescan, fickling and modelscan list.
+trusted at all. Other unsupported names are ignored if no weight needs them. The names
+come from the lists of the scanners picklescan, fickling and modelscan.
 """
 
 _NAMES = """

@@ -109,8 +109,8 @@ class Container:
 
     kind: str
     """The format, a key of `registry.FORMATS`: "pth", "safetensors", "tf_h5" (legacy Keras, as
-    `tf_model.h5`), "keras_h5" (Keras 3's `.weights.h5`), "keras_archive" (its `.keras`), "npz", or
-    "dcp" (PyTorch's distributed checkpoints)."""
+    `tf_model.h5`), "keras_h5" (Keras 3's `.weights.h5`), "keras_archive" (Keras 3's `.keras`),
+    "npz", or "dcp" (PyTorch's distributed checkpoints)."""
 
     weights_file: Path
     """The file that contains the tensors, or the index of the files that contain them."""
@@ -147,14 +147,14 @@ class Container:
     the top level."""
 
     state_key: str | None
-    """The key that the user specified, or None."""
+    """The key of the weights that the user specified, or None."""
 
     is_directory: bool
     """Whether the user specified a directory."""
 
     passed_over: tuple[str, ...] = ()
     """Dotted names in a pickle that were neither imported nor called, because no weight needs them;
-    PyTorch's own reader refuses such a file."""
+    `torch.load` with `weights_only=True` refuses a file with such names."""
 
     epoch: int | None = None
     """The epoch of the training run that created the file, if it is stored."""
@@ -170,7 +170,7 @@ class Container:
 
     other_preprocessor: bool = False
     """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;
-    version 4 of transformers reads the former."""
+    version 4 of transformers reads only `preprocessor_config.json`."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -248,7 +248,7 @@ def _read_json(file: ByteFile) -> dict:
 def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
     """Return the settings of the image processor in `processor_config.json`, or None.
 
-    Version 5 of transformers writes this file; version 4 stores them in `preprocessor_config.json`.
+    Version 5 of transformers writes this file; version 4 writes `preprocessor_config.json`.
     """
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):

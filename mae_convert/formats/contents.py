@@ -56,7 +56,7 @@ class Contents:
 
     passed_over: tuple[str, ...] = ()
     """Dotted names in a pickle that were neither imported nor called, because no weight needs them;
-    PyTorch's own reader refuses such a file."""
+    `torch.load` with `weights_only=True` refuses a file with such names."""
 
     wrapper: str | None = None
     """The key that contains the tensors, or None."""

@@ -301,7 +301,7 @@ class _Files:
         path = self._directory / chunk.byte_range.file
         fits = isinstance(value, StoredTensor) and value.shape == chunk.sizes
         if not fits or value.dtype != dtype:
-            raise damaged(path, f"its tensor {shown(name)} differs from that in {METADATA}")
+            raise damaged(path, f"the dtype or shape of {shown(name)} contradicts {METADATA}")
         return lazy(path, name, value, read).load()
 
     def settings(self, value: object) -> dict[str, Any] | None:

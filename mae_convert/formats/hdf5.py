@@ -1,4 +1,4 @@
-"""HDF5 files: the legacy Keras format (`tf_model.h5`) and Keras 3's (`.weights.h5`)."""
+"""HDF5 files in the legacy Keras format (`tf_model.h5`) and the Keras 3 format (`.weights.h5`)."""
 
 import zlib
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 
 
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; shards list each weight as if it were a layer."""
+    """Return the paths of a layer's weights; in a shard, `layer` is the path of a weight."""
     if layer in tree.datasets:
         return [layer]
     return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]
@@ -98,7 +98,7 @@ def _read_names(tree: Tree, path: str, name: str) -> list[str]:
 def _lazy(file: ByteFile, tree: Tree, name: str) -> LazyTensor:
     dataset = tree.datasets[name]
     stored = dataset.type.dtype
-    # Keras writes bfloat16 as two bytes and names it in an attribute.
+    # Keras stores bfloat16 as two bytes, and the name of the dtype in an attribute.
     if stored is None and dataset.type.size == 2 and tree.text(name, "dtype") == "bfloat16":
         stored = TORCH_DTYPES["bfloat16"]
     dtype = stored if stored is None or stored.isnative else stored.newbyteorder("=")
@@ -121,5 +121,5 @@ def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return an array of dtype `stored`, or of its bytes, as numbers in native byte order."""
+    """Return an array, viewed as dtype `stored`, in native byte order."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

@@ -1,8 +1,8 @@
 """Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
 
-Keras creates a model from such a file by importing the classes that `config.json` names. Here no
-model is created: the configuration is read as JSON, and the weights as tensors. Only files of this
-project's and KerasHub's models are accepted.
+Keras creates a model from a `.keras` file by importing the classes that `config.json` names. Here
+no model is created: the configuration is read as JSON, and the weights as tensors. Only models of
+this project and of KerasHub are accepted.
 """
 
 import bisect
@@ -34,14 +34,14 @@ PACKAGES = ("reference_models>", "mae_convert>", "keras_hub>")
 
 
 def read_keras_archive(archive: Archive) -> Contents:
-    """Read a `.keras` file of one of this project's models, or of KerasHub's.
+    """Read a `.keras` file of a model of this project or of KerasHub.
 
     The result's `config` contains the fields that mae-convert stores with the weights, if there are
     any, and an item "keras", the content of Keras's `config.json`.
 
     Raises:
         CheckpointError: a member is missing, too large, or not as Keras writes it; or the model is
-            neither one of this project's nor one of KerasHub's.
+            not from this project or KerasHub.
     """
     _check_members(archive)
     config = _read_config(archive)

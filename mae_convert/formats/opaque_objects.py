@@ -2,8 +2,8 @@
 
 The arguments that a pickle passes to such objects are recorded, to answer two questions: does the
 object contain tensors, and may it have changed values that are read? An unknown function that gets
-the weights as an argument could change them. Whether it does cannot be determined without running
-the function, so such a file is refused.
+the weights as an argument could change the weights. This cannot be excluded without running the
+function, so a file whose pickle passes weights to an unknown function is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +80,7 @@ def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> R
 
     Args:
         opaques: the objects.
-        effects: the operations of the pickle on them.
+        effects: the operations of the pickle that could change values.
         calls_only: consider only the arguments of calls, not states and items.
     """
     containers: dict[int, str] = {}
@@ -107,7 +107,7 @@ def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> R
 
 
 def _inside(item: object, effects: Effects) -> Iterator[object]:
-    """Yield the values that a value refers to or once referred to."""
+    """Yield the values that a container holds or held before the pickle overwrote them."""
     if isinstance(item, Mapping):
         yield from item.keys()
         yield from item.values()

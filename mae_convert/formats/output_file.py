@@ -66,7 +66,7 @@ class Weights:
     """The conversion record, stored like the configuration."""
 
     state_key: str | None = "model"
-    """The key of the tensors in a "pth"; None for a plain state dict."""
+    """The key of the tensors in a PyTorch checkpoint ("pth"); None for a plain state dict."""
 
     complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
     """Called with the conversion record and the SHA-256 of each tensor's bytes by name; returns the
@@ -217,7 +217,8 @@ class OutputFile:
         """Read the file with `read_file`, as for any other checkpoint.
 
         Raises:
-            OutputError: parts other than the tensors' bytes differ from the written ones.
+            OutputError: the names, order, dtypes or shapes of the tensors, or the settings, differ
+                from the written data.
         """
         read, weights = read_file(self.path), self.weights
         names = [tensor.name for tensor in weights.tensors]
@@ -266,7 +267,7 @@ class OutputFile:
         )
 
     def close(self) -> None:
-        """Close the file without waiting for data that is not flushed."""
+        """Close the file without flushing it."""
         os.close(self.descriptor)
 
     def _put(self, data: memoryview, at: int) -> None:

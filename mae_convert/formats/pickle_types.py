@@ -31,7 +31,7 @@ TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 ENCODINGS = ("latin1", "latin-1", "utf8", "utf-8", "ascii")
 NUMPY_DTYPE = re.compile(r"[<>|=]?[biufcSU][0-9]{1,6}")
 NOT_READ = re.compile(r"[<>|=]?[OMmV][0-9]{0,6}")
-"""NumPy's type codes for arrays that are not read: of Python objects, times and records."""
+"""NumPy's type codes of arrays that are not read: arrays of Python objects, times and records."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class NumpyArray:
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0)
-        self.unread: str | None = None  # the name of its dtype, if that is not read
-        self.elements: Any = None  # its elements in the pickle, in that case
+        self.unread: str | None = None  # the name of the dtype if the dtype is unsupported
+        self.elements: Any = None  # the pickled state if the dtype is unsupported
 
     def set_state(self, state: Any) -> None:
         """Set version, shape, dtype, order and bytes."""
@@ -323,7 +323,7 @@ def _torch_makers() -> dict[str, Callable[..., object]]:
 
 
 def _values() -> dict[str, object]:
-    """Return the replacements of names that are never called: types, dtypes, storage types."""
+    """Return the replacements of names that are not called: types, dtypes and storage types."""
     return {
         **{f"{module}.{name}": name for module in BUILTINS for name in TYPE_NAMES},
         "__builtin__.long": "int",

@@ -29,8 +29,8 @@ NESTED = ("config", "cfg")
 """Keys of a configuration among Lightning's hyper-parameters."""
 
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
-"""Keys of the training arguments, of Lightning and of many training programs. The last one takes
-precedence."""
+"""Keys under which Lightning and other training programs store the training arguments. If a
+checkpoint has several of these keys, the arguments under the last key take precedence."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
 """The key under which mmengine and mmcv store metadata, and the keys in the metadata under which
@@ -40,7 +40,7 @@ ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""Limit on the elements that a tensor may have beyond those of its storage (expanded views)."""
+"""Maximum number of elements that a tensor may have in addition to its storage (expanded views)."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
 """Returns a function that reads an array of a dtype and a shape from an offset of a storage."""
@@ -249,7 +249,7 @@ def read_value(
     storages = _ZipStorages(archive, folder)
     reader = PickleReader(archive.path, storages.of_id, strict=strict)
     stored = archive.part(f"{folder}{PICKLE}")
-    if stored is None:  # torch.save does not compress it, but another program may have
+    if stored is None:  # torch.save does not compress the record, but another program may
         stream = PickleStream.of_bytes(archive.raw(f"{folder}{PICKLE}", LARGEST_UNPACKED_PICKLE))
     else:
         stream = PickleStream.of_file(stored)
@@ -298,7 +298,7 @@ def read_legacy_pth(file: ByteFile, state_key: str | None = None) -> Contents:
     _protocol_version = framing.load(stream)
     _system_information = framing.load(stream)
     value = reader.load(stream)
-    if reader.effects.storages:  # whose size is unknown, and which is followed by others
+    if reader.effects.storages:  # a storage of unknown size: the next offset is unknown
         raise would_run_code(file.path, reader.effects.storages[0])
     storages.locate(framing.load(stream), stream.tell())
     return pth_contents(file, value, storages.read, state_key, reader.effects)
@@ -347,7 +347,7 @@ class _ZipStorages:
 
 
 class _LegacyStorages:
-    """Storages after the pickles, each as its number of elements followed by its elements."""
+    """The storages after the pickles; each is its number of elements, followed by the elements."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
@@ -368,8 +368,7 @@ class _LegacyStorages:
         """Determine the offset of each storage.
 
         Raises:
-            CheckpointError: the storages are not all in the file, or differ from those in the
-                pickle.
+            CheckpointError: storages are missing or incomplete, or contradict the pickle.
         """
         named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not named or sorted(keys) != sorted(self._wholes):

@@ -27,12 +27,14 @@ def pth_layout(
     conversion: Mapping | None,
     state_key: str | None = "model",
 ) -> FileLayout:
-    """Return the layout of a checkpoint: tensors under the key `state_key`, settings under others.
+    """Return the layout of a checkpoint.
 
-    Without a key, the file contains a plain state dict for `load_state_dict`: an OrderedDict, as
-    `state_dict()` returns. The settings are then stored in an attribute of the OrderedDict, like
-    PyTorch's `_metadata`: `load_state_dict` ignores the attribute, and saving the state dict again
-    keeps it.
+    The tensors are under the key `state_key`, the settings under "config" and "conversion".
+
+    If `state_key` is None, the file contains a plain state dict for `load_state_dict`: an
+    OrderedDict, as `state_dict()` returns. The settings are then stored in an attribute of the
+    OrderedDict, like PyTorch's `_metadata`: `load_state_dict` ignores the attribute, and saving the
+    state dict again keeps it.
     """
     extra = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in extra.items() if value is not None}
@@ -85,7 +87,7 @@ def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) ->
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
-    """Return the opcodes that rebuild a contiguous tensor with a storage of its own."""
+    """Return the opcodes that rebuild a contiguous tensor, which has a separate storage."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]

@@ -78,8 +78,8 @@ class Format:
     """Whether the tensors may be under a key, as in a training checkpoint."""
 
     has_groups: bool = False
-    """Whether tensor names are paths of groups and datasets, so that only members of the same group
-    have an order."""
+    """Whether tensor names are paths of groups and datasets; the file then stores the order of the
+    members of each group, but not the order of all tensors."""
 
     weights_name: str = ""
     """The name of the file in a model directory; empty if there is no conventional name."""
@@ -94,7 +94,7 @@ class Format:
     """Whether a file in the format is a pickle or may contain one."""
 
     in_directories: bool = True
-    """Whether a directory that contains one such file is a checkpoint."""
+    """Whether a directory that contains one file in the format is a checkpoint."""
 
     def lay_out(self, *arguments: Any) -> Any:
         """Import and call the writer, and return the layout of the file."""
@@ -174,7 +174,7 @@ FORMATS: Mapping[str, Format] = {
             signatures=(Signature(ZIP, "npz:read_npz", _is_other_archive),),
             writer="npz:npz_layout",
             reserved=("__config__", "__conversion__"),
-            in_directories=False,  # often contains other arrays than weights
+            in_directories=False,  # a .npz file often contains arrays that are not weights
         ),
         Format(
             TF_H5,  # the legacy format of Keras, which transformers 4 wrote
@@ -205,13 +205,13 @@ DIRECTORY_SUFFIXES = tuple(
 )
 """The suffixes of files that are read as the weights of a directory."""
 
-# Most libraries prefer the first of these if a directory has weights in several formats.
+# Most libraries prefer the first format if a directory has weights in several of these formats.
 _OF_DIRECTORIES = tuple(FORMATS[kind] for kind in (SAFETENSORS, BIN, TF_H5, KERAS_H5))
 INDEX_SUFFIX = ".index.json"
 METADATA = ".metadata"  # of a distributed checkpoint
 CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
-"""The file names of a certificate in a model directory; the certificate of a single file has these
-names after the name of the file and a dot."""
+"""The file names of a certificate in a model directory. The certificate of a single file such as
+`model.pth` has the names `model.pth.verification.json` and `model.pth.verification.safetensors`."""
 
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
 """The conventional names of the weights in a model directory, the preferred one first."""
@@ -229,7 +229,7 @@ FILE_SUFFIXES = tuple(
     )
 )
 """Suffixes of weight files in lower case, including those of unsupported formats. An output
-directory cannot have such a suffix, because its name would look like the name of a file."""
+directory cannot have one of these suffixes, because its name would look like a file name."""
 
 SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)
 SPECIFY = f"specify a {SUFFIXES_IN_WORDS} file, or a model directory"

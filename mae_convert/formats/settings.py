@@ -132,7 +132,7 @@ def _is_read(key: object) -> bool:
 
 
 def _opened(value: object) -> object:
-    """Return the settings in an object of a configuration library; other values unchanged."""
+    """Return the settings in an object of a configuration library, or any other value unchanged."""
     for _ in range(DEEPEST):
         if isinstance(value, NumpyArray) and value.unread:
             return UNKNOWN
@@ -298,7 +298,7 @@ def read_config_text(text: str) -> dict[str, Any] | None:
                     values.pop(name, None)
             case ast.Expr(value=ast.Constant()):  # a comment
                 pass
-            case _:  # it may change the names above in unknown ways
+            case _:  # another statement may change the assigned values in unknown ways
                 return None
     return values or None
 

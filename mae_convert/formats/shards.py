@@ -96,7 +96,7 @@ def _read_index(file: ByteFile) -> dict[str, set[str]]:
 
 
 def _without_scope(name: str) -> str:
-    """Return a name without the component before the first slash, which TensorFlow shards lack."""
+    """Return a name without its first component; names in TensorFlow shards lack this component."""
     return name.partition("/")[2]
 
 

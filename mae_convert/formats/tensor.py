@@ -71,7 +71,7 @@ class LazyTensor:
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return a tensor with the results of `function` for each element; they have this dtype."""
+        """Return a tensor of dtype `dtype` with the results of `function` for each element."""
         load = self.load
         if isinstance(load, SequentialArray):
             new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)
@@ -192,7 +192,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 
 def _copy(array: np.ndarray, memory: np.ndarray) -> None:
-    """Copy an array to memory in C order; a transposed matrix block by block, which is faster."""
+    """Copy an array to memory in C order; a transposed matrix is copied in blocks for speed."""
     if array.ndim != 2 or min(array.shape) <= SMALL_EXTENT or array.strides[0] > array.strides[1]:
         memory[...] = array
         return
@@ -217,10 +217,10 @@ def sha256(tensor: LazyTensor) -> str:
 
 
 class PassingDigest:
-    """The SHA-256 of a tensor's bytes, computed while the tensor is read for writing.
+    """The SHA-256 of a tensor's bytes, computed while the tensor is written to a file.
 
     Args:
-        tensor: the tensor. Write the tensor `watched` instead, so that the digest is computed.
+        tensor: the tensor. Writing the equal tensor `watched` computes the digest.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:

@@ -98,7 +98,7 @@ def make_storage(kind: Any, key: Any, count: Any, view: Any = None) -> Storage:
             which is possible in files from before PyTorch 1.6.
 
     Raises:
-        ValueError, TypeError: the arguments are not those of a storage.
+        ValueError, TypeError: an argument has an invalid type or value.
     """
     _, start, length = (None, 0, count) if view is None else view
     if not isinstance(kind, StorageType) or not isinstance(key, str):
@@ -168,7 +168,7 @@ def refuse_changing_state(state: Any) -> None:
     PyTorch sets each attribute by name: an attribute named `data` replaces the values.
 
     Args:
-        state: a mapping of attributes by name or None, or a pair of these.
+        state: a mapping of attributes by name, None, or a pair whose values are mappings or None.
 
     Raises:
         ValueError: an attribute has an effect in PyTorch, or its value is not plain data.

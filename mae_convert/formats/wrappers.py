@@ -20,11 +20,10 @@ from mae_convert.formats.torch_types import StoredTensor, TensorPlace
 from mae_convert.text import shown
 
 WRAPPERS = ("model", "state_dict", "module", "model_state", "model_state_dict")
-"""Keys under which a checkpoint stores its model; `module` is DeepSpeed's."""
+"""Keys under which a checkpoint stores its model; DeepSpeed uses `module`."""
 
 OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
-"""Keys of further copies of the weights (such as moving averages), which are never chosen
-automatically."""
+"""Keys of copies of the weights, such as moving averages. They are never chosen automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
 """Pattern of keys of copies of the weights other than those in `OTHER_WEIGHTS`."""
@@ -59,13 +58,15 @@ class Selection:
     """The attributes of the mapping that contains the tensors, if it is an OrderedDict."""
 
     around: tuple[Mapping, ...] = ()
-    """The nested mappings that contain the model, from the outermost to that of the tensors."""
+    """The nested mappings that contain the model; the last mapping contains the tensors."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the key in `beside` of each setting: next to the model, or at the top level.
+        """Return the key in `beside` of each setting, by the name of the setting.
+
+        A setting next to the model takes precedence over a setting at the top level.
 
         Args:
-            names: the names of the settings; those that are not stored are left out.
+            names: the names of the settings. Settings that are not stored are left out.
         """
         level = (self.wrapper or "").rpartition(".")[0]
         keys = {name: f"{level}.{name}" if level else name for name in names}
@@ -168,9 +169,9 @@ SHADOWED = frozenset(dir(dict)) | {"move_to_end"}
 def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None:
     """Require that no object of an unsupported type can have changed the model.
 
-    An object that received the weights or a mapping that contains them, or a call that received one
-    of their tensors, may have changed the weights. An object in the mapping of the weights may
-    itself be a weight.
+    An object may have changed the model if it received a mapping that contains the weights, or if
+    one of the model's tensors was an argument of the call that created the object. An object in the
+    mapping of the weights may itself be a weight.
 
     Raises:
         CheckpointError: an object can have changed the model, or may be one of its weights.
@@ -255,7 +256,7 @@ def _chosen(
     effects: Effects,
     state_key: str | None,
 ) -> Keys:
-    """Return the path of the model: the requested key, or the only possible one."""
+    """Return the path of the model: the requested path, or the only path that may be the model."""
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
@@ -355,7 +356,7 @@ def _listed(keys: Iterable[object]) -> str:
 
 
 def _beside(value: Mapping, keys: Keys) -> Iterator[tuple[Any, object]]:
-    """Yield the contents besides the model's tensors; nested values have dotted names."""
+    """Yield the dotted key and the value of all contents except the model's tensors."""
     prefix = ""
     for key in keys:
         yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)

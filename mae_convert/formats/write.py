@@ -160,7 +160,8 @@ def write_file(
         config: the model configuration.
         conversion: the conversion record.
         overwrite: replace an existing file.
-        state_key: the key of the tensors in a "pth".
+        state_key: the key of the tensors in a PyTorch checkpoint ("pth"); None for a plain state
+            dict.
 
     Returns:
         The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
@@ -184,7 +185,9 @@ def write_directory(
     overwrite: bool = False,
     max_shard_size: int | None = None,
 ) -> dict[str, str]:
-    """Write a model directory: the weights, and JSON files beside them, as in `write_file`.
+    """Write a model directory: the weights, and JSON files beside the weights.
+
+    As in `write_file`, the output is re-read before it gets its final name.
 
     Args:
         path: the path of the directory.
@@ -231,8 +234,8 @@ def write_all(
 
     Raises:
         OutputError: see `write_file` and `write_directory`; or another program has written the
-            target in the meantime.
-        CheckpointError: the source cannot be read, or was changed meanwhile.
+            target during the call.
+        CheckpointError: the source cannot be read, or was changed during the call.
     """
     progress = progress or Progress()
     destinations = [

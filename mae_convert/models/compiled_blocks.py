@@ -26,7 +26,7 @@ def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
     execution.
 
     Args:
-        inputs: the tensors of the call, or None for those that were not given.
+        inputs: the inputs of the call; None for an input that was not given.
         training: whether dropout is active.
     """
     if training or keras.backend.backend() != "tensorflow":
@@ -62,14 +62,15 @@ class CompiledBlocks:
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:
         """Return the compiled function that all blocks with the structure of `block` share.
 
-        It takes the values of a block's variables and tokens (N, T, D), with any N, and returns the
-        block's output and a dictionary of the requested intermediate activations.
+        The function takes the values of a block's variables and tokens (N, T, D), with any N, and
+        returns the block's output and a dictionary of the requested intermediate activations.
 
         Args:
             block: a transformer block.
             tokens: tokens (N, T, D) with which the function will be called.
             variables: the variables of the block, in order.
-            taps: specifies the intermediate activations that the function returns; None for none.
+            taps: specifies the intermediate activations that the function returns; None if the
+                dictionary of intermediate activations must be empty.
         """
         recorded = None if taps is None else (taps.attentions, taps.activations)
         key = (tuple(tokens.shape[1:]), tokens.dtype, recorded, _structure(block, variables))
@@ -98,7 +99,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return the layers of a block whose ``call`` is this project's, each with its class."""
+    """Return a block and its layers of this project's classes, each with the expected class."""
     return (
         (block, Block),
         (block.attention, Attention),

@@ -40,7 +40,7 @@ SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
 class BatchFeature(dict):
-    """Inputs of a model by name, for ``model(**inputs)``; they are attributes too."""
+    """Inputs of a model by name, for ``model(**inputs)``; each input is also an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -154,7 +154,7 @@ class MaeImageProcessor:
         return [str(file)]
 
     def to_json_file(self, path: str | Path) -> None:
-        """Write the settings as JSON to a file, replacing an existing one."""
+        """Write the settings as JSON to a file; an existing file is replaced."""
         write_file(Path(path), self.to_json_string(), overwrite=True)
 
     def to_json_string(self) -> str:

@@ -40,7 +40,7 @@ Size = tuple[int, int]
 
 
 def taking_mappings(call: Any) -> Any:
-    """Return a model's ``call`` that also accepts its inputs as a mapping.
+    """Return a wrapper of a model's ``call`` that also accepts the inputs as a mapping.
 
     `KerasModel.__call__` unpacks mappings, but on JAX ``fit`` does not call ``__call__``.
     """
@@ -66,7 +66,8 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     Attributes:
         compile_blocks: on TensorFlow, whether inference calls outside a graph use compiled blocks;
-            if False, each operation is called eagerly. It can be set for a model or its class.
+            if False, each operation is called eagerly. The attribute can be set for a model or for
+            its class.
     """
 
     layout = "transformers-tf"
@@ -274,7 +275,7 @@ REFERENCE = "reference_models."
 
 
 class MaskedKerasModel(KerasModel):
-    """A model that removes patches."""
+    """Base class of the encoder and the pre-training model, which remove patches."""
 
     @taking_mappings
     def call(
@@ -345,7 +346,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
                 the mean and the standard deviation of each patch are taken from these images.
             logits: (N, L, P), the predicted patches.
             mask: (N, L), 1 if a patch was removed; visible patches are copied from the images. If
-                it is None, all patches are predicted ones.
+                it is None, all patches of the result are predicted.
         """
         return super().reconstruct(pixel_values, logits, mask)
 

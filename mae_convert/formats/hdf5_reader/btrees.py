@@ -1,4 +1,4 @@
-"""B-trees: version 1 of groups and chunks, version 2 of links and attributes."""
+"""B-trees: version 1 indexes groups and chunks, and version 2 indexes links and attributes."""
 
 import itertools
 from collections.abc import Callable, Iterator

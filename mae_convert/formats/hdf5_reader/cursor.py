@@ -38,7 +38,7 @@ class Cursor:
         return self.number(8)
 
     def expect(self, signature: bytes) -> None:
-        """Read a signature; raise ValueError if it is not the expected one."""
+        """Read a signature; raise ValueError if it is not `signature`."""
         if self.take(len(signature)) != signature:
             raise ValueError(f"{signature.decode()} is missing at its expected address")
 

@@ -110,7 +110,7 @@ class FractalHeap:
         raise ValueError("a heap with a cycle")
 
     def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
-        """Return the size and the index of the child block for an offset, and the offset in it."""
+        """Return size and index of the child block for an offset, and the offset in this block."""
         for row in range(rows):
             size = self.start << max(0, row - 1)
             if offset < size * self.columns:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Message:
-    """One message of an object header; if it is shared, `data` is a reference to its data."""
+    """A message of an object header; a shared message has a reference to its content as `data`."""
 
     kind: int
     data: bytes
@@ -103,7 +103,7 @@ def _messages(structure: Structure, address: int) -> tuple[Message, ...]:
 
 
 def _classic(structure: Structure, address: int, start: Cursor) -> Iterator[Message]:
-    """Yield the messages of a version 1 header; some messages refer to its continuation blocks."""
+    """Yield the messages of a version 1 header and of its continuation blocks."""
     start.version(1)
     start.take(1)
     count = start.number(2)

@@ -88,7 +88,7 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the bool dtype if an enumeration is FALSE and TRUE, as h5py writes it, else None."""
+    """Return the bool dtype if an enumeration consists of FALSE (0) and TRUE (1), else None."""
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
@@ -98,7 +98,7 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype if a compound type is `r` and `i`, as h5py writes it, else None."""
+    """Return the complex dtype if a compound type consists of floats `r` and `i`, else None."""
     if count != 2 or size not in (8, 16):
         return None
     parts = []
