@@ -1,8 +1,9 @@
 """Atomic outputs: each appears completely or not at all.
 
-An output is written in a hidden directory beside its target and then renamed, so that a process
-that is killed leaves the old output or the new one, and possibly a hidden directory, which the next
-run removes. Of two processes with the same target, the first to finish succeeds.
+An output is written in a hidden directory beside its target and then renamed. A process that is
+killed leaves the old output or the new output, and possibly the hidden directory, which the next
+run removes. If two processes write the same target, the first to finish succeeds, and the other
+process raises an error.
 """
 
 import ctypes

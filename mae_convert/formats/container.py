@@ -160,7 +160,7 @@ class Container:
     """The epoch of the training run that created the file, if it is stored."""
 
     beside: tuple[ByteFile, ...] = ()
-    """The JSON files in the same directory that were read, open for reading."""
+    """The JSON files that were read from the directory of the weights, open for reading."""
 
     adapter: Mapping | None = None
     """The content of `adapter_config.json` in the same directory, or None."""

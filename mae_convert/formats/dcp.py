@@ -134,7 +134,7 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
 
 
 def _entries(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield every name in the checkpoint with its entry."""
+    """Yield the name and the content of every entry of the checkpoint."""
     ranges: dict[tuple, ByteRange] = {}
     for index, info in metadata["storage_data"].items():
         fields = _fields(index, "MetadataIndex")

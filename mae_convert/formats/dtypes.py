@@ -48,8 +48,8 @@ def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
     """Return float64 values as float32 such that a second rounding gives the correct result.
 
-    Values that float32 cannot represent become the neighbour whose last bit is one, which is never
-    a tie in a format with at least two fewer bits (Boldo and Melquiond 2008,
+    A value that float32 cannot represent becomes the adjacent float32 value whose last bit is one.
+    This value is never a tie in a format with at least two fewer bits (Boldo and Melquiond 2008,
     doi:10.1109/TC.2007.70819).
     """
     near = array.astype(np.float32)

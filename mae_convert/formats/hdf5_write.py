@@ -26,7 +26,7 @@ def tf_h5_layout(
 ) -> FileLayout:
     """Return the layout of a legacy Keras file: a group per layer, with a list of its weights.
 
-    The first component of a tensor's name is its layer.
+    The first component of a tensor's name is the name of the layer.
     """
     layers: dict[str, list[str]] = {}
     for tensor in tensors:
@@ -95,8 +95,8 @@ class _Written(io.RawIOBase):
         """Yield the pages that contain the next `count` bytes.
 
         Yields:
-            How many of the `count` bytes are in earlier pages, and a pair of the page and the slice
-            of the page that contains the following bytes.
+            An offset in the `count` bytes, and a pair of the page and the slice of the page that
+            contain the bytes from this offset on.
         """
         at = 0
         while at < count:

@@ -47,7 +47,7 @@ def read_keras_archive(archive: Archive) -> Contents:
     config = _read_config(archive)
     weights = read_hdf5(_weights(archive))
     besides = [name for name in archive.records if name not in (METADATA, CONFIG, WEIGHTS)]
-    training = {"compile_config": "how it was trained"} if config.get("compile_config") else {}
+    training = {"compile_config": "training settings"} if config.get("compile_config") else {}
     return replace(
         weights,
         kind=KERAS_ARCHIVE,

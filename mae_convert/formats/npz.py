@@ -59,8 +59,8 @@ def read_npz(archive: Archive) -> Contents:
     if twice := next((name for name in names if name in archive.records), None):
         raise CheckpointError(
             archive.path,
-            f" has the members {shown(twice)} and {shown(twice)}{SUFFIX}; NumPy reads the first of"
-            " them, and other programs the second",
+            f" has the members {shown(twice)} and {shown(twice)}{SUFFIX}; NumPy reads the first"
+            " member, and other programs read the second member",
             hint="write the archive with numpy.savez",
         )
     texts = {name: _text(archive, member) for name, member in SETTINGS.items() if member in names}

@@ -47,8 +47,8 @@ class Effects:
     """The dotted names of unsupported storage types."""
 
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
-    """By the id of a mapping or an object, the mapping or object and the values that were
-    overwritten in it."""
+    """Pairs of a mapping or object and the list of values that were overwritten in it, by the id of
+    the mapping or object."""
 
     def names(self) -> tuple[str, ...]:
         """Return the dotted names of all types and functions that were not imported."""
@@ -64,10 +64,10 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """By the id of a value that is not a scalar: the name of an object that received it."""
+    """The name of an object that received a value, by the id of the value; scalars are left out."""
 
     storages: Mapping[str, str]
-    """By the key of a storage: the name of an object that received it or a tensor in it."""
+    """The name of an object that received a storage or its tensor, by the key of the storage."""
 
     rebuilders: Iterable[str] = ()
     """Names of objects that received PyTorch's functions that create tensors."""

@@ -51,7 +51,7 @@ HOLDS_ANYTHING = frozenset(
 """Types whose objects are read even if they contain objects that are not read."""
 
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-"""The PyTorch function that calls its first argument and converts the tensor to a subclass."""
+"""The PyTorch function that calls its first argument and converts the result to a subclass."""
 
 DAMAGE = (
     IndexError,
@@ -229,10 +229,10 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create; refuse many more elements than bytes were read.
+        """Count the elements that calls create, and limit them to the number of bytes read.
 
-        A reference to a memoised value takes a few bytes in the file, but memory for the whole
-        value.
+        The limit is higher by `MADE_UNASKED`. A call whose argument is a reference to a memoised
+        value takes a few bytes in the file, but may copy the whole value.
 
         Raises:
             ValueError: the calls create too many elements.

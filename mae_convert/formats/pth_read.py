@@ -40,7 +40,7 @@ ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""Maximum number of elements that a tensor may have in addition to its storage (expanded views)."""
+"""Limit on how many more elements a tensor may have than its storage (expanded views)."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
 """Returns a function that reads an array of a dtype and a shape from an offset of a storage."""
@@ -102,7 +102,7 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
 
     Returns:
         All arguments by name, in one mapping: the items of the mappings under the keys `ARGUMENTS`,
-            the items of the mappings nested in these under the keys `NESTED`, and an item "meta",
+            the items of nested mappings under the keys `NESTED`, and an item "meta",
             mmengine's metadata, in which the texts of configurations are nested mappings.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]

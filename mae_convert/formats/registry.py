@@ -214,7 +214,7 @@ CERTIFICATE_NAMES = ("verification.json", "verification.safetensors")
 `model.pth` has the names `model.pth.verification.json` and `model.pth.verification.safetensors`."""
 
 WEIGHTS_NAMES = tuple(row.weights_name for row in _OF_DIRECTORIES)
-"""The conventional names of the weights in a model directory, the preferred one first."""
+"""The conventional names of the weights in a model directory, in order of preference."""
 
 INDEX_NAMES = tuple(f"{row.weights_name}{INDEX_SUFFIX}" for row in _OF_DIRECTORIES if row.has_index)
 """The conventional names of the index of sharded weights."""

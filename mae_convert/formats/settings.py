@@ -336,7 +336,7 @@ def _name(key: ast.expr | str | None) -> str:
 
 
 def _literals(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
-    """Return those items of a mapping that have literals as values."""
+    """Return the items of a mapping whose values are literals."""
     values = {}
     for name, node in items.items():
         try:

@@ -80,7 +80,7 @@ def directory_output(
     Args:
         path: the path of the directory.
         weights_name: the name of the file of weights.
-        weights: the content of that file. `config` is stored in it too if the format allows, so
+        weights: the content of the file. The file also stores `config` if the format allows, so
             that the file can be used without the directory.
         json_files: see `Output`.
         max_shard_size: the maximum number of bytes of a shard; larger weights are written in shards
@@ -326,8 +326,8 @@ def _fill(
 def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
     """Return each tensor's file and index, in an order in which all files progress equally fast.
 
-    Files that are converted from one source then read the same part of it at the same time, so that
-    the disk reads it once.
+    Files that are converted from one source then need the same part of the source at the same time,
+    so that the disk reads each part once.
     """
     order = []
     for file in files:

@@ -46,11 +46,11 @@ class Layout:
     """One line of description."""
 
     tables: tuple[Table, ...]
-    """The mapping tables of all naming variants. All variants are read; the first table that supports
-    the task is written."""
+    """The mapping tables of all naming variants. All variants are read; files are written with the
+    first table that supports the task."""
 
     containers: tuple[str, ...]
-    """The file formats of this layout; the first one is used in a directory."""
+    """The file formats of this layout; the first format is used in a directory."""
 
     weights_name: str | None = None
     """The name of the file of weights if the layout is written as a directory, or None if it is

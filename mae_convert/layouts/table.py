@@ -2,9 +2,9 @@
 
 A canonical tensor has the name and shape that this project uses; an external tensor has the name
 and shape of a layout. A table is a tuple of rows in the order of the layout's own programs. In the
-names, ``#`` is a block's index, ``[_#]`` is a suffix with the index, which the first block lacks
-(``block``, ``block_1``, ...), and ``{a,b}`` is a list of names. A list in both columns is expanded
-to one row per name; if only the canonical column has a list, the canonical tensors in the list are
+names, ``#`` is a block's index, ``[_#]`` is an underscore and the index, or nothing for the first
+block (``block``, ``block_1``, ...), and ``{a,b}`` is a list of names. A list in both columns is
+expanded to one row per name; if only the canonical column has a list, the canonical tensors in the list are
 fused into one external tensor.
 """
 
@@ -243,10 +243,11 @@ def braces(pattern: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)  # many tables look up the same names
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
-    """Return pairs of a template for a name and the block index that the template implies.
+    """Return the templates that a name may match, each with the block index that it implies.
 
-    The pairs are the name itself and None, and for each number in the name, the name with ``#`` in
-    place of the number, and the number.
+    The name itself implies None; a name that contains ``#`` is not a template. In each other
+    template, ``#`` replaces a number in the name, and this number is the block index. At most
+    `MOST_NUMBERS` numbers are considered.
     """
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
     indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)

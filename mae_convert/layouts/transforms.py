@@ -138,8 +138,8 @@ class SplitHeads:
     """Attention heads as a separate axis, as in Keras's multi-head attention."""
 
     kind: str
-    """One of "kernel" for a projection (heads * d, width) stored as (width, heads, d), "bias" for
-    (heads * d,) stored as (heads, d), "output" for (width, heads * d) stored as (heads, d,
+    """Determines the canonical and the external shape: "kernel": (heads * d, width) and (width,
+    heads, d); "bias": (heads * d,) and (heads, d); "output": (width, heads * d) and (heads, d,
     width)."""
 
     heads: int = 0
@@ -156,7 +156,7 @@ class SplitHeads:
         return turned.reshape(self.write_shape([arrays[0].shape]))
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical array, in which heads and d form one axis."""
+        """Return the canonical array, in which the heads are concatenated along one axis."""
         (shape,) = self.read_shapes(array.shape)
         return [array.reshape(shape) if self.kind == "bias" else array.reshape(shape[::-1]).T]
 
@@ -177,7 +177,7 @@ class SplitHeads:
         }[self.kind]
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the canonical shape, in which heads and d form one axis."""
+        """Return the canonical shape, in which the heads are concatenated along one axis."""
         rank = 2 if self.kind == "bias" else 3
         if len(shape) != rank:
             raise LayoutError(f"the tensor must have {rank} dimensions, but its shape is {shape}")

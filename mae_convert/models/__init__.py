@@ -1,8 +1,8 @@
 """Drop-in classes for scripts that were written for transformers 4: only the import changes.
 
 They are the reference models with the interface of transformers' ViTMAE classes. The names of the
-PyTorch classes begin with ``ViT``, and those of the Keras 3 classes with ``TFViT``. Each framework
-is imported on first use, so that only one of them needs to be installed.
+PyTorch classes begin with ``ViT``, and the names of the Keras 3 classes with ``TFViT``. Each
+framework is imported on first use, so that only one framework needs to be installed.
 """
 
 from importlib import import_module

@@ -92,7 +92,7 @@ def fine_tuning_optimizer(
     """Return the optimizer and the learning-rate scheduler of the paper's fine-tuning.
 
     The scheduler's ``step`` must be called after each training step; ``transformers.Trainer``,
-    which takes both as its argument ``optimizers``, calls it.
+    which accepts the optimizer and the scheduler as ``optimizers``, calls ``step`` itself.
 
     Args:
         model: a classifier of this project.

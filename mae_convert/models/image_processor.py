@@ -1,6 +1,6 @@
 """The image processor: from images to ``pixel_values``, equal to transformers' ViTImageProcessor.
 
-The results are bit-identical to those of ViTImageProcessor with the Pillow backend
+The results are bit-identical to the results of ViTImageProcessor with the Pillow backend
 (`ViTImageProcessorPil` in version 5). In addition, images with other channels (grey, or with
 transparency) are converted to the channels of the model.
 """
@@ -260,7 +260,7 @@ def _specified(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(value: Any) -> Any:
-    """Return a size as a dictionary: one number means a square, two mean (height, width).
+    """Return a size as a dictionary: a number means a square, a pair means (height, width).
 
     An invalid size is returned unchanged, and refused when it is used.
     """

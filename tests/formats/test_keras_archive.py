@@ -124,7 +124,7 @@ def test_the_state_of_an_optimizer_is_dropped(command, work, suffix):
     assert len(trained.dropped) > len(trained.rules)
     assert diff(open_checkpoint(work / "pretrain.keras", FLAGS), trained).equal == 94
     if suffix == "keras":
-        assert trained.container.ignored == {"compile_config": "how it was trained"}
+        assert trained.container.ignored == {"compile_config": "training settings"}
 
 
 def test_conversion_is_proven_with_both_sides_read_natively(command, case, work):

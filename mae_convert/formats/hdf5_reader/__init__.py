@@ -9,7 +9,7 @@ writing.
 
 The reader reads what Keras, h5py and TensorFlow write (groups in the older and the newer format,
 attributes, contiguous, compact and chunked datasets, gzip) and reports unsupported features.
-Section numbers in this package are those of the HDF5 File Format Specification, version 3.0.
+Section numbers in this package refer to the HDF5 File Format Specification, version 3.0.
 """
 
 from mae_convert.formats.hdf5_reader.datasets import Dataset
