@@ -4,8 +4,8 @@ A canonical tensor has the name and shape that this project uses; an external te
 and shape of a layout. A table is a tuple of rows in the order of the layout's own programs. In the
 names, ``#`` is a block's index, ``[_#]`` is an underscore and the index, or nothing for the first
 block (``block``, ``block_1``, ...), and ``{a,b}`` is a list of names. A list in both columns is
-expanded to one row per name; if only the canonical column has a list, the canonical tensors in the list are
-fused into one external tensor.
+expanded to one row per name; if only the canonical column has a list, the canonical tensors in the
+list are fused into one external tensor.
 """
 
 import itertools
