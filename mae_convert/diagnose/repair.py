@@ -155,10 +155,14 @@ def repair(
     Raises:
         NotRepairedError: there is nothing to repair, a difference is unexplained, or the repaired
             checkpoint does not pass the verification. Nothing is written in these cases.
-        OutputError: ``out`` exists or cannot be written.
+        OutputError: ``out`` exists, is inside the target, or cannot be written.
     """
     if os.path.lexists(out):
         raise OutputError(out, " exists and is not replaced", hint="choose another name")
+    if b.path.is_dir() and b.path.resolve() in out.resolve().parents:
+        raise OutputError(
+            out, " is inside B, which is not changed", hint="choose another directory"
+        )
     with staging_for(out) as folder:
         planned = plan_repair(a, b)
         if not planned.changes:
@@ -178,10 +182,11 @@ def repair(
 def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
     a.require_complete()
     if a.family.name != b.family.name:
-        raise NotRepairedError(f"A is a {a.family.title} model, but B is a {b.family.title} model")
+        families = [f"{each.family.name} ({each.family.title})" for each in (a, b)]
+        raise NotRepairedError(f"A is of the family {families[0]}, but B of {families[1]}")
     if b.task not in (a.task, "encoder"):
         raise NotRepairedError(
-            f"A is a {a.task} model and B is a {b.task} model, so A lacks tensors of B",
+            f"the task of A is {a.task} and that of B is {b.task}, so A lacks tensors of B",
             hint="specify the source of B's conversion",
         )
 

@@ -199,6 +199,9 @@ def test_equal_models_are_not_repaired(source, target, tmp_path):
         repair(source, target(), tmp_path / "out.safetensors", SIDES)
     with pytest.raises(OutputError, match="exists"):
         repair(source, target(), tmp_path / "b.safetensors", SIDES)
+    directory = target(layout="transformers")
+    with pytest.raises(OutputError, match="is inside B"):
+        repair(source, directory, directory.path / "out", SIDES)
 
 
 def test_declared_changes_are_named_if_there_is_nothing_to_repair(source, tmp_path):
