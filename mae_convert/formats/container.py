@@ -122,16 +122,16 @@ class Container:
     """The tensors by name, in stored order."""
 
     config: Mapping | None
-    """The content of `config.json` in the same directory, or the configuration inside the file;
-    else None."""
+    """The content of `config.json` in the directory of the weights, else the configuration inside
+    the file, else None."""
 
     config_source: str | None
     """The source of ``config``, for messages."""
 
     preprocessor: Mapping | None
-    """The settings of the image processor: from `processor_config.json` in the same directory, else
-    `preprocessor_config.json`, else `image_mean` and `image_std` of the configuration; else
-    None."""
+    """The settings of the image processor: from `processor_config.json` in the directory of the
+    weights, else `preprocessor_config.json`, else `image_mean` and `image_std` of the
+    configuration, else None."""
 
     training_args: Mapping | None
     """Arguments of the training run that created the file, or None."""
@@ -140,7 +140,7 @@ class Container:
     """The record of the conversion that created the checkpoint, or None."""
 
     ignored: Mapping[str, str]
-    """Other contents of the file: name and short description."""
+    """Short descriptions of the contents of the file that are not used, by name."""
 
     wrapper: str | None
     """The key that contains the tensors ("model", or a dotted path of keys), or None if they are at
@@ -163,7 +163,7 @@ class Container:
     """The JSON files that were read from the directory of the weights, open for reading."""
 
     adapter: Mapping | None = None
-    """The content of `adapter_config.json` in the same directory, or None."""
+    """The content of `adapter_config.json` in the directory of the weights, or None."""
 
     preprocessor_source: str | None = None
     """The file that contains ``preprocessor``, or None."""

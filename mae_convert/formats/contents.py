@@ -52,7 +52,7 @@ class Contents:
     """Arguments of the training run that created the file, or None."""
 
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """Other contents of the file: name and short description."""
+    """Short descriptions of the contents of the file that are not used, by name."""
 
     passed_over: tuple[str, ...] = ()
     """Dotted names in a pickle that were neither imported nor called, because no weight needs them;

@@ -1,4 +1,4 @@
-"""The dtypes of weights: rounding to them, and the resulting errors."""
+"""Round weights to a dtype, and measure the rounding errors."""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,7 +18,7 @@ DTYPES: Mapping[str, np.dtype] = {
 
 
 INFINITY_BITS: Mapping[np.dtype, int] = {np.dtype(np.float16): 0x7C00, BFLOAT16: 0x7F80}
-"""The bits of infinity as an unsigned integer; larger integers, without the sign bit, are NaN."""
+"""The bits of infinity as an unsigned integer. Without the sign bit, the bits of NaN are larger."""
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -47,8 +47,8 @@ class Effects:
     """The dotted names of unsupported storage types."""
 
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
-    """Pairs of a mapping or object and the list of values that were overwritten in it, by the id of
-    the mapping or object."""
+    """Maps the id of a mapping or object to the mapping or object and the list of values that were
+    overwritten in it."""
 
     def names(self) -> tuple[str, ...]:
         """Return the dotted names of all types and functions that were not imported."""
@@ -64,10 +64,10 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """The name of an object that received a value, by the id of the value; scalars are left out."""
+    """Maps the id of a received value to the name of an object that received it, except scalars."""
 
     storages: Mapping[str, str]
-    """The name of an object that received a storage or its tensor, by the key of the storage."""
+    """Maps the key of a storage to the name of an object that received it or a tensor in it."""
 
     rebuilders: Iterable[str] = ()
     """Names of objects that received PyTorch's functions that create tensors."""

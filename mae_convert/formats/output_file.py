@@ -39,11 +39,11 @@ class FileLayout:
     """The offset of each tensor's first byte, in the order of the tensors."""
 
     finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
-    """Takes the CRC-32 of each tensor's bytes, and returns the other parts of the file."""
+    """Takes the final values of `checksums`, and returns the other parts of the file."""
 
     checksums: Sequence[int] | None = None
-    """If `finalize` needs them: the CRC-32 of the bytes before each tensor, to be continued with
-    the bytes of the tensor; otherwise None."""
+    """The initial value of each tensor's CRC-32, which is updated while the tensor is written; None
+    if `finalize` needs no CRC-32."""
 
 
 LONGEST_NAME = 1000
@@ -110,7 +110,7 @@ class OutputFile:
     """The descriptor of the open file."""
 
     checksums: list[int] = field(default_factory=list)
-    """The CRC-32 of each tensor that was written."""
+    """The CRC-32 of each tensor, updated while the tensor is written."""
 
     @classmethod
     def begin(cls, path: Path, target: Path, weights: Weights) -> "OutputFile":

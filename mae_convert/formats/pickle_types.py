@@ -125,7 +125,7 @@ class NumpyArray:
         self.elements: Any = None  # the pickled state if the dtype is unsupported
 
     def set_state(self, state: Any) -> None:
-        """Set version, shape, dtype, order and bytes."""
+        """Set the contents, given version, shape, dtype, order and bytes."""
         _, shape, dtype, fortran, data = state
         if isinstance(dtype, Opaque):
             self.unread, self.elements = dtype.name, (state, self.elements)

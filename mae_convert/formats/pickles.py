@@ -76,7 +76,7 @@ class PickleReader:
 
     Attributes:
         names: the dotted names that were read so far.
-        effects: the calls and items of objects of unsupported types in the last pickle.
+        effects: the operations of the last pickle on objects of unsupported types.
     """
 
     def __init__(

@@ -181,8 +181,8 @@ MEMBERS = (PICKLE, *VERSIONS, "byteorder", ".data/serialization_id", ".format_ve
 which some programs write and `torch.save` does not."""
 
 TORCHSCRIPT = ("constants.pkl", "code/")
-"""Members that only a TorchScript archive has. PyTorch before 2.6 runs its code even with
-`weights_only=True`."""
+"""Members that only a TorchScript archive has. PyTorch before 2.6 runs the code in the
+archive even with `weights_only=True`."""
 
 
 def folder_of(archive: Archive) -> str | None:

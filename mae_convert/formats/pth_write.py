@@ -47,7 +47,7 @@ def pth_layout(
 def bin_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of a file with only tensors, as transformers reads `pytorch_model.bin`.
+    """Return the layout of a file with only tensors, such as transformers' `pytorch_model.bin`.
 
     Raises:
         OutputError: there are settings, which this format cannot store.

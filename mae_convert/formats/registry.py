@@ -82,7 +82,7 @@ class Format:
     members of each group, but not the order of all tensors."""
 
     weights_name: str = ""
-    """The name of the file in a model directory; empty if there is no conventional name."""
+    """The conventional name of the weights in a model directory; empty if there is none."""
 
     has_index: bool = False
     """Whether several files can be read as one checkpoint, with an index."""

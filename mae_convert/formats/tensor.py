@@ -53,7 +53,8 @@ class LazyTensor:
     also be read in ranges."""
 
     unchecked: "LazyTensor | None" = None
-    """The same tensor without the check of `checked`, for reading it again."""
+    """The same tensor without the check that `checked` has added, or None. It is used to read the
+    elements again."""
 
     @property
     def nbytes(self) -> int:

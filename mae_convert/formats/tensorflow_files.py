@@ -11,7 +11,7 @@ from mae_convert.text import shown
 
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
-"""File names of a TensorFlow checkpoint: its prefix, a dot, and "index" or "data" with numbers."""
+"""File names of a TensorFlow checkpoint: a prefix, a dot, and "index" or "data" with numbers."""
 
 NUMBERED = re.compile(r".*-\d+")
 """Prefixes that `tf.train.Checkpoint.save` and `tf.train.CheckpointManager` use."""

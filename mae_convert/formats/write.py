@@ -132,7 +132,7 @@ class Source(Protocol):
         """Hash the source, and report the number of bytes that were hashed."""
 
     def require_unchanged(self) -> None:
-        """Raise CheckpointError if the source has changed since the beginning."""
+        """Raise CheckpointError if the source has changed since the conversion began."""
 
     def amend(self, conversion: Mapping) -> Mapping:
         """Return the conversion record with all values that are available at this time.

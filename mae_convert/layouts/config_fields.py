@@ -21,7 +21,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Harmless:
-    """A field that does not change what a model computes in evaluation."""
+    """A field that does not change what a model computes in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Only:
     """A field that changes what the model computes; values other than `values` are refused."""
 
     values: tuple[Any, ...]
-    """The values without effect."""
+    """The supported values, which have no effect."""
 
     why: str
     """The effect of any other value and what to do about it, for a message."""
@@ -37,10 +37,10 @@ class Only:
 
 @dataclass(frozen=True)
 class Reported:
-    """A field with an unknown effect: it is reported unless its value is one of `values`."""
+    """A field whose effect may be unknown: it is reported unless its value is one of `values`."""
 
     values: tuple[Any, ...] = (None,)
-    """The values without effect."""
+    """The values that are not reported, because they have no effect."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Layout:
     """The name of the family of models."""
 
     title: str
-    """One line of description."""
+    """A description in one line."""
 
     tables: tuple[Table, ...]
     """The mapping tables of all naming variants. All variants are read; files are written with the

@@ -23,7 +23,7 @@ from mae_convert.layouts.transforms import KEY_BIAS, SAME, Schema, Shape, SplitH
 from mae_convert.text import listed
 
 DIGITS = "[0-9]{0,2}"
-"""A pattern of the digits after the first digit of a block index: at most two more."""
+"""A pattern of the digits that may follow the first digit of a block index: at most two."""
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16

@@ -138,9 +138,9 @@ class SplitHeads:
     """Attention heads as a separate axis, as in Keras's multi-head attention."""
 
     kind: str
-    """Determines the canonical and the external shape: "kernel": (heads * d, width) and (width,
-    heads, d); "bias": (heads * d,) and (heads, d); "output": (width, heads * d) and (heads, d,
-    width)."""
+    """The kind of tensor. The canonical and the external shape are (heads * d, width) and (width,
+    heads, d) for "kernel", (heads * d,) and (heads, d) for "bias", (width, heads * d) and (heads,
+    d, width) for "output"."""
 
     heads: int = 0
     """Number of heads; 0 until the table is bound to a model."""

@@ -51,7 +51,7 @@ def disable_checkpointing(model: nn.Module) -> None:
 
 
 def is_checkpointing(model: nn.Module) -> bool:
-    """Return whether a block recomputes its activations."""
+    """Return whether any block recomputes its activations."""
     return any("forward" in block.__dict__ for block in blocks_of(model))
 
 

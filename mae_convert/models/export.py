@@ -66,7 +66,7 @@ def _write_onnx(model: Any, path: Path) -> None:
     import torch
 
     class Encoder(torch.nn.Module):
-        """The model's encoder on unmasked images."""
+        """The encoder of the model, without masking."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -173,7 +173,7 @@ class MaeImageProcessor:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
-        """Return the processor for a mapping of settings."""
+        """Return the processor for a mapping of settings, some of which `changes` replaces."""
         return cls(**{**settings, **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Tree:
     """The datasets by path, in the order of the file, depth first."""
 
     attributes: dict[str, Mapping[str, Attribute]] = field(default_factory=dict)
-    """The attributes by name of each group and dataset, by its path (empty for the root group)."""
+    """Maps the path of a group or dataset (empty for the root group) to its attributes by name."""
 
     def text(self, path: str, name: str) -> str | None:
         """Return the value of an attribute; None if it is missing or is not a single text."""
