@@ -35,8 +35,9 @@ class Signature:
     """A pattern of the file's first bytes."""
 
     reader: str
-    """The function, as "module:function"; it takes the open file, or the open archive if `members`
-    is given, and the key of the weights if the format has keys, and returns `Contents`."""
+    """The function that reads the format, as "module:function". Its arguments are the open file (the
+    open archive if `members` is given) and, if the format has keys, the key of the weights. It
+    returns `Contents`."""
 
     members: Callable[[str, Collection[str]], bool] | None = None
     """Returns whether a zip archive with this name and these members has the format."""
@@ -64,9 +65,9 @@ class Format:
     the content of a file of another format."""
 
     writer: str = ""
-    """The function, as "module:function"; it takes the tensors, the configuration, the conversion
-    record and, if the format has keys, the key of the weights; it returns the layout of the file.
-    Empty if the format is only read."""
+    """The function that returns the layout of a file in the format, as "module:function". Its
+    arguments are the tensors, the configuration, the conversion record and, if the format has
+    keys, the key of the weights. Empty if the format is only read."""
 
     dtypes: tuple[str, ...] = NUMPY_DTYPES
     """The names of the dtypes that the format can store."""

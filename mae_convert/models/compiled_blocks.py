@@ -83,7 +83,7 @@ class CompiledBlocks:
 
 
 class _CompiledBlock:
-    """A block that is computed by the function that it shares with similar blocks."""
+    """A block that calls the compiled function of all blocks with the same structure."""
 
     def __init__(self, functions: CompiledBlocks, block: Any) -> None:
         self.functions, self.block = functions, block
@@ -99,7 +99,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return a block and its layers of this project's classes, each with the expected class."""
+    """Return the block, its attention and its norms, each with the class that it should have."""
     return (
         (block, Block),
         (block.attention, Attention),
