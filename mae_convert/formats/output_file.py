@@ -169,6 +169,9 @@ class OutputFile:
             amend: returns the conversion record with all values that are available at this time,
                 without changing its stored length.
 
+        Returns:
+            The file with the amended conversion record.
+
         Raises:
             OutputError: the file cannot be written, or the record has another length.
         """

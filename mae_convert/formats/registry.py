@@ -35,15 +35,15 @@ class Signature:
     """A pattern of the file's first bytes."""
 
     reader: str
-    """The function that reads the format, as "module:function". Its arguments are the open file (the
-    open archive if `members` is given) and, if the format has keys, the key of the weights. It
-    returns `Contents`."""
+    """The function that reads the format, as "module:function". Its arguments are the open file
+    (or the open archive if `members` is given) and, if the format has keys, the key of the weights.
+    It returns `Contents`."""
 
     members: Callable[[str, Collection[str]], bool] | None = None
     """Returns whether a zip archive with this name and these members has the format."""
 
     def read(self, *arguments: Any) -> Any:
-        """Import and call the reader."""
+        """Import and call the reader, and return the contents of the file."""
         return _function(self.reader)(*arguments)
 
 

@@ -201,6 +201,9 @@ def write_directory(
             `outputs` in the `conversion.json`.
         max_shard_size: see `directory_output`.
 
+    Returns:
+        The SHA-256 of each tensor's bytes, little-endian and in C order, by name.
+
     Raises:
         OutputError: see `write_file`; or the directory contains files that mae-convert did not
             write.
