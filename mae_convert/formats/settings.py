@@ -162,7 +162,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
 
 
 def describe(value: object) -> str:
-    """Return a short description of a value, such as "24 tensors and settings", "49", "3 settings"."""
+    """Return a short description of a value, such as "24 tensors and settings" or "49"."""
     if isinstance(value, TensorPlace):
         return f"a tensor of shape {value.shape}"
     if isinstance(value, Opaque) or (isinstance(value, NumpyArray) and value.unread):

@@ -1,8 +1,8 @@
 """Sharded weights, as transformers and the Hub store them: shards and a JSON index.
 
-`model.safetensors.index.json` states which of `model-00001-of-00002.safetensors` and so on contains
-each tensor. `pytorch_model.bin.index.json` is the index for PyTorch's own format, and
-`tf_model.h5.index.json` for the format of transformers' TensorFlow classes.
+The index `model.safetensors.index.json` states the shard of each tensor, for example
+`model-00001-of-00002.safetensors`. The index is named `pytorch_model.bin.index.json` for PyTorch's
+own format, and `tf_model.h5.index.json` for the format of transformers' TensorFlow classes.
 """
 
 import math

@@ -415,7 +415,7 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         return SimpleNamespace(loss=self._loss(outputs.logits, targets))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K) as a scalar, for any ``problem_type`` of transformers."""
+        """Return the loss of logits (N, K) as a scalar, as transformers computes it."""
         labels = ops.convert_to_tensor(labels)
         one_for_each = (
             len(labels.shape) == 1
