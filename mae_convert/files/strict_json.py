@@ -18,7 +18,7 @@ LARGEST = 1 << 63  # the first integer that does not fit into 64 bits
 
 
 class JsonError(ValueError):
-    """A text is not JSON, or parsers read it differently."""
+    """A text is not JSON, or parsers may interpret it differently."""
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mae_convert.formats.output_file import BytesAt, FileLayout
 
 # A CRC-32 is a polynomial over GF(2) modulo `POLYNOMIAL`, its bits reversed: the highest bit of a
-# number is the coefficient of x^0. To append n zero bits is to multiply it by x^n.
+# number is the coefficient of x^0. Appending n zero bits multiplies the polynomial by x^n.
 POLYNOMIAL = 0xEDB88320
 ONE, X = 1 << 31, 1 << 30
 ALIGNMENT = 64

@@ -211,7 +211,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     nested = _image_processor(files[PROCESSOR].path, processor) if processor else None
     named = PROCESSOR if nested is not None else PREPROCESSOR if preprocessor else None
     config = contents.config if beside is None else beside
-    if beside is not None and "registered_name" in beside:  # of a Keras model
+    if beside is not None and "registered_name" in beside:  # the config.json of a Keras model
         config = {**(contents.config or {}), KERAS: beside}
     inside = f"{contents.config_location} of {weights_file.name}"
     return Container(

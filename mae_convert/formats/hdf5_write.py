@@ -177,7 +177,7 @@ def _allocate(groups: dict[str, h5py.Group], tensor: LazyTensor, track_order: bo
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)
-    # The low-level API: the high-level one ignores the creation properties of a scalar.
+    # The high-level API of h5py ignores the creation properties of a scalar.
     kind = h5py.h5t.py_create(tensor.dtype, logical=True)
     scalar = tensor.shape == ()
     space = h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape)

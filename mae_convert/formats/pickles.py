@@ -229,10 +229,10 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create, and limit them to the number of bytes read.
+        """Count the elements that calls create; refuse more than bytes read + `MADE_UNASKED`.
 
-        The limit is higher by `MADE_UNASKED`. A call whose argument is a reference to a memoised
-        value takes a few bytes in the file, but may copy the whole value.
+        A call whose argument is a reference to a memoised value takes a few bytes in the file, but
+        may copy the whole value.
 
         Raises:
             ValueError: the calls create too many elements.

@@ -296,7 +296,7 @@ def read_config_text(text: str) -> dict[str, Any] | None:
                     values[name] = _value(node, 0)
                 except ValueError:
                     values.pop(name, None)
-            case ast.Expr(value=ast.Constant()):  # a comment
+            case ast.Expr(value=ast.Constant()):  # a string that is used as a comment
                 pass
             case _:  # another statement may change the assigned values in unknown ways
                 return None

@@ -71,7 +71,7 @@ class Layout:
     """The implied fields that the layout's own classes use if a configuration lacks them."""
 
     pooling_in_names: bool = True
-    """Whether classifiers of the class token and pooled classifiers have different tensor names."""
+    """Whether tensor names show if a classifier uses the class token or the mean of the patches."""
 
     also_file: bool = False
     """Whether a layout that is written as a directory can also be written as a single file."""

@@ -114,7 +114,7 @@ class Table:
         rules = list(itertools.chain.from_iterable(groups))
         _refuse_duplicates(self.name, (name for rule in rules for name in rule.canonicals))
         _refuse_duplicates(self.name, (rule.external for rule in rules))
-        # Most names are looked up in a set, so that the tables that do not fit are tried quickly.
+        # Most names are looked up in a set, so that tables that do not match are rejected quickly.
         patterns = tuple(rule for rule in rules if set(rule.external) & set("[*"))
         templates = {rule.external: rule for rule in rules if rule not in patterns}
         object.__setattr__(self, "groups", groups)

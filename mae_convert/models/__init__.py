@@ -50,7 +50,7 @@ MODULES = {
     **dict.fromkeys(PYTORCH_CLASSES.values(), "pytorch"),
     **dict.fromkeys(TENSORFLOW_CLASSES.values(), "keras"),
 }
-# Names in transformers of classes that are the same here.
+# Further names of transformers' classes, and the class here that replaces them.
 ALIASES = {
     "AutoConfig": "ViTMAEConfig",
     "ViTConfig": "ViTMAEConfig",

@@ -98,7 +98,7 @@ class MaeImageProcessor:
     """
 
     model_input_names = ("pixel_values",)
-    is_fast = False  # as for the class of transformers with the same results
+    is_fast = False  # as in transformers' class with the same results
 
     def __init__(self, **settings: Any) -> None:
         self.__dict__.update({**DEFAULTS, **_specified(settings)})

@@ -419,7 +419,7 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
         labels = ops.convert_to_tensor(labels)
         one_for_each = (
             len(labels.shape) == 1
-        )  # a class, which fit may pass as a floating-point number
+        )  # class indices, which fit may pass as floating-point numbers
         whole = "int" in str(keras.backend.standardize_dtype(labels.dtype))
         kind = problem_type(self.config, whole_numbers=whole or one_for_each)
         if kind == "single_label_classification":

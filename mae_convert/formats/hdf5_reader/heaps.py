@@ -50,7 +50,7 @@ def _collection(structure: Structure, address: int) -> dict[int, bytes]:
         number = cursor.number(2)
         cursor.take(6)
         length = cursor.address()
-        if number == 0:  # the remaining space
+        if number == 0:  # the free space at the end of the collection
             break
         objects[number] = cursor.take(length)
         cursor.take(min(-length % 8, cursor.left))
