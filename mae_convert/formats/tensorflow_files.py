@@ -63,7 +63,8 @@ def _saved_model(directory: Path) -> CheckpointError:
         "`import numpy, tensorflow; found = "
         f"tensorflow.saved_model.load({str(directory)!r}).variables` and `numpy.savez('model.npz', "
         f"**{{v.name.partition('/')[2]: v.numpy() for v in found}})`; for any other "
-        "SavedModel, call model.save_weights('model.weights.h5') in the program that creates the model",
+        "SavedModel, call model.save_weights('model.weights.h5') in the program that creates the "
+        "model",
     )
 
 
@@ -117,8 +118,8 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
     return CheckpointError(
         path,
         f" contains the weights of a functional Keras model (with the layers {_listed(layers)});"
-        " two lines of Python, in the program that creates the model, write the weights of the layer"
-        f" that is the MAE: `model.load_weights({str(path)!r})` and "
+        " two lines of Python, in the program that creates the model, write the weights of the"
+        f" layer that is the MAE: `model.load_weights({str(path)!r})` and "
         f"`model.get_layer({shown(mae)!r}).save_weights('tf_model.h5')`",
     )
 
