@@ -241,7 +241,7 @@ class OutputFile:
         return read
 
     def _compare(self, read: Contents, number: int, advance: Advance) -> str:
-        """Compare a tensor's bytes in the file with the source, which is read again.
+        """Read a tensor's bytes from the source again, and compare them with the bytes in the file.
 
         Returns:
             The SHA-256 of the bytes in the file.

@@ -90,8 +90,8 @@ class Layout:
     """Returns why a model cannot be written in this layout, or None."""
 
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
-    """Returns the known differences between the layout's own programs and a model (configuration
-    and task), which no configuration of these programs can remove."""
+    """Called with a configuration and a task; returns the known differences between the model and
+    the layout's own programs that no configuration of the programs can remove."""
 
     def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.

@@ -95,9 +95,7 @@ def _loader(
         rank = rank or layout.number(1)
         address, chunk = layout.address(), tuple(layout.number(4) for _ in range(rank - 1))
         if layout.number(4) != dtype.itemsize:
-            raise ValueError(
-                f"the chunks of {name} have an element size that differs from its type"
-            )
+            raise ValueError(f"the element size in the chunks of {name} does not match its type")
         packing = _filters(structure, name, filters)
         return _Chunks(structure, name, address, chunk, shape, dtype, packing)
     size = math.prod(shape) * dtype.itemsize
