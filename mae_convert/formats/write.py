@@ -233,7 +233,7 @@ def write_all(
         on_commit: called after all outputs have been renamed, before any signal is delivered.
 
     Returns:
-        For each output the SHA-256 of each tensor's bytes, by name.
+        For each output, the SHA-256 of each tensor's bytes, by name.
 
     Raises:
         OutputError: see `write_file` and `write_directory`; or another program has written the
@@ -296,7 +296,7 @@ def _fill(
     """Write the tensors while the source is hashed, flush them, and compare the written data.
 
     Returns:
-        For each group of files the SHA-256 of each tensor's bytes, by name.
+        For each output, the SHA-256 of each tensor's bytes, by name.
     """
     files = [file for group in groups for file in group]
     progress.begin(

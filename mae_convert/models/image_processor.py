@@ -173,7 +173,7 @@ class MaeImageProcessor:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **changes: Any) -> "MaeImageProcessor":
-        """Return the processor for a mapping of settings, some of which `changes` replaces."""
+        """Return the processor for a mapping of settings; values in `changes` take precedence."""
         return cls(**{**settings, **changes})
 
     def to_dict(self) -> dict[str, Any]:
