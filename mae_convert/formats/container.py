@@ -166,7 +166,7 @@ class Container:
     """The content of `adapter_config.json` in the directory of the weights, or None."""
 
     preprocessor_source: str | None = None
-    """The file that contains ``preprocessor``, or None."""
+    """The name of the file that contains ``preprocessor``, or None."""
 
     other_preprocessor: bool = False
     """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;
