@@ -104,7 +104,7 @@ def _words(error: Exception) -> str:
 
 
 def import_code(about: Mapping[str, Any], task: str) -> Code:
-    """Import the external code of a job.
+    """Import the external code of a job; no compiled files are written beside its source files.
 
     Args:
         about: the result of `ForeignCode.plain`.
@@ -113,6 +113,7 @@ def import_code(about: Mapping[str, Any], task: str) -> Code:
     Raises:
         LoadError: the code cannot be imported, or one of its variables is invalid.
     """
+    sys.dont_write_bytecode = True  # for this child process
     if about["kind"] == "original":
         from mae_convert.runtime.original_code import original_code
 

@@ -61,7 +61,7 @@ def test_card_is_specific_to_the_family(hub, command, model, family):
     folder, _ = model(family)
     asked = command("publish", folder, REPO, "--unverified")
     licence = CASES[family][3]
-    assert (asked.status, f"that is --license {licence}" in asked.err) == (2, True)
+    assert (asked.status, f"pass --license {licence}" in asked.err) == (2, True)
     result = command("publish", folder, REPO, "--unverified", "--license", licence)
     assert result.status == 0, result.err
     card = hub.state.file(REPO, "README.md", "main").decode()

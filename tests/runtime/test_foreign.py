@@ -226,7 +226,7 @@ def test_interpreter_without_the_packages_of_every_run_is_missing(own, tmp_path)
         require_sides(with_foreign(Side(own(), python=str(python))))
 
 
-def test_code_runs_a_side_itself(encoder, own):
+def test_code_runs_a_side_itself(encoder, own, tmp_path):
     """Its results are B's; activations that its map lacks are reported as not compared."""
     options = parse_options((), dtypes=("float64", "float32"))
     done = run_verification(encoder, encoder, TORCH, Side(own()), options)
@@ -240,6 +240,7 @@ def test_code_runs_a_side_itself(encoder, own):
     verdict = run_verification(encoder, encoder, Side(other), TORCH, parse_options(())).verdict
     assert not verdict.passed
     assert verdict.first_divergence == "encoder.blocks.0.q"
+    assert not (tmp_path / "__pycache__").exists()  # would be stale if the file is edited again
 
 
 @pytest.mark.parametrize(
