@@ -23,12 +23,30 @@ def vit_b(run, tmp_path_factory):
     return folder / "m"
 
 
-def run_measured(arguments, environment):
-    """Return exit status and the largest resident set of one process, in bytes."""
-    command = [sys.executable, "-m", "mae_convert", *map(str, arguments)]
-    running = subprocess.Popen(command, env={**os.environ, **environment})
-    _, status, usage = os.wait4(running.pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+# Not ``ru_maxrss``: a child starts with the memory that this process had when it forked.
+MEASURED = r"""
+import re, sys
+from pathlib import Path
+from mae_convert.cli.main import main
+try:
+    main(sys.argv[2:])
+finally:
+    status = Path("/proc/self/status").read_text()
+    Path(sys.argv[1]).write_text(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+"""
+
+
+def run_measured(arguments, environment, peak):
+    """Return exit status and the largest resident set of one process, in bytes.
+
+    Args:
+        arguments: the arguments of the command line.
+        environment: additional environment variables.
+        peak: the path of a file that is written with the size.
+    """
+    command = [sys.executable, "-c", MEASURED, *map(str, (peak, *arguments))]
+    status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+    return status, int(peak.read_text()) * 1024
 
 
 @pytest.mark.parametrize("way", ["one part", "several parts", "xet"])
@@ -43,9 +61,9 @@ def test_full_size_weights_are_published_and_downloaded_with_bounded_memory(
         "MAE_CONVERT_CACHE": str(tmp_path / "own"), "HF_HUB_DISABLE_XET": str(int(way != "xet")),
     }  # fmt: skip
     publish = ["publish", vit_b, REPO, "--license", "mit", "--unverified"]
-    status, sent = run_measured(publish, environment)
+    status, sent = run_measured(publish, environment, tmp_path / "peak")
     assert status == 0
-    status, got = run_measured(["inspect", f"hf://{REPO}"], environment)
+    status, got = run_measured(["inspect", f"hf://{REPO}"], environment, tmp_path / "peak")
     assert status == 0
     with capsys.disabled():
         print(f"\n{way}: at most {sent / 1e6:.0f} MB to publish, {got / 1e6:.0f} MB to get")
