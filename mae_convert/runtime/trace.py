@@ -12,7 +12,7 @@ from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.fingerprint import Fingerprint, described_family, described_fingerprint
 from mae_convert.checkpoint.preprocessing import described
 from mae_convert.convert.record import files_sha256
-from mae_convert.errors import CheckpointError, LayoutError
+from mae_convert.errors import CheckpointError, LayoutError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.family import Family
 from mae_convert.files.byte_ranges import kind_of
@@ -58,7 +58,11 @@ class Trace:
             raise CheckpointError(
                 path,
                 f" is not a trace ({type(error).__name__}: {error})",
-                hint="write a trace with `mae-convert trace CKPT OUT.safetensors`",
+                hint=(
+                    "write a trace with `mae-convert trace CKPT OUT.safetensors`, or compare the "
+                    "arrays of another program with ",
+                    Option("names", placeholder="MAP.json"),
+                ),
             ) from error
         version = description.get("format") if isinstance(description, dict) else None
         if version != FORMAT:

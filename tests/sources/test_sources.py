@@ -256,6 +256,7 @@ def test_traces_are_read_from_the_hub_too(hub, command, model):
     )
     result = command("compare", position, position)
     assert (result.status, "is not a trace" in result.err) == (2, True)
+    assert "another program with --names MAP.json" in result.err
     result = command("compare", model / "nope", position)
     assert (result.status, "nope does not exist; check the path" in result.err) == (2, True)
     result = command("compare", f"hf://{REPO}", position)
