@@ -5,9 +5,8 @@ All commands use one table of conflicts. Combinations that depend on the checkpo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -16,8 +15,7 @@ Values = Mapping[str, Any]
 MASKS = ("random", "block", "grid")
 
 
-@dataclass(frozen=True)
-class Conflict:
+class Conflict(NamedTuple):
     """A parameter that a command refuses, or two parameters that cannot be specified together."""
 
     one: str

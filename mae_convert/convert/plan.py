@@ -138,7 +138,7 @@ def plan_conversion(
     checked = (lambda tensor: tensor) if purpose == "compare" else _finite
     heads = source.configuration.model.num_attention_heads
     rules = [
-        replace(rule, external=packing.prefix + rule.external).bound(heads)
+        rule._replace(external=packing.prefix + rule.external).bound(heads)
         for rule in table.expand(names)
     ]
     canonical = {name: source.tensors[name] for name in names}

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mae_convert.errors import ConfigurationError, Option
 
@@ -51,8 +51,7 @@ class Words:
         return text
 
 
-@dataclass(frozen=True)
-class Switch:
+class Switch(NamedTuple):
     """True or False."""
 
     metavar: str = "BOOLEAN"
@@ -91,8 +90,7 @@ class Choice:
         return name
 
 
-@dataclass(frozen=True)
-class Whole:
+class Whole(NamedTuple):
     """A whole number between two limits."""
 
     least: int = 1
@@ -113,8 +111,7 @@ class Whole:
         return number
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A finite number in a half-open interval: at least `least`, and less than `below`."""
 
     least: float = -math.inf
@@ -137,8 +134,7 @@ class Number:
         return number
 
 
-@dataclass(frozen=True)
-class ImageSize:
+class ImageSize(NamedTuple):
     """Height and width of an image in pixels: one number for a square, or HxW."""
 
     metavar: str = "HxW"
@@ -152,8 +148,7 @@ class ImageSize:
         return int(sides[0]), int(sides[-1])
 
 
-@dataclass(frozen=True)
-class ByteSize:
+class ByteSize(NamedTuple):
     """A number of bytes, such as 500MB, 2GB or 2GiB."""
 
     metavar: str = "SIZE"
@@ -222,8 +217,7 @@ def name_of_dtype(dtype: Any, names: tuple[str, ...]) -> str | None:
 POOLING = ("token", "avg")
 
 
-@dataclass(frozen=True)
-class CheckpointOption:
+class CheckpointOption(NamedTuple):
     """An option for a field that a checkpoint does not store."""
 
     name: str

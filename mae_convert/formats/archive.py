@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A file in the archive: the offset of its data, and its packed and unpacked sizes in bytes."""
 
     offset: int
@@ -79,12 +78,16 @@ class Archive:
     def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, Record]:
         """Return the offset of a record's local header, and the record."""
         begins = entry.header_offset
-        header = self.file.raw(begins, LOCAL_HEADER.size)
-        magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
-        name = self.file.raw(begins + LOCAL_HEADER.size, name_length)
+        expected = _stored_name(entry)
+        header = self.file.raw(begins, LOCAL_HEADER.size + len(expected))
+        magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack_from(header)
         if magic != LOCAL_MAGIC or (flags | entry.flag_bits) & ENCRYPTED:
             raise ValueError(f"record {shown(entry.filename)} is corrupt or encrypted")
-        twice = entry.filename != entry.orig_filename or name != _stored_name(entry)
+        name = header[LOCAL_HEADER.size :]
+        twice = entry.filename != entry.orig_filename or (name_length, name) != (
+            len(expected),
+            expected,
+        )
         if twice or method != entry.compress_type:
             raise ValueError(f"record {shown(entry.filename)} has two inconsistent headers")
         if not _is_inside(entry.filename):

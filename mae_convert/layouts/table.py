@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,8 +49,7 @@ class Repeat:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A row with expanded braces and the prefix of its `Repeat`; names may still contain ``#``."""
 
     canonicals: tuple[str, ...]
@@ -74,12 +74,11 @@ class Rule:
     def bound(self, heads: int) -> "Rule":
         """Return the rule for a model with this number of attention heads."""
         if isinstance(self.transform, SplitHeads):
-            return replace(self, transform=replace(self.transform, heads=heads))
+            return self._replace(transform=replace(self.transform, heads=heads))
         return self
 
 
-@dataclass(frozen=True)
-class Drop:
+class Drop(NamedTuple):
     """An external tensor that MAE does not use; it is dropped, and reported with the reason."""
 
     external: str
@@ -159,7 +158,7 @@ class Table:
         if rule is None:
             return None
         rule = rule if index is None else rule.at(index)
-        return rule if rule.external == external else replace(rule, external=external)
+        return rule if rule.external == external else rule._replace(external=external)
 
     def _matching(self, external: str) -> tuple[Rule | None, int | None]:
         """Return the rule whose template matches an external name, and the index of the block.
