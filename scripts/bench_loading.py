@@ -1,4 +1,4 @@
-"""Time the loading of a ViT-B as a model; each measurement runs in a new process.
+"""Time the loading of a ViT-B checkpoint into a model; each measurement runs in a new process.
 
 For ``from_pretrained``, the first and the second call are timed, without imports; for the
 other methods of loading, the whole process is timed.

@@ -512,7 +512,7 @@ def _dotted(key: str) -> str:
 
 
 def _why_not(candidates: Iterable[Candidate], task: str) -> str:
-    """Return why the tensors cannot be read for a task; "" if `_closest` returns None."""
+    """Return why the tensors cannot be read for a task; "" without a candidate for the task."""
     closest = _closest(candidates, task)
     return closest.why_not() if closest else ""
 

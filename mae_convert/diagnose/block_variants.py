@@ -177,7 +177,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, path: str, variants: Variants) -> Tensor:
-    """Return multi-head attention of queries, keys and values, each (N, T, D)."""
+    """Return multi-head attention of queries, keys and values, each (N, T, D).
+
+    Args:
+        q: the queries.
+        k: the keys.
+        v: the values.
+        heads: the number of heads.
+        path: the name of the block, by which `variants` are found.
+        variants: changes of the computation to apply.
+    """
     heads = variants.get("heads", path) or heads
     channels_first = variants.get("split", path) == "channels before heads"
     core = variants.get("core", path)

@@ -44,10 +44,10 @@ class KnownResults(Protocol):
     """Results of another run, by name."""
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a result with a name."""
+        """Return whether there is a result called `name`."""
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the result with a name."""
+        """Return the result called `name`."""
 
 
 class ForwardPass:

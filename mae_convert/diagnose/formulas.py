@@ -117,7 +117,7 @@ class _Writer:
         self.one_token = True
 
     def formula(self, result: str) -> Formula:
-        """Return a formula with the lines written so far, which returns the expression `result`."""
+        """Return the lines written so far as a formula whose value is the expression `result`."""
         lines = (*self.lines, f"return {result}")
         return Formula(lines, self.inputs, self.tensors, one_token=self.one_token)
 

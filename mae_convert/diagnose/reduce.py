@@ -279,10 +279,10 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
 
 
 def _cut(array: np.ndarray, location: Location, formula: Formula) -> np.ndarray:
-    """Return the part of a result at a location.
+    """Return the part of an array at a location; if the formula allows, only one of its tokens.
 
-    Tokens are counted from the end, because an earlier result may have additional tokens at the
-    beginning.
+    The token is counted from the end, because an input of the formula may have additional tokens,
+    such as the class token, at the beginning.
     """
     if array.ndim == 0:
         return array

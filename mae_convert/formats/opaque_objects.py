@@ -74,14 +74,17 @@ class Reach:
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
-    """Return the values that the objects `opaques` received, directly or inside other values.
+    """Return the values that the pickle passes to objects of unsupported types.
+
+    A value is passed as an argument of a call, as a state or as an item of a container, either
+    directly or inside another value.
 
     Each value is visited once, so the time is linear in the size of the pickle.
 
     Args:
-        opaques: the objects.
+        opaques: the objects of unsupported types.
         effects: the operations of the pickle that could change values.
-        calls_only: consider only the arguments of calls, not states and items.
+        calls_only: return only the values that are passed as arguments of calls.
     """
     containers: dict[int, str] = {}
     storages: dict[str, str] = {}

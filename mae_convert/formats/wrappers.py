@@ -124,7 +124,7 @@ def select_model(
         raise CheckpointError(
             path,
             " has tensor names that are not text",
-            hint="write the state dict of the model, whose keys are text",
+            hint="save the state dict of the model: its keys are text",
         )
     tensors = {name: item for name, item in model.items() if isinstance(item, TensorPlace)}
     selection = Selection(

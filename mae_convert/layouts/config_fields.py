@@ -45,7 +45,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Fields:
-    """A field that is itself a mapping of fields."""
+    """A configuration field whose value is a mapping with fields of its own."""
 
     table: Mapping[str, "Treatment"]
     """How each field in the mapping is treated, by name."""

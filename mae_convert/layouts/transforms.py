@@ -27,16 +27,16 @@ class Transform(Protocol):
         """
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the external array for canonical arrays."""
+        """Return the array of the external layout that is computed from canonical arrays."""
 
     def read(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the canonical arrays for an external array."""
+        """Return the canonical arrays that are computed from an array of the external layout."""
 
     def write_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Return the external shape for canonical shapes."""
+        """Return the shape of the result of `write` for canonical arrays of these shapes."""
 
     def read_shapes(self, shape: Shape) -> list[Shape]:
-        """Return the canonical shapes for an external shape.
+        """Return the shapes of the results of `read` for an external array of this shape.
 
         Raises:
             LayoutError: no canonical tensors result in this external shape.

@@ -99,7 +99,10 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
 
 @contextmanager
 def _pipe_to_parent() -> Iterator[int]:
-    """Yield the reading end of a pipe whose writing end is open only in this process."""
+    """Yield the reading end of a pipe, which a child process reads to notice that this one ends.
+
+    The writing end is open only in this process, so the pipe is closed when the process ends.
+    """
     reading, writing = os.pipe()
     try:
         yield reading

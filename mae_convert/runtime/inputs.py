@@ -219,7 +219,7 @@ def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
         raise MaeConvertError(
             error,
             ". An .npz file of inputs must contain pixel_values (N, C, H, W) and may contain noise "
-            "(N, L), float32",
+            "(N, L), both as float32",
             hint="write it with numpy.savez",
         ) from error
 

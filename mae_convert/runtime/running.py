@@ -229,7 +229,7 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
 def _prepare(
     run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
 ) -> tuple[Path, str | None, Sequence[ByteFile]]:
-    """Write the files that the child process needs to the directory `work`.
+    """Write the input files of the child process; the directory `work` will contain them.
 
     Returns:
         The job file; the part of mae-convert that reads or converts the tensors, as text for

@@ -120,7 +120,7 @@ OFFICIAL = tuple(_catalog())
 
 
 def candidates(model: ViTMAEConfig, task: str) -> list[Official]:
-    """Return the official files whose tensors have the same names and shapes as a model."""
+    """Return the official files whose tensors have the names and shapes of a model's tensors."""
     expected = schema(model, task)
     return [o for o in OFFICIAL if o.task == task and schema(o.model, task) == expected]
 
