@@ -213,7 +213,7 @@ def test_checkpoint_from_storage_is_named_by_its_address(memory, case, tmp_path)
     row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", fields))
     assert row.error.startswith("memory://bucket/short.pth is truncated or corrupt")
     row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
-    assert row.error.startswith("memory://bucket/whole.pth: the number")
+    assert row.error.startswith("memory://bucket/whole.pth: the checkpoint stores neither")
     row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", fields))
     assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
     assert set(row.target_version) == {
