@@ -57,7 +57,7 @@ class Taps(dict[str, Tensor]):
         output_attentions: bool = False,
         output_taps: bool = False,
     ) -> "Taps | None":
-        """Return a dictionary for the requested activations, or None if nothing is requested."""
+        """Return an empty `Taps` that collects the requested activations; None if none are."""
         if not (output_hidden_states or output_attentions or output_taps):
             return None
         return cls(

@@ -536,9 +536,10 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
     """Return whether the complete models are in fact incomplete models of other variants.
 
-    This is the case if each additional tensor that changes the outputs of a model is a tensor of
-    another variant in the same family. For example, a model with query and key biases but without
-    value biases is an incomplete model with biases, not a complete model without biases.
+    This is the case if each stored tensor that the complete models do not use, and that would
+    change their outputs, is a tensor of another variant in the same family. For example, a model
+    with query and key biases but without value biases is an incomplete model with biases, not a
+    complete model without biases.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:

@@ -49,7 +49,7 @@ class SequentialArray(ABC):
         """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Copy elements, the first at index `start`, into a flat contiguous array of this dtype."""
+        """Fill a flat contiguous array of this dtype with the elements from index `start` on."""
         memory[:] = self.elements(start, start + len(memory))
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
@@ -97,7 +97,7 @@ class Joined(SequentialArray):
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Copy elements, the first at index `start`, into a flat contiguous array, part by part."""
+        """Fill a flat contiguous array with the elements from index `start` on, part by part."""
         filled = 0
         for part, low, high in self._ranges(start, start + len(memory)):
             part.fill(memory[filled : filled + high - low], low)
@@ -147,7 +147,7 @@ class Checked(Mapped):
     """
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Copy elements, the first at index `start`, into a flat contiguous array; check them."""
+        """Fill a flat contiguous array with the elements from index `start` on, and check them."""
         self.of.fill(memory, start)
         self.function(memory)
 

@@ -53,7 +53,7 @@ class BatchFeature(dict):
         return dict(self)
 
     def to(self, *arguments: Any, **named: Any) -> "BatchFeature":
-        """Move PyTorch tensors to another device or dtype, in place, and return the inputs.
+        """Move the PyTorch tensors to another device or dtype, in place, and return this object.
 
         As in transformers, integer tensors keep their dtype, and values other than PyTorch tensors
         are not changed.
@@ -74,7 +74,7 @@ class BatchFeature(dict):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchFeature":
-        """Convert the inputs to arrays or tensors in place, and return them.
+        """Convert the values to arrays or tensors, in place, and return this object.
 
         Args:
             tensor_type: "np" (NumPy), "pt" (PyTorch) or "tf" (TensorFlow); None: no conversion.

@@ -61,8 +61,8 @@ def python_process(
         python: the interpreter; None for the current interpreter.
         arguments: the script and its arguments.
         environment: the environment variables of the process.
-        server: a fork server, which starts the process if a forked process is equivalent to a new
-            process; None to always start a new process.
+        server: a fork server, which starts the process if a forked process would run with the same
+            interpreter and environment as a new process; None to always start a new process.
         pipes: arguments of ``subprocess.Popen``. By default, standard input is a pipe to which
             nothing is written.
 

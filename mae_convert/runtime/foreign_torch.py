@@ -150,7 +150,7 @@ class _Drawn(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
-        """Call a PyTorch function; ``torch.rand`` returns the noise."""
+        """Call a PyTorch function, except that ``torch.rand`` returns the specified noise."""
         if function is not torch.rand:
             return function(*arguments, **(named or {}))
         one = len(arguments) == 1 and not isinstance(arguments[0], int)

@@ -168,7 +168,7 @@ class Variable:
         self._variable = variable
 
     def assign(self, array: np.ndarray) -> None:
-        """Assign an array, which the backend converts to the variable's dtype in many threads."""
+        """Assign an array to the variable; the backend converts it to the variable's dtype."""
         self._variable.assign(ops.convert_to_tensor(array))
 
 

@@ -204,7 +204,7 @@ def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Run the job file on the command line and return the exit status.
+    """Run the job in the file that the command line names, and return the exit status.
 
     An error is reported in the last line of standard error.
     """

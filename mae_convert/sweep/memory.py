@@ -1,4 +1,4 @@
-"""Estimate the memory that jobs need, measure their memory, and determine the available memory."""
+"""Estimate the memory that jobs need, measure what they use, and determine what is available."""
 
 import math
 import os

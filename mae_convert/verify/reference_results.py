@@ -40,7 +40,7 @@ class ReferenceResult:
             the LayerNorm epsilon of the checkpoint.
         where: the publisher.
         image_size: side length of the model's input image in pixels.
-        what: the elements of the logits that were published.
+        what: a phrase for messages that names the published elements.
     """
 
     source: str

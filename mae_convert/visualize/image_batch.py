@@ -65,7 +65,7 @@ def batch_from_files(
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
         stride: the distance between the frames of a clip; None for the distance in the family's
             training.
-        most: the maximum number of files.
+        most: the maximum number of files; later ones are ignored.
 
     Raises:
         MaeConvertError: a file is not an image or video, or does not fit the model.
@@ -113,7 +113,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
     Args:
         path: the file; its images must be preprocessed already.
         checkpoint: the checkpoint of the model.
-        most: the maximum number of images.
+        most: the maximum number of images; later ones are ignored.
 
     Raises:
         MaeConvertError: the file is not an .npz file with these arrays, or does not fit the model.

@@ -23,7 +23,7 @@ _VARIANCE_FLOOR = 1e-6
 
 
 class PatchProjection(keras.layers.Layer):
-    """The linear projection of patches (ViT, equation 1), with the kernel of a convolution."""
+    """The linear projection of patches (ViT, equation 1); its weight has a convolution's shape."""
 
     def __init__(
         self,

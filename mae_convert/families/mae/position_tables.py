@@ -106,7 +106,7 @@ def _begins_fixed(stored: np.ndarray, tolerance: float) -> bool:
 
 
 def _last_patch(width: int, grid: Grid) -> np.ndarray:
-    """Return the last row (width,) of a fixed table, without computing the other rows."""
+    """Return the last row (width,) of a sine-cosine table, without computing the other rows."""
     half = 2 * (width // 4)
     column = sincos_position_embedding(width, (1, grid[1]))[0, -1]
     row = sincos_position_embedding(width, (grid[0], 1))[0, -1]
