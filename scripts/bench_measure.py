@@ -96,7 +96,10 @@ def require(python: Path, *modules: str) -> None:
 
 
 def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Call functions in turn, in alternating order; return a list of results for each function."""
+    """Call each function once per round, and return the list of the results of each function.
+
+    The order of the functions is reversed after each round.
+    """
     results: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 else reversed(ways):

@@ -88,7 +88,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Use a certificate as verification and publication do, but without running the model.
+    """Read and check a certificate like verification and publication, but do not run the model.
 
     Raises:
         MaeConvertError: the certificate is refused.

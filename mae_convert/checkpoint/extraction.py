@@ -494,7 +494,7 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the fewest leading components of a prefix that no other prefix begins with."""
+    """Return the shortest beginning of `prefix`, in whole components, that no other has."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])

@@ -65,7 +65,7 @@ def warnings_of_values(checkpoint: Checkpoint, statistics: Mapping[str, Statisti
     """Return warnings about the values of tensors.
 
     Most warnings are derived from the statistics. For warnings about position embeddings, the
-    embeddings are loaded again and compared with the fixed embeddings.
+    embeddings are loaded again and compared with the fixed sine-cosine embeddings.
 
     Args:
         checkpoint: the checkpoint.

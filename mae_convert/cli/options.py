@@ -445,7 +445,7 @@ def side_options(command: Command) -> Command:
                 type=RUNNER,
                 help=(
                     f"Framework that runs {what}, or external code as for `verify --against`. "
-                    "[default: the framework that loads its tensor names natively]"
+                    "[default: the framework that loads it without a mapping table]"
                 ),
             ),
             click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),

@@ -113,10 +113,13 @@ def container_kind(layout: Layout, target: Path) -> str:
 
 
 def parse_targets(target: Path, texts: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return (layout, path) for each text: (LAYOUT, PATH) for LAYOUT=PATH, else (text, target).
+    """Return a pair (layout, path) for each value of the option ``--to``.
+
+    A value is ``LAYOUT=PATH``, or ``LAYOUT`` for the path `target`. Exactly one value must be
+    without a path.
 
     Raises:
-        OutputError: the number of layouts without a path is not 1, or two paths are equal.
+        OutputError: none or several values are without a path, or two paths are equal.
     """
     parsed = []
     for text in texts:

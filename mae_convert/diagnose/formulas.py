@@ -253,9 +253,12 @@ class _Writer:
         return self.formula("logits")
 
     def last_norm(self, first: str) -> Formula | None:
-        """Return the formula of a norm after the blocks, or None.
+        """Return the formula of the norm after the blocks, or None if it cannot be written.
 
-        In pooled models, the norm is applied to the mean of the tokens.
+        In models with average pooling, the norm is applied to the mean of the tokens.
+
+        Args:
+            first: the name of the norm, without ``.weight``.
         """
         part, config = first.partition(".")[0], self.model.config
         part = "encoder" if part == "head" else part

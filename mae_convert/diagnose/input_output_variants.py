@@ -150,7 +150,11 @@ def changed_images(pixel_values: Tensor, variants: Variants) -> Tensor:
 
 
 def embed(model: Any, pixel_values: Tensor, ids_keep: Tensor | None, variants: Variants) -> Tensor:
-    """Return class token and patch tokens with position embeddings added, (N, 1 + kept, D)."""
+    """Embed images with the variant of the embedding, if there is one; return tokens (N, 1 + K, D).
+
+    The result has the class token and the K patches of `ids_keep` (N, K), or all patches if
+    `ids_keep` is None, with position embeddings added.
+    """
     if not variants.affects("encoder.embedding"):
         embedded: Tensor = model.embed(pixel_values, ids_keep)
         return embedded

@@ -192,14 +192,14 @@ def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str], list[str]]:
-    """Return the source after the steps that were really applied, and the faults of the record.
+    """Determine which declared changes were really applied to A, and the faults of B's record.
 
-    The conversion record may declare a step that was not applied, or may not declare that tensors
-    were rounded.
+    The conversion record may declare a change that was not applied, or may not declare that
+    tensors were rounded.
 
     Returns:
-        The source after the steps, the names of the tensors that still differ in B, and sentences
-        about the faults.
+        A after the changes that were applied, the names of the tensors that still differ from
+        those of B, and sentences about the faults of the record.
     """
     declared = [step for step in steps_between(a, b) if step["step"] != "task"]
     source = _after(a, declared, b)

@@ -171,7 +171,7 @@ class Family(ABC):
         """
 
     def position_tables(self, config: Any) -> Mapping[str, PositionTable]:
-        """Return the structures of position embeddings with a row for each patch, by name."""
+        """Return the structure of each table of position embeddings, by canonical tensor name."""
         return {}
 
     def layout(self, name: str) -> Layout:
@@ -326,10 +326,10 @@ class Family(ABC):
         return 1
 
     def check(self, task: str, evidence: Evidence) -> None:
-        """Refuse contradictory evidence.
+        """Raise an error if sources of fields contradict each other.
 
         Raises:
-            ConfigurationError: the evidence is contradictory.
+            ConfigurationError: two sources of the evidence contradict each other.
         """
         check_config(task, evidence)
 
@@ -464,7 +464,7 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return text about possible official sources of a model, and their licence; or None."""
+        """Return a description of official weights of such a model and their licence, or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 

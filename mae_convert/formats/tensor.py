@@ -232,7 +232,7 @@ class PassingDigest:
 
     @property
     def watched(self) -> LazyTensor:
-        """The tensor, as a lazy tensor that hashes its elements when they are read in order."""
+        """A lazy tensor with the same elements, which are hashed when they are read in order."""
         load = self.tensor.load
         if isinstance(load, SequentialArray):
             return replace(

@@ -158,7 +158,7 @@ def check_card(card: str) -> None:
 
 
 def _complaints(error: ValueError) -> str:
-    """Return the Hub's error messages about a card, which it sends as JSON, in one line."""
+    """Return the Hub's messages about errors in a card (sent as JSON) as one line of text."""
     try:
         return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
     except (ValueError, KeyError, TypeError):

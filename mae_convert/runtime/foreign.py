@@ -58,7 +58,12 @@ def names_code(text: str) -> bool:
 
 
 def with_absolute_path(text: str, folder: Path) -> str:
-    """Return a text in one of `FORMS` with its relative path resolved against `folder`."""
+    """Return the text that specifies external code, with its path resolved against `folder`.
+
+    Args:
+        text: one of `FORMS`.
+        folder: the directory to which a relative path in the text is relative.
+    """
     name, equals, rest = text.partition("=")
     if equals and name == ORIGINAL:
         target, equals, python = rest.partition("=")

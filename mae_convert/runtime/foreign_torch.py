@@ -165,7 +165,7 @@ class _Drawn(TorchFunctionMode):
 
 @contextmanager
 def drawn_noise(noise: Tensor, label: str) -> Iterator[None]:
-    """Let ``torch.rand`` return the masking noise (N, L) while a model runs.
+    """Within the context, let ``torch.rand`` return the masking noise (N, L), for external models.
 
     Raises:
         LoadError: the model draws another number of values.

@@ -1,8 +1,8 @@
 """Text for output: external text in a safe form, and numbers, sizes and counts as text.
 
 File names, tensor names, configurations and responses of servers are external text, which may be
-malicious. There is one function for each kind of output; external text is passed through this
-function where the output is created.
+malicious. For each kind of output there is a function that makes external text safe; it is
+called where the output is created.
 """
 
 import re

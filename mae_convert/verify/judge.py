@@ -291,10 +291,11 @@ def _function(a: Trace, b: Trace) -> Iterator[Check]:
 def _distance(result: Results, exact: Results, name: str, error: Error = relative_error) -> float:
     """Return the distance of a result from the exact result.
 
-    The exact gradient of a key bias is zero, because softmax cancels the bias. Its computed value
-    is a rounding error, whose size depends on the terms of the key weight's gradient; so the
-    distance is divided by the norm of the exact gradient of the key bias or the key weight,
-    whichever is larger.
+    The distance is ``error(result, exact)``, except for the gradient of a key bias. In exact
+    arithmetic, this gradient is zero, because softmax does not depend on the bias; what is
+    computed is a rounding error, whose size depends on the gradient of the key weight. The
+    distance is therefore the norm of the difference, divided by the larger of two norms: that of
+    the exact result's gradient of the key bias, and that of its gradient of the key weight.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))

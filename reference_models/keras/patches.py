@@ -41,7 +41,7 @@ class PatchProjection(keras.layers.Layer):
     def build(self) -> None:
         """Create the kernel ([t,] h, w, C, D) and the bias (D,).
 
-        By default, the kernel has the initial values of a matrix (P, D): Xavier uniform.
+        By default, the kernel is initialized like a matrix (P, D), with Xavier uniform values.
         """
         config, width = self.config, self.width
         limit = (6 / (config.patch_dim + width)) ** 0.5

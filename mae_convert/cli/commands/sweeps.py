@@ -219,9 +219,8 @@ def _engine(options: dict[str, Any]) -> "Engine":
               help="Maximum number of images.")  # fmt: skip
 @click.option("--shown", type=click.IntRange(min=2), default=5, show_default=True,
               help="Number of checkpoints whose reconstructions are shown.")  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Seed of the masking noise.")  # fmt: skip
 @framework_option
 @device_option
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     type=RUNNER,
     help=(
         "Framework that runs the model, or external code as for `verify --against`. [default: the "
-        "framework that loads the checkpoint's tensor names natively]"
+        "framework that loads the checkpoint without a mapping table]"
     ),
 )
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)

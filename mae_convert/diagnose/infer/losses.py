@@ -243,7 +243,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return the pixels that the model should predict, with its normalisation, cut into patches."""
+    """Return the patches that the model should predict, normalised with the family's statistics."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)

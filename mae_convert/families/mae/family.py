@@ -190,7 +190,7 @@ class ImageMAE(Family):
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return text about possible official sources of a model, and their licence; or None."""
+        """Return a description of official weights of such a model and their licence, or None."""
         names = " or ".join(official.file for official in candidates(model, task))
         return (f"{names}, with the same tensor names and shapes", LICENSE) if names else None
 

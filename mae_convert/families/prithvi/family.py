@@ -193,7 +193,7 @@ def _size(evidence: Evidence) -> Any:
 
 
 def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids (times, rows, columns) whose number of patches is the number of positions.
+    """Yield the grids (times, rows, columns) that have as many patches as there are positions.
 
     They are in ascending order of times. Images are assumed to be square unless an option or the
     configuration specifies their size.
