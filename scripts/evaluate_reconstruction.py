@@ -87,9 +87,9 @@ def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfi
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return normalised patches (N, L, P) of one colour: R, G and B, each from 0 to 255."""
-    normalised = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
-    return normalised.repeat(patches.shape[2] // 3).expand_as(patches)
+    """Return normalized patches (N, L, P) of one colour: R, G and B, each from 0 to 255."""
+    normalized = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    return normalized.repeat(patches.shape[2] // 3).expand_as(patches)
 
 
 def fill_visible_mean(patches: Tensor, mask: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def fill_nearest(patches: Tensor, mask: Tensor, config: ViTMAEConfig) -> Tensor:
 def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float, float]:
     """Return the errors over removed pixels.
 
-    The errors are the mean squared error of normalised values, and the root mean squared error on
+    The errors are the mean squared error of normalized values, and the root mean squared error on
     the scale 0 to 255.
     """
     errors = (guess - patches)[mask > 0].unflatten(-1, (-1, 3))  # (removed, pixels, 3)
@@ -168,7 +168,7 @@ def main() -> None:
     args = parse_arguments()
     model = load_model(args.checkpoint)
     rows = []
-    print("mean squared error, normalised (root mean squared error, 0 to 255), of removed pixels")
+    print("mean squared error, normalized (root mean squared error, 0 to 255), of removed pixels")
     for path in map(Path, args.images):
         cuts = torch.stack(list(squares(load_image(path), model.config)))
         noise = make_noise(len(cuts) * args.masks, model.config, args.seed)

@@ -126,7 +126,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     add(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
-        help="predict pixels normalised per patch: better features, but predictions are not images",
+        help="predict pixels normalized per patch: better features, but predictions are not images",
     )
 
 
@@ -244,7 +244,7 @@ def random_crop_box(
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return an image as (3, H, W) float32, normalised with ImageNet's mean and std."""
+    """Return an image as (3, H, W) float32, normalized with ImageNet's mean and std."""
     values = np.asarray(image, dtype=np.float32) / 255  # (H, W, 3)
     mean, std = (np.array(three, dtype=np.float32) for three in (IMAGE_MEAN, IMAGE_STD))
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
@@ -344,7 +344,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Load initial weights; if the decoder is missing, it is initialised at random."""
+    """Load initial weights; if the decoder is missing, it is initialized at random."""
     has_decoder = "mask_token" in weights
     try:
         missing, surplus = model.load_state_dict(weights, strict=has_decoder)

@@ -139,7 +139,7 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
 
 
 def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Return the normalised centre crop of frames of measured values: (C, T, H, W), float32."""
+    """Return the normalized centre crop of frames of measured values: (C, T, H, W), float32."""
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
         raise MaeConvertError(

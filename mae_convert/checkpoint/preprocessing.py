@@ -1,6 +1,6 @@
 """Preprocess images like transformers' ViTImageProcessor.
 
-Pillow resizes 8-bit pixels, which are then rescaled and normalised in float32. The results are
+Pillow resizes 8-bit pixels, which are then rescaled and normalized in float32. The results are
 bit-identical to the outputs of ViTImageProcessor with its Pillow backend.
 """
 
@@ -59,9 +59,9 @@ class Preprocessing:
             image = image.resize(size[::-1], Image.Resampling(self.resample))
         if self.crop is not None:
             image = _centre_crop(image, self.crop)
-        return self.normalised(np.asarray(image))
+        return self.normalized(np.asarray(image))
 
-    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """Return resized pixels (H, W) or (H, W, C) as an input of the model (C, H, W)."""
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
         scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
@@ -147,7 +147,7 @@ def preprocessing_from_settings(
     """
     resize, edge = _configured_size(settings, image_hw)
     crop = _pair(settings.get("crop_size")) if settings.get("do_center_crop") else None
-    normalised = settings.get("do_normalize") is not False
+    normalized = settings.get("do_normalize") is not False
     mean, std = statistics
     return Preprocessing(
         channels=len(mean),
@@ -156,8 +156,8 @@ def preprocessing_from_settings(
         resample=_resample(settings),
         crop=crop,
         rescale=_rescale(settings),
-        mean=mean if normalised else (0.0,) * len(mean),
-        std=std if normalised else (1.0,) * len(mean),
+        mean=mean if normalized else (0.0,) * len(mean),
+        std=std if normalized else (1.0,) * len(mean),
     )
 
 

@@ -32,7 +32,7 @@ HARMLESS = (
         r"(up|upsample|upsampling|proj_up|up_?block|up_conv|up_norm|fpn|fcn)\w*[._/]",
         "upsampling layers in addition to the MAE, as in SatMAE++ (which predicts larger images)",
     ),
-    (r"pooler[._/]", "a pooler, which MAE does not have (transformers initialises it at random)"),
+    (r"pooler[._/]", "a pooler, which MAE does not have (transformers initializes it at random)"),
     (
         r"(\w*_)?(ema|momentum|target|teacher|moving_average)(_\w+)?[._/]",
         "part of a copy of the model (moving average, momentum or teacher)",
@@ -74,7 +74,7 @@ FUNCTION = (
     ),
     (
         r"(^|[._/])(q|k|qk|query|key)_?(norm|layernorm|ln)([._/]|$)|(^|[._/])(norm|ln)_?(q|k)([._/]|$)",
-        "normalisation of query and key (qk_norm)",
+        "normalization of query and key (qk_norm)",
     ),
     (r"(^|[._/])(reg|register|registers|storage)_?tokens?$", "register tokens (reg_tokens)"),
     (r"(^|[._/])dist(illation)?_token$", "a distillation token (DeiT)"),

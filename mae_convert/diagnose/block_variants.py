@@ -118,10 +118,10 @@ def norm(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
     eps, kind = variants.get("eps", path), variants.get("norm", path)
     eps = module.eps if eps is None else eps
     lower = LOWER[variants.get("norm precision", path)]
-    return lower(_normalised(module, lower(x), eps, kind))
+    return lower(_normalized(module, lower(x), eps, kind))
 
 
-def _normalised(module: Any, x: Tensor, eps: float, kind: str | None) -> Tensor:
+def _normalized(module: Any, x: Tensor, eps: float, kind: str | None) -> Tensor:
     if kind == "left out":
         return x
     if kind in (None, "applied twice"):

@@ -174,13 +174,13 @@ class ForwardPass:
 
     def _classify(self, tokens: Tensor, variants: Variants) -> Steps:
         model = self.model
-        if model.config.normalises_mean:
+        if model.config.normalizes_mean:
             normed = pooled(model, tokens, variants)
             yield "head.norm", normed
         else:
             normed = norm(model.norm, tokens, "encoder.norm", variants)
             yield from (("encoder.norm", normed), ("last_hidden_state", normed))
-            if model.config.global_pool == "avg":  # the tokens are normalised already
+            if model.config.global_pool == "avg":  # the tokens are normalized already
                 normed = normed[:, 1:].mean(dim=1, keepdim=True)
         yield (
             "logits",

@@ -192,9 +192,9 @@ def _result_candidates(first: str) -> Iterator[Hypothesis]:
             "pixels", pattern, "patches are cut differently for the loss", PIXELS
         )
     if first == "loss_norm_pix":
-        what = "patches are normalised differently"
+        what = "patches are normalized differently"
         yield from model_hypotheses("statistics", first, what, STATISTICS)
-        yield from model_hypotheses("loss", first, what, ("patches not normalised",))
+        yield from model_hypotheses("loss", first, what, ("patches not normalized",))
 
 
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-8, 1e-7, 1e-3, 1e-4, 0.0)

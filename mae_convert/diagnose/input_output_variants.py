@@ -223,7 +223,7 @@ READ_OUTS: Mapping[str | None, TensorFunction] = {
 
 
 def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the layer-normalised mean of patch tokens, (N, 1, D), for tokens (N, 1 + L, D)."""
+    """Return the layer-normalized mean of patch tokens, (N, 1, D), for tokens (N, 1 + L, D)."""
     kind = variants.get("pool", "head")
     if kind == "layer norm before the mean":
         return POOLS[None](norm(model.fc_norm, tokens, "head.norm", variants))
@@ -231,7 +231,7 @@ def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
 
 
 def read_out(normed: Tensor, variants: Variants) -> Tensor:
-    """Return the head's input (N, D) from normalised tokens (N, T, D)."""
+    """Return the head's input (N, D) from normalized tokens (N, T, D)."""
     kind = variants.get("pool", "head")
     return READ_OUTS[kind if normed.shape[1] > 1 else None](normed)
 
@@ -306,8 +306,8 @@ def loss(  # the parameters of forward_loss, variants and name
     config, kind = model.config, variants.get("loss", name)
     patches = patchify(pixel_values, config).unflatten(2, (*config.patch_hw, config.num_channels))
     target = CUT[variants.get("pixels", name)](patches).flatten(2)
-    if name == "loss_norm_pix" and kind != "patches not normalised":
-        target = _normalised(target, variants.get("statistics", name))
+    if name == "loss_norm_pix" and kind != "patches not normalized":
+        target = _normalized(target, variants.get("statistics", name))
     errors = ERRORS.get(kind, lambda error: error.square().mean(dim=-1))(logits - target)
     return AVERAGES.get(kind, AVERAGES[None])(errors, mask)
 
@@ -323,8 +323,8 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 }
 
 
-def _normalised(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P), normalised with a variant of each patch's mean and variance."""
+def _normalized(target: Tensor, statistics: str | None) -> Tensor:
+    """Return patches (N, L, P), normalized with a variant of each patch's mean and variance."""
     if statistics == "epsilon added to the standard deviation":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)

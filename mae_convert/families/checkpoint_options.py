@@ -271,7 +271,7 @@ class Flags:
     norm_pix_loss: bool | None = _option(
         "norm_pix_loss",
         Switch(),
-        "Whether the model was trained to predict pixels normalised per patch.",
+        "Whether the model was trained to predict pixels normalized per patch.",
         tasks=("pretrain",),
     )
     mask_ratio: float | None = _option(

@@ -93,8 +93,8 @@ class Family(ABC):
         resampling: how stored embeddings are resampled: ``BICUBIC`` or ``CORNERS_ALIGNED`` of
             `mae_convert.families.position_embeddings`.
         fixed_positions: the axes of the fixed embedding with which stored embeddings are
-            initialised, a key of ``FIXED`` in `mae_convert.families.position_embeddings`; None if
-            they are initialised at random.
+            initialized, a key of ``FIXED`` in `mae_convert.families.position_embeddings`; None if
+            they are initialized at random.
         may_lack_class_position: whether some programs use the same names for position embeddings
             without a row for the class token.
         additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
@@ -398,9 +398,9 @@ class Family(ABC):
         """Return instructions for converting a predicted patch to pixels, as a sentence."""
         pixels = "image_std and image_mean convert them to pixel values"
         if not model.norm_pix_loss:
-            return f"predicts pixels that are not normalised per patch; {pixels}"
+            return f"predicts pixels that are not normalized per patch; {pixels}"
         return (
-            "predicts patches normalised by their own mean and standard deviation: to display a "
+            "predicts patches normalized by their own mean and standard deviation: to display a "
             "patch, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
             f"+ 1e-6), and add the mean, neither of which the model predicts; then {pixels}"
         )

@@ -64,8 +64,8 @@ class OfficialFile:
     model: Any
     """The configuration."""
 
-    normalised: bool | None
-    """Whether the decoder predicts pixels that are normalised per patch; None without a decoder."""
+    normalized: bool | None
+    """Whether the decoder predicts pixels that are normalized per patch; None without a decoder."""
 
     purpose: str
     """The purpose of the file in one line."""

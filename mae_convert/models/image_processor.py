@@ -89,7 +89,7 @@ class BatchFeature(dict):
 
 
 class MaeImageProcessor:
-    """Prepares images for a model: resize, rescale, normalise, channels first.
+    """Prepares images for a model: resize, rescale, normalize, channels first.
 
     Args:
         settings: as in ``preprocessor_config.json``: ``size``, ``resample``, ``image_mean``,

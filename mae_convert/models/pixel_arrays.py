@@ -95,14 +95,14 @@ def prepared(image: Any, prepare: Preprocessing, axes: str | None) -> np.ndarray
     _refuse_scaled_twice(pixels, prepare)
     many = prepare.channels not in MODES
     if many or (pixels.shape[-1] == prepare.channels and not _is_resizing(prepare)):
-        return _normalised(pixels, prepare)
+        return _normalized(pixels, prepare)
     if not _is_whole(pixels):
         pixels = _eight_bits(pixels)
         prepare = replace(prepare, rescale=1 / 255)
     elif pixels.min() < 0 or pixels.max() > 255:
         raise ImageError(
             "pixels must be from 0 to 255 to be resized or converted",
-            hint="pass the image before it is normalised, or do_resize=False",
+            hint="pass the image before it is normalized, or do_resize=False",
         )
     pixels = pixels.astype(np.uint8)
     return prepare(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
@@ -162,11 +162,11 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float64) * 255).astype(np.float32)
 
 
-def _normalised(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
-    """Normalise pixels that already have the model's image size and number of channels."""
+def _normalized(pixels: np.ndarray, prepare: Preprocessing) -> np.ndarray:
+    """Normalize pixels that already have the model's image size and number of channels."""
     if prepare.resize not in (None, pixels.shape[:2]) or prepare.shortest_edge or prepare.crop:
         raise ImageError(
             f"images with {prepare.channels} channels cannot be resized",
             hint="resize the images to the model's image size first",
         )
-    return prepare.normalised(pixels)
+    return prepare.normalized(pixels)

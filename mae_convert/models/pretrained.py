@@ -166,8 +166,8 @@ class PretrainedModel:
     ) -> Any:
         """Return a model with the weights of a checkpoint.
 
-        Every tensor is used or reported, and no parameter is initialised at random: an encoder
-        alone cannot be loaded as a pre-training model. A new classifier head, initialised with
+        Every tensor is used or reported, and no parameter is initialized at random: an encoder
+        alone cannot be loaded as a pre-training model. A new classifier head, initialized with
         zeros, is created if ``num_labels`` requires it.
 
         Args:

@@ -115,7 +115,7 @@ def _on_top(checkpoint: Checkpoint) -> str:
     """Return a description of the decoder or head; "" for an encoder."""
     model = checkpoint.configuration.model
     if checkpoint.task == "pretrain":
-        pixels = "normalised" if model.norm_pix_loss else "plain"
+        pixels = "normalized" if model.norm_pix_loss else "plain"
         return (
             f"; decoder of {model.decoder_num_hidden_layers} blocks of width"
             f" {model.decoder_hidden_size} that predicts {pixels} pixels"

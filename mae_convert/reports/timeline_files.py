@@ -54,7 +54,7 @@ def timeline_json(result: Timeline) -> dict[str, Any]:
 
 def objective_in_words(timeline: Timeline) -> str:
     """Return a phrase that describes the loss."""
-    of = "normalised patches" if timeline.configuration.model.norm_pix_loss else "normalised pixels"
+    of = "normalized patches" if timeline.configuration.model.norm_pix_loss else "normalized pixels"
     return f"mean squared error of {of} over removed patches"
 
 

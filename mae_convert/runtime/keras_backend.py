@@ -69,7 +69,7 @@ def set_precision(dtype: str, device: str) -> None:
 
 
 class Unset(keras.initializers.Initializer):
-    """An initialiser that leaves values arbitrary, which is fast: weights are loaded afterwards."""
+    """An initializer that leaves values arbitrary, which is fast: weights are loaded afterwards."""
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """Return a tensor with arbitrary values."""

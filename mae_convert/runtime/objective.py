@@ -1,7 +1,7 @@
 """The scalar function whose gradients are compared, for each task.
 
 For a pre-training model it is the reconstruction loss (MAE, section 3), without per-patch
-normalisation. For a classifier it is the cross-entropy of fixed labels. An encoder has no loss; the
+normalization. For a classifier it is the cross-entropy of fixed labels. An encoder has no loss; the
 function is the projection of its output on a fixed direction. The norm of the output would not be
 suitable: after a layer norm, its gradient is nearly zero.
 """

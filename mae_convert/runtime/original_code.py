@@ -190,8 +190,8 @@ def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> d
     if "decoder_pred" in dict(model.named_modules()) and hasattr(model, "unpatchify"):
         results |= _images(model, results["logits"])
     if mask.any():
-        for name, normalised in (("loss", False), ("loss_norm_pix", True)):
-            model.norm_pix_loss = normalised
+        for name, normalized in (("loss", False), ("loss_norm_pix", True)):
+            model.norm_pix_loss = normalized
             results[name] = model.forward_loss(pixels, results["logits"], mask)
     return results
 

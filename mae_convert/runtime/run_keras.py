@@ -206,9 +206,9 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
         "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),
     }
     if model.config.num_kept < model.config.num_patches:
-        for name, normalised in (("loss", False), ("loss_norm_pix", True)):
+        for name, normalized in (("loss", False), ("loss_norm_pix", True)):
             results[name] = model.forward_loss(
-                pixels, outputs.logits, outputs.mask, norm_pix_loss=normalised
+                pixels, outputs.logits, outputs.mask, norm_pix_loss=normalized
             )
     return results
 

@@ -130,8 +130,8 @@ def forward(
 
 def _both_losses(model: Any, pixels: Tensor, logits: Tensor, mask: Tensor) -> Results:
     losses = {}
-    for name, normalised in (("loss", False), ("loss_norm_pix", True)):
-        with patch.object(model, "norm_pix_loss", normalised):
+    for name, normalized in (("loss", False), ("loss_norm_pix", True)):
+        with patch.object(model, "norm_pix_loss", normalized):
             losses[name] = model.forward_loss(pixels, logits, mask)
     return losses
 

@@ -93,13 +93,13 @@ def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | N
 
 
 def _both_losses(model: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:
-    """Return the losses without and with per-patch normalisation of the pixels.
+    """Return the losses without and with per-patch normalization of the pixels.
 
     For each loss, ``norm_pix_loss`` is set in the model's config.
     """
     configured, losses = model.config.norm_pix_loss, {}
-    for name, normalised in (("loss", False), ("loss_norm_pix", True)):
-        model.config.norm_pix_loss = normalised
+    for name, normalized in (("loss", False), ("loss_norm_pix", True)):
+        model.config.norm_pix_loss = normalized
         losses[name] = model(pixels, noise=noise).loss
     model.config.norm_pix_loss = configured
     return losses

@@ -1,7 +1,7 @@
 """Run transformers' TensorFlow classes, which exist until version 4.57, on ``tf_model.h5``.
 
 The only intermediate activations that the classes return are hidden states. The loss with
-normalised pixels is not compared, because the classes use the biased variance, which is an error
+normalized pixels is not compared, because the classes use the biased variance, which is an error
 that mae-convert does not reproduce.
 """
 

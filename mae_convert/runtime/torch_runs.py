@@ -44,7 +44,7 @@ def settings() -> dict[str, Any]:
 class WithoutValues(TorchFunctionMode):
     """A context in which models that are created in this thread have parameters without values.
 
-    Their parameters are on the meta device. Initialisation is skipped, because for random numbers
+    Their parameters are on the meta device. Initialization is skipped, because for random numbers
     on that device PyTorch would import SymPy, which takes a second. Other threads are not affected,
     because a ``TorchFunctionMode`` applies to one thread.
     """
@@ -52,7 +52,7 @@ class WithoutValues(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
-        """Call a PyTorch function; create tensors on the meta device and skip initialisation."""
+        """Call a PyTorch function; create tensors on the meta device and skip initialization."""
         named = named or {}
         if function in INITIALIZERS:
             return arguments[0] if arguments else named["tensor"]

@@ -26,7 +26,7 @@ class Display:
 
     low: np.ndarray | None = None
     """(N, B, [1,] 1, 1) for B displayed channels, the values displayed as 0; None for photographs,
-    whose normalisation with image mean and std is undone instead."""
+    whose normalization with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
     """The values displayed as 1, with the shape of ``low``; None if ``low`` is None."""

@@ -1,4 +1,4 @@
-"""Convert normalised pixels to colours, and paste predicted patches into images and videos."""
+"""Convert normalized pixels to colours, and paste predicted patches into images and videos."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ GREY = 0.5  # colour of removed patches, and of a difference of 0
 
 
 def as_colours(pixel_values: np.ndarray, configuration: Configuration) -> np.ndarray:
-    """Return normalised pixels (N, 3, [T,] H, W) as colours (N, [T,] H, W, 3) in [0, 1]."""
+    """Return normalized pixels (N, 3, [T,] H, W) as colours (N, [T,] H, W, 3) in [0, 1]."""
     mean, std = (np.float64(configuration.value(name)) for name in ("image_mean", "image_std"))
     return np.clip(np.moveaxis(pixel_values, 1, -1) * std + mean, 0, 1)
 
@@ -23,7 +23,7 @@ def in_pixels(
 ) -> np.ndarray:
     """Return a reconstruction (N, C, [T,] H, W) in the scale of the original pixels.
 
-    If the model predicts normalised patches, the mean and standard deviation of each patch are
+    If the model predicts normalized patches, the mean and standard deviation of each patch are
     taken from the original.
 
     Args:

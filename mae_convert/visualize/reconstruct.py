@@ -31,7 +31,7 @@ from mae_convert.visualize.sheet import (
 
 ANIMATION_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 STATISTICS_OF_ORIGINAL = (
-    "the model predicts each patch normalised (norm_pix_loss): the mean and standard deviation of "
+    "the model predicts each patch normalized (norm_pix_loss): the mean and standard deviation of "
     "each patch are taken from the original"
 )
 ONLY_REMOVED = (
@@ -94,7 +94,7 @@ def write_reconstructions(
     Returns:
         A report with ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and
         ``frames`` for videos), ``note`` and ``outputs``; for videos also ``sampling``; for two
-        frameworks also ``largest_difference``, in normalised pixels. If only animations over mask
+        frameworks also ``largest_difference``, in normalized pixels. If only animations over mask
         ratios are written, the report also has ``film_ratios``, and the other values are computed
         with the first ratio.
 

@@ -155,7 +155,7 @@ def panel(
     """Draw a contact sheet of one model's reconstructions.
 
     Args:
-        pixel_values: (N, C, [T,] H, W), normalised.
+        pixel_values: (N, C, [T,] H, W), normalized.
         reconstruction: (N, C, [T,] H, W), the prediction of the model.
         mask: (N, L), 1 where a patch is removed.
         names: the names of the images.

@@ -114,7 +114,7 @@ class Configuration:
 
     @property
     def decoder_eps(self) -> float:
-        """Epsilon of the decoder's layer normalisations."""
+        """Epsilon of the decoder's layer normalizations."""
         eps = self.decoder_layer_norm_eps
         return self.layer_norm_eps if eps is None else eps
 

@@ -25,9 +25,9 @@ class ViTMAEConfig(Configuration):
         hidden_dropout_prob: dropout probability after attention and MLP, and in a classifier also
             after the embedding.
         attention_probs_dropout_prob: dropout probability for the attention probabilities.
-        initializer_range: standard deviation with which class token and mask token are initialised.
-        layer_norm_eps: added to the variance in every layer normalisation.
-        decoder_layer_norm_eps: added to the variance in the decoder's layer normalisations; None to
+        initializer_range: standard deviation with which class token and mask token are initialized.
+        layer_norm_eps: added to the variance in every layer normalization.
+        decoder_layer_norm_eps: added to the variance in the decoder's layer normalizations; None to
             use ``layer_norm_eps``.
         image_size: side of a square image or (height, width), in pixels.
         patch_size: side of a square patch or (height, width); divides ``image_size``.
@@ -39,11 +39,11 @@ class ViTMAEConfig(Configuration):
         decoder_num_hidden_layers: number of blocks in the decoder.
         decoder_intermediate_size: hidden width of the decoder's MLPs.
         mask_ratio: fraction of the patches that are removed, in [0, 1).
-        norm_pix_loss: whether the decoder predicts pixels that are normalised per patch.
+        norm_pix_loss: whether the decoder predicts pixels that are normalized per patch.
         global_pool: the input of a classifier's head: "token" for the class token after the final
             norm, "avg" for the average of the patch tokens.
-        fc_norm: for ``global_pool="avg"``, whether the average is normalised (None or True, as in
-            facebookresearch/mae) or the tokens are normalised before averaging (False, as in timm);
+        fc_norm: for ``global_pool="avg"``, whether the average is normalized (None or True, as in
+            facebookresearch/mae) or the tokens are normalized before averaging (False, as in timm);
             for ``global_pool="token"``, it has no effect.
         num_labels: number of classes of a classifier.
 
@@ -62,6 +62,6 @@ class ViTMAEConfig(Configuration):
             raise ValueError(f"fc_norm must be true, false or null, not {self.fc_norm!r}")
 
     @property
-    def normalises_mean(self) -> bool:
-        """Whether a classifier normalises the mean of the patch tokens instead of the tokens."""
+    def normalizes_mean(self) -> bool:
+        """Whether a classifier normalizes the mean of the patch tokens instead of the tokens."""
         return self.global_pool == "avg" and self.fc_norm is not False

@@ -17,7 +17,7 @@ class PrithviConfig(VideoConfiguration):
     arXiv:2412.02732).
 
     Attributes:
-        layer_norm_eps: added to the variance in every layer normalisation; the published models
+        layer_norm_eps: added to the variance in every layer normalization; the published models
             were trained with 1e-6, but the authors' library has used 1e-5 since December 2024.
         coords_encoding: the coordinates that are embedded: "time", "location", both or neither.
         coords_scale_learn: whether the factors that multiply the coordinate embeddings are trained.

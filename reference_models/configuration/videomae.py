@@ -27,7 +27,7 @@ class VideoMAEConfig(VideoConfiguration):
     Attributes:
         qkv_bias: whether the query and value projections have biases; the key projection never has
             a bias.
-        use_mean_pooling: whether a classifier's head reads the mean of all tokens, normalised by
+        use_mean_pooling: whether a classifier's head reads the mean of all tokens, normalized by
             ``fc_norm``, instead of the first token after the encoder's final norm. An encoder has a
             final norm only if this field is false; the encoder of a pre-training model always has a
             final norm.

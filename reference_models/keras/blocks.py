@@ -66,7 +66,7 @@ class LayerNorm(keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=input_shape[-1:], initializer="zeros")
 
     def call(self, tokens: Tensor) -> Tensor:
-        """Normalise tokens (..., D)."""
+        """Normalize tokens (..., D)."""
         x = widen(tokens)
         x = x - mean(x, axis=-1, keepdims=True)
         variance = mean(ops.square(x), axis=-1, keepdims=True)

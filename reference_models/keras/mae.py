@@ -252,12 +252,12 @@ class TFViTForImageClassification(ClassifierModel):
         return {
             "learned_positions": True,
             "embedding_dropout": self.config.hidden_dropout_prob,
-            "final_norm": not self.config.normalises_mean,
+            "final_norm": not self.config.normalizes_mean,
         }
 
     def add_pooling(self) -> None:
         """Add the norm that is applied to the mean of the patch tokens, if configured."""
-        if self.config.normalises_mean:
+        if self.config.normalizes_mean:
             eps, dtype = self.config.layer_norm_eps, self.dtype_policy
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 

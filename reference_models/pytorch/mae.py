@@ -209,7 +209,7 @@ class ViTForImageClassification(Encoder):
         super().__init__(config, learned_positions=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.normalises_mean:
+        if config.normalizes_mean:
             self.fc_norm = norm
         else:
             self.norm = norm
@@ -241,7 +241,7 @@ class ViTForImageClassification(Encoder):
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
         """Return the input (N, D) of the head for tokens (N, 1 + L, D)."""
-        if self.config.normalises_mean:
+        if self.config.normalizes_mean:
             mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
             record(taps, "head", norm=mean)
             return mean[:, 0]

@@ -290,7 +290,7 @@ def test_malformed_training_settings_are_ignored(odd):
     assert "training arguments" not in resolved.sources.values()
 
 
-def test_each_layout_has_its_own_convention_of_normalised_pixels():
+def test_each_layout_has_its_own_convention_of_normalized_pixels():
     from mae_convert.families.mae.layouts import LAYOUTS
 
     flags = {"num_attention_heads": 12, "decoder_num_attention_heads": 16}

@@ -20,7 +20,7 @@ STATED = {
     "bilinear": {"resample": 2},
     "nearest": {"resample": 0},
     "not resized": {"do_resize": False},
-    "not normalised": {"do_normalize": False},
+    "not normalized": {"do_normalize": False},
     "not rescaled": {"do_rescale": False},
     "another scale": {"rescale_factor": 1 / 128},
     "other statistics": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]},

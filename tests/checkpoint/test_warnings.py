@@ -114,15 +114,15 @@ def test_warnings_are_printed_last(command, case):
     assert "is exactly the fixed" in result.out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_inspect_reports_how_to_reconstruct_pixels(command, case, normalised):
+@pytest.mark.parametrize("normalized", [True, False])
+def test_inspect_reports_how_to_reconstruct_pixels(command, case, normalized):
     source = case("pretrain_tiny")
-    flag = "--norm-pix-loss" if normalised else "--no-norm-pix-loss"
+    flag = "--norm-pix-loss" if normalized else "--no-norm-pix-loss"
     printed = command("inspect", source.checkpoint, *source.heads, flag)
     document = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
         "reconstruction"
     ]
-    assert ("the original patch's standard deviation" in document) == normalised
+    assert ("the original patch's standard deviation" in document) == normalized
     assert " ".join(document.split()) in " ".join(printed.out.split())
     encoder = case("encoder_tiny")
     report = command("inspect", encoder.checkpoint, *encoder.heads, "--json").json

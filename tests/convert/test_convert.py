@@ -313,7 +313,7 @@ def test_class_names_and_preprocessing_survive_conversion(golden, tmp_path, layo
     config["label2id"] = {name: number for number, name in enumerate(names)}
     (folder / "config.json").write_text(json.dumps(config))
     reference = {"do_normalize": False, "rescale_factor": 1 / 127.5, "size": {"shortest_edge": 36}}
-    if layout == "timm":  # which always divides by 255 and normalises; others are refused
+    if layout == "timm":  # which always divides by 255 and normalizes; others are refused
         cropped = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
         reference = {"resample": 2, "size": {"shortest_edge": 36}, **cropped}
     (folder / "preprocessor_config.json").write_text(json.dumps(reference))

@@ -113,7 +113,7 @@ FAULTS = {
     "heads inside out": "heads are split as (channels, heads) instead of (heads, channels) in"
     " every block",
     "eps 1e-12 in the decoder": "layer_norm_eps is 1e-12 in the decoder",
-    "biased variance of patches": "patches are normalised differently (biased variance)",
+    "biased variance of patches": "patches are normalized differently (biased variance)",
 }
 
 

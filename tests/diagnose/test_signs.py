@@ -21,7 +21,7 @@ N, KEPT, WIDTH = 2, 6, 24
 Q = "encoder.blocks.0.q"
 
 
-def normalised(x, eps):
+def normalized(x, eps):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
 
 
@@ -32,7 +32,7 @@ def trace():
     noise = rng.permuted(np.tile(np.arange(16), (N, 1)), axis=1)
     restore = np.argsort(np.argsort(noise, axis=1), axis=1)
     x = rng.standard_normal((N, 1 + KEPT, WIDTH)) * rng.uniform(0.1, 3, (N, 1 + KEPT, 1))
-    q = normalised(x, 1e-6) @ rng.standard_normal((WIDTH, WIDTH)) + rng.standard_normal(WIDTH)
+    q = normalized(x, 1e-6) @ rng.standard_normal((WIDTH, WIDTH)) + rng.standard_normal(WIDTH)
     attention, mlp = rng.standard_normal((2, *x.shape))
     taps = {
         "encoder.embedding": x,
@@ -115,7 +115,7 @@ def test_different_epsilon_is_detected_without_weights(trace, eps):
     weight, bias = rng.standard_normal((WIDTH, WIDTH)), rng.standard_normal(WIDTH)
     x = trace.arrays["float64/tap/encoder.embedding"]
     a, b, other = (
-        with_results(trace, encoder__blocks__0__q=normalised(x, e) @ weight.T + bias)
+        with_results(trace, encoder__blocks__0__q=normalized(x, e) @ weight.T + bias)
         for e in (1e-6, eps, 3e-6)
     )
     assert f"if A uses a layer norm epsilon of {eps:g} instead of" in report_of(a, b)

@@ -258,11 +258,11 @@ def test_width_of_a_timm_architecture_is_checked_against_the_tensors(case, tmp_p
         open_checkpoint(tmp_path / "model")
 
 
-def test_a_timm_model_that_normalises_before_it_pools_is_read_and_written(case, tmp_path):
+def test_a_timm_model_that_normalizes_before_it_pools_is_read_and_written(case, tmp_path):
     flags = replace(FLAGS, global_pool="avg")
     source = open_checkpoint(case("finetune_cls_tiny").checkpoint, flags)
     model = source.configuration.model
-    assert (model.global_pool, model.fc_norm, model.normalises_mean) == ("avg", False, False)
+    assert (model.global_pool, model.fc_norm, model.normalizes_mean) == ("avg", False, False)
     execute(plan_conversion(source, tmp_path / "model", "timm"))
     stored = json.loads((tmp_path / "model" / "config.json").read_text())["model_args"]
     assert (stored["global_pool"], stored["fc_norm"]) == ("avg", False)

@@ -278,7 +278,7 @@ def check_masked_pixels_do_not_reach_the_encoder():
     assert equal(model(model.unpatchify(changed), noise).logits, before.logits)
 
 
-def check_reconstruct_puts_normalised_patches_back():
+def check_reconstruct_puts_normalized_patches_back():
     model = random_model("pretrain", replace(norm_pix_loss=True))
     pixels, noise = random_inputs()
     patches = ops.convert_to_numpy(model.patchify(pixels))

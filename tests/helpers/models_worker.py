@@ -324,9 +324,9 @@ def check_archives_of_earlier_versions_are_loaded():
 def check_the_configuration_can_be_set():
     model, inputs = model_of("pretrain", mask_ratio=0.5, norm_pix_loss=True), inputs_of("pretrain")
     assert float(ops.sum(model(**inputs).mask)) == 16
-    normalised = float(model(**inputs).loss)
+    normalized = float(model(**inputs).loss)
     model.config.norm_pix_loss = False
-    assert float(model(**inputs).loss) != normalised
+    assert float(model(**inputs).loss) != normalized
     model.config.mask_ratio = 0.0
     outputs = model(**inputs)
     assert outputs.loss is None

@@ -25,7 +25,7 @@ def linear(weights, name, x):
     return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
 
-def normalise(weights, name, x, eps):
+def normalize(weights, name, x, eps):
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
     x = (x - mean) / np.sqrt(variance + eps)
@@ -54,10 +54,10 @@ def blocks(weights, name, x, config, heads, eps):
     for index in range(1 + max(int(key.split(".")[1]) for key in weights if key.startswith(name))):
         block = f"{name}.{index}"
         mixed, seen = attention(
-            weights, f"{block}.attn", normalise(weights, f"{block}.norm1", x, eps), heads
+            weights, f"{block}.attn", normalize(weights, f"{block}.norm1", x, eps), heads
         )
         x = x + mixed
-        inner = linear(weights, f"{block}.mlp.fc1", normalise(weights, f"{block}.norm2", x, eps))
+        inner = linear(weights, f"{block}.mlp.fc1", normalize(weights, f"{block}.norm2", x, eps))
         x = x + linear(weights, f"{block}.mlp.fc2", activation(inner))
         states.append(x)
         probabilities.append(seen)
@@ -110,7 +110,7 @@ def pretrain(weights, images, noise, config):
     tokens = np.stack([every[n, [0, *(visible_ids[n] + 1)]] for n in range(count)])
     eps, heads = config.layer_norm_eps, config.num_attention_heads
     states, attentions = blocks(weights, "blocks", tokens, config, heads, eps)
-    latent = normalise(weights, "norm", states[-1], config.layer_norm_eps)
+    latent = normalize(weights, "norm", states[-1], config.layer_norm_eps)
 
     eps = config.decoder_layer_norm_eps or config.layer_norm_eps
     visible = linear(weights, "decoder_embed", latent)
@@ -125,7 +125,7 @@ def pretrain(weights, images, noise, config):
         config.decoder_num_attention_heads,
         eps,
     )
-    normed = normalise(weights, "decoder_norm", decoded[-1], eps)
+    normed = normalize(weights, "decoder_norm", decoded[-1], eps)
     logits = linear(weights, "decoder_pred", normed)[:, 1:]
     return {
         "mask": mask,
@@ -135,15 +135,15 @@ def pretrain(weights, images, noise, config):
         "latent": latent,
         "decoder_states": decoded,
         "logits": logits,
-        "loss": loss(images, logits, mask, config, normalised=False),
-        "loss_norm_pix": loss(images, logits, mask, config, normalised=True),
+        "loss": loss(images, logits, mask, config, normalized=False),
+        "loss_norm_pix": loss(images, logits, mask, config, normalized=True),
         "reconstruction": unpatchify(logits, config),
     }
 
 
-def loss(images, logits, mask, config, *, normalised):
+def loss(images, logits, mask, config, *, normalized):
     target = patchify(images, config)
-    if normalised:
+    if normalized:
         deviation = np.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
         target = (target - target.mean(-1, keepdims=True)) / deviation
     errors = ((logits - target) ** 2).mean(-1)
@@ -156,9 +156,9 @@ def classify(weights, images, config):
     eps = config.layer_norm_eps
     states, _ = blocks(weights, "blocks", tokens, config, config.num_attention_heads, eps)
     if config.global_pool == "avg" and config.fc_norm is False:
-        read = normalise(weights, "norm", states[-1][:, 1:], eps).mean(1)
+        read = normalize(weights, "norm", states[-1][:, 1:], eps).mean(1)
     elif config.global_pool == "avg":
-        read = normalise(weights, "fc_norm", states[-1][:, 1:].mean(1), eps)
+        read = normalize(weights, "fc_norm", states[-1][:, 1:].mean(1), eps)
     else:
-        read = normalise(weights, "norm", states[-1][:, 0], eps)
+        read = normalize(weights, "norm", states[-1][:, 0], eps)
     return linear(weights, "head", read)

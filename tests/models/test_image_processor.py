@@ -23,7 +23,7 @@ STATED = {
     "nearest": {"resample": 0, "size": {"height": 40, "width": 40}},
     "Lanczos": {"resample": 1, "size": {"height": 40, "width": 40}},
     "not resized": {"do_resize": False},
-    "not normalised": {"do_normalize": False},
+    "not normalized": {"do_normalize": False},
     "not rescaled": {"do_rescale": False},
     "another scale": {"rescale_factor": 1 / 128},
 }

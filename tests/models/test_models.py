@@ -351,9 +351,9 @@ def test_a_configuration_that_can_change_has_no_hash_and_is_equal_by_its_values(
 def test_mask_ratio_and_kind_of_target_can_be_changed_on_the_model():
     model, inputs = model_of("pretrain", mask_ratio=0.5, norm_pix_loss=True), inputs_of("pretrain")
     assert int(model(**inputs).mask.sum()) == 16
-    normalised = model(**inputs).loss
+    normalized = model(**inputs).loss
     model.config.norm_pix_loss = False
-    assert not torch.equal(model(**inputs).loss, normalised)
+    assert not torch.equal(model(**inputs).loss, normalized)
     model.config.mask_ratio = 0.0
     outputs = model(**inputs)
     assert outputs.loss is None

@@ -267,10 +267,10 @@ def test_unusual_sizes_and_every_activation(act):
 
 def test_norm_pix_loss_is_a_field_and_an_argument():
     model, (pixels, noise) = random_model("pretrain", ODD), random_inputs(ODD)
-    normalised = random_model("pretrain", dataclasses.replace(ODD, norm_pix_loss=True))
+    normalized = random_model("pretrain", dataclasses.replace(ODD, norm_pix_loss=True))
     expected = numpy_mae.pretrain(weights_of(model), pixels.numpy(), noise.numpy(), ODD)
     with torch.no_grad():
-        plain, other = model(pixels, noise), normalised(pixels, noise)
+        plain, other = model(pixels, noise), normalized(pixels, noise)
         requested = model.forward_loss(pixels, plain.logits, plain.mask, norm_pix_loss=True)
     assert plain.loss.shape == other.loss.shape == ()
     assert distance(plain.loss, expected["loss"]) <= FLOAT64_LIMIT
@@ -304,7 +304,7 @@ def test_unpatchify_inverts_patchify():
     assert torch.equal(model.unpatchify(patches), pixels)
 
 
-def test_reconstruct_puts_normalised_patches_back():
+def test_reconstruct_puts_normalized_patches_back():
     config = dataclasses.replace(ODD, norm_pix_loss=True)
     model, (pixels, noise) = random_model("pretrain", config), random_inputs(config)
     patches = numpy_mae.patchify(pixels.numpy(), config)

@@ -67,8 +67,8 @@ def test_catalog_shows_which_files_have_a_decoder_and_normalized_pixels(command)
     rows = {row["name"]: row for row in command("catalog", "--json").json["official"]}
     assert len(rows) == 12
     assert rows["mae_visualize_vit_base"]["has_decoder"]
-    assert rows["mae_visualize_vit_base"]["normalised_pixels"] is False
-    assert rows["mae_pretrain_vit_base_full"]["normalised_pixels"] is True
+    assert rows["mae_visualize_vit_base"]["normalized_pixels"] is False
+    assert rows["mae_pretrain_vit_base_full"]["normalized_pixels"] is True
     assert not rows["mae_pretrain_vit_base"]["has_decoder"]
     assert {row["license"] for row in rows.values()} == {"cc-by-nc-4.0"}
     assert rows["mae_finetuned_vit_huge"]["md5_begins_with"] == "2541f2"

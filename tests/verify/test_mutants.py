@@ -345,11 +345,11 @@ CONFIGURATIONS = {
     "ReLU": {"hidden_act": "relu"},
     "eight heads": {"num_attention_heads": 8},
     "four decoder heads": {"decoder_num_attention_heads": 4},
-    "normalised pixels": {"norm_pix_loss": True},
+    "normalized pixels": {"norm_pix_loss": True},
     "mask ratio": {"mask_ratio": 0.5},
 }
 # Only the configuration shows these: traces contain both losses, and both sides use one mask.
-FLAGS_ONLY = {"normalised pixels", "mask ratio"}
+FLAGS_ONLY = {"normalized pixels", "mask ratio"}
 
 
 def test_faults_in_the_configuration_are_detected(golden_model, capsys):

@@ -118,7 +118,7 @@ def inspect(
 @click.option(
     "--num-labels",
     type=COUNT,
-    help="Add a new classifier head, initialised with zeros, to the encoder for fine-tuning.",
+    help="Add a new classifier head, initialized with zeros, to the encoder for fine-tuning.",
 )
 @click.option(
     "--in-channels",

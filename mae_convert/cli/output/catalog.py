@@ -17,7 +17,7 @@ from mae_convert.layouts.table import Repeat, Row
 from mae_convert.verify.reference_results import REFERENCE_RESULTS
 from mae_convert.verify.reference_results_videos import VIDEO_REFERENCE_RESULTS
 
-DECODERS = {None: "none", False: "plain", True: "normalised"}
+DECODERS = {None: "none", False: "plain", True: "normalized"}
 Fingerprints = Mapping[str, Mapping[str, str]]
 
 
@@ -38,7 +38,7 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
             official.name,
             official.folder,
             official.task,
-            DECODERS[official.normalised],
+            DECODERS[official.normalized],
             f"{official.parameters / 1e6:.1f} M",
             official.md5 or "none",
         )
@@ -115,7 +115,7 @@ def catalog_json(officials: Sequence[OfficialFile], fingerprints: Fingerprints) 
             "url": f"{official.base_url}/{official.path}",
             "task": official.task,
             "has_decoder": official.task == "pretrain",
-            "normalised_pixels": official.normalised,
+            "normalized_pixels": official.normalized,
             "parameters": official.parameters,
             "md5_begins_with": official.md5,
             "license": official.license,

@@ -29,7 +29,7 @@ def reconstructions(report: Mapping[str, Any]) -> None:
         cells = ("none" if error is None else f"{error:.4f}" for error in errors)
         grid.add_row(markup(row["image"]), removed, *cells)
     out.print(grid)
-    out.print("error: mean squared error of the removed patches, in normalised pixel units")
+    out.print("error: mean squared error of the removed patches, in normalized pixel units")
     if "film_ratios" in report:
         first, *_, last = report["film_ratios"]
         out.print(

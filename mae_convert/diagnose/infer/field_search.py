@@ -244,7 +244,7 @@ class Search:
 
 
 def _norm_pix_loss(losses: Losses, why_unfit: str) -> Decision:
-    """Return the decision on the target of the loss: pixels or normalised patches."""
+    """Return the decision on the target of the loss: pixels or normalized patches."""
     relative = {value: losses.relative(norm_pix_loss=value) for value in (False, True)}
     best = min(relative, key=lambda value: relative[value].mean())
     confidence = None if why_unfit else _confidence(relative)

@@ -5,7 +5,7 @@ channel therefore depends on the key channels of the same head and on no others,
 the entries of the matrix product ``W_q W_kᵀ`` (width x width) are larger if both channels belong to
 the same head.
 
-The test is an exact permutation test. The initialisation does not depend on the channel index, and
+The test is an exact permutation test. The initialization does not depend on the channel index, and
 training treats the channels of a head equally. So if a layer has h heads, permuting the channels
 within each head and permuting the heads gives weights of the same probability. A number of heads is
 rejected if such permutations destroy a structure in the weights.

@@ -30,13 +30,13 @@ class Losses:
     """Error of the pixels, the loss of a model with ``norm_pix_loss=False``."""
 
     normalized: np.ndarray
-    """Error of the normalised patches, the loss of a model with ``norm_pix_loss=True``."""
+    """Error of the normalized patches, the loss of a model with ``norm_pix_loss=True``."""
 
     one_colour: np.ndarray
     """Error of the pixels if the mean colour of the visible patches is predicted."""
 
     zero: np.ndarray
-    """Error of the normalised patches if zeros are predicted."""
+    """Error of the normalized patches if zeros are predicted."""
 
     def relative(self, *, norm_pix_loss: bool) -> np.ndarray:
         """Return the loss (images, crops) relative to the mean loss of a constant prediction."""
@@ -243,7 +243,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return the patches that the model should predict, normalised with the family's statistics."""
+    """Return the patches that the model should predict, normalized with the family's statistics."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)

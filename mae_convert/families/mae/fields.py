@@ -131,7 +131,7 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 def check_pooling(task: str, evidence: Evidence) -> None:
     """Refuse a configuration with pooling if the tensors belong to a class-token classifier.
 
-    A pooled classifier that normalises before the pooling has the same tensor names, so a
+    A pooled classifier that normalizes before the pooling has the same tensor names, so a
     configuration with ``fc_norm`` False is accepted.
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:

@@ -60,20 +60,20 @@ _HUB = {
     "mae_pretrain_vit_huge": "timm/vit_huge_patch14_224.mae",
 }
 _KINDS = (
-    # name, folder, task, normalised, purpose
+    # name, folder, task, normalized, purpose
     ("mae_visualize_vit_{}", "visualize", "pretrain", False,
-     ("for viewing reconstructions: encoder and decoder, trained on pixels that are not normalised "
+     ("for viewing reconstructions: encoder and decoder, trained on pixels that are not normalized "
      "per patch")),
     ("mae_pretrain_vit_{}", "pretrain", "encoder", None,
      "for features and fine-tuning: the encoders of the models in the paper"),
     ("mae_pretrain_vit_{}_full", "pretrain", "pretrain", True,
-     "for further pre-training: encoder and decoder, reported to be trained on normalised pixels"),
+     "for further pre-training: encoder and decoder, reported to be trained on normalized pixels"),
     ("mae_finetuned_vit_{}", "finetune", "classify", None,
      "for classifying images of ImageNet-1k: top-1 accuracy of {accuracy} % as published"),
 )  # fmt: skip
 
 
-def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
+def _model(size: str, task: str, *, normalized: bool) -> ViTMAEConfig:
     width, depth, heads, patch = _SIZES[size]
     return ViTMAEConfig(
         hidden_size=width,
@@ -81,38 +81,38 @@ def _model(size: str, task: str, *, normalised: bool) -> ViTMAEConfig:
         num_attention_heads=heads,
         intermediate_size=4 * width,
         patch_size=patch,
-        norm_pix_loss=normalised,
+        norm_pix_loss=normalized,
         global_pool="avg" if task == "classify" else "token",
     )
 
 
 def _fields_not_in_tensors(
-    model: ViTMAEConfig, task: str, normalised: bool | None
+    model: ViTMAEConfig, task: str, normalized: bool | None
 ) -> dict[str, Any]:
     """Return the configuration fields of an official file that its tensors do not determine."""
     values: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
     if task == "pretrain":
         values["decoder_num_attention_heads"] = model.decoder_num_attention_heads
-    if normalised is not None:
-        values["norm_pix_loss"] = normalised
+    if normalized is not None:
+        values["norm_pix_loss"] = normalized
     return {**values, "layer_norm_eps": model.layer_norm_eps, "image_size": model.image_size}
 
 
 def _catalog() -> Iterator[Official]:
-    for pattern, folder, task, normalised, purpose in _KINDS:
+    for pattern, folder, task, normalized, purpose in _KINDS:
         for size in _SIZES:
             name = pattern.format(size)
-            model = _model(size, task, normalised=bool(normalised))
+            model = _model(size, task, normalized=bool(normalized))
             yield Official(
                 name,
                 folder,
                 task,
                 model,
-                normalised,
+                normalized,
                 purpose.format(accuracy=_ACCURACY[size]),
                 _MD5.get(name),
                 _HUB.get(name),
-                _fields_not_in_tensors(model, task, normalised),
+                _fields_not_in_tensors(model, task, normalized),
             )
 
 
@@ -129,14 +129,14 @@ WHICH = (
     (
         "for viewing reconstructions",
         (
-            "mae_visualize_vit_*: encoder and decoder; predict pixels that are not normalised per "
+            "mae_visualize_vit_*: encoder and decoder; predict pixels that are not normalized per "
             "patch"
         ),
     ),
     ("features, fine-tuning", "mae_pretrain_vit_*: encoders without a decoder"),
     (
         "for further pre-training",
-        "mae_pretrain_vit_*_full: encoder and decoder; predict pixels normalised per patch",
+        "mae_pretrain_vit_*_full: encoder and decoder; predict pixels normalized per patch",
     ),
     (
         "for ImageNet-1k classification",
@@ -147,7 +147,7 @@ ADVICE = (
     WHICH,
     "The encoders of visualize and pretrain are not the same: an encoder of pretrain with a decoder"
     " of visualize gives wrong reconstructions.\nUsers report, but the publisher does not"
-    " document, that *_full was trained on normalised pixels.\nfacebook/vit-mae-* on the Hub have"
+    " document, that *_full was trained on normalized pixels.\nfacebook/vit-mae-* on the Hub have"
     f" the visualize weights, and timm's *.mae the pretrain weights.\n\nLicence of the files of"
     f" the image MAE: {LICENSE}, {LICENSE_URL}",
 )

@@ -23,7 +23,7 @@ def schema(config: ViTMAEConfig, task: str) -> Schema:
         config: the model's configuration.
         task: "pretrain" (encoder and decoder), "encoder", or "classify".
     """
-    pooled = task == "classify" and config.normalises_mean
+    pooled = task == "classify" and config.normalizes_mean
     shapes = dict(_encoder(config, with_norm=not pooled))
     if task == "pretrain":
         shapes |= dict(_decoder(config))

@@ -109,12 +109,12 @@ def coordinates(change: Callable) -> list[Patch]:
 
 OWN: dict[str, dict[str, Callable[[], list[Patch]]]] = {
     "videomae": {
-        "pixels not unnormalised": lambda: method(
+        "pixels not unnormalized": lambda: method(
             videomae.VideoMAEForPreTraining,
             "pixel_statistics",
             lambda f, self: tuple(value * 0 + at for at, value in enumerate(f(self))),
         ),
-        "normalised over all channels": lambda: statistics_of_channels((-2, -1)),
+        "normalized over all channels": lambda: statistics_of_channels((-2, -1)),
     },
     "mae_st": {
         "joint positions one off": lambda: method(

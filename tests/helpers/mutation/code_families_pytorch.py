@@ -110,7 +110,7 @@ SHARED: dict[str, Callable[[str], list[Patch]]] = {
             "GELU by tanh",
             "no scale",
             "causal attention",
-            "normalised after",
+            "normalized after",
             "no residual of the MLP",
             "unbiased variance in norms",
             "RMS norm",
@@ -212,10 +212,10 @@ VIDEOMAE: dict[str, Callable[[], list[Patch]]] = {
     "mask tokens without positions": lambda: decoding(positioned=False),
     "mask tokens first": lambda: decoding(masks_first=True),
     "visible patches predicted": lambda: [(videomae.Decoder, "forward", first_predicted)],
-    "pixels not unnormalised": lambda: [
+    "pixels not unnormalized": lambda: [
         (PRETRAINING, "pixel_statistics", lambda _, like: (like.new_zeros(3), like.new_ones(3)))
     ],
-    "normalised over all channels": lambda: statistics_of_channels((-2, -1)),
+    "normalized over all channels": lambda: statistics_of_channels((-2, -1)),
     "deviation floor inside the root": lambda: statistics_of_channels((-2,), inside=True),
     "positions of the first frame": lambda: change_root(one_frame_of_positions),
     "key bias": lambda: method(

@@ -125,7 +125,7 @@ def norms(change: Callable) -> list[Patch]:
     return [(layers.LayerNorm, "call", change)]
 
 
-def normalised(self, x, *, correction=0, outside=False, centred=True):
+def normalized(self, x, *, correction=0, outside=False, centred=True):
     y = x - ops.sum(x, axis=-1, keepdims=True) / x.shape[-1] if centred else x
     variance = ops.sum(y * y, axis=-1, keepdims=True) / (x.shape[-1] - correction)
     root = ops.sqrt(variance) + self.epsilon if outside else ops.sqrt(variance + self.epsilon)
@@ -155,7 +155,7 @@ def mlp_of(self, x, taps):
     return output
 
 
-def normalised_after(self, tokens, taps=None):
+def normalized_after(self, tokens, taps=None):
     tokens = self.norm1(tokens + self.attention(tokens, taps=taps))
     return self.norm2(tokens + mlp_of(self, tokens, taps))
 
@@ -322,7 +322,7 @@ def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
         return product if dtype == "TF32" else lower(product)
 
     def normed(self, x):
-        return lower(normalise(self, lower(x)))
+        return lower(normalize(self, lower(x)))
 
     def attended(self, tokens, taps=None):
         given = [self.query(tokens), self.key(tokens), self.value(tokens)]
@@ -334,10 +334,10 @@ def with_precision(part: str, dtype: str, *, proof: bool) -> list[Patch]:
         record(taps, dict(zip("qkv", given, strict=True)) | {"attention": output})
         return output
 
-    dense, normalise = keras.layers.Dense.call, layers.LayerNorm.call
+    dense, normalize = keras.layers.Dense.call, layers.LayerNorm.call
     attention_call = layers.Attention.call
     linear = [(keras.layers.Dense, "call", where_affected(dense, multiplied))]
-    norm = [(layers.LayerNorm, "call", where_affected(normalise, normed))]
+    norm = [(layers.LayerNorm, "call", where_affected(normalize, normed))]
     core = [(layers.Attention, "call", where_affected(attention_call, attended))]
     everything = [*linear, *core, *(norm if dtype != "TF32" else [])]
     return {
@@ -380,12 +380,12 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "key and value exchanged": lambda: attention(order="qvk"),
     "softmax over queries": lambda: attention(core=partial(ops.softmax, axis=-2)),
     "class token not attended to": lambda: attention(core=blind_to_class_token),
-    "normalised after": lambda: block(normalised_after),
+    "normalized after": lambda: block(normalized_after),
     "attention and MLP in parallel": lambda: block(in_parallel),
     "no residual of the MLP": lambda: block(without_residual),
-    "unbiased variance in norms": lambda: norms(method(normalised, correction=1)),
-    "RMS norm": lambda: norms(method(normalised, centred=False)),
-    "epsilon outside the root": lambda: norms(method(normalised, outside=True)),
+    "unbiased variance in norms": lambda: norms(method(normalized, correction=1)),
+    "RMS norm": lambda: norms(method(normalized, centred=False)),
+    "epsilon outside the root": lambda: norms(method(normalized, outside=True)),
     "no last norm of the encoder": lambda: without_norms(lambda name: name == "layernorm"),
     "no norm before the MLP": lambda: without_norms(lambda name: name == "layernorm_after"),
     "BGR images": lambda: flipped(1),

@@ -85,7 +85,7 @@ def norms(function: Callable, chosen: Callable[[str], bool] = lambda _: True) ->
     return in_models(change)
 
 
-def normalised(module, x, *, correction=0, outside=False, centred=True):
+def normalized(module, x, *, correction=0, outside=False, centred=True):
     y = x - x.mean(-1, keepdim=True) if centred else x
     variance = y.square().sum(-1, keepdim=True) / (x.shape[-1] - correction)
     root = variance.sqrt() + module.eps if outside else (variance + module.eps).sqrt()
@@ -96,7 +96,7 @@ def block(forward: Callable) -> list[Patch]:
     return [(layers.Block, "forward", forward)]
 
 
-def normalised_after(self, tokens, taps=None):
+def normalized_after(self, tokens, taps=None):
     tokens = self.norm1(tokens + self.attn(tokens, taps))
     return self.norm2(tokens + self.mlp(tokens, taps))
 
@@ -428,14 +428,14 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
         lambda f, q, k, v, **o: f(q, k[:, :, 1:], v[:, :, 1:])
     ),
     "logits of attention capped": lambda: attention(capped),
-    "normalised after": lambda: block(normalised_after),
+    "normalized after": lambda: block(normalized_after),
     "attention and MLP in parallel": lambda: block(in_parallel),
     "no residual of attention": lambda: block(without(attention=True)),
     "no residual of the MLP": lambda: block(without(mlp=True)),
     "layer scale 0.9": lambda: block(layer_scale),
-    "unbiased variance in norms": lambda: norms(partial(normalised, correction=1)),
-    "RMS norm": lambda: norms(partial(normalised, centred=False)),
-    "epsilon outside the root": lambda: norms(partial(normalised, outside=True)),
+    "unbiased variance in norms": lambda: norms(partial(normalized, correction=1)),
+    "RMS norm": lambda: norms(partial(normalized, centred=False)),
+    "epsilon outside the root": lambda: norms(partial(normalized, outside=True)),
     "no last norm of the encoder": lambda: norms(lambda _, x: x, lambda n: n == "norm"),
     "no norm before the MLP": lambda: norms(lambda _, x: x, lambda n: n.endswith("norm2")),
     "BGR images": lambda: flipped(1),
@@ -489,7 +489,7 @@ FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "biased variance of patches": lambda: statistics(0, 1e-6),
     "no epsilon of patches": lambda: statistics(1, 0.0),
     "mean with the class token": lambda: pooled(avg(lambda x: x.mean(1, keepdim=True))),
-    "normalised before pooling": lambda: pooled(
+    "normalized before pooling": lambda: pooled(
         avg(lambda x: x[:, 1:].mean(1, keepdim=True), early=True)
     ),
     "class token pooled": lambda: pooled(avg(lambda x: x[:, :1])),

@@ -203,7 +203,7 @@ def setting_faults(family: str) -> Iterator[SettingFault]:
         means: dict[str, tuple[Any, ...]] = {"image_mean": ([0.5] * 3,), "image_std": ([0.5] * 3,)}
         of_pixels = means if family != "prithvi" else {}
         for name, values in {**fields, **flags, **of_pixels}.items():
-            # VideoMAE's targets are the pixels before normalisation.
+            # VideoMAE's targets are the pixels before normalization.
             target = family == "videomae" and task == "pretrain" and name in means
             flag = name in flags or (name in of_pixels and not target)
             right = getattr(config, name, None)
@@ -215,7 +215,7 @@ def setting_faults(family: str) -> Iterator[SettingFault]:
 
 SHARED = (
     "eps 1e-5 everywhere", "eps 1e-12 in the decoder", "GELU by tanh", "six heads",
-    "four decoder heads", "no scale", "causal attention", "normalised after",
+    "four decoder heads", "no scale", "causal attention", "normalized after",
     "no residual of the MLP", "unbiased variance in norms", "RMS norm", "BGR videos",
     "frames reversed", "patches with channels first", "highest noise kept", "mask inverted",
     "ids_restore inverted", "last block left out", "loss summed over a patch",
@@ -228,8 +228,8 @@ OWN: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("mask tokens without positions", "pretrain"),
         ("mask tokens first", "pretrain"),
         ("visible patches predicted", "pretrain"),
-        ("pixels not unnormalised", "pretrain"),
-        ("normalised over all channels", "pretrain"),
+        ("pixels not unnormalized", "pretrain"),
+        ("normalized over all channels", "pretrain"),
         ("deviation floor inside the root", "pretrain"),
         ("positions of the first frame", "pretrain"),
         ("key bias", "pretrain"),

@@ -94,7 +94,7 @@ MMPRETRAIN = Layout(
     ),
     containers=(PTH, SAFETENSORS),
     state_key="state_dict",
-    # All configurations of MAE in mmpretrain predict normalised patches.
+    # All configurations of MAE in mmpretrain predict normalized patches.
     conventions={**FACEBOOK.conventions, "norm_pix_loss": True},
     refusal=refusal,
 )

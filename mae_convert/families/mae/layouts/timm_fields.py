@@ -278,7 +278,7 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
     )
     if not scaled or config.get("do_normalize") is False:
         raise LayoutError(
-            "cannot write timm: timm always divides pixels by 255 and normalises them, and the "
+            "cannot write timm: timm always divides pixels by 255 and normalizes them, and the "
             "source's preprocessor_config.json specifies otherwise (do_rescale, rescale_factor, "
             "do_normalize)",
             hint="correct preprocessor_config.json, or convert to transformers or keras",

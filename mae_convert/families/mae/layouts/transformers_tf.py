@@ -34,7 +34,7 @@ def dense(canonical: str, external: str) -> tuple[Row, Row]:
 
 
 def norm(canonical: str, external: str) -> Row:
-    """Return the mapping row of a layer normalisation."""
+    """Return the mapping row of a layer normalization."""
     return Row(canonical + ".{weight,bias}", external + "/{gamma,beta}:0")
 
 

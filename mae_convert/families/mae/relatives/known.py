@@ -119,7 +119,7 @@ AUDIO_MAE = Relative(
         "order, so adjacent rows of the table do not belong to adjacent patches"
     ),
     caveat=(
-        "its images are one-channel spectrograms (time x 128 log mel energies), normalised by "
+        "its images are one-channel spectrograms (time x 128 log mel energies), normalized by "
         "subtracting the mean and dividing by twice the standard deviation: preprocessing of "
         "photographs does not apply"
     ),
