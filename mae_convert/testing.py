@@ -66,7 +66,8 @@ def assert_parity(
         AssertionError: the checkpoints differ, or a required proof failed. The message contains the
             first difference, its size and, if it was found, its cause.
         MaeConvertError: a checkpoint cannot be read or run, or an option is invalid.
-        TypeError: an option is unknown.
+        TypeError: an option is unknown, an argument has the wrong type, or a field is specified
+            although ``flags`` is specified too.
     """
     # pytest shows the message, without the source code of this function.
     __tracebackhide__ = True

@@ -13,7 +13,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class OutputOptions(TypedDict, total=False):
-    """Keyword arguments with which a model is asked for additional outputs; by default false."""
+    """Keyword arguments that request additional outputs of a model; false by default."""
 
     output_hidden_states: bool
     """Return the embedding output and each block's output in the encoder."""
@@ -57,7 +57,7 @@ class Taps(dict[str, Tensor]):
         output_attentions: bool = False,
         output_taps: bool = False,
     ) -> "Taps | None":
-        """Return an empty `Taps` that collects the requested activations; None if none are."""
+        """Return an empty `Taps` for the requested activations; None if nothing is requested."""
         if not (output_hidden_states or output_attentions or output_taps):
             return None
         return cls(
@@ -91,7 +91,7 @@ HIDDEN_STATES = ("embedding", "output")
 
 
 def record(taps: Taps | None, prefix: str, **activations: Tensor) -> None:
-    """Record a layer's activations as `Taps.record` does; if ``taps`` is None, do nothing."""
+    """Record a layer's activations with `Taps.record`, or do nothing if ``taps`` is None."""
     if taps is not None:
         taps.record(prefix, activations)
 

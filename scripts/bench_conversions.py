@@ -65,7 +65,7 @@ class Work:
         return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
 
     def phases(self, layout: str) -> list[float]:
-        """Convert the checkpoint; return the times of writing, and of flushing and comparing."""
+        """Convert the checkpoint; return two times: for writing, and for flushing and comparing."""
         measured = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
         return json.loads(measured.output)
 
@@ -102,7 +102,7 @@ def checkpoint(size: str, folder: Path) -> Path:
 
 
 def heads(size: str) -> list[str]:
-    """Return the options for the numbers of heads, which only the "tiny" checkpoint stores."""
+    """Return the options for the numbers of heads; none for "tiny", whose file stores them."""
     if size == "tiny":
         return []
     return ["--num-heads", str(HEADS[size]), "--decoder-num-heads", "16"]

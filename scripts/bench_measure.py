@@ -113,7 +113,10 @@ def median(values: Iterable[float]) -> float:
 
 
 def ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median ratio of pairs of numbers, which does not change if a pair is slower."""
+    """Return the median of the ratios of paired numbers.
+
+    A ratio does not change if both measurements of a pair are slower by the same factor.
+    """
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

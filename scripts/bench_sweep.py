@@ -91,7 +91,7 @@ def measured(
 
 
 def _run(command: list[str | Path], work: Path, plan: list[dict[str, Any]]) -> Run:
-    """Write the plan into a new directory, as JSON, which is valid YAML, and run a command."""
+    """Write the plan as JSON (which is valid YAML) into a new directory, and run a command."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "plan.yaml").write_text(json.dumps(plan))

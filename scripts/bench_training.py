@@ -1,11 +1,11 @@
 """Time training steps of this project's classes and of other libraries' classes, in turn.
 
 In PyTorch a step is the forward pass, the backward pass and AdamW. This project's classes are the
-reference models, from which the classes of `mae_convert.models` are derived. For "the original's
-recipe", a training step as in facebookresearch/mae, with the class of transformers, is compared
-with a training step of `scripts/pretrain.py`: both steps set the learning rate, check the
-loss, and exclude biases and norms from weight decay. In TensorFlow a step is ``fit`` on one batch,
-with `mae_convert.models` on Keras 3 and with transformers 4.57.6 on Keras 2, in the same
+reference models, from which the classes of `mae_convert.models` are derived. The row "the
+original's recipe" compares a training step of `scripts/pretrain.py` with a training step as in
+facebookresearch/mae, which uses the class of transformers: both steps set the learning rate, check
+the loss, and exclude biases and norms from weight decay. In TensorFlow a step is ``fit`` on one
+batch, with `mae_convert.models` on Keras 3 and with transformers 4.57.6 on Keras 2, in the same
 environment.
 """
 
@@ -72,10 +72,11 @@ def rows(
 def _times(
     step: Step, batch: int, models: dict[str, Start], pairs: int
 ) -> dict[str, list[tuple[float, float, int]]]:
-    """Return time and processor time in seconds, and peak memory in bytes, for each step.
+    """Return the measurements of "ours" and "theirs", with an item for each of `pairs` rounds.
 
-    For large batches in TensorFlow each step has its own process, because two models together need
-    more memory than small machines have.
+    An item contains time and processor time in seconds, and peak memory in bytes. For large batches
+    in TensorFlow the two models run in separate processes, one after the other, because together
+    they need more memory than small machines have.
     """
     if step.framework == "tensorflow" and batch > MOST_TOGETHER:
         return by_turns({n: partial(_alone, step, batch, m) for n, m in models.items()}, pairs)

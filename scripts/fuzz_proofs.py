@@ -88,7 +88,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Read and check a certificate like verification and publication, but do not run the model.
+    """Run the checks of a certificate in verification and publication, without running the model.
 
     Raises:
         MaeConvertError: the certificate is refused.

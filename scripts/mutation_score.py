@@ -5,9 +5,9 @@
 .venv/bin/python scripts/mutation_score.py --family prithvi  faults of a family of video models
 .venv/bin/python scripts/mutation_score.py --good-pairs 200  pairs that compute the same function
 .venv/bin/python scripts/mutation_score.py --repair        faults that are repaired bit for bit
-.venv/bin/python scripts/mutation_score.py --reduce        first differences that a script
-                                                           reproduces (also with --sample and
-                                                           --family)
+.venv/bin/python scripts/mutation_score.py --reduce        faults whose first difference the script
+                                                           of `verify --reduce` reproduces (also
+                                                           with --sample and --family)
 
 The exit status is 1 if a fault is not detected, if too few faults are explained, or if a pair that
 computes the same function fails; with --repair and --reduce it is 0.

@@ -11,7 +11,7 @@ Interrupted:     the same command with --resume
 From weights:    python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
 
 OUTPUT/checkpoint.pth has the keys of facebookresearch/mae (model, optimizer, epoch, scaler, args)
-and config, the model's configuration. With --keep-every N, OUTPUT/checkpoint-E.pth is also written
+and the key config (the model's configuration). With --keep-every N, OUTPUT/checkpoint-E.pth is also written
 every N epochs, for `mae-convert timeline`; E is the epoch. OUTPUT/weights.pth, written at the end,
 contains only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
@@ -163,7 +163,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
         help="dtype of autocast (default: float32)",
     )
     add_number(group, "--num-workers", 0, "data loading processes for each training process")
-    add("--in-memory", action="store_true", help="decode all images once and keep them")
+    add("--in-memory", action="store_true", help="keep all decoded images in memory")
 
 
 def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: str) -> None:

@@ -4,7 +4,7 @@ python scripts/torture.py --moments 200                    # the small checkpoin
 python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any size
 
 Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
-the old output or the new one must be complete, with at most a hidden directory beside it, and a
+the old or the new output must be complete, with at most a hidden directory beside it, and a
 second run must succeed and leave no other files. The script prints a table; the exit status is
 1 if a trial failed. Trials with a full disk or a read-only file system need root.
 """

@@ -50,7 +50,8 @@ class Results:
         """Open a results file, or create it.
 
         Raises:
-            OutputError: another sweep uses the file, or it cannot be written.
+            OutputError: another sweep uses the file, the file cannot be written, or its suffix is
+                ".parquet".
             CheckpointError: the file is not a results file.
         """
         from filelock import FileLock, Timeout
@@ -95,7 +96,11 @@ class Results:
         self._lock.release()
 
     def begin(self, jobs: Iterable[Job]) -> None:
-        """Record that jobs are started, so that this sweep may replace their targets."""
+        """Record that jobs are started; later runs of this sweep may replace the jobs' targets.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         with self._writing():
             self._file.executemany(
                 "INSERT OR IGNORE INTO begun VALUES (?, ?)",
@@ -112,7 +117,7 @@ class Results:
             return {target for (target,) in self._file.execute("SELECT target FROM begun")}
 
     def write(self, row: Row) -> None:
-        """Write the row of a completed job, replacing an earlier row of the job.
+        """Write the row of an ended job, replacing an earlier row of the job.
 
         Raises:
             OutputError: the file cannot be written.
@@ -123,7 +128,7 @@ class Results:
             self._file.execute(f"INSERT OR REPLACE INTO jobs VALUES ({placeholders})", values)
 
     def rows(self) -> dict[str, Row]:
-        """Return all rows by the key of their job.
+        """Return a dictionary from the key of each job to the job's row.
 
         Raises:
             CheckpointError: the file is corrupt.
@@ -201,7 +206,8 @@ def _is_empty(file: sqlite3.Connection) -> bool:
 def _check_tables(file: sqlite3.Connection) -> None:
     """Raise an error if a file does not contain exactly the tables of this version.
 
-    A view or a generated column of the same name could return values of any type, or never end.
+    In a file with other tables, a view or a generated column could replace a table or column of
+    this version; it could return values of any type, or run without end.
 
     Raises:
         sqlite3.DatabaseError: the format or the tables differ.

@@ -84,6 +84,9 @@ def run_sweep(
         engine: runs the jobs and yields a row for each.
         fail_fast: after the first job that fails, stop the running jobs and start no further jobs.
         on_row: called with each row after it is written.
+
+    Raises:
+        OutputError: the results file cannot be written.
     """
     rows = []
     with closing(engine(pending)) as rows_of_jobs:  # type: ignore[type-var]

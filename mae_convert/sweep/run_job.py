@@ -50,7 +50,8 @@ def run_job(job: Job, threads: int | None = None, server: ForkServer | None = No
     Args:
         job: the job. An existing target is replaced.
         threads: the number of threads of the framework; None for its default.
-        server: the fork server of PyTorch that starts child processes of verifications, or None.
+        server: a fork server with PyTorch imported, which starts the child processes of
+            verifications; None to start them as new processes.
     """
     if threads is not None:
         os.environ.update(thread_variables(threads))
@@ -128,7 +129,7 @@ def _local_path(text: str, folder: Path) -> tuple[Path, Any]:
 
 
 def _output_path(job: Job, scratch: Path) -> Path:
-    """Return the path of the converted file or directory, temporary for a remote target."""
+    """Return the path of the converted file or directory: a temporary path for a remote target."""
     if job.target is not None and not storage.is_remote(job.target):
         return Path(job.target)
     folder = scratch / "converted"
@@ -139,7 +140,7 @@ def _output_path(job: Job, scratch: Path) -> Path:
 
 
 def _default_name(layout: str) -> str:
-    """Return the default name of a target in a layout; a file's name has a suffix."""
+    """Return the default name of a target: "model", with a suffix if the layout is a file."""
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
     from mae_convert.formats.registry import SUFFIX_FORMATS
@@ -212,7 +213,7 @@ def _certify(verification: "Verification", target: Checkpoint) -> None:
 
 
 def _add_hash_and_size(results: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Add the hash and the size of the files that contain tensors to the results."""
+    """Compute the hash and the size of a checkpoint's tensor files, and add them to the results."""
     files = checkpoint.container.opened
     if not results.get(f"{name}_sha256"):
         results[f"{name}_sha256"] = files_sha256(files).get("sha256")

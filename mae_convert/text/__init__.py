@@ -123,7 +123,11 @@ def format_number(value: Any) -> str:
 
 
 def format_size(size: Any) -> str:
-    """Return "height x width" for a size of an image or a patch: one number, or two numbers."""
+    """Return "height x width" for the size of an image or a patch.
+
+    Args:
+        size: the side of a square, or (height, width); None for "size not specified".
+    """
     if size is None:
         return "size not specified"
     height, width = (size, size) if isinstance(size, int) else size

@@ -80,7 +80,7 @@ def without_credentials(address: str) -> str:
 
 
 class RedactedError(Exception):
-    """Replaces an error whose text contains credentials; contains its type and redacted text."""
+    """Replaces an error whose text contains credentials, and has the error's type in its text."""
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:

@@ -86,10 +86,10 @@ def attest(
 
 
 def _require_files(folder: Path, names: Iterable[str]) -> None:
-    """Require that signed paths are files or directories, and that outputs can replace files only.
+    """Require that signed paths are files or directories, and that output paths are free or files.
 
-    Symbolic links are refused as model-signing does by default: a link can refer to a file that
-    does not belong to the model.
+    Symbolic links are refused, because a link can refer to a file that does not belong to the
+    model. The package model-signing refuses links too.
 
     Raises:
         MaeConvertError: a path is a symbolic link or, for example, a named pipe.
@@ -145,7 +145,8 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
     Raises:
         MissingRequirementError: the package model-signing is not installed, or sigstore cannot be
             reached.
-        MaeConvertError: there is no signature, or a file specified by an option does not exist.
+        MaeConvertError: there is no signature, a file specified in `trust` does not exist, or the
+            fields of `trust` contradict each other.
     """
     trust.check()
     signature = folder / SIGNATURE

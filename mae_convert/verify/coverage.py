@@ -81,14 +81,14 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
-    """Yield how many tensors of each side a model for the other side's task does not have.
+    """Count the tensors that only one side has, if the sides are models for different tasks.
 
-    A conversion to the other task has dropped these tensors, or a conversion from the other task
-    has created them.
+    A tensor is missing on one side if a conversion has dropped it (such as a tensor of the
+    decoder), or if a conversion has created it for the other side (such as a new head).
 
     Yields:
-        The side that has the tensors, "A" or "B"; the task of the other side; the number of
-        tensors; and whether a conversion record declares the tensors.
+        The side that has the tensors, "A" or "B"; the task of the side without them; the number
+        of tensors; and whether a conversion record declares that they were dropped or created.
     """
     if a.description["task"] == b.description["task"]:
         return

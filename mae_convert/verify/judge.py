@@ -292,10 +292,10 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
     """Return the distance of a result from the exact result.
 
     The distance is ``error(result, exact)``, except for the gradient of a key bias. In exact
-    arithmetic, this gradient is zero, because softmax does not depend on the bias; what is
-    computed is a rounding error, whose size depends on the gradient of the key weight. The
-    distance is therefore the norm of the difference, divided by the larger of two norms: that of
-    the exact result's gradient of the key bias, and that of its gradient of the key weight.
+    arithmetic, this gradient is zero, because softmax does not depend on the bias. The computed
+    gradient consists of rounding errors, whose size depends on the gradient of the key weight.
+    The norm of the difference is therefore divided by the norm of the exact gradient of the key
+    weight or, if it is larger, by the norm of the exact gradient of the key bias.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))

@@ -268,7 +268,7 @@ def _configuration(
 
 
 def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
-    """Return the relation of two checkpoints if only a record of at least one is available."""
+    """Return the relation of two checkpoints, at least one of which is known only by a record."""
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None

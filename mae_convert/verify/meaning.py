@@ -79,9 +79,9 @@ def precision_in_words(distance: float, own: float) -> str:
 
 
 def _similarity(exact: np.ndarray, other: np.ndarray) -> Iterator[str]:
-    """Yield a sentence about the cosine similarity of an image's mean token in both models.
+    """Yield a sentence with the cosine similarity of the mean tokens of an image in A and in B.
 
-    For comparison, it also contains the similarity of two different images in A.
+    For comparison, the sentence also contains the similarity of two different images in A.
     """
     left, right = (x.mean(axis=1) for x in (exact, other))  # (N, D)
     same = min(_cosine(x, y) for x, y in zip(left, right, strict=True))

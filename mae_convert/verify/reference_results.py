@@ -104,10 +104,10 @@ def reference_result_names() -> list[str]:
 
 
 def reference_result_of(name: str) -> ReferenceResult:
-    """Return the reference result for a checkpoint.
+    """Return the reference result for a checkpoint of the image MAE.
 
     Raises:
-        MaeConvertError: there is no such result.
+        MaeConvertError: there is no reference result for the checkpoint.
     """
     if name not in REFERENCE_RESULTS:
         raise MaeConvertError(
@@ -134,7 +134,7 @@ def reference_noise(reference: ReferenceResult, patches: int) -> np.ndarray:
 
 
 class PublishedValues(Protocol):
-    """The fields of the two dataclasses of reference results, for image and for video models."""
+    """The attributes that `ReferenceResult` and `VideoReferenceResult` have in common."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

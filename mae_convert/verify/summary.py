@@ -273,8 +273,8 @@ def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: Optio
     if any(check.name == WHOLE for check in failed):
         return (
             "one side lacks a component of the other side, and no conversion record declares that "
-            "it was dropped; convert the other side to the same task first, which records the "
-            "drop, and verify the result"
+            "it was dropped; convert the side with the component to the task of the side without "
+            "it, so that the drop is recorded, and verify the result"
         )
     return _reason_not_proven(verdict)
 

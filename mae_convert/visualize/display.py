@@ -89,17 +89,18 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return a `Display` that shows photographs unchanged and scales other channels separately.
+    """Return a `Display`: photographs are shown unchanged; of other images, channels are scaled.
 
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed
             from their percentiles.
         configuration: the configuration of the model.
         bands: numbers, from 1, of the channels for red, green and blue, or of one channel for grey;
-            default: `colours`, or the first channel if there are fewer than three.
+            default: `colours`, or the first channel if there are fewer than three channels.
         preprocessed: whether the images come from a file of arrays; a single channel is then
             scaled, because it may contain other values than grey levels.
-        colours: indices of the channels for red, green and blue if there are three or more.
+        colours: indices of the default channels for red, green and blue, for images with three or
+            more channels.
 
     Raises:
         MaeConvertError: the images do not have the specified channels.

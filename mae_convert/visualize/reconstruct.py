@@ -59,7 +59,7 @@ class ReconstructionOptions:
     """The distance between the frames of a clip; None for the distance in the family's training."""
 
     stretch: bool = False
-    """Resize whole images to the model's shape instead of cropping them at the center."""
+    """Resize whole images to the model's shape instead of cropping them at the centre."""
 
     across: int | None = None
     """The number of groups of rows that are side by side; None for `Sheet.default_across`."""

@@ -161,7 +161,8 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        By default, ``training`` has the value of the surrounding call.
+        If ``training`` is None, the value of the Keras call from which this method is called is
+        used.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).

@@ -77,7 +77,7 @@ class ConfiguredModel(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Update the metrics passed to ``compile``, with the logits if there are targets."""
+        """Update the metrics passed to ``compile``; targets are compared with the logits."""
         if y is not None:
             y_pred = y_pred.logits
         return super().compute_metrics(x, y, y_pred, sample_weight)

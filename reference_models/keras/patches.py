@@ -131,7 +131,7 @@ def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches: those with the lowest noise (N, L) (MAE, section 3).
+    """Select the patches with the lowest noise (N, L) as visible patches (MAE, section 3).
 
     Returns:
         ids_keep: (N, kept), the visible patches, in the order of their noise.
@@ -144,7 +144,7 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches as `mask_by_noise` does, but keep them in the order of the image.
+    """Select the patches with the lowest noise (N, L), and keep them in the order of the image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
@@ -162,7 +162,7 @@ def random_masking(
     config: Patches,
     seed: keras.random.SeedGenerator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches of images (N, C, [T,] H, W), as `mask_by_noise` does.
+    """Select the visible patches of images (N, C, [T,] H, W) by noise, random by default.
 
     Args:
         pixel_values: (N, C, [T,] H, W).
@@ -171,7 +171,7 @@ def random_masking(
         seed: the generator of noise, if no noise is passed.
 
     Returns:
-        ``ids_keep``, ``mask`` and ``ids_restore``, as `mask_by_noise` returns them.
+        ``ids_keep``, ``mask`` and ``ids_restore`` of `mask_by_noise`.
 
     Raises:
         ValueError: pixels or noise have the wrong shape.

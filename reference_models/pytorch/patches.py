@@ -41,7 +41,7 @@ class Patches(Protocol):
 
 
 class PatchEmbedding(nn.Module):
-    """The linear projection of patches (ViT, equation 1), with the weight of a convolution."""
+    """The linear projection of patches (ViT, equation 1); its weight has a convolution's shape."""
 
     def __init__(self, config: Patches, width: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def check_noise(noise: Tensor, images: int, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches: those with the lowest noise (N, L) (MAE, section 3).
+    """Select the patches with the lowest noise (N, L) as visible patches (MAE, section 3).
 
     Returns:
         ids_keep: (N, kept), the visible patches, in the order of their noise.
@@ -127,7 +127,7 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches as `mask_by_noise` does, but keep them in the order of the image.
+    """Select the patches with the lowest noise (N, L), and keep them in the order of the image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
@@ -142,7 +142,7 @@ def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 def random_masking(
     pixel_values: Tensor, noise: Tensor | None, config: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches of images (N, C, [T,] H, W), as `mask_by_noise` does.
+    """Select the visible patches of images (N, C, [T,] H, W) by noise, random by default.
 
     Args:
         pixel_values: (N, C, [T,] H, W).
@@ -150,7 +150,7 @@ def random_masking(
         config: a configuration with the number of visible patches, ``num_kept``.
 
     Returns:
-        ``ids_keep``, ``mask`` and ``ids_restore``, as `mask_by_noise` returns them.
+        ``ids_keep``, ``mask`` and ``ids_restore`` of `mask_by_noise`.
 
     Raises:
         ValueError: the noise has the wrong shape.
