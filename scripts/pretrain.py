@@ -11,9 +11,9 @@ Interrupted:     the same command with --resume
 From weights:    python scripts/pretrain.py IMAGES OUTPUT --init-from mae_visualize_vit_base.pth
 
 OUTPUT/checkpoint.pth has the keys of facebookresearch/mae (model, optimizer, epoch, scaler, args)
-and the key config (the model's configuration). With --keep-every N, OUTPUT/checkpoint-E.pth is also written
-every N epochs, for `mae-convert timeline`; E is the epoch. OUTPUT/weights.pth, written at the end,
-contains only model and config. OUTPUT/log.jsonl has a line for each epoch.
+and the key config (the model's configuration). With --keep-every N, OUTPUT/checkpoint-E.pth is also
+written every N epochs, for `mae-convert timeline`; E is the epoch. OUTPUT/weights.pth, written at
+the end, contains only model and config. OUTPUT/log.jsonl has a line for each epoch.
 
 No random state is kept between steps: the order of the images depends on seed and epoch, and the
 crop, flip and mask of an image depend on seed, epoch and the index of the image in the epoch. So a

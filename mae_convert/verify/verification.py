@@ -94,11 +94,11 @@ class Verification:
     """The verdict on whether both sides compute the same function."""
 
     inputs: Arrays = field(repr=False)
-    """The inputs of both sides; empty if nothing was run."""
+    """The inputs of both sides; may be empty if nothing was run."""
 
     traces: tuple[Trace, ...] = field(default=(), repr=False)
-    """The traces of source, target and additional runners; empty if nothing was run, because the
-    shapes of tensors or inputs differ."""
+    """The traces of source, target and additional runners; empty if nothing was run, for example
+    because the shapes of tensors differ."""
 
     runs: tuple[Run, ...] = field(default=(), repr=False)
     """The runs of source and target, with the checkpoints that were run; empty if nothing was run
