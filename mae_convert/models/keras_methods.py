@@ -15,7 +15,7 @@ PROGRAM = Path("saved_model", "1")
 
 
 class TransformersMethods:
-    """Methods for building, data sets and SavedModels, as transformers scripts call them."""
+    """Methods that scripts for transformers call for data sets, training and SavedModels."""
 
     config: Any
     framework = "tf"
@@ -98,17 +98,17 @@ class TransformersMethods:
         )
 
     def fit(self, x: Any = None, *more: Any, **named: Any) -> Any:
-        """Train as Keras does; `x` may also be the output of the image processor."""
+        """Call Keras's ``fit``; `x` may also be the output of the image processor."""
         if isinstance(named.get("validation_data"), tuple):
             named["validation_data"] = tuple(map(as_plain, named["validation_data"]))
         return super().fit(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def evaluate(self, x: Any = None, *more: Any, **named: Any) -> Any:
-        """Evaluate as Keras does; `x` may also be the output of the image processor."""
+        """Call Keras's ``evaluate``; `x` may also be the output of the image processor."""
         return super().evaluate(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def predict(self, x: Any, *more: Any, **named: Any) -> Any:
-        """Predict as Keras does; `x` may also be the output of the image processor."""
+        """Call Keras's ``predict``; `x` may also be the output of the image processor."""
         return super().predict(as_plain(x), *more, **named)  # type: ignore[misc]
 
     def serving_functions(self) -> dict[str, Any]:

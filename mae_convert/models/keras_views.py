@@ -50,7 +50,7 @@ def shared(layer: Any, **changes: Any) -> Any:
 
 
 def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
+    """Resample position embeddings (1, 1 + L, D) to another grid, in the same way as a conversion.
 
     The interpolation is bicubic in two dimensions, in float64 (on JAX only if enabled), and the
     result is rounded to the dtype of the embeddings. The function is differentiable.
@@ -67,10 +67,10 @@ def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
 
 
 class EncoderView:
-    """A model's encoder: ``model.vit`` of scripts for transformers.
+    """A model's encoder: ``model.vit`` in scripts for transformers.
 
-    The attributes of the encoder's layer, such as ``trainable``, ``weights`` and ``embeddings``,
-    can be read and set. The blocks are ``encoder.layer[n]``.
+    The attributes of the Keras layer ``model.encoder``, such as ``trainable``, ``weights`` and
+    ``embeddings``, can be read and set. The blocks are ``encoder.layer[n]``.
     """
 
     def __init__(self, model: Any) -> None:

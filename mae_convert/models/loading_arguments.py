@@ -47,7 +47,7 @@ OUTPUT_FIELDS = ("output_hidden_states", "output_attentions", "return_dict", "pr
 
 
 def without_loading_details(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments except arguments that only control how transformers loads a model.
+    """Return `options` without the arguments that only control how transformers loads a model.
 
     Raises:
         ConfigurationError: an argument requests an unsupported feature.

@@ -16,7 +16,11 @@ CHANNELS = (1, 3, 4)  # possible numbers of channels of an image
 
 
 def axes_named(name: Any, argument: str) -> str | None:
-    """Return "first" or "last" for an argument that specifies the axis of channels, or None.
+    """Return the position of the channel axis, "first" or "last", that an argument specifies.
+
+    Args:
+        name: the value of the argument; if it is None, the result is None.
+        argument: the name of the argument, for the message.
 
     Raises:
         ImageError: the argument is neither "channels_first" nor "channels_last".

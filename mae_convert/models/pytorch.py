@@ -295,7 +295,10 @@ class TorchModel(PretrainedModel, nn.Module):
         return model
 
     def _for_image_size(self, size: Size) -> Any:
-        """Return a model for another image size; only its position embeddings are not shared."""
+        """Return a copy of the model for another image size, with resampled position embeddings.
+
+        All other parameters are shared with this model.
+        """
         config = plain(self.config, image_size=tuple(size))
         positions = {
             name: resampled(value, self.config.grid_hw, config.grid_hw)
@@ -313,10 +316,10 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Return position embeddings (1, 1 + L, D) for another grid, as a conversion computes them.
+    """Resample position embeddings (1, 1 + L, D) to another grid, in the same way as a conversion.
 
-    The interpolation is bicubic in two dimensions and differentiable. It is computed in float64,
-    and the result is rounded to the dtype of the embeddings.
+    The interpolation is bicubic in two dimensions and differentiable. It is computed in float64 (on
+    MPS devices in float32), and the result is rounded to the dtype of the embeddings.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     patches = positions[:, 1:].to(wide).unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)
