@@ -47,7 +47,7 @@ class Artifact:
 
     @property
     def own_sha256(self) -> str | None:
-        """The SHA-256 of the weights in the certificate; None if they are not verified.
+        """The SHA-256 of the artifact's weights, from the certificate; None without a certificate.
 
         It equals the `source_sha256` of another artifact that was verified against these weights.
         """
@@ -150,7 +150,7 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
         if other.checkpoint.task != first.checkpoint.task:
             raise MaeConvertError(
                 f"{other.target} contains a model for the task {other.checkpoint.task}, and "
-                f"{first.target} one for {first.checkpoint.task}",
+                f"{first.target} contains a model for the task {first.checkpoint.task}",
                 hint="publish them to separate repositories",
             )
         if twice := names & {path.name for path in other.weights}:

@@ -189,7 +189,7 @@ def _repository(name: object, revision: str) -> str:
 
 
 def _changes(artifact: Artifact) -> Iterator[str]:
-    """Yield a list of the tensors that the conversion mapped, changed, dropped and created.
+    """Yield a Markdown list of declared changes and of tensors mapped, dropped and created.
 
     Nothing is yielded without a conversion record.
     """

@@ -111,7 +111,7 @@ def commit(api: "HfApi", target: Target, remote: Remote, change: Change) -> Comm
 
 
 def _may_have_been_created(error: BaseException) -> bool:
-    """Return whether the Hub may have created the commit despite an error, or may still do so."""
+    """Return whether the Hub may have created, or may still create, the commit despite an error."""
     status = status_of(error)
     return is_transient(error) or status in (None, 409, 412) or status >= 500
 
@@ -154,7 +154,7 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    """Return a file's bytes, or a path that refers to the open file even if it was replaced."""
+    """Return a file's bytes, or a path of the open file that stays valid if it is replaced."""
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 

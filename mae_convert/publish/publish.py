@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Published:
     """The result of a publication.
 
-    ``wrong`` is a dictionary from the path of each file that the Hub serves with other bytes than
-    the published bytes to a description of the difference.
+    ``wrong`` contains the files whose bytes on the Hub differ from the published bytes: it is a
+    dictionary from the path of each of these files to a description of the difference.
     """
 
     publication: Publication
