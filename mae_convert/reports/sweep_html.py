@@ -38,7 +38,10 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return an HTML page about the jobs that were run, and the number of jobs not run."""
+    """Return an HTML page about the jobs that were run.
+
+    The heading also states `not_run`, the number of jobs that were not run.
+    """
     counts = Counter(row.outcome for row in rows)
     amiss = [f"{counts[o]} {STATUS[o]}" for o in (FAILED, ERROR) if counts[o]]
     amiss += [f"{not_run} not run"] if not_run else []
