@@ -99,9 +99,10 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
 
 @contextmanager
 def _pipe_to_parent() -> Iterator[int]:
-    """Yield the reading end of a pipe, which a child process reads to notice that this one ends.
+    """Yield the reading end of a pipe that is closed when this process ends.
 
-    The writing end is open only in this process, so the pipe is closed when the process ends.
+    A child process reads from the pipe to notice that its parent has ended. The writing end is open
+    only in this process.
     """
     reading, writing = os.pipe()
     try:

@@ -219,7 +219,7 @@ def _stream(request: Any, opened: ExitStack, child_ends: ExitStack, mode: str) -
 
 
 def serve() -> None:
-    """Fork a process for each request that comes through standard input, until it is closed."""
+    """Fork a process for each request from standard input, until standard input is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the processes that send requests
     gc.freeze()
     requests = socket.socket(fileno=0)

@@ -192,7 +192,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config:
 
 
 def _additional_names(family: Family) -> list[str]:
-    """Return the names of the additional inputs of all families, beginning with `family`."""
+    """Return the names of all additional inputs: of `family`, then of the other families."""
     every = (family, *families().values())
     return list(dict.fromkeys(name for each in every for name in each.additional_inputs))
 

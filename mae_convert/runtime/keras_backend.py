@@ -84,9 +84,9 @@ class Unset(keras.initializers.Initializer):
 def backend_tensor(array: np.ndarray) -> Any:
     """Return an array as a TensorFlow tensor with the same memory, if possible, else unchanged.
 
-    Nothing else may use the array afterwards. The array is returned unchanged, and is copied when
-    it is assigned, on JAX, with the dtype bfloat16, or if its memory is not aligned: TensorFlow's
-    operations on such memory would crash the process.
+    Nothing else may use the array afterwards. An array is returned unchanged on JAX, if its dtype
+    is bfloat16, and if its memory is not aligned, because TensorFlow's operations on unaligned
+    memory would crash the process. An unchanged array is copied when it is assigned to a variable.
     """
     aligned = array.size and array.ctypes.data % ALIGNMENT == 0
     if _is_jax() or not aligned or array.dtype.kind not in "fiu":  # bfloat16 is of kind "V"

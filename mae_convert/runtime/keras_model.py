@@ -30,7 +30,7 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors; some are read while another is assigned.
+    """Return a model with exactly these tensors; threads read tensors while others are assigned.
 
     Args:
         model_class: the class of the model.

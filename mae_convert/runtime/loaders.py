@@ -50,7 +50,8 @@ def tensors_in(
 
     Args:
         weights: the files.
-        read: a function of `weights` and a file that returns the tensors of the file.
+        read: a function that takes `weights` and the path of a file, and returns the tensors in
+            the file by name.
 
     Raises:
         LoadError: a tensor is in two files.

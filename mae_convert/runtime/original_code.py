@@ -96,7 +96,7 @@ def bridge_timm() -> None:
 
 
 def _activations(stacks: Mapping[str, str], qkv: Mapping[str, str]) -> dict[str, str]:
-    """Return a dictionary from the canonical name of each activation in blocks to a module's name.
+    """Return a dictionary from canonical names of activations in blocks to names of modules.
 
     Args:
         stacks: a dictionary from "encoder" and "decoder" to the name of the list of their blocks in

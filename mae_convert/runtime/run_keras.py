@@ -98,7 +98,7 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 
 
 def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
-    """Let each step of the model run on the activation that the job specifies as its input.
+    """Replace the input of each step of the model by an activation that the job specifies.
 
     Return a dictionary that is filled with the computed activations; see `replace_steps`.
     """

@@ -105,9 +105,9 @@ def forward(
 ) -> Results:
     """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
-    TerraTorch's encoder draws its own noise, so its method ``random_masking`` is replaced by one
-    that uses the argument `noise` (N, L). In a float64 run, the sines and cosines of coordinates
-    are computed in float64, which the library's own function does not support.
+    TerraTorch's encoder draws its own noise, so its method ``random_masking`` is replaced by a
+    method that uses the argument `noise` (N, L). In a float64 run, the sines and cosines of
+    coordinates are computed in float64, which the library's own function does not support.
     """
     encoder = getattr(model, "encoder", model)
     masking, coordinates = encoder.random_masking, (temporal_coords, location_coords)

@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return settings of a run: whether TF32 is enabled, and the results it does not compute."""
+    """Return settings of a run: whether TF32 is enabled, and the results that are omitted."""
     return {
         "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
         "omits": ["loss_norm_pix"],

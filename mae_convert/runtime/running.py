@@ -52,7 +52,7 @@ class Request:
     """Whether to record the gradient of the objective for every trainable parameter."""
 
     mask_ratio: float | None = None
-    """The mask ratio; None for the configured one."""
+    """The mask ratio; None for the mask ratio in the configuration."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def replacing(
         replacements: the activations (N, T, D) to insert, by name, of any dtype and device.
 
     Yields:
-        A dictionary that is filled with the replaced activations, as the model computed them.
+        A dictionary that is filled, by name, with the activations that the model computed and that
+        were then replaced.
     """
     computed: dict[str, Tensor] = {}
 

@@ -165,7 +165,7 @@ def tensors_of(model: torch.nn.Module) -> dict[str, LazyTensor]:
 
 
 def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
-    """Return a PyTorch tensor that is copied to the CPU when it is read.
+    """Return a PyTorch tensor as a `LazyTensor`, which is copied to the CPU when it is read.
 
     Raises:
         LayoutError: the tensor has a dtype that checkpoints cannot have.

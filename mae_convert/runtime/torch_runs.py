@@ -84,8 +84,8 @@ def torch_runs(
         build: creates the model with its weights; it is called again after a run in
             which the weights were rounded.
         forward: runs the model.
-        points: returns the locations in the model of the activations at the end of each step: the
-            embeddings, the output of each block, and the outputs of the norms.
+        points: a function of the model that returns the `Point` of the output of each step
+            (embeddings, block or norm), by activation name.
 
     Raises:
         LoadError: the weights do not fit, or a result does not have the requested dtype.
@@ -120,7 +120,7 @@ def _isolated(forward: Forward, points: Points, replacements: Mapping[str, Tenso
 
     Args:
         forward: the forward function without replacements.
-        points: returns the location of the result of each step.
+        points: a function of the model that returns the `Point` of the result of each step.
         replacements: the activations that replace the results, by name.
     """
 

@@ -92,7 +92,7 @@ class Trace:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The fingerprint of the checkpoint that was run, with its declared steps applied."""
+        """The fingerprint of the checkpoint that was run, after any declared changes."""
         return described_fingerprint(self.description)
 
     def results(self, dtype: str) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """The child process that runs one checkpoint in one framework and writes a trace.
 
 It is started as ``python worker.py JOB.json``, possibly by another interpreter in an environment
-with NumPy, safetensors and the framework, but without mae-convert. Therefore it makes this
-project's packages importable from the directory tree of this file, and nothing else in that tree.
+with NumPy, safetensors and the framework, but without mae-convert. Therefore it imports this
+project's packages from the directory tree of this file, without making anything else in that tree
+importable.
 It ends when its standard input is closed, which happens when its parent ends.
 
 ``python worker.py --missing REQUIREMENT...`` prints the requirements that the interpreter lacks.
