@@ -58,7 +58,7 @@ def get_file(reference: HubReference) -> Path:
     """Download one file, unless it is in the cache, and return its path.
 
     Raises:
-        HubError: no file is specified, or it does not exist.
+        HubError: the reference does not specify a file, or the file does not exist.
         MissingRequirementError: the Hub cannot be reached, and the cache lacks the file.
     """
     with hub_errors_explained(str(reference)):

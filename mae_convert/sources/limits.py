@@ -33,7 +33,7 @@ _RESPONSES: ContextVar[Iterator[int] | None] = ContextVar("number of responses",
 
 @contextmanager
 def limits_on_responses() -> Iterator[None]:
-    """Return a context manager; the limits apply to calls of the client in its context."""
+    """Context in which the limits apply to calls of the Hub's client."""
     token = _RESPONSES.set(itertools.count(1))
     try:
         yield

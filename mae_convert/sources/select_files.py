@@ -41,7 +41,7 @@ class FileSelection:
     """Path in the repository of the weight file, or of the index of a sharded checkpoint."""
 
     beside: Mapping[str, str]
-    """The path in the repository of each other file, by the file's name in the local directory."""
+    """Paths in the repository of all files except the weights, by name in the local directory."""
 
     is_directory: bool
     """Whether to open the local directory as a model directory, instead of only the weight file."""

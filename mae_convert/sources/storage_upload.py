@@ -159,8 +159,8 @@ def _publish(target: Target, sent: list[UploadedFile], lock: str, *, is_director
 def _moved(target: Target, file: UploadedFile) -> Checksums:
     """Move an uploaded file to its final name, and return its checksums.
 
-    The storage may have moved the file although its response was lost. Therefore, if there is no
-    file to move, the attempt succeeds if the file with the final name contains what was uploaded.
+    The storage may have moved the file although its response was lost. Therefore a missing
+    temporary file is not an error if the file with the final name contains what was uploaded.
     """
     system, before = target.system, Checksums()
 
