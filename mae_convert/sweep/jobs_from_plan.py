@@ -94,7 +94,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
 
 
 def _program(name: str, value: str) -> str:
-    """Return a phrase for the code that the value of a field would run; "" if it runs none."""
+    """Return a phrase that describes the code that the value of a field would run, or ""."""
     if name in RUNNERS and names_code(value):
         return "external code"
     if value and (name in INTERPRETERS or (name in RUNNERS and "=" in value)):
@@ -128,7 +128,7 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the fields that are equal in all jobs of an entry, and the values of other fields."""
+    """Return the fields that are equal in all jobs of an entry, and the fields that are lists."""
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():

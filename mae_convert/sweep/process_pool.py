@@ -58,7 +58,7 @@ class Limits:
     """The number of threads of the framework in each job."""
 
     gpus: tuple[str, ...] = ()
-    """The numbers of the GPUs; each is used by one job at a time."""
+    """The numbers or UUIDs of the GPUs; each GPU is used by one job at a time."""
 
 
 def limits(workers: int | None = None, threads: int | None = None) -> Limits:
@@ -66,9 +66,9 @@ def limits(workers: int | None = None, threads: int | None = None) -> Limits:
 
     Args:
         workers: the maximum number of jobs at the same time; by default the number of cores divided
-            by `threads`.
-        threads: the number of threads of the framework in each job; by default the cores are shared
-            by the workers.
+            by `threads` or, without `threads`, the number of cores.
+        threads: the number of threads of the framework in each job; by default the number of cores
+            divided by the number of workers.
     """
     cores = available_cores()
     workers = workers or max(1, cores // (threads or 1))
