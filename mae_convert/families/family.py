@@ -159,7 +159,7 @@ class Family(ABC):
 
     @abstractmethod
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the schema that all models with the same sizes have in common.
+        """Return the name and shape of every canonical tensor of a model with these sizes.
 
         Args:
             geometry: the result of the method `geometry`.
@@ -234,6 +234,9 @@ class Family(ABC):
     ) -> Any:
         """Return the related model to which a checkpoint belongs, or None.
 
+        A related model is a published model with the tensor shapes of the family, but with
+        different training or preprocessing (for the image MAE, for example, AudioMAE).
+
         Args:
             by_key: the related model that `without_decoder` found, and the tensor that identifies
                 it, or None.
@@ -277,9 +280,10 @@ class Family(ABC):
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field from sources that rank between configuration and convention.
+        """Yield values of a field, in order of priority, in case no configuration specifies it.
 
-        The sources, such as training arguments and official models, are ordered by priority.
+        The sources are, for example, training arguments and official models. If they yield no
+        value, a convention of the layout is used.
         """
         yield FieldValue(self.argument(name, evidence), "training arguments")
         if name in ("num_attention_heads", "decoder_num_attention_heads", "image_size"):
@@ -464,7 +468,7 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return a description of official weights of such a model and their licence, or None."""
+        """Return a description of official weights for a model, and their licence; or None."""
         licences = self.about().licences
         return next(iter(licences.items()), None)
 

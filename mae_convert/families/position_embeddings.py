@@ -128,7 +128,7 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Return the fixed sine-cosine embedding of another grid, which replaces a fixed embedding.
+    """Replace a fixed sine-cosine position embedding by the fixed embedding of another grid.
 
     The tensor is loaded to check that it is the fixed embedding of the old grid, and to determine
     the dtype to which the embedding was rounded.

@@ -217,14 +217,14 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
     if other := next((n for n in others if DISTRIBUTED.fullmatch(n)), None):
         raise ConfigurationError(
             f"{other} is in the directory of {weights_file.name}: transformers 5 then loads only "
-            "such shards of a distributed checkpoint and ignores other weights",
+            "the shards of the distributed checkpoint and ignores all other weights",
             hint=f"move the shards or {weights_file.name} to another directory",
         )
     named = config.get("transformers_weights")
     if named is not None and named != weights_file.name:
         raise ConfigurationError(
-            f"config.json names other weights, transformers_weights {shown(named)}: transformers "
-            f"loads that file, but mae-convert reads {weights_file.name}",
+            f"transformers_weights in config.json is {shown(named)}: transformers loads this file, "
+            f"but mae-convert reads {weights_file.name}",
             hint="remove one of the two files, and transformers_weights from config.json",
         )
     for name in ("dtype", "torch_dtype"):

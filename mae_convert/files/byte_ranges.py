@@ -3,8 +3,8 @@
 Only regular files are opened: reading a named pipe, a terminal or another device could wait
 forever, and the system's errors for directories and sockets are unclear.
 
-Bytes are read on request and not mapped into memory: reading a mapping of a file that has become
-shorter ends the process, and mappings count against the process's limit of address space. Files are
+Bytes are read on request and not mapped into memory: if a mapped file becomes shorter, reading the
+mapping ends the process, and mappings count against the process's limit of address space. Files are
 mapped only for the parameters of models (`private_mapping`).
 """
 
@@ -249,7 +249,7 @@ class FileArray(SequentialArray):
         return array
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Read elements, the first at index `start`, into a flat contiguous array of this dtype."""
+        """Fill a flat contiguous array of the same dtype with the elements from `start` on."""
         if memory.size:
             offset = self.offset + start * self.dtype.itemsize
             self.file.read_into(memory.view(np.uint8).data, offset)

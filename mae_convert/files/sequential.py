@@ -49,7 +49,7 @@ class SequentialArray(ABC):
         """Return the elements from `start` to `stop` (exclusive) in C order, as a flat array."""
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Fill a flat contiguous array of this dtype with the elements from index `start` on."""
+        """Fill a flat contiguous array of the same dtype with the elements from `start` on."""
         memory[:] = self.elements(start, start + len(memory))
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:

@@ -1,7 +1,7 @@
 """Worker threads and their progress.
 
-Reading, hashing, comparing and writing large blocks of memory run in parallel in one Python
-process, because each releases the interpreter lock.
+Threads of one Python process can read, hash, compare and write large blocks of memory in parallel,
+because these operations release the global interpreter lock.
 """
 
 import os
@@ -27,7 +27,7 @@ class Progress:
     """Receives the progress of a long operation; this base class ignores it."""
 
     def begin(self, total: int) -> None:
-        """Report that an operation on `total` bytes begins, and that the previous one has ended."""
+        """Report the end of the previous operation, and the start of one on `total` bytes."""
 
     def advance(self, count: int) -> None:
         """Report that `count` more bytes were processed; may be called from any thread."""

@@ -51,7 +51,7 @@ class Record(NamedTuple):
 
 
 class Archive:
-    """A zip archive opened for reading, which is a file or a part of a file.
+    """A zip archive (a file or a part of a file), opened for reading.
 
     Raises:
         CheckpointError: the central directory is missing or does not fit the file, or records

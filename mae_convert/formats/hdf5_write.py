@@ -187,7 +187,7 @@ def _allocate(groups: dict[str, h5py.Group], tensor: LazyTensor, track_order: bo
 
 
 def _write_names(group: h5py.Group, name: str, names: Sequence[str]) -> None:
-    """Write a list of names as Keras does, in as many attributes as needed."""
+    """Write a list of names in Keras's format; a long list is divided into several attributes."""
     encoded = np.array([text.encode() for text in names])
     count = 1
     while any(part.nbytes > LARGEST_ATTRIBUTE for part in np.array_split(encoded, count)):

@@ -40,8 +40,8 @@ def read_keras_archive(archive: Archive) -> Contents:
     any, and an item "keras", the content of Keras's `config.json`.
 
     Raises:
-        CheckpointError: a member is missing, too large, or not as Keras writes it; or the model is
-            not from this project or KerasHub.
+        CheckpointError: a member is missing, is too large, or is not in Keras's format; or the
+            model is not from this project or KerasHub.
     """
     _check_members(archive)
     config = _read_config(archive)

@@ -64,13 +64,13 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """Maps the id of a received value to the name of an object that received it, except scalars."""
+    """Maps the id of a received value, unless it is a scalar, to the name of its receiver."""
 
     storages: Mapping[str, str]
     """Maps the key of a storage to the name of an object that received it or a tensor in it."""
 
     rebuilders: Iterable[str] = ()
-    """Names of objects that received PyTorch's functions that create tensors."""
+    """Names of objects that received a PyTorch function that creates tensors."""
 
 
 def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> Reach:
@@ -110,7 +110,7 @@ def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> R
 
 
 def _inside(item: object, effects: Effects) -> Iterator[object]:
-    """Yield the values that a container holds or held before the pickle overwrote them."""
+    """Yield the values in a container, including values that the pickle has overwritten."""
     if isinstance(item, Mapping):
         yield from item.keys()
         yield from item.values()

@@ -60,7 +60,7 @@ class Weights:
     """The tensors, in the order of the file."""
 
     config: Mapping | None = None
-    """The model configuration, stored as JSON, or as the format stores nested values."""
+    """The model configuration, stored as JSON text unless the format can store nested values."""
 
     conversion: Mapping | None = None
     """The conversion record, stored like the configuration."""
@@ -78,7 +78,7 @@ class Weights:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def through_json(self) -> "Weights":
-        """Return the weights with settings as they are when read from JSON: tuples become lists."""
+        """Return a copy with settings converted to JSON and back, so that tuples become lists."""
         config, conversion = _through_json(self.config), _through_json(self.conversion)
         return replace(self, config=config, conversion=conversion)
 

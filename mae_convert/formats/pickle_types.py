@@ -249,7 +249,14 @@ def _make_history(*_: object) -> Record:
 
 
 def _make_attribute(owner: Any, name: Any) -> str:
-    """Return the name of a method of mmengine's HistoryBuffer, which mmengine's pickles contain."""
+    """Replace ``getattr``, with which mmengine's pickles refer to methods of HistoryBuffer.
+
+    Returns:
+        The name of the method.
+
+    Raises:
+        WouldRunCodeError: the object is not mmengine's HistoryBuffer.
+    """
     if not isinstance(owner, Maker) or owner.make is not _make_history:
         raise WouldRunCodeError
     return _make_text(name)

@@ -40,7 +40,7 @@ FRAME_HEAD = 9
 
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
-"""Limit on the elements that calls may create beyond the number of bytes read."""
+"""The number of elements that calls may create in addition to one element per byte read."""
 
 HOLDS_ANYTHING = frozenset(
     name
@@ -229,7 +229,7 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create; refuse more than bytes read + `MADE_UNASKED`.
+        """Count the elements that calls create, and limit them (see `MADE_UNASKED`).
 
         A call whose argument is a reference to a memoised value takes a few bytes in the file, but
         may copy the whole value.

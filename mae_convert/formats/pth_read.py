@@ -40,7 +40,7 @@ ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""Limit on how many more elements a tensor may have than its storage (expanded views)."""
+"""The number of elements that a tensor (an expanded view) may have in addition to its storage's."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
 """Returns a function that reads an array of a dtype and a shape from an offset of a storage."""
@@ -102,8 +102,8 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
 
     Returns:
         All arguments by name, in one mapping: the items of the mappings under the keys `ARGUMENTS`,
-            the items of nested mappings under the keys `NESTED`, and an item "meta",
-            mmengine's metadata, in which the texts of configurations are nested mappings.
+            the items of nested mappings under the keys `NESTED`, and an item "meta", mmengine's
+            metadata. A configuration stored as text in the metadata is converted to a mapping.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
     nested = [
@@ -347,7 +347,7 @@ class _ZipStorages:
 
 
 class _LegacyStorages:
-    """The storages after the pickles; each is its number of elements, followed by the elements."""
+    """The storages after the pickles; each consists of its number of elements and the elements."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file

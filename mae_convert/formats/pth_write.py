@@ -32,9 +32,9 @@ def pth_layout(
     The tensors are under the key `state_key`, the settings under "config" and "conversion".
 
     If `state_key` is None, the file contains a plain state dict for `load_state_dict`: an
-    OrderedDict, as `state_dict()` returns. The settings are then stored in an attribute of the
-    OrderedDict, like PyTorch's `_metadata`: `load_state_dict` ignores the attribute, and saving the
-    state dict again keeps it.
+    OrderedDict, like the result of `state_dict()`. The settings are then stored in an attribute of
+    the OrderedDict, like PyTorch's `_metadata`: `load_state_dict` ignores the attribute, and saving
+    the state dict again keeps it.
     """
     extra = {"config": config, "conversion": conversion}
     settings = {name: value for name, value in extra.items() if value is not None}

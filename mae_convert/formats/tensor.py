@@ -21,7 +21,7 @@ BLOCK_BYTES = 1 << 24
 """The number of bytes that are copied at a time if an array is not contiguous in C order."""
 
 TILE_ROWS, TILE_BYTES = 1024, 32
-"""The number of rows, and the bytes of a row, of the blocks in which a matrix is transposed.
+"""The number of rows, and of bytes in a row, of the blocks into which a transposed matrix is cut.
 
 A row of a block is half a cache line of the output; the next block writes the other half while the
 line is in the cache. Measured for matrices of ViT-B, L and H: 1.1 to 1.5 times as fast as 512 rows
@@ -93,7 +93,7 @@ class LazyTensor:
         return replace(self, load=load, unchecked=self)
 
     def read_into(self, memory: np.ndarray) -> None:
-        """Copy all elements in C order into a flat contiguous array of this dtype.
+        """Copy all elements in C order into a flat contiguous array of the tensor's dtype.
 
         Raises:
             OutputError: the array has another shape or dtype than the tensor.
@@ -221,7 +221,8 @@ class PassingDigest:
     """The SHA-256 of a tensor's bytes, computed while the tensor is written to a file.
 
     Args:
-        tensor: the tensor. Writing the equal tensor `watched` computes the digest.
+        tensor: the tensor to hash. The file is written from the tensor `watched`, which has the
+            same elements and computes the digest when they are read.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:
@@ -241,7 +242,7 @@ class PassingDigest:
         return replace(self.tensor, load=lambda: self.take(load(), 0))
 
     def take(self, array: np.ndarray, start: int) -> np.ndarray:
-        """Hash elements if they follow the elements that were hashed last, and return them.
+        """Hash elements if they begin the tensor or follow the last hashed elements; return them.
 
         Args:
             array: consecutive elements in C order.

@@ -83,7 +83,7 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
 
 
 def whole_model(path: Path, config: str | None, version: str | None) -> CheckpointError:
-    """Return the error for an `.h5` file of a whole Keras model, as `model.save` writes it.
+    """Return the error for an `.h5` file that contains a whole Keras model (`model.save`).
 
     Args:
         path: the file.

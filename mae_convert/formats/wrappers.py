@@ -26,7 +26,7 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 """Keys of copies of the weights, such as moving averages. They are never chosen automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""Pattern of keys of copies of the weights other than those in `OTHER_WEIGHTS`."""
+"""Pattern of further keys of copies of the weights, in addition to `OTHER_WEIGHTS`."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file

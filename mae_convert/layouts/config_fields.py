@@ -60,7 +60,7 @@ NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 def unknown_fields(
     config: Mapping[str, Any], table: Mapping[str, Treatment], where: str
 ) -> tuple[str, ...]:
-    """Return the dotted names of fields that a library may use but mae-convert does not.
+    """Return the dotted names of fields that a library may use but mae-convert does not use.
 
     Args:
         config: a configuration as the library reads it.

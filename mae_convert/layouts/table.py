@@ -242,11 +242,11 @@ def braces(pattern: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)  # many tables look up the same names
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
-    """Return the templates that a name may match, each with the block index that it implies.
+    """Return the names of rows that may match an external name, each with the block index.
 
-    The name itself implies None; a name that contains ``#`` is not a template. In each other
-    template, ``#`` replaces a number in the name, and this number is the block index. At most
-    `MOST_NUMBERS` numbers are considered.
+    These are the name itself, with the index None (unless the name contains ``#``), and for each
+    number in the name, the name with ``#`` instead of the number; the number is the block index.
+    Only the first `MOST_NUMBERS` numbers are considered.
     """
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
     indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)
@@ -255,10 +255,10 @@ def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
 
 @cache
 def _regex(external: str) -> re.Pattern[str]:
-    """Return the pattern of an external name.
+    """Return the regular expression for an external name in a row.
 
-    ``#`` matches an index, ``[_#]`` an underscore and an index, or nothing for the first block, and
-    ``*`` one component of a path.
+    ``#`` matches a block index. ``[_#]`` matches an underscore and a block index, or, for the first
+    block, nothing. ``*`` matches one component of a path.
     """
     quoted = re.escape(external).replace(r"\[_\#\]", f"(?:_([1-9]{DIGITS}))?")
     quoted = quoted.replace(r"\*", "[^/]+").replace(r"\#", f"(0|[1-9]{DIGITS})", 1)

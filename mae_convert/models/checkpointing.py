@@ -30,7 +30,7 @@ def enable_checkpointing(
         model: a model with transformer blocks.
         options: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` defaults to
             False.
-        every_n_layers: checkpoint the first block and every n-th after it.
+        every_n_layers: checkpoint the first block and every n-th block after it.
         offload: store the inputs of blocks in CPU memory.
 
     Raises:

@@ -29,7 +29,7 @@ def export_encoder(model: Any, target: str | Path, *, overwrite: bool = False) -
         model: an encoder or a pre-training model, in PyTorch for ONNX, and in Keras on TensorFlow
             for TFLite and SavedModel.
         target: a file whose name ends in ``.onnx`` or ``.tflite``, or a directory for a SavedModel.
-        overwrite: replace an existing file.
+        overwrite: replace an existing file. An existing directory is never replaced.
 
     Raises:
         OutputError: the target exists, or cannot be written.

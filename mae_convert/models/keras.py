@@ -83,12 +83,12 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     @classmethod
     def _from_config(cls, config: Any, **options: Any) -> Any:
-        """Return a new model of a configuration, like transformers' method of this name."""
+        """Create a model from a configuration, like transformers' method ``_from_config``."""
         return cls(config, **options)
 
     @classmethod
     def from_config(cls, config: Any, *more: Any, **options: Any) -> Any:
-        """Return a new model of a configuration, or of the result of `get_config`."""
+        """Create a model from a configuration, or from the result of `get_config`."""
         if isinstance(config, ViTMAEConfig | ReferenceConfig):
             return cls(as_config(config), **options)
         return super().from_config(config, *more, **options)  # type: ignore[misc]
@@ -404,18 +404,18 @@ class TFViTForImageClassification(KerasModel, reference.TFViTForImageClassificat
 
     @property
     def num_labels(self) -> int:
-        """The number of classes of the configuration."""
+        """The number of classes in the configuration."""
         return int(self.config.num_labels)
 
     def hf_compute_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return the loss of logits (N, K) against labels, as a call with ``labels`` does."""
+        """Return the loss that a call with ``labels`` computes from logits (N, K)."""
         return self._loss(logits, labels)
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
         return SimpleNamespace(loss=self._loss(outputs.logits, targets))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K) as a scalar, as transformers computes it."""
+        """Return the scalar loss that transformers computes from logits (N, K) and labels."""
         labels = ops.convert_to_tensor(labels)
         one_for_each = (
             len(labels.shape) == 1

@@ -88,7 +88,7 @@ class TestTransformers:
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
-            ("transformers_weights", "other.safetensors", "names other weights"),
+            ("transformers_weights", "other.safetensors", "in config.json is 'other.safetensors'"),
             ("dtype", "float16", "to which transformers 5 rounds the weights"),
             ("torch_dtype", "torch.bfloat16", "rounds the weights"),
             ("dtype", "float8_e4m3fn", "which is not supported"),
@@ -153,7 +153,7 @@ class TestTransformers:
         part = "shard-00001-model-00001-of-00001.safetensors"
         shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / part)
         assert is_read_beside(part)
-        with pytest.raises(ConfigurationError, match="loads only such shards"):
+        with pytest.raises(ConfigurationError, match="loads only the shards"):
             open_checkpoint(tmp_path / "model")
 
     def test_a_field_twice_is_refused(self, command, models, tmp_path):

@@ -101,7 +101,7 @@ class ImageMAE(Family):
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
+        """Return the name and shape of every canonical tensor of a model with these sizes."""
         left_out = ("num_patches", "num_attention_heads")
         fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
@@ -142,7 +142,7 @@ class ImageMAE(Family):
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may use but mae-convert does not."""
+        """Return fields of ``config.json`` that a library may use but mae-convert does not use."""
         config = container.config or {}
         beside = container.config_source == "config.json" and KERAS not in config
         if beside and layout == "timm" and "architecture" in config:
@@ -178,7 +178,8 @@ class ImageMAE(Family):
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
         """Return ``fc_norm`` for a pooled classifier, and no fields for other models.
 
-        The value is False if there are no ``fc_norm`` tensors: the norm is before the pooling.
+        The value is False if there are no ``fc_norm`` tensors: the model then applies its final
+        norm before the pooling.
         """
         if values.get("global_pool") != "avg":
             return {}
@@ -190,7 +191,7 @@ class ImageMAE(Family):
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return a description of official weights of such a model and their licence, or None."""
+        """Return a description of official weights for a model, and their licence; or None."""
         names = " or ".join(official.file for official in candidates(model, task))
         return (f"{names}, with the same tensor names and shapes", LICENSE) if names else None
 

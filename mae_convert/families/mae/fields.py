@@ -64,8 +64,8 @@ def values_of(
         yield FieldValue(_square_size(evidence), "square grid", SQUARE)
     if name == "global_pool":
         source = (
-            "tensor names of a class-token classifier, which a pooled classifier without fc_norm "
-            "also has"
+            "tensor names of a class-token classifier; a pooled classifier without fc_norm has the "
+            "same names"
         )
         yield FieldValue("token", source, NAMES)
     source = "convention of solo-learn, because of the tensor names"

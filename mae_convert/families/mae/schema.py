@@ -33,7 +33,7 @@ def schema(config: ViTMAEConfig, task: str) -> Schema:
 
 
 def batch_norm_schema(width: int) -> Schema:
-    """Return the name and shape of each tensor of a linear probe that other classifiers lack."""
+    """Return the name and shape of each tensor of the batch norm in a linear probe."""
     return {
         f"{BATCH_NORM}mean": (width,),
         f"{BATCH_NORM}variance": (width,),

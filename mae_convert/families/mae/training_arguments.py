@@ -52,7 +52,12 @@ class TrainingArguments:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
-        """Return training arguments of any supported program as arguments of the original."""
+        """Create an instance; arguments of other programs are converted to the original's.
+
+        Args:
+            stored: the training arguments of any supported program.
+            geometry: fields that follow from the tensors' shapes, and ``num_patches``.
+        """
         return cls({**stored, **fields_of(stored, geometry)}, geometry)
 
     def value(self, name: str) -> Any:
@@ -88,7 +93,11 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return a sentence if the arguments name a model with other tensor shapes, or None."""
+        """Return how the arguments contradict the tensors' shapes, as a sentence, or None.
+
+        Args:
+            name: "num_attention_heads" (of the encoder) or "decoder_num_attention_heads".
+        """
         match, prefix = self._factory(), HEADS[name]
         if match is None or (prefix and not match["pretrain"]):
             return None

@@ -80,7 +80,7 @@ class MAEST(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
+        """Return the name and shape of every canonical tensor of a model with these sizes."""
         return canonical.expected(geometry, task)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:

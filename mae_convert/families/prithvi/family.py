@@ -77,7 +77,7 @@ class Prithvi(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor, which follow from `geometry`."""
+        """Return the name and shape of every canonical tensor of a model with these sizes."""
         return canonical.expected(geometry, task)
 
     def position_tables(self, config: PrithviConfig) -> Mapping[str, PositionTable]:

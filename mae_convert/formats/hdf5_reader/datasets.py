@@ -207,7 +207,7 @@ class _Chunks:
         """Return the index of the first element of each chunk.
 
         Raises:
-            ValueError: the file is too small for so many chunks.
+            ValueError: the file is too small for this number of chunks.
         """
         sides = [range(0, n, step) for n, step in zip(self.shape, self.chunk, strict=True)]
         if math.prod(map(len, sides)) * LEAST_ENTRY > self.structure.file.size:

@@ -67,7 +67,7 @@ class FractalHeap:
 
     start: int
     limit: int
-    """The size of the smallest direct block (`start`) and of the largest (`limit`), in bytes."""
+    """The size of the smallest (`start`) and of the largest direct block (`limit`), in bytes."""
 
     columns: int
     """The number of blocks in a row of the doubling table."""

@@ -33,7 +33,7 @@ ARGUMENTS = {
     "num_channels": "in_chans",
     "qkv_bias": "qkv_bias",
 }
-"""The configuration fields by the names of the arguments of timm's models."""
+"""The names of timm's model arguments by the names of the corresponding configuration fields."""
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,8 +238,8 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
             "pretrained_cfg in config.json has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
             f"{shown(share)}, which is not supported",
-            hint=f"supported are the interpolations {', '.join(INTERPOLATIONS)}, the values center"
-            " and squash of crop_mode, and crop_pct up to 4",
+            hint=f"the supported values are {', '.join(INTERPOLATIONS)} for interpolation, center "
+            "and squash for crop_mode, and numbers greater than 0.01 and up to 4 for crop_pct",
         )
     scaled = math.floor(height / share), math.floor(width / share)
     size = {"height": scaled[0], "width": scaled[1]}

@@ -29,7 +29,7 @@ class Relative:
     """Why the decoder is dropped, for the list of dropped tensors."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Patterns of the values (as text) of training arguments that only this model has, by argument.
+    """Training arguments that identify this model: a pattern of the value as text, by argument.
 
     One matching argument is sufficient.
     """
@@ -47,7 +47,7 @@ class Relative:
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Training arguments whose models cannot be read; the values are the reasons."""
+    """Training arguments with which a model cannot be converted: the reason, by argument."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""
