@@ -148,7 +148,7 @@ def _files(checkpoint: Checkpoint) -> list[str]:
 def _hashes(verification: Verification, target: Checkpoint) -> dict[str, str]:
     """Return the SHA-256 of each file that affects what the target computes, by file name.
 
-    The hashes are computed from the bytes that were read for the verification.
+    The hashes of weight files are taken from the verification's trace; other files are hashed here.
 
     Raises:
         CheckpointError: a file was modified since the verification.

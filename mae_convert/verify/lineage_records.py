@@ -71,7 +71,7 @@ def read_record(path: Path) -> CheckpointInfo:
 
     Raises:
         CheckpointError: the file is neither a certificate nor a conversion record, has no
-            fingerprint, or contradicts itself.
+            fingerprint, contradicts itself, or describes a failed verification.
     """
     document = json_in(ByteFile(path), ADVICE)
     if not isinstance(document, Mapping):

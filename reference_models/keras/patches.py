@@ -88,7 +88,11 @@ def check_pixels(pixel_values: Tensor, config: Patches) -> None:
 
 
 def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
-    """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
+    """Cut images (N, C, [T,] H, W) into patches (N, L, P).
+
+    Raises:
+        ValueError: the images have the wrong shape.
+    """
     check_pixels(pixel_values, config)
     lengths = zip(config.grid_shape, config.patch_shape, strict=True)
     split = (length for pair in lengths for length in pair)  # rows, h, columns, w
@@ -100,7 +104,11 @@ def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
 
 
 def unpatchify(patches: Tensor, config: Patches) -> Tensor:
-    """Merge patches (N, L, P) into images (N, C, [T,] H, W)."""
+    """Merge patches (N, L, P) into images (N, C, [T,] H, W).
+
+    Raises:
+        ValueError: the patches have the wrong shape.
+    """
     if tuple(patches.shape[1:]) != (config.num_patches, config.patch_dim):
         raise ValueError(
             f"patches must have shape (N, {config.num_patches}, {config.patch_dim}),"

@@ -73,7 +73,11 @@ def check_pixels(pixel_values: Tensor, config: Patches) -> None:
 
 
 def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
-    """Cut images (N, C, [T,] H, W) into patches (N, L, P)."""
+    """Cut images (N, C, [T,] H, W) into patches (N, L, P).
+
+    Raises:
+        ValueError: the images have the wrong shape.
+    """
     check_pixels(pixel_values, config)
     axes = len(config.patch_shape)
     for axis in reversed(range(axes)):  # split (..., H, W) into (..., rows, h, columns, w)
@@ -84,7 +88,11 @@ def patchify(pixel_values: Tensor, config: Patches) -> Tensor:
 
 
 def unpatchify(patches: Tensor, config: Patches) -> Tensor:
-    """Merge patches (N, L, P) into images (N, C, [T,] H, W)."""
+    """Merge patches (N, L, P) into images (N, C, [T,] H, W).
+
+    Raises:
+        ValueError: the patches have the wrong shape.
+    """
     if patches.ndim != 3 or tuple(patches.shape[1:]) != (config.num_patches, config.patch_dim):
         raise ValueError(
             f"patches must have shape (N, {config.num_patches}, {config.patch_dim}),"
