@@ -84,7 +84,7 @@ class Checkpoint:
     """The reasons why the tensors cannot be read for other tasks, by task."""
 
     unread: tuple[str, ...] = ()
-    """Configuration fields, with their files, that a library may use but mae-convert does not."""
+    """Configuration fields that a library may use but mae-convert does not, each with its file."""
 
     before_steps: "Checkpoint | None" = field(default=None, repr=False)
     """The checkpoint before steps of a conversion were applied; None if no step was applied."""
@@ -222,7 +222,7 @@ def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option
 
 
 def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
-    """Check that no option contradicts all of the checkpoints.
+    """Check that each option agrees with at least one of the checkpoints.
 
     Args:
         flags: the options that the user specified, or None.

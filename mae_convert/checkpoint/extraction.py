@@ -190,8 +190,8 @@ def _recognise_all(
         if len(fitting) > 1:
             prefixes = " or ".join(str(candidate.stripped.in_words()) for candidate in fitting)
             raise UndecidedError(
-                f"the names fit a layout without {prefixes}, and it is not specified which one to"
-                " read",
+                f"the names fit a layout without {prefixes}, and it is not specified which of these"
+                " prefixes to remove",
                 hint="rename the tensors",
             )
         if fitting:
@@ -210,7 +210,7 @@ def find_model(
     Args:
         shapes: stored names and shapes.
         preferred: the layout to choose if several fit equally well.
-        task: the task to read; by default the largest task of which every tensor is present.
+        task: the task to read; by default the largest task whose tensors are all present.
         under: the prefix of the model to read, without the dot at its end; "." for names without a
             prefix.
 
@@ -494,7 +494,7 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the shortest beginning of `prefix`, in whole components, that no other has."""
+    """Return the fewest leading components of `prefix` with which no other prefix begins."""
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])

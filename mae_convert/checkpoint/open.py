@@ -135,7 +135,8 @@ def _check_documents(container: Container) -> None:
 def _renamed(container: Container, recognised: RecognisedModel) -> Container:
     """Return the container with the prefixes removed from the names of the model's tensors.
 
-    Other tensors keep their stored names, preceded by a slash if the name is taken.
+    Other tensors keep their stored names, preceded by a slash if a tensor of the model has the same
+    name.
     """
     tensors = {
         name: container.tensors[old].renamed(name)
@@ -151,10 +152,11 @@ def _check_class_position(
 ) -> None:
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
-    The configuration may specify ``no_embed_class``. Otherwise, a square number of rows means that
-    there is one row for each patch and none for the class token, unless the user specified an image
-    size, an image of the configured size has one patch fewer than there are rows, or the first row
-    is zero as in MAE's fixed embedding.
+    The row is missing if the configuration specifies ``no_embed_class``. Otherwise, it is assumed
+    to be missing if the number of rows is a square, so that the rows can be one for each patch. It
+    is not assumed to be missing if the user specified an image size, if an image of the configured
+    size has one patch fewer than there are rows, or if the first row is zero, like the class
+    token's row in the fixed embedding of MAE.
 
     Raises:
         LayoutError: there is no row for the class token.
@@ -221,7 +223,7 @@ def open_checkpoint(
             this argument, or the prefix of the tensor names of one of several models.
         task: the task to read if the file contains tensors besides those of one model. A file that
             contains only one model is read completely; `as_task` then selects the task.
-        origin: where the checkpoint was downloaded from, which may provide configuration fields.
+        origin: the origin of a downloaded checkpoint, which may provide configuration fields.
 
     Raises:
         CheckpointError: the file cannot be read.

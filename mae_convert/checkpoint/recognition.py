@@ -58,9 +58,9 @@ def recognise(
 
     Args:
         shapes: stored names and shapes.
-        preferred: the layout to choose if several fit equally well, from the configuration in the
-            directory or the file.
-        family: the model family in that configuration; other families are not tried.
+        preferred: the layout to choose if several fit equally well.
+        family: the model family that a configuration in the file specifies; other families are not
+            tried. If it is None, all families are tried.
         explain: if no layout fits, determine the nearest layout for the error message, which takes
             longer.
 

@@ -60,8 +60,8 @@ def read_frames(path: Path, choose: Choose) -> Frames:
 
     Args:
         path: a file, or a folder of images that are ordered by the numbers in their names.
-        choose: a function of the number of frames and the frames per second that returns the
-            ascending indices of the frames to read.
+        choose: a function that takes the number of frames and the frames per second (None if
+            unknown), and returns the ascending indices of the frames to read.
 
     Raises:
         MaeConvertError: the path cannot be read as a video.

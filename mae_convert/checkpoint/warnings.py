@@ -45,7 +45,7 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return a dictionary from each reason to the names of the dropped tensors with this reason."""
+    """Return the names of the dropped tensors, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)

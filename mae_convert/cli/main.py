@@ -48,7 +48,7 @@ COMMANDS = (
 
 EXIT_STATUSES = """\b
 Exit status:
-  0    success; diff, compare, lineage, verify, publish: the same
+  0    success; diff, compare, verify, publish: no difference; lineage: derived
   1    different, or a job of a sweep or timeline failed
   2    the input or the call is wrong; standard error says what to do
   3    a required framework, package or network is missing

@@ -291,7 +291,7 @@ def input_options(command: Command) -> Command:
             click.option(
                 "--unmasked",
                 is_flag=True,
-                help="Remove no patches and keep their order, as classifiers and timm do.",
+                help="Remove no patches and keep their order, like a classifier or a timm model.",
             ),
             click.option(
                 "--gradients",

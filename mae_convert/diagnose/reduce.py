@@ -279,8 +279,9 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
 
 
 def _cut(array: np.ndarray, location: Location, formula: Formula) -> np.ndarray:
-    """Return the part of an array at a location; if the formula allows, only one of its tokens.
+    """Return the part of an array at a location: one image, or one of the image's tokens.
 
+    Only one token is returned if the formula computes each token independently of other tokens.
     The token is counted from the end, because an input of the formula may have additional tokens,
     such as the class token, at the beginning.
     """

@@ -183,10 +183,12 @@ def _require_repairable(a: Checkpoint, b: Checkpoint) -> None:
     a.require_complete()
     if a.family.name != b.family.name:
         families = [f"{each.family.name} ({each.family.title})" for each in (a, b)]
-        raise NotRepairedError(f"A is of the family {families[0]}, but B of {families[1]}")
+        raise NotRepairedError(
+            f"the family of A is {families[0]}, but the family of B is {families[1]}"
+        )
     if b.task not in (a.task, "encoder"):
         raise NotRepairedError(
-            f"the task of A is {a.task} and that of B is {b.task}, so A lacks tensors of B",
+            f"the task of A is {a.task} and the task of B is {b.task}, so A lacks tensors of B",
             hint="specify the source of B's conversion",
         )
 
@@ -198,8 +200,8 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
     tensors were rounded.
 
     Returns:
-        A after the changes that were applied, the names of the tensors that still differ from
-        those of B, and sentences about the faults of the record.
+        A after the changes that were applied, the names of the tensors that are still
+        different in B, and sentences about the faults of the record.
     """
     declared = [step for step in steps_between(a, b) if step["step"] != "task"]
     source = _after(a, declared, b)
@@ -236,7 +238,7 @@ def _after(a: Checkpoint, steps: Sequence[Step], b: Checkpoint) -> Checkpoint:
 
 
 def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
-    """Yield a sentence for each configuration field that is missing in B or differs from A's."""
+    """Yield a sentence for each configuration field that is missing or has another value in B."""
     ours, theirs = a.configuration, b.configuration
     missing = {each.field for each in theirs.missing}
     model_fields = a.family.compared_fields({a.task, b.task})
@@ -250,12 +252,12 @@ def _configuration_changes(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
         elif not _same_value(name, _value(b, name), right):
             yield f"{name} is {plain(_value(b, name))} in B: set to {plain(right)} as in A"
     if ours.labels and theirs.labels and ours.labels != theirs.labels:
-        yield "the class names differ from A's: set to A's"
+        yield "the class names differ: set to the class names of A"
     left, right = described(a), described(b)
     if left and right and left.get("stated") and right.get("stated"):
         other = [n for n, v in left.items() if right.get(n) != v and n not in ("mean", "std")]
         if other and not _resized(a):
-            yield f"preprocessing differs ({', '.join(other)}): set to A's"
+            yield f"preprocessing differs ({', '.join(other)}): set to the values of A"
 
 
 def _resized(checkpoint: Checkpoint) -> bool:
@@ -303,7 +305,7 @@ def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
     return NotRepairedError(
         f"B is equal to A after the changes that its record declares ({changes}): there is nothing "
         "to repair",
-        hint=f"convert A again if it should not have these changes; {hint}",
+        hint=f"if B should not have these changes, convert A again; {hint}",
     )
 
 

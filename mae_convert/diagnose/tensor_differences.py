@@ -40,10 +40,11 @@ class Cause:
         return f"{self.text}{self.other}{self.rest}"
 
     def in_every_block(self, name: str) -> "Cause":
-        """Return the cause for several blocks, without the block in the other tensor's name.
+        """Return the cause for several blocks: the other tensor is named without its block.
 
         Args:
-            name: the differing tensor; the prefix of its block is removed.
+            name: the name of the differing tensor. If the other tensor is in the same block, the
+                block's prefix is removed from the other tensor's name.
         """
         return replace(self, other=self.other.removeprefix(_block_prefix(name)))
 

@@ -114,7 +114,7 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
     mask, other = a["mask"], b["mask"]
     visible, others = int((mask[0] == 0).sum()), int((other[0] == 0).sum())
     if np.array_equal(other, 1 - mask):
-        yield "B's mask is A's with kept and removed patches exchanged"
+        yield "B's mask is A's mask with kept and removed patches exchanged"
     elif visible != others:
         yield f"A keeps {visible} of {mask.shape[1]} patches and B keeps {others}"
     restore, other_restore = a["ids_restore"], b["ids_restore"]
@@ -125,7 +125,9 @@ def _masking(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Iterat
     elif np.array_equal(other_restore, restore.shape[1] - 1 - restore):
         yield "B sorts the noise in descending order, so it keeps the patches that A removes"
     elif len(shift := np.unique((other_restore - restore) % restore.shape[1])) == 1:
-        yield f"B's ids_restore is A's plus {int(shift[0])}, modulo the number of patches"
+        yield (
+            f"B's ids_restore is A's ids_restore plus {int(shift[0])}, modulo the number of patches"
+        )
 
 
 def _randomness(a: Trace, b: Trace) -> Iterator[str]:
@@ -167,7 +169,7 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
 
 
 def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    """Yield sentences about the relation of B's result to A's, which has the same shape."""
+    """Yield sentences about the relation of B's result to A's result, which has the same shape."""
     ours = a.results("float64")
     x, y = ours[first], b.results("float64")[first]
     yield from _other_step(ours, first, y)
@@ -188,7 +190,7 @@ def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> It
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     """Yield a sentence about an operation on A's result that gives B's result."""
     if (ratio := factor(x, y)) is not None:
-        yield f"{first} in B is {ratio:.6g} times that in A"
+        yield f"{first} in B is {ratio:.6g} times {first} in A"
         return
     if (share := dropout_probability(x, y)) is not None:
         yield (
@@ -233,7 +235,7 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
     fitting = _fitting_epsilons(a.results("float64"), b.results("float64"), first, configured)
     if fitting:
         yield (
-            f"{first} in B is equal to A's if A uses a layer norm epsilon of"
+            f"{first} in B is equal to {first} in A if A uses a layer norm epsilon of"
             f" {' or '.join(f'{eps:g}' for eps in fitting)} instead of {configured:g}"
         )
 

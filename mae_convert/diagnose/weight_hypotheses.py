@@ -161,7 +161,7 @@ def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _long_axis(shape: Sequence[int]) -> int:
-    """Return the axis whose order may be reversed: the last of tokens (1, T, D), else the first."""
+    """Return the axis whose order may be reversed: the last axis of (1, T, D), else the first."""
     return 2 if len(shape) == 3 else 0
 
 

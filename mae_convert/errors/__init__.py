@@ -89,7 +89,7 @@ def render(text: Text, style: OptionStyle) -> str:
 
 
 def join(texts: Iterable[Text], separator: str) -> Text:
-    """Return texts with a separator between them, as ``str.join`` does with strings."""
+    """Return texts with a separator between them, like ``str.join`` for strings."""
     parts: list[Text] = []
     for text in texts:
         parts += [separator, text] if parts else [text]

@@ -131,7 +131,7 @@ def test_related_masks_are_reported(trace):
         "keeps 6 of 16 patches and B keeps 7": {"mask": (restore >= 7).astype(np.float32)},
         "is ids_shuffle instead": {"ids_restore": np.argsort(restore, axis=1)},
         "in descending order": {"ids_restore": 15 - restore},
-        "A's plus 3, modulo": {"ids_restore": (restore + 3) % 16},
+        "A's ids_restore plus 3, modulo": {"ids_restore": (restore + 3) % 16},
     }
     for sentence, change in changes.items():
         assert sentence in report_of(trace, with_results(trace, **change), "mask"), sentence

@@ -87,7 +87,10 @@ def inspect(
     required=True,
     metavar="LAYOUT[=DST]",
     shell_complete=complete_layouts,
-    help="Layout to write (see `mae-convert layouts`); a further layout is given as LAYOUT=DST.",
+    help=(
+        "Layout to write (see `mae-convert layouts`); repeat the option as LAYOUT=DST for each "
+        "further layout."
+    ),
 )
 @click.option(
     "--task",
@@ -124,8 +127,8 @@ def inspect(
     "--in-channels",
     type=COUNT,
     help=(
-        "Number of input channels. The patch embedding's weights are summed over the channels for "
-        "1, and repeated for other numbers; reported as lossy."
+        "Number of input channels. For one channel, the patch embedding's weights are summed over "
+        "the channels; for several channels, they are repeated. Reported as lossy."
     ),
 )
 @click.option(

@@ -215,7 +215,7 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     "--at-mask-ratio",
     "mask_ratio_of_run",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Mask ratio of the runs, instead of the configured one.",
+    help="Mask ratio of the runs, instead of the configured mask ratio.",
 )
 @input_options
 @click.option(

@@ -26,8 +26,8 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
 
     Args:
         officials: the official checkpoints.
-        fingerprints: for each downloaded checkpoint, by name, its ``fingerprint`` and a text
-            ``confirmed``.
+        fingerprints: the result of `confirmed_fingerprints`: for each downloaded checkpoint, its
+            ``fingerprint`` and ``confirmed``, a phrase that states how its file was checked.
     """
     out = console()
     heads = ("name", "folder", "task", "pixels predicted", "parameters", "md5")

@@ -28,7 +28,7 @@ class PatientConsole(Console):
     """
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
-        """Print as `rich.console.Console.print` does, by default without cropping lines."""
+        """Print like `rich.console.Console.print`, but without cropping lines by default."""
         super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
@@ -125,7 +125,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
 
 
 def with_options(source: str) -> str:
-    """Return the source of a value with options as typed, such as "option --num-heads"."""
+    """Return the source of a value; "option num_heads" in it becomes "option --num-heads"."""
     return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
 
 

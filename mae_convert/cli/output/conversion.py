@@ -54,7 +54,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
 
 
 def _is_exact(step: Mapping[str, Any]) -> bool:
-    """Return whether a step is exact, because it only converted tensors to wider dtypes."""
+    """Return whether a step only converted tensors to wider dtypes, and is therefore exact."""
     return step["step"] == "dtype" and all(
         np.can_cast(DTYPES[narrow], DTYPES[step["to"]]) for narrow in step["from"]
     )

@@ -2,8 +2,8 @@
 
 There are two kinds of evidence, which require only the trained weights and some images:
 
-- `head_structure`: training couples channels of the same attention head, but no others, which is
-    measurable in the products of the query and key matrices.
+- `head_structure`: training couples only channels of the same attention head; this is measurable in
+    the products of the query and key matrices.
 - `reconstruction`: a model reconstructs images best with the configuration of its training.
 
 Statistical tests evaluate the evidence; if no test is significant, the field stays undecided.

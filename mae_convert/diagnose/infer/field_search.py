@@ -172,7 +172,7 @@ class Search:
         return best, losses
 
     def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
-        """Return the losses of a pair and of all pairs that differ from it in one number.
+        """Return the losses of a pair and of all pairs in which one number of heads is different.
 
         Pairs that are worse in every bootstrap sample on few crops are not run on all crops.
         """
@@ -278,7 +278,7 @@ def _on_all(losses: Mapping[Pair, Losses]) -> dict[Pair, Losses]:
 
 
 def _lowest(losses: Mapping[Any, np.ndarray]) -> Any:
-    """Return the candidate with the lowest mean loss, of the candidates run on the most crops."""
+    """Return the best candidate (lowest mean loss) among those that were run on the most crops."""
     crops = max(values.shape[1] for values in losses.values())
     means = {v: values.mean() for v, values in losses.items() if values.shape[1] == crops}
     return min(means, key=means.__getitem__)
@@ -300,7 +300,7 @@ def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
 
 
 def _confidence(losses: Mapping[Any, np.ndarray]) -> float:
-    """Return the confidence that the candidate with the lowest mean loss is the best one."""
+    """Return the confidence that the candidate with the lowest mean loss is the best candidate."""
     best = _lowest(losses)
     others = (values for value, values in losses.items() if value != best)
     return min(

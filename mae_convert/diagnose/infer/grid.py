@@ -48,10 +48,10 @@ def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     reason = (
         (
             "on a grid of this shape, neighbouring patches have significantly more similar "
-            "position embeddings than on any other"
+            "position embeddings than on a grid of any other shape"
         )
         if decided
-        else "no grid shape fits the position embeddings significantly better than all others"
+        else "no grid shape fits the position embeddings significantly better than all other shapes"
     )
     return Decision(
         "image_size",
