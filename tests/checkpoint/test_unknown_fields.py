@@ -88,7 +88,11 @@ class TestTransformers:
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
-            ("transformers_weights", "other.safetensors", "in config.json is 'other.safetensors'"),
+            (
+                "transformers_weights",
+                "other.safetensors",
+                "in config.json is other.safetensors: transformers loads",
+            ),
             ("dtype", "float16", "to which transformers 5 rounds the weights"),
             ("torch_dtype", "torch.bfloat16", "rounds the weights"),
             ("dtype", "float8_e4m3fn", "which is not supported"),
