@@ -140,7 +140,10 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", type=float, metavar="X", help="learning rate, instead of --blr")
     add_number(group, "--min-lr", 0.0, "final learning rate of the cosine schedule")
     add_number(
-        group, "--weight-decay", 0.05, "weight decay, except of biases, norms, tokens and positions"
+        group,
+        "--weight-decay",
+        0.05,
+        "weight decay; not for biases, norms, tokens and position embeddings",
     )
     add_number(group, "--crop-scale", 0.2, "smallest crop area, relative to the image")
     add_number(group, "--repeats", 1, "crops of each image per epoch")

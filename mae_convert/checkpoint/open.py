@@ -227,7 +227,7 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: the file cannot be read.
-        LayoutError: no known layout fits.
+        LayoutError: no known layout fits, or it is ambiguous which model to read.
         ConfigurationError: a field is missing or contradicted.
     """
     if task is not None and task not in TASKS:

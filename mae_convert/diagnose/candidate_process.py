@@ -156,12 +156,21 @@ class CandidateProcess:
         Returns:
             The first result that differs and the largest error before it; None if a hypothesis does
             not fit the model.
+
+        Raises:
+            MaeConvertError: the child failed or took too long.
         """
         response = self._request(hypotheses, trace, start=start, dtype=None)
         return None if "error" in response else CandidateResult(**response)
 
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
-        """Return the fraction of the error of the result `at` that a hypothesis does not remove."""
+        """Return the fraction of the error of the result `at` that a hypothesis does not remove.
+
+        The fraction is infinity if the hypothesis does not fit the model, or if the error is 0.
+
+        Raises:
+            MaeConvertError: the child failed or took too long.
+        """
         response = self._request([hypothesis], trace, start=at, dtype=dtype)
         return float(response.get("unexplained", float("inf")))
 

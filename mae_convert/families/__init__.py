@@ -39,7 +39,12 @@ GROUPS = ("mae_convert.families", "mae_convert.layouts")
 
 @cache
 def families() -> Mapping[str, "Family"]:
-    """Return all families by name, in the order in which they are tried."""
+    """Return all families by name, in the order in which they are tried.
+
+    Raises:
+        MissingRequirementError: a registered family or layout cannot be imported, or the family of
+            a registered layout is not installed.
+    """
     from mae_convert.errors import MissingRequirementError
     from mae_convert.families.mae.family import MAE
     from mae_convert.families.mae_st.family import MAE_ST
@@ -84,7 +89,7 @@ def _registered(*groups: str) -> list[list[Any]]:
     """Return, for each group, the objects that installed packages register as entry points.
 
     Raises:
-        MissingRequirementError: a registered family cannot be imported.
+        MissingRequirementError: a registered object cannot be imported.
     """
     from importlib.metadata import entry_points
 

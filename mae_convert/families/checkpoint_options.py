@@ -346,6 +346,7 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
 
     Raises:
         TypeError: an argument is not the name of an option, or an option is passed with both names.
+        ConfigurationError: the value of an image size is not a size.
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         names = ", ".join(option.name for option in OF_FIELDS.values())

@@ -58,7 +58,8 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
 
     Raises:
         ConfigurationError: there are too few images.
-        MaeConvertError: an image cannot be read, or the model cannot be run.
+        MaeConvertError: an image cannot be read, the model cannot be run, or the preprocessing of
+            images is not known for the model's family.
     """
     require_images(checkpoint, "the search for missing fields")
     options = options or InferenceOptions()
