@@ -34,6 +34,7 @@ def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     Raises:
         ConfigurationError: an option for the Hub's client is specified, and the checkpoint is not
             a local file.
+        MaeConvertError: see `parse_source`.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)
     about_the_client = {option: options.pop(option, None) for option in SET_ELSEWHERE}

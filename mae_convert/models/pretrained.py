@@ -183,7 +183,7 @@ class PretrainedModel:
             MaeConvertError: the checkpoint is missing or cannot be read (the error is also an
                 OSError), or it is not a checkpoint that this class can load (the error is also a
                 ValueError and a RuntimeError).
-            TypeError: an option is unknown.
+            TypeError: an option is unknown, or a ``state_dict`` is passed.
         """
         if options.pop("state_dict", None) is not None:
             raise TypeError(
@@ -252,8 +252,8 @@ class PretrainedModel:
             push_to_hub: upload the directory to the Hub afterwards, as `push_to_hub` does.
             max_shard_size: the maximum number of bytes of a shard of the weights, such as 200000000
                 or "200MB".
-            options: ``repo_id`` and further arguments of `push_to_hub`; ``safe_serialization`` has
-                no effect.
+            options: ``repo_id`` (default: the name of the directory) and further arguments of
+                `push_to_hub`; ``safe_serialization`` has no effect.
 
         Raises:
             MaeConvertError: the weights are not finite, the directory cannot be written, or an

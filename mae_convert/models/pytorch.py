@@ -123,6 +123,7 @@ class TorchModel(PretrainedModel, nn.Module):
             options: ``dtype`` (or ``torch_dtype``) of the parameters; default: float32.
 
         Raises:
+            ConfigurationError: the dtype is unknown.
             TypeError: an option is unknown.
         """
         dtype = dtype_of(options, None)
@@ -206,9 +207,13 @@ class TorchModel(PretrainedModel, nn.Module):
         """Recompute the activations inside blocks in the backward pass instead of storing them.
 
         Args:
-            gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
+            gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``;
+                ``use_reentrant`` is False by default.
             every_n_layers: recompute the first block and every n-th block after it.
             offload: store the inputs of blocks in CPU memory.
+
+        Raises:
+            ValueError: ``every_n_layers`` is less than 1.
         """
         enable_checkpointing(self, gradient_checkpointing_kwargs, every_n_layers, offload=offload)
 

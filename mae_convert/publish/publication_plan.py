@@ -175,8 +175,8 @@ def _signed(
     """Sign the published files of the model directory; return the files of the signature by name.
 
     Raises:
-        MaeConvertError: the directory has no certificate, or the certificate of another model is
-            at the root of the repository.
+        MaeConvertError: the directory has no certificate, or not all of its files are published at
+            the root of the repository (see `stage_artifacts`).
         MissingRequirementError: the package that signs is not installed.
     """
     names = [*(path.name for path in artifact.weights), *beside(artifact)]

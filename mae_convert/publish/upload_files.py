@@ -64,12 +64,12 @@ def stage_artifacts(
 ) -> dict[str, Staged]:
     """Return the files of the artifacts, by their path in the repository.
 
-    Weights are always at the root, where frameworks load them. The files of the first model
-    directory are at the root too, unless the root has other weights that libraries prefer. The
-    record and the certificate of every later model directory are in a folder under
-    `CERTIFICATES_FOLDER`. A further file of a later model directory is in that folder too if the
-    root already has a different file of the same name. The certificate of a single file is at the
-    root, under a name that begins with the name of the file.
+    Weights are always at the root, where frameworks load them. The other files of the first model
+    directory are at the root too, unless libraries would load existing weights instead of the
+    published weights. In this case, and for every later model directory, the record and the
+    certificate are in a folder under `CERTIFICATES_FOLDER`; a further file is in this folder only
+    if the root already has a different file of the same name. The certificate of a single file is
+    at the root, under a name that begins with the name of the file.
 
     Args:
         artifacts: the published models.

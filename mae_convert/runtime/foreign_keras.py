@@ -24,7 +24,8 @@ def runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the code failed, or the tensors do not fit the code's model.
+        LoadError: the code failed, the tensors do not fit the code's model, or the mode or ``MASK``
+            is not supported.
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))

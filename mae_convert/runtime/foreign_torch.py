@@ -34,7 +34,8 @@ def runs(
         model: the result of the factory.
 
     Raises:
-        LoadError: the code failed, or the state dict does not fit the code's model.
+        LoadError: the code failed, the state dict does not fit the code's model, or the mode is not
+            "eager".
     """
     if job.mode != "eager":
         raise LoadError("external code is run eagerly only", hint=Option("mode", "eager"))

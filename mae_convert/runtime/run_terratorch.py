@@ -33,7 +33,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class does not support the model, or the file's tensors are not the model's.
+        LoadError: the class does not support the model or the mode, or the file's tensors are not
+            the model's.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(

@@ -26,7 +26,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name, without masking.
 
     Raises:
-        LoadError: timm cannot load the directory, or the inputs require masking.
+        LoadError: timm cannot load the directory, the inputs require masking, or the mode is not
+            supported.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(

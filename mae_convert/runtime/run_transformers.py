@@ -40,7 +40,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot load the directory, or does not load all tensors.
+        LoadError: the class cannot load the directory, does not load all tensors, or does not
+            support the mode.
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(

@@ -175,6 +175,7 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     Raises:
         MissingRequirementError: the specified framework is not installed, or no framework is
             installed.
+        MaeConvertError: see `with_foreign`.
     """
     side = with_foreign(side)
     if side.foreign is not None:

@@ -31,7 +31,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
     Raises:
         HubError: the source does not exist, or the Hub refuses access.
         MissingRequirementError: the network is not available.
-        CheckpointError: the download is damaged.
+        CheckpointError: the source contains no weights, or a downloaded file is damaged.
     """
     if isinstance(source, HubReference):
         from mae_convert.sources.hub_download import get_from_hub
@@ -120,7 +120,8 @@ def open_pair(
         incomplete: open the checkpoints even if a field that the comparison needs is missing.
 
     Raises:
-        MaeConvertError: see `open_source`; or an option contradicts both checkpoints.
+        MaeConvertError: see `open_source`; or an option contradicts both checkpoints; or a field
+            that the comparison needs is missing, and `incomplete` is False.
     """
     options: dict[str, Any] = {"fill_only": True, "incomplete": True, "state_key": state_key}
     opened = [open_source(source, flags, task=task, **options) for source in sources]

@@ -189,8 +189,9 @@ def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None
         server: the name of the server.
 
     Raises:
-        HubError: the Hub refused the request.
-        MissingRequirementError: the Hub cannot be reached.
+        HubError: the Hub refused the request, or a file in the cache cannot be written.
+        MissingRequirementError: the Hub cannot be reached or is not available, or the installed
+            version of huggingface_hub is too old.
         MaeConvertError: HF_ENDPOINT is not a URL.
     """
     address_in("HF_ENDPOINT")

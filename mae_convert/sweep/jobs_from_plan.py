@@ -55,6 +55,7 @@ def read_plan(
 
     Raises:
         PlanError: the plan is invalid; the message states the file, the line and the field.
+        MissingRequirementError: the package for the protocol of a URL is not installed.
     """
     plans = [text for text in arguments if is_plan(text)]
     if plans and len(arguments) > 1:
