@@ -221,7 +221,8 @@ class CheckpointOption(NamedTuple):
     """An option for a field that a checkpoint does not store."""
 
     name: str
-    """The neutral name of the option; in Python, the name of the field is accepted too."""
+    """The name of the option, such as ``num_heads`` (on the command line, ``--num-heads``). In
+    Python, the name of the field, such as ``num_attention_heads``, is accepted too."""
 
     kind: Kind
     """The type of the option's values."""

@@ -212,7 +212,7 @@ class Family(ABC):
         """Whether the family has a model for classification."""
         return any("classify" in models for models in self.models.values())
 
-    # Relatives: models that are similar to those of the family
+    # Related models: published models that are similar to the models of the family
 
     def without_decoder(
         self, shapes: Shapes
@@ -220,8 +220,9 @@ class Family(ABC):
         """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
         Returns:
-            The related model and the tensor that identifies it, or None; the shapes of the
-            remaining tensors; and the names of the dropped tensors with the reason.
+            The related model (see `relative`) and the name of the tensor that identifies it, or
+            None; the shapes of the remaining tensors; and the reason for dropping each dropped
+            tensor, by name.
         """
         return None, shapes, {}
 

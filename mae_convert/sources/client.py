@@ -73,8 +73,8 @@ def address_in(variable: str) -> str | None:
 def require_client() -> None:
     """Require a version of huggingface_hub that has the functions that are used here.
 
-    transformers 4 does not allow version 2 of huggingface_hub. With an earlier version, everything
-    except access to the Hub works.
+    It is called before access to the Hub, because transformers 4 requires an older version; with
+    an older version, everything except access to the Hub works.
 
     Raises:
         MissingRequirementError: the installed version is too old.

@@ -58,7 +58,7 @@ def candidate_tensors(first: str, diverging: set[str], a: "Trace", b: "Trace") -
 
 
 def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str]:
-    """Return the names of the tensors of modules, including tokens and position embeddings."""
+    """Return the names of the tensors that modules can have, some of which may not exist."""
     names: list[str] = []
     for module in modules:
         if module.endswith("position_embedding"):

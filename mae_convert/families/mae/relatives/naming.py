@@ -55,8 +55,8 @@ def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes
     """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
     Returns:
-        The related model and the tensor that identifies it, or None; the shapes of the remaining
-        tensors; and the names of the dropped tensors with the reason.
+        The related model and the name of the tensor that identifies it, or None; the shapes of the
+        remaining tensors; and the reason for dropping each dropped tensor, by name.
     """
     for family in KNOWN:
         if family.key is None or family.decoder is None:
