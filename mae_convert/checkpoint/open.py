@@ -221,7 +221,7 @@ def open_checkpoint(
             ``configuration.missing`` then contains the field, and `Checkpoint.specified` sets it.
         state_key: the key of the state dict in a PyTorch checkpoint, if it is not found without
             this argument, or the prefix of the tensor names of one of several models.
-        task: the task to read if the file contains tensors besides those of one model. A file that
+        task: the task to read if the file contains more than the tensors of one model. A file that
             contains only one model is read completely; `as_task` then selects the task.
         origin: the origin of a downloaded checkpoint, which may provide configuration fields.
 

@@ -130,7 +130,7 @@ class _Bar(Progress):
         self._task: progress.TaskID | None = None
 
     def begin(self, total: int) -> None:
-        """Show the progress of a new operation on `total` bytes instead of the previous one."""
+        """Replace the bar of the previous operation by a bar for an operation on `total` bytes."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(self._what, total=total)

@@ -141,7 +141,7 @@ def _scaled(x: Tensor, kind: str, eps: float) -> Tensor:
 
 
 def linear(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
-    """Apply a linear layer to tokens (..., D), with the precision of its variant, if it has one."""
+    """Apply a linear layer to tokens (..., D), in lower precision if a variant specifies it."""
     precision = variants.get("precision", path)
     if precision is None:
         return module(x)

@@ -162,9 +162,9 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
             yield (
                 f"{side}'s rounding error at {name} (relative to its own float64 run) is"
                 f" {own[name] / UNIT_ROUNDOFF['float32']:.0f} times the unit roundoff of float32,"
-                f" {units['float16']:.2g} times that of TF32 and float16, and"
-                f" {units['bfloat16']:.2g} times that of bfloat16; at earlier results, {side}'s"
-                f" rounding error is as small as {other}'s"
+                f" {units['float16']:.2g} times the unit roundoff of TF32 and float16, and"
+                f" {units['bfloat16']:.2g} times the unit roundoff of bfloat16; at earlier results,"
+                f" {side}'s rounding error is as small as {other}'s rounding error"
             )
 
 

@@ -248,8 +248,8 @@ class PretrainedModel:
         Args:
             save_directory: the directory, which is created if needed.
             is_main_process: False in the other processes of a distributed run, which write nothing.
-            state_dict: in PyTorch, the weights to write instead of the model's own.
-            push_to_hub: upload the directory to the Hub afterwards, as `push_to_hub` does.
+            state_dict: in PyTorch, the weights to write instead of the model's weights.
+            push_to_hub: also upload the directory to the Hub; see `push_to_hub`.
             max_shard_size: the maximum number of bytes of a shard of the weights, such as 200000000
                 or "200MB".
             options: ``repo_id`` (default: the name of the directory) and further arguments of

@@ -287,7 +287,7 @@ class TorchModel(PretrainedModel, nn.Module):
         """Return a model of the same configuration that shares the tensors of a state dict.
 
         Raises:
-            LayoutError: names or shapes differ from the model's own.
+            LayoutError: the names or shapes differ from the names or shapes of the model.
         """
         given, own = (
             {name: tuple(value.shape) for name, value in state.items()}

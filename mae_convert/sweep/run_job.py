@@ -255,7 +255,7 @@ def _publish(settings: Settings, directory: Path, name: str) -> str:
 
 @contextmanager
 def _timed(results: dict[str, Any], name: str) -> Iterator[None]:
-    """Store the seconds that the block takes under ``name`` in the results."""
+    """Store the duration of the ``with`` block, in seconds, as ``results[name]``."""
     start = time.perf_counter()
     try:
         yield

@@ -319,5 +319,5 @@ def _digests(
     """Return the configuration digests if they differ, and a phrase if a digest is missing."""
     pair = left.configuration, right.configuration
     if None in pair:
-        return {}, ("the configuration, which is not known for both checkpoints",)
+        return {}, ("the configuration, which is unknown for at least one checkpoint",)
     return ({} if pair[0] == pair[1] else {"digest of the configuration": pair}), ()

@@ -152,7 +152,7 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
 def _images(
     checkpoint: Checkpoint, options: InferenceOptions
 ) -> list[Image.Image] | list[np.ndarray]:
-    """Return the images of an experiment or, for a video model and a folder, the clips' frames.
+    """Return the images of an experiment, or the frames of each clip in a folder for a video model.
 
     Raises:
         ConfigurationError: there are too few images or clips.

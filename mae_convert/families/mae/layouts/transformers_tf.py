@@ -77,7 +77,8 @@ def _decoder(decoder: str) -> Rows:
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
     """Return the mapping tables of the three classes, given the name scope of each class.
 
-    If a scope is empty, the names contain neither the scope nor the layer before it.
+    With a scope, the names in the layer ``vit`` begin with ``vit/SCOPE/vit``; if the scope is
+    empty, they begin with ``vit``.
     """
 
     def at(layer: str, scope: str) -> str:

@@ -29,7 +29,7 @@ class Relative:
     """Why the decoder is dropped, for the list of dropped tensors."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Training arguments that identify this model: a pattern of the value as text, by argument.
+    """Training arguments that identify this model: a pattern for the value (as text), by argument.
 
     One matching argument is sufficient.
     """
