@@ -1,4 +1,4 @@
-"""Random changes of files: of any format, or of one format with valid lengths and checksums."""
+"""Random changes of files of any format, and changes that keep lengths and checksums valid."""
 
 import io
 import json

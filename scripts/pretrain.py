@@ -156,7 +156,7 @@ def add_running_arguments(group: argparse._ArgumentGroup) -> None:
     add("--resume", action="store_true", help="continue from OUTPUT/checkpoint.pth if it exists")
     add_number(group, "--save-every", 1, "epochs between checkpoints")
     add_number(
-        group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: no such files"
+        group, "--keep-every", 0, "epochs between files OUTPUT/checkpoint-N.pth; 0: write none"
     )
     add("--device", default="auto", help="cpu or cuda (default: cuda if there is one)")
     add(

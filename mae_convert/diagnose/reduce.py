@@ -68,7 +68,10 @@ class Reproducer:
     """
 
     frameworks: Mapping[str, str | None]
-    """The frameworks that run the script, with a Python interpreter (None: the current one)."""
+    """A dictionary from each framework that runs the script to a Python interpreter for it.
+
+    None stands for the current interpreter.
+    """
 
 
 def reduced(verification: Verification) -> Reproducer:

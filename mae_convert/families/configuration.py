@@ -88,7 +88,7 @@ class Configuration:
         }
 
     def only_assumed(self) -> dict[str, dict[str, Any]]:
-        """Return the fields of `assumed` that are assumptions, with the kind of assumption."""
+        """Return the value, source and kind of assumption of every assumed field, by field name."""
         return {
             name: {**entry, "assumption": self.assumptions[name]}
             for name, entry in self.assumed().items()

@@ -544,7 +544,7 @@ class Family(ABC):
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-        """Divide the output (N, tokens, D) of an encoder, run without masking, into features.
+        """Divide the output (N, tokens, D) of an encoder without masking into features.
 
         Returns:
             ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), the features

@@ -71,7 +71,7 @@ def remote_state(api: "HfApi", target: Target, account: str | None) -> Remote:
 
     Raises:
         HubError: a pull request is requested for a repository that does not exist, or ``private``
-            for an existing public repository.
+            is requested for an existing public repository.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

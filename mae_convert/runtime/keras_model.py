@@ -30,7 +30,7 @@ def make(
     policy: str,
     device: str | None,
 ) -> Any:
-    """Return a model with exactly these tensors; threads read tensors while others are assigned.
+    """Return a model with exactly these tensors, which are read in separate threads.
 
     Args:
         model_class: the class of the model.

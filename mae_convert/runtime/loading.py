@@ -124,7 +124,7 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
 def warn_of_no_effect(flags: Flags, *checkpoints: Checkpoint) -> None:
     """Issue a warning for each option that has no effect on the models of these checkpoints.
 
-    The warning refers to the line of code that called the caller of this function.
+    The warning refers to the code that called the public function, such as `load_model`.
     """
     tasks = " or ".join(dict.fromkeys(checkpoint.task for checkpoint in checkpoints))
     for option in without_effect(flags, *checkpoints):

@@ -66,8 +66,10 @@ class FractalHeap:
     """The number of bytes of an offset and of a length in an object's id."""
 
     start: int
+    """The size of the smallest direct block, in bytes."""
+
     limit: int
-    """The size of the smallest (`start`) and of the largest direct block (`limit`), in bytes."""
+    """The size of the largest direct block, in bytes."""
 
     columns: int
     """The number of blocks in a row of the doubling table."""
