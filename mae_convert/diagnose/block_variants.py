@@ -227,11 +227,11 @@ def _scale(kind: str | None, width: int, heads: int) -> float:
 def _attend_in_lower_precision(
     q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str
 ) -> Tensor:
-    """Compute attention with inputs, and other values, rounded to a lower precision.
+    """Compute attention with values that are rounded to a lower precision.
 
-    If `precision` is a key of `LOWER`, all intermediate values and the output are rounded. If
-    " products" is appended to the key, only the result of the softmax is rounded; if " kernel" is
-    appended, only the output is rounded.
+    The inputs are always rounded. If `precision` is a key of `LOWER`, all intermediate values and
+    the output are rounded too. If " products" is appended to the key, only the result of the
+    softmax is rounded too; if " kernel" is appended, only the output is rounded too.
     """
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]

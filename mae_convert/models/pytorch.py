@@ -191,7 +191,7 @@ class TorchModel(PretrainedModel, nn.Module):
     def floating_point_ops(
         self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
     ) -> int:
-        """Estimate the floating-point operations of a training step, as transformers does.
+        """Estimate the floating-point operations of a training step, like transformers.
 
         The estimate is 6 x the number of input values x the number of parameters.
         """

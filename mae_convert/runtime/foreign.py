@@ -79,7 +79,8 @@ def parse_foreign(
 
     Args:
         text: one of `FORMS`.
-        python: the Python interpreter whose environment has the module; None for the current one.
+        python: the Python interpreter whose environment has the module; None for the interpreter
+            that runs this code.
         option: the name of the option that has this value, for messages.
 
     Raises:

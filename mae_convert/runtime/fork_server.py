@@ -266,7 +266,7 @@ def _kill_when_closed(connection: socket.socket, child: int) -> None:
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
-    """Run a script as ``python SCRIPT ARGUMENTS`` does."""
+    """Run a script like ``python SCRIPT ARGUMENTS``."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -45,7 +45,7 @@ class Change:
     """The new shape."""
 
     dtypes: tuple[np.dtype, ...]
-    """Dtypes to which the new values are rounded, in order; the last one is the stored dtype."""
+    """Dtypes to which the new values are rounded, in order; the last dtype is the stored dtype."""
 
     values: Callable[[np.ndarray], np.ndarray]
     """Computes the new values in float64, before rounding, from the old values in float64."""

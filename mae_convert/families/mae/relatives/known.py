@@ -113,7 +113,7 @@ AUDIO_MAE = Relative(
         64: _spectrogram(128, -6.845978, 5.5654526),  # Speech Commands
     },
     preprocessing={"do_resize": False, "do_rescale": False, "do_convert_rgb": False},
-    impossible={"use_custom_patch": "its patches overlap, unlike those of a ViT"},
+    impossible={"use_custom_patch": "its patches overlap, unlike the patches of a ViT"},
     unresampled=(
         "AudioMAE uses the position table of 8 x 64 patches for its grid of 64 x 8, in row-major "
         "order, so adjacent rows of the table do not belong to adjacent patches"
