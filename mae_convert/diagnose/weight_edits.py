@@ -41,7 +41,7 @@ class WeightEdit:
 
 
 def copied(array: np.ndarray) -> np.ndarray:
-    """Return the array unchanged; an edit with this operation replaces a tensor with another tensor."""
+    """Return the array unchanged, for an edit that replaces one tensor with another tensor."""
     return array
 
 

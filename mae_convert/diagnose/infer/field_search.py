@@ -288,7 +288,7 @@ def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
     """Return the mean loss of each candidate.
 
     For a candidate that was run on fewer crops, the mean is estimated as the best candidate's mean
-    plus the mean difference between the two on the common crops.
+    plus the mean difference between both candidates on the common crops.
     """
     if not losses:
         return {}
