@@ -28,13 +28,13 @@ class Cause:
     """The cause of a tensor's difference, in words that follow the tensor's name in a sentence."""
 
     text: str
-    """The text before the name of another tensor, or the whole text."""
+    """The text before the name in `other`, or the whole text."""
 
     other: str = ""
-    """The canonical name of the other tensor, or ""."""
+    """The canonical name of another tensor that the description mentions, or ""."""
 
     rest: str = ""
-    """The text after the name of the other tensor."""
+    """The text after the name in `other`."""
 
     def __str__(self) -> str:
         return f"{self.text}{self.other}{self.rest}"

@@ -52,7 +52,7 @@ class Opaque:
     The type or function is neither imported nor called. An instance equals only itself.
 
     Attributes:
-        name: the dotted name in the pickle, of the type or of the function that creates the object.
+        name: the dotted name of the type or function in the pickle.
         arguments: the arguments of the call; None if this is the type or function itself.
         received: the states and items that the pickle has set on the object.
     """

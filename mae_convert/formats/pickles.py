@@ -6,8 +6,8 @@ names create `Opaque` objects, which record the values that they receive; a file
 depend on such an object is refused. `pickletools` parses the bytes. A subclass of
 `pickle.Unpickler` whose `find_class` uses the same table would be shorter, but it has no limits on
 resources: a pickle of 9 bytes, whose `LONG_BINPUT` has a large index, makes it allocate 1.06 GB
-(Python 3.11; 16 times that for the largest index), and nothing limits the number of opcodes or the
-digits of an integer. Moreover, whatever `find_class` returns is called.
+(Python 3.11; 16 times as much for the largest index), and nothing limits the number of opcodes or
+the digits of an integer. Moreover, whatever `find_class` returns is called.
 """
 
 import io

@@ -57,7 +57,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """A range of elements in the file: `count` elements from `start` on, of the storage `key`."""
+    """A part of a storage in the file: `count` elements of the storage `key`, from `start` on."""
 
     key: str
     dtype: np.dtype | None

@@ -41,7 +41,7 @@ class VideoReferenceResult:
     """The checkpoint, as an argument of the command line."""
 
     corner: Corner
-    """The published values of ``what``."""
+    """The published values of the elements that `what` names."""
 
     task: str = "classify"
     """The task of the model."""
@@ -63,7 +63,7 @@ class VideoReferenceResult:
 
     @property
     def what(self) -> str:
-        """The elements of the logits."""
+        """A phrase for messages that names the published elements of the logits."""
         return "logits [:1, :3]" if self.task == "classify" else "logits [0, :3, :3]"
 
     def allowed(self) -> np.ndarray:

@@ -50,7 +50,7 @@ class ReconstructionOptions:
     """The seed of the mask."""
 
     framework: str = "torch"
-    """The framework: torch, tensorflow, jax or both."""
+    """The framework: "torch", "tensorflow", "jax", or "both" for PyTorch and TensorFlow."""
 
     device: str | None = None
     """The device: cpu or cuda; None for the default of the framework."""

@@ -110,7 +110,7 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def initialize_linear_layers(model: nn.Module) -> None:
-    """Initialize linear layers and patch projections: weights Xavier uniform, biases zero.
+    """Initialize linear layers and patch projections: Xavier uniform weights, zero biases.
 
     A patch projection is treated as a linear layer (He et al. 2021, appendix A.1). Parameters on
     the meta device have no values and are skipped.

@@ -96,7 +96,7 @@ class Positions(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Initialize every parameter: linear layers Xavier uniform, tokens and positions normal."""
+        """Initialize linear layers (Xavier uniform), tokens and position embeddings (normal)."""
         initialize_linear_layers(self)
         for name, parameter in self.named_parameters(recurse=False):
             if "pos_embed" in name or name.endswith(("cls_token", "mask_token")):

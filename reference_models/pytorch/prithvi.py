@@ -168,7 +168,7 @@ class Encoder(Coordinates):
         return latent, mask, ids_restore
 
     def initialize(self) -> None:
-        """Initialize the parameters: linear layers Xavier uniform, the class token normal."""
+        """Initialize linear layers (Xavier uniform) and the class token (normal distribution)."""
         initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)
 

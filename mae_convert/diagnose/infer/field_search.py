@@ -215,7 +215,7 @@ class Search:
         return heads_decision(name, self.structures[name], relative, confidence, why_unfit)
 
     def _statistics(self, pair: Pair, target: bool, why_unfit: str) -> dict[str, Decision]:
-        """Return the decisions on image mean and standard deviation; common values are tested."""
+        """Test common values of image mean and standard deviation; return the decision on each."""
         checkpoint = self._with_heads(pair)
         configuration = checkpoint.configuration
         current = configuration.image_mean, configuration.image_std
