@@ -23,6 +23,8 @@ FOREIGN = ("module.", "model.", *ANYWHERE)
 """Prefixes that no layout uses; a name with such a prefix cannot match any layout."""
 
 MOST_REMOVED = 4
+"""Maximum number of prefixes that are removed from one name."""
+
 MOST_COMBINATIONS = 32
 """Maximum number of combinations of prefixes that are tried."""
 
@@ -73,9 +75,10 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def prefix_removals(names: Iterable[str]) -> Iterator[list[Stripped]]:
-    """Yield all results of removing one prefix, then all results of removing two, and so on.
+    """Yield a list of the results of removing one prefix, then of removing two prefixes, and so on.
 
-    Results with an empty name or two equal names are skipped.
+    Results with an empty name or two equal names, and repeated results, are skipped. The iteration
+    ends after `MOST_REMOVED` prefixes, or when there are more than `MOST_COMBINATIONS` results.
     """
     removals = [as_stored(names)]
     seen = {frozenset(removals[0].stored)}

@@ -16,9 +16,10 @@ class Clips:
     frames: str
     """The sampling of frames, from the middle of a video:
 
-    - "even": every ``stride``-th frame; the last frame is repeated if the video is too short.
-    - "spread": evenly spaced frames from a span of ``stride`` times the duration of the clip at
-      ``frame_rate`` frames per second.
+    - "even": every ``stride``-th frame; the last sampled frame is repeated if the video is too
+      short.
+    - "spread": evenly spaced frames from a span that is as long as ``stride`` x T frames at
+      ``frame_rate`` frames per second, where T is the number of frames of a clip.
     - "all": all frames; the video must have as many frames as the input of the model.
     """
 
@@ -65,9 +66,9 @@ class Clips:
     def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
         """Return the preprocessing of frames with the fields of ``preprocessor_config.json``.
 
-        Colours are preprocessed as by transformers' VideoMAEImageProcessor: the shorter side is
+        Colours are preprocessed like in transformers' VideoMAEImageProcessor: the shorter side is
         resized, and the centre is cropped. For models with rectangular inputs, frames are resized
-        to the size of the inputs without cropping.
+        to the size of the inputs without cropping. Measured values are only normalized.
         """
         if self.measured:
             return {"do_normalize": True, "do_rescale": False, "do_resize": False}
