@@ -49,7 +49,7 @@ Call = Callable[[], object]
 
 
 def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that prepares a call of a model for a mode and a batch size."""
+    """Create a model; return a function that returns a `Call` of it for a mode and a batch size."""
     import torch
 
     if library == "timm":
@@ -184,7 +184,7 @@ def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Return a function that prepares a call of a model for a mode and a batch size."""
+    """Create a model; return a function that returns a `Call` of it for a mode and a batch size."""
     import tensorflow as tf
 
     if library == "transformers":

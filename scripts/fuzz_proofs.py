@@ -88,7 +88,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Run the checks of a certificate in verification and publication, without running the model.
+    """Check a certificate with the code of verification and publication; the model is not run.
 
     Raises:
         MaeConvertError: the certificate is refused.

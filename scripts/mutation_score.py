@@ -57,7 +57,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true", help="count repaired faults")
     parser.add_argument(
-        "--reduce", action="store_true", help="count failures that a script reproduces"
+        "--reduce",
+        action="store_true",
+        help="count faults whose first difference a script reproduces",
     )
     options = parser.parse_args()
     if options.good_pairs:
@@ -96,7 +98,7 @@ def population_of(family: str | None, folder: Path, seed: int) -> Population:
 def score_reductions(
     family: str | None, kinds: Sequence[str], sample: int | None, seed: int
 ) -> None:
-    """Run models with faults; print how many first differences a script reproduces."""
+    """Run models with faults; print for how many a script reproduces the first difference."""
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = population_of(family, Path(folder), seed)

@@ -184,8 +184,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, path: str, variants: Var
         k: the keys.
         v: the values.
         heads: the number of heads.
-        path: the name of the block, by which `variants` are found.
-        variants: changes of the computation to apply.
+        path: the name of the block, such as "encoder.blocks.0".
+        variants: changes of the computation; the changes for `path` are applied.
     """
     heads = variants.get("heads", path) or heads
     channels_first = variants.get("split", path) == "channels before heads"

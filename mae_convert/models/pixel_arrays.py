@@ -157,7 +157,11 @@ def _refuse_scaled_twice(pixels: np.ndarray, prepare: Preprocessing) -> None:
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels in [0, 1] multiplied by 255, to be converted to uint8 and resized."""
+    """Return pixels in [0, 1] as float32 in [0, 255], not rounded.
+
+    Raises:
+        ImageError: a pixel is not in [0, 1].
+    """
     if pixels.min() < 0 or pixels.max() > 1:
         raise ImageError(
             "floating-point pixels must be in the range from 0 to 1 to be resized",

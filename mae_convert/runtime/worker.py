@@ -7,7 +7,8 @@ importable.
 It ends when its standard input is closed, which happens when its parent ends.
 
 ``python worker.py --missing REQUIREMENT...`` prints the requirements that the interpreter lacks.
-``python worker.py --serve torch`` is a fork server of such processes; see ``fork_server``.
+``python worker.py --serve torch`` runs a fork server that starts these child processes; see
+``fork_server``.
 """
 
 import gc

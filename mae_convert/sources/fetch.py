@@ -57,8 +57,8 @@ class Record:
     """The time of the first download."""
 
     fingerprint: str | None = None
-    """The fingerprint of the checkpoint in the file when its hash was trusted; None if the file is
-    not a checkpoint."""
+    """The fingerprint of the checkpoint in the file, computed when the file was downloaded; None if
+    the file is not a checkpoint."""
 
 
 @dataclass(frozen=True)

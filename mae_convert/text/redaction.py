@@ -80,7 +80,10 @@ def without_credentials(address: str) -> str:
 
 
 class RedactedError(Exception):
-    """Replaces an error whose text contains credentials, and has the error's type in its text."""
+    """Replaces an error whose text contains credentials.
+
+    The message consists of the type and the redacted text of the replaced error.
+    """
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:

@@ -86,13 +86,18 @@ def attest(
 
 
 def _require_files(folder: Path, names: Iterable[str]) -> None:
-    """Require that signed paths are files or directories, and that output paths are free or files.
+    """Refuse to sign symbolic links and special files, and to replace anything but a file.
 
-    Symbolic links are refused, because a link can refer to a file that does not belong to the
-    model. The package model-signing refuses links too.
+    A symbolic link can refer to a file that does not belong to the model. By default, the package
+    model-signing refuses links too.
+
+    Args:
+        folder: the directory.
+        names: the names of the files and directories to sign.
 
     Raises:
-        MaeConvertError: a path is a symbolic link or, for example, a named pipe.
+        MaeConvertError: a path to sign is a symbolic link or, for example, a named pipe, or the
+            path of the statement or the signature exists and is not a file.
     """
     outputs = [folder / name for name in SIGNATURE_NAMES]
     signed = [path for name in names for path in (folder / name, *(folder / name).rglob("*"))]

@@ -77,7 +77,7 @@ def _precisions(a: Trace, b: Trace) -> Iterator[str]:
         if alone := [dtype for dtype in own if dtype not in other]:
             yield f"{', '.join(alone)}, which only {name} has"
     if set(left) & set(right) == {"float64"}:
-        yield "precision below float64: no dtype was run on both sides"
+        yield "precision below float64, because no lower dtype was run on both sides"
 
 
 def left_out(a: Trace, b: Trace) -> Iterator[tuple[str, str, int, bool]]:
@@ -123,4 +123,4 @@ def _results_of_one_side(a: Trace, b: Trace) -> Iterator[str]:
         if results:
             yield f"{', '.join(results)}, which only {name} has"
     if other_task and all(any(GRADIENT in n for n in t.arrays) for t in (a, b)):
-        yield "gradients: losses of models for different tasks are not the same function"
+        yield "gradients, because models for different tasks have different losses"

@@ -50,7 +50,7 @@ class Step:
     """For each dtype, the rounding error of A, the rounding error of B, and the limit for both."""
 
     is_finite: bool = True
-    """Whether A's float64 results of the step, and therefore its input, are finite."""
+    """Whether A's float64 results of the step are finite. If they are, the step's input is too."""
 
     @property
     def differs(self) -> bool:

@@ -144,7 +144,7 @@ def _of_tensors(
     }
     if not different:
         return Lineage(SAME, "A and B have the same weights", equal=len(left), **common)
-    evidence = (f"{rests_on[0]}, and the steps, applied again",)
+    evidence = (f"{rests_on[0]}; the steps were applied again",)
     if derived := _derived((first, left), (second, right), "B is A"):
         return _with_evidence(derived, evidence, ignored)
     if derived := _derived((second, right), (first, left), "A is B"):

@@ -148,7 +148,7 @@ class PublishedValues(Protocol):
 
     @property
     def what(self) -> str:
-        """The elements of the logits, such as "logits [0, :3, :3]"."""
+        """A phrase that names the published elements, such as "logits [0, :3, :3]"."""
 
     @property
     def where(self) -> str:

@@ -251,7 +251,7 @@ def _problem(error: Exception) -> str:
     if text.startswith("Key mismatch"):
         return "made with another key"
     if changed := re.findall(r"Hash mismatch for \\*'([^'\\]*)\\*'", text):
-        return f"changed since it was made: {', '.join(changed)}"
+        return f"files changed after signing: {', '.join(changed)}"
     if missing := re.match(r"Cannot use '([^']*)' as file or directory", text):
         return f"a signed file is missing: {Path(missing[1]).name}"
     if isinstance(error, LookupError | TypeError | AttributeError | json.JSONDecodeError):

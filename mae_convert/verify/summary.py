@@ -251,7 +251,7 @@ def suspects_title(verdict: Verdict) -> str:
     """Return the title for a verdict's list of tensors that may cause the difference."""
     same = [c for c in verdict.checks if c.name.startswith("weights/") and c.passed]
     return (
-        "tensors on which the first divergence depends (they are equal)"
+        "tensors on which the first divergence depends (equal in A and B)"
         if same
         else "tensors that may be the cause"
     )

@@ -194,8 +194,8 @@ def _with_requested_checks(
 
     Args:
         verification: the runs of both sides and their verdict.
-        whole: the runs of both sides, with the complete checkpoints even if only their encoders
-            were run.
+        whole: the runs of both sides, but with the complete checkpoints. The runs of
+            `verification` may contain only the encoders.
         options: what to run and to compare.
     """
     for runner in options.against:

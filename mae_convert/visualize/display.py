@@ -89,7 +89,7 @@ def display_of(
     preprocessed: bool = False,
     colours: Sequence[int] = (0, 1, 2),
 ) -> Display:
-    """Return a `Display`: photographs are shown unchanged; of other images, channels are scaled.
+    """Return a `Display` that shows photographs unchanged and scales each channel of other images.
 
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed

@@ -45,7 +45,11 @@ class Features:
     """A sentence about how the frames of videos were sampled; "" for images."""
 
     def save(self, path: Path, *, overwrite: bool) -> None:
-        """Write the arrays to an ``.npz`` file."""
+        """Write the arrays to an ``.npz`` file.
+
+        Raises:
+            OutputError: the file exists and may not be replaced, or it cannot be written.
+        """
         names = ("names", "labels", "cls", "mean", "tokens")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         with replacing_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:

@@ -81,7 +81,7 @@ def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return ranks of patches, from a Bayer matrix: the n lowest ranks are evenly spread."""
+    """Return ranks from a Bayer matrix; for any n, the n lowest ranks are spread evenly."""
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])

@@ -85,7 +85,8 @@ class Timeline:
     def near_best(self) -> Point:
         """The first point whose loss is close to the lowest loss.
 
-        The difference is at most 1 % of the decrease from the first loss to the lowest loss.
+        Its loss exceeds the lowest loss by at most 1 % of the decrease from the first loss to the
+        lowest loss.
         """
         points = [p for p in self.points if p.loss is not None]
         first, lowest = points[0].loss or 0.0, self.best.loss or 0.0

@@ -161,8 +161,7 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        If ``training`` is None, the value of the Keras call from which this method is called is
-        used.
+        If ``training`` is None, the encoder runs with the value that was passed to the model.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).

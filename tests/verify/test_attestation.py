@@ -140,7 +140,7 @@ def test_every_changed_or_missing_file_fails(signed, tmp_path):
             continue
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert problem(folder, public) == f"changed since it was made: {path.name}"
+        assert problem(folder, public) == f"files changed after signing: {path.name}"
         path.unlink()
         assert problem(folder, public) == f"a signed file is missing: {path.name}"
         path.write_bytes(data)
