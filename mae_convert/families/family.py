@@ -525,7 +525,7 @@ class Family(ABC):
         """Return the mean and the deviation that convert a prediction to pixels.
 
         Args:
-            pixels: (N, C, [T,] H, W), as `predicted_pixels` returns them.
+            pixels: the result of `predicted_pixels`, (N, C, [T,] H, W).
             config: the configuration of the model.
 
         Returns:

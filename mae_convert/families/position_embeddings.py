@@ -128,10 +128,10 @@ def regenerated(
     axes: str = "rows and columns",
     option: Option = RECOMPUTE,
 ) -> LazyTensor:
-    """Replace a fixed sine-cosine position embedding by the fixed embedding of another grid.
+    """Return the fixed sine-cosine position embedding of another grid of patches.
 
-    The tensor is loaded to check that it is the fixed embedding of the old grid, and to determine
-    the dtype to which the embedding was rounded.
+    It replaces a fixed embedding: the tensor is loaded to check that it is the fixed embedding of
+    the old grid, and to determine the dtype to which the embedding was rounded.
 
     Args:
         tensor: the embedding.

@@ -105,7 +105,7 @@ def _make(directory: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path, *, or_none: bool = False) -> int | None:
-    """Return a descriptor that holds the lock on a directory; None if another process holds it.
+    """Return a descriptor that holds the lock on a directory; None if another process locked it.
 
     On a file system without locks, the returned descriptor holds no lock; with `or_none`, None is
     returned instead, so that a directory that may be in use is not removed.

@@ -166,7 +166,7 @@ class Archive:
 
 
 def _stored_name(entry: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a record's name as its local header must contain them."""
+    """Return the bytes of a record's name that its local header must contain."""
     utf8 = 0x800
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
 

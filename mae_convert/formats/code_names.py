@@ -53,7 +53,8 @@ builtins ctypes importlib marshal nt os pickle posix pty runpy shutil socket sub
 """
 
 MODULES = frozenset(_ATTRIBUTES.split())
-"""Modules with which code can be run, and which are also attributes of modules that import them."""
+"""Modules with which code can be run; a pickle could also refer to them as attributes of other
+modules that import them."""
 
 
 def runs_code(module: str, name: str) -> bool:

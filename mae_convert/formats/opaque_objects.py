@@ -67,7 +67,7 @@ class Reach:
     """Maps the id of a received value, unless it is a scalar, to the name of its receiver."""
 
     storages: Mapping[str, str]
-    """Maps the key of a storage to the name of an object that received it or a tensor in it."""
+    """Maps a storage's key to the name of an object that received the storage or its tensor."""
 
     rebuilders: Iterable[str] = ()
     """Names of objects that received a PyTorch function that creates tensors."""

@@ -17,8 +17,8 @@ class PickleStream:
     """A stream with the methods that `pickletools` needs.
 
     Args:
-        raw: returns the bytes at an offset, given the offset and their number; it is called only
-            for bytes that exist.
+        raw: takes an offset and a number of bytes, and returns the bytes; it is called only for
+            bytes that exist.
         size: the number of bytes of the pickle.
     """
 

@@ -246,7 +246,7 @@ class PickleReader:
 
 
 def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
-    """Return the end of the frame that contains an opcode; inconsistent frames are refused.
+    """Return the end of the frame that contains an opcode, or None; refuse inconsistent frames.
 
     Args:
         name: the opcode.

@@ -77,8 +77,8 @@ def test_a_preset_s_configuration_is_read(work):
     assert preset.configuration.sources["layer_norm_eps"] == "config.json"
 
 
-def test_a_classifier_that_pools_after_its_norm_is_refused(work):
+def test_a_classifier_that_pools_the_class_token_too_is_refused(work):
     with pytest.raises(
-        ConfigurationError, match="pooling 'gap': it applies the layer norm before pooling"
+        ConfigurationError, match="pooling 'gap': its head reads the mean of all tokens"
     ):
         open_checkpoint(work[0] / "pooled.keras")

@@ -148,8 +148,8 @@ ADVICE = (
     "The encoders of visualize and pretrain are not the same: an encoder of pretrain with a decoder"
     " of visualize gives wrong reconstructions.\nUsers report, but the publisher does not"
     " document, that *_full was trained on normalized pixels.\nfacebook/vit-mae-* on the Hub have"
-    f" the visualize weights, and timm's *.mae the pretrain weights.\n\nLicence of the files of"
-    f" the image MAE: {LICENSE}, {LICENSE_URL}",
+    f" the visualize weights, and timm's *.mae have the pretrain weights.\n\nLicence of the files"
+    f" of the image MAE: {LICENSE}, {LICENSE_URL}",
 )
 
 

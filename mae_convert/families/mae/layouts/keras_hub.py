@@ -1,4 +1,4 @@
-"""KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, as ``save_weights`` writes them.
+"""KerasHub's ViT: ``ViTBackbone`` and ``ViTImageClassifier``, in the format of ``save_weights``.
 
 Presets (``save_to_preset``) and ``.keras`` files are read too, with their configuration. The shapes
 contain the number of heads. The name of the first block has no number.
@@ -62,8 +62,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "backbone" in task:
         if task.get("pooling") != "token":
             raise ConfigurationError(
-                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: it applies the "
-                "layer norm before pooling, which no supported model does",
+                f"this classifier of KerasHub has pooling {task.get('pooling')!r}: its head reads "
+                "the mean of all tokens, including the class token, which is not supported",
                 hint="only pooling 'token' can be read",
             )
         theirs = task["backbone"]
@@ -88,8 +88,8 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if task == "classify" and config.global_pool == "avg":
         return (
-            "KerasHub applies the layer norm before pooling, so it does not support globally "
-            "pooled models (fc_norm); convert to keras or timm"
+            "KerasHub's global pooling includes the class token, so KerasHub does not support the "
+            "mean of the patches (global_pool avg); convert to keras or timm"
         )
     if not config.qkv_bias:
         return "KerasHub's attention supports either all biases or none; convert to keras"

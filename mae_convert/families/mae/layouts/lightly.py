@@ -1,7 +1,7 @@
 """lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two naming variants.
 
 The names up to version 1.5 (``MAEDecoderTIMM``, deprecated in 1.6) are written. The backbone also
-has a mask token of the encoder's width, which MAE does not use.
+has a mask token (of the encoder's width), which MAE does not use.
 """
 
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS

@@ -45,7 +45,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     if task == "classify" and config.global_pool == "avg":
         return (
             "torchvision's classifier reads the class token and does not support a globally pooled "
-            "model (fc_norm); convert to timm"
+            "model (global_pool avg); convert to timm"
         )
     if config.image_hw[0] != config.image_hw[1] or config.patch_hw[0] != config.patch_hw[1]:
         return "torchvision's ViT supports only square images and patches; convert to timm"

@@ -152,7 +152,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     if task == "classify" and config.global_pool == "avg":
         return (
             "the transformers classes for classification read the class token and do not support a "
-            "globally pooled model (fc_norm); convert it to timm, facebook or keras"
+            "globally pooled model (global_pool avg); convert it to timm, facebook or keras"
         )
     return None
 
