@@ -23,7 +23,7 @@ FOREIGN = ("module.", "model.", *ANYWHERE)
 """Prefixes that no layout uses; a name with such a prefix cannot match any layout."""
 
 MOST_REMOVED = 4
-"""Maximum number of prefixes that are removed from one name."""
+"""Maximum number of prefixes that are removed, one after the other."""
 
 MOST_COMBINATIONS = 32
 """Maximum number of combinations of prefixes that are tried."""
