@@ -26,7 +26,8 @@ MOST_LAYERS = 6
 REJECTED_FROM = 5.0
 """A number of heads is rejected if its value in `HeadStructure.deviations` is at least this.
 
-The best number is chosen from the same weights, so the threshold is far above the usual 2 or 3."""
+The best number is chosen from the same weights, so the threshold is far above the usual 2 or 3
+standard deviations."""
 
 SMALLEST_SCORE = 20.0
 """Minimum log-likelihood ratio for a significant structure; random weights have at most 5."""
