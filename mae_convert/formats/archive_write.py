@@ -105,7 +105,7 @@ def _place(records: Iterable[Record]) -> Iterator[_PlacedRecord]:
 
 
 def _common(item: _PlacedRecord, checksum: int, version: int) -> tuple[int, ...]:
-    """Return the fields in both the local and central header, from version to name length."""
+    """Return the fields that local and central headers share, from version to name length."""
     name = item.record.name
     size = min(item.record.size, LIMIT)
     flags = 0 if name.isascii() else UTF8

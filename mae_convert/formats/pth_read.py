@@ -355,7 +355,7 @@ class _LegacyStorages:
         self._offsets: Mapping[str, int] = {}
 
     def of_id(self, identity: Any) -> Storage:
-        """Return the storage of a persistent id, and store its number of elements."""
+        """Return the storage that a persistent id describes, and record its number of elements."""
         label, kind, key, _device, count, view = identity
         if label != "storage":
             raise ValueError("a persistent id that does not refer to a storage")

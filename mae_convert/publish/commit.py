@@ -154,7 +154,10 @@ def _send(api: "HfApi", target: Target, remote: Remote, change: Change) -> Any:
 
 
 def _content(staged: Staged) -> str | bytes:
-    """Return a file's bytes, or a path of the open file that stays valid if it is replaced."""
+    """Return the bytes of a small file, or a path of the open file for a large file.
+
+    On Linux, the path refers to the open file even if the file was replaced by another file.
+    """
     return staged.content if isinstance(staged.content, bytes) else str(staged.content.pinned)
 
 

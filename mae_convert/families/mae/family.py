@@ -122,7 +122,7 @@ class ImageMAE(Family):
     def without_decoder(
         self, shapes: Shapes
     ) -> tuple[tuple[Any, str] | None, Shapes, dict[str, str]]:
-        """Separate the tensors of an unsupported decoder, so that only the encoder is read."""
+        """Separate the tensors of an unsupported decoder; see `Family.without_decoder`."""
         return relatives.without_decoder(shapes)
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
@@ -132,7 +132,7 @@ class ImageMAE(Family):
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return the related model to which a checkpoint belongs, or None."""
+        """Return the related model to which a checkpoint belongs, or None; see `Family.relative`."""
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
