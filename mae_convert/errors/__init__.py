@@ -188,7 +188,7 @@ class MaeConvertError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do about the error; empty if the message states this, or if nothing can be done."""
+        """What to do about the error; empty if the message states this or nothing can be done."""
         return one_line(render(self._hint, as_argument))
 
     def render(self, style: OptionStyle) -> str:

@@ -132,7 +132,7 @@ class ImageMAE(Family):
     def relative(
         self, by_key: tuple[Any, str] | None, arguments: Fields, recorded: Any, fields: Fields
     ) -> Any:
-        """Return the related model to which a checkpoint belongs, or None; see `Family.relative`."""
+        """Return the related model that a checkpoint belongs to, or None; see `Family.relative`."""
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
