@@ -12,10 +12,14 @@ if (
     # source code is allowed.
     del sys.path[0]
 
+import gc
 import os
 import signal
 
 from mae_convert.errors.shortage import shortage, too_little_address_space
+
+NEW_OBJECTS = 100_000
+"""The number of new objects after which the garbage collector runs."""
 
 
 def main() -> None:
@@ -25,6 +29,9 @@ def main() -> None:
     if not is_supported():
         sys.stderr.write(f"mae-convert: {UNSUPPORTED}\n")
         sys.exit(3)
+    # The imports and reading a file create about 100 000 objects, almost all of which stay in use.
+    # By default, the collector runs after 700 new objects; this took 7 % of the time of `inspect`.
+    gc.set_threshold(NEW_OBJECTS)
     # Child processes of this command do not import from the current directory either.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
