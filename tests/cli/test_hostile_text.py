@@ -129,7 +129,7 @@ def assert_same_document(make: Any, hostile: str) -> None:
 @pytest.fixture
 def printed(capfd, monkeypatch):
     """Check that printed text is safe for a terminal; return the text and its lines."""
-    monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 100_000)  # no line is folded
+    monkeypatch.setattr("mae_convert.cli.output.lines.PIPE_WIDTH", 100_000)  # no line is folded
     monkeypatch.setenv("COLUMNS", "100000")
 
     def printed(show: Any, hostile: str) -> str:
@@ -223,7 +223,7 @@ def test_convert(printed, hostile):
 
 def test_diff(printed, hostile):
     from mae_convert.checkpoint.diff import Difference, TensorDifference
-    from mae_convert.cli.output.conversion import difference
+    from mae_convert.cli.output.difference import difference
 
     tensor = TensorDifference("encoder.norm.weight", (1,), (2,), "float32", "float16", 3, 0.5, 1.0)
 

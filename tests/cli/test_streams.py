@@ -92,7 +92,7 @@ def test_output_is_not_truncated_at_80_columns(monkeypatch, capsys):
     from mae_convert.cli.output import catalog, inspection
     from mae_convert.families.mae.official import OFFICIAL
 
-    monkeypatch.setattr("mae_convert.cli.output.console.PIPE_WIDTH", 80)
+    monkeypatch.setattr("mae_convert.cli.output.lines.PIPE_WIDTH", 80)
     catalog.catalog(OFFICIAL, {})
     out = capsys.readouterr().out
     assert all(any(line.startswith(f"{o.name} ") for line in out.splitlines()) for o in OFFICIAL)

@@ -12,7 +12,8 @@ from paths import DEMO
 
 from mae_convert.cli.main import COMPLETION, cli
 from mae_convert.cli.options import RUNNER
-from mae_convert.cli.output.console import PatientConsole, pairs, table
+from mae_convert.cli.output.console import PatientConsole, pairs, table, wrapped_columns
+from mae_convert.cli.output.lines import print_columns
 from mae_convert.errors import MaeConvertError
 from mae_convert.families.mae.layouts import LAYOUTS, layout_named
 from mae_convert.families.mae.official import OFFICIAL
@@ -161,13 +162,27 @@ def test_values_are_wrapped_and_digests_are_not_split(capsys):
     assert all(len(line) <= 80 and not line.endswith(" ") for line in lines[1:])
 
 
+@pytest.mark.parametrize("width", [51, 50])
+def test_columns_are_aligned_and_wrapped_only_if_they_are_too_wide(width, monkeypatch, capsys):
+    """Columns that fit are printed without rich, with the same result."""
+    rows = [
+        ("  ü\x1b🙂", "[bold]x[/bold]", "a few words in a cell"),
+        ("  mask_ratio", "0.75", "convention"),
+    ]
+    monkeypatch.setattr("mae_convert.cli.output.lines.PIPE_WIDTH", width)
+    print_columns(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == printed(wrapped_columns(rows), width, capsys)
+    assert len(lines) == (2 if width == 51 else 3)
+
+
 @pytest.mark.parametrize("command", [["catalog"], ["inspect", DEMO, "--stats", "--hash"]])
 def test_names_are_not_truncated_on_a_terminal_of_80_columns(command):
     """A console on a terminal has its width; tests have no terminal."""
     code = f"""
 import sys
-from mae_convert.cli.output import console
-console.PIPE_WIDTH = 80
+from mae_convert.cli.output import lines
+lines.PIPE_WIDTH = 80
 from mae_convert.cli.main import main
 main({[str(word) for word in command]!r})
 """

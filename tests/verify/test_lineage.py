@@ -12,7 +12,7 @@ from small_models import original
 
 from mae_convert.checkpoint.fingerprint import TensorDigest
 from mae_convert.checkpoint.open import open_checkpoint
-from mae_convert.cli.output.inspection import counts_in_words, differing_tensors
+from mae_convert.cli.output.lineage import counts_in_words, differing_tensors
 from mae_convert.convert.changes import Geometry
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion

@@ -72,7 +72,7 @@ def inspect(
     if as_json:
         print_json(report)
     else:
-        from mae_convert.cli.output.inspection import inspection as show  # imports rich
+        from mae_convert.cli.output.inspection import inspection as show
 
         show(report)
 
@@ -208,7 +208,7 @@ def convert(
     if as_json:
         print_json(reports[0] if len(reports) == 1 else {"conversions": reports})
     else:
-        from mae_convert.cli.output.conversion import conversion as show  # imports rich
+        from mae_convert.cli.output.conversion import conversion as show
 
         for plan, report in zip(plans, reports, strict=True):
             show(plan, report)
@@ -238,8 +238,8 @@ def diff(
         mae-convert diff checkpoint.pth my-mae --num-heads 12
     """
     from mae_convert.checkpoint.diff import diff as compare_tensors
-    from mae_convert.cli.output.conversion import difference as show
-    from mae_convert.cli.output.conversion import difference_json
+    from mae_convert.cli.output.difference import difference as show
+    from mae_convert.cli.output.difference import difference_json
     from mae_convert.cli.streams import print_json
 
     pair = open_pair_with_notes((a, b), flags, state_key=state_key, task=task, incomplete=True)
@@ -293,7 +293,7 @@ def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flag
     \b
         mae-convert lineage checkpoint.pth my-mae
     """
-    from mae_convert.cli.output.inspection import lineage as show
+    from mae_convert.cli.output.lineage import lineage as show
     from mae_convert.cli.streams import print_json
     from mae_convert.verify.lineage import lineage as compare
     from mae_convert.verify.lineage_records import describe_checkpoint, read_record, record_of

@@ -1,9 +1,6 @@
 """Consoles and tables for output to a terminal or into a pipe."""
 
-import re
-import sys
-from collections.abc import Container, Iterable, Mapping
-from textwrap import wrap
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -13,12 +10,9 @@ from rich.segment import Segment
 from rich.table import Table as Grid
 from rich.text import Text
 
+from mae_convert.cli.output.lines import output_width, pair_lines, printable
 from mae_convert.cli.streams import discard_output
-from mae_convert.errors import Option, as_option
-from mae_convert.files.strict_json import plain
 from mae_convert.text import for_terminal
-
-PIPE_WIDTH = 200
 
 
 class PatientConsole(Console):
@@ -39,8 +33,7 @@ class PatientConsole(Console):
 
 def console() -> Console:
     """Return a console for standard output; output into a pipe is not wrapped."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return PatientConsole(highlight=False, emoji=False, width=width)
+    return PatientConsole(highlight=False, emoji=False, width=output_width())
 
 
 def markup(text: object) -> str:
@@ -50,12 +43,6 @@ def markup(text: object) -> str:
     that the columns of a table stay aligned.
     """
     return escape(printable(for_terminal(text)))
-
-
-def printable(text: str) -> str:
-    """Return text with escape sequences for characters that standard output cannot encode."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class WordGrid(Grid):
@@ -91,17 +78,12 @@ class Pairs:
     """Names and values in two columns; values are wrapped between words."""
 
     def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
-        self.rows = [(printable(for_terminal(n)), printable(for_terminal(v))) for n, v in rows]
+        self.rows = list(rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines."""
-        indent = max((cell_len(name) for name, _ in self.rows), default=0) + 2
-        width = max(options.max_width - indent, 20)
-        for name, value in self.rows:
-            lines = wrap(value, width, break_long_words=False, break_on_hyphens=False) or [""]
-            for i, line in enumerate(lines):
-                start = name + " " * (indent - cell_len(name)) if i == 0 else " " * indent
-                yield Segment(f"{start}{line}".rstrip() + "\n")
+        for line in pair_lines(self.rows, options.max_width):
+            yield Segment(f"{line}\n")
 
 
 def table(*heads: str, right: Container[str] = (), whole: Container[str] = ()) -> Grid:
@@ -124,21 +106,12 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
     return Pairs(rows)
 
 
-def with_options(source: str) -> str:
-    """Return the source of a value; "option num_heads" in it becomes "option --num-heads"."""
-    return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
-
-
-def assumptions(assumed: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Return a table of configuration fields that are not stored in tensors: value and source."""
+def wrapped_columns(rows: Iterable[Sequence[object]]) -> Grid:
+    """Return a table without headings, for rows that are wider than the terminal."""
     grid = WordGrid(
         box=None, padding=(0, 2), collapse_padding=True, show_header=False, show_edge=False,
         pad_edge=False,
     )  # fmt: skip
-    for name, entry in assumed.items():
-        grid.add_row(
-            f"  {markup(name)}",
-            markup(plain(entry["value"])),
-            markup(with_options(entry["source"])),
-        )
+    for row in rows:
+        grid.add_row(*map(markup, row))
     return grid

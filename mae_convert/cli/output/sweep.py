@@ -8,7 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mae_convert.cli.output.console import console, markup, printable, table
+from mae_convert.cli.output.console import console, markup, table
+from mae_convert.cli.output.lines import printable
 from mae_convert.cli.streams import json_text, print_json
 from mae_convert.sources import storage
 from mae_convert.sweep.memory import memory_needed_by, model_bytes

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from mae_convert.cli.output.console import console, markup, printable, table, with_options
+from mae_convert.cli.output.console import console, markup, table
+from mae_convert.cli.output.lines import printable, with_options
 from mae_convert.convert.changes import step_in_words
 from mae_convert.errors import as_option
 from mae_convert.files.strict_json import plain
