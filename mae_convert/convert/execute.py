@@ -17,7 +17,6 @@ from mae_convert.convert.record import (
 from mae_convert.convert.target import BIN_NAME, container_kind
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.workers import Progress
-from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.output_file import Weights
 from mae_convert.formats.registry import BIN, FORMATS, KERAS_ARCHIVE
 from mae_convert.formats.write import Output, directory_output, file_output, write_all
@@ -98,7 +97,7 @@ def _output(
 
 def _check_dtypes(plan: Plan, kind: str) -> None:
     """Refuse dtypes that the target cannot store."""
-    narrow = any(tensor.dtype == DTYPES["bfloat16"] for tensor in plan.tensors)
+    narrow = any(str(tensor.dtype) == "bfloat16" for tensor in plan.tensors)
     if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(
             f"{plan.target} cannot store bfloat16",

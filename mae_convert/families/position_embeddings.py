@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mae_convert.errors import ConfigurationError, Option
@@ -187,6 +186,8 @@ def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
     fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"
     if fixed_precision(tensor, grid) is not None:
         return f"is exactly {fixed}"
+    import ml_dtypes
+
     stored = tensor.load().astype(np.float64)
     if not np.isfinite(stored).all():
         return f"is not {fixed}: it is not finite"

@@ -1,24 +1,52 @@
-"""Round weights to a dtype, and measure the rounding errors."""
+"""The dtypes of weights; round weights to a dtype, and measure the rounding errors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-import ml_dtypes
 import numpy as np
+
+from mae_convert.formats.registry import NUMPY_DTYPES
 
 BLOCK = 1 << 17
 """Number of elements that are processed at a time in float64 (1 MiB)."""
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES: Mapping[str, np.dtype] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": BFLOAT16,
-}
+INFINITY_BITS: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of infinity as an unsigned integer, for floats of 16 bits. Without the sign bit, the
+bits of NaN are larger."""
 
 
-INFINITY_BITS: Mapping[np.dtype, int] = {np.dtype(np.float16): 0x7C00, BFLOAT16: 0x7F80}
-"""The bits of infinity as an unsigned integer. Without the sign bit, the bits of NaN are larger."""
+class DtypesByName(Mapping[str, np.dtype]):
+    """NumPy dtypes by name.
+
+    ml_dtypes defines the dtypes that NumPy does not have, such as bfloat16. It is imported when one
+    of them is requested, because its import takes 3 % of the time of `inspect`.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def __getitem__(self, name: str) -> np.dtype:
+        """Return the dtype with this name.
+
+        Raises:
+            KeyError: the mapping does not contain the name.
+        """
+        if name not in self._names:
+            raise KeyError(name)
+        if name in NUMPY_DTYPES:
+            return np.dtype(name)
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+DTYPES = DtypesByName(("float64", "float32", "float16", "bfloat16"))
+"""The dtypes that weights can have."""
 
 
 def all_finite(array: np.ndarray) -> bool:
@@ -27,7 +55,7 @@ def all_finite(array: np.ndarray) -> bool:
     The bits of 16-bit floats are compared with the bits of infinity, which takes a tenth of the
     time of `np.isfinite`.
     """
-    infinity = INFINITY_BITS.get(array.dtype)
+    infinity = INFINITY_BITS.get(array.dtype.name) if array.itemsize == 2 else None
     if infinity is None:
         return bool(np.isfinite(array).all())
     return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity)
@@ -39,7 +67,7 @@ def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     Values that are too large become infinite; the caller must check for infinite values.
     """
     with np.errstate(over="ignore"):
-        if array.dtype == np.float64 and dtype == BFLOAT16:
+        if array.dtype == np.float64 and dtype == DTYPES["bfloat16"]:
             # ml_dtypes converts by way of float32, where a value just above a tie becomes the tie.
             array = _float32_rounded_to_odd(array)
         return array.astype(dtype, copy=False)

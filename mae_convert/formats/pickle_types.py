@@ -336,7 +336,7 @@ def _values() -> dict[str, object]:
         "__builtin__.long": "int",
         "__builtin__.unicode": "str",
         **{f"torch.{name}": f"torch.{name}" for name in TORCH_DTYPES},
-        **{f"torch.{name}": StorageType(TORCH_DTYPES[of]) for name, of in STORAGES.items()},
+        **{f"torch.{name}": StorageType(of) for name, of in STORAGES.items()},
         "torch.storage.UntypedStorage": StorageType(None),
         **{name: name for name in TENSOR_TYPES},
     }

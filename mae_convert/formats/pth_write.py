@@ -6,19 +6,16 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from mae_convert.errors import OutputError
 from mae_convert.formats.archive_write import Record, zip_layout
 from mae_convert.formats.output_file import FileLayout
 from mae_convert.formats.pth_read import ATTRIBUTE
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.formats.torch_types import STORAGES, TORCH_DTYPES
+from mae_convert.formats.torch_types import STORAGES
 
 FOLDER = "checkpoint/"
 
-_STORAGE_NAMES: Mapping[np.dtype, str] = {TORCH_DTYPES[of]: name for name, of in STORAGES.items()}
-_DTYPE_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_STORAGE_NAMES: Mapping[str, str] = {dtype: name for name, dtype in STORAGES.items()}
 
 
 def pth_layout(
@@ -92,15 +89,15 @@ def _tensor(key: int, tensor: LazyTensor) -> bytes:
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
     settings = [_value(False), _call("collections", "OrderedDict", [])]
-    if tensor.dtype in _STORAGE_NAMES:
-        kind = _name("torch", _STORAGE_NAMES[tensor.dtype])
+    if storage_type := _STORAGE_NAMES.get(str(tensor.dtype)):
+        kind = _name("torch", storage_type)
         return _call(
             "torch._utils",
             "_rebuild_tensor_v2",
             [_storage(key, kind, count), *description, *settings],
         )
     kind = _name("torch.storage", "UntypedStorage")
-    dtype = _name("torch", _DTYPE_NAMES[tensor.dtype])
+    dtype = _name("torch", str(tensor.dtype))
     storage = _storage(key, kind, tensor.nbytes)
     return _call("torch._utils", "_rebuild_tensor_v3", [storage, *description, *settings, dtype])
 

@@ -28,25 +28,25 @@ METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")
 FIELDS = ("dtype", "shape", "data_offsets")
 
-CODES: Mapping[str, np.dtype] = {
-    "F64": TORCH_DTYPES["float64"],
-    "F32": TORCH_DTYPES["float32"],
-    "F16": TORCH_DTYPES["float16"],
-    "BF16": TORCH_DTYPES["bfloat16"],
-    "F8_E4M3": TORCH_DTYPES["float8_e4m3fn"],
-    "F8_E5M2": TORCH_DTYPES["float8_e5m2"],
-    "I64": TORCH_DTYPES["int64"],
-    "I32": TORCH_DTYPES["int32"],
-    "I16": TORCH_DTYPES["int16"],
-    "I8": TORCH_DTYPES["int8"],
-    "U64": TORCH_DTYPES["uint64"],
-    "U32": TORCH_DTYPES["uint32"],
-    "U16": TORCH_DTYPES["uint16"],
-    "U8": TORCH_DTYPES["uint8"],
-    "BOOL": TORCH_DTYPES["bool"],
-    "C64": TORCH_DTYPES["complex64"],
+CODES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
 }
-_CODE_OF: Mapping[np.dtype, str] = {dtype: code for code, dtype in CODES.items()}
+_CODE_OF: Mapping[str, str] = {dtype: code for code, dtype in CODES.items()}
 
 
 def read_safetensors(file: ByteFile) -> Contents:
@@ -91,7 +91,7 @@ def safetensors_layout(
     position = 0
     for tensor in tensors:
         header[tensor.name] = {
-            "dtype": _CODE_OF[tensor.dtype],
+            "dtype": _CODE_OF[str(tensor.dtype)],
             "shape": list(tensor.shape),
             "data_offsets": [position, position + tensor.nbytes],
         }
@@ -138,7 +138,7 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
             f" contains {shown(name)} as {shown(code)}, which is not supported",
             hint="cast it to float32 first",
         )
-    dtype = CODES[code]
+    dtype = TORCH_DTYPES[CODES[code]]
     if not possible_shape(shape) or end - start != math.prod(shape) * dtype.itemsize:
         raise damaged(path, f"shape and size of {shown(name)} are inconsistent")
     return dtype, tuple(shape), start, end

@@ -4,31 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mae_convert.formats import registry
+from mae_convert.formats.dtypes import DtypesByName
 from mae_convert.formats.tensor import possible_shape
 
-TORCH_DTYPES: Mapping[str, np.dtype] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint64": np.dtype(np.uint64),
-    "uint32": np.dtype(np.uint32),
-    "uint16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-    "bool": np.dtype(np.bool_),
-    "complex64": np.dtype(np.complex64),
-    "complex128": np.dtype(np.complex128),
-}
+TORCH_DTYPES = DtypesByName(registry.TORCH_DTYPES)
 NUMPY_DTYPES = frozenset(TORCH_DTYPES[name] for name in registry.NUMPY_DTYPES)
 """Dtypes of NumPy itself, which HDF5 and .npz files can therefore store."""
 
@@ -50,9 +32,15 @@ STORAGES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class StorageType:
-    """The element type of a storage; `dtype` is None for a storage of bytes."""
+    """The element type of a storage."""
 
-    dtype: np.dtype | None
+    name: str | None
+    """The name of the dtype; None for a storage of bytes."""
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The dtype of the elements; None for a storage of bytes."""
+        return None if self.name is None else TORCH_DTYPES[self.name]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ heavy = {"torch", "tensorflow", "keras", "jax", "transformers", "huggingface_hub
 if sys.argv[1] == "--help":
     heavy |= {"numpy", "rich"}
 if sys.argv[1] == "inspect":
-    heavy |= {"rich.console", "subprocess", "secrets"}
+    heavy |= {"ml_dtypes", "rich.console", "subprocess", "secrets"}
     heavy |= {"mae_convert.formats.write", "mae_convert.verify.lineage"}
 loaded = heavy & set(sys.modules)
 assert not loaded, loaded

@@ -15,7 +15,7 @@ from mae_convert.diagnose import reduce
 from mae_convert.diagnose.reduce import Difference, reduced, reproducer_of, write_reproducer
 from mae_convert.diagnose.reproducer import script_text
 from mae_convert.errors import MaeConvertError, OutputError
-from mae_convert.formats.dtypes import BFLOAT16
+from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime.child_files import BY_TABLES, stage
 from mae_convert.runtime.sides import Side
 from mae_convert.verify.distance import relative_error
@@ -278,7 +278,7 @@ def test_runner_without_intermediate_activations_is_not_reduced(source, tmp_path
 
 def test_bfloat16_weights_are_reproduced(source, tmp_path, monkeypatch, capsys):
     tensors = random_tensors(source.configuration.model, "pretrain", 0, learned=False)
-    half = {name: array.astype(BFLOAT16) for name, array in tensors.items()}
+    half = {name: array.astype(DTYPES["bfloat16"]) for name, array in tensors.items()}
     target = write_original(
         tmp_path / "b.safetensors", source.configuration.model, "pretrain", half
     )

@@ -23,8 +23,7 @@ def test_every_format_has_a_reader_and_a_writer(row):
 def test_dtypes_and_reserved_names_are_those_of_the_modules():
     assert set(FORMATS[PTH].dtypes) == {str(dtype) for dtype in torch_types.TORCH_DTYPES.values()}
     assert set(FORMATS[NPZ].dtypes) == {str(dtype) for dtype in torch_types.NUMPY_DTYPES}
-    codes = {str(dtype) for dtype in safetensors_file.CODES.values()}
-    assert set(FORMATS[SAFETENSORS].dtypes) == codes
+    assert set(FORMATS[SAFETENSORS].dtypes) == set(safetensors_file.CODES.values())
     assert FORMATS[SAFETENSORS].reserved == (safetensors_file.METADATA,)
     assert set(FORMATS[NPZ].reserved) == set(npz.SETTINGS.values())
 
