@@ -219,9 +219,9 @@ class KerasModel(TransformersMethods, PretrainedModel):
     ) -> tuple[Any, Tensor]:
         """Return a model for images of the size of `pixel_values`, and the cropped images.
 
-        The model has the same variables. Its position embeddings are resampled for images of
-        another size, and its blocks are compiled if that affects only the speed. Incomplete patches
-        at the right and bottom edges are cropped.
+        The returned model shares the variables of this model. Its position embeddings are resampled
+        for images of another size, and its blocks are compiled if that affects only the speed.
+        Incomplete patches at the right and bottom edges of the images are cropped.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")

@@ -55,7 +55,7 @@ class Decision:
 
     @property
     def decided(self) -> bool:
-        """Whether the field is decided."""
+        """Whether the experiment has determined the value of the field."""
         return self.value is not None
 
 
@@ -111,9 +111,9 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
         seed: the seed of the bootstrap.
 
     Returns:
-        The minimum of one fraction for each other candidate: the fraction of bootstrap samples in
-        which ``best`` has a lower mean loss than this candidate. 1.0 if there are no other
-        candidates.
+        For each other candidate, the fraction of bootstrap samples is determined in which ``best``
+        has a lower mean loss than the other candidate. The result is the smallest fraction, or 1.0
+        if there are no other candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)
