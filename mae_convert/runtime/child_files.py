@@ -208,7 +208,7 @@ def _under_its_own_names(
 
 
 def _used(checkpoint: Checkpoint) -> list[LazyTensor]:
-    """Return the tensors of the file that the model uses, with their stored names."""
+    """Return the tensors that the model uses, with their names in the file."""
     used = {rule.external for rule in checkpoint.rules}
     return [tensor for name, tensor in checkpoint.container.tensors.items() if name in used]
 
