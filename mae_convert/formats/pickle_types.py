@@ -109,7 +109,11 @@ class NumpyDtype:
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
-        """Set the byte order, which is the second value of the pickled state."""
+        """Set the byte order, which is the second value of the pickled state.
+
+        Raises:
+            ValueError: the state belongs to a structured dtype.
+        """
         _, order, subdtype, names, fields, *_ = state
         if order not in ("<", ">", "|", "=") or any((subdtype, names, fields)):
             raise ValueError("a structured NumPy dtype")
@@ -161,6 +165,9 @@ def check_hashable(key: Any) -> Any:
 
     Nested tuples are refused: a short pickle can describe a tuple whose hash takes practically
     unlimited time to compute.
+
+    Raises:
+        TypeError: the value cannot be a key.
     """
     parts = key if type(key) is tuple else (key,)
     if not all(isinstance(part, (*SCALARS, Record, Opaque)) for part in parts):

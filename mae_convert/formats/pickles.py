@@ -139,7 +139,11 @@ class PickleReader:
         return self.pop_last(len(self.stack) - self.marks.pop())
 
     def pop_last(self, count: int) -> list:
-        """Remove the last `count` values from the stack and return them."""
+        """Remove the last `count` values from the stack and return them.
+
+        Raises:
+            IndexError: the stack has fewer values.
+        """
         if not 0 <= count <= len(self.stack):
             raise IndexError("the stack underflows")
         start = len(self.stack) - count
@@ -152,6 +156,7 @@ class PickleReader:
 
         Raises:
             CheckpointError: the name is used to run code.
+            TypeError: the name is not text.
         """
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is not text")
@@ -166,7 +171,12 @@ class PickleReader:
         self.push(Opaque(dotted))
 
     def push_result(self, maker: object, arguments: object, keywords: object = None) -> None:
-        """Push the result of a call: a plain value, or an `Opaque`."""
+        """Push the result of a call: a plain value, or an `Opaque`.
+
+        Raises:
+            TypeError: `maker` is not a type or function, or the arguments are invalid.
+            ValueError: an argument has an invalid value, or calls create too many elements.
+        """
         if not isinstance(arguments, tuple):
             raise TypeError("a call without arguments")
         if isinstance(maker, Opaque):

@@ -318,6 +318,7 @@ class _ZipStorages:
 
         Raises:
             CheckpointError: the record of the storage is missing or has a wrong size.
+            ValueError: the id is invalid, or contradicts an earlier id of the storage.
         """
         label, kind, key, _device, count = identity
         if label != "storage":
@@ -355,7 +356,11 @@ class _LegacyStorages:
         self._offsets: Mapping[str, int] = {}
 
     def of_id(self, identity: Any) -> Storage:
-        """Return the storage that a persistent id describes, and record its number of elements."""
+        """Return the storage that a persistent id describes, and record its number of elements.
+
+        Raises:
+            ValueError: the id is invalid, or contradicts an earlier id of the storage.
+        """
         label, kind, key, _device, count, view = identity
         if label != "storage":
             raise ValueError("a persistent id that does not refer to a storage")

@@ -133,6 +133,9 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 
     A pooled classifier that normalizes before the pooling has the same tensor names, so a
     configuration with ``fc_norm`` False is accepted.
+
+    Raises:
+        ConfigurationError: the configuration belongs to other weights.
     """
     if task != "classify" or "global_pool" in {**evidence.geometry, **evidence.flags}:
         return
@@ -147,7 +150,11 @@ def check_pooling(task: str, evidence: Evidence) -> None:
 
 
 def check_image_size(size: Any, evidence: Evidence) -> None:
-    """Refuse an image size whose number of patches is not the number of stored positions."""
+    """Refuse an image size whose number of patches is not the number of stored positions.
+
+    Raises:
+        ConfigurationError: the numbers differ, or `size` is not an image size.
+    """
     patch, count = evidence.geometry["patch_size"], evidence.geometry["num_patches"]
     where = named("image_size") if evidence.flags.get("image_size") else evidence.config_source
     try:
@@ -174,6 +181,10 @@ def check_position_tables(size: Any, evidence: Evidence) -> None:
 
     The check is skipped if an option specifies the size, and for models whose positions do not
     follow the grid.
+
+    Raises:
+        ConfigurationError: the image size contradicts a table, or the tables of encoder and decoder
+            have different grids.
     """
     if evidence.flags.get("image_size") or "image_size" in evidence.relative:
         return

@@ -22,7 +22,7 @@ class Cursor:
         return len(self.data) - self.at
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next `count` bytes; raise ValueError if fewer bytes remain."""
         if not 0 <= count <= self.left:
             raise ValueError("a structure is truncated")
         taken = self.data[self.at : self.at + count]
@@ -30,7 +30,7 @@ class Cursor:
         return taken
 
     def number(self, width: int) -> int:
-        """Return the next bytes as an unsigned number."""
+        """Return the next `width` bytes as an unsigned number."""
         return int.from_bytes(self.take(width), "little")
 
     def address(self) -> int:
@@ -50,7 +50,11 @@ class Cursor:
         return version
 
     def text(self) -> bytes:
-        """Return the bytes before the next zero byte, and skip the zero byte."""
+        """Return the bytes before the next zero byte, and skip the zero byte.
+
+        Raises:
+            ValueError: there is no zero byte.
+        """
         end = self.data.find(b"\0", self.at)
         if end < 0:
             raise ValueError("an unterminated name")
