@@ -7,15 +7,13 @@ of NumPy, timm and PyTorch no longer have, sets ``timm.__version__`` to the vers
 requires, and replaces ``torch.cuda.synchronize`` if there is no GPU.
 """
 
+import argparse
 import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import timm.optim
-import torch
 
 from mae_convert.runtime.original_code import bridge_numpy, bridge_timm
 
@@ -24,7 +22,16 @@ REQUIRED_TIMM = "0.3.2"
 
 def main() -> None:
     """Add the missing names, and run main_pretrain.py."""
-    clone = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clone", type=Path, help="clone of facebookresearch/mae")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for main_pretrain.py")
+    given = parser.parse_args()
+    script = given.clone / "main_pretrain.py"
+    if not script.is_file():
+        parser.error(f"{given.clone} is not a clone of facebookresearch/mae: no {script.name}")
+    import timm.optim
+    import torch
+
     bridge_numpy()
     bridge_timm()
     moved = ModuleType("torch._six")
@@ -36,9 +43,9 @@ def main() -> None:
     timm.__version__ = REQUIRED_TIMM
     if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda: None
-    sys.path.insert(0, str(clone))
-    sys.argv[:2] = [str(clone / "main_pretrain.py")]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.path.insert(0, str(given.clone))
+    sys.argv = [str(script), *given.arguments]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

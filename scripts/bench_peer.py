@@ -4,8 +4,8 @@ python scripts/bench_peer.py transformers CHECKPOINT DIRECTORY HEADS
 python scripts/bench_peer.py transformers-tf DIRECTORY DIRECTORY HEADS
 """
 
+import argparse
 import re
-import sys
 
 RENAMED = (
     ("cls_token", "vit.embeddings.cls_token"),
@@ -77,8 +77,13 @@ def to_tensorflow(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    layout, source, target, heads = sys.argv[1:]
-    if layout == "transformers":
-        to_pytorch(source, target, int(heads))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("layout", choices=("transformers", "transformers-tf"))
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("heads", type=int)
+    given = parser.parse_args()
+    if given.layout == "transformers":
+        to_pytorch(given.source, given.target, given.heads)
     else:
-        to_tensorflow(source, target)
+        to_tensorflow(given.source, given.target)

@@ -3,6 +3,7 @@
 python scripts/bench_worker.py LIBRARY FRAMEWORK SIZE PART
 """
 
+import argparse
 import json
 import math
 import sys
@@ -221,8 +222,14 @@ def seconds(call: Call, calls: int) -> tuple[float, float]:
 
 def main() -> None:
     """Build the model; then read lines of JSON, each a request, and print the measured times."""
-    library, framework, size, part = sys.argv[1:]
-    call_of = {"pytorch": pytorch, "tensorflow": tensorflow}[framework](library, size, part)
+    builders = {"pytorch": pytorch, "tensorflow": tensorflow}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library")
+    parser.add_argument("framework", choices=builders)
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("part")
+    given = parser.parse_args()
+    call_of = builders[given.framework](given.library, given.size, given.part)
     made: dict[tuple[str, int], Call] = {}
     for line in sys.stdin:
         mode, batch, calls = json.loads(line)

@@ -50,7 +50,10 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs of a sweep")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
-    return parser.parse_args(given)
+    parsed = parser.parse_args(given)
+    if parsed.folder and parsed.folder.exists() and not parsed.folder.is_dir():
+        parser.error(f"{parsed.folder} is not a directory")
+    return parsed
 
 
 def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:

@@ -9,15 +9,15 @@ embedding differs by more than the rounding of float32.
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
-from terratorch.models.backbones.prithvi_mae import _interpolate_pos_encoding
 
 from mae_convert.checkpoint.checkpoint import Checkpoint
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.changes import Geometry, with_geometry
+from mae_convert.errors import MaeConvertError
 from mae_convert.families.checkpoint_options import Flags
 
 TABLES = ("encoder.position_embedding", "decoder.position_embedding")
@@ -31,8 +31,13 @@ def main() -> int:
     parser.add_argument("--num-heads", type=int)
     parser.add_argument("--decoder-num-heads", type=int)
     options = parser.parse_args()
+    if find_spec("terratorch") is None:
+        parser.exit(3, "TerraTorch is not installed in this environment\n")
     flags = Flags(options.num_heads, options.decoder_num_heads)
-    source = open_checkpoint(options.checkpoint, flags)
+    try:
+        source = open_checkpoint(options.checkpoint, flags)
+    except MaeConvertError as error:
+        parser.error(str(error))
     model = source.configuration.model
     (height, width), frames = model.image_hw, model.num_frames
     step = model.patch_hw[0]
@@ -52,6 +57,9 @@ def main() -> int:
 
 def compare(source: Checkpoint, geometry: Geometry) -> float:
     """Return the largest difference from TerraTorch after resizing to a new size or frame count."""
+    import torch
+    from terratorch.models.backbones.prithvi_mae import _interpolate_pos_encoding
+
     before = source.configuration.model
     after, _ = with_geometry(source, source.task, geometry)
     model, worst = after.configuration.model, 0.0

@@ -7,6 +7,7 @@ run with this interpreter and the checkout's modules. A unit is a module or a pa
 `mae_convert`, or `reference_models`.
 """
 
+import argparse
 import ast
 import hashlib
 import os
@@ -164,7 +165,19 @@ def figures(root: Path) -> dict[str, str]:
 
 def main() -> None:
     """Print a table with a column for each checkout."""
-    roots = [Path(name).resolve() for name in sys.argv[1:]] or [HERE]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "directories",
+        nargs="*",
+        type=Path,
+        default=[HERE],
+        metavar="DIRECTORY",
+        help="a checkout of the project (default: the checkout of this script)",
+    )
+    roots = [directory.resolve() for directory in parser.parse_args().directories]
+    for root in roots:
+        if not (root / CHECKPOINT).is_file():
+            parser.error(f"{root} is not a checkout of the project: it has no {CHECKPOINT}")
     columns = [figures(root) for root in roots]
     print(f"| | {' | '.join(root.name for root in roots)} |")
     print("| --- |" + " --- |" * len(roots))

@@ -170,7 +170,11 @@ def main() -> None:
     rows = []
     print("mean squared error, normalized (root mean squared error, 0 to 255), of removed pixels")
     for path in map(Path, args.images):
-        cuts = torch.stack(list(squares(load_image(path), model.config)))
+        try:
+            image = load_image(path)
+        except OSError as error:
+            sys.exit(f"{path} can't be read as an image: {error}")
+        cuts = torch.stack(list(squares(image, model.config)))
         noise = make_noise(len(cuts) * args.masks, model.config, args.seed)
         errors = evaluate(model, cuts.repeat(args.masks, 1, 1, 1), noise, args.mean_colour)
         cells = "  ".join(f"{n} {mse:.3f} ({rmse:.1f})" for n, (mse, rmse) in errors.items())

@@ -27,19 +27,19 @@ from mae_convert.layouts.table import external_shapes
 def main() -> None:
     """Make the checkpoint, run the commands, print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", default="videomae")
+    parser.add_argument("--family", choices=families(), default="videomae")
     parser.add_argument("--model", default="VideoMAE ViT-B/16")
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
     family = families()[options.family]
-    official = next(
-        o for o in family.official if (o.model_name, o.task) == (options.model, "pretrain")
-    )
+    models = {o.model_name: o.model for o in family.official if o.task == "pretrain"}
+    if options.model not in models:
+        parser.error(f"unknown model {options.model!r}: choose from {', '.join(models)}")
     program = [sys.executable, "-m", "mae_convert"]
     print("| command | s | memory, GB | load before |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.pth", Path(folder) / "model.weights.h5"
-        write_random(family, official.model, source)
+        write_random(family, models[options.model], source)
         for name, arguments in (
             ("convert", ["convert", source, target, "--to", "keras"]),
             ("verify", ["verify", source, target, "--batch", str(options.batch)]),

@@ -250,6 +250,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         containers = [seed.container for seed in make_seeds(Path(folder))]
+    for name in given.only:
+        if name not in containers:
+            parser.error(f"unknown container {name!r}: choose from {', '.join(containers)}")
     chosen = [name for name in containers if not given.only or name in given.only]
     return 0 if summary(run(chosen, given.inputs, given.state, given.coverage)) else 1
 

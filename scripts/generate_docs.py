@@ -4,6 +4,7 @@ python scripts/generate_docs.py            # write the parts
 python scripts/generate_docs.py --check    # exit with status 1 if they are out of date
 """
 
+import argparse
 import ast
 import html
 import inspect
@@ -161,7 +162,9 @@ def generated(text: str) -> str:
 
 def main() -> int:
     """Write the pages, or check them; return 1 if a check finds an outdated page, else 0."""
-    check = "--check" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="check the pages, and write nothing")
+    check = parser.parse_args().check
     status = 0
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

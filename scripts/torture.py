@@ -49,6 +49,10 @@ def main() -> int:
     )
     parser.add_argument("--work", type=Path, help="directory for the files")
     given = parser.parse_args()
+    if not given.checkpoint.is_file():
+        parser.error(f"{given.checkpoint} is not a file")
+    if given.work and not given.work.is_dir():
+        parser.error(f"{given.work} is not a directory")
     # Processes in the background of a shell ignore Ctrl-C, and so would their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = False
