@@ -58,7 +58,6 @@ HARMLESS = (
     (r"(\w*_)?(loss|criterion|metrics?|meter)\w*([._/]|$)", "part of a loss or a metric"),
     (r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$", "a scalar of a loss"),
 )
-HARMLESS_PATTERNS = [(re.compile(f"(?i){pattern}"), why) for pattern, why in HARMLESS]
 # Tensors in a module of the model that have no effect, by the last component of the name.
 BUFFERS = {
     "position_ids": "a buffer that only counts positions",
@@ -157,8 +156,8 @@ def _classify(
     rest = ".".join(path[len(root) :] if below else path)
     if task == "pretrain" and re.match(r"(?i)dec(oder)?([._\d]|$)", rest):
         return "a decoder component that MAE does not have", True
-    for pattern, why in HARMLESS_PATTERNS:
-        if pattern.match(rest):
+    for pattern, why in HARMLESS:
+        if re.match(pattern, rest, re.IGNORECASE):
             return why, False
     if below and _touches_encoder(rest, shape, width):
         return description_of(rest), True

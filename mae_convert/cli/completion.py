@@ -39,7 +39,7 @@ def _reference_results() -> Iterable[str]:
 
 
 def _frameworks() -> Iterable[str]:
-    from mae_convert.runtime.job import FRAMEWORKS
+    from mae_convert.runtime.run_options import FRAMEWORKS
 
     return FRAMEWORKS
 

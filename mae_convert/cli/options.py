@@ -17,7 +17,13 @@ from mae_convert.families.checkpoint_options import (
     Switch,
     flags_of,
 )
-from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
+from mae_convert.runtime.run_options import (
+    DEVICES,
+    FRAMEWORK_SYNONYMS,
+    FRAMEWORKS,
+    MODES,
+    RUN_DTYPES,
+)
 
 Command = Callable[..., Any]
 

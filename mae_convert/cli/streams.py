@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mae_convert.files.progress import Progress
 from mae_convert.files.strict_json import plain
-from mae_convert.files.workers import Progress
 from mae_convert.text import for_terminal
 from mae_convert.text.redaction import redact_logs, without_secrets
 

@@ -16,7 +16,7 @@ from mae_convert.convert.record import (
 )
 from mae_convert.convert.target import BIN_NAME, container_kind
 from mae_convert.errors import Option, OutputError
-from mae_convert.files.workers import Progress
+from mae_convert.files.progress import Progress
 from mae_convert.formats.output_file import Weights
 from mae_convert.formats.registry import BIN, FORMATS, KERAS_ARCHIVE
 from mae_convert.formats.write import Output, directory_output, file_output, write_all

@@ -22,7 +22,7 @@ from mae_convert.checkpoint.official_match import confirmed, confirmed_by_hash, 
 from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import Configuration
 from mae_convert.files.byte_ranges import ByteFile, hex_digest, open_sha256
-from mae_convert.files.workers import Progress
+from mae_convert.files.progress import Progress
 from mae_convert.formats.tensor import LazyTensor
 
 NOT_YET = "0" * 64

@@ -1,4 +1,4 @@
-"""Worker threads and their progress.
+"""Worker threads.
 
 Threads of one Python process can read, hash, compare and write large blocks of memory in parallel,
 because these operations release the global interpreter lock.
@@ -12,6 +12,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mae_convert.files.progress import Advance, Progress
+
 MOST_WORKERS = 4
 """Maximum number of threads; each may hold a whole array and a copy of a block in memory."""
 
@@ -20,17 +22,6 @@ REUSED_BYTES = 30 << 20
 
 S = TypeVar("S")
 T = TypeVar("T")
-Advance = Callable[[int], None]
-
-
-class Progress:
-    """Receives the progress of a long operation; this base class ignores it."""
-
-    def begin(self, total: int) -> None:
-        """Report the end of the previous operation, and the start of one on `total` bytes."""
-
-    def advance(self, count: int) -> None:
-        """Report that `count` more bytes were processed; may be called from any thread."""
 
 
 class _StoppedError(Exception):
@@ -112,6 +103,6 @@ def reuse_freed_memory() -> None:
     of the block (mallopt(3), M_MMAP_THRESHOLD), so a large block is allocated and freed here. Other
     allocators are not affected.
     """
-    import numpy as np  # not needed by the command line's help, which imports this module
+    import numpy as np
 
     np.empty(REUSED_BYTES, np.uint8)

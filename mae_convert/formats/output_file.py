@@ -14,8 +14,8 @@ import numpy as np
 from mae_convert.errors import Option, OutputError
 from mae_convert.files.atomic import os_errors_explained
 from mae_convert.files.byte_ranges import FileArray
+from mae_convert.files.progress import Advance
 from mae_convert.files.strict_json import in_unicode
-from mae_convert.files.workers import Advance
 from mae_convert.formats.container import read_file
 from mae_convert.formats.contents import Contents
 from mae_convert.formats.registry import FORMATS, TF_H5

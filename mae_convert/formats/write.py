@@ -11,8 +11,9 @@ from typing import Protocol
 from mae_convert.errors import MaeConvertError, Option, OutputError
 from mae_convert.files.atomic import Destination, Staged, flush, os_errors_explained, staged
 from mae_convert.files.byte_ranges import ByteFile, open_input
+from mae_convert.files.progress import Advance, Progress
 from mae_convert.files.strict_json import in_unicode
-from mae_convert.files.workers import Advance, Progress, WorkerThreads
+from mae_convert.files.workers import WorkerThreads
 from mae_convert.formats.container import JSON_NAMES, read_contents
 from mae_convert.formats.contents import json_in
 from mae_convert.formats.output_file import OutputFile, Weights

@@ -22,7 +22,8 @@ from mae_convert.runtime import worker
 from mae_convert.runtime.children import cannot_run, environment_of_child
 from mae_convert.runtime.foreign import FOREIGN, FORMS, ForeignCode, parse_foreign
 from mae_convert.runtime.fork_server import ForkServer
-from mae_convert.runtime.job import FRAMEWORKS, import_path_of
+from mae_convert.runtime.job import import_path_of
+from mae_convert.runtime.run_options import FRAMEWORKS
 from mae_convert.runtime.worker import TF_CLASSES, missing
 
 WORKER = Path(worker.__file__)
@@ -99,7 +100,7 @@ class Side:
     """The Python interpreter of the child process; None for the current interpreter."""
 
     mode: str = "eager"
-    """The execution mode, one of ``job.MODES``: "eager", "compiled", "xla" or "train"."""
+    """The execution mode, one of ``run_options.MODES``: "eager", "compiled", "xla" or "train"."""
 
     time_limit: float | None = None
     """The time limit of a run in seconds; 0 for no limit. None for the value of the environment

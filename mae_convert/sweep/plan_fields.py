@@ -29,7 +29,13 @@ from mae_convert.families.checkpoint_options import (
 from mae_convert.files.strict_json import in_unicode
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.runtime.foreign import FORMS, names_code
-from mae_convert.runtime.job import DEVICES, FRAMEWORK_SYNONYMS, FRAMEWORKS, MODES, RUN_DTYPES
+from mae_convert.runtime.run_options import (
+    DEVICES,
+    FRAMEWORK_SYNONYMS,
+    FRAMEWORKS,
+    MODES,
+    RUN_DTYPES,
+)
 from mae_convert.text import did_you_mean
 from mae_convert.text.redaction import without_credentials
 

@@ -45,7 +45,7 @@ except SystemExit as end:
     assert not end.code, end.code
 heavy = {"torch", "tensorflow", "keras", "jax", "transformers", "huggingface_hub"}
 if sys.argv[1] == "--help":
-    heavy |= {"numpy", "rich"}
+    heavy |= {"numpy", "rich", "concurrent.futures", "mae_convert.runtime.job"}
 if sys.argv[1] == "inspect":
     heavy |= {"ml_dtypes", "rich.console", "subprocess", "secrets"}
     heavy |= {"mae_convert.formats.write", "mae_convert.verify.lineage"}

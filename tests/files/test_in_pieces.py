@@ -21,7 +21,7 @@ from mae_convert.convert.target import Packing
 from mae_convert.errors import CheckpointError, OutputError
 from mae_convert.families.checkpoint_options import Flags
 from mae_convert.files.byte_ranges import ByteFile
-from mae_convert.files.workers import Progress
+from mae_convert.files.progress import Progress
 from mae_convert.formats import open_container, write_file
 from mae_convert.formats.dtypes import DTYPES, MeasuredRounding, rounded
 from mae_convert.formats.tensor import LazyTensor

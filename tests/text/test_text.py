@@ -213,7 +213,7 @@ ONE_PLACE = {
     r"\bclick\.echo\(": {"cli/commands/hub.py", "cli/commands/verdicts.py"},
     r"(?<![\w.])print\(": {
         "cli/streams.py",  # sentences, and JSON, which escapes what is not ASCII
-        "cli/output/console.py", "cli/output/sweep.py", "cli/reporting.py",
+        "cli/output/console.py", "cli/output/lines.py", "cli/output/sweep.py", "cli/reporting.py",
         "runtime/worker.py",
         "diagnose/candidate_worker.py",
         "diagnose/reproducer.py",  # a script that is written for the user

@@ -36,7 +36,10 @@ def printable(text: str) -> str:
 
 
 def print_line(line: str = "") -> None:
-    """Print a line; a closed pipe (`| head`) stops the output, and the command continues."""
+    """Print a line of printable text.
+
+    A closed pipe (`| head`) stops the output, and the command continues.
+    """
     try:
         print(line)
     except BrokenPipeError:
