@@ -1,6 +1,7 @@
 """Backend-specific parts of running Keras: devices, precision, compilation, gradients."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -8,11 +9,9 @@ import numpy as np
 
 from mae_convert.errors import Option
 from mae_convert.runtime.loaders import LoadError
+from mae_convert.runtime.read_ahead import ALIGNMENT
 
 Function = Callable[..., Any]
-
-ALIGNMENT = 64
-"""The alignment of TensorFlow's memory in bytes."""
 
 ON_CPU = ("pass ", Option("device", "cpu"))
 
@@ -79,6 +78,22 @@ class Unset(keras.initializers.Initializer):
         import tensorflow
 
         return tensorflow.raw_ops.Empty(shape=shape, dtype=dtype)
+
+
+def short_variable_names() -> Any:
+    """Return a context in which TensorFlow's variables get names without the names of layers.
+
+    TensorFlow compiles the operation that creates a variable for each new name, which takes longer
+    than the rest of the creation. The names and paths of Keras's variables do not change.
+    """
+    if _is_jax():
+        return nullcontext()
+    import tensorflow
+
+    def create(next_creator: Function, **options: Any) -> Any:
+        return next_creator(**{**options, "name": f"{options['name']}/"})
+
+    return tensorflow.variable_creator_scope(create)
 
 
 def backend_tensor(array: np.ndarray) -> Any:

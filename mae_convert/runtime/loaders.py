@@ -264,11 +264,11 @@ def _safetensors(path: str) -> dict[str, Stored]:
     }
 
 
-def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stored]:
+def tensorflow_arrays(stored: Mapping[str, Stored], *, scoped: bool) -> dict[str, Stored]:
     """Return the arrays of a file of transformers' TensorFlow classes by variable path.
 
     Args:
-        weights: the files.
+        stored: the arrays by their names in the file.
         scoped: whether names begin with a layer and a name scope, as in ``tf_model.h5`` but not in
             shards.
 
@@ -276,35 +276,42 @@ def tensorflow_arrays(weights: StoredWeights, *, scoped: bool) -> dict[str, Stor
         LoadError: two names are the same without the layer and the name scope.
     """
     arrays: dict[str, Stored] = {}
-    for name, stored in numpy_arrays(weights).items():
+    for name, array in stored.items():
         variable = (name.split("/", 2)[-1] if scoped else name).removesuffix(":0")
         if variable in arrays:
             raise LoadError(f"two datasets are named {variable} after their name scope is removed")
-        arrays[variable] = stored
+        arrays[variable] = array
     return arrays
 
 
-def transformers_arrays(weights: StoredWeights, variables: Iterable[Any]) -> dict[str, Stored]:
+def transformers_arrays(
+    path: str, stored: Mapping[str, Stored], variables: Iterable[Any]
+) -> dict[str, Stored]:
     """Return the arrays of a transformers PyTorch file by the paths of Keras variables.
 
     Tensors are renamed and transposed by transformers' own rule; see `transformers_name`.
 
+    Args:
+        path: the file, for error messages.
+        stored: the arrays by their names in the file.
+        variables: the variables of the model.
+
     Raises:
         LoadError: a tensor of the model is missing, or the file has other tensors.
     """
-    state = numpy_arrays(weights)
+    state = dict(stored)
     arrays = {}
     for variable in variables:
         name, transposed = transformers_name(variable.path)
         # ViTMAEModel, which has no decoder, is saved without the prefix "vit.".
         name = name if name in state else name.removeprefix("vit.")
         if name not in state:
-            raise LoadError(weights.path, f" has no tensor {name}")
+            raise LoadError(path, f" has no tensor {name}")
         array = state.pop(name)
         arrays[variable.path] = _as_kernel(array) if transposed else array
     if state:
         raise LoadError(
-            weights.path, f" contains tensors that the model does not have: {sorted(state)[:4]}"
+            path, f" contains tensors that the model does not have: {sorted(state)[:4]}"
         )
     return arrays
 

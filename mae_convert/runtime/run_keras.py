@@ -1,5 +1,6 @@
 """Run the Keras reference model for a job, on TensorFlow or JAX."""
 
+import gc
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from mae_convert.runtime.job import Job, StoredWeights, additional_inputs, class
 from mae_convert.runtime.keras_steps import replace_steps
 from mae_convert.runtime.loaders import (
     LoadError,
+    Stored,
     assign_keras,
     confirm,
     numpy_arrays,
@@ -50,21 +52,39 @@ def settings() -> dict[str, Any]:
     }
 
 
-def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def runs(
+    job: Job, inputs: Mapping[str, np.ndarray], stored: Mapping[str, Stored]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield each dtype and its results, NumPy arrays by name.
+
+    Args:
+        job: the job.
+        inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
+        stored: the arrays of the job's files by name; empty if Keras itself reads the file.
 
     Raises:
         LoadError: the file's tensors are not exactly the model's, or a result does not have the
             requested dtype.
     """
     confirm(job.confirmed, by_torch=False)
+    exact: dict[str, Stored] = {}
     for dtype in job.dtypes:
         backend.set_precision(dtype, job.device)
         kind = "float32" if dtype == "tf32" else dtype
         with backend.device("cpu" if dtype == "float64" else job.device):
-            # The model is deleted before the next model is created, so that memory holds only one.
-            results = _results(build(job, kind), job, inputs, kind)
+            model = build(job, kind, stored, exact)
+            results = _results(model, job, inputs, kind)
         yield dtype, {name: as_numpy(name, value, kind) for name, value in results.items()}
+        exact = _values(model) if dtype == "float64" else {}
+        # Memory never holds more than one model: a deleted model is not yet freed.
+        del model, results
+        gc.collect()
+
+
+def _values(model: Any) -> dict[str, Stored]:
+    """Return a model's values by variable path; each value can be loaded only once."""
+    values = {v.path: ops.convert_to_tensor(v.value) for v in _without_root(model)}
+    return {n: Stored(tuple(v.shape), partial(values.pop, n)) for n, v in values.items()}
 
 
 def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
@@ -129,18 +149,29 @@ def layout_names(model: Any) -> dict[int, str]:
     return names
 
 
-def build(job: Job, dtype: str) -> Any:
-    """Return the reference model with the weights of a job, in a dtype."""
+def build(job: Job, dtype: str, stored: Mapping[str, Stored], exact: Mapping[str, Stored]) -> Any:
+    """Return the reference model with the weights of a job, in a dtype.
+
+    Args:
+        job: the job.
+        dtype: the dtype.
+        stored: the arrays of the job's files by name.
+        exact: values in float64 by variable path, to which the files' arrays were assigned
+            before; empty if they were not.
+    """
     config = class_named(job.configuration).from_dict(job.config)
-    model = class_named(job.model)(config, dtype=dtype, initializer=backend.Unset())
-    if job.loader == "keras":
+    with backend.short_variable_names():
+        model = class_named(job.model)(config, dtype=dtype, initializer=backend.Unset())
+    variables = _without_root(model)
+    if exact:
+        assign_keras(variables, exact)
+    elif job.loader == "keras":
         load_weights_file(model, job.weights)
     elif job.loader in ("transformers-tf", "transformers-tf, shards"):
-        arrays = tensorflow_arrays(job.weights, scoped=job.loader == "transformers-tf")
-        assign_keras(_without_root(model), arrays)
+        arrays = tensorflow_arrays(stored, scoped=job.loader == "transformers-tf")
+        assign_keras(variables, arrays)
     else:
-        variables = _without_root(model)
-        assign_keras(variables, transformers_arrays(job.weights, variables))
+        assign_keras(variables, transformers_arrays(job.weights.path, stored, variables))
     return model
 
 
@@ -167,9 +198,19 @@ class Variable:
         self.shape = variable.shape
         self._variable = variable
 
-    def assign(self, array: np.ndarray) -> None:
-        """Assign an array to the variable; the backend converts it to the variable's dtype."""
-        self._variable.assign(ops.convert_to_tensor(array))
+    @property
+    def value(self) -> Any:
+        """The value of the variable."""
+        return self._variable.value
+
+    def assign(self, value: Any) -> None:
+        """Assign an array or tensor to the variable; it is converted to the variable's dtype.
+
+        Nothing else may use an array afterwards; see `keras_backend.backend_tensor`.
+        """
+        if isinstance(value, np.ndarray):
+            value = backend.backend_tensor(value)
+        self._variable.assign(ops.convert_to_tensor(value))
 
 
 def _without_root(model: Any) -> list[Variable]:

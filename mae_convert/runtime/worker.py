@@ -20,10 +20,17 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mae_convert.runtime.job import Job
+    from mae_convert.runtime.loaders import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,6 +125,7 @@ RUNNERS = {
 # Packages that Keras imports if they are installed, for functions that no runner uses. Importing
 # scikit-learn takes a fifth of the time of importing Keras and TensorFlow.
 OPTIONAL_IN_KERAS = ("sklearn", "pandas", "IPython")
+IN_KERAS = ("tensorflow", "jax")
 
 
 @contextmanager
@@ -134,7 +142,7 @@ def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
 
 def import_runner(framework: str, loader: str) -> ModuleType:
     """Import and return the module that runs models of a framework; it imports the framework."""
-    in_keras = framework in ("tensorflow", "jax")
+    in_keras = framework in IN_KERAS
     if in_keras:
         os.environ["KERAS_BACKEND"] = framework
     # The import of a framework creates a million permanent objects, which the garbage collector
@@ -153,7 +161,6 @@ def run(job_path: Path) -> None:
     """Run the job in a job file and write its trace."""
     from mae_convert.files.workers import reuse_freed_memory
     from mae_convert.runtime.job import Job
-    from mae_convert.runtime.loaders import LoadError
 
     reuse_freed_memory()
     job = Job.load(job_path)
@@ -162,19 +169,42 @@ def run(job_path: Path) -> None:
         # The verdict waits for the other side, which is slower and should get more processor time.
         # With the lowest priority, PyTorch would get almost none if the machine has other work.
         os.nice(5)
-    runner = import_runner(job.framework, job.loader)
-    import numpy as np
-    from safetensors.numpy import save_file
+    with _reading(job) as stored:
+        runner = import_runner(job.framework, job.loader)
+        import numpy as np
+        from safetensors.numpy import save_file
 
-    with np.load(job.inputs) as archive:
-        inputs = dict(archive)
+        with np.load(job.inputs) as archive:
+            inputs = dict(archive)
+        arrays = _results(job, job_path, runner.runs(job, inputs, *stored))
+    description = {
+        **job.description,
+        "versions": runner.versions(),
+        "settings": {**runner.settings(), **_omitted(job.foreign, arrays)},
+    }
+    note_stage(job_path, "writing the results")
+    save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
+
+
+def _results(
+    job: "Job", job_path: Path, runs: Iterator[tuple[str, Mapping[str, "np.ndarray"]]]
+) -> dict[str, "np.ndarray"]:
+    """Return the results of all runs by their names in the trace.
+
+    Results that do not depend on the dtype are stored once.
+
+    Raises:
+        LoadError: such a result differs between two runs.
+    """
+    import numpy as np
+
+    from mae_convert.runtime.loaders import LoadError
+
     arrays: dict[str, np.ndarray] = {}
-    runs = runner.runs(job, inputs)
     for dtype in job.dtypes:
         note_stage(job_path, f"running {dtype}")  # the first run includes loading the weights
         _, results = next(runs)
         for name, array in results.items():
-            # Arrays that do not depend on the dtype are stored once; this is checked.
             key = name if name in ("mask", "ids_restore") else f"{dtype}/{name}"
             if key in arrays and not np.array_equal(arrays[key], array):
                 code = job.description.get("foreign", "the model")
@@ -183,13 +213,19 @@ def run(job_path: Path) -> None:
                     hint="compute the mask from the masking noise only, not from random numbers",
                 )
             arrays[key] = np.asarray(array, order="C")
-    description = {
-        **job.description,
-        "versions": runner.versions(),
-        "settings": {**runner.settings(), **_omitted(job.foreign, arrays)},
-    }
-    note_stage(job_path, "writing the results")
-    save_file(arrays, job.output, metadata={"trace": json.dumps(description)})
+    return arrays
+
+
+@contextmanager
+def _reading(job: "Job") -> Iterator[Sequence[Mapping[str, "Stored"]]]:
+    """Yield the additional argument of the runner: for Keras, the arrays that threads read."""
+    if job.framework not in IN_KERAS:
+        yield ()
+        return
+    from mae_convert.runtime.read_ahead import stored_arrays
+
+    with stored_arrays(job) as stored:
+        yield (stored,)
 
 
 def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:

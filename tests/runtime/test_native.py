@@ -26,6 +26,12 @@ from mae_convert.runtime.loaders import (
     require_safe_torch_load,
     tensorflow_arrays,
 )
+from mae_convert.runtime.read_ahead import (
+    ALIGNMENT,
+    MAPPED_BYTES,
+    aligned_array,
+    stored_arrays,
+)
 from mae_convert.runtime.running import Request, Run, run_together
 from mae_convert.runtime.sides import Side, loader_for
 from mae_convert.verify.declared_changes import apply_steps
@@ -124,9 +130,28 @@ def test_shards_of_the_tensorflow_classes_are_read_by_h5py(tmp_path, case_of):
     source = open_checkpoint(DATA / "cases" / case_of)
     chosen = stage(source, "tensorflow", tmp_path)
     assert (chosen.converted_by, chosen.loader) == (None, "transformers-tf, shards")
-    loaded = tensorflow_arrays(chosen.weights, scoped=False)
+    loaded = tensorflow_arrays(numpy_arrays(chosen.weights), scoped=False)
     for name, tensor in source.container.tensors.items():
         assert loaded[name.removesuffix(":0")].load().tobytes() == tensor.load().tobytes()
+
+
+def test_arrays_are_read_ahead_in_float64_into_aligned_memory(tmp_path, plain):
+    execute(plan_conversion(plain, tmp_path / "m", "transformers-tf"))
+    chosen = staged(tmp_path / "m", "tensorflow", tmp_path)
+    expected = {n: stored.load() for n, stored in numpy_arrays(chosen.weights).items()}
+    fields = dict.fromkeys(Job.__dataclass_fields__, "") | {"weights": chosen.weights}
+    for dtypes, kind in ((("float64", "float32"), "float64"), (("float32", "float64"), "float32")):
+        with stored_arrays(Job(**{**fields, "dtypes": dtypes})) as arrays:
+            assert arrays.keys() == expected.keys()
+            for name, array in expected.items():
+                for _ in range(2):  # the second time, the file is read again
+                    read = arrays[name].load()
+                    assert (read.dtype, read.shape) == (kind, array.shape)
+                    assert np.array_equal(read, array)
+                    assert read.ctypes.data % ALIGNMENT == 0
+    mapped = aligned_array((3, MAPPED_BYTES), np.dtype("float32"))
+    assert (mapped.shape, mapped.dtype) == ((3, MAPPED_BYTES), "float32")
+    assert mapped.flags.writeable
 
 
 def test_arrays_of_numpy_are_read_by_numpy(tmp_path, state):

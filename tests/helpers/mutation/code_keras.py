@@ -21,8 +21,8 @@ def in_models(change: Callable) -> list[Patch]:
     """Return patches that change each model after it is built."""
     build = run_keras.build
 
-    def built(job, dtype):
-        model = build(job, dtype)
+    def built(*arguments):
+        model = build(*arguments)
         change(model)
         return model
 
