@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ LONG = {
     "test_sweep.py",
     "test_visualize.py",
 }
+
+
+# The address at which the processes of pytest-xdist request fork servers.
+SERVERS = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(trylast=True)
@@ -140,11 +145,25 @@ def hub(tmp_path, monkeypatch):
         yield local
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Pass the address of the shared fork servers to a process that pytest-xdist starts."""
+    config = node.config
+    if SERVERS not in config.stash:
+        from fork_server import shared_servers
+
+        opened = ExitStack()
+        config.add_cleanup(opened.close)
+        config.stash[SERVERS] = opened.enter_context(shared_servers())
+    node.workerinput["fork_servers"] = config.stash[SERVERS]
+
+
 @pytest.fixture(scope="session")
-def fork_servers():
+def fork_servers(pytestconfig):
     from fork_server import ForkServers
 
-    with ForkServers() as servers:
+    address = getattr(pytestconfig, "workerinput", {}).get("fork_servers")
+    with ForkServers(address) as servers:
         yield servers
 
 

@@ -1,15 +1,12 @@
 """KerasHub's classes load our files and give the same results, and we read their files."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from arrays import FLOAT32_LIMIT, distance
-from paths import HELPERS
+from keras_process import run_worker
 
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
@@ -18,25 +15,16 @@ from mae_convert.errors import ConfigurationError
 from mae_convert.families.checkpoint_options import Flags
 from reference_models.pytorch import ViTMAEModel
 
-WORKER = HELPERS / "keras_hub_worker.py"
-
 
 @pytest.fixture(scope="module")
-def work(case, tmp_path_factory):
+def work(case, fork_servers, tmp_path_factory):
     folder, golden = tmp_path_factory.mktemp("keras-hub"), case("finetune_cls_tiny")
     source = open_checkpoint(golden.checkpoint, Flags(num_attention_heads=4))
     for task in ("encoder", "classify"):
         target = folder / f"{task}.weights.h5"
         execute(plan_conversion(source, target, "keras-hub", task=task))
     np.save(folder / "images.npy", golden.arrays["imgs"])
-    process = subprocess.run(
-        [sys.executable, WORKER, folder],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
+    run_worker(fork_servers, "keras_hub_worker.py", "tensorflow", folder)
     with np.load(folder / "outputs.npz") as archive:
         return folder, source, golden.arrays, dict(archive)
 

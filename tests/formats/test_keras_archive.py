@@ -2,15 +2,12 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import h5py
 import numpy as np
 import pytest
-from paths import HELPERS
+from keras_process import run_worker
 
 from mae_convert.checkpoint.diff import diff
 from mae_convert.checkpoint.open import open_checkpoint
@@ -22,7 +19,6 @@ from mae_convert.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
-WORKER = HELPERS / "keras_archive_worker.py"
 CASES = {
     "pretrain": ("pretrain_tiny", "float64"),
     "encoder": ("encoder_tiny", None),
@@ -33,20 +29,13 @@ FLAGS = Flags(num_attention_heads=4, decoder_num_attention_heads=3, layer_norm_e
 
 
 @pytest.fixture(scope="module")
-def work(case, tmp_path_factory):
+def work(case, fork_servers, tmp_path_factory):
     """Return a folder with a `.keras` file of each case, and the files that Keras saved from it."""
     folder = tmp_path_factory.mktemp("keras")
     for name, (golden, dtype) in CASES.items():
         source = open_checkpoint(case(golden).checkpoint, FLAGS)
         execute(plan_conversion(source, folder / f"{name}.keras", "keras", dtype=dtype))
-    process = subprocess.run(
-        [sys.executable, WORKER, folder],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
+    run_worker(fork_servers, "keras_archive_worker.py", "tensorflow", folder)
     return folder
 
 

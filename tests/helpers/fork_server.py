@@ -3,7 +3,8 @@
 Importing PyTorch takes a second of CPU time and importing TensorFlow three, for each side of each
 verification. ``ForkServers.popen`` replaces ``subprocess.Popen`` where the children of a
 verification are started. Unlike a sweep, tests have a server for each framework, in which the
-runner of this project is imported too.
+runner of this project is imported too. The processes of pytest-xdist use the same servers, which
+their controller starts when one of them first requests them (``shared_servers``).
 
 ``python fork_server.py MODULE`` starts a server; its standard input is the socket of its requests.
 """
@@ -11,11 +12,14 @@ runner of this project is imported too.
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +27,11 @@ import pytest
 
 from mae_convert.diagnose.candidate_process import CANDIDATE_WORKER
 from mae_convert.runtime import children, worker
-from mae_convert.runtime.fork_server import ForkedProcess, ForkServer, fork_server, serve
+from mae_convert.runtime.children import environment_of_runner
+from mae_convert.runtime.fork_server import READY, ForkedProcess, ForkServer, fork_server, serve
 from mae_convert.runtime.sides import WORKER
 
+SCRIPT = Path(__file__).with_name("forked_script.py")
 # Variables that a framework reads while it is imported: other values need another server.
 READ_AT_IMPORT = ("PYTHON", "KERAS", "TF_", "OMP_", "MKL_", "CUDA", "CUBLAS", "XLA", "JAX",
                   "TORCH_", "PYTORCH_")  # fmt: skip
@@ -47,9 +53,14 @@ def _preload(module: str) -> None:
 
 
 class ForkServers:
-    """A server for each framework and its environment variables; they end with the context."""
+    """A server for each framework and its environment variables; they end with the context.
 
-    def __init__(self) -> None:
+    Args:
+        address: the address of `shared_servers`, which starts the servers; None to start them here.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
         self._servers: dict[tuple[Any, ...], ForkServer] = {}
         self._opened = ExitStack()
 
@@ -72,12 +83,88 @@ class ForkServers:
         module = _runner(*arguments) if python == sys.executable else None
         if module is None:
             return subprocess.Popen(command, env=env, text=text, **streams)
-        key = (module, *sorted(i for i in env.items() if i[0].startswith(READ_AT_IMPORT)))
+        requests = self.server(module, env).requests
+        return ForkedProcess(requests, arguments, environment=env, **streams)
+
+    def run(
+        self, module: str, script: Path, *arguments: Any, environment: Mapping[str, str]
+    ) -> None:
+        """Run ``python SCRIPT ARGUMENTS`` in a process that has imported a runner on the processor.
+
+        Its standard output is discarded.
+
+        Args:
+            module: the module of the runner, such as "mae_convert.runtime.run_keras".
+            script: the script.
+            arguments: the arguments of the script.
+            environment: the environment variables of the process, which `module` does not need.
+        """
+        process = ForkedProcess(
+            self.server(module, environment_of_runner("cpu")).requests,
+            [str(SCRIPT), str(script), *map(str, arguments)], environment=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        errors = process.communicate(timeout=900)[1]
+        process.stderr.close()
+        assert process.returncode == 0, errors
+
+    def server(self, module: str, environment: Mapping[str, str]) -> ForkServer:
+        """Return the server that has imported a module, after it has done so."""
+        server = self.started(module, environment)
+        assert server.is_ready()
+        return server
+
+    def started(self, module: str, environment: Mapping[str, str]) -> ForkServer:
+        """Return the server of a module, which may still be importing it."""
+        read = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
+        key = (module, *sorted(read.items()))
         if key not in self._servers:
-            server = self._opened.enter_context(fork_server(env, [__file__, module]))
-            assert server.is_ready()
-            self._servers[key] = server
-        return ForkedProcess(self._servers[key].requests, arguments, environment=env, **streams)
+            self._servers[key] = (
+                self._opened.enter_context(fork_server(environment, [__file__, module]))
+                if self._address is None
+                else self._requested(module, environment)
+            )
+        return self._servers[key]
+
+    def _requested(self, module: str, environment: Mapping[str, str]) -> ForkServer:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._address)
+            connection.sendall(f"{json.dumps([module, dict(environment)])}\n".encode())
+            message, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        assert message == READY
+        requests = self._opened.enter_context(socket.socket(fileno=descriptors[0]))
+        return ForkServer(requests, environment)
+
+
+@contextmanager
+def shared_servers() -> Iterator[str]:
+    """Start servers for other processes, when they request them; they end with the context.
+
+    Yields:
+        The address for `ForkServers`.
+    """
+    with ForkServers() as servers, TemporaryDirectory() as folder, ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(address := f"{folder}/servers")
+        listener.listen()
+        thread = threading.Thread(target=_send_servers, args=(listener, servers))
+        thread.start()
+        opened.callback(thread.join)
+        opened.callback(listener.shutdown, socket.SHUT_RDWR)
+        yield address
+
+
+def _send_servers(listener: socket.socket, servers: ForkServers) -> None:
+    """Send the socket of the requested server through each connection, until it is shut down."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection, connection.makefile() as lines:
+            module, environment = json.loads(lines.readline())
+            server = servers.started(module, environment)
+            socket.send_fds(connection, [READY], [server.requests.fileno()])
 
 
 def _runner(script: str, job: str) -> str | None:

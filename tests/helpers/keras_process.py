@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import ForkServers
 from paths import HELPERS, ROOT
 
 BACKENDS = [name for name in ("tensorflow", "jax") if importlib.util.find_spec(name)]
@@ -17,8 +18,13 @@ def checks_in(worker: str, prefix: str = "check_") -> list[str]:
     return re.findall(rf"^def ({prefix}\w+)", (HELPERS / worker).read_text(), re.MULTILINE)
 
 
-def run_worker(worker: str, backend: str, folder: Path, *arguments: str) -> Path:
-    """Run a script of this folder on a backend of Keras, and return the folder of its results."""
+def run_worker(
+    servers: ForkServers, worker: str, backend: str, folder: Path, *arguments: str
+) -> Path:
+    """Run a script of this folder on a backend of Keras, and return the folder of its results.
+
+    A process that uses TensorFlow is forked from one that has imported it.
+    """
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -27,6 +33,10 @@ def run_worker(worker: str, backend: str, folder: Path, *arguments: str) -> Path
         "JAX_ENABLE_X64": "1",
         "PYTHONPATH": str(ROOT),
     }
+    if backend == "tensorflow":
+        module = "mae_convert.runtime.run_keras"
+        servers.run(module, HELPERS / worker, folder, *arguments, environment=environment)
+        return folder
     done = subprocess.run(
         [sys.executable, HELPERS / worker, folder, *arguments],
         env=environment, capture_output=True, text=True, check=False, timeout=900,

@@ -21,31 +21,33 @@ def skip_without(framework):
         pytest.skip(f"{framework} is not installed")
 
 
-def outcomes_of(folder, backend, *arguments, worker="models_worker.py"):
-    return json.loads((run_worker(worker, backend, folder, *arguments) / "checks.json").read_text())
+def outcomes_of(servers, folder, backend, *arguments, worker="models_worker.py"):
+    run_worker(servers, worker, backend, folder, *arguments)
+    return json.loads((folder / "checks.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    return outcomes_of(tmp_path_factory.mktemp("keras"), "tensorflow", "quick")
+def outcomes(fork_servers, tmp_path_factory):
+    return outcomes_of(fork_servers, tmp_path_factory.mktemp("keras"), "tensorflow", "quick")
 
 
 @pytest.fixture(scope="module", params=["tensorflow", "jax"])
-def slow_outcomes(request, tmp_path_factory):
+def slow_outcomes(request, fork_servers, tmp_path_factory):
     skip_without(request.param)
-    return outcomes_of(tmp_path_factory.mktemp("keras"), request.param, "slow")
+    folder = tmp_path_factory.mktemp("keras")
+    return outcomes_of(fork_servers, folder, request.param, "slow")
 
 
 @pytest.fixture(scope="module")
-def outcomes_on_jax(tmp_path_factory):
+def outcomes_on_jax(fork_servers, tmp_path_factory):
     skip_without("jax")
-    return outcomes_of(tmp_path_factory.mktemp("keras"), "jax", "quick")
+    return outcomes_of(fork_servers, tmp_path_factory.mktemp("keras"), "jax", "quick")
 
 
 @pytest.fixture(scope="module")
-def outcomes_of_idioms(tmp_path_factory):
+def outcomes_of_idioms(fork_servers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("idioms")
-    return outcomes_of(folder, "tensorflow", worker="tensorflow_idioms.py")
+    return outcomes_of(fork_servers, folder, "tensorflow", worker="tensorflow_idioms.py")
 
 
 @pytest.mark.slow

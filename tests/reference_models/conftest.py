@@ -7,7 +7,7 @@ from keras_process import run_worker
 
 
 @pytest.fixture(scope="module")
-def slow_checks(request, tmp_path_factory):
+def slow_checks(request, fork_servers, tmp_path_factory):
     """Run the slow checks of a worker; the parameter names the worker and the backend.
 
     Returns:
@@ -16,5 +16,5 @@ def slow_checks(request, tmp_path_factory):
     worker, backend = request.param
     folder = tmp_path_factory.mktemp(backend)
     (folder / "jobs.json").write_text("[]")
-    run_worker(worker, backend, folder, "slow")
+    run_worker(fork_servers, worker, backend, folder, "slow")
     return json.loads((folder / "checks.json").read_text())

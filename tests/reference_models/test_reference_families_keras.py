@@ -101,7 +101,7 @@ def jobs():
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def folder(request, tmp_path_factory):
+def folder(request, fork_servers, tmp_path_factory):
     """Run the worker on each backend that is installed; return the folder that it wrote to."""
     folder, listed = tmp_path_factory.mktemp(request.param), []
     for job, weights, model_inputs in jobs():
@@ -109,7 +109,7 @@ def folder(request, tmp_path_factory):
         np.savez(folder / f"{job['name']}.inputs.npz", **model_inputs)
         listed.append(job)
     (folder / "jobs.json").write_text(json.dumps(listed))
-    return run_worker(WORKER, request.param, folder, "quick")
+    return run_worker(fork_servers, WORKER, request.param, folder, "quick")
 
 
 def compare(measured, expected):

@@ -180,7 +180,7 @@ def odd_jobs():
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def results(request, tmp_path_factory):
+def results(request, fork_servers, tmp_path_factory):
     """Run the worker on each backend that is installed; return the folder that it wrote to."""
     folder = tmp_path_factory.mktemp(request.param)
     jobs = []
@@ -190,7 +190,7 @@ def results(request, tmp_path_factory):
         files = {part: f"{job['name']}.{part}.npz" for part in ("weights", "inputs")}
         jobs.append({**job, **files})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    return run_worker(WORKER, request.param, folder, "quick")
+    return run_worker(fork_servers, WORKER, request.param, folder, "quick")
 
 
 def outputs(results, job, mode="eager"):
