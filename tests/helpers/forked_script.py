@@ -1,6 +1,7 @@
 """Runs a script in a forked process: python forked_script.py SCRIPT ARGUMENTS.
 
-As in a new process, modules beside the script and in the folders of ``$PYTHONPATH`` can be imported.
+As in a new process, modules beside the script and in the folders of ``$PYTHONPATH`` can be
+imported.
 """
 
 import os
