@@ -71,7 +71,7 @@ class Seed:
     """The file that is opened, or "." for the folder."""
 
     spoilers: Sequence[Spoiler]
-    """The functions that mutate the corrupted file."""
+    """The functions that can corrupt the file; one of them is selected at random for each input."""
 
     def spoiled(self, number: int) -> bytes:
         """Return corrupted contents of the file, which depend only on `number`."""

@@ -214,7 +214,7 @@ class Trial:
     """Runs the given number of trials and yields the resulting states."""
 
     allowed: tuple[str, ...]
-    """The allowed states."""
+    """The states that `run` may yield; all other states are failures."""
 
     share: float = 0.1
     """The number of trials, relative to the number of random kills."""

@@ -226,7 +226,8 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
 
     Args:
         flags: the options that the user specified, or None.
-        checkpoints: checkpoints that `open_checkpoint` opened with these options and ``fill_only``.
+        checkpoints: checkpoints that `open_checkpoint` opened with these options and with
+            ``fill_only=True``.
 
     Raises:
         ConfigurationError: an option contradicts all of the checkpoints.

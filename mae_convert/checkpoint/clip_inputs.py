@@ -160,7 +160,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32, without missing values; return colours unchanged."""
+    """Return measured values as float32, with missing values replaced; return colours unchanged."""
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)

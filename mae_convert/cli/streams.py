@@ -1,7 +1,7 @@
 """Prepare the output streams and logging of a command; print sentences, JSON and progress.
 
-Closed streams and characters that cannot be encoded are handled. This module does not import the
-libraries that print tables.
+Closed streams are replaced, and characters that a stream cannot encode are escaped. This module
+does not import the libraries that print tables.
 
 Only the command line calls these functions; a program that imports the package keeps its own
 streams and logging configuration.

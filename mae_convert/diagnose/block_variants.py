@@ -38,7 +38,7 @@ class Variants:
         )
 
     def affects(self, path: str) -> bool:
-        """Return whether a variant applies to a module or to a module in it."""
+        """Return whether a variant applies to a module or to one of its submodules."""
         parts = [path, *(f"{path}.{part}" for part in ("norm1", "attention", "norm2", "mlp"))]
         return any(fnmatchcase(part, p) for _, p, _ in self.variants for part in parts)
 

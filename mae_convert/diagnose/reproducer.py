@@ -164,7 +164,7 @@ class Script:
     """The formula of the result, as lines of Python."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """The settings that `lines` read from ``s``, by side ("A" or "B")."""
+    """For each side ("A" or "B"), the settings that the code in `lines` reads from ``s``."""
 
     names: Mapping[str, str]
     """The canonical names of the tensors that differ, by their names in `lines`."""

@@ -51,10 +51,11 @@ def permuted(
     view: Sequence[int] | None = None,
     flipped: Sequence[int] = (),
 ) -> np.ndarray:
-    """Return the array with its axes permuted, reshaped to the original shape.
+    """Return the array with permuted axes, reshaped to the original shape.
 
-    If permuting does not change the shape, the result is the transposed array. Otherwise, it is the
-    array that results if a tensor is reshaped by mistake instead of transposed.
+    If the permutation does not change the shape, the result is the transposed array. If it changes
+    the shape, the result is the array of a program that receives the transposed array and, instead
+    of transposing it back, reshapes it to the original shape by mistake.
 
     Args:
         array: the tensor.
@@ -106,7 +107,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v of a fused (3, rows) matrix that is wrongly read as (groups, 3, rows)."""
+    """Return q, k or v, read as (groups, 3, rows) from a matrix that is fused as (3, rows)."""
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
@@ -115,7 +116,7 @@ def fused_as_groups(
 def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v of a fused (groups, 3, rows) matrix that is wrongly read as (3, rows)."""
+    """Return q, k or v, read as (3, rows) from a matrix that is fused as (groups, 3, rows)."""
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 

@@ -97,8 +97,8 @@ def bicubic(image: np.ndarray, size: Grid, *, aligned: bool = False) -> np.ndarr
 def resampling_matrix(old: int, new: int, *, aligned: bool = False) -> np.ndarray:
     """Return the matrix (new, old) that resamples one axis; the border values are repeated.
 
-    Samples are at the centres of cells or, if `aligned`, the first and the last samples of the old
-    and the new axis have the same positions.
+    By default, the samples of both axes are at the centres of equal cells. If `aligned`, the first
+    samples of both axes have the same position, and so have the last samples.
     """
     if aligned:
         centres = np.arange(new) * ((old - 1) / max(new - 1, 1))

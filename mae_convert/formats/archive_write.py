@@ -16,7 +16,7 @@ POLYNOMIAL = 0xEDB88320
 ONE, X = 1 << 31, 1 << 30
 ALIGNMENT = 64
 LIMIT = (1 << 32) - 1
-"""Value of a 32-bit field whose actual value is in an extra field (ZIP64)."""
+"""The largest value of a 32-bit field; it means that a ZIP64 field contains the actual value."""
 
 MANY_RECORDS = (1 << 16) - 1
 VERSION, VERSION_64 = 20, 45

@@ -284,7 +284,7 @@ class _Files:
         return self.used[byte_range.file].part(byte_range.offset, byte_range.length)
 
     def value(self, byte_range: ByteRange) -> tuple[Any, Any]:
-        """Return the value in a byte range, and a function that reads its storages."""
+        """Return the value in a byte range, and a function that reads its tensors' storages."""
         archive = Archive(self.check(byte_range))
         folder = folder_of(archive)
         if folder is None:

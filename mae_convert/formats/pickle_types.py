@@ -121,7 +121,7 @@ class NumpyDtype:
 
 
 class NumpyArray:
-    """A NumPy array; a pickle sets its contents afterwards."""
+    """A NumPy array; a pickle creates it empty and then sets its contents with `set_state`."""
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0)

@@ -84,7 +84,7 @@ def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) ->
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
-    """Return the opcodes that rebuild a contiguous tensor, which has a separate storage."""
+    """Return the opcodes that rebuild a contiguous tensor with a storage of its own."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]

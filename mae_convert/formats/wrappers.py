@@ -1,4 +1,4 @@
-"""Select the mapping of tensors that is the model in a checkpoint, without guessing."""
+"""Determine, without guessing, which mapping in a checkpoint contains the model's tensors."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -68,7 +68,8 @@ class Layout:
     """The implied fields that have a fixed value in the layout's own code."""
 
     class_defaults: tuple[str, ...] = ()
-    """The implied fields that the layout's own classes use if a configuration lacks them."""
+    """The implied fields whose implied values are the defaults of the layout's own classes, so that
+    a stored configuration without such a field specifies the implied value."""
 
     pooling_in_names: bool = True
     """Whether tensor names show if a classifier uses the class token or the mean of the patches."""

@@ -50,7 +50,10 @@ class Repeat:
 
 
 class Rule(NamedTuple):
-    """A row with expanded braces and the prefix of its `Repeat`; names may still contain ``#``."""
+    """A row after its braces are expanded and the prefix of its `Repeat` is added.
+
+    Names may still contain ``#``, which stands for the block's index.
+    """
 
     canonicals: tuple[str, ...]
     external: str

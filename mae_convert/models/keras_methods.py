@@ -135,7 +135,7 @@ class TransformersMethods:
             filepath: the directory or file.
             format: a format that Keras can export: "tf_saved_model", "onnx", "litert" ...
             verbose: print the written signatures.
-            input_signature: shapes and dtypes of the inputs of a single signature to write instead.
+            input_signature: the shapes and dtypes of the inputs; Keras then writes one signature.
             options: further arguments of Keras.
         """
         ours = format == "tf_saved_model" and input_signature is None and not options

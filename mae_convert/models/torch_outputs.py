@@ -2,7 +2,8 @@
 
 transformers' pipelines require a ``ModelOutput``. Without transformers, the classes of
 `model_outputs` are used. Both kinds of outputs have the same interface: values by attribute, name
-or index, ``**outputs``, and unpacking into values, which transformers' own outputs do not support.
+or index, ``**outputs``, and unpacking. Unpacking yields the values; with transformers' own outputs,
+it yields the names.
 """
 
 from collections.abc import Iterator

@@ -245,7 +245,7 @@ def _image(
 def _card(
     request: PublishRequest, data: CardData, existing: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the card, and the metadata that was added to an existing card."""
+    """Return the card, and the metadata that was added to an existing card; {} for a new card."""
     ours = marked(section(data), warning=WARNING if request.unverified else "")
     fields = card_metadata(data.repo_id, data.artifacts[0], data.licence, request.base_model)
     local = request.directory / CARD

@@ -63,7 +63,7 @@ class Remote:
     """The text of the card; None without a card."""
 
     pull_request_url: str | None = None
-    """The URL of the open pull request of mae-convert, or None."""
+    """The URL of the open pull request that an earlier run of mae-convert created, or None."""
 
 
 def remote_state(api: "HfApi", target: Target, account: str | None) -> Remote:

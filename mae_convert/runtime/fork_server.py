@@ -30,9 +30,9 @@ ANSWER_SECONDS = 60.0  # after this time without an answer, a request has failed
 
 
 class ForkServer:
-    """A running fork server, for the processes that request children from it.
+    """A connection to a running fork server, which starts child processes on request.
 
-    It can be pickled for a process that is started by ``multiprocessing``.
+    The object can be pickled for a process that is started by ``multiprocessing``.
 
     Args:
         requests: the socket to the server.
@@ -266,7 +266,7 @@ def _kill_when_closed(connection: socket.socket, child: int) -> None:
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
-    """Run a script like ``python SCRIPT ARGUMENTS``."""
+    """Run the requested script as ``python SCRIPT ARGUMENTS`` would, and end this process."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

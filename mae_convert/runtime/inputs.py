@@ -32,7 +32,8 @@ class InputChoice:
     family."""
 
     images: Path | None = None
-    """A folder of images, to which the preprocessing of the model is applied."""
+    """A folder of images, which are preprocessed for the model; without it and `file`, the images
+    are random."""
 
     seed: int = 0
     """The seed of random images and of the noise."""

@@ -80,7 +80,7 @@ class Job:
     """One of "pretrain", "encoder" or "classify"."""
 
     config: Mapping[str, Any]
-    """Fields of the configuration."""
+    """The fields of the model's configuration."""
 
     model: str
     """The import path of the model's class, in the form that `class_named` takes; "" if the

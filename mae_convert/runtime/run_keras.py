@@ -257,11 +257,10 @@ def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any
 def all_patches(logits: Any, mask: Any) -> Any:
     """Return predictions (N, L, P) of all patches.
 
-    If a model predicts only the removed patches, in the order of the image, the predictions of
-    visible patches are zeros.
+    If a model predicts only the removed patches, the predictions of visible patches are zeros.
 
     Args:
-        logits: (N, M, P), where M is L or the number of removed patches.
+        logits: (N, M, P), in the order of the image; M is L or the number of removed patches.
         mask: (N, L), 1 if a patch is removed.
     """
     if logits.shape[1] == mask.shape[1]:

@@ -49,7 +49,7 @@ def limit_session(session: Any) -> None:
 
 
 def check_response(response: Any) -> None:
-    """Check a response of which only the headers were received, and read it if a limit applies.
+    """Check a response whose body was not read yet; read the body if limits apply to it.
 
     Raises:
         MissingRequirementError: the server requests a wait that is too long, or the response or

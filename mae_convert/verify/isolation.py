@@ -146,7 +146,7 @@ def _largest(
 
 
 def _rounding(dtype: str, ceiling: float, a: float, b: float) -> tuple[float, float, float]:
-    """Return the rounding errors of A and B, and the limit for both."""
+    """Return the rounding errors `a` and `b` of the two sides, and the limit for both errors."""
     unit = UNIT_ROUNDOFF[dtype]
     smaller = min(a, b) if np.isfinite([a, b]).all() else 0.0
     limit = min(PEER_FACTOR * max(smaller, FLOOR_UNITS * unit), max(ceiling, CEILING_UNITS) * unit)

@@ -188,9 +188,9 @@ def unread_in_words(verdict: Verdict) -> str:
 def proof(verdict: Verdict, a: Trace, b: Trace) -> tuple[Check, ...]:
     """Return the checks that a passed verdict must also pass to be a proof.
 
-    The checks require that no mapping table was used, that tensors of only one side are declared,
-    that no configuration field was ignored although a library may use it, and that the sides share
-    no assumption that the comparison cannot confirm.
+    The checks require that no mapping table was used, that a conversion record declares the tensors
+    that only one side has, that no configuration field was ignored although a library may use it,
+    and that the sides share no assumption that the comparison cannot confirm.
 
     Args:
         verdict: the verdict on the two traces.

@@ -210,7 +210,7 @@ def without_animations(animations: Sequence[Path], outputs: Sequence[Path]) -> l
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note on what a reconstruction takes from the original; None if it takes nothing."""
+    """Return a note on what reconstructions take from the original images; None if nothing."""
     notes = []
     if checkpoint.family.predicts_removed_only:
         notes.append(ONLY_REMOVED)

@@ -257,8 +257,8 @@ class _Evaluator:
         """Load the images for the first checkpoint; check the inputs of every later checkpoint.
 
         Raises:
-            MaeConvertError: an image cannot be used, or the first checkpoint has another family or
-                other inputs.
+            MaeConvertError: an image cannot be used, or a later checkpoint has another family or
+                other inputs than the first checkpoint.
         """
         model = checkpoint.configuration.model
         if self.configuration is not None:

@@ -355,7 +355,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class VideoMAEForVideoClassification(ClassifierModel):
-    """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
+    """A classifier fine-tuned from a VideoMAE: an encoder of all patches, and a linear head.
 
     The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
     false, the first token after the encoder's final norm. For arguments see ``EncoderModel``.

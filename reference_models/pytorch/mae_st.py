@@ -251,7 +251,7 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 
 
 class MAESTForVideoClassification(Encoder):
-    """The encoder on whole videos, and a linear head: a fine-tuned MAE-ST.
+    """A classifier fine-tuned from an MAE-ST: an encoder of all patches, and a linear head.
 
     The head reads the mean of all tokens except the first, normalized by ``norm``. The first token
     is the class token; in a model without a class token it is the first patch, which the authors'

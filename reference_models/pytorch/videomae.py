@@ -360,7 +360,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
 
 
 class VideoMAEForVideoClassification(Encoder):
-    """The encoder on whole videos, and a linear head: a fine-tuned VideoMAE.
+    """A classifier fine-tuned from a VideoMAE: an encoder of all patches, and a linear head.
 
     The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
     false, the first token after ``norm``. ``load_state_dict(strict=True)`` accepts the authors'

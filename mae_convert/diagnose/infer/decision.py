@@ -111,9 +111,9 @@ def wins(best: np.ndarray, others: np.ndarray, *, seed: int = 0) -> float:
         seed: the seed of the bootstrap.
 
     Returns:
-        For each other candidate, the fraction of bootstrap samples is determined in which ``best``
-        has a lower mean loss than the other candidate. The result is the smallest fraction, or 1.0
-        if there are no other candidates.
+        The candidate is compared with each other candidate on bootstrap samples. The result is the
+        smallest fraction of samples that give the candidate the lower mean loss, or 1.0 if there
+        are no other candidates.
     """
     differences = others - best
     return min((_share_above_zero(one, seed) for one in differences), default=1.0)

@@ -152,7 +152,10 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
 def _images(
     checkpoint: Checkpoint, options: InferenceOptions
 ) -> list[Image.Image] | list[np.ndarray]:
-    """Return the images of an experiment, or the frames of each clip in a folder for a video model.
+    """Return the images of an experiment.
+
+    If a folder is specified for a model of videos or of series of images, the result contains an
+    array of the frames of each clip in the folder.
 
     Raises:
         ConfigurationError: there are too few images or clips.

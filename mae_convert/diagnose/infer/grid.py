@@ -22,8 +22,9 @@ def has_grid(checkpoint: Checkpoint) -> bool:
 def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     """Return the decision on ``image_size``, height and width in pixels.
 
-    The confidence is the share of bootstrap samples of patches in which the neighbours are more
-    similar with the best grid shape than with every other shape.
+    With the best grid shape, the position embeddings of neighbouring patches are most similar. The
+    best shape is compared with each other shape on bootstrap samples of the patches. The confidence
+    is the smallest share of samples that confirm the best shape, or 1.0 without another shape.
     """
     model = checkpoint.configuration.model
     table = checkpoint.tensors[NAME].load()[0, -model.num_patches :].astype(np.float64)

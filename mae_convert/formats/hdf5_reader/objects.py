@@ -71,7 +71,7 @@ class Structure:
         """Return the messages of the object header at an address.
 
         Raises:
-            ValueError: there is no object header at the address, or it contains a cycle.
+            ValueError: there is no object header at the address, or its parts form a cycle.
         """
         return self.remembered(address, _messages)
 

@@ -1,7 +1,8 @@
 """lightly's MAE: a timm encoder as ``backbone.vit`` and a decoder, in two naming variants.
 
-The names up to version 1.5 (``MAEDecoderTIMM``, deprecated in 1.6) are written. The backbone also
-has a mask token (of the encoder's width), which MAE does not use.
+Both variants are read. Conversions write the names of lightly up to version 1.5 (of the class
+``MAEDecoderTIMM``, which is deprecated since 1.6). The backbone also has a mask token (of the
+encoder's width), which MAE does not use.
 """
 
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS
