@@ -50,7 +50,10 @@ Call = Callable[[], object]
 
 
 def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Create a model; return a function that returns a `Call` of it for a mode and a batch size."""
+    """Create a model; return a function that makes a `Call` for a mode and a batch size.
+
+    The `Call` runs the model once: a forward pass or, for a mode that trains, a training step.
+    """
     import torch
 
     if library == "timm":
@@ -185,7 +188,10 @@ def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
 
 
 def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]:
-    """Create a model; return a function that returns a `Call` of it for a mode and a batch size."""
+    """Create a model; return a function that makes a `Call` for a mode and a batch size.
+
+    The `Call` runs the model once: a forward pass or, for the mode "training", a training step.
+    """
     import tensorflow as tf
 
     if library == "transformers":

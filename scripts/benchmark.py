@@ -98,7 +98,7 @@ def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
 
 
 def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure the computation of features of images in a folder."""
+    """Measure the time to compute features of images."""
     pythons = {"transformers": Path(sys.executable), "timm": given.timm_python}
     pythons = {name: python for name, python in pythons.items() if name in given.against}
     for size in given.sizes or ["base"]:

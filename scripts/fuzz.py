@@ -181,7 +181,7 @@ def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, i
 
 
 def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bool) -> list[Tally]:
-    """Run all shards whose results are not in `state` yet, one after the other."""
+    """Run all shards (ranges of inputs) whose results are not in `state` yet, one by one."""
     outcomes: dict[str, dict] = {}
     if state is not None and state.exists():
         outcomes = {line["shard"]: line["tally"] for line in map(json.loads, state.open())}

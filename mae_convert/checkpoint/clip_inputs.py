@@ -139,7 +139,10 @@ def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.n
 
 
 def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarray:
-    """Return the normalized centre crop of frames of measured values: (C, T, H, W), float32."""
+    """Return the normalized centre crop of frames, (C, T, H, W) float32.
+
+    The frames contain measured values, such as satellite bands, and not colours.
+    """
     configuration, pixels = checkpoint.configuration, frames.pixels
     if pixels.dtype.kind not in "iuf":
         raise MaeConvertError(

@@ -57,7 +57,7 @@ class Fingerprint:
     """Digest of the configuration fields, or None if a field is missing."""
 
     tensors: Mapping[str, TensorDigest]
-    """The digests of the tensors by canonical name; empty if only the parts' digests are known."""
+    """The digests of the tensors by canonical name; empty if only `parts` is known."""
 
     @property
     def weights(self) -> str:

@@ -52,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def check_images(paths: Sequence[Path], advice: Text = "correct or remove it") -> None:
-    """Require that files can be read as images, without preprocessing them.
+    """Check that files can be read as images; they are not preprocessed.
 
     JPEG files are decoded at an eighth of their size; for other formats, only the headers and the
     checksums are read.

@@ -75,10 +75,12 @@ def without_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def prefix_removals(names: Iterable[str]) -> Iterator[list[Stripped]]:
-    """Yield a list of the results of removing one prefix, then of removing two prefixes, and so on.
+    """Yield lists of results: first of removing one prefix from the names, then two, and so on.
 
+    Each list contains a result for every prefix (or combination of prefixes) that can be removed.
     Results with an empty name or two equal names, and repeated results, are skipped. The iteration
-    ends after `MOST_REMOVED` prefixes, or when there are more than `MOST_COMBINATIONS` results.
+    ends when no prefix can be removed, after `MOST_REMOVED` prefixes, or when there are more than
+    `MOST_COMBINATIONS` results.
     """
     removals = [as_stored(names)]
     seen = {frozenset(removals[0].stored)}

@@ -118,8 +118,8 @@ def preprocessing_of(checkpoint: Checkpoint, *, stretch: bool = False) -> Prepro
 def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a checkpoint's preprocessing as a dictionary; None if images cannot be its inputs.
 
-    ``stated`` is whether the checkpoint itself specifies its preprocessing; ``problem`` is why its
-    settings cannot be applied.
+    ``stated`` is whether the checkpoint itself specifies its preprocessing. If its settings cannot
+    be applied, ``problem`` states why, and the dictionary has no other values.
     """
     if checkpoint.configuration.model.num_channels not in MODES:
         return None

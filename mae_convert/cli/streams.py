@@ -101,7 +101,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Show progress on standard error if it is a terminal, and remove the bar at the end."""
+    """Show progress on standard error if it is a terminal, then remove the bar."""
     if not sys.stderr.isatty():
         yield Progress()
         return

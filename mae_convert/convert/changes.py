@@ -129,9 +129,9 @@ def _with_image_size(
 def _with_num_frames(
     source: Checkpoint, task: str, count: int
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return a video model for another number of frames, with recomputed position embeddings.
+    """Return a video model for another number of frames, and the step that declares the change.
 
-    The fixed position embeddings of the new frames are computed for the image size of the source.
+    The fixed position embeddings are recomputed for the new frames and the source's image size.
     """
     model, option = source.configuration.model, Option("num_frames", count)
     before = getattr(model, "num_frames", None)

@@ -321,7 +321,7 @@ class CandidateRun:
 
     @contextmanager
     def _edited(self, steps: Sequence[Sequence[WeightEdit]]) -> Iterator[None]:
-        """Apply weight edits and restore the weights at the end."""
+        """Apply weight edits, and restore the weights when the context ends."""
         changed = {edit.target for edits in steps for edit in edits}
         before = {name: self._tensor(name).clone() for name in changed}
         try:

@@ -277,7 +277,10 @@ class _Writer:
 
 
 def _numbered(line: str) -> str:
-    """Return a line for one block as a line of a loop over the block numbers ``n``."""
+    """Change a line of one block's formula into a line of a loop over the block numbers ``n``.
+
+    ``t("NAME")`` becomes ``t(f"{n}.NAME")``.
+    """
     return line.replace('t("', 't(f"{n}.')
 
 
@@ -379,7 +382,14 @@ def _token(
     row: tuple[str, int],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Formula:
-    """Return the formula of a token: the expression `code` plus the token's position embedding."""
+    """Return the formula of a token: the expression `code` plus the token's position embedding.
+
+    Args:
+        code: the expression.
+        tensors: see `Formula.tensors`.
+        row: the row of the position embedding, as in `Formula.rows`.
+        arrays: see `Formula.arrays`.
+    """
     line = f'return {code} + t("position")'
     return Formula((line,), {}, tensors, {"position": row}, arrays or {})
 

@@ -191,7 +191,13 @@ def _in_block(step: str) -> Iterator[ModelPart]:
 def explain_float64_difference(
     process: CandidateProcess, pair: Pair, first: str
 ) -> Explanation | None:
-    """Explain a difference in float64 by parts computed in lower precision, or return None."""
+    """Explain a float64 difference by parts that B computes in lower precision, or return None.
+
+    Args:
+        process: a process that runs A's model with hypotheses applied.
+        pair: the two sides.
+        first: the first result that differs.
+    """
     steps = _steps(pair.b.trace, "float64")
     failing = [first, *(n for n in steps if execution_order(n) > execution_order(first))]
     causes = _causes_in_run(process, pair.b.trace, "float64", failing, pair.names[1])

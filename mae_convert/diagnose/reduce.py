@@ -51,7 +51,7 @@ class Difference:
     """The dtype of the runs: float64, or a dtype in which the rounding errors are too large."""
 
     runner: str = ""
-    """The runner of `--against` that is the other side; "" for B."""
+    """The runner of the other side, such as "timm", if `--against` specified it; "" for side B."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
 
 
 def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Location:
-    """Return the image, and the token if the result has tokens, that differ most.
+    """Return the image that differs most and, if the result has tokens, its most differing token.
 
     Args:
         a: the result of A.
@@ -318,7 +318,11 @@ def _arrays(
 
 
 def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays; arrays that are equal on both sides are stored once, without prefix."""
+    """Return the arrays, but an array that is equal on both sides only once.
+
+    The names of both sides' arrays begin with "A/" or "B/"; the name of an array that is equal on
+    both sides has no such prefix.
+    """
     stored = {name: array for name, array in arrays.items() if name.startswith("result/")}
     for name in (n[2:] for n in arrays if n.startswith("A/")):
         a, b = arrays[f"A/{name}"], arrays.get(f"B/{name}")

@@ -148,10 +148,11 @@ def _confirmed(
     first: str,
     fitting: Sequence[tuple[Hypothesis, CandidateResult]],
 ) -> Finding | None:
-    """Return the confirmed hypothesis whose first remaining difference is latest, or None.
+    """Return the best confirmed hypothesis as a `Finding`, or None if none is confirmed.
 
-    A hypothesis is confirmed if a complete run has the same first remaining difference as the
-    run that began with the result ``first``.
+    A hypothesis is better if it leaves no difference, or if the first remaining difference is later
+    in execution order. A hypothesis is confirmed if a complete run has the same first remaining
+    difference as the run that began with the result ``first``.
     """
     confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
     for hypothesis, comparison in fitting[:MOST_CONFIRMED]:

@@ -70,10 +70,10 @@ def describe_tensor_differences(
 def grouped_causes(
     causes: Mapping[str, tuple[Cause, ...]],
 ) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
-    """Yield groups of tensor names with the same causes, and the causes.
+    """Yield groups of tensors with the same causes: their names, and the causes.
 
-    Causes of tensors in different blocks are the same if they refer to tensors with the same name
-    in their blocks.
+    A cause can refer to another tensor of the same block. Such causes of tensors in different
+    blocks are the same if the other tensor has the same name in each block.
     """
     groups: dict[tuple[Cause, ...], list[str]] = {}
     for name, own in causes.items():
@@ -244,7 +244,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a description if B's tensor begins with the values of A and ends with zeros."""
+    """Yield a description if B's tensor begins with A's values and is zero after them."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
         yield f"is zero from element {first} of {x.size} on"

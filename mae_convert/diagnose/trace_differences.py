@@ -188,7 +188,7 @@ def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> It
 
 
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a sentence about an operation on A's result that gives B's result."""
+    """Yield a sentence if a known operation on A's result gives B's result."""
     if (ratio := factor(x, y)) is not None:
         yield f"{first} in B is {ratio:.6g} times {first} in A"
         return

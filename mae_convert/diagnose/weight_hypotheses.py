@@ -176,7 +176,8 @@ BLOCK_TENSORS = tuple(f"{module}.{leaf}" for module in MODULES for leaf in LEAVE
 def tensor_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
     """Yield hypotheses about one tensor.
 
-    The wider variants of a hypothesis apply the same change to the same tensor of all blocks.
+    If the tensor is in a block, a hypothesis has wider variants, which apply the same change to
+    this tensor in every block.
     """
     if ".blocks." in name:
         stack_name, _, rest = name.partition(".blocks.")
@@ -347,7 +348,7 @@ FUSED = {
 
 
 def qkv_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that q, k and v of a block are changed together."""
+    """Yield hypotheses about changes that affect q, k and v of a block together."""
     yield from _in_other_order(model, stack, index)
     yield from _wrongly_fused(model, stack, index)
     yield from _same_for_all(model, stack, index)

@@ -281,7 +281,7 @@ class Family(ABC):
         return ("decoder_layer_norm_eps",) if task == "pretrain" else ()
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field, in order of priority, in case no configuration specifies it.
+        """Yield values for a field that no configuration specifies, in order of priority.
 
         The sources are, for example, training arguments and official models. If they yield no
         value, a convention of the layout is used.

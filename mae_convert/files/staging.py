@@ -39,7 +39,7 @@ def staging_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Create a directory for temporary files, and remove it at the end.
+    """Create a directory for temporary files, and remove it when the context ends.
 
     In contrast to `tempfile`, the next run removes a directory that a killed process has left.
 

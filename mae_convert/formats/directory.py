@@ -156,7 +156,7 @@ def is_read_beside(name: str) -> bool:
 
 
 def unread_files(weights_file: Path) -> dict[str, str]:
-    """Return descriptions of unread files that may be relevant, by a pattern of the file names."""
+    """Return descriptions of files that are not read but may contain weights, by name pattern."""
     if not DEEPSPEED.fullmatch(weights_file.name):
         return {}
     states = list(weights_file.parent.glob("*_optim_states.pt"))

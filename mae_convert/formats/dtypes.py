@@ -89,8 +89,9 @@ def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
 class MeasuredRounding:
     """Rounds a tensor to a dtype in consecutive parts, and can measure the rounding errors.
 
-    A conversion reads a tensor twice: to write it, and to compare it with the written file. The
-    errors are measured only once, for the elements that follow a call of `begin`.
+    A conversion reads a tensor twice: to write it, and to compare it with the written file. To
+    measure the errors only once, they are measured from a call of `begin` until `size` elements
+    have been rounded.
 
     Args:
         dtype: the dtype to round to.

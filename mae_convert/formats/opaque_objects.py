@@ -29,7 +29,7 @@ SHARDED = (
     "torch.distributed._tensor.",
     "torch.distributed._shard.",
 )
-"""Prefixes of the names with which pickles refer to the types of flat shards."""
+"""Prefixes of the dotted names with which pickles refer to PyTorch's types of sharded tensors."""
 
 
 @dataclass

@@ -40,7 +40,7 @@ ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""The number of elements that a tensor (an expanded view) may have in addition to its storage's."""
+"""How many more elements a tensor may have than its storage; only an expanded view has more."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
 """Returns a function that reads an array of a dtype and a shape from an offset of a storage."""

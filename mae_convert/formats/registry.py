@@ -1,7 +1,8 @@
 """The table of file formats: how each format is recognised, read and written.
 
 Code that depends on the format of a file looks the format up in this table. The modules that read
-and write a format are imported when a file needs them: other formats do not import h5py.
+and write a format are imported when a file of this format is read or written, so that, for example,
+h5py is not imported for other formats.
 """
 
 import re

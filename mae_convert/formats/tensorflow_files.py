@@ -105,10 +105,10 @@ def whole_model(path: Path, config: str | None, version: str | None) -> Checkpoi
 
 
 def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | None:
-    """Return the error for a functional model with a layer of transformers' classes, or None.
+    """Return an error if a layer of a functional Keras model is a transformers model, else None.
 
     Args:
-        path: the file.
+        path: the file with the weights of the model.
         layers: the layer names in the attribute ``layer_names`` of the root group.
     """
     layers = list(layers)

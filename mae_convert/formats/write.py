@@ -261,7 +261,7 @@ def write_all(
 def _output_files(
     outputs: Sequence[Output], stagings: Sequence[Staged]
 ) -> Iterator[list[list[OutputFile]]]:
-    """Create the files of weights of each output, and close them at the end."""
+    """Create the weight files of each output, and close them when the context ends."""
     with ExitStack() as stack:
         files: list[list[OutputFile]] = []
         for output, staging in zip(outputs, stagings, strict=True):

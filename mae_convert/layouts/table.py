@@ -60,7 +60,7 @@ class Rule(NamedTuple):
     transform: Transform
 
     def at(self, index: int) -> "Rule":
-        """Return the rule for one block."""
+        """Return the rule for one block: ``#`` in names is replaced by the index of the block."""
         number = str(index)
         suffix = f"_{index}" if index else ""
         return Rule(

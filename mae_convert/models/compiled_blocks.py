@@ -1,9 +1,9 @@
-"""Blocks of a Keras model compiled by TensorFlow, for inference calls outside a graph.
+"""Compile the blocks of a Keras model with TensorFlow, for inference calls outside a graph.
 
-Most of the time of an eager call is spent between operations. Here each block calls a
-`tf.function` that takes the weights as arguments, so that all blocks of an encoder or decoder share
-one graph. Only one block is traced, which takes a fraction of a second: the first call takes about
-as long as an eager call, and the results do not depend on how often a model was called before.
+An eager call spends most of its time between operations. Here each block calls a `tf.function` that
+takes the weights as arguments, so that all blocks of an encoder or decoder share one graph. Only
+one block is traced, which takes a fraction of a second, so the first call takes about as long as an
+eager call. The results do not depend on how often a model was called before.
 """
 
 from collections import OrderedDict

@@ -166,7 +166,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return outputs
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Return the number of parameters, or only of the trainable parameters."""
+        """Return the number of all parameters, or of the trainable parameters only."""
         weights = self.trainable_weights if only_trainable else self.weights  # type: ignore[attr-defined]
         return sum(int(np.prod(weight.shape)) for weight in weights)
 

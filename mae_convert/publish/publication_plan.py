@@ -77,7 +77,7 @@ class Publication:
     """The files that are new or changed."""
 
     delete: Sequence[str]
-    """Files to delete."""
+    """The paths of the files that are deleted from the repository."""
 
     kept: Sequence[str]
     """Weights in the repository that are not a part of this publication and stay there."""

@@ -82,7 +82,7 @@ def loaded(code: Code, job: Job, model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Run:
-    """Runs a model of external code."""
+    """Runs a model that was created by external code."""
 
     code: Code
     task: str

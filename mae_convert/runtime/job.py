@@ -125,7 +125,7 @@ class Job:
     ordinary run."""
 
     foreign: Mapping[str, Any] | None = None
-    """The code that runs the model, in the form of `ForeignCode.plain`, or None."""
+    """The result of `ForeignCode.plain` if external code runs the model, else None."""
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""

@@ -99,9 +99,10 @@ def short_variable_names() -> Any:
 def backend_tensor(array: np.ndarray) -> Any:
     """Return an array as a TensorFlow tensor with the same memory, if possible, else unchanged.
 
-    Nothing else may use the array afterwards. An array is returned unchanged on JAX, if its dtype
-    is bfloat16, and if its memory is not aligned, because TensorFlow's operations on unaligned
-    memory would crash the process. An unchanged array is copied when it is assigned to a variable.
+    Nothing else may use the array afterwards. The array is returned unchanged if the backend is
+    JAX, if the array is empty, if its dtype is bfloat16, or if its memory is not aligned:
+    TensorFlow's operations on unaligned memory would crash the process. An unchanged array is
+    copied when it is assigned to a variable.
     """
     aligned = array.size and array.ctypes.data % ALIGNMENT == 0
     if _is_jax() or not aligned or array.dtype.kind not in "fiu":  # bfloat16 is of kind "V"

@@ -42,7 +42,7 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 
 
 def _build(job: Job) -> torch.nn.Module:
-    """Return the library's model with the weights of a directory.
+    """Return the model of transformers, loaded from the directory of the job.
 
     Raises:
         LoadError: see `require_biases` and `build`.

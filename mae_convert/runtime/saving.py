@@ -149,7 +149,7 @@ def _tensors(model: Any, framework: str, names: list[str]) -> dict[str, LazyTens
 
 
 def _container(tensors: dict[str, LazyTensor], metadata: ModelMetadata) -> Container:
-    """Return the tensors and metadata of a model in memory as a container without a file."""
+    """Return a `Container` that has no file: the tensors and metadata of a model in memory."""
     return Container(
         path=Path(IN_MEMORY),
         kind="memory",

@@ -122,7 +122,7 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any], server: ForkServe
 
 
 def _local_path(text: str, folder: Path) -> tuple[Path, Any]:
-    """Return the local path of a checkpoint, downloaded if needed, and its origin."""
+    """Return the local path of a checkpoint, downloaded if needed, and its origin or None."""
     if storage.is_remote(text):
         return storage.download(text, folder), Origin(without_credentials(text))
     return locate(parse_source(text.removeprefix(storage.FILE)))

@@ -60,7 +60,7 @@ def for_html(text: object) -> str:
 
 
 def for_xml(text: object) -> str:
-    """Return text with escape sequences for control characters; an XML writer escapes markup."""
+    """Escape the control characters of a text for XML; the XML writer escapes the markup."""
     return for_terminal(text)
 
 

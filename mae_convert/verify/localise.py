@@ -58,7 +58,7 @@ def candidate_tensors(first: str, diverging: set[str], a: "Trace", b: "Trace") -
 
 
 def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str]:
-    """Return the names of the tensors that modules can have, some of which may not exist."""
+    """Return possible names of the tensors in modules; some of these tensors may not exist."""
     names: list[str] = []
     for module in modules:
         if module.endswith("position_embedding"):

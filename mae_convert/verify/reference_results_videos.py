@@ -41,7 +41,7 @@ class VideoReferenceResult:
     """The checkpoint, as an argument of the command line."""
 
     corner: Corner
-    """The published values of the elements that `what` names."""
+    """The published values of the logits; `what` states which elements of the logits these are."""
 
     task: str = "classify"
     """The task of the model."""

@@ -170,7 +170,7 @@ def random_masking(
     config: Patches,
     seed: keras.random.SeedGenerator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the visible patches of images (N, C, [T,] H, W) by noise, random by default.
+    """Select the visible patches of images (N, C, [T,] H, W) by noise, which is random by default.
 
     Args:
         pixel_values: (N, C, [T,] H, W).

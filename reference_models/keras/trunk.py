@@ -150,7 +150,7 @@ class DecoderTrunk(Trunk):
         self.prediction.build((None, None, self.width))
 
     def predict(self, tokens: Tensor, class_tokens: int, taps: Taps | None) -> Tensor:
-        """Apply blocks, norm and linear layer: (N, class_tokens + L, D) to patches (N, L, P)."""
+        """Apply blocks, norm and linear layer to (N, class_tokens + L, D); return (N, L, P)."""
         tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
         record(taps, "decoder", norm=tokens)
         return self.prediction(tokens[:, class_tokens:])

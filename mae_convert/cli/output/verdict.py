@@ -136,9 +136,10 @@ def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield a bar for each block; its length is the relative L2 difference between A and B.
+    """Yield a line with a bar for each block and output: how much it differs between A and B.
 
-    The scale is logarithmic, from rounding errors (1e-16) to 1.
+    The length of the bar is the relative L2 difference on a logarithmic scale, from rounding errors
+    (1e-16) to 1.
     """
     depths = by_depth(result)
     if len(depths) > MOST_BARS:  # only every second or third block of a deep model

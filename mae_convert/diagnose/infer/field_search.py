@@ -23,8 +23,8 @@ STATISTICS = (
 """Image means and standard deviations that models are commonly trained with."""
 SCREENING_CROPS = 4
 MOST_PAIRS = 64
-"""If there are at most this many pairs of head counts, all pairs are tested; otherwise the heads of
-encoder and decoder are tested alternately."""
+"""If there are at most this many pairs of head counts, all pairs are tested. Otherwise a search
+changes the number of heads alternately in the encoder and in the decoder."""
 COMMON_HEADS = 8
 """The number of heads with which the alternating search starts."""
 BEST = "fits significantly better than every other candidate"
@@ -172,9 +172,10 @@ class Search:
         return best, losses
 
     def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
-        """Return the losses of a pair and of all pairs in which one number of heads is different.
+        """Return the losses of a pair and of the pairs that differ from it in one number of heads.
 
-        Pairs that are worse in every bootstrap sample on few crops are not run on all crops.
+        All these pairs are run on few crops. A pair is then also run on all crops, unless its mean
+        loss on the few crops is higher than the loss of `best` in every bootstrap sample.
         """
         others = [
             (heads, best[1]) if index == 0 else (best[0], heads)

@@ -18,8 +18,8 @@ SMALLEST_CROP = 0.2
 """The smallest area of a crop relative to the image, as in the training of MAE (He et al. 2021,
 appendix A.1)."""
 MOST_MOVED = 0.35
-"""The largest movement of the crop in a clip that is made from one image, relative to the distance
-to another random crop."""
+"""In a clip that is made from one image, the crop moves from a random box towards another random
+box; this is the largest fraction of the distance that it moves."""
 
 
 @dataclass(frozen=True)

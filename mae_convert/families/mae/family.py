@@ -155,7 +155,7 @@ class ImageMAE(Family):
         return (*UNSPECIFIED, *UNSPECIFIED_OF_TASK[task], *pooling, *PREPROCESSING)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field, in order of priority, in case no configuration specifies it."""
+        """Yield values for a field that no configuration specifies, in order of priority."""
         return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:

@@ -22,7 +22,7 @@ DATASET = "imagenet-1k"
 
 @dataclass(frozen=True)
 class Official(OfficialFile):
-    """An official file, with the configuration that a factory function of the original sets."""
+    """An official file, and the model configuration that a function of the original code sets."""
 
     base_url = BASE_URL
     license = LICENSE

@@ -84,7 +84,7 @@ class MAEST(Family):
         return canonical.expected(geometry, task)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field, in order of priority, in case no configuration specifies it."""
+        """Yield values for a field that no configuration specifies, in order of priority."""
         yield from super().values_of(name, task, evidence)
         if name == "image_size" and (grid := square_grid(_patches_per_time(evidence))):
             patch = evidence.geometry["patch_size"]

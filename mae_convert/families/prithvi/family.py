@@ -90,7 +90,7 @@ class Prithvi(Family):
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values of a field, in order of priority, in case no configuration specifies it."""
+        """Yield values for a field that no configuration specifies, in order of priority."""
         yield from super().values_of(name, task, evidence)
         source = "convention of version 1, because of the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
