@@ -285,7 +285,10 @@ def _numbered(line: str) -> str:
 
 
 def _masking(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula that computes the mask or the order of the patches from the noise."""
+    """Return the formula that computes the mask or the order of the patches from the noise.
+
+    The result is None if the trace has no noise.
+    """
     noise = model.inputs.get("noise")
     if noise is None:
         return None
@@ -301,7 +304,10 @@ def _masking(first: str, model: Model, location: Location) -> Formula | None:
 
 
 def _embedding(model: Model, location: Location) -> Formula | None:
-    """Return the formula of one token of the encoder's embedding, or None."""
+    """Return the formula of one token of the encoder's embedding.
+
+    The result is None if the location has no token, or if the position embeddings are unknown.
+    """
     if location.token is None or not _has_positions(model, "encoder"):
         return None
     visible = _visible_count(model)
@@ -322,7 +328,11 @@ def _embedding(model: Model, location: Location) -> Formula | None:
 
 
 def _decoder_embedding(model: Model, location: Location) -> Formula | None:
-    """Return the formula of one token of the decoder's embedding, or None."""
+    """Return the formula of one token of the decoder's embedding.
+
+    The result is None if an input of the formula is missing in the trace, if the location has no
+    token, or if the position embeddings are unknown.
+    """
     latent = model.results.get("encoder.norm", model.results.get("last_hidden_state"))
     restore = model.results.get("ids_restore")
     if latent is None or restore is None or location.token is None:

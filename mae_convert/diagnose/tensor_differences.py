@@ -40,11 +40,13 @@ class Cause:
         return f"{self.text}{self.other}{self.rest}"
 
     def in_every_block(self, name: str) -> "Cause":
-        """Return the cause for several blocks: the other tensor is named without its block.
+        """Return the cause in a form that is valid for several blocks.
+
+        If the other tensor is in the same block as the differing tensor, the block's prefix is
+        removed from the other tensor's name.
 
         Args:
-            name: the name of the differing tensor. If the other tensor is in the same block, the
-                block's prefix is removed from the other tensor's name.
+            name: the name of the differing tensor.
         """
         return replace(self, other=self.other.removeprefix(_block_prefix(name)))
 
