@@ -20,7 +20,7 @@ from bench_measure import by_turns, median, ratio
 
 Start = Callable[[], AbstractContextManager[Model]]
 MOST_TOGETHER = 16
-"""The largest batch with which two models in TensorFlow train at the same time."""
+"""The largest batch size at which the two compared TensorFlow models are in memory together."""
 
 PARTS = {"full": "pre-training", "classifier": "fine-tuning"}
 

@@ -64,7 +64,7 @@ def load_model(path: str) -> ViTMAEForPreTraining:
 
 
 def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
-    """Yield nine squares of an image in the model's image size; the largest is the first."""
+    """Yield nine squares of an image, resized to the model's image size, the largest first."""
     side = min(image.size)
     small = 0.6 * side
     yield cut(image, 0.5, 0.5, side, config)

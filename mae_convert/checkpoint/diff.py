@@ -42,9 +42,9 @@ class Difference:
     """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """The checkpoints ("A", "B" or "A and B") that do not specify a field, by field name.
+    """Maps each field that was not compared to the checkpoints that do not specify the field.
 
-    These fields were not compared.
+    The checkpoints are "A", "B" or "A and B".
     """
 
     not_read: tuple[str, ...] = ()

@@ -299,8 +299,9 @@ def _without_decoder(
     """Separate the tensors of an unsupported decoder from the others; see `Family.without_decoder`.
 
     Returns:
-        The related model and the tensor that identifies it, or None; the shapes of the remaining
-        tensors under the candidate's prefix; and the names of the dropped tensors with the reason.
+        The related model (see `Family.relative`) and the name of the tensor that identifies it, or
+        None; the shapes of the remaining tensors under the candidate's prefix; and the reason for
+        dropping each dropped tensor, by name.
     """
     prefix = candidate.prefixes[0]
     below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
@@ -430,7 +431,7 @@ def _nearest(prefix: str, others: list[str]) -> set[str]:
 
 
 def _largest(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates whose tensors are not all contained in a larger candidate."""
+    """Return the candidates except those that use only some tensors of another candidate."""
     used = {candidate.used for candidate in candidates}
     largest = {some for some in used if not any(some < others for others in used)}
     return [candidate for candidate in candidates if candidate.used in largest]
@@ -494,7 +495,11 @@ def _which(prefixes: list[str]) -> Text:
 
 
 def _shortest(prefix: str, prefixes: list[str]) -> str:
-    """Return the fewest leading components of `prefix` with which no other prefix begins."""
+    """Return the first components of `prefix` that distinguish it from all other prefixes.
+
+    The result has as few components as possible: all components if fewer components do not
+    distinguish the prefix, and "." if the prefix is empty.
+    """
     pieces = prefix.split(".")[:-1]
     for end in range(1, len(pieces)):
         key = ".".join(pieces[:end])
@@ -512,7 +517,7 @@ def _dotted(key: str) -> str:
 
 
 def _why_not(candidates: Iterable[Candidate], task: str) -> str:
-    """Return why the tensors cannot be read for a task; "" without a candidate for the task."""
+    """Return why the closest candidate for a task cannot be read; "" if no candidate exists."""
     closest = _closest(candidates, task)
     return closest.why_not() if closest else ""
 

@@ -50,10 +50,10 @@ class Finding:
     """The first result that differs without the hypothesis."""
 
     next: str | None
-    """The first result that differs with the hypothesis, or None if all agree."""
+    """The first result that differs if the hypothesis is applied; None if all results agree."""
 
     largest: float
-    """The largest error (relative L2) of the results that agree with the hypothesis."""
+    """The largest error (relative L2) of the results that agree if the hypothesis is applied."""
 
     others: tuple[Hypothesis, ...] = ()
     """Other hypotheses with which all results agree."""

@@ -207,7 +207,7 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
 
 
 def _order_name(a: Trace, first: str, order: np.ndarray) -> str:
-    """Return a description of an order of channels, or its first indices."""
+    """Return the name of a known order of channels, or the first indices of an unknown order."""
     config = a.description["config"]
     match = BLOCK_TAP.fullmatch(first)
     orders: dict[str, np.ndarray] = {}

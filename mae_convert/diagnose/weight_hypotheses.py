@@ -290,7 +290,10 @@ def exchanged_module_hypotheses(
 
 
 def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that blocks are exchanged or in another order."""
+    """Yield, for each other block, the hypothesis that block `index` has the tensors of that block.
+
+    The wider variants of a hypothesis are orders of all blocks, such as the reverse order.
+    """
     numbers = list(range(stack.depth))
     as_text = sorted(numbers, key=str)
     for other in numbers:
@@ -430,7 +433,7 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
 
 
 def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that the channels of q, k, v and maybe the output are in another order."""
+    """Yield hypotheses that the channels of q, k, v, and optionally the output, are reordered."""
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 

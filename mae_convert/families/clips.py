@@ -46,7 +46,8 @@ class Clips:
         """Return the indices of the frames of a clip.
 
         Args:
-            count: the number of frames in the file, at least 1; equal to ``length`` for "all".
+            count: the number of frames in the file, at least 1; it must be equal to ``length`` if
+                ``frames`` is "all".
             length: the number of frames of a clip.
             rate: frames per second of the file, or None if unknown.
             stride: the distance between frames.

@@ -375,7 +375,7 @@ def _values_along(
 
 
 def _option_of(source: str) -> Option | str:
-    """Return the source of a value as a part of a message."""
+    """Return a value's source for a message: an `Option` if the source is "option NAME"."""
     name = source.removeprefix("option ")
     return Option(name) if name != source else source
 

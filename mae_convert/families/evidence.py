@@ -45,7 +45,7 @@ class Evidence:
     """Fields that follow from the tensors' shapes, and ``num_patches``."""
 
     flags: Mapping[str, Any]
-    """Fields that the user specified, by name."""
+    """The values of the fields that the user specified, by field name."""
 
     config: Mapping[str, Any]
     """The configuration in the file or in the same directory."""

@@ -203,7 +203,7 @@ class Family(ABC):
         return self.model_layouts[framework]
 
     def check_task(self, task: str, available: str) -> None:
-        """Raise ConfigurationError if a checkpoint for `available` cannot be used for `task`."""
+        """Raise ConfigurationError if a checkpoint for task `available` does not suit `task`."""
         whole, heads = self.whole_checkpoints, self.has_classifiers
         check_task(task, available, whole=whole, heads=heads)
 
@@ -257,7 +257,8 @@ class Family(ABC):
         """Return fields of ``config.json`` that a library may use but mae-convert does not use.
 
         Raises:
-            ConfigurationError: with this configuration, a library would compute different outputs.
+            ConfigurationError: with this configuration, a library would compute other outputs than
+                mae-convert.
         """
         config: Mapping[str, Any] = container.config or {}
         if KERAS in config:
@@ -313,7 +314,7 @@ class Family(ABC):
         )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
-        """Return the official files whose tensors have the same names and shapes as a model."""
+        """Return the official files for a task with the tensor names and shapes of a model."""
         files = [o for o in self.official if o.task == task and o.file]
         shapes = self.schema(model, task) if files else {}
         return [o for o in files if self.schema(o.model, task) == shapes]

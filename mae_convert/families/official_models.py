@@ -129,4 +129,4 @@ class Card:
     """The licences of published weights by description, for the message that asks for a licence."""
 
     addresses: Sequence[str] = ()
-    """Beginnings of the URLs, with a slash at the end, at which the authors publish weights."""
+    """Prefixes of the URLs at which the authors publish weights; each ends with a slash."""

@@ -96,7 +96,7 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 def loading(
     path: Path, load: Callable[[], np.ndarray], *damage: type[Exception]
 ) -> Callable[[], np.ndarray]:
-    """Return a function that calls `load` in the context `reading`, which converts its errors."""
+    """Return a function that calls `load` within `reading`, which converts the errors of `load`."""
 
     def load_with_errors() -> np.ndarray:
         with reading(path, *damage):

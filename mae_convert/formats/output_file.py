@@ -137,9 +137,13 @@ class OutputFile:
         return lambda advance: self._write(number, advance)
 
     def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
-        """Return a function that compares the tensor at index `number` with the re-read file.
+        """Return a function that compares a tensor of the source with the tensor in the file.
 
-        The function returns the SHA-256 of the tensor. `read` is the content of the re-read file.
+        The function returns the SHA-256 of the tensor's bytes.
+
+        Args:
+            read: the contents of the file, which was opened again after it was written.
+            number: the index of the tensor.
         """
         return lambda advance: self._compare(read, number, advance)
 

@@ -67,7 +67,7 @@ class LazyTensor:
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> "LazyTensor":
-        """Return an array as a tensor; loading it converts the array to native byte order."""
+        """Return an array as a lazy tensor, whose values are read in native byte order."""
         native = array.dtype.newbyteorder("=") if not array.dtype.isnative else array.dtype
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
@@ -220,9 +220,11 @@ def sha256(tensor: LazyTensor) -> str:
 class PassingDigest:
     """The SHA-256 of a tensor's bytes, computed while the tensor is written to a file.
 
+    The file must be written from the lazy tensor `watched`, which has the same elements: the digest
+    is computed when the elements of `watched` are read.
+
     Args:
-        tensor: the tensor to hash. The file is written from the tensor `watched`, which has the
-            same elements and computes the digest when they are read.
+        tensor: the tensor to hash.
     """
 
     def __init__(self, tensor: LazyTensor) -> None:
@@ -242,7 +244,10 @@ class PassingDigest:
         return replace(self.tensor, load=lambda: self.take(load(), 0))
 
     def take(self, array: np.ndarray, start: int) -> np.ndarray:
-        """Hash elements if they begin the tensor or follow the last hashed elements; return them.
+        """Hash elements if they are read in order, and return the elements unchanged.
+
+        Elements are hashed if they are the first elements of the tensor or follow the last hashed
+        elements.
 
         Args:
             array: consecutive elements in C order.

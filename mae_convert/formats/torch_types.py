@@ -151,7 +151,7 @@ SETTABLE = frozenset(
 
 
 def refuse_changing_state(state: Any) -> None:
-    """Require that attributes that a pickle sets on a tensor do not change its values.
+    """Refuse attributes of a tensor in a pickle that could change the tensor's values.
 
     PyTorch sets each attribute by name: an attribute named `data` replaces the values.
 
@@ -160,6 +160,7 @@ def refuse_changing_state(state: Any) -> None:
 
     Raises:
         ValueError: an attribute has an effect in PyTorch, or its value is not plain data.
+        TypeError: the attributes are not a mapping.
     """
     for attributes in state if type(state) is tuple and len(state) == 2 else (state,):
         for name, value in _items(attributes):

@@ -26,7 +26,7 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 """Keys of copies of the weights, such as moving averages. They are never chosen automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""Pattern of further keys of copies of the weights, in addition to `OTHER_WEIGHTS`."""
+"""Pattern of keys, besides `OTHER_WEIGHTS`, under which copies of the weights are stored."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file
@@ -256,7 +256,7 @@ def _chosen(
     effects: Effects,
     state_key: str | None,
 ) -> Keys:
-    """Return the path of the model: the requested path, or the only path that may be the model."""
+    """Return the keys that lead to the model: the requested keys, or the only possible keys."""
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):

@@ -52,8 +52,11 @@ class Output:
     """The weights by file name; the name is "" if the output is a single file."""
 
     json_files: Mapping[str, JsonFile] = field(default_factory=dict)
-    """The contents of JSON files in the same directory, by file name; a content may be given as a
-    function of the SHA-256 of each tensor's bytes (little-endian, in C order) by tensor name."""
+    """The contents of JSON files in the same directory, by file name.
+
+    A content is a mapping, or a function that returns a mapping. The argument of the function is
+    the SHA-256 of each tensor's bytes (little-endian, in C order), by tensor name.
+    """
 
     is_directory: bool = False
     """Whether the target is a directory."""

@@ -56,7 +56,11 @@ class CompiledBlocks:
         self._functions: OrderedDict[Any, Any] = OrderedDict()
 
     def of(self, blocks: list[Any]) -> list[Any]:
-        """Return a compiled callable for each block, or the block itself if a script changed it."""
+        """Return a compiled callable for each block, in order.
+
+        A block is returned without compilation if a script has replaced one of its layers or the
+        method ``call`` of a layer, or has quantized it.
+        """
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 
     def function(self, block: Any, tokens: Tensor, variables: list[Any], taps: Taps | None) -> Any:

@@ -62,7 +62,7 @@ def targets_of(targets: Any) -> Any:
 
 
 class KerasModel(TransformersMethods, PretrainedModel):
-    """Common base class of the three models.
+    """Common base class of the encoder, the pre-training model and the classifier.
 
     Attributes:
         compile_blocks: on TensorFlow, whether inference calls outside a graph use compiled blocks;

@@ -90,7 +90,7 @@ class _Run:
     def forward(
         self, model: Any, call: Any, pixels: Tensor, noise: Tensor | None, **additional: Tensor
     ) -> Results:
-        """Return the results of the code and the activations that it specifies."""
+        """Return the results of the external code, and the activations that the code specifies."""
         with recording(self.points(model)) as taps, self.code.running():
             if self.code.forward is not None:
                 returned = self.code.forward(model, pixels, noise, **additional)

@@ -120,8 +120,8 @@ class Job:
     to check that the library reads the same tensors. Otherwise None."""
 
     step_outputs: str = ""
-    """A safetensors file with float64 activations by name. Each activation is the input of the
-    step (such as a block) after it, in place of the activation that the model computes. "" for an
+    """A safetensors file with float64 activations by name. Each activation is used as the input of
+    the next step (such as a block) instead of the activation that the model computes. "" for an
     ordinary run."""
 
     foreign: Mapping[str, Any] | None = None

@@ -32,7 +32,7 @@ class Step:
         self.replacements, self.computed = replacements, computed
 
     def __call__(self, tokens: Any, *arguments: Any, **named: Any) -> Any:
-        """Return the activation that replaces the layer's result, or the result if none does."""
+        """Return the layer's result, or the activation that replaces the result."""
         if self.before in self.replacements:
             self.computed[self.before], tokens = replaced(tokens, self.replacements[self.before])
         output = self.layer(tokens, *arguments, **named)

@@ -48,10 +48,10 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
 def build(job: Job) -> nn.Module:
     """Return TerraTorch's model with the weights of a file and the configured LayerNorm epsilon.
 
-    TerraTorch's own default of the epsilon is 1e-5 since December 2024.
+    TerraTorch's default for the epsilon has been 1e-5 since December 2024.
 
     Raises:
-        LoadError: the library has no such model, or the file's tensors are not the model's.
+        LoadError: the library has no such model, or the tensors in the file do not fit the model.
     """
     config = class_named(job.configuration).from_dict(job.config)
     ratio = config.intermediate_size / config.hidden_size

@@ -73,8 +73,8 @@ class Run:
     conversion declares, such as resampling."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Activations (N, T, D) by name. Each activation is the input of the step (such as a block)
-    after it, in place of the activation that the model computes. Empty for an ordinary run."""
+    """Activations (N, T, D) by name. Each activation is used as the input of the next step (such as
+    a block) instead of the activation that the model computes. Empty for an ordinary run."""
 
     @property
     def foreign(self) -> ForeignCode | None:

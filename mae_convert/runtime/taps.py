@@ -22,7 +22,7 @@ def output_of(module: nn.Module) -> Point:
 
 
 def input_of(module: nn.Module) -> Point:
-    """Return the `Point` of a module's first input."""
+    """Return the location of a module's first input, as a `Point`."""
     return Point(module, lambda arguments, _: arguments[0], of_input=True)
 
 

@@ -140,7 +140,7 @@ def _output_path(job: Job, scratch: Path) -> Path:
 
 
 def _default_name(layout: str) -> str:
-    """Return the default name of a target: "model", with a suffix if it is a file."""
+    """Return the default name of a target: "model", and for a file also the format's suffix."""
     from mae_convert.errors import LayoutError
     from mae_convert.families import layouts_named
     from mae_convert.formats.registry import SUFFIX_FORMATS

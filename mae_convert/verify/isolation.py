@@ -141,7 +141,7 @@ def step_of(result: str) -> str | None:
 def _largest(
     results: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> float:
-    """Return the largest rounding error of some results, or NaN if one of them is NaN."""
+    """Return the largest rounding error of the named results, or NaN if one of them is NaN."""
     return float(np.max([relative_error(results[n], exact[n]) for n in names if n in results]))
 
 

@@ -28,7 +28,7 @@ MOST_ANCESTORS = 100
 
 
 def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) -> CheckpointInfo:
-    """Return a checkpoint with its fingerprint and its sources; all tensors are read.
+    """Return the name, fingerprint and sources of a checkpoint; all tensors are read.
 
     Args:
         checkpoint: the checkpoint.

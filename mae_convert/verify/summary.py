@@ -201,8 +201,8 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
     """Return the verdict on a difference, and a sentence that names what differs."""
     if verdict.replayed and failed and all(check.name in SIGNED for check in failed):
         return "NOT SIGNED", (
-            "B computes the results of its certificate, but its signature or its signed statement "
-            "is not valid"
+            "B computes the results of its certificate, but the signature of B or the signed "
+            "statement is not valid"
         )
     if verdict.replayed:
         return "DIFFERENT", "B is not the certified model, or its outputs have changed"

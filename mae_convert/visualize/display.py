@@ -61,10 +61,12 @@ class Display:
 
 
 def check_bands(bands: Sequence[int] | None, inputs: Path | None, checkpoint: Checkpoint) -> None:
-    """Check that no channels are selected for photographs, whose colours are not changed.
+    """Check that channels are selected only for preprocessed images or for satellite images.
+
+    Photographs and videos are always displayed in their own colours.
 
     Args:
-        bands: the channels, or None.
+        bands: the selected channels, or None.
         inputs: a file of preprocessed images with any number of channels, or None.
         checkpoint: the checkpoint of the model.
 

@@ -67,7 +67,11 @@ class MAESTConfig(VideoConfiguration):
 
     @property
     def prediction(self) -> PatchGeometry:
-        """The shapes of the predicted video and of its patches, which may have fewer frames."""
+        """The shapes of the predicted video and of its patches.
+
+        The predicted video may have fewer frames than the input, and its patches may have fewer
+        frames than the patches of the input.
+        """
         frames = self.tubelet_size * self.predicted_length // self.num_frames
         return PatchGeometry(
             (self.num_channels, self.predicted_length, *self.image_hw), (frames, *self.patch_hw)

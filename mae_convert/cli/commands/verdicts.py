@@ -344,7 +344,7 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write a certificate if a verification passed, else print a note about an old certificate."""
+    """Write a certificate if a verification passed; else print a note if an old one exists."""
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:

@@ -150,7 +150,7 @@ class VideoMAE(Family):
             )
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-        """Return warnings about the values of tensors."""
+        """Yield a warning if the biases of queries and values are zero in every block."""
         biases = [s for n, s in statistics.items() if n.endswith((".q.bias", ".v.bias"))]
         if biases and all(s["min"] == s["max"] == 0 for s in biases):
             yield (

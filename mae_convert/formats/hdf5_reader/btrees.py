@@ -69,8 +69,8 @@ def new_tree(structure: Structure, address: int, kinds: tuple[int, ...]) -> Iter
     """Yield the records of a tree of version 2, in order (section III.A.2).
 
     Raises:
-        ValueError: there is no tree of one of the types `kinds` at the address, or it contains a
-            cycle.
+        ValueError: there is no tree of one of the types `kinds` at the address, or the tree
+            contains a cycle.
     """
     head = structure.at(address, 38)
     head.expect(b"BTHD")
