@@ -126,7 +126,7 @@ class ViTMAEModelOutput(NamedTuple):
     """(N, 1 + kept, D), after the final norm."""
 
     mask: Tensor
-    """(N, L), 0 where a patch is kept and 1 if it is removed."""
+    """(N, L), 0 where a patch is kept and 1 where it is removed."""
 
     ids_restore: Tensor
     """(N, L), the index of each patch in the shuffled order."""
@@ -151,7 +151,7 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
     """(N, L, patch height x patch width x channels), the predicted patches."""
 
     mask: Tensor
-    """(N, L), 0 where a patch is kept and 1 if it is removed."""
+    """(N, L), 0 where a patch is kept and 1 where it is removed."""
 
     ids_restore: Tensor
     """(N, L), the index of each patch in the shuffled order."""

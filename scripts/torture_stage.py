@@ -63,7 +63,7 @@ class Stage:
         copy(self.old, self.target)
 
     def state(self) -> str:
-        """Return "old", "new", or a description of another state.
+        """Return the state of the output: "old", "new", or a description of another state.
 
         If a hidden directory is beside the output, "and a hidden directory" is appended.
         """

@@ -109,7 +109,11 @@ def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]
 
 
 def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
-    """Return the state after a conversion that must fail with status 2 and `words` in one line."""
+    """Return the state after a conversion that must fail.
+
+    If the status is not 2, or standard error is not one line that matches the pattern `words`, the
+    result describes the failure too.
+    """
     _, stderr = child.communicate(timeout=600)
     if child.returncode == 2 and len(stderr.strip().splitlines()) == 1 and re.search(words, stderr):
         return stage.state()

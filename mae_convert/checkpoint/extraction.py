@@ -164,7 +164,7 @@ class UndecidedError(LayoutError):
 def _recognise_all(
     shapes: Mapping[str, Shape], preferred: str | None, family: str | None, *, explain: bool
 ) -> RecognisedModel:
-    """Recognise the layout of tensors that must all belong to one model.
+    """Recognise the layout of tensors that must all belong to one model; see `recognise`.
 
     Raises:
         LayoutError: no known layout fits, or several fit after removing different prefixes.

@@ -234,7 +234,7 @@ def _collected(complaints: list[str], *, prints: bool) -> Iterator[None]:
 
 @contextmanager
 def _printed(complaints: list[str]) -> Iterator[None]:
-    """Collect text that is printed on standard error."""
+    """Append to `complaints` the lines that are printed on standard error in the ``with`` block."""
     with tempfile.TemporaryFile() as file:
         try:
             saved_descriptor = os.dup(STANDARD_ERROR)

@@ -46,8 +46,8 @@ def _applicable(
 ) -> dict[str, Any]:
     """Return the specified options that apply to this file.
 
-    If two files are compared, the option ``source_image_size`` does not apply to a file that was
-    converted to another image size.
+    With ``fill_only``, for the comparison of two files, the option ``source_image_size`` does not
+    apply to a file that was converted to another image size.
     """
     steps = (container.conversion or {}).get("steps", [])
     if fill_only and any(step.get("step") == "image_size" for step in steps):

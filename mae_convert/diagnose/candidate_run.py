@@ -57,8 +57,8 @@ class ForwardPass:
         model: a PyTorch reference model.
         task: "pretrain", "encoder" or "classify".
         inputs: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), which a classifier ignores.
-        results: results of another run, by name, which are used instead of computing earlier
-            results.
+        results: results of another run, by name. `run` takes the results before ``start`` from
+            them instead of computing these results.
     """
 
     def __init__(
@@ -290,16 +290,19 @@ class CandidateRun:
         return {"first": None, "largest": largest}
 
     def unexplained_error(self, request: Mapping[str, Any], variants: Variants) -> dict[str, Any]:
-        """Return the fraction of the error of a recorded result that variants do not remove.
+        """Return how much of a recorded result's error remains if variants are applied.
+
+        The result is computed from the trace's earlier results, without and with the variants.
 
         Args:
-            request: ``trace``, the ``dtype`` of the run, and ``start``, the name of the result,
-                which is computed from the trace's earlier results.
+            request: ``trace``, the path of the trace; ``dtype``, the dtype of the run; ``start``,
+                the name of the result.
             variants: variants that compute in lower precision.
 
         Returns:
-            A dictionary: ``unexplained`` is the distance to the recorded result with the variants,
-            divided by the distance without the variants; infinity if the second distance is 0.
+            A dictionary with the item ``unexplained``: the distance to the recorded result with
+            the variants, divided by the distance without them; infinity if the distance without
+            them is 0.
         """
         dtype, at = DTYPES[request["dtype"]], request["start"]
         results = TraceResults(request["trace"], request["dtype"])

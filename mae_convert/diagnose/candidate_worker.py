@@ -37,7 +37,7 @@ def serve(job_path: Path, worker: ModuleType) -> None:
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:
-    """Put requests into a queue; exit at the end of the input, when the parent has ended."""
+    """Put the lines of standard input into a queue; exit at its end, when the parent has ended."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)

@@ -351,7 +351,7 @@ def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
 def model_hypotheses(
     kind: str, path: str, what: str, values: Sequence[str]
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis for each value of a variant; its module occurs only once in a model."""
+    """Yield a hypothesis for each value of a variant outside the blocks, such as of the masking."""
     for value in values:
         key = kind if kind != "embedding" else f"{path} code"
         yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

@@ -193,7 +193,7 @@ def _later(first: str | None, than: str) -> bool:
 
 
 def _explain_own_run(comparison: _Comparison, pair: Pair) -> Explanation:
-    """Explain A's run, which the reference model with A's tensors does not reproduce."""
+    """Explain why the reference model with A's tensors does not reproduce A's own run."""
     plain = comparison([])
     if plain is None or plain.first is None:
         return Explanation()

@@ -198,7 +198,10 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return the framework in which the script computes the result of a side; default: torch."""
+    """Return `framework` if it is "tensorflow" or "jax", otherwise "torch".
+
+    The script computes a side's result in this framework; `framework` is the side's own framework.
+    """
     return framework if framework in ("tensorflow", "jax") else "torch"
 
 
@@ -343,7 +346,10 @@ def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
 
 
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
-    """Return the settings that the lines of a formula can read."""
+    """Return epsilon, activation and number of heads of the step that computes the result `first`.
+
+    The lines of a formula read these settings by name: "eps", "activation" and "heads".
+    """
     model = checkpoint.configuration.model
     decoder = first.startswith("decoder.") or (first == "logits" and checkpoint.task == "pretrain")
     block = model.decoder_block if decoder else model.encoder_block
@@ -405,7 +411,7 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
     if process.returncode == 0:
         script = reproducer.script
         reason = (
-            f"if only {script.first} is computed, it does not differ"
+            f"if only the step that computes {script.first} is run, its results do not differ"
             if script.dtype == "float64"
             else f"the rounding errors in {script.dtype} add up over several steps, and the "
             f"rounding error of {script.first} alone is not too large"

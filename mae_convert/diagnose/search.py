@@ -64,7 +64,7 @@ class SearchResult:
     """The faults that a search found."""
 
     first: str
-    """The first result that differs without any hypothesis."""
+    """The first result that differs when no hypothesis is applied."""
 
     findings: tuple[Finding, ...]
     """The hypotheses that remove a difference, in the order of the results that they affect."""

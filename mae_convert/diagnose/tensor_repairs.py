@@ -107,7 +107,7 @@ def _gives(compute: ComputeArray, x: np.ndarray) -> bool:
 def _undone(
     model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
 ) -> Iterator[tuple[Cause, ComputeArray]]:
-    """Yield candidates for computing A's tensor ``x`` from B's own tensors."""
+    """Yield candidates for computing A's tensor ``x`` from B's tensors; ``y`` is B's `name`."""
     for other in of_b.same_as(x):
         yield Cause("copied from B's ", other), of_b.checkpoint.tensors[other].load
     if np.array_equal(np.sort(y, axis=None), np.sort(x, axis=None)):

@@ -74,7 +74,7 @@ def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
-    """Return float64 values as float32 such that a second rounding gives the correct result.
+    """Round float64 values to float32 such that a second rounding, to bfloat16, is correct.
 
     A value that float32 cannot represent becomes the adjacent float32 value whose last bit is one.
     This value is never a tie in a format with at least two fewer bits (Boldo and Melquiond 2008,
@@ -104,7 +104,7 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Set the measured errors to 0, and measure the errors of the next `size` elements."""
+        """Set the errors to 0, and measure the errors of the next elements: one whole tensor."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:

@@ -121,5 +121,5 @@ def _careful(file: ByteFile, load: Callable[[], np.ndarray]) -> Callable[[], np.
 
 
 def _native(array: np.ndarray, stored: np.dtype) -> np.ndarray:
-    """Return an array, viewed as dtype `stored`, in native byte order."""
+    """View an array as the dtype `stored`, and return it in native byte order."""
     return array.view(stored).astype(stored.newbyteorder("="), copy=False)

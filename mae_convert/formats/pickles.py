@@ -40,7 +40,7 @@ FRAME_HEAD = 9
 
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
-"""The number of elements that calls may create in addition to one element per byte read."""
+"""The calls in a pickle may create this number of elements, plus one for each byte read."""
 
 HOLDS_ANYTHING = frozenset(
     name

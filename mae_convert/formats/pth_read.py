@@ -148,7 +148,10 @@ def lazy(path: Path, name: str, tensor: StoredTensor, read: ReadStorage) -> Lazy
 
 
 def _loader(tensor: StoredTensor, last: int, read: ReadStorage) -> Callable[[], np.ndarray]:
-    """Return a function that reads a tensor; its last element is at index `last` of its storage."""
+    """Return a function that reads a tensor from its storage.
+
+    `last` is the index of the tensor's last element in the storage.
+    """
     shape, dtype, first = tensor.shape, tensor.dtype, tensor.offset
     if 0 in shape:
         return lambda: np.empty(shape, dtype)

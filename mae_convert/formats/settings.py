@@ -211,7 +211,7 @@ def _shorten(text: str) -> str:
 
 
 def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
-    """Yield the outermost unread objects and arrays in a value, with their dotted paths."""
+    """Yield the outermost objects and arrays in a value that were not read, with dotted paths."""
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:

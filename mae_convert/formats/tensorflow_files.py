@@ -14,7 +14,7 @@ PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})")
 """File names of a TensorFlow checkpoint: a prefix, a dot, and "index" or "data" with numbers."""
 
 NUMBERED = re.compile(r".*-\d+")
-"""Prefixes that `tf.train.Checkpoint.save` and `tf.train.CheckpointManager` use."""
+"""Prefixes, such as "ckpt-3", that `tf.train.Checkpoint.save` and `CheckpointManager` write."""
 
 MAE = re.compile(r"vit|mae", re.IGNORECASE)
 LAYERS_SHOWN = 8

@@ -147,7 +147,7 @@ def _parameter_with_state(
 SETTABLE = frozenset(
     ("data", "grad", "real", "imag", "names", "requires_grad", "layout", "dtype", "device", "shape")
 )
-"""Attributes of a tensor that have an effect when they are set."""
+"""Attributes of a PyTorch tensor that change the tensor when they are set."""
 
 
 def refuse_changing_state(state: Any) -> None:

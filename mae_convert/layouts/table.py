@@ -156,7 +156,10 @@ class Table:
         return True
 
     def rule_for(self, external: str) -> Rule | None:
-        """Return the rule for an external name, with the index of the block inserted, or None."""
+        """Return the rule that maps an external name, or None if no rule does.
+
+        In a rule for all blocks, ``#`` is replaced by the index of the block.
+        """
         rule, index = self._matching(external)
         if rule is None:
             return None
@@ -207,7 +210,7 @@ class Table:
         return self._matching(external)[0] is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:
-        """Return the Drop for an external tensor that MAE does not use, or None."""
+        """Return the table's `Drop` entry for a tensor that MAE does not use, or None."""
         return next((d for d in self.drops if _regex(d.external).fullmatch(external)), None)
 
 

@@ -255,7 +255,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **changes)
 
     def _with_compiled_blocks(self, model: Any) -> Any:
-        """Return a copy of a model, with the same variables, whose blocks are compiled."""
+        """Return a copy of a model that has compiled blocks and shares the model's variables."""
         stacks = ("encoder", "decoder") if hasattr(model, "decoder") else ("encoder",)
         compiled = {}
         for name in stacks:

@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """Return the transformer blocks of encoder and decoder."""
+    """Return the blocks of the encoder, then the blocks of the decoder if there is one."""
     trunks = [model.encoder, *([model.decoder] if hasattr(model, "decoder") else [])]
     return [getattr(trunk, f"block_{n}") for trunk in trunks for n in range(trunk.depth)]
 

@@ -191,6 +191,6 @@ def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[An
 
 
 def loading_info() -> dict[str, list[str]]:
-    """Return transformers' report about names that do not match; here all names match."""
+    """Return transformers' report about names that do not match; its lists are empty here."""
     names = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return {name: [] for name in names}

@@ -57,7 +57,7 @@ class CardData:
     """The path in the repository at which an image of reconstructions is published, or None."""
 
     credit: str = ""
-    """The credits of the photographs in the image."""
+    """The credits of the photographs in the image of reconstructions, or ""."""
 
 
 def section(data: CardData) -> str:

@@ -136,7 +136,10 @@ def _is_taken(artifact: Artifact, existing: Mapping[str, Entry]) -> bool:
 
 
 def _is_in_place_of(name: str, ours: Sequence[str]) -> bool:
-    """Return whether the published files replace an existing safetensors file or its shards."""
+    """Return whether the published files `ours` replace the existing safetensors file `name`.
+
+    They do if they are safetensors files too; a single file and shards replace each other.
+    """
     return _is_safetensors(name) and any(_is_safetensors(own) for own in ours)
 
 

@@ -259,7 +259,7 @@ def line(points: Sequence[tuple[float, float]], kind: str) -> str:
 
 
 def point(x: float, y: float, words: str, kind: str) -> str:
-    """Return a point with a tooltip as SVG; `kind` is "ok", "bad" or "accent"."""
+    """Return a point as SVG, with the tooltip `words`; `kind` is "ok", "bad" or "accent"."""
     return (
         f'<circle class="{kind}-fill" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
         f"<title>{for_html(words)}</title></circle>"

@@ -187,7 +187,7 @@ class Stored(NamedTuple):
 
 
 def numpy_arrays(weights: StoredWeights) -> dict[str, Stored]:
-    """Return the arrays of .safetensors, .npz or HDF5 files by name; see `Stored`."""
+    """Return the shapes and readers of the arrays in .safetensors, .npz or HDF5 files, by name."""
     return renamed(tensors_in(weights, _arrays), weights.prefixes)
 
 

@@ -120,7 +120,8 @@ def _results(model: Any, job: Job, inputs: Mapping[str, np.ndarray], dtype: str)
 def _isolate_steps(model: Any, job: Job, dtype: str) -> dict[str, Any]:
     """Replace the input of each step of the model by an activation that the job specifies.
 
-    Return a dictionary that is filled with the computed activations; see `replace_steps`.
+    Return a dictionary that is filled with the computed activations when the model is called; see
+    `replace_steps`. It remains empty if the job specifies no activations.
     """
     if not job.step_outputs:
         return {}

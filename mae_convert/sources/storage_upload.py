@@ -72,7 +72,7 @@ class Target:
         return self.path.rpartition("/")[2]
 
     def beside(self, name: str) -> str:
-        """Return a path in the parent directory of the target."""
+        """Return the path of `name` in the parent directory of the target."""
         return f"{self.folder}/{name}" if self.folder else name
 
     def make_folder(self, path: str) -> None:

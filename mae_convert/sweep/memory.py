@@ -64,8 +64,8 @@ def memory_of(process: int) -> int:
     """Return the memory of a process and its descendants in bytes; 0 if it is unknown.
 
     Only descendants that were started by the main thread of their parent are included. The
-    directories of other threads in /proc are not read, because after a read Linux takes up to 50 ms
-    to remove such a directory when the thread ends.
+    directories of other threads in /proc are not read, because Linux takes up to 50 ms to remove
+    such a directory at the end of its thread if the directory has been read.
     """
     used = 0
     try:

@@ -187,7 +187,7 @@ class Job:
     """The path or URL of the target; None if a conversion is only verified or published."""
 
     settings: Settings = field(default_factory=dict)
-    """The other fields of the plan, with values as returned by `parse`."""
+    """The other fields of the job in the plan, with values as returned by `parse`."""
 
     where: str = ""
     """The position of the job in the plan: file and line, or the command line."""

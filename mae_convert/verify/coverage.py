@@ -55,7 +55,7 @@ def not_compared(a: Trace, b: Trace) -> list[str]:
 
 
 def _activations(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield a phrase if neither run recorded intermediate activations."""
+    """Yield a phrase about intermediate activations if neither run recorded them."""
     if not any(trace.description.get("taps", True) for trace in (a, b)):
         yield "intermediate activations, which neither run recorded"
 

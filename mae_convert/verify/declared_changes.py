@@ -199,7 +199,7 @@ def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Ch
 
 
 def _fixed(source: Checkpoint, after: Any) -> dict[str, Change]:
-    """Return changes that compute the fixed position embeddings for the grid of `after`."""
+    """Return changes that compute fixed position embeddings; `after` is the new configuration."""
     changes, model = {}, source.configuration.model
     for name in source.family.position_tables(model):
         if tensor := source.tensors.get(name):
@@ -243,7 +243,10 @@ def _in_channels(source: Checkpoint, step: Step) -> Changes:
 
 
 def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
-    """Return the mean or std of the new channels: the old values repeated, or their average."""
+    """Return the means or standard deviations of `new` channels.
+
+    One channel has the average of the old values; several channels repeat the old values.
+    """
     if new == 1:
         return (math.fsum(values) / len(values),)
     return (values * new)[:new]

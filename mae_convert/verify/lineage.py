@@ -99,8 +99,8 @@ class Lineage:
     """The parts of the model, such as "encoder", whose recorded digests differ."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Differing fields that affect the outputs, with their values in A and B; the digests of the
-    configurations if only digests are available."""
+    """Differing fields that affect the outputs, with their values in A and B. If only digests are
+    available, the two digests of the configurations if they differ."""
 
     not_compared: tuple[str, ...] = ()
     """Phrases that name what could not be compared."""
@@ -163,7 +163,11 @@ def _unrelated(
     different: Sequence[DifferingTensor],
     common: Mapping[str, Any],
 ) -> Lineage:
-    """Return a `PARTLY` or `UNRELATED` result for checkpoints not derived from each other."""
+    """Return the lineage of two checkpoints that are not derived from each other.
+
+    The relation is `PARTLY` if a tensor other than the position embeddings is bit-identical,
+    otherwise `UNRELATED`.
+    """
     names = {tensor.name for tensor in different}
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
     if shared:

@@ -131,7 +131,7 @@ class Encoder(Positions):
 
 
 class MaskedEncoder(Encoder):
-    """Base class of models that encode visible patches; it adds the final norm."""
+    """Base class of models that encode visible patches: an encoder with a final norm."""
 
     def __init__(self, config: MAESTConfig) -> None:
         super().__init__(config)

@@ -126,7 +126,7 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         ids_keep: (N, kept), the visible patches, in the order of their noise.
-        mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
+        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
         ids_restore: (N, L), the index of each patch in the shuffled order.
     """
     ids_shuffle = noise.argsort(dim=1, stable=True)
@@ -138,7 +138,7 @@ def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Select the patches with the lowest noise (N, L), and keep them in the order of the image.
 
     Returns:
-        mask: (N, L) float32, 0 where a patch is kept and 1 if it is removed.
+        mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
         ids: (N, L), first the visible and then the removed patches, both in ascending order.
         ids_restore: (N, L), the index of each patch in ``ids``.
     """

@@ -95,7 +95,7 @@ def print_columns(rows: Sequence[Sequence[object]]) -> None:
 
 
 def with_options(source: str) -> str:
-    """Return the source of a value; "option num_heads" in it becomes "option --num-heads"."""
+    """Return the text `source`, with "option num_heads" replaced by "option --num-heads"."""
     return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
 
 

@@ -46,7 +46,7 @@ class Counts:
 
 
 def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -> None:
-    """Print all jobs and their sizes."""
+    """Print all jobs with their states and sizes, without running them."""
     states = {row.key: "already done" for row in selected.done} | {
         job.key: "left" for job in selected.skipped
     }

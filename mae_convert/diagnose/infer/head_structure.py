@@ -61,7 +61,7 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The smallest deviation of all numbers of heads except `best`; 0.0 if there are none."""
+        """The smallest deviation of the numbers of heads other than `best`; 0.0 without others."""
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property
@@ -151,10 +151,10 @@ def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> f
 def _deviation(
     matrices: Sequence[np.ndarray], heads: int, best: int, generator: np.random.Generator
 ) -> float:
-    """Return the deviation of the score for `best` heads from scores of permuted weights.
+    """Return by how much the score for `best` heads exceeds its mean on permuted weights.
 
-    The weights are permuted as for `heads` heads. The unit of the deviation is the standard
-    deviation of the scores of permuted weights.
+    The weights are permuted as if there were `heads` heads; see `_permutation`. The result is in
+    standard deviations of the scores of the permuted weights, or 0.0 if these scores are equal.
     """
     observed = sum(_score(matrix, best) for matrix in matrices)
     permuted = np.array(

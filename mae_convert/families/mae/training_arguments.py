@@ -70,11 +70,12 @@ class TrainingArguments:
         return self._heads(name) if matching is None and name in HEADS else matching
 
     def _pooling(self) -> str | None:
-        """Return the pooling in the arguments; called if the tensors do not include ``fc_norm``.
+        """Return "token" if the arguments have ``global_pool=False``, otherwise None.
+
+        The method is called only for tensors without ``fc_norm``.
 
         Raises:
-            ConfigurationError: the original's program was run with pooling, which requires
-                ``fc_norm``.
+            ConfigurationError: the arguments have ``global_pool=True``, which requires ``fc_norm``.
         """
         if self.stored.get("global_pool") is True:
             raise ConfigurationError(
