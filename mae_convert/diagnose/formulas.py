@@ -306,7 +306,8 @@ def _masking(first: str, model: Model, location: Location) -> Formula | None:
 def _embedding(model: Model, location: Location) -> Formula | None:
     """Return the formula of one token of the encoder's embedding.
 
-    The result is None if the location has no token, or if the position embeddings are unknown.
+    The result is None if the location has no token, or if the encoder's position embeddings are
+    neither stored nor fixed.
     """
     if location.token is None or not _has_positions(model, "encoder"):
         return None
@@ -331,7 +332,7 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
     """Return the formula of one token of the decoder's embedding.
 
     The result is None if an input of the formula is missing in the trace, if the location has no
-    token, or if the position embeddings are unknown.
+    token, or if the decoder's position embeddings are neither stored nor fixed.
     """
     latent = model.results.get("encoder.norm", model.results.get("last_hidden_state"))
     restore = model.results.get("ids_restore")
