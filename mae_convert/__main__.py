@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 
+from mae_convert.cli.threads import limit_threads
 from mae_convert.errors.shortage import shortage, too_little_address_space
 
 NEW_OBJECTS = 100_000
@@ -32,6 +33,7 @@ def main() -> None:
     # The imports and reading a file create about 100 000 objects, almost all of which stay in use.
     # By default, the collector runs after 700 new objects; this took 7 % of the time of `inspect`.
     gc.set_threshold(NEW_OBJECTS)
+    limit_threads(sys.argv[1:], os.environ)
     # Child processes of this command do not import from the current directory either.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:

@@ -6,10 +6,12 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from mae_convert.cli.main import cli
+from mae_convert.cli.threads import limit_threads
 from mae_convert.families.mae.layouts import LAYOUTS
 
 
@@ -67,6 +69,32 @@ assert not loaded, loaded
         command = [sys.executable, "-c", code, *map(str, arguments)]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         assert process.returncode == 0, (arguments, process.stderr)
+
+
+def test_commands_with_child_processes_do_not_limit_threads():
+    for arguments in (["verify", "a", "b"], ["inspect", "a", "--infer"], ["--help"], []):
+        environment = {}
+        limit_threads(arguments, environment)
+        assert environment == {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+@pytest.mark.parametrize(("setting", "threads"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")])
+def test_inspect_starts_no_threads_unless_they_are_requested(setting, threads, pretrain):
+    code = """
+import os, sys
+from mae_convert.__main__ import main
+try:
+    main()
+finally:
+    print(len(os.listdir("/proc/self/task")), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, "inspect", pretrain.checkpoint, *pretrain.heads]
+    env = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    process = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=True, env=env | setting
+    )
+    assert process.stderr.strip() == threads
 
 
 def test_inspect_reports_assumed_fields_and_their_sources(command, pretrain):
