@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -53,6 +54,12 @@ SIZE = (48, 64)
 def model_of(task, **options):
     cls, case = CASES[task]
     return cls.from_pretrained(GOLDEN / case, **options)
+
+
+@cache
+def unchanged_model_of(task):
+    """Return a model that checks share, so that it is loaded and traced once."""
+    return model_of(task)
 
 
 def inputs_of(task, size=(32, 32), dtype="float32"):
@@ -196,7 +203,7 @@ def check_every_output_equals_that_of_the_transformers_class():
         named = {"pixel_values": golden.pop("imgs")}
         if task != "classify":
             named["noise"] = golden.pop("noise")
-        result = flat(model_of(task)(named, **EVERYTHING))
+        result = flat(unchanged_model_of(task)(named, **EVERYTHING))
         assert len(golden) > (8 if task == "pretrain" else 0)
         golden |= {"loss": golden["loss"][0]} if "loss" in golden else {}  # there of shape (1,)
         for name, expected in golden.items():
@@ -216,7 +223,7 @@ def check_other_sizes_give_the_same_result_as_a_conversion_with_image_size():
         for name, value in flat(expected).items():
             assert distance(result[name], value) < FLOAT64_LIMIT, (task, name)
         assert "interpolate_pos_encoding=True" in refusal(model, **inputs)
-    model, inputs = model_of("pretrain"), inputs_of("pretrain", SIZE)
+    model, inputs = unchanged_model_of("pretrain"), inputs_of("pretrain", SIZE)
     outputs = model(**inputs, interpolate_pos_encoding=True)
     pixels = inputs["pixel_values"]
     loss = model.forward_loss(pixels, outputs.logits, outputs.mask, interpolate_pos_encoding=True)
@@ -235,7 +242,7 @@ def check_other_sizes_give_the_same_result_as_a_conversion_with_image_size():
 
 def check_outputs_by_attribute_index_tuple_and_dictionary():
     for task in CASES:
-        model, inputs = model_of(task), inputs_of(task)
+        model, inputs = unchanged_model_of(task), inputs_of(task)
         outputs = model(**inputs, **EVERYTHING)
         as_tuple = model(**inputs, **EVERYTHING, return_dict=False)
         assert type(as_tuple) is tuple
@@ -262,7 +269,7 @@ def check_hidden_states_and_attentions_have_their_shapes():
 
 
 def check_same_noise_gives_the_same_output_and_no_noise_is_random():
-    model, inputs = model_of("pretrain"), inputs_of("pretrain")
+    model, inputs = unchanged_model_of("pretrain"), inputs_of("pretrain")
     first, second = flat(model(**inputs)), flat(model(**inputs))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     pixels = inputs["pixel_values"]

@@ -6,8 +6,6 @@ permutation), and the comparison of tensors cannot detect others (faults of the 
 configurations, of mapping tables). The lists below state which, and the scores are printed.
 """
 
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from paths import ROOT
+from mutation.running import run_jobs
 from safetensors.numpy import save_file
 
 from mae_convert.checkpoint.open import open_checkpoint
@@ -528,19 +526,9 @@ def write_with(golden_model, layout, rows_, table, target):
     execute(Plan(**{**vars(plan), "rules": rules, "tensors": tensors}))
 
 
-WORK_ALL = """
-import sys
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import os
-os.environ["KERAS_BACKEND"] = "tensorflow"
-from mae_convert.runtime.worker import run
-for job in sys.argv[1:]:
-    run(Path(job))
-"""
-
-
-def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(golden_model, tmp_path, capsys):
+def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(
+    golden_model, fork_servers, tmp_path, capsys
+):
     """Tensors that are compared with the faulty table itself are all equal; traces are not."""
     jobs = []
     names = ["none", *TABLE_FAULTS]
@@ -555,13 +543,8 @@ def test_faults_in_mapping_tables_are_detected_by_the_forward_pass(golden_model,
         result = tmp_path / f"{number}.safetensors"
         job = golden_model.job(checkpoint, Side("tensorflow"), result, dtypes=("float64",))
         job.save(tmp_path / f"{number}.json")
-        jobs.append(tmp_path / f"{number}.json")
-    root = str(ROOT)
-    subprocess.run(
-        [sys.executable, "-c", WORK_ALL.format(root=root), *map(str, jobs)],
-        check=True,
-        capture_output=True,
-    )
+        jobs.append((str(tmp_path / f"{number}.json"), None))
+    run_jobs(jobs, "tensorflow", tmp_path / "list.json", fork_servers)
     verdicts = {
         name: judge(
             golden_model.reference,

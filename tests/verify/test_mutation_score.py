@@ -19,7 +19,7 @@ SCRIPT = ROOT / "scripts" / "mutation_score.py"
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def verdicts(fork_servers, tmp_path_factory):
     """The verdicts on some faults of each kind and on some good pairs, in both frameworks."""
     folder = tmp_path_factory.mktemp("population")
     population = Population(folder, seed=1)
@@ -32,7 +32,7 @@ def verdicts(tmp_path_factory):
     ]
     pairs = list(designs(2, 2))
     faulty = runs_of(mutants)
-    traces = run_all([*faulty, *runs_of_pairs(pairs, folder)], folder / "runs")
+    traces = run_all([*faulty, *runs_of_pairs(pairs, folder)], folder / "runs", fork_servers)
     failed = failed_pairs(pairs, traces[len(faulty) :])
     return judged(mutants, traces[: len(faulty)]), failed
 

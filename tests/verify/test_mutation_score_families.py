@@ -13,7 +13,7 @@ SCRIPT = ROOT / "scripts" / "mutation_score.py"
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def verdicts(fork_servers, tmp_path_factory):
     """Faults of each kind and family with the verdict on each, all by PyTorch in one process."""
     mutants, folder = {}, tmp_path_factory.mktemp("families")
     for family in FAMILIES:
@@ -28,7 +28,7 @@ def verdicts(tmp_path_factory):
     pairs = {family: [(m.a, m.b) for m in created] for family, created in mutants.items()}
     sources = {id(a.checkpoint): a for some in pairs.values() for a, _ in some}
     targets = [b for some in pairs.values() for _, b in some]
-    traces = run_all([*sources.values(), *targets], folder / "runs")
+    traces = run_all([*sources.values(), *targets], folder / "runs", fork_servers)
     of_source = dict(zip(sources, traces, strict=False))
     left = iter(traces[len(sources) :])
     return {

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.running import inputs_of
 from mae_convert.runtime.sides import Side, classes_of
 from mae_convert.runtime.trace import Trace, describe
+from mae_convert.runtime.worker import RUNNERS
+
+if TYPE_CHECKING:
+    from fork_server import ForkServers
 
 WORKER = Path(__file__).with_name("worker.py")
 DTYPES = ("float64", "float32")
@@ -80,8 +85,16 @@ def prepare(run: Run, folder: Path) -> Path:
     return folder / "job.json"
 
 
-def run_all(runs: Sequence[Run], folder: Path) -> list[Trace | str]:
-    """Return the trace of each run, or its error message."""
+def run_all(
+    runs: Sequence[Run], folder: Path, servers: "ForkServers | None" = None
+) -> list[Trace | str]:
+    """Return the trace of each run, or its error message.
+
+    Args:
+        runs: the runs.
+        folder: the folder of their files.
+        servers: servers from which the child processes are forked; None for new processes.
+    """
     jobs = [prepare(run, folder / str(number)) for number, run in enumerate(runs)]
     for framework in dict.fromkeys(run.framework for run in runs):
         listed = [
@@ -90,14 +103,31 @@ def run_all(runs: Sequence[Run], folder: Path) -> list[Trace | str]:
             if run.framework == framework
         ]
         for start in range(0, len(listed), AT_ONCE):
-            (folder / "list.json").write_text(json.dumps(listed[start : start + AT_ONCE]))
-            subprocess.run(
-                [sys.executable, str(WORKER), framework, str(folder / "list.json")],
-                check=True,
-                capture_output=True,
-                env=ENVIRONMENT,
-            )
+            run_jobs(listed[start : start + AT_ONCE], framework, folder / "list.json", servers)
     return [_result(job.with_name("trace.safetensors")) for job in jobs]
+
+
+def run_jobs(
+    jobs: Sequence[tuple[str, str | None]],
+    framework: str,
+    listed: Path,
+    servers: "ForkServers | None" = None,
+) -> None:
+    """Run jobs in one child process.
+
+    Args:
+        jobs: the file of each job, and the name of a fault in the code or None.
+        framework: "torch" or "tensorflow".
+        listed: the file that lists the jobs, which is written.
+        servers: servers from which the child process is forked; None for a new process.
+    """
+    listed.write_text(json.dumps(jobs))
+    if servers is not None:
+        module = f"mae_convert.runtime.{RUNNERS[framework]}"
+        servers.run(module, WORKER, framework, listed, environment=ENVIRONMENT)
+        return
+    command = [sys.executable, str(WORKER), framework, str(listed)]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
 
 
 def _result(path: Path) -> Trace | str:

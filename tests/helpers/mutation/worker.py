@@ -14,7 +14,12 @@ def main(framework: str, listed: Path) -> None:
     sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).parents[1])]
     os.environ["KERAS_BACKEND"] = framework
     if framework == "torch":
+        import torch
+
         from mutation.code_pytorch import fault
+
+        # A forked process has imported PyTorch, which reads the variable when it is imported.
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     else:
         from mutation.code_keras import fault
     from mae_convert.runtime.job import Job
