@@ -25,7 +25,7 @@ LIMIT = 1e-6  # the values are at most 1, in float32
 
 
 def main() -> int:
-    """Compare the position embeddings for several image sizes and numbers of frames."""
+    """Compare position embeddings for several image sizes and frame counts; return the status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num-heads", type=int)

@@ -58,7 +58,7 @@ finally:
 
 
 def unit_of(path: Path, root: Path) -> str:
-    """Return the unit that a file belongs to."""
+    """Return a file's unit: its module or package in ``mae_convert``, or its top-level folder."""
     package, *rest = path.relative_to(root).parts
     return package if package != "mae_convert" else rest[0].removesuffix(".py")
 

@@ -134,7 +134,11 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_shard(seed: Seed, numbers: range, work: Path) -> Tally:
-    """Write corrupted files with the given numbers into `work` in turn, and examine each file."""
+    """Open corrupted versions of a file, and return the counts of the outcomes.
+
+    Each number in `numbers` determines one version. The versions are written into `work` one after
+    another.
+    """
     tally = Tally(seed.container)
     folder = work / "case"
     shutil.copytree(seed.folder, folder)

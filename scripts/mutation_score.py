@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def scored(family: str | None, options: argparse.Namespace) -> bool:
-    """Print the score of a family's faults and return whether it is good enough."""
+    """Print the score of a family's faults and return whether it passes; see `is_good`."""
     start = time.monotonic()
     scored_outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:

@@ -379,7 +379,8 @@ def _candidate(
 
 
 Parts = Mapping[str, tuple[str, str]]
-"""The result of `_part_of` for each tensor, by stored name."""
+"""For each stored name, the name without its prefix and the component of the model, such as
+"encoder"; see `_part_of`."""
 
 
 def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) -> Parts:

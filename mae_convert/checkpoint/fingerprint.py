@@ -38,7 +38,7 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
-        """Return the digest of a tensor; the tensor is not read if its SHA-256 is passed."""
+        """Return the digest of a tensor; `digest` is its SHA-256, or None to read and hash it."""
         return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
 
     def line(self, name: str) -> str:

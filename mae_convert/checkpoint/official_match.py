@@ -30,11 +30,12 @@ def probable(checkpoint: Checkpoint) -> list[Any]:
 
 
 def identify(checkpoint: Checkpoint, *, with_hash: bool) -> dict[str, Any] | None:
-    """Return a description of the official file that a checkpoint probably is, or None.
+    """Return which official file a checkpoint probably is, or None if no official file fits.
 
-    The description has the fields ``probable``, the name of the official file; ``or``, the names of
-    other official files with the same names and shapes; and, with ``with_hash``, ``md5`` and
-    ``confirmed``: whether the published hash matches, or None if no hash is published.
+    The result has the field ``probable``, the name of the official file, and, if other official
+    files have the same tensor names and shapes, the field ``or``, a list of their names. With
+    ``with_hash``, the result for a single file also has the fields ``md5`` and ``confirmed``:
+    whether the published hash matches, or None if no hash is published.
     """
     officials = probable(checkpoint)
     if not officials:

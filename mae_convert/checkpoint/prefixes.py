@@ -62,7 +62,10 @@ def as_stored(names: Iterable[str]) -> Stripped:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return the stored names, by name without the components of wrapper modules."""
+    """Return a dictionary from names without the components of wrapper modules to stored names.
+
+    If a name would be empty or not unique, no components are removed.
+    """
     stored: dict[str, str] = {}
     for name in names:
         short = name

@@ -171,8 +171,8 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
     Args:
         rest: the name of the tensor below the root of the model; only its first component is used.
-        shape: the shape; a tensor with the name of an embedding or a norm must have an axis of
-            the encoder's width.
+        shape: the shape. A tensor with the name of an embedding or a norm is considered used only
+            if one of its axes has the encoder's width.
         width: the encoder's width.
     """
     outermost = re.split(r"[./]", rest)[0]

@@ -190,9 +190,10 @@ def _regenerated(
 
 
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
-    """Return the configuration of a checkpoint with `new_model` instead of the checkpoint's model.
+    """Return the configuration of a checkpoint with the values of `new_model`.
 
-    The value of the changed field is recorded as specified by the option with the same name.
+    The source of the changed field is the option with the same name. If the field's old value was
+    an assumption, the source also states the old value (`before`) and its own source.
     """
     resized = f"option {field}"
     if (

@@ -42,7 +42,8 @@ class Measurements:
     """Digests of the source tensors that the target stores with other bytes, by canonical name."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of the rounded tensors that the target stores with other bytes, by canonical name."""
+    """Digests, by canonical name, of the tensors after rounding, if the target stores the rounded
+    tensors with other bytes."""
 
 
 @dataclass(frozen=True)

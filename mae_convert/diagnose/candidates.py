@@ -235,7 +235,7 @@ Scope = tuple[str, str]  # pattern of module paths, and its description in a sen
 def _scoped(
     key: str, what: str, values: Sequence[tuple[str, object]], scopes: Sequence[Scope]
 ) -> Hypothesis:
-    """Return a hypothesis about the modules of the last scope.
+    """Return a hypothesis about the modules of the last scope (a pattern of module paths).
 
     The wider variants of the hypothesis are about the modules of the other scopes.
     """

@@ -291,7 +291,7 @@ def search_sentences(
 
 
 def _own_run_sentences(result: SearchResult, names: Names) -> tuple[str, ...]:
-    """Return sentences about a side's run that the reference model does not reproduce."""
+    """Return sentences about the first side, whose run differs from the reference model."""
     a, b = names
     plain = (
         f"the PyTorch reference model with {a}'s tensors and configuration computes the results of"

@@ -543,7 +543,7 @@ def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:
 
 
 def channels_last(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return image patches (N, L, P) with values in the order [frame,] row, column, channel."""
+    """Cut images into patches (N, L, P); values are in the order [frame,] row, column, channel."""
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, *inner, 1).reshape(len(pixels), shapes.num_patches, -1)

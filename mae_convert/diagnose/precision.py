@@ -94,7 +94,10 @@ def find_imprecisions(
 
 
 def _step(name: str) -> str:
-    """Return the name of the step that computes a result, without the block; "q" for q, k and v."""
+    """Return the name of the step that computes a result.
+
+    The name of a step in a block does not contain the block. The step for q, k and v is "q".
+    """
     match = BLOCK_TAP.fullmatch(name)
     if match is None:
         return "encoder.norm" if name == "last_hidden_state" else name

@@ -338,7 +338,7 @@ def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
-    """Return the `Script.limit` for the results in `arrays`."""
+    """Return the largest allowed error for the results in `arrays`; see `Script.limit`."""
     if dtype != "float64":
         return CEILING_UNITS * UNIT_ROUNDOFF[dtype]
     measured = relative_error(arrays["result/B"], arrays["result/A"])

@@ -56,7 +56,7 @@ class Finding:
     """The largest error (relative L2) of the results that agree if the hypothesis is applied."""
 
     others: tuple[Hypothesis, ...] = ()
-    """Other hypotheses with which all results agree."""
+    """Other hypotheses that make all results agree."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Cause:
     """The cause of a tensor's difference, in words that follow the tensor's name in a sentence."""
 
     text: str
-    """The text before the name in `other`, or the whole text."""
+    """The text before the name in `other`; the whole text if `other` is empty."""
 
     other: str = ""
     """The canonical name of another tensor that the description mentions, or ""."""

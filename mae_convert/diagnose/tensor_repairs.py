@@ -128,7 +128,10 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 def _regrouped(
     model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
 ) -> Iterator[tuple[Cause, ComputeArray]]:
-    """Yield candidates for q, k or v if they were fused or split in a wrong order."""
+    """Yield replacements to test for q, k or v, in case they were fused or split in a wrong order.
+
+    Each item is a description, and a function that computes the replacement from B's tensors.
+    """
     stack, leaf = model.stack(block.partition(".")[0]), part[2:]
     names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]
     if not all(name in tensors for name in names):

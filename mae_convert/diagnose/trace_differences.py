@@ -353,7 +353,17 @@ def _fitting_epsilons(
 def _spread(
     variance: np.ndarray, f: np.ndarray, g: np.ndarray, configured: float, eps: float
 ) -> float:
-    """Return how much the vectors c of `_fitting_epsilons` differ between tokens for an epsilon."""
+    """Return how much the vector c differs between tokens if B's epsilon is `eps`.
+
+    See `_fitting_epsilons` for the definition of c.
+
+    Args:
+        variance: the variance of each token before the norm.
+        f: the result of A.
+        g: the result of B.
+        configured: the epsilon of A.
+        eps: the epsilon to test.
+    """
     if not (variance + eps > 0).all():
         return math.inf
     scale = np.sqrt((variance + configured) / (variance + eps))

@@ -292,7 +292,7 @@ class Family(ABC):
             yield from self.of_official(name, task, evidence)
 
     def of_official(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield a field's values in the official models of a task that have the same sizes.
+        """Yield a field's values in the official models that have the same task and sizes.
 
         The sizes are those in ``evidence.geometry``; the number of classes is ignored.
         """

@@ -44,7 +44,7 @@ class PositionTable:
     """The number of rows before the rows of the patches: 1 for a class token, else 0."""
 
     times: int = 1
-    """The number of grids of rows and columns: one for each time step."""
+    """The number of time steps, each with its own grid of rows and columns."""
 
 
 def resampled(

@@ -81,7 +81,10 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 
 
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; in a shard, `layer` is the path of a weight."""
+    """Return the paths of a layer's weights.
+
+    The list of layers in a shard contains paths of weights instead: such a path is returned.
+    """
     if layer in tree.datasets:
         return [layer]
     return [f"{layer}/{weight}" for weight in _read_names(tree, layer, WEIGHTS)]

@@ -64,7 +64,7 @@ class Reach:
     """The values that objects of unsupported types received, directly or inside other values."""
 
     containers: Mapping[int, str]
-    """Maps the id of a received value, unless it is a scalar, to the name of its receiver."""
+    """Maps the id of each received value that is not a scalar to the name of the receiver."""
 
     storages: Mapping[str, str]
     """Maps a storage's key to the name of an object that received the storage or its tensor."""

@@ -161,7 +161,7 @@ def _attributes(state: Any) -> dict:
 
 
 def check_hashable(key: Any) -> Any:
-    """Return a value that may be a key: a scalar, a record, or a tuple of these.
+    """Return `key` unchanged if it may be a key: a scalar, a record, or a tuple of these.
 
     Nested tuples are refused: a short pickle can describe a tuple whose hash takes practically
     unlimited time to compute.

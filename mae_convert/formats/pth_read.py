@@ -43,7 +43,8 @@ LARGEST_OVERLAP = 1 << 24
 """How many more elements a tensor may have than its storage; only an expanded view has more."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
-"""Returns a function that reads an array of a dtype and a shape from an offset of a storage."""
+"""Takes a storage, a dtype, the index of the first element and a shape; returns a function that
+reads the array."""
 
 
 def pth_contents(
@@ -340,7 +341,7 @@ class _ZipStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array at an offset, in elements, of a storage."""
+        """Return a function that reads an array; `first` is the index of its first element."""
         name = f"{self._prefix}data/{storage.key}"
         load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
         if not self._big_endian:
@@ -375,6 +376,10 @@ class _LegacyStorages:
     def locate(self, keys: Any, position: int) -> None:
         """Determine the offset of each storage.
 
+        Args:
+            keys: the keys of the storages, in the order of the file.
+            position: the offset of the first storage in the file.
+
         Raises:
             CheckpointError: storages are missing or incomplete, or contradict the pickle.
         """
@@ -395,7 +400,7 @@ class _LegacyStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array at an offset, in elements, of a storage."""
+        """Return a function that reads an array; `first` is the index of its first element."""
         start = self._offsets[storage.key] + storage.start * _element_bytes(storage)
         return self._file.array(start + first * dtype.itemsize, shape, dtype)
 

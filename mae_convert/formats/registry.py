@@ -230,7 +230,7 @@ FILE_SUFFIXES = tuple(
         )
     )
 )
-"""Suffixes of weight files in lower case, also of files in unsupported formats. An output
+"""Suffixes of weight files in lower case, including files in unsupported formats. An output
 directory cannot have one of these suffixes, because its name would look like a file name."""
 
 SUFFIXES_IN_WORDS = listing(row.suffixes[0] for row in FORMATS.values() if row.suffixes)

@@ -1,10 +1,10 @@
 """Contents of a checkpoint besides tensors: settings as plain values, other data as descriptions.
 
-Nothing is imported or run. Configuration libraries store settings in one of two forms. Most store
-objects in a pickle; their settings are the values that the pickle passes to the objects, and are
-read if these values are exactly as the library writes them. mmengine and mmcv store a text of
-Python assignments, which is parsed into a syntax tree; literals, lists and `dict(...)` are read.
-Everything else is ignored.
+Nothing is imported or run. Configuration libraries store settings in one of two forms. Most
+libraries store objects in a pickle; the settings are the values that the pickle passes to the
+objects, and are read if they have exactly the form that the library writes. mmengine and mmcv store
+a text of Python assignments, which is parsed into a syntax tree; literals, lists and `dict(...)`
+are read. Everything else is ignored.
 """
 
 import ast
@@ -68,7 +68,7 @@ def _omegaconf_state(item: Opaque, name: str) -> Any:
 
 
 def _resolved(value: Any) -> Any:
-    """Return a value of omegaconf; `UNKNOWN` if it is missing or refers to another value."""
+    """Return a value of omegaconf; `UNKNOWN` if it is not specified or refers to another value."""
     text = value if isinstance(value, str) else ""
     return UNKNOWN if "${" in text or text == "???" else value
 
@@ -336,7 +336,7 @@ def _name(key: ast.expr | str | None) -> str:
 
 
 def _literals(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
-    """Return the items of a mapping whose values are literals."""
+    """Return the values of the items that are literals, by name; other items are left out."""
     values = {}
     for name, node in items.items():
         try:

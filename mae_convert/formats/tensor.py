@@ -273,7 +273,10 @@ class PassingDigest:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(SequentialArray):
-    """The array `of`; its elements are passed to the function `take` when they are read."""
+    """The array `of`, whose elements pass through the function `take` when they are read.
+
+    ``take`` gets consecutive elements and the index of the first, and returns the elements.
+    """
 
     of: SequentialArray
     take: Callable[[np.ndarray, int], np.ndarray]

@@ -206,7 +206,7 @@ class Table:
                 yield ""
 
     def has_external(self, external: str) -> bool:
-        """Return whether an external name is in a row or a Drop."""
+        """Return whether an external name is in a row, or is the name of a dropped tensor."""
         return self._matching(external)[0] is not None or self.drop_for(external) is not None
 
     def drop_for(self, external: str) -> Drop | None:

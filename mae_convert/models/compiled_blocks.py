@@ -103,7 +103,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return the block, its attention and its norms, each with the class that it should have."""
+    """Return pairs of a layer and its expected class: the block, its attention and its norms."""
     return (
         (block, Block),
         (block.attention, Attention),

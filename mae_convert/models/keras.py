@@ -358,7 +358,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
         interpolate_pos_encoding: bool = False,
         norm_pix_loss: bool | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the removed patches; see the reference model."""
+        """Return the mean squared error over the removed patches; see `PixelPrediction`."""
         size = tuple(pixel_values.shape[-2:])
         model = (
             self._for_image_size(size)

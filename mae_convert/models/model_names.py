@@ -28,12 +28,13 @@ SET_ELSEWHERE = {
 def source_named(name: str | Path, options: dict[str, Any]) -> Source:
     """Return the source of a checkpoint; ``owner/name`` is on the Hub unless it is a local path.
 
-    Options that specify the location, and options for the Hub's client, are removed from
-    ``options``. Options for the Hub's client have no effect on a local file.
+    Options that specify the location, and options for the Hub's client such as ``token``, are
+    removed from ``options``. Options for the Hub's client are not supported: they are ignored for a
+    local file, and refused otherwise.
 
     Raises:
-        ConfigurationError: an option for the Hub's client is specified, and the checkpoint is not
-            a local file.
+        ConfigurationError: the checkpoint is not a local file, and an option for the Hub's client
+            is specified.
         MaeConvertError: see `parse_source`.
     """
     revision, subfolder = options.pop("revision", None), options.pop("subfolder", None)

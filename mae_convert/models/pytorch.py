@@ -424,7 +424,7 @@ class ViTMAEForPreTraining(  # type: ignore[misc]
         interpolate_pos_encoding: bool = False,
         norm_pix_loss: bool | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the removed patches; see the reference model."""
+        """Return the mean squared error over the removed patches; see `PixelPrediction`."""
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         if interpolate_pos_encoding and size != self.config.image_hw:
             loss: Tensor = self._for_image_size(size).forward_loss(

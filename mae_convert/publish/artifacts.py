@@ -69,11 +69,12 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
 
     Args:
         target: the directory, or a file that contains its configuration.
-        unverified: whether to publish the model without a certificate; an existing one is ignored.
+        unverified: whether to publish the model without a certificate; an existing certificate is
+            ignored.
 
     Raises:
         CheckpointError: the model cannot be published, or it has no certificate.
-        MaeConvertError: the certificate does not cover the files, or is for a failed verification.
+        MaeConvertError: the certificate does not cover the files, or its verification failed.
     """
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")

@@ -195,7 +195,10 @@ def _is_weights(path: str) -> bool:
 
 
 def _remote_state(target: Target, *, dry_run: bool) -> tuple[str | None, Remote, tuple[str, ...]]:
-    """Return the Hub account or None, the state of the repository, and notes for the user."""
+    """Return the Hub account, the state of the repository, and notes for the user.
+
+    The account is None in a dry run without an access token or without a connection.
+    """
     address_in("HF_ENDPOINT")  # an error for an invalid URL, with which the import would fail
     from huggingface_hub import get_token
 

@@ -162,7 +162,7 @@ def superseded(staged: Mapping[str, Staged], existing: Mapping[str, Entry]) -> l
 def _is_certificate_of(
     path: str, staged: Mapping[str, Staged], existing: Mapping[str, Entry]
 ) -> bool:
-    """Return whether a file of the repository belongs to a certificate that is replaced."""
+    """Return whether a file belongs to the certificate of weights that the publication replaces."""
     if path in (*OWN_FILES, *SIGNATURE_NAMES):
         first = next((name for name in PREFERENCE if name in existing), None)
         return "conversion.json" in staged or first in staged

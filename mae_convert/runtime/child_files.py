@@ -69,8 +69,9 @@ class Staged:
     for a native run, in which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
-    """Hashes of the stored tensors if the tensors in ``weights`` were computed from them: the child
-    checks that the library reads the same tensors from the checkpoint. Otherwise None."""
+    """Hashes of the checkpoint's stored tensors, if ``weights`` contains tensors that were computed
+    from the stored tensors: the child uses the hashes to check that the library reads the same
+    stored tensors from the checkpoint. Otherwise None."""
 
 
 def stage(

@@ -93,7 +93,7 @@ class Job:
     """The files with the tensors."""
 
     loader: str
-    """The name of the loader, which maps the tensor names to the model's (see ``loaders``)."""
+    """The loader, which maps the stored tensor names to the model's names (see ``loaders``)."""
 
     inputs: str
     """An .npz file with ``pixel_values`` (N, C, H, W), the masking ``noise`` (N, L), and additional

@@ -77,8 +77,8 @@ def replaced(computed: Any, replacement: Any) -> tuple[Any, Any]:
     """Return a computed activation (N, T, D), and the output that the layer returns instead.
 
     Args:
-        computed: the result of a layer, (N, T, D). It may begin with additional tokens, which the
-            model drops later and the replacement therefore does not have.
+        computed: the result of a layer, (N, T, D). It may begin with additional tokens that the
+            model drops later; the replacement does not contain these tokens.
         replacement: the activation that replaces the result, (N, T, D).
     """
     more = computed.shape[1] - replacement.shape[1]

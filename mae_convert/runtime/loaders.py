@@ -139,7 +139,7 @@ def _can_map(path: str) -> bool:
 
 
 def _at(stored: Any, key: str) -> Iterator[Any]:
-    """Yield the values in nested dictionaries at keys that are joined by dots.
+    """Yield the values at a dotted key: ``stored["a"]["b"]`` for the key ``a.b``.
 
     There may be several values, because the keys may contain dots themselves.
     """

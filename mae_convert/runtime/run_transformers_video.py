@@ -24,7 +24,7 @@ __all__ = ["runs", "settings", "versions"]
 
 
 def settings() -> dict[str, Any]:
-    """Return PyTorch's settings that a result depends on, and the results that are omitted.
+    """Return PyTorch's settings that a result depends on, and "omits", the omitted results.
 
     The losses are omitted because the library never computes them in float64.
     """

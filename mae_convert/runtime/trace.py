@@ -196,7 +196,7 @@ def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
 
 
 def _in_memory(layout: Layout, name: str) -> Rule:
-    """Return the mapping rule for a parameter name that is used in memory but not in files.
+    """Return the mapping rule for a name that a parameter has in memory but not in files.
 
     Raises:
         LayoutError: no mapping table of the layout has the name.

@@ -56,7 +56,7 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
     Raises:
         CheckpointError: there are no weights, there are several weight files without a conventional
             name, or the requested certificate does not exist.
-        HubError: the file or directory does not exist.
+        HubError: the repository does not contain the file or directory.
     """
     path, entries = snapshot.reference.path, snapshot.entries
     is_folder = not path or any(name.startswith(f"{path}/") for name in entries)

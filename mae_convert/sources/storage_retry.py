@@ -65,7 +65,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status in an error of a storage client or in its causes; None without one."""
+    """Return the HTTP status of a storage client's error or of one of its causes, or None."""
     if error is None:
         return None
     response: Any = getattr(error, "response", None)

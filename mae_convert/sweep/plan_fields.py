@@ -220,7 +220,7 @@ class Job:
 
     @property
     def verifies(self) -> bool:
-        """Whether the job runs the models."""
+        """Whether the job includes a verification, which runs the models."""
         return bool(self.settings.get("verify"))
 
     @property

@@ -22,7 +22,7 @@ class Row:
     """The result of a job, a row of the results file."""
 
     key: str
-    """The key of the job."""
+    """The identifier of the job, a hash; see `Job.key`."""
 
     source: str
     """The source checkpoint."""

@@ -83,7 +83,7 @@ class RedactedError(Exception):
 
 
 def cause_without_secrets(error: BaseException) -> BaseException:
-    """Return an error, or a `RedactedError` if its text or its causes contain credentials.
+    """Return the error, or a `RedactedError` if its text or its causes contain credentials.
 
     The result can be set as the cause of another error.
     """

@@ -211,7 +211,7 @@ def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     Args:
         trace: the trace.
         name: the name of the embedding.
-        count: the number of tokens; the class token is included in the decoder only.
+        count: the number of tokens, including the class token for the decoder's embedding only.
     """
     restore = trace.arrays.get("ids_restore")
     if restore is None:

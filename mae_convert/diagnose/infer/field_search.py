@@ -26,7 +26,7 @@ MOST_PAIRS = 64
 """If there are at most this many pairs of head counts, all pairs are tested. Otherwise a search
 changes the number of heads alternately in the encoder and in the decoder."""
 COMMON_HEADS = 8
-"""The number of heads with which the alternating search starts."""
+"""The alternating test starts with the numbers of heads that are nearest to this number."""
 BEST = "fits significantly better than every other candidate"
 NONE = "no candidate fits significantly better than every other candidate"
 

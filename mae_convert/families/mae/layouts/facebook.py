@@ -43,7 +43,7 @@ PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
 
 
 def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
-    """Return the mapping rows of a linear probe with these names of batch norm and linear layer."""
+    """Return the mapping rows of a linear probe, given the names of its batch norm and head."""
     return (
         *TOKENS,
         *_patches_and_blocks(block),

@@ -40,7 +40,7 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return the model's fields for a number of patches; empty if `certain` is False."""
+        """Return the related model's fields for a number of patches; {} if `certain` is False."""
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
