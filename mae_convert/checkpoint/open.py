@@ -288,7 +288,13 @@ def _opened(
 
 
 def _require_floating_point(container: Container, external: str, stored: str) -> None:
-    """Refuse weights that are integers (as in a quantized model) or complex numbers."""
+    """Refuse weights that are integers (as in a quantized model) or complex numbers.
+
+    Args:
+        container: the checkpoint.
+        external: the name of the tensor in the container.
+        stored: the name of the tensor in the file, for the message.
+    """
     dtype = container.tensors[external].dtype
     if dtype.kind in "biuc":
         raise CheckpointError(

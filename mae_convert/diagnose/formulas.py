@@ -86,7 +86,9 @@ class Model:
 
 
 def formula_of(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula that computes a result from results that both sides have, or None.
+    """Return the formula that computes a result from results that both sides have.
+
+    The formula is None if it cannot be written, for example because a required result is missing.
 
     Args:
         first: the name of the first result that differs.
@@ -528,7 +530,7 @@ def _predicted(model: Model) -> Any:
 
 
 def _predicted_pixels(model: Model) -> np.ndarray:
-    """Return the images, or the frames of videos, that are predicted: (N, C, [T,] H, W)."""
+    """Return those input images or frames that the model predicts, as (N, C, [T,] H, W)."""
     pixels, config = model.inputs["pixel_values"], model.config
     if hasattr(config, "predicted_frames"):
         return pixels[:, :, list(config.predicted_frames)]
@@ -536,7 +538,7 @@ def _predicted_pixels(model: Model) -> np.ndarray:
 
 
 def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return image patches (N, L, P) with values in the order channel, [frame,] row, column."""
+    """Cut images into patches (N, L, P); values are in the order channel, [frame,] row, column."""
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, 1, *inner).reshape(len(pixels), shapes.num_patches, -1)

@@ -204,7 +204,7 @@ def _sample_is_close(changed: np.ndarray, y: np.ndarray) -> bool:
 
 
 def measured_difference(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a measure of the difference, for tensors that no known change explains."""
+    """Yield descriptions, with measured values, of a difference that no known change explains."""
     exact_x, exact_y = x.astype(np.float64), y.astype(np.float64)
     difference, indices = exact_y - exact_x, np.argwhere(x != y)
     where = ", ".join(str(tuple(map(int, index))) for index in indices[:FEW])

@@ -292,7 +292,7 @@ class _Files:
         return read_value(archive, folder, strict=True)[:2]
 
     def tensor(self, name: str, chunk: Chunk, dtype: np.dtype) -> np.ndarray:
-        """Return the values of a chunk.
+        """Return the values of a chunk of the tensor `name`.
 
         Raises:
             CheckpointError: the shape or the dtype of the chunk does not match `.metadata`.

@@ -53,7 +53,7 @@ def _junit(rows: Sequence[Row], not_run: int) -> bytes:
 
 
 def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
-    """Return the bytes of a Parquet file with a row for each job and the results file's columns."""
+    """Return a Parquet file with a row for each job; the columns are as in the results file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

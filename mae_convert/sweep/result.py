@@ -64,7 +64,7 @@ class Row:
     """The cause of a failed verification, if it was found."""
 
     error: str | None = None
-    """The message of an error."""
+    """The message of the error with which the job ended; None without an error."""
 
     exit_status: int = 0
     """The exit status that the corresponding single command would have."""

@@ -174,7 +174,7 @@ class Encoder(Coordinates):
 
 
 def fixed_positions(config: PrithviConfig, width: int) -> nn.Parameter:
-    """Return the position embeddings (1, 1 + L, D) as a parameter that is not trained."""
+    """Return the position embeddings (1, 1 + L, width) as a parameter that is not trained."""
     time, rows, columns = config.grid_shape
     table = spacetime_position_embedding(width, (time, rows, columns))
     return nn.Parameter(torch.from_numpy(table).float(), requires_grad=False)
