@@ -1,4 +1,4 @@
-"""Build a model and time it on request; run by `bench_forward.py` and `bench_training.py`.
+"""Build a model and time its calls; started by `bench_forward.py` and `bench_training.py`.
 
 python scripts/bench_worker.py LIBRARY FRAMEWORK SIZE PART
 """

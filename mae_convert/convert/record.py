@@ -257,7 +257,7 @@ def record_in_file(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_config(plan: Plan) -> dict[str, Any]:
-    """Return the complete configuration that is stored in a file."""
+    """Return the complete configuration that is stored in the output of a conversion."""
     labels, preprocessor = plan.configuration.labels, _preprocessor(plan)
     named = {str(number): name for number, name in enumerate(labels or ())}
     return {
@@ -339,7 +339,10 @@ class SourceHashes:
         self._hashes = [hex_digest(file, hashlib.sha256(), advance) for file in self._files]
 
     def md5(self) -> str:
-        """Return the MD5 of the file, which identifies official files; computed at first call."""
+        """Return the MD5 of the first file, by which official checkpoints are identified.
+
+        The MD5 is computed when this method is called for the first time.
+        """
         if self._md5 is None:
             self._progress.begin(self._files[0].size)
             self._md5 = open_md5(self._files[0], self._progress.advance)

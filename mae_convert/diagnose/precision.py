@@ -232,7 +232,7 @@ def _causes_in_run(
 
 
 def _steps(trace: Trace, dtype: str) -> list[str]:
-    """Return the names of the intermediate activations in execution order."""
+    """Return the names of the intermediate activations of a run in execution order."""
     names = (n for n in trace.arrays if n.startswith(f"{dtype}/tap/"))
     return sorted((n.removeprefix(f"{dtype}/tap/") for n in names), key=execution_order)
 

@@ -67,7 +67,7 @@ class Switch(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names, or a synonym of a name."""
+    """The type of options whose value is one of several names, or a synonym of a name."""
 
     choices: tuple[str, ...]
     synonyms: Mapping[str, str] = field(default_factory=dict)

@@ -100,7 +100,7 @@ def _columns(timeline: Timeline) -> dict[str, np.ndarray]:
 
 
 def page(result: Timeline) -> str:
-    """Return a self-contained HTML page."""
+    """Return a timeline as a self-contained HTML page."""
     best, near_best = result.best, result.near_best
     improvement = "" if near_best is best else (
         f" At epoch {near_best.epoch}, 99 % of the improvement from the first to the lowest loss "

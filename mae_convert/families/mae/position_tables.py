@@ -75,7 +75,7 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
-    """Load a table and return its grid; None if the table is not fixed."""
+    """Load a position embedding and return its grid; None if the embedding is not a fixed one."""
     if (
         not 2 <= count <= LARGEST_COUNT
         or table.shape != (1, 1 + count, table.shape[-1])
