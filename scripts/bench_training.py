@@ -22,6 +22,10 @@ Start = Callable[[], AbstractContextManager[Model]]
 MOST_TOGETHER = 16
 """The largest batch size at which the two compared TensorFlow models are in memory together."""
 
+UNCOUNTED = 2
+"""The number of first steps that are not counted: the first step compiles and creates the
+optimizer's state; in TensorFlow, the second step still allocates memory that later steps reuse."""
+
 PARTS = {"full": "pre-training", "classifier": "fine-tuning"}
 
 
@@ -83,14 +87,19 @@ def _times(
     with models["ours"]() as ours, models["theirs"]() as theirs:
         both = {"ours": ours, "theirs": theirs}
         for model in both.values():
-            model.measured(step.mode, batch, 1)  # creates the optimizer's state
+            _take_uncounted_steps(step, batch, model)
         return by_turns({n: partial(_turn, step, batch, m) for n, m in both.items()}, pairs)
 
 
 def _alone(step: Step, batch: int, start: Start) -> tuple[float, float, int]:
     with start() as model:
-        model.measured(step.mode, batch, 1)  # compiles, and creates the optimizer's state
+        _take_uncounted_steps(step, batch, model)
         return _turn(step, batch, model)
+
+
+def _take_uncounted_steps(step: Step, batch: int, model: Model) -> None:
+    for _ in range(UNCOUNTED):
+        model.measured(step.mode, batch, 1)
 
 
 def _turn(step: Step, batch: int, model: Model) -> tuple[float, float, int]:

@@ -90,7 +90,6 @@ def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
 def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     """Measure the training scripts of this project and of facebookresearch/mae."""
     if given.original is None or given.timm_python is None:
-        print("Omitted: this measurement needs --original and --timm-python.", file=sys.stderr)
         return []
     sizes, batches = given.sizes or ["base"], given.batches or [16]
     peer = (given.timm_python, given.original)
@@ -129,6 +128,13 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = 
 }
 
 
+OMITTED = {
+    "pretrain": "Omitted: specify --original and --timm-python.",
+    "others": "Omitted: specify --peer-python or --timm-python.",
+}
+"""What is printed in place of a table if the program of the comparison is not specified."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the measurements, and print their tables."""
     given = arguments(argv)
@@ -141,10 +147,7 @@ def main(argv: list[str] | None = None) -> None:
             for row in MEASUREMENTS[name](given, folder):
                 rows.append(row)
                 print(*row.values(), file=sys.stderr, flush=True)
-            print(
-                table(rows) if rows else "Omitted: specify --peer-python or --timm-python.",
-                flush=True,
-            )
+            print(table(rows) if rows else OMITTED.get(name, OMITTED["others"]), flush=True)
 
 
 if __name__ == "__main__":
