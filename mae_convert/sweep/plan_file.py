@@ -214,7 +214,12 @@ def _with_merged(
             own[str(key.value)] = value
             continue
         for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if not isinstance(part, yaml.MappingNode) or depth == DEEPEST:
+            if not isinstance(part, yaml.MappingNode):
+                raise PlanError(
+                    f"{_at(path, part)}: the value of a merge key (<<) is not a mapping",
+                    hint="write <<: *NAME for a mapping that is marked with &NAME",
+                )
+            if depth == DEEPEST:
                 raise PlanError(
                     f"{_at(path, value)}: merge keys (<<) are nested more than {DEEPEST} levels "
                     "deep"

@@ -219,6 +219,8 @@ def test_a_job_can_take_fields_from_another_by_a_merge_key_of_yaml(runs):
     )
     assert (first.target, second.target) == (f"{runs}/a", f"{runs}/b")
     assert first.settings == second.settings
+    message = error_of(runs, "- {<<: 5, source: runs/checkpoint-0.pth}")
+    assert "line 1: the value of a merge key (<<) is not a mapping; write <<: *NAME" in message
 
 
 def test_default_of_a_field_can_be_unset_by_an_empty_value(runs):
