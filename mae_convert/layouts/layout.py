@@ -11,6 +11,9 @@ ConfigReader = Callable[[Mapping[str, Any]], dict[str, Any]]
 ConfigWriter = ConfigReader
 Refusal = Callable[[Any, str], Text | None]
 
+CODE_EPSILON = 1e-6
+"""The epsilon of all layer norms in the code of the authors of MAE, MAE-ST and VideoMAE."""
+
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
@@ -22,14 +25,45 @@ def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
 class Difference:
     """A known difference between a layout's own programs and the reference model."""
 
-    activation: str
-    """The first intermediate activation that differs."""
+    activation: str | None
+    """The first intermediate activation that differs, or None if it is not specified."""
 
     sentence: str
     """A description of the difference."""
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def code_differences(
+    program: str, config: Any, task: str, more: Mapping[str, float] | None = None
+) -> tuple[Difference, ...]:
+    """Return a `Difference` if a model has other values of fields than the code of its authors.
+
+    The code does not read a configuration. All epsilons of its layer norms are 1e-6, and its
+    activation is GELU.
+
+    Args:
+        program: the name of the code.
+        config: the configuration of the model.
+        task: the task.
+        more: further epsilons of the model, by the names of the fields.
+    """
+    epsilons = {"layer_norm_eps": config.layer_norm_eps}
+    if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
+        epsilons["decoder_layer_norm_eps"] = config.decoder_eps
+    epsilons |= more or {}
+    fields = {name: (CODE_EPSILON, value) for name, value in epsilons.items()}
+    values = [
+        f"{name} ({in_code} there, {value} in this model)"
+        for name, (in_code, value) in {**fields, "hidden_act": ("gelu", config.hidden_act)}.items()
+        if in_code != value
+    ]
+    sentence = (
+        f"{program} does not read the configuration in the file and has other values of "
+        f"{', '.join(values)}, so it does not compute the outputs of this model"
+    )
+    return (Difference(None, sentence),) if values else ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from arrays import FLOAT32_LIMIT, FLOAT64_LIMIT, distance
 from safetensors.numpy import load_file
 
+from mae_convert.checkpoint.inspect import inspect
 from mae_convert.checkpoint.open import open_checkpoint
 from mae_convert.convert.execute import execute
 from mae_convert.convert.plan import plan_conversion
@@ -268,8 +269,34 @@ def test_a_timm_model_that_normalizes_before_it_pools_is_read_and_written(case, 
     assert (stored["global_pool"], stored["fc_norm"]) == ("avg", False)
     read = open_checkpoint(tmp_path / "model").configuration
     assert (read.model, read.sources["global_pool"]) == (model, "config.json")
-    for layout in ("transformers", "torchvision", "transformers-tf", "keras-hub"):
+    for layout in set(LAYOUTS) - {"keras", "timm", "lightly"}:  # lightly has no classifier
         assert LAYOUTS[layout].refusal(model, "classify")
+
+
+def test_fields_that_the_original_code_does_not_read_are_named(case, tmp_path):
+    """transformers' default epsilon is 1e-12; facebookresearch/mae always uses 1e-6."""
+    source = open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS)
+    execute(plan_conversion(source, tmp_path / "a", "transformers"))
+    config = tmp_path / "a" / "config.json"
+    edited = {"hidden_act": "relu", "layer_norm_eps": 1e-12}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **edited}))
+    source = open_checkpoint(tmp_path / "a")
+    (difference,) = execute(plan_conversion(source, tmp_path / "b.pth", "facebook"))["differences"]
+    assert difference.startswith("facebookresearch/mae does not read the configuration")
+    for named in (
+        "layer_norm_eps (1e-06 there, 1e-12 in this model)",
+        "hidden_act (gelu there, relu in this model)",
+    ):
+        assert named in difference
+    assert inspect(open_checkpoint(tmp_path / "b.pth"))["differences"] == [difference]
+    model = open_checkpoint(case("pretrain_tiny").checkpoint, FLAGS).configuration.model
+    for name, layout in LAYOUTS.items():
+        assert layout.differences(model, "pretrain") == (), name
+    model = replace(model, decoder_layer_norm_eps=1e-5)
+    assert (
+        "decoder_layer_norm_eps (1e-06"
+        in LAYOUTS["lightly"].differences(model, "pretrain")[0].sentence
+    )
 
 
 @pytest.mark.parametrize(

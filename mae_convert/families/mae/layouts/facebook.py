@@ -1,9 +1,13 @@
 """The layout of the original code: timm's names, with query, key and value in one tensor."""
 
+from functools import partial
+
+from mae_convert.errors import Text
 from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
-from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.layout import CODE_EPSILON, IMAGENET, Layout, code_differences
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
+from reference_models.configuration import ViTMAEConfig
 
 PARTS_OF_BLOCK = (
     Row(".attention.output.{weight,bias}", ".attn.proj.{weight,bias}"),
@@ -100,6 +104,18 @@ TABLES = _tables("facebook", BLOCK)
 ENCODER_AND_CLASSIFIER = TABLES[1]
 WITHOUT_KEY_BIAS = _tables("facebook, no key bias", BLOCK_WITHOUT_KEY_BIAS)
 
+
+def refusal(config: ViTMAEConfig, task: str) -> Text | None:
+    """Return why facebookresearch/mae's classes do not support a model, or None."""
+    if task == "classify" and config.global_pool == "avg" and not config.normalizes_mean:
+        return (
+            "facebookresearch/mae's classifier applies the last layer norm to the mean of the "
+            "patches, but this model applies it to each token (fc_norm False); convert to timm or "
+            "keras"
+        )
+    return None
+
+
 FACEBOOK = Layout(
     name="facebook",
     family="mae",
@@ -108,7 +124,7 @@ FACEBOOK = Layout(
     containers=(PTH, SAFETENSORS, NPZ),
     state_key="model",
     conventions={
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": CODE_EPSILON,
         "hidden_act": "gelu",
         "mask_ratio": 0.75,
         "norm_pix_loss": False,
@@ -116,4 +132,6 @@ FACEBOOK = Layout(
     },
     fixed=("layer_norm_eps", "hidden_act"),
     pooling_in_names=False,
+    refusal=refusal,
+    differences=partial(code_differences, "facebookresearch/mae"),
 )

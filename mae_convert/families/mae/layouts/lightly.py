@@ -5,9 +5,11 @@ Both variants are read. Conversions write the names of lightly up to version 1.5
 encoder's width), which MAE does not use.
 """
 
+from functools import partial
+
 from mae_convert.families.mae.layouts.facebook import BLOCK, FACEBOOK, PATCHES_AND_BLOCKS, TOKENS
 from mae_convert.formats.registry import PTH, SAFETENSORS
-from mae_convert.layouts.layout import Layout
+from mae_convert.layouts.layout import Layout, code_differences
 from mae_convert.layouts.table import Drop, Repeat, Row, Table
 from reference_models.configuration import ViTMAEConfig
 
@@ -75,7 +77,7 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
     if task == "pretrain" and not (square and config.qkv_bias and config.hidden_act == "gelu"):
         return (
             "lightly's decoder supports only square patches, GELU, and q, k and v with biases; "
-            "convert to facebook or keras"
+            "convert to keras"
         )
     return None
 
@@ -89,4 +91,5 @@ LIGHTLY = Layout(
     conventions=FACEBOOK.conventions,
     fixed=FACEBOOK.fixed,
     refusal=refusal,
+    differences=partial(code_differences, "lightly"),
 )

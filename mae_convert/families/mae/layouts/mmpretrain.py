@@ -61,21 +61,26 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
 
     The class of the encoder supports images of any shape. The class of the decoder supports only
     square patches, GELU, and q, k and v with biases; the class of the pre-training head supports
-    only square images with three channels.
+    only square images with three channels. A globally pooled classifier applies its last norm to
+    the mean of the patches.
     """
+    if task == "classify" and config.global_pool == "avg" and not config.normalizes_mean:
+        return (
+            "mmpretrain's classifier applies the last layer norm to the mean of the patches, but "
+            "this model applies it to each token (fc_norm False); convert to timm or keras"
+        )
     if task != "pretrain":
         return None
     square = config.image_hw[0] == config.image_hw[1] and config.patch_hw[0] == config.patch_hw[1]
     if not square or config.num_channels != 3:
         return (
             "mmpretrain's MAE supports only square images with three channels and square patches; "
-            "convert to facebook or keras, or pass ",
+            "convert to keras, or pass ",
             Option("task", "encoder"),
         )
     if not config.qkv_bias or config.hidden_act != "gelu":
         return (
-            "mmpretrain's decoder supports only GELU, and q, k and v with biases; convert to "
-            "facebook or keras"
+            "mmpretrain's decoder supports only GELU, and q, k and v with biases; convert to keras"
         )
     return None
 

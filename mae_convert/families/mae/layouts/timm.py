@@ -128,7 +128,7 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
     if config.layer_norm_eps != EPSILON:
         return (
             f"timm's ViT has a layer norm epsilon of {EPSILON}, but this model has"
-            f" {config.layer_norm_eps}; facebook, transformers and keras support it"
+            f" {config.layer_norm_eps}; transformers and keras support it"
         )
     return None
 

@@ -139,20 +139,20 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
             "the transformers classes for pre-training support only square images and patches, but "
             f"this model has images of {height}x{width} and patches of "
             f"{config.patch_hw[0]}x{config.patch_hw[1]}; "
-            "convert it to facebook or keras, or pass ",
+            "convert it to keras, or pass ",
             Option("task", "encoder"),
         )
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
         return (
             "transformers has one layer norm epsilon for encoder and decoder, and this model has "
-            f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to facebook or keras, "
+            f"{config.layer_norm_eps} and {config.decoder_eps}; convert it to keras, "
             "or pass ",
             Option("task", "encoder"),
         )
     if task == "classify" and config.global_pool == "avg":
         return (
             "the transformers classes for classification read the class token and do not support a "
-            "globally pooled model (global_pool avg); convert it to timm, facebook or keras"
+            "globally pooled model (global_pool avg); convert it to timm or keras"
         )
     return None
 

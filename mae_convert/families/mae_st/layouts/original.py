@@ -1,7 +1,9 @@
 """The layout of the authors' code, facebookresearch/mae_st."""
 
+from functools import partial
+
 from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
-from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.layout import CODE_EPSILON, IMAGENET, Layout, code_differences
 from mae_convert.layouts.table import Repeat, Row, Table
 
 BLOCK = (
@@ -69,7 +71,7 @@ TABLES = (
     ),
 )
 CONVENTIONS = {
-    "layer_norm_eps": 1e-6,
+    "layer_norm_eps": CODE_EPSILON,
     "hidden_act": "gelu",
     "num_frames": 16,
     "mask_ratio": 0.9,
@@ -88,4 +90,5 @@ ORIGINAL = Layout(
     state_key="model_state",
     conventions=CONVENTIONS,
     fixed=("layer_norm_eps", "hidden_act"),
+    differences=partial(code_differences, "facebookresearch/mae_st"),
 )

@@ -1,9 +1,10 @@
 """The layout of the authors' code, MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2."""
 
 from mae_convert.formats.registry import NPZ, PTH, SAFETENSORS
-from mae_convert.layouts.layout import IMAGENET, Layout
+from mae_convert.layouts.layout import CODE_EPSILON, IMAGENET, Difference, Layout, code_differences
 from mae_convert.layouts.table import Repeat, Row, Table
 from mae_convert.layouts.transforms import Fuse
+from reference_models.configuration import VideoMAEConfig
 
 BLOCK = (
     Row(".{attention,mlp}.scale", ".{gamma_1,gamma_2}"),
@@ -40,7 +41,7 @@ FINE_TUNED = Table(
     ),
 )
 CONVENTIONS = {
-    "layer_norm_eps": 1e-6,
+    "layer_norm_eps": CODE_EPSILON,
     "hidden_act": "gelu",
     "image_size": 224,
     "num_frames": 16,
@@ -48,6 +49,16 @@ CONVENTIONS = {
     "norm_pix_loss": True,
     **IMAGENET,
 }
+
+
+def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
+    """Return a `Difference` if a model has other values of fields than the authors' code."""
+    norms = {"pretrain": ("decoder_norm_eps", config.decoder_norm_eps)}
+    if config.use_mean_pooling:
+        norms["classify"] = ("fc_norm_eps", config.fc_norm_eps)
+    final = dict([norms[task]]) if task in norms else {}
+    return code_differences("the authors' code", config, task, final)
+
 
 ORIGINAL = Layout(
     name="original",
@@ -58,4 +69,5 @@ ORIGINAL = Layout(
     state_key="model",
     conventions=CONVENTIONS,
     fixed=("layer_norm_eps", "hidden_act"),
+    differences=differences,
 )
