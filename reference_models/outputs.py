@@ -19,7 +19,7 @@ class OutputOptions(TypedDict, total=False):
     """Return the embedding output and each block's output in the encoder."""
 
     output_attentions: bool
-    """Return the attention probabilities of each encoder block, without fused kernels."""
+    """Return the attention probabilities of each encoder block; no fused kernel is used then."""
 
     output_taps: bool
     """Return intermediate activations of the encoder and the decoder by name."""

@@ -81,7 +81,7 @@ class Checkpoint:
     """Other tasks for which the file contains every tensor."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """The reasons why the tensors cannot be read for other tasks, by task."""
+    """For other tasks than `task`: the reason why the tensors cannot be read for it, by task."""
 
     unread: tuple[str, ...] = ()
     """Configuration fields that a library may use but mae-convert does not, each with its file."""

@@ -555,7 +555,7 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 
 
 def _needed_error(complete: list[Candidate], shapes: Mapping[str, Shape]) -> LayoutError:
-    """Return the error that states why no complete model can be read."""
+    """Return the error for complete models that cannot be read, because they need other tensors."""
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
     if explanation := explain(shapes):
         return LayoutError(explanation)

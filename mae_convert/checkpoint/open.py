@@ -30,10 +30,11 @@ NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 
 
 def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
-    """Return the name of the layout to choose if several fit the tensors equally well, or None.
+    """Return the name of the layout to choose if several fit the tensors equally well.
 
-    It is determined by the configuration in the directory or the file, else by the file format: the
-    original code writes ``.pth``, timm publishes ``.safetensors``.
+    The configuration in the directory or the file determines the layout, otherwise the file format:
+    the original code writes ``.pth``, timm publishes ``.safetensors``. The result is None for other
+    file formats.
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
     owner = next((layout.name for layout in layouts if layout.owns_config(config)), None)

@@ -234,8 +234,8 @@ def _with_channels(
     if task == "pretrain":
         raise ConfigurationError(
             Option("in_channels", count),
-            f": the decoder of a pretrain model predicts pixels of {old} channels, and the "
-            "decoder's channels cannot be adapted",
+            f": the decoder of a pretrain model predicts pixels with {old} channels, and its "
+            "output cannot be adapted",
             hint=("pass ", Option("task", "encoder"), " too"),
         )
     if 1 < count < old and old != 3:

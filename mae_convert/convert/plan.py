@@ -39,7 +39,8 @@ class Measurements:
     """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of the source tensors that the target stores with other bytes, by canonical name."""
+    """Digests of the source tensors whose bytes differ in the target, by canonical name: tensors that
+    are rounded, transposed, split or joined."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
     """Digests, by canonical name, of the tensors after rounding, if the target stores the rounded
@@ -189,10 +190,10 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> tuple[dict[str, LazyTensor], Measurements]:
-    """Return the tensors, rounded to a dtype, and the measurements that are made as they are read.
+    """Return the tensors, rounded to a dtype, and measurements that are made when they are read.
 
-    The measurements are the rounding errors and, with `hashing`, the hashes of tensors that the
-    target stores with other bytes.
+    The measurements are the rounding errors and, with `hashing`, the hashes of the tensors whose
+    bytes are not the same in source and target, for example because they are transposed.
     """
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}

@@ -182,8 +182,8 @@ def conversion_fingerprints(
 ) -> tuple[Fingerprint, Fingerprint]:
     """Return the fingerprints of the source, as it was opened, and of the target.
 
-    Only tensors that the conversion did not hash are read here: dropped tensors, and tensors that a
-    step changed.
+    Only tensors of the source that the conversion did not hash are read here: dropped tensors, and
+    tensors that a declared change altered.
 
     Args:
         plan: an executed conversion.

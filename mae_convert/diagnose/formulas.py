@@ -61,7 +61,7 @@ class Formula:
     """Rows of position embeddings: ("encoder" or "decoder", row index), by name in the script."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Other inputs, by name in the script: arrays that are valid for one `Location` only."""
+    """Inputs that are valid for only one `Location` (image and token), by name in the script."""
 
     one_token: bool = True
     """Whether each token is computed independently of the other tokens."""

@@ -37,7 +37,7 @@ class Hypothesis:
 
     @property
     def changed_tensors(self) -> tuple[str, ...]:
-        """The canonical tensors that the edits change."""
+        """The canonical names of the tensors that the hypothesis changes."""
         return tuple(dict.fromkeys(edit.target for edit in self.edits))
 
     def plain(self) -> dict[str, Any]:

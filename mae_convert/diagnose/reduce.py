@@ -1,10 +1,10 @@
 """A minimal reproducer of a failed verification: one step, one image, the relevant tensors.
 
 All results before the first differing result agree, so the step that computes this result can be
-isolated. The reproducer contains the inputs of the step from A, the tensors of the step in A and in
-B, and the results of both sides. If only the rounding errors in a lower precision are too large, it
-contains each side's own inputs. A script that needs only NumPy and one framework computes the step
-again with the tensors of each side.
+isolated. The reproducer contains the inputs that the step had in A, the tensors of the step in A
+and in B, and the results of both sides. If the verification failed only because rounding errors in
+a lower precision are too large, the reproducer contains the step's inputs in A and in B. A script
+that needs only NumPy and one framework computes the step again with the tensors of each side.
 """
 
 import subprocess

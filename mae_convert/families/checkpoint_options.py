@@ -343,7 +343,11 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
 
 
 def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
-    """Return the flags for arguments in Python, with the names of options or of fields.
+    """Return the flags for the keyword arguments of a function.
+
+    Args:
+        arguments: the values; each key is the name of an option or of a field.
+        function: the name of the function, for messages.
 
     Raises:
         TypeError: an argument is not the name of an option, or an option is passed with both names.

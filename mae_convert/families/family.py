@@ -72,19 +72,20 @@ class Family(ABC):
         models: for "torch", "keras" and "transformers", a mapping from the task to "module:Class"
             of the reference model or, for "transformers", of the library's model. The values are
             strings so that no framework is imported.
-        model_layouts: the layout of the reference model of each framework; "keras" for both
-            backends.
+        model_layouts: the layout of the reference model by framework: "torch", or "keras" for both
+            backends of Keras.
         native_loaders: the loaders by (name of a mapping table, framework). Each loads tensors with
             the names of the table into the framework's model without using the table (see
             `mae_convert.runtime.sides`).
         transformers_classes: the classes of transformers for each task; empty if the family has no
             layout of transformers.
-        encoder_prefixes: for each mapping table of pre-training models, by name, the prefix that
-            the names of the encoder's tensors have in these models, but not in an encoder alone.
+        encoder_prefixes: the prefix that pre-training models have before the names of an encoder's
+            tensors, by the name of the mapping table.
         official: published models, as `mae_convert.families.official_models` describes them.
         catalog_advice: purposes, names and notes of the official files, which ``mae-convert
             catalog`` prints.
-        whole_checkpoints: a clause for messages about official checkpoints with a decoder.
+        whole_checkpoints: a clause for messages about a missing decoder: which official checkpoints
+            contain one.
         has_key_bias: whether attention with query and value biases also has a key bias.
         predicts_removed_only: whether the decoder predicts removed patches only.
         positions: how position embeddings are adapted to another image size: "stored" embeddings
@@ -95,8 +96,8 @@ class Family(ABC):
         fixed_positions: the axes of the fixed embedding with which stored embeddings are
             initialized, a key of ``FIXED`` in `mae_convert.families.position_embeddings`; None if
             they are initialized at random.
-        may_lack_class_position: whether some programs use the same names for position embeddings
-            without a row for the class token.
+        may_lack_class_position: whether some programs store position embeddings without a row for
+            the class token, under the names that others use for embeddings with this row.
         additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
             model specifies which of them it takes.
         takes_images: whether each input of a model is one image.

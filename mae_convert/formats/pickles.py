@@ -72,10 +72,10 @@ class PickleReader:
         path: the file, for messages.
         persistent: returns the value of a persistent id, by which PyTorch refers to a storage.
         inert: the supported names, each with the value or `Maker` that replaces it.
-        strict: refuse a pickle with any other name, even if no weight needs it.
+        strict: refuse a pickle with an unsupported name, even if no weight needs the name.
 
     Attributes:
-        names: the dotted names that were read so far.
+        names: the dotted names in the pickles that have been read.
         effects: the operations of the last pickle on objects of unsupported types.
     """
 

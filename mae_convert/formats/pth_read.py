@@ -30,7 +30,7 @@ NESTED = ("config", "cfg")
 
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
 """Keys under which Lightning and other training programs store the training arguments. If a
-checkpoint has several of these keys, the arguments under the last key take precedence."""
+checkpoint has several of these keys, the arguments under the key that is last here are used."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
 """The key under which mmengine and mmcv store metadata, and the keys in the metadata under which
@@ -374,7 +374,11 @@ class _LegacyStorages:
         return make_storage(kind, key, count, view)
 
     def locate(self, keys: Any, position: int) -> None:
-        """Determine the offset of each storage.
+        """Determine the offset of each storage in the file.
+
+        Args:
+            keys: the keys of the storages, in the order of the file.
+            position: the offset of the first storage.
 
         Args:
             keys: the keys of the storages, in the order of the file.

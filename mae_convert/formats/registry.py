@@ -99,7 +99,7 @@ class Format:
     """Whether a directory that contains one file in the format is a checkpoint."""
 
     def lay_out(self, *arguments: Any) -> Any:
-        """Import and call the writer, and return the layout of the file."""
+        """Import and call the writer, which returns the layout of the file to be written."""
         return _function(self.writer)(*arguments)
 
 

@@ -39,8 +39,8 @@ def make(
         tensors: the tensors, with the names of the model's state dict.
         device: the device of the parameters; None for the CPU.
         mapped: whether a tensor that is stored unchanged in a file becomes a view of a private
-            memory mapping of the file, instead of a copy. To check the tensor, it is also read once
-            without the mapping.
+            memory mapping of the file, instead of a copy. The values of such a tensor are also read
+            once without the mapping, to check that they are finite.
 
     Raises:
         LayoutError: the names or shapes of the tensors differ from the model's state dict.

@@ -34,7 +34,7 @@ class Row:
     """The layout of the written target; None if an existing target was only verified."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The other fields of the plan."""
+    """The fields of the job in the plan, except source, target, layout."""
 
     outcome: str = DONE
     """The outcome: "done", "failed" (the verification did not pass) or "error"."""

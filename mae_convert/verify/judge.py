@@ -105,7 +105,8 @@ class Verdict:
     reported, not checked."""
 
     steps: tuple[Mapping[str, Any], ...] = ()
-    """Declared steps that were applied to the source before it was run."""
+    """Changes that B's conversion record declares, such as resampled position embeddings. They were
+    applied to A before it was run."""
 
     not_compared: tuple[str, ...] = ()
     """Phrases that name everything that the verdict does not cover."""

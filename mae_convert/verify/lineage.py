@@ -107,7 +107,7 @@ class Lineage:
 
     @property
     def related(self) -> bool:
-        """Whether the relation is `SAME`, `ENCODER` or `DERIVED` and the configuration is equal."""
+        """Whether the relation is `SAME`, `ENCODER` or `DERIVED`, and no field differs."""
         return self.relation in (SAME, ENCODER, DERIVED) and not self.configuration
 
     def to_dict(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     if inputs and inputs_sha256(inputs) != a.description["inputs"]:
         raise MaeConvertError(
             "A and the arrays were computed from different inputs, so they cannot be compared",
-            hint=("trace A again with the inputs of the arrays: ", Option("inputs")),
+            hint=("create the trace of A again, from the inputs of the arrays: ", Option("inputs")),
         )
     exact, checks = a.results("float64"), list(_checks(a, results))
     if not checks:

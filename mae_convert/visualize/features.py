@@ -144,7 +144,10 @@ def _batches(
     inputs: ImageBatch | None,
     options: Extraction,
 ) -> Iterator[tuple[dict[str, np.ndarray], str]]:
-    """Yield batches of inputs without noise, each with a sentence about the sampling of frames."""
+    """Yield batches of a model's inputs, each with a sentence about the sampling of frames.
+
+    The masking noise is not among the inputs.
+    """
     for start in range(0, len(inputs.names if inputs else paths), options.batch):
         part = slice(start, start + options.batch)
         if inputs is not None:

@@ -50,7 +50,7 @@ class Crops:
     """Crops of images or clips, and the noise of their masks."""
 
     pixels: np.ndarray
-    """The crops (images, crops, [T,] H, W, C), uint8 colours or floating-point measurements."""
+    """The crops (images, crops, [T,] H, W, C): uint8 colours, or floating-point satellite data."""
 
     noise: np.ndarray
     """The noise of the masks, (images, crops, L), float32."""

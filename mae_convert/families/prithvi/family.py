@@ -213,7 +213,7 @@ def _grids(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
 
 
 def _grid_of_table(evidence: Evidence) -> tuple[int, int, int] | None:
-    """Load the position embedding and return its grid, or None if it is not the fixed embedding."""
+    """Load the position embedding and return its grid; None if it is not the sine-cosine table."""
     table = evidence.positions.get(TABLE)
     if table is None:
         return None
