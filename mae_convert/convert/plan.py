@@ -39,12 +39,12 @@ class Measurements:
     """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of the source tensors whose bytes differ in the target, by canonical name: tensors that
-    are rounded, transposed, split or joined."""
+    """Digests of the source tensors whose bytes differ in the target, by canonical name: of tensors
+    that are rounded, transposed, split or joined."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests, by canonical name, of the tensors after rounding, if the target stores the rounded
-    tensors with other bytes."""
+    """Digests after the rounding, by canonical name: of rounded tensors that are also transposed,
+    split or joined."""
 
 
 @dataclass(frozen=True)
