@@ -213,7 +213,12 @@ def test_checkpoint_from_storage_is_named_by_its_address(memory, case, tmp_path)
     row = run_job(Job("memory://bucket/short.pth", f"{tmp_path}/out", fields))
     assert row.error.startswith("memory://bucket/short.pth is truncated or corrupt")
     row = run_job(Job("memory://bucket/whole.pth", f"{tmp_path}/out", {"to": "transformers"}))
-    assert row.error.startswith("memory://bucket/whole.pth: the checkpoint stores neither")
+    assert row.error == (
+        "memory://bucket/whole.pth: the checkpoint stores neither the number of attention heads of "
+        "the encoder (hidden_size 32 allows 1, 2, 4, 8) nor the number of attention heads of the "
+        "decoder (decoder_hidden_size 24 allows 1, 2, 3, 4, 6); specify them with num_heads and "
+        "decoder_num_heads, or determine them with `mae-convert inspect FILE --infer`"
+    )
     row = run_job(Job("memory://bucket/whole.pth", "memory://bucket/out", fields))
     assert (row.outcome, row.source_sha256) == ("done", hashlib.sha256(whole).hexdigest())
     assert set(row.target_version) == {

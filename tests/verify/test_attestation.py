@@ -308,7 +308,12 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
         (["attest", "DIR", "--private-key", "KEY", "--certificate-chain", "KEY"],
          "give --signing-certificate PEM too"),
         (["attest", "DIR", "--private-key", "KEY", "--signing-certificate", "KEY",
-          "--password-file", "KEY"], "does not support a certificate together with a"),
+          "--password-file", "KEY"],
+         "mae-convert: model-signing does not support a certificate together with a key with a "
+         "password; leave --signing-certificate out"),
+        (["attest", "DIR", "--keyless", "--signing-certificate", "KEY"],
+         "mae-convert: model-signing does not support a certificate together with sigstore; leave "
+         "--signing-certificate out"),
         (["verify", "DIR", "--identity", "a@b.c"], "give --identity and --identity-provider"),
         (["verify", "DIR", "--identity-provider", "https://b.c"], "give one of --public-key,"),
         (["verify", "DIR", "--identity", "a", "--public-key", "KEY"], "give one of --public-key,"),
