@@ -12,15 +12,13 @@ import keras
 import numpy as np
 
 from mae_convert.errors import LayoutError, MissingRequirementError
-from mae_convert.files.workers import overlapped, reuse_freed_memory
+from mae_convert.files.workers import reuse_freed_memory
 from mae_convert.formats.dtypes import DTYPES
 from mae_convert.formats.tensor import LazyTensor
-from mae_convert.runtime.keras_backend import ALIGNMENT, Unset, backend_tensor
+from mae_convert.runtime.keras_backend import Unset, backend_tensor, short_variable_names
 from mae_convert.runtime.keras_backend import device as on_device
 from mae_convert.runtime.loaders import LoadError
-
-READERS = 2
-"""Threads that read the next tensors while the model's variables are assigned."""
+from mae_convert.runtime.read_ahead import read_aligned, reading_threads
 
 
 def make(
@@ -54,33 +52,27 @@ def make(
 
 
 def _make(model_class: Any, config: Any, tensors: Sequence[LazyTensor], policy: str) -> Any:
-    model = model_class(config, dtype=policy, initializer=Unset())
-    variables = [variable_at(model, tensor.name) for tensor in tensors]
-    if {id(v) for v in variables} != {id(v) for v in model.weights} or len(variables) > len(
-        model.weights
-    ):
-        raise LayoutError(
-            f"the checkpoint has {len(variables)} tensors, but the model has {len(model.weights)}"
-        )
     reuse_freed_memory()
-    arrays = overlapped(read_aligned, tensors, READERS)
-    for variable, tensor, array in zip(variables, tensors, arrays, strict=True):
-        if tuple(variable.shape) != tensor.shape or variable.dtype != str(tensor.dtype):
+    with reading_threads() as threads:
+        arrays = threads.map(read_aligned, tensors)
+        with short_variable_names():
+            model = model_class(config, dtype=policy, initializer=Unset())
+        variables = [variable_at(model, tensor.name) for tensor in tensors]
+        if {id(v) for v in variables} != {id(v) for v in model.weights} or len(variables) > len(
+            model.weights
+        ):
             raise LayoutError(
-                f"{tensor.name} is {tensor.dtype} of shape {tensor.shape} in the checkpoint and"
-                f" {variable.dtype} of shape {tuple(variable.shape)} in the model"
+                f"the checkpoint has {len(variables)} tensors, but the model has "
+                f"{len(model.weights)}"
             )
-        variable.assign(backend_tensor(array))
+        for variable, tensor, array in zip(variables, tensors, arrays, strict=True):
+            if tuple(variable.shape) != tensor.shape or variable.dtype != str(tensor.dtype):
+                raise LayoutError(
+                    f"{tensor.name} is {tensor.dtype} of shape {tensor.shape} in the checkpoint and"
+                    f" {variable.dtype} of shape {tuple(variable.shape)} in the model"
+                )
+            variable.assign(backend_tensor(array))
     return model
-
-
-def read_aligned(tensor: LazyTensor) -> np.ndarray:
-    """Return a tensor in new memory, aligned so that TensorFlow can use it without a copy."""
-    memory = np.empty(tensor.nbytes + ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % ALIGNMENT
-    flat = memory[begin : begin + tensor.nbytes].view(tensor.dtype)
-    tensor.read_into(flat)
-    return flat.reshape(tensor.shape)
 
 
 def variable_at(model: Any, name: str) -> Any:

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from mae_convert.formats.tensor import LazyTensor
 from mae_convert.runtime.job import Job
 from mae_convert.runtime.loaders import Stored, numpy_arrays
 
@@ -64,6 +65,13 @@ def _aligned_copy(load: Callable[[], np.ndarray], dtype: np.dtype | None) -> np.
     copied = aligned_array(array.shape, dtype)
     copied[...] = array
     return copied
+
+
+def read_aligned(tensor: LazyTensor) -> np.ndarray:
+    """Return a tensor in new memory that TensorFlow can use without a copy."""
+    array = aligned_array(tensor.shape, tensor.dtype)
+    tensor.read_into(array.reshape(-1))
+    return array
 
 
 def aligned_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
