@@ -57,7 +57,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure conversions."""
+    """Measure conversions; return a row of the table for each conversion."""
     return bench_conversions.rows(given.sizes or SIZES, folder, given.pairs, given.peer_python)
 
 

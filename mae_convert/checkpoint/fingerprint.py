@@ -83,7 +83,7 @@ def fingerprint(tensors: Mapping[str, TensorDigest], configuration: str | None) 
 
     Args:
         tensors: the digests of the tensors, by canonical name.
-        configuration: the result of `configuration_digest`, or None.
+        configuration: the result of `configuration_digest`; None if the configuration is unknown.
     """
     parts = {}
     for part in PARTS:

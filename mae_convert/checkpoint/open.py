@@ -87,7 +87,7 @@ def _open(
 
 
 def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
-    """Return a container; if it has no configuration, add the configuration of the origin."""
+    """Return the container; without a configuration, its copy with the origin's configuration."""
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)

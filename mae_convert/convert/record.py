@@ -142,7 +142,12 @@ class Fingerprints:
         return _with_fingerprints(record, *empty)
 
     def complete(self, record: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-        """Return the record of a single file with both fingerprints."""
+        """Return the record of a single file, with both fingerprints added.
+
+        Args:
+            record: the record, with placeholders or without fingerprints.
+            hashes: SHA-256 of each tensor of the target, by name.
+        """
         return _with_fingerprints(record, *map(str, self(hashes)))
 
 

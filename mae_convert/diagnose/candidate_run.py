@@ -276,8 +276,8 @@ class CandidateRun:
             start: the first result to compute; earlier results are taken from the trace.
 
         Returns:
-            A dictionary: ``first`` is the name of the first result that differs, or None;
-            ``largest`` is the largest error of the results before it.
+            A dictionary: ``first`` is the name of the first result that differs, or None if none
+            differs; ``largest`` is the largest error of the results that do not differ.
         """
         results = TraceResults(trace, "float64")
         largest = 0.0

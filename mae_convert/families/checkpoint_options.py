@@ -350,8 +350,8 @@ def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
         function: the name of the function, for messages.
 
     Raises:
-        TypeError: an argument is not the name of an option, or an option is passed with both names.
-        ConfigurationError: the value of an image size is not a size.
+        TypeError: an argument has another name, or two arguments specify the same option.
+        ConfigurationError: the image size is not a number or a pair of numbers.
     """
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         names = ", ".join(option.name for option in OF_FIELDS.values())

@@ -14,12 +14,12 @@ class Clips:
     """The sampling and preprocessing of frames in the authors' programs."""
 
     frames: str
-    """The sampling of frames, from the middle of a video:
+    """How the T frames of a clip are sampled from the middle of a video:
 
     - "even": every ``stride``-th frame; the last sampled frame is repeated if the video is too
       short.
-    - "spread": evenly spaced frames from a span that is as long as ``stride`` x T frames at
-      ``frame_rate`` frames per second, where T is the number of frames of a clip.
+    - "spread": T evenly spaced frames from a part of the video that lasts ``stride`` x T /
+      ``frame_rate`` seconds.
     - "all": all frames; the video must have as many frames as the input of the model.
     """
 

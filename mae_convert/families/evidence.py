@@ -146,7 +146,11 @@ def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
 
 
 def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldValue:
-    """Return a stored value, as an assumption if the conversion of the file assumed the value."""
+    """Return a stored value with its source, and with the assumption of an earlier conversion.
+
+    If the file was converted, and the conversion assumed this value, the value is still an
+    assumption.
+    """
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):
         source = f"{where} (assumed by the conversion: {recorded.get('source')})"

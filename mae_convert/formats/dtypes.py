@@ -118,7 +118,7 @@ class MeasuredRounding:
         return made
 
     def error(self) -> dict[str, float]:
-        """Return the largest measured errors, in the format of `rounding_error`."""
+        """Return the largest errors since the last call of `begin`, as `rounding_error` does."""
         return {"absolute": self._absolute, "relative": self._relative}
 
 

@@ -73,7 +73,7 @@ class _Written(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
-        """Store bytes at the position and return their number."""
+        """Store bytes at the current position, advance the position, and return their number."""
         written = bytes(data)
         self.pieces.append((self._position, written))
         for at, byte_range in self._pages_of(len(written)):

@@ -227,7 +227,11 @@ def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
 
 
 def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
-    """Yield the items of a collection and the state of a record, with their dotted paths."""
+    """Yield what an item contains, with dotted paths; plain values such as numbers are left out.
+
+    These are the objects in a collection, objects that are keys of a mapping, and the state of a
+    `Record`.
+    """
     if isinstance(item, Record):
         yield path, item.state
         return
@@ -242,7 +246,16 @@ def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return a description of each unread object in a value, by its dotted path."""
+    """Return descriptions of the objects in a pickle that are not read.
+
+    Args:
+        value: the value of the pickle.
+        effects: the operations of the pickle; they list the names that it mentions.
+
+    Returns:
+        A description of each object by its dotted path in `value`, and, if there are any, a
+        description of further objects and of further names that the pickle mentions.
+    """
     descriptions: dict[str, str] = {}
     named: set[str] = set()
     more = 0

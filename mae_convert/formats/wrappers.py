@@ -61,12 +61,15 @@ class Selection:
     """The nested mappings that contain the model; the last mapping contains the tensors."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the key in `beside` of each setting, by the name of the setting.
+        """Find settings, such as ``epoch``, in `beside`.
 
         A setting next to the model takes precedence over a setting at the top level.
 
         Args:
-            names: the names of the settings. Settings that are not stored are left out.
+            names: the names of the settings.
+
+        Returns:
+            The dotted keys of the settings by name, without the settings that are not stored.
         """
         level = (self.wrapper or "").rpartition(".")[0]
         keys = {name: f"{level}.{name}" if level else name for name in names}
@@ -321,11 +324,11 @@ def _at_key(
     hidden: Mapping[Keys, Opaque],
     state_key: str,
 ) -> Keys:
-    """Return the path of the mapping of tensors at a dotted key.
+    """Return the keys that lead to the mapping of tensors that `state_key` names.
 
     Raises:
-        NoSuchKeyError: there are no tensors at the key.
-        CheckpointError: an object of an unsupported type is at the key.
+        NoSuchKeyError: there are no tensors at `state_key`.
+        CheckpointError: an object of an unsupported type is at `state_key`.
     """
     for keys in holders:
         if ".".join(keys) == state_key:

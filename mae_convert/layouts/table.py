@@ -148,7 +148,7 @@ class Table:
         return rules
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Return whether the table has rows for a set of canonical names."""
+        """Return whether a model with exactly these canonical names can be stored by the table."""
         try:
             self.expand(names)
         except LayoutError:

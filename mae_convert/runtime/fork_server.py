@@ -196,7 +196,15 @@ class ForkedProcess:
             self._connection.shutdown(socket.SHUT_WR)
 
     def _require_input(self, stream: IO[str], timeout: float | None) -> None:
-        """Wait until a stream has something to read, or has ended."""
+        """Wait until a stream has something to read, or has ended.
+
+        Args:
+            stream: the stream.
+            timeout: seconds; None waits without a limit.
+
+        Raises:
+            subprocess.TimeoutExpired: there was nothing to read within that time.
+        """
         if not select.select([stream], [], [], timeout if timeout is None else max(timeout, 0))[0]:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
 

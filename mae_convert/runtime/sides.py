@@ -246,7 +246,11 @@ def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
 
 
 def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
-    """Return the fields ``model`` and ``configuration`` of a job: the import paths of classes."""
+    """Return the fields ``model`` and ``configuration`` of a job.
+
+    They are the import paths of the family's classes for this framework and the checkpoint's task;
+    ``model`` is "" if the family has no such class.
+    """
     models = checkpoint.family.models.get(MODELS_OF.get(framework, framework), {})
     return {
         "model": models.get(checkpoint.task, ""),

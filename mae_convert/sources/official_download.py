@@ -120,7 +120,8 @@ def get_array(url: str) -> Path:
     """Return the local path of a NumPy or PyTorch file, downloaded unless it is in the cache.
 
     Raises:
-        CheckpointError: the downloaded file has another format, or differs from the first download.
+        CheckpointError: the downloaded file has another format, or differs from the file that was
+            first downloaded from this URL.
         MissingRequirementError: the server cannot be reached.
     """
     request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_array)

@@ -109,7 +109,7 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait until the terminated process has ended; kill it if that takes too long."""
+        """Wait until the process, which was terminated, has ended; kill it after STOP_SECONDS."""
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()

@@ -154,7 +154,11 @@ def _rounding(dtype: str, ceiling: float, a: float, b: float) -> tuple[float, fl
 
 
 def checks(steps_run: Sequence[Step]) -> Iterator[Check]:
-    """Yield the checks of a step-isolated comparison, in execution order."""
+    """Yield the checks of a step-isolated comparison, each kind in execution order.
+
+    First, for each step, whether both sides compute the same result in float64; then, for each
+    step, dtype and side, whether the rounding error is within the limit.
+    """
     for step in steps_run:
         name = f"{ISOLATED}float64/{step.name}"
         yield Check(name, not step.differs, step.function, FUNCTION_LIMIT)

@@ -189,7 +189,7 @@ def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check
 
 
 def _runner(a: Trace) -> dict[str, Any]:
-    """Return the description of side B, another program whose results were stored as arrays."""
+    """Return the description of side B: another program, of which only stored arrays are known."""
     about = dict.fromkeys(("mode", "settings", "assumed", "assumptions"))
     description = {key: a.description.get(key) for key in ("layout", "task", "device")}
     return {

@@ -216,7 +216,7 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
 
 
 def _runners(checks: Iterable[Check]) -> list[str]:
-    """Return the runners of ``--against`` to which checks belong."""
+    """Return the names of the runners of ``--against`` that have at least one of these checks."""
     return sorted({check.name.partition("/")[0].removeprefix(AGAINST) for check in checks})
 
 

@@ -123,13 +123,14 @@ def sheet_of_clips(
     shapes: Sequence[float],
     note: str = "",
 ) -> Sheet:
-    """Return a sheet with a column for each frame, and several rows for each clip.
+    """Return a sheet with a column for each frame, and a row for each version of each clip.
 
     At most `MOST_FRAMES` evenly spaced frames are displayed.
 
     Args:
-        columns: colours (N, T, H, W, 3) by heading.
-        labels: the labels of the clips.
+        columns: the versions of the clips, such as original and reconstruction: colours
+            (N, T, H, W, 3) by heading. The headings become parts of the labels of the rows.
+        labels: the labels of the N clips.
         frames: (T,), the indices of the frames in the clip.
         shapes: displayed ratio of width to height of each clip.
         note: a line of text at the bottom.

@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class MaskedEncoder(Encoder):
-    """Base class of models that encode visible patches; it adds the final norm."""
+    """An encoder of visible patches with a final norm; base class of the encoder models."""
 
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__(config)
@@ -101,7 +101,8 @@ class MaskedEncoder(Encoder):
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
-            The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
+            A tuple: the tokens after the final norm, (N, 1 + kept, D); ``mask``, (N, L);
+            ``ids_restore``, (N, L).
         """
         ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
         latent = self.norm(self.encode(self.embed(pixel_values, ids_keep), taps))

@@ -173,7 +173,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another layout.
 
-    The output is read back and compared before it is renamed to DST.
+    The output is read back and compared with SRC before it is renamed to DST.
 
     Example:
 

@@ -80,7 +80,7 @@ class Search:
     """The checkpoint, whose patch grid is known."""
 
     structures: Mapping[str, HeadStructure]
-    """The result of the test of the weights for each number-of-heads field, by name."""
+    """How well each number of heads fits the weights, by name of the number-of-heads field."""
 
     fields: Sequence[str]
     """The fields to decide."""

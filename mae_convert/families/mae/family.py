@@ -159,7 +159,7 @@ class ImageMAE(Family):
         return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return the description of a missing field."""
+        """Return the description of a field without a value: why, and how to specify it."""
         return fields.missing(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:

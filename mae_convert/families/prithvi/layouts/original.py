@@ -80,7 +80,10 @@ NAMES = {
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration fields of a ``config.json`` of this project or of the Hub."""
+    """Return the configuration fields of a ``config.json``, under this project's names.
+
+    The file was written by this project or by the authors, whose fields are in ``pretrained_cfg``.
+    """
     theirs = config.get("pretrained_cfg")
     if not isinstance(theirs, Mapping):
         return dict(config)
