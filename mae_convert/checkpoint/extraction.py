@@ -66,7 +66,7 @@ class RecognisedModel:
     also: tuple[str, ...] = ()
     """Other tasks for which the file contains a complete model with this encoder.
 
-    A task that needs only tensors of this model is not included.
+    They need further tensors: a task for which the tensors of this model suffice is left out.
     """
 
     incomplete: Mapping[str, str] = field(default_factory=dict)

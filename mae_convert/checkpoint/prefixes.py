@@ -41,7 +41,7 @@ class Stripped:
 
     @property
     def foreign(self) -> bool:
-        """Whether prefixes were removed, and no layout uses any of them."""
+        """Whether prefixes were removed that no layout uses, and no other prefixes."""
         return bool(self.removed) and set(self.removed) <= set(FOREIGN)
 
     @property

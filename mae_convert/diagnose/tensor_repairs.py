@@ -66,12 +66,15 @@ def same_tensor(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def tensor_repairs(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[TensorRepair]:
-    """Return the replacement of each differing tensor, which is bit-identical to A's tensor.
+    """Return, for each differing tensor of B, its fault and a replacement equal to A's tensor.
+
+    A replacement is computed from B's tensors if that gives exactly A's bits; otherwise it is A's
+    tensor itself.
 
     Args:
         a: the source, after the steps of the conversion.
         b: the target.
-        names: canonical tensors that differ.
+        names: the canonical names of the tensors that differ.
     """
     model, of_a, of_b = model_of(a), Fingerprints(a), Fingerprints(b)
     return [_repair_of(model, of_a, of_b, name) for name in names]

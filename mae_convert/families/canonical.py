@@ -107,7 +107,7 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
     Args:
         task: the requested task.
         available: the task of the checkpoint.
-        whole: a clause that names checkpoints of the family with a decoder; "" if unknown.
+        whole: a clause that names the family's checkpoints that have a decoder, or "".
         heads: whether the family has classifiers.
 
     Raises:

@@ -339,7 +339,7 @@ class TFViTMAEForPreTraining(MaskedKerasModel, reference.TFViTMAEForPreTraining)
     def reconstruct(
         self, pixel_values: Tensor, logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return predicted patches as images (N, H, W, C), with the axes of `unpatchify`.
+        """Return predicted patches as images (N, H, W, C), like `unpatchify`.
 
         Args:
             pixel_values: the original images (N, C, H, W). If the model predicts normalized pixels,

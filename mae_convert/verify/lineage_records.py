@@ -114,7 +114,10 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
 
 
 def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
-    """Return the declared fingerprint with the tensor digests of a trace of the same weights."""
+    """Return a declared fingerprint, which has no tensor digests, with the digests of a trace.
+
+    Both fingerprints must describe the same weights.
+    """
     return Fingerprint(declared.parts, declared.configuration, traced.tensors)
 
 

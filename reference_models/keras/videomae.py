@@ -243,7 +243,8 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``logits`` (N, M, P), the predicted patches.
+            The outputs: ``logits`` (N, M, P) are the predicted patches; ``loss`` is None if no
+            patch is removed.
         """
         pixel_values = self._cast(pixel_values)
         taps = Taps.requested(**options)

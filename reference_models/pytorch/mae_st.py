@@ -143,8 +143,8 @@ class MaskedEncoder(Encoder):
         """Mask videos (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
         Returns:
-            The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
-            ``ids_restore`` (N, L).
+            A tuple: the tokens after the final norm without the class token, (N, kept, D);
+            ``mask``, (N, L); ``ids_restore``, (N, L).
         """
         ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
         tokens = run_blocks(self.blocks, self.embed(pixel_values, ids_keep), "encoder", taps)

@@ -203,9 +203,15 @@ class Search:
         target: bool,
         why_unfit: str,
     ) -> Decision:
-        """Return the decision on the field `name`, the number of heads at `index` in each pair.
+        """Return the decision on a number of heads.
 
-        Only pairs that agree with `best` in the other number of heads are compared.
+        Args:
+            name: the name of the field.
+            index: the position of the number of heads in each pair.
+            best: the best pair; only pairs with the same other number of heads are compared.
+            losses: the losses by pair.
+            target: the value of ``norm_pix_loss``.
+            why_unfit: the reason why the images do not decide the number, or "".
         """
         relative = {
             pair[index]: values.relative(norm_pix_loss=target)

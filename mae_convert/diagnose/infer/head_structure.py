@@ -135,7 +135,17 @@ def _within(matrix: np.ndarray, order: np.ndarray, heads: int) -> float:
 
 
 def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> float:
-    """Return the log-likelihood ratio for different means of entries within and between heads."""
+    """Return how much likelier different means within and between heads are than one mean.
+
+    The result is a log-likelihood ratio, with a negative sign if the mean of the entries within
+    heads is the smaller one.
+
+    Args:
+        matrix: (D, D), entries for pairs of channels, with sum 0 and mean square 1 outside the
+            diagonal.
+        heads: the number of heads.
+        order: the channels, head by head; None for the order of the matrix.
+    """
     size, channels = len(matrix), len(matrix) // heads
     if heads == 1:  # there are no entries between heads
         return 0.0
