@@ -38,7 +38,7 @@ class PickleStream:
 
     @classmethod
     def of_bytes(cls, data: bytes) -> "PickleStream | io.BytesIO":
-        """Return a stream of bytes in memory."""
+        """Return a stream of bytes in memory; it is a BytesIO for up to READ_AT_ONCE bytes."""
         if len(data) <= READ_AT_ONCE:
             return io.BytesIO(data)
         return cls(lambda offset, count: data[offset : offset + count], len(data))

@@ -255,7 +255,8 @@ def _further_run(runner: Side, source: Run, target: Run) -> Run:
     """Return the run of a library or external code that was specified with ``against``.
 
     A library runs the target; a library that loads only the source natively runs the source, unless
-    the source has already been run with this library.
+    the source has already been run with this library. For external code see
+    `_run_of_foreign_code`.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:
