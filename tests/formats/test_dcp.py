@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from fork_server import finish
 from paths import GOLDEN, HELPERS
 from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
 
@@ -31,22 +32,16 @@ TENSORS = {
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(fork_servers, tmp_path_factory):
     """Return a folder with the checkpoints that two processes of `dcp_worker.py` have written."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    module = "mae_convert.runtime.run_pytorch"
     processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, folder, str(rank), "2", ORIGINAL],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        fork_servers.start(module, WORKER, folder, rank, 2, ORIGINAL, environment=os.environ)
         for rank in range(2)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
+        finish(process)
     return folder
 
 

@@ -89,9 +89,15 @@ class ForkServers:
     def run(
         self, module: str, script: Path, *arguments: Any, environment: Mapping[str, str]
     ) -> None:
-        """Run ``python SCRIPT ARGUMENTS`` in a process that has imported a runner on the processor.
+        """Run a script as `start` does, and check that its exit status is 0."""
+        finish(self.start(module, script, *arguments, environment=environment))
 
-        Its standard output is discarded.
+    def start(
+        self, module: str, script: Path, *arguments: Any, environment: Mapping[str, str]
+    ) -> ForkedProcess:
+        """Start ``python SCRIPT ARGUMENTS`` in a process that has imported a runner.
+
+        Its standard output is discarded. `finish` waits for it.
 
         Args:
             module: the module of the runner, such as "mae_convert.runtime.run_keras".
@@ -99,14 +105,11 @@ class ForkServers:
             arguments: the arguments of the script.
             environment: the environment variables of the process, which `module` does not need.
         """
-        process = ForkedProcess(
+        return ForkedProcess(
             self.server(module, environment_of_runner("cpu")).requests,
             [str(SCRIPT), str(script), *map(str, arguments)], environment=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
-        errors = process.communicate(timeout=900)[1]
-        process.stderr.close()
-        assert process.returncode == 0, errors
 
     def server(self, module: str, environment: Mapping[str, str]) -> ForkServer:
         """Return the server that has imported a module, after it has done so."""
@@ -134,6 +137,13 @@ class ForkServers:
         assert message == READY
         requests = self._opened.enter_context(socket.socket(fileno=descriptors[0]))
         return ForkServer(requests, environment)
+
+
+def finish(process: ForkedProcess) -> None:
+    """Wait for a process of `ForkServers.start`, and check that its exit status is 0."""
+    errors = process.communicate(timeout=900)[1]
+    process.stderr.close()
+    assert process.returncode == 0, errors
 
 
 @contextmanager
