@@ -65,10 +65,10 @@ class Seed:
     """A folder with the checkpoint and its other files."""
 
     name: str
-    """The file that is corrupted."""
+    """The name of the file that is corrupted."""
 
     opened: str
-    """The file that is opened, or "." for the folder."""
+    """The name of the file that is opened, or "." for the folder."""
 
     spoilers: Sequence[Spoiler]
     """The functions that can corrupt the file; one of them is selected at random for each input."""

@@ -154,7 +154,7 @@ def fill(path: Path, share: float) -> None:
 
 
 def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Limit the size of files so that the output does not fit."""
+    """Limit the size of a file to less than the size of the output."""
     for _ in range(moments):
         stage.reset()
         largest = int(stage.size * chance.uniform(0.05, 0.9)) // 1024

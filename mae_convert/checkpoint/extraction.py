@@ -407,7 +407,7 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return the prefixes of the names that end in one of the names in `anchor`.
+    """Return what precedes a name in `anchor` in those `names` that end in it.
 
     The shortest prefix is first; at most `MOST_PREFIXES` are returned.
     """

@@ -363,7 +363,7 @@ class SourceHashes:
         return {**conversion, "source": {**conversion["source"], **self.described()}}
 
     def described(self) -> dict[str, Any]:
-        """Return the result of `files_sha256` for the files."""
+        """Return names and hashes in the format of `files_sha256`, with the hashes so far."""
         paths = [file.path for file in self._files]
         return _description(dict(zip(paths, self._hashes, strict=True)))
 

@@ -35,7 +35,7 @@ class Packing:
     """A prefix for every name in a single file, such as DistributedDataParallel's ``module.``."""
 
     pickled: bool = False
-    """Write a directory's weights as ``pytorch_model.bin``."""
+    """Write a directory's weights as ``pytorch_model.bin`` instead of ``model.safetensors``."""
 
     max_shard_size: int | None = None
     """The maximum number of bytes of each shard of a directory's weights."""

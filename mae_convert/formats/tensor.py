@@ -93,10 +93,13 @@ class LazyTensor:
         return replace(self, load=load, unchecked=self)
 
     def read_into(self, memory: np.ndarray) -> None:
-        """Copy all elements in C order into a flat contiguous array of the tensor's dtype.
+        """Copy all elements in C order into `memory`.
+
+        Args:
+            memory: a flat contiguous array with the tensor's size and dtype.
 
         Raises:
-            OutputError: the array has another shape or dtype than the tensor.
+            OutputError: `load` returns an array of another shape or dtype than the tensor has.
         """
         load = self.load
         if isinstance(load, SequentialArray):
@@ -113,7 +116,7 @@ class LazyTensor:
         """Read all elements so that they are checked; at most a block is kept in memory at a time.
 
         Raises:
-            OutputError: the array has another shape or dtype than the tensor.
+            OutputError: `load` returns an array of another shape or dtype than the tensor has.
         """
         load = self.load
         if not isinstance(load, SequentialArray):
@@ -131,7 +134,7 @@ class LazyTensor:
         A `SequentialArray` is read piece by piece; any other array is loaded as a whole.
 
         Raises:
-            OutputError: the array has another shape or dtype than the tensor.
+            OutputError: `load` returns an array of another shape or dtype than the tensor has.
         """
         load = self.load
         if isinstance(load, SequentialArray):

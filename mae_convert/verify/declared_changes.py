@@ -133,7 +133,14 @@ def _changed(
 ) -> Checkpoint:
     """Return a checkpoint with changed tensors and another configuration.
 
-    A value of the target is used if it is an equally accurate rounding of the exact value.
+    If the rounded value of an element differs from the target's value, but both are equally
+    accurate roundings of the exact value, the target's value is used.
+
+    Args:
+        checkpoint: the source of the conversion.
+        changes: the changes by canonical name.
+        configuration: the new configuration.
+        of_target: the tensors of the target by canonical name.
     """
     new = {
         name: _tensor(checkpoint.tensors[name], change, of_target.get(name))

@@ -272,7 +272,9 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a message that names an unsupported model and a program to use instead, or None.
+    """Return a message that names an unsupported model and a program to use instead.
+
+    The result is None if neither the tensors nor the files belong to a known unsupported model.
 
     Args:
         shapes: the names and shapes of the checkpoint's tensors.
