@@ -177,7 +177,11 @@ def add_number(group: argparse._ArgumentGroup, flag: str, default: float, text: 
 
 
 def build_config(args: argparse.Namespace, initial: dict[str, Any] | None) -> ViTMAEConfig:
-    """Return the configuration of the initial checkpoint or the preset, changed by options."""
+    """Return the configuration of the model to train.
+
+    It is the preset of ``--model``; without this option, the configuration in the initial
+    checkpoint; without both, the preset ``mae_vit_base_patch16``. Other options replace fields.
+    """
     if args.model is None and initial and "config" in initial:
         base = ViTMAEConfig.from_dict(initial["config"])
     else:
@@ -514,7 +518,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, epoch: float, args: argparse.Namespace) -> None:
-    """Set the learning rate of the optimizer for a fractional epoch."""
+    """Set the optimizer's learning rate; `epoch` may be fractional, such as 1.5."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(epoch, args)
 

@@ -27,7 +27,17 @@ def open_with_notes(source: "Source", flags: "Flags", **options: Any) -> "Checkp
 def open_and_infer(
     source: "Source", flags: "Flags", images: "Path | None", **options: Any
 ) -> "tuple[Checkpoint, Inference]":
-    """Open a checkpoint and determine missing fields by experiment."""
+    """Open a checkpoint and determine missing fields by running the model on images.
+
+    Args:
+        source: the checkpoint.
+        flags: the fields that the user specified.
+        images: a directory of images; None for the default images.
+        options: further options of `open_with_notes`.
+
+    Returns:
+        The checkpoint with the determined fields, and the results of the experiment.
+    """
     from mae_convert.diagnose.infer import infer, with_inferred
 
     checkpoint = open_with_notes(source, flags, incomplete=True, **options)

@@ -195,7 +195,10 @@ def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Itera
 
 
 def _sample_is_close(changed: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether a sample of two arrays is equal up to rounding to narrow dtypes."""
+    """Return whether sampled values of two arrays are equal up to rounding to bfloat16.
+
+    The result is False if the shapes differ.
+    """
     if changed.shape != y.shape:  # the change applies only to other models
         return False
     samples = np.linspace(0, y.size - 1, min(SAMPLE, y.size)).astype(np.int64)

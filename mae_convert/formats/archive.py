@@ -178,7 +178,7 @@ def _is_inside(name: str) -> bool:
 
 
 def _refuse_overlaps(located: Iterable[tuple[int, Record]]) -> None:
-    """Require that the first record begins the file and that the records do not overlap."""
+    """Require that the first record is at the start of the file and that no records overlap."""
     position = 0
     for number, (begins, record) in enumerate(sorted(located, key=lambda item: item[0])):
         if number == 0 and begins:

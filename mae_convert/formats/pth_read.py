@@ -26,7 +26,7 @@ from mae_convert.text import shown
 
 SETTINGS = ("config", "conversion")
 NESTED = ("config", "cfg")
-"""Keys of a configuration among Lightning's hyper-parameters."""
+"""Keys under which Lightning's hyper-parameters may contain a nested configuration."""
 
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
 """Keys under which Lightning and other training programs store the training arguments. If a

@@ -186,9 +186,9 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
     Args:
         colours: (H, W, 3), uint8.
         description: the alternative text.
-        least_width: the minimum width in pixels. A narrower image is enlarged by an integer factor
-            without interpolation. If `least_width` is not 0, the image is stored as PNG, without
-            loss.
+        least_width: the width in pixels up to which an image is enlarged, by an integer factor and
+            without interpolation; it is then stored as PNG, without loss. For 0, the image is
+            stored as JPEG in its own size.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)
@@ -228,7 +228,7 @@ class Chart:
         return self.left + fraction * (self.width - self.left - self.right)
 
     def y(self, fraction: float) -> float:
-        """Return the y coordinate of a fraction (0 to 1) of the plot's height, from the bottom."""
+        """Return the y coordinate of a height: 0 is the bottom of the plot, 1 is the top."""
         return self.height - self.bottom - fraction * (self.height - self.top - self.bottom)
 
     def svg(self, *parts: str) -> str:

@@ -52,7 +52,7 @@ class ForeignCode:
 
 
 def names_code(text: str) -> bool:
-    """Return whether a text has one of `FORMS`, without checking that the code exists."""
+    """Return whether a text specifies external code (see `FORMS`); the code may not exist."""
     name, equals, _ = text.partition("=")
     return ":" in text or bool(equals and name == ORIGINAL)
 

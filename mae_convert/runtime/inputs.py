@@ -75,7 +75,7 @@ def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.nda
 def random_inputs(
     family: Family, config: Any, *, batch: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return normally distributed images and noise whose values are all distinct.
+    """Return normally distributed images or videos, and noise in which all values are distinct.
 
     Returns:
         ``pixel_values`` (batch, channels, [frames,] height, width), ``noise`` (batch, patches) and

@@ -112,7 +112,7 @@ def mapped_or_read(
 
 
 def with_config(model: Any, config: Any) -> Any:
-    """Return a model with the configuration `config` that shares the parameters of `model`.
+    """Return a model with another configuration, which shares the parameters of `model`.
 
     Raises:
         RuntimeError: with `config`, the parameters would have other names or shapes.

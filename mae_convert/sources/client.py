@@ -220,7 +220,13 @@ def hub_errors_explained(what: str, *, server: str = "the Hub") -> Iterator[None
 
 
 def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeConvertError:
-    """Convert an error of the Hub's client to an error of mae-convert that states what to do."""
+    """Convert an error of the Hub's client to an error of mae-convert that states what to do.
+
+    Args:
+        error: the error.
+        what: the beginning of the message, which names what was requested.
+        server: the server, as named in the message.
+    """
     from huggingface_hub import errors
 
     wrapped = (RuntimeError, errors.RevisionResolutionError, errors.LocalEntryNotFoundError)

@@ -132,7 +132,11 @@ def _is_weights_or_index(name: str) -> bool:
 
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
-    """Return the weight files in a directory, the preferred file first."""
+    """Return those of the `names` in a directory that are weight files, the preferred file first.
+
+    Raises:
+        CheckpointError: there is no weight file, or several files and none is to be preferred.
+    """
     keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
     weight_files = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))
     weight_files = weight_files or [name for name in names if _is_weights(name)]

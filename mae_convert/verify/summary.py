@@ -150,9 +150,10 @@ def _steps(name: str) -> str | None:
 
 
 def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
-    """Return the relative L2 distance in float64 after each block and of the outputs.
+    """Return how far A and B are apart in float64 after each block and in the outputs.
 
-    The results are in execution order. The distance is infinite if the shapes differ.
+    Each item is the name of the result and the relative L2 distance, in execution order. The
+    distance is infinite if the shapes differ.
     """
     distances = [
         (check.name.removeprefix(FUNCTION), check.measured)

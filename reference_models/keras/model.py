@@ -121,7 +121,7 @@ class EncoderModel(ConfiguredModel):
         self.build()
 
     def encoder_options(self) -> dict[str, Any]:
-        """Return the encoder's arguments other than the configuration."""
+        """Return further keyword arguments for the constructor of the encoder; by default none."""
         return {}
 
     def add_layers(self, **options: Any) -> None:

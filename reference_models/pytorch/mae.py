@@ -191,7 +191,7 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         return self.decoder_pred(tokens[:, 1:])
 
     def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Return the decoder's input (N, 1 + L, D), with mask tokens for removed patches."""
+        """Return the decoder's input (N, 1 + L, D): encoded patches, mask tokens and positions."""
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed

@@ -20,7 +20,7 @@ from mae_convert.text import for_terminal, format_bytes, plural
 
 
 def event(kind: str, **fields: Any) -> None:
-    """Print one line of JSON."""
+    """Print an event of a sweep as one line of JSON: ``event``, its kind, and its fields."""
     print(json_text({"event": kind, **fields}), flush=True)
 
 

@@ -279,7 +279,7 @@ def _why_unfit(losses: Losses, target: bool) -> str:
 
 
 def _on_all(losses: Mapping[Pair, Losses]) -> dict[Pair, Losses]:
-    """Return the losses that were measured on the largest number of crops."""
+    """Return only the losses of the candidates that were run on the most crops."""
     crops = max((one.pixels.shape[1] for one in losses.values()), default=0)
     return {pair: one for pair, one in losses.items() if one.pixels.shape[1] == crops}
 
