@@ -98,7 +98,7 @@ def population_of(family: str | None, folder: Path, seed: int) -> Population:
 def score_reductions(
     family: str | None, kinds: Sequence[str], sample: int | None, seed: int
 ) -> None:
-    """Run models with faults; print for how many a script reproduces the first difference."""
+    """Write a script for each faulty model; print how many reproduce the first difference."""
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = population_of(family, Path(folder), seed)
@@ -131,8 +131,9 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
     Args:
         population: the models of a family, and their faults.
         kind: one of `KINDS`.
-        sample: the number of faults to draw from each group, such as the faults of one table. None
-            returns all faults, but only `WEIGHTS` faults from each group of faults in weights.
+        sample: the number of faults to draw from each group, such as the faults of one table. With
+            None, all faults are returned, except for the kind "weights", whose groups are large:
+            `WEIGHTS` faults are drawn from each of them.
     """
     if kind == "weights":
         mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
@@ -152,7 +153,7 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
     Args:
         results: all outcomes.
-        names_causes: whether faults must also be explained; false if no causes are searched.
+        names_causes: whether faults must also be explained; False if no causes were looked for.
     """
     scores = [score(kind, results) for kind in KINDS]
     semantic = [s for s in scores if s.kind in ("configurations", "code", "precision")]

@@ -85,7 +85,7 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; options named as in facebookresearch/mae have the same meaning."""
+    """Read the command line; option names of facebookresearch/mae have the same meaning here."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,

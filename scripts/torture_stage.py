@@ -121,7 +121,7 @@ def stages(checkpoint: Path, work: Path, kinds: Iterable[str]) -> Iterator[Stage
 
 
 def disturbed(checkpoint: Path, other: Path) -> None:
-    """Write a copy of a checkpoint that differs in one value."""
+    """Write a copy of `checkpoint`, with one value changed, to the file `other`."""
     opened = open_container(checkpoint)
     tensors = list(opened.tensors.values())
     first = tensors[0].load().copy()

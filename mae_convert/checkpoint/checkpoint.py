@@ -66,7 +66,7 @@ class Checkpoint:
     """The prefixes that were removed from the names of `container.tensors` and `rules`."""
 
     relative: Any = None
-    """The related model, such as CrossMAE, that wrote the tensors, or None if unknown."""
+    """The related model, such as CrossMAE, to which the tensors belong; None if unknown."""
 
     origin: Origin | None = None
     """The origin of a downloaded checkpoint, or None."""

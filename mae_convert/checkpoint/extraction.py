@@ -128,7 +128,7 @@ def recognise_model(
     under: str | None = None,
     family: str | None = None,
 ) -> RecognisedModel:
-    """Recognise the layout of all tensors or, if that fails, of a complete model among them.
+    """Return the model in a file: all tensors or, if no layout fits, a complete model among them.
 
     Args:
         shapes: stored names and shapes.
@@ -255,7 +255,7 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return the reasons why the chosen candidate does not use tensors, by stored name.
+    """Return, for each tensor that the chosen candidate does not use, the reason, by stored name.
 
     Args:
         chosen: the candidate that is read.
@@ -288,7 +288,7 @@ def _dropped(
 
 
 def _wrappers(names: Iterable[str]) -> list[str]:
-    """Return the name components of wrapper modules that occur in the names."""
+    """Return the names of wrapper modules, such as "module.", that occur in the tensor names."""
     pieces = {f"{piece}." for name in names for piece in name.split(".")}
     return [wrapper for wrapper in ANYWHERE if wrapper in pieces]
 

@@ -105,7 +105,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about programs that read the layout and compute different outputs."""
+    """Return the known differences between the layout's own programs and the reference model."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 

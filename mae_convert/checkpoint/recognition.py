@@ -114,7 +114,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a message that explains why a known model is not supported, or None.
+    """Return a message that explains why a model is not supported; None if no family knows it.
 
     Args:
         shapes: stored names and shapes.

@@ -129,7 +129,11 @@ class Fingerprints:
         return self._computed
 
     def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a single file with placeholders for both fingerprints."""
+        """Return the record of a single file with placeholders for both fingerprints.
+
+        The placeholders have the length of the fingerprints, which replace them when all tensors
+        have been hashed.
+        """
         plan = self._plan
         configuration_sha256 = configuration_digest(
             plan.source.family, plan.configuration.model, plan.task
@@ -185,7 +189,7 @@ def completed(
 def conversion_fingerprints(
     plan: Plan, hashes: Mapping[str, str]
 ) -> tuple[Fingerprint, Fingerprint]:
-    """Return the fingerprints of the source, as it was opened, and of the target.
+    """Return the fingerprint of the source before any changes, and the fingerprint of the target.
 
     Only tensors of the source that the conversion did not hash are read here: dropped tensors, and
     tensors that a declared change altered.

@@ -108,7 +108,15 @@ class CandidateProcess:
         other: Checkpoint | None,
         other_tensors: Sequence[str],
     ) -> dict[str, Any]:
-        """Write the files that the child needs, and return the job description for the child."""
+        """Write the files that the child needs, and return the job description for the child.
+
+        Args:
+            result: the run of the side whose model the child changes.
+            inputs: the inputs of both sides.
+            mask_ratio: the mask ratio of both runs.
+            other: the checkpoint of the other side, or None.
+            other_tensors: the canonical names of the tensors of `other` that hypotheses may use.
+        """
         others = None
         if other is not None and other_tensors:
             others = str(self.work / "other.safetensors")

@@ -17,7 +17,12 @@ WORKER = Path(__file__).resolve().parents[1] / "runtime" / "worker.py"
 
 
 def serve(job_path: Path, worker: ModuleType) -> None:
-    """Answer requests until standard input is closed."""
+    """Answer the requests on standard input until it is closed; never returns.
+
+    Args:
+        job_path: the JSON file that describes the model to run.
+        worker: the module with the functions that all child processes need.
+    """
     worker.be_killed_with_parent()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()

@@ -252,7 +252,13 @@ def _not_tested(kinds: Iterable[str]) -> str:
 
 
 def _same_with_other_side(theirs: Sequence[Hypothesis], names: Names, largest: float) -> str:
-    """Return a sentence that names tensors or fields of B with which A computes B's results."""
+    """Return a sentence which states that A computes B's results with tensors or fields of B.
+
+    Args:
+        theirs: hypotheses that together give A all differing tensors and fields of B.
+        names: the names of A and B in sentences.
+        largest: the largest error (relative L2) that remains.
+    """
     a, b = names
     changes = " and ".join(hypothesis.statement for hypothesis in theirs)
     return (

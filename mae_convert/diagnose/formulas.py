@@ -128,7 +128,11 @@ class _Writer:
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:
-        """Return the formula of a result of a block ("q", "attention", "mlp" ...), or None."""
+        """Return the formula of a result of a block ("q", "attention", "mlp" ...).
+
+        Returns:
+            The formula; None if there is no earlier result that both sides have.
+        """
         name = f"{part}.blocks.{number}"
         projected = all(self.is_available(f"{name}.{p}") for p in PROJECTIONS)
         if not (wanted == "attention" and projected) and not self.stream(part, number):
@@ -215,7 +219,14 @@ class _Writer:
         return f't("{step}.scale") * {step}'
 
     def norm(self, out: str, x: str, name: str, module: str) -> None:
-        """Write a layer normalization."""
+        """Write a line that assigns the layer norm `module` of `x` to `out`.
+
+        Args:
+            out: the variable of the result.
+            x: the variable of the input.
+            name: the layer norm's name in the script, as in "norm1.weight".
+            module: the layer norm's canonical name.
+        """
         self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}
         self.lines.append(f'{out} = norm({x}, t("{name}.weight"), t("{name}.bias"), s["eps"])')
 
@@ -227,7 +238,11 @@ class _Writer:
         self.lines.append(f"{out} = linear({x}, {arguments})")
 
     def end(self) -> Formula | None:
-        """Return the formula of a norm after the blocks or of the last linear layer, or None."""
+        """Return the formula of a result after the blocks: a layer norm or the last linear layer.
+
+        Returns:
+            The formula; None for another result, or if no earlier result is available.
+        """
         config, task = self.model.config, self.model.task
         first = self.first
         if first == "last_hidden_state":
@@ -450,7 +465,17 @@ def position_row(tensors: Mapping[str, Any], part: str, row: int, model: Model) 
 
 
 def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula that computes the reconstruction or a loss from predicted patches."""
+    """Return the formula that computes a result from the predicted patches.
+
+    Args:
+        first: "reconstruction", "loss" or "loss_norm_pix".
+        model: the model with its results.
+        location: the image that is reconstructed.
+
+    Returns:
+        The formula; None if the predicted patches or the mask are not available, or if their
+        numbers of patches differ.
+    """
     if "logits" not in model.results or "mask" not in model.results:
         return None
     if first == "reconstruction":
@@ -503,7 +528,10 @@ def _mean_error(lines: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Formu
 
 
 def _reconstruction(model: Model, location: Location) -> Formula | None:
-    """Return the formula of the predicted pixels as an image or a video."""
+    """Return the formula that rearranges predicted patches to an image or a video.
+
+    The result is None if the number of predicted patches is not the number of removed patches.
+    """
     logits, mask = model.results["logits"][location.image :][:1], model.results["mask"]
     shapes = _predicted(model)
     if model.family.predicts_removed_only:  # zeros at the visible patches

@@ -256,7 +256,7 @@ CUT: Mapping[str | None, Callable[[Tensor], Tensor]] = {
 
 
 def reconstruct(model: Any, logits: Tensor, variants: Variants) -> Tensor:
-    """Return predicted patches (N, L, P) as images (N, C, H, W)."""
+    """Merge predicted patches (N, L, P) into images (N, C, H, W), with the requested variants."""
     config = model.config
     (height, width), channels = config.patch_hw, config.num_channels
     order = variants.get("pixels", "reconstruction")
@@ -297,7 +297,16 @@ AVERAGES: Mapping[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 def loss(  # the parameters of forward_loss, variants and name
     model: Any, pixel_values: Tensor, logits: Tensor, mask: Tensor, variants: Variants, name: str
 ) -> Tensor:
-    """Return the loss, a scalar; ``name`` is "loss" or "loss_norm_pix"."""
+    """Return the loss, a scalar, computed with the requested variants.
+
+    Args:
+        model: the reference model.
+        pixel_values: (N, C, [T,] H, W).
+        logits: (N, L, P), the predicted patches.
+        mask: (N, L), 1 where a patch is removed.
+        variants: the variants of the computation.
+        name: "loss", or "loss_norm_pix" for the loss on normalized patches.
+    """
     if not variants.affects(name):
         usual: Tensor = model.forward_loss(
             pixel_values, logits, mask, norm_pix_loss=name == "loss_norm_pix"

@@ -189,6 +189,11 @@ def _implied(
     """Return the block inputs that only one side records, but that must be equal on both sides.
 
     They must be equal because a later result, which depends on them, is equal on both sides.
+
+    Args:
+        first: the first result that differs.
+        own: all results of the side that recorded the block inputs, by name.
+        common: the results that both sides have.
     """
     order = execution_order(first)
     later = [execution_order(name) for name in common if execution_order(name) < order]

@@ -172,7 +172,16 @@ def not_finite_values(array: np.ndarray, where: str = "") -> str:
 
 
 def exact_change(model: Model, name: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield descriptions of changes, possibly with rounding, whose result is exactly B's tensor."""
+    """Yield the description of a change that exactly turns A's tensor into B's, if one is known.
+
+    The change may include rounding. At most one description is yielded.
+
+    Args:
+        model: the model of the tensors.
+        name: the canonical name of the tensor.
+        x: A's tensor.
+        y: B's tensor.
+    """
     for self_edit in self_edits(model, name):
         try:
             changed = self_edit.on(name).apply([x])

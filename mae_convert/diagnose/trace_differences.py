@@ -379,7 +379,16 @@ def _spread(
 
 
 def _before(first: str, a: Mapping[str, np.ndarray]) -> str | None:
-    """Return the name of the input of the layer norm before a result."""
+    """Return the name of the activation to which the model applies a layer norm to get a result.
+
+    Args:
+        first: the name of the result.
+        a: the float64 results of one side, by name.
+
+    Returns:
+        The name; None if the result is neither the output of a layer norm nor the queries, keys
+        or values that are computed from it, or if `a` does not contain both activations.
+    """
     if match := BLOCK_TAP.fullmatch(first):
         if match[3] not in ("q", "k", "v"):
             return None

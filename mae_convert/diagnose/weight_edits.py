@@ -68,7 +68,7 @@ def permuted(
 
 
 def reordered(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
-    """Return the array with its entries along one axis in another order."""
+    """Return the array with its entries along `axis` in the order of the indices `order`."""
     return array.take(order, axis=axis)
 
 

@@ -161,7 +161,7 @@ def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _long_axis(shape: Sequence[int]) -> int:
-    """Return the axis whose order may be reversed: the last axis of (1, T, D), else the first."""
+    """Return the axis to reverse: the last axis of a tensor (1, T, D), else the first axis."""
     return 2 if len(shape) == 3 else 0
 
 
@@ -245,7 +245,11 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
 
 
 def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
-    """Yield hypotheses about tensors of adjacent blocks and about blocks shifted by one."""
+    """Yield the hypotheses that a tensor has the values of the same tensor in an adjacent block.
+
+    Each hypothesis has two wider variants: every block has the values of its neighbour, or the two
+    tensors are exchanged.
+    """
     for step, where in ((1, "next block"), (-1, "previous block")):
         name, other = (f"{stack.block(i)}.{part}" for i in (index, index + step))
         if other not in model.shapes:

@@ -84,7 +84,7 @@ def _open_files() -> str:
 
 
 def too_little_address_space() -> str | None:
-    """Return an error message if a limit leaves too little address space for NumPy, or None."""
+    """Return an error message if a limit leaves too little address space for NumPy, else None."""
     if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

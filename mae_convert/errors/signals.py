@@ -144,7 +144,7 @@ class Signals:
 
 @contextmanager
 def undisturbed() -> Iterator[Signals]:
-    """Defer signals that would end the process until the end of the ``with`` block."""
+    """Defer signals: a signal that would end the process does so only after the ``with`` block."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals  # only the main thread receives signals

@@ -366,7 +366,13 @@ def check_config(task: str, evidence: Evidence) -> None:
 def _values_along(
     values: Mapping[str, Any], config: Mapping[str, Any], taken: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the values of fields, such as dropout, whose only source is the configuration."""
+    """Return the values of fields, such as dropout, whose only source is the configuration.
+
+    Args:
+        values: the fields that are already resolved.
+        config: the stored configuration.
+        taken: the names of all fields of the family's configuration class.
+    """
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.items()

@@ -345,7 +345,7 @@ class Family(ABC):
 
         Args:
             values: all resolved fields by name, with ``image_mean`` and ``image_std``.
-            evidence: the evidence.
+            evidence: the available evidence, such as tensor shapes and the stored configuration.
         """
         return {}
 
@@ -444,7 +444,13 @@ class Family(ABC):
     def draw_additional(
         self, config: Any, batch: int, generator: "np.random.Generator"
     ) -> dict[str, np.ndarray]:
-        """Return random values (batch, ...), float32, for each additional input, by name."""
+        """Return random float32 values (batch, ...) for inputs besides pixels and noise, by name.
+
+        Args:
+            config: the configuration of the model.
+            batch: the number of images or clips.
+            generator: the random number generator.
+        """
         return {}
 
     def prediction_shapes(self, config: Any) -> tuple[int, tuple[int, ...]]:
@@ -471,7 +477,11 @@ class Family(ABC):
         )
 
     def official_like(self, model: Any, task: str) -> tuple[str, str] | None:
-        """Return a description of official weights for a model, and their licence; or None."""
+        """Return a description of the official weights of which a model may be a copy.
+
+        Returns:
+            The description and the licence of the weights; None if there are no such weights.
+        """
         licences = self.about().licences
         return next(iter(licences.items()), None)
 

@@ -255,7 +255,7 @@ class FileArray(SequentialArray):
             self.file.read_into(memory.view(np.uint8).data, offset)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in the file of the element at index `start`."""
+        """Return the position in the file of the element at index `start`; never None."""
         del stop
         return self.file.position(self.offset + start * self.dtype.itemsize)
 

@@ -47,8 +47,9 @@ class Effects:
     """The dotted names of unsupported storage types."""
 
     replaced: dict[int, tuple[object, list[object]]] = field(default_factory=dict)
-    """Maps the id of a mapping or object to the mapping or object and the list of values that were
-    overwritten in it."""
+    """The mappings and objects that the pickle changed after it created them. Maps the ``id`` of
+    each to a pair: the mapping and its overwritten values, or the object and the states that were
+    set on it."""
 
     def names(self) -> tuple[str, ...]:
         """Return the dotted names of all types and functions that were not imported."""

@@ -39,7 +39,8 @@ class FileLayout:
     """The offset of each tensor's first byte, in the order of the tensors."""
 
     finalize: Callable[[Sequence[int]], Iterable[BytesAt]]
-    """Takes the final values of `checksums`, and returns the other parts of the file."""
+    """Takes the CRC-32 of each written tensor, or an empty sequence if `checksums` is None, and
+    returns the other parts of the file."""
 
     checksums: Sequence[int] | None = None
     """The initial value of each tensor's CRC-32, which is updated while the tensor is written; None

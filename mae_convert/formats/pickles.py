@@ -102,8 +102,9 @@ class PickleReader:
     def load(self, stream: PickleStream | io.BytesIO) -> object:
         """Read the pickle at the stream's position and return its value.
 
-        Lists, dicts and scalars are returned unchanged; objects of other types are replaced as
-        `inert` defines, or by an `Opaque`. Afterwards, the stream is at the end of the pickle.
+        Lists, dicts and scalars are returned unchanged. An object of another type is replaced by
+        the value that `inert` specifies for the type, or by an `Opaque`, which only describes the
+        object. Afterwards, the stream is at the end of the pickle.
 
         Raises:
             CheckpointError: the pickle is damaged, or contains a name that is used to run code.

@@ -47,7 +47,7 @@ def bin_layout(
     """Return the layout of a file with only tensors, such as transformers' `pytorch_model.bin`.
 
     Raises:
-        OutputError: there are settings, which this format cannot store.
+        OutputError: a configuration or a conversion record is passed; such a file cannot store it.
     """
     if config is not None or conversion is not None:
         raise OutputError(

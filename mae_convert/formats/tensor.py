@@ -72,7 +72,13 @@ class LazyTensor:
         return cls(name, array.shape, native, lambda: array.astype(native, copy=False))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> "LazyTensor":
-        """Return a tensor of dtype `dtype` with the results of `function` for each element."""
+        """Return a tensor that, when read, applies `function` to the elements of this tensor.
+
+        Args:
+            function: computes an array of dtype `dtype` element by element, so that it can be
+                applied to pieces of the tensor.
+            dtype: the dtype of the result.
+        """
         load = self.load
         if isinstance(load, SequentialArray):
             new: Callable[[], np.ndarray] = Mapped(self.shape, dtype, load, function)

@@ -138,7 +138,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Update the metrics like the reference model, and return them; `y` may be a mapping."""
+        """Update the metrics and return them; the targets `y` may be wrapped in a mapping."""
         metrics: dict[str, Any] = super().compute_metrics(  # type: ignore[misc]
             x, targets_of(y), y_pred, sample_weight
         )

@@ -1,4 +1,4 @@
-"""Arguments of `from_pretrained`, with transformers' names, and their meaning."""
+"""The arguments of `from_pretrained`: check them, and apply them to an opened checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -114,12 +114,19 @@ def names_labels(config: Any, options: Mapping[str, Any]) -> bool:
 
 
 def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool) -> Checkpoint:
-    """Return a classifier with the checkpoint's head or, if requested, with a new head.
+    """Return a classifier with the checkpoint's head or, if needed, with a new head.
+
+    The new head replaces a head with another number of classes than `num_labels`.
+
+    Args:
+        source: the checkpoint; the decoder of a pre-training model is dropped.
+        num_labels: the number of classes; None for the number of the checkpoint's head.
+        replace_head: whether an existing head may be replaced.
 
     Raises:
-        ConfigurationError: the checkpoint has no head, and `num_labels` is None; its head has
-            another number of classes, and `replace_head` is False; or a new head is requested for
-            a model with global average pooling.
+        ConfigurationError: the checkpoint has no head and `num_labels` is None, or its head must
+            not or cannot be replaced. It cannot be replaced in a model without a final encoder
+            norm, such as a classifier with global average pooling and ``fc_norm``.
     """
     if source.task != "classify":
         if num_labels is None:

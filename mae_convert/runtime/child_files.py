@@ -226,7 +226,10 @@ def _widened(tensor: LazyTensor) -> LazyTensor:
 
 
 def _exact_dtype(checkpoint: Checkpoint) -> str | None:
-    """Return a single dtype that represents all values exactly; None to keep the stored dtype."""
+    """Return a dtype that NumPy has and that represents all values of a checkpoint exactly.
+
+    The result is None if all tensors already have the same dtype, other than bfloat16.
+    """
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1 and "bfloat16" not in dtypes:
         return None
@@ -279,7 +282,10 @@ def _paths(weights: StoredWeights, work: Path) -> list[Path]:
 
 
 def _linked(weights: StoredWeights, work: Path) -> StoredWeights:
-    """Return the weights with the paths of the links; weights in `work` are unchanged."""
+    """Return the weights with each file's path replaced by the path of its link in `work`.
+
+    Weights whose files are all in `work` are returned unchanged.
+    """
     paths = [Path(file) for file in weights.files]
     folder = work / "files"
     if all(path.is_relative_to(work) for path in paths):

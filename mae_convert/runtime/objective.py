@@ -15,6 +15,13 @@ def labels(images: int, classes: int) -> np.ndarray:
 
 
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Return the direction on which an encoder's output of this shape is projected, float64."""
+    """Return the fixed direction on which the output of an encoder is projected.
+
+    Args:
+        shape: the shape of the encoder's output.
+
+    Returns:
+        A float64 array of this shape. Its inner product with the output is the scalar function.
+    """
     size = int(np.prod(shape))
     return np.sin(1.0 + np.arange(size, dtype=np.float64)).reshape(shape)

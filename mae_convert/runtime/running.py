@@ -66,7 +66,7 @@ class Run:
     """The framework and its options; ``framework`` must be set."""
 
     request: Request = field(default_factory=Request)
-    """The dtypes of the runs, and the results to record."""
+    """How to run the model (dtypes, mask ratio), and which results to record."""
 
     as_stored: bool = True
     """Whether the tensors are unchanged tensors of the checkpoint; False after changes that a

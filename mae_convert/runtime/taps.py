@@ -97,7 +97,7 @@ def replacing(
 
 
 def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the activation in a tensor, and the tensor with the activation replaced.
+    """Return the activation that a module computed, and a tensor to use instead of `computed`.
 
     Args:
         computed: the input or output of a module, (N, T, D), or (N, D) for pooled tokens. It may
@@ -106,7 +106,8 @@ def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
         replacement: the activation to insert, (N, T, D).
 
     Returns:
-        The computed activation, (N, T, D), and a tensor with the shape of `computed`.
+        The computed activation, (N, T, D), and a tensor like `computed` that contains
+        `replacement` instead of this activation.
     """
     replacement = replacement.to(computed)
     if computed.ndim == 2:

@@ -242,7 +242,14 @@ def _preprocessing(reference: ReferenceResult, configuration: Configuration) -> 
 
 
 def share_of_allowed(corner: np.ndarray, reference: PublishedValues) -> float:
-    """Return the largest ratio of a value's distance from the published value to its tolerance."""
+    """Return the maximum of ``abs(computed - published) / tolerance`` over the published values.
+
+    A result of at most 1 passes.
+
+    Args:
+        corner: the computed values, with the shape of ``reference.corner``.
+        reference: the published values and their tolerances.
+    """
     distance = np.abs(corner.astype(np.float64) - np.array(reference.corner))
     return float(np.max(distance / reference.allowed()))
 

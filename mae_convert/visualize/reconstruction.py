@@ -29,7 +29,7 @@ class Reconstruction:
     """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), the original images; of clips, only the frames that the model predicts."""
+    """(N, C, [T,] H, W), the original images; for clips, only the frames that a model predicts."""
 
     mask: np.ndarray
     """(N, L), 1 where a patch was removed."""

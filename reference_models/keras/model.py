@@ -199,7 +199,12 @@ class ClassifierModel(EncoderModel):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for the encoder's output (N, T, D)."""
+        """Return the input (N, D) of the head.
+
+        Args:
+            tokens: (N, T, D), the output of the encoder.
+            taps: a dictionary that receives intermediate activations, or None.
+        """
         raise NotImplementedError
 
 

@@ -241,7 +241,12 @@ class ViTForImageClassification(Encoder):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for tokens (N, 1 + L, D)."""
+        """Return the input (N, D) of the head: the class token or the mean of the patch tokens.
+
+        Args:
+            tokens: (N, 1 + L, D), the output of the last block; it is normalized here.
+            taps: a dictionary that receives the normalized activation, or None.
+        """
         if self.config.normalizes_mean:
             mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)
             record(taps, "head", norm=mean)

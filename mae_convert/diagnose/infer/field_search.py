@@ -154,14 +154,21 @@ class Search:
         return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
 
     def _target(self, losses: Mapping[Pair, Losses]) -> bool:
-        """Return ``norm_pix_loss``: the known value or, if it is unknown, the better value."""
+        """Return ``norm_pix_loss``, the known value or else the value with the lower loss."""
         if "norm_pix_loss" not in self.fields:
             return self.checkpoint.configuration.model.norm_pix_loss
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
         return lowest[True] < lowest[False]
 
     def _best_pair(self, best: Pair, target: bool) -> tuple[Pair, dict[Pair, Losses]]:
-        """Return the pair that is best on all crops, and the losses of the tested pairs."""
+        """Return the pair of head counts with the lowest loss on all crops, and the pairs' losses.
+
+        A pair consists of the number of heads of the encoder and of the decoder.
+
+        Args:
+            best: the pair from which the search starts.
+            target: the value of ``norm_pix_loss``.
+        """
         losses: dict[Pair, Losses] = {}
         before = None
         while best != before:

@@ -76,7 +76,7 @@ def possible_heads(width: int) -> list[int]:
 
 
 def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
-    """Test every possible number of heads of attention layers of one width.
+    """Return how well each possible number of heads fits some attention layers of the same width.
 
     Args:
         layers: for each layer, a function that returns its query and key weights; at most

@@ -143,7 +143,13 @@ def _moving(
 def _crop(
     size: tuple[int, int], shape: float, generator: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Return a random crop box whose ratio of height to width is ``shape``."""
+    """Return a random crop box (left, top, right, bottom).
+
+    Args:
+        size: the width and height of the image.
+        shape: the ratio of height to width of the box.
+        generator: the random number generator.
+    """
     width, height = size
     largest = min(width, height / shape)
     wide = largest * generator.uniform(SMALLEST_CROP, 1) ** 0.5

@@ -191,7 +191,11 @@ class ImageMAE(Family):
         return {**super().function_fields(model, task), **pooling}
 
     def official_like(self, model: ViTMAEConfig, task: str) -> tuple[str, str] | None:
-        """Return a description of official weights for a model, and their licence; or None."""
+        """Return a description of the official files that have a model's tensor names and shapes.
+
+        Returns:
+            The description and the licence of the files; None if there are no such files.
+        """
         names = " or ".join(official.file for official in candidates(model, task))
         return (f"{names}, with the same tensor names and shapes", LICENSE) if names else None
 

@@ -118,13 +118,13 @@ class TrainingArguments:
         return FACTORY.fullmatch(str(self.stored.get("model", "")))
 
     def image_size(self, table: TableGrid | None) -> int | tuple[int, int] | None:
-        """Return the image size in the arguments, or None.
+        """Return the image size in the arguments; None if they contain no reliable image size.
 
         Args:
-            table: the grid of the fixed position table, or None.
+            table: the grid of the fixed position embeddings in the file, or None.
 
         Raises:
-            ConfigurationError: the arguments contradict the table, or the tensors' shapes.
+            ConfigurationError: the arguments contradict `table` or the tensors' shapes.
         """
         patch = _pair(self.geometry["patch_size"])
         assert patch is not None

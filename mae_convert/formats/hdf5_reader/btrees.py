@@ -96,7 +96,8 @@ class _NewTree:
 def _pointer_widths(node_size: int, record_size: int, depth: int) -> list[tuple[int, int]]:
     """Return, for each level, the sizes in bytes of the two counts that a node stores for a child.
 
-    The sizes depend on how many records fit into a node.
+    The first count is the number of records in the child. The second is the number of records in
+    the child and all nodes below the child. The sizes depend on how many records fit into a node.
     """
     most = (node_size - 10) // record_size
     width, total, widths = _width(most), most, [(0, 0)]

@@ -46,7 +46,12 @@ def _encoder(prefix: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the mapping tables of a naming variant, for pre-training, encoder and classifiers."""
+    """Return the mapping tables of a naming variant, for pre-training, encoder and classifiers.
+
+    Args:
+        name: the name of the variant.
+        block: the mapping rows of a transformer block.
+    """
     encoder = _encoder("videomae.", block)
     decoder = (
         Row("decoder.embed.weight", "encoder_to_decoder.weight"),
