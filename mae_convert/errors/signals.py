@@ -62,7 +62,10 @@ class Endings:
         raise Interrupted if first == signal.SIGINT else Ended(128 + first)
 
     def note_dropped(self, unraisable: Any) -> None:
-        """Send a signal again if Python ignored its exception; used as ``sys.unraisablehook``."""
+        """Send a signal again if Python ignored the exception that the handler raised for it.
+
+        The method is used as ``sys.unraisablehook``.
+        """
         if not isinstance(unraisable.exc_value, Interrupted | Ended):
             sys.__unraisablehook__(unraisable)
             return

@@ -59,7 +59,7 @@ class Contents:
     `torch.load` with `weights_only=True` refuses a file with such names."""
 
     wrapper: str | None = None
-    """The key that contains the tensors, or None."""
+    """The key that contains the tensors; None if they are at the top level."""
 
     epoch: int | None = None
     """The epoch of the training run, if a PyTorch checkpoint contains it."""

@@ -45,7 +45,7 @@ def enable_checkpointing(
 
 
 def disable_checkpointing(model: nn.Module) -> None:
-    """Store the activations inside blocks again."""
+    """Store the activations inside blocks again, instead of recomputing them."""
     for block in blocks_of(model):
         block.__dict__.pop("forward", None)
 

@@ -98,7 +98,7 @@ class EncoderView:
         return self._model.encoder.norm
 
     def get_input_embeddings(self) -> Any:
-        """Return the projection of patches."""
+        """Return the layer that projects patches."""
         return self._model.get_input_embeddings()
 
     def __call__(

@@ -88,7 +88,11 @@ class PositionedTrunk(Trunk):
             self.embeds_location = CoordinateEmbedding(name=name, **options)
 
     def build_table(self, name: str) -> None:
-        """Create the position embeddings (1, 1 + L, D) and the factors of coordinate embeddings."""
+        """Create the position embeddings (1, 1 + L, D) and the factors of coordinate embeddings.
+
+        Args:
+            name: the name of the position embeddings.
+        """
         time, rows, columns = self.config.grid_shape
         table = spacetime_position_embedding(self.width, (time, rows, columns))
         self.position_embeddings = add_positions(self, name, table)

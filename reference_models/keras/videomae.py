@@ -157,9 +157,12 @@ class MaskedVideoMAE(MaskedModel):
     encoder_class = Encoder
 
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``mask``, ``ids`` and ``ids_restore`` of `mask_in_order`; all are (N, L).
+        """Select the visible patches by noise, and check the inputs.
 
         Without noise, random tubes are removed: the same positions at all time steps (section 3.2).
+
+        Returns:
+            ``mask``, ``ids`` and ``ids_restore``, each (N, L), as returned by `mask_in_order`.
         """
         check_pixels(pixel_values, self.config)
         if noise is None:

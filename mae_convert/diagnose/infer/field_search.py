@@ -274,7 +274,12 @@ def _norm_pix_loss(losses: Losses, why_unfit: str) -> Decision:
 
 
 def _why_unfit(losses: Losses, target: bool) -> str:
-    """Return why the reconstructions are too poor for a decision; "" if they are good enough."""
+    """Return why the reconstructions are too poor for a decision; "" if they are good enough.
+
+    Args:
+        losses: the losses with the best numbers of heads.
+        target: the value of ``norm_pix_loss``.
+    """
     constant = losses.zero if target else losses.one_colour
     relative = losses.relative(norm_pix_loss=target)
     if wins(relative, (constant / constant.mean())[None]) >= SIGNIFICANT:

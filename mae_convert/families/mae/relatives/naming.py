@@ -78,7 +78,9 @@ def name_relative(
     recorded: Any,
     fields: Fields,
 ) -> Membership | None:
-    """Return the related model of a checkpoint, or None.
+    """Return the published model related to MAE to which a checkpoint belongs, and the evidence.
+
+    The result is None if nothing in the checkpoint indicates such a model.
 
     Args:
         by_key: the related model that a tensor's name identifies, and the name.
