@@ -178,7 +178,7 @@ def attestation_checks(folder: Path, trust: Trust) -> list[Check]:
 
 
 def _document(folder: Path) -> Any:
-    """Return the content of ``attestation.json``; without the file, a statement with no subjects."""
+    """Return the content of ``attestation.json`` or, if it is missing, an empty statement."""
     path = folder / STATEMENT
     return json_in(ByteFile(path), ADVICE) if path.is_file() else {"subject": []}
 
