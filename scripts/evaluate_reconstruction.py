@@ -75,7 +75,7 @@ def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 
 
 def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
-    """Return a square of an image as pixels (3, H, W).
+    """Return a square of an image, whose sides are `side` pixels long, as pixels (3, H, W).
 
     The square is at the left edge for x = 0 and at the right edge for x = 1; it is at the top edge
     for y = 0 and at the bottom edge for y = 1.
@@ -124,7 +124,10 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 def evaluate(
     model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return the errors of the model and of three other predictions, for pixels (N, 3, H, W)."""
+    """Return the errors of the model and of three simple predictions, for pixels (N, 3, H, W).
+
+    The result maps the name of each prediction to its errors, see `removed_errors`.
+    """
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask
     guesses = {

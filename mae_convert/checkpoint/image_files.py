@@ -145,7 +145,9 @@ def _images(folder: Path, paths: Iterator[Path] | None) -> list[Path]:
 
 @contextmanager
 def _decoded(path: Path, *, quiet: bool = False) -> Iterator[Image.Image]:
-    """Open an image file, and add the decoder's messages to one warning or to the error.
+    """Open an image file as a context manager; the decoder's messages go into one warning.
+
+    If the file cannot be read, the messages go into the error instead.
 
     Args:
         path: the file.

@@ -29,7 +29,7 @@ class Preprocessing:
     """The preprocessing of an image; the operations are applied in the order of the fields."""
 
     channels: int
-    """The number of channels of the model, to which images are converted."""
+    """The number of channels of the model; images are converted to this number of channels."""
 
     resize: Size | None
     """Height and width to resize to, or None."""

@@ -184,7 +184,7 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
 
 def description_of(name: str) -> str:
-    """Return a description of a tensor that changes a model's outputs."""
+    """Return a description of an unused tensor on which a model's outputs would depend."""
     descriptions = (text for pattern, text in FUNCTION if re.search(f"(?i){pattern}", name))
     return next(descriptions, UNKNOWN)
 

@@ -207,11 +207,11 @@ def _measured(
 
 
 def _check_chosen(source: Checkpoint, task: str | None) -> None:
-    """Check that the choice of a task, or None, is possible and unambiguous.
+    """Check that a checkpoint can be read for a task; for None, that it has only one task.
 
     Raises:
-        ConfigurationError: the file's tensors cannot be read for the task; or no task is specified,
-            and the file contains complete models for several tasks.
+        ConfigurationError: the tensors of the checkpoint cannot be read for the task; or `task` is
+            None, and the checkpoint contains complete models for several tasks.
     """
     if task is None and source.also:
         tasks = [Option("task", name) for name in (source.task, *source.also, "encoder")]

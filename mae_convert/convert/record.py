@@ -246,9 +246,10 @@ def with_rounding(record: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _rounding(plan: Plan, canonicals: Sequence[str]) -> dict[str, Any]:
-    """Return the largest rounding errors of the canonical tensors in one tensor of the target.
+    """Return the rounding errors of one tensor of the target; empty if it is not rounded.
 
-    The result is empty if the tensor is not rounded.
+    For each kind of error, the result has the maximum over the canonical tensors (`canonicals`)
+    from which the tensor is made.
     """
     roundings = plan.measured.roundings
     errors = [roundings[name].error() for name in canonicals if name in roundings]
@@ -333,7 +334,7 @@ class SourceHashes:
 
     Args:
         files: the open files.
-        progress: an object that shows the progress of `md5`; default: it is not shown.
+        progress: receives the progress of `md5`. By default, no progress is shown.
     """
 
     def __init__(self, files: Sequence[ByteFile], progress: Progress | None = None) -> None:

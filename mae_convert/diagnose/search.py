@@ -35,7 +35,8 @@ class Compare(Protocol):
 
         Args:
             hypotheses: the hypotheses to apply.
-            start: the first result to compare, or None to compare all results.
+            start: the name of the first result to compare; earlier results are taken from the
+                trace. None to compare all results.
         """
 
 

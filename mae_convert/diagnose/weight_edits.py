@@ -29,7 +29,7 @@ class WeightEdit:
     """The canonical tensors to which the operation is applied."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the operation."""
+    """Keyword arguments of the operation."""
 
     def apply(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return the changed array, computed from the arrays of `sources`.

@@ -318,7 +318,8 @@ def check_flags_apply(flags: Mapping[str, Any], opened: Mapping[str, Configurati
 
     Args:
         flags: the fields that the user specified, by name.
-        opened: the configuration of each file, by file name; opened with ``fill_only``.
+        opened: the configuration of each file, by file name. The files were opened with
+            ``fill_only=True``: an option that contradicts a file was ignored for this file.
 
     Raises:
         ConfigurationError: all files contradict an option.

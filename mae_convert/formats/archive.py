@@ -166,7 +166,7 @@ class Archive:
 
 
 def _stored_name(entry: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a record's name that its local header must contain."""
+    """Return a record's name as the bytes that the record's local header must contain."""
     utf8 = 0x800
     return entry.orig_filename.encode("utf-8" if entry.flag_bits & utf8 else "cp437")
 

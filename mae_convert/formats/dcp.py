@@ -77,7 +77,7 @@ TYPES: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A byte range of a file; its bytes are a `torch.save` file."""
+    """A byte range of a file; the bytes in the range are a complete `torch.save` file."""
 
     file: str
     offset: int

@@ -9,8 +9,8 @@ LARGEST_PICKLE = 1 << 28
 LONGEST_LINE = 1 << 20
 STEP = 1 << 16
 READ_AT_ONCE = LONGEST_LINE
-"""Maximum size in bytes of a pickle that is read into memory as a whole: `pickletools` reads from
-the stream for every opcode, and `io.BytesIO` is faster than `PickleStream`."""
+"""Pickles up to this size in bytes are read into memory as a whole: `pickletools` reads from the
+stream for every opcode, and `io.BytesIO` is faster than `PickleStream`."""
 
 
 class PickleStream:

@@ -135,8 +135,8 @@ class Layout:
             task: the task.
             key_bias: whether the blocks have a key bias; has no effect if the layout always has
                 key biases.
-            names: the canonical names of the tensors to be written, if the tables of the task
-                support different names.
+            names: the canonical names of the tensors to be written; a table that contains all of
+                them is preferred.
 
         Raises:
             LayoutError: the layout does not support the task.

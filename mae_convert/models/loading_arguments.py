@@ -156,8 +156,8 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
     """Return the checkpoint with the requested values of fields that only affect training.
 
     Raises:
-        ConfigurationError: a requested value differs from the checkpoint's, in a field that can
-            neither be specified nor changed.
+        ConfigurationError: a field that callers cannot set has a requested value other than the
+            value in the checkpoint.
     """
     model = source.configuration.model
     for name, value in changes.items():

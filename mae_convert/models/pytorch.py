@@ -236,7 +236,7 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether blocks recompute their activations."""
+        """Whether the blocks recompute their activations in the backward pass."""
         return is_checkpointing(self)
 
     @property

@@ -20,7 +20,7 @@ class ModelMetadata:
     """The mean of each channel, which is subtracted from the image."""
 
     image_std: tuple[float, ...]
-    """The standard deviation of each channel, by which the image is divided after subtraction."""
+    """The standard deviation of each channel; the image minus the mean is divided by it."""
 
     labels: tuple[str, ...] | None = None
     """Names of the classes, or None if they are unknown."""

@@ -49,7 +49,7 @@ def forward(
 
     Args:
         model: the model.
-        call: the model, or the compiled model.
+        call: the function that is called: ``model``, or its compiled form.
         pixels: (N, C, H, W), or videos (N, C, T, H, W).
         noise: (N, L) for a model that masks, else None.
         additional: further inputs of the model.

@@ -125,7 +125,7 @@ class Running:
         self.opened.close()
 
     def result(self) -> Trace:
-        """Wait for the child and for the metadata, and return its trace.
+        """Wait for the child process and for the description of its run, and return the trace.
 
         Raises:
             MissingRequirementError: the child could not import its framework.
@@ -284,7 +284,7 @@ def _prepare(
 
 
 def inputs_of(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the inputs of a comparison that the model of a checkpoint takes."""
+    """Return the inputs of a comparison without additional inputs that the model does not take."""
     taken = checkpoint.family.additional_shapes(checkpoint.configuration.model)
     others = additional_inputs(inputs)
     return {name: a for name, a in inputs.items() if name in taken or name not in others}

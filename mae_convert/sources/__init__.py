@@ -26,7 +26,7 @@ def locate(source: Source, *, certificate: bool = False) -> tuple[Path, Origin |
 
     Args:
         source: the source that the user specified.
-        certificate: whether to download the certificate of its verification too.
+        certificate: whether to download the checkpoint's verification certificate too.
 
     Raises:
         HubError: the source does not exist, or the Hub refuses access.

@@ -71,10 +71,10 @@ def address_in(variable: str) -> str | None:
 
 
 def require_client() -> None:
-    """Require a version of huggingface_hub that has the functions that are used here.
+    """Check that the installed version of huggingface_hub is not too old for access to the Hub.
 
-    It is called before access to the Hub, because transformers 4 requires an older version; with
-    an older version, everything except access to the Hub works.
+    The check is not made at import, because transformers 4 requires an older version; with an
+    older version, everything except access to the Hub works.
 
     Raises:
         MissingRequirementError: the installed version is too old.

@@ -260,7 +260,10 @@ def _contradiction(target: str | None, settings: Settings) -> tuple[str, object]
 def _target_contradiction(
     to: str, target: str | None, settings: Settings
 ) -> tuple[str, object] | None:
-    """Return the name of a field that contradicts the layout `to`, and the reason, or None."""
+    """Return the name of a field that contradicts the layout `to`, and the reason.
+
+    Return None if no field contradicts it.
+    """
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):
         return "publish" if target is None else "target", (

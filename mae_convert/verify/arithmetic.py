@@ -97,10 +97,10 @@ def fixed_positions(
 ) -> np.ndarray:
     """Return the fixed sine-cosine position embedding for another grid.
 
-    If `embedding` is not the fixed embedding of `grid`, for example because it was trained, a
-    conversion must not replace it by the fixed embedding of the new grid. The result is then the
-    resampled `embedding`, so that it differs from a target with the fixed embedding. If the number
-    of frames differs, resampling is not possible, and all values of the result are NaN.
+    If `embedding` is not the fixed embedding of `grid`, for example because it was trained, the
+    result is `embedding` resampled to the new grid. A target in which the fixed embedding wrongly
+    replaced a trained embedding therefore differs from the result. If the number of patches along
+    time differs, resampling is not possible, and all values of the result are NaN.
 
     Args:
         embedding: (1, 1 + L, width).

@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def _largest_pixel_distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Preprocess two test images with both settings; return the larger relative L2 distance.
+    """Return the larger of two relative L2 distances: the sides preprocess two test images each.
 
     The distance is infinite if a side of an image would be longer than `LARGEST`.
     """

@@ -82,7 +82,7 @@ class Verdict:
     proven: bool
     """Whether both sides were read by the libraries of their file formats and loaded without the
     mapping tables of mae-convert, so that the comparison also proves mae-convert's readers and
-    tables. False if ``unread`` contains any fields."""
+    tables. False if a side has configuration fields that were not read (see ``unread``)."""
 
     checks: tuple[Check, ...]
     """All comparisons."""

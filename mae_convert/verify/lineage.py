@@ -272,7 +272,10 @@ def _configuration(
 
 
 def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
-    """Return the relation of two checkpoints, at least one of which is known only by a record."""
+    """Return the relation of two checkpoints when at least one of them was not read.
+
+    The fingerprint of a checkpoint that was not read is taken from its conversion record.
+    """
     rests_on = tuple(
         f"{side}: its tensors, which were read"
         if one.checkpoint is not None

@@ -25,8 +25,8 @@ class Display:
     """Indices of the channels for red, green and blue, or of one channel for grey."""
 
     low: np.ndarray | None = None
-    """(N, B, [1,] 1, 1) for B displayed channels, the values displayed as 0; None for photographs,
-    whose normalization with image mean and std is undone instead."""
+    """The values displayed as 0, with shape (N, B, [1,] 1, 1) for B displayed channels. None for
+    photographs: their normalization with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
     """The values displayed as 1, with the shape of ``low``; None if ``low`` is None."""

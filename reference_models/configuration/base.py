@@ -40,7 +40,7 @@ class BlockConfig:
     """Whether the query, key and value projections have biases."""
 
     key_bias: bool = True
-    """Whether the key projection has a bias too if ``qkv_bias`` is true."""
+    """Whether the key projection has a bias; it never has a bias if ``qkv_bias`` is false."""
 
     layer_scale: float = 0.0
     """Initial value of the trainable factors that scale each channel of the outputs of attention

@@ -92,7 +92,8 @@ def make_clips(
     """Return random crops of clips, each with its own mask.
 
     Args:
-        clips: the frames (T, H, W, C) of each clip; floating-point measurements are not resized.
+        clips: the frames (T, H, W, C) of each clip. Crops are resized to the model's image size,
+            except crops of measurements (floating-point values), which are cut at this size.
         family: the family of the model.
         config: the configuration of the model.
         crops: number of crops of each clip.
@@ -249,7 +250,7 @@ def _losses(
 
 
 def _target(pixels: np.ndarray, family: Family, config: Any) -> np.ndarray:
-    """Return the patches that the model should predict, normalized with the family's statistics."""
+    """Return the patches to be predicted, normalized with the family's ``target_statistics``."""
     mean, deviation = family.target_statistics(pixels, config)
     target: np.ndarray = (cut(pixels, family.prediction(config)) - mean) / deviation
     return target.astype(np.float32)

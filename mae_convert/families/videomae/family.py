@@ -171,8 +171,9 @@ class VideoMAE(Family):
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
 
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
-        """Return the mean and standard deviation that convert a prediction to normalized pixels.
+        """Return the mean and the deviation that convert a prediction to pixels like the inputs.
 
+        These pixels, prediction x deviation + mean, are normalized with image mean and std.
         The model predicts pixels from 0 to 1 or, with ``norm_pix_loss``, pixels that are
         normalized separately for each channel of a patch.
         """
