@@ -108,7 +108,11 @@ def _bits(array: np.ndarray) -> bytes:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[int, float, float]:
-    """Return the number of differing elements, and the relative L2 and largest differences."""
+    """Return the number of differing elements, the relative L2 distance and the largest distance.
+
+    The L2 distance is relative to the L2 norm of `x`. The largest distance is the largest absolute
+    difference of two elements.
+    """
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(invalid="ignore"):
         away = y - x

@@ -233,12 +233,12 @@ json_option = click.option(
 
 
 def with_options(command: Command, wrapper: Command, options: list[Command]) -> Command:
-    """Return `wrapper` as the function of a command with additional options.
+    """Return `wrapper` with a command's name, docstring and options, and with additional options.
 
     Args:
-        command: the function whose name, docstring and options are copied to `wrapper`.
+        command: the function of the command.
         wrapper: a function that calls `command`; it is changed in place.
-        options: decorators of the additional options, which are listed first.
+        options: decorators of the additional options, which the help lists first.
     """
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     wrapper.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]

@@ -52,7 +52,8 @@ class Plan:
     """A planned conversion; no data has been read or written yet."""
 
     source: Checkpoint
-    """The source checkpoint, changed to a model with the inputs of the target."""
+    """The source checkpoint; if the target's model has other inputs, e.g. another image size, the
+    tensors and the configuration are changed accordingly."""
 
     target: Path
     layout: Layout

@@ -73,9 +73,10 @@ def diagnose_pair(verdict: Verdict, pair: Pair) -> tuple[Verdict, Explanation]:
 
     A candidate run is a run of one side's model with hypotheses about the cause applied. The order
     of the causes is: causes that candidate runs confirmed, descriptions of differing tensors and,
-    if no candidate run explains the difference, descriptions of how the traces differ. The
-    verdict's ``suspects`` are the tensors that may cause the difference; tensors whose change makes
-    A compute B's results come first.
+    if no candidate run explains the difference, descriptions of how the traces differ.
+
+    The verdict's ``suspects`` are the tensors that may cause the difference. They begin with the
+    tensors for which a run confirmed a change: with the changed tensor, A computes B's results.
     """
     explanation = explain_by_running(pair, verdict)
     different = set(differing_tensors(pair.a.trace, pair.b.trace))

@@ -174,7 +174,8 @@ class _Writer:
         Args:
             block: the canonical name of the block.
             wanted: the name of the result in the block, such as "mlp".
-            alone: compute every result in the block, even if both sides have it.
+            alone: use no input except ``x``: compute the results of the block that `wanted` needs,
+                even if they are available on both sides.
         """
 
         def need(step: str) -> None:

@@ -1,6 +1,6 @@
-"""The fields of transformers' ``config.json``: of ViTMAEConfig, ViTConfig and their base class.
+"""The fields of ``config.json`` in transformers: ViTMAEConfig, ViTConfig and their base class.
 
-Versions 4 and 5 are covered. In transformers, an unknown field becomes an attribute of the
+Versions 4 and 5 of transformers are covered. There, an unknown field becomes an attribute of the
 configuration, so any part of the library may use it.
 """
 

@@ -79,7 +79,7 @@ class ArrayRange(SequentialArray):
         self.of.fill(memory, self.first + start)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where the elements of this range from `start` to `stop` are stored, or None."""
+        """Return where elements of this range are stored; see `SequentialArray.stored_at`."""
         return self.of.stored_at(self.first + start, self.first + stop)
 
 
@@ -113,7 +113,7 @@ class Joined(SequentialArray):
             first += part.size
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where the elements from `start` to `stop` (exclusive) are stored, or None."""
+        """Return where the elements are stored; None unless all parts adjoin in one file."""
         begins: FilePosition | None = None
         expected: FilePosition | None = None
         for part, low, high in self._ranges(start, stop):
@@ -152,7 +152,7 @@ class Checked(Mapped):
         self.function(memory)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where the elements from `start` to `stop` (exclusive) are stored, or None."""
+        """Return where elements of the array `of` are stored; see `SequentialArray.stored_at`."""
         return self.of.stored_at(start, stop)
 
 

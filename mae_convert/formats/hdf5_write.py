@@ -95,8 +95,8 @@ class _Written(io.RawIOBase):
         """Yield the pages that contain the next `count` bytes.
 
         Yields:
-            An offset in the `count` bytes, and a pair of the page and the slice of the page that
-            contain the bytes from this offset on.
+            An offset in the `count` bytes, and a pair: the page, and the slice of the page that
+            contains the bytes from this offset on.
         """
         at = 0
         while at < count:

@@ -50,7 +50,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files of weights."""
+    """A file format for weights."""
 
     name: str
     """The name, as in `Container.kind`."""

@@ -32,7 +32,7 @@ MARK_LINE = re.compile(
 
 
 def marked(lines: str, *, warning: str = "") -> str:
-    """Return a section between its markers; a warning precedes the begin marker on its line."""
+    """Return a section between its markers; a warning is put before the first marker."""
     first = f"{warning} {BEGIN}" if warning else BEGIN
     return f"{first}\n\n{lines.strip()}\n\n{END}"
 

@@ -29,7 +29,7 @@ def _code(title: str, language: str, lines: Sequence[str]) -> str:
 
 
 def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None) -> bool:
-    """Return whether the model can be converted to a layout."""
+    """Return whether a layout can store the model for `task`, by default the model's own task."""
     checkpoint = artifacts[0].checkpoint
     task = task or checkpoint.task
     entry = checkpoint.family.layouts.get(layout)

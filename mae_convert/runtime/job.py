@@ -24,8 +24,8 @@ class StoredWeights:
     """
 
     files: tuple[str, ...]
-    """The files, in the order in which they are read; together they contain each tensor once. Or a
-    directory, which a library opens itself."""
+    """The files, in the order in which they are read; together they contain each tensor once. If
+    the library opens a directory, the only element is the path of the directory."""
 
     format: str
     """The format of the files, as in ``Container.kind``."""

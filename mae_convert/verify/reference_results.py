@@ -176,7 +176,8 @@ class ReferenceComparison:
     """The framework that ran the checkpoint."""
 
     corners: Mapping[str, np.ndarray]
-    """For each dtype, the computed values."""
+    """For each dtype, the computed logits that are compared: the first three values of the first
+    three patches, (3, 3), or the first three classes of a classifier, (1, 3)."""
 
     share: Mapping[str, float]
     """For each dtype, the largest ratio of a value's difference to its tolerance; NaN does not

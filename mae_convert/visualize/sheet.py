@@ -227,10 +227,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _size(row: Row, shape: float) -> tuple[int, int]:
-    """Return the width and height in pixels of an image on the sheet.
+    """Return the width and height in pixels at which the images of a row are drawn.
 
-    Both are integer multiples of the image's width and height, unless the image is displayed with
-    another aspect ratio.
+    Both are the same integer multiple of the image's width and height, unless the image is drawn
+    with another aspect ratio (`shape`, width / height).
     """
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))

@@ -33,9 +33,8 @@ class VideoMAEConfig(VideoConfiguration):
             final norm.
         layer_scale_init_value: initial value of ``gamma_1`` and ``gamma_2``, which scale the output
             of attention and MLP for each channel; 0 if the model has no such parameters.
-        final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``, which
-            transformers sets to 1e-5 regardless of its configuration; None if it is the same as in
-            the other norms.
+        final_layer_norm_eps: epsilon of the decoder's final norm and of ``fc_norm``; None if it is
+            the same as in the other norms. In transformers, it is 1e-5 for every configuration.
         image_mean: mean of each channel, which was subtracted from the pixels; None for the mean
             of ImageNet or, if there are not three channels, 0. The loss is computed after this
             normalization has been undone.

@@ -41,8 +41,8 @@ class Decision:
     """The decided value; None if undecided."""
 
     confidence: float | None
-    """The result of `wins` for the candidate with the lowest mean loss; None if the losses were not
-    used."""
+    """The confidence, from 0 to 1, that the candidate with the lowest mean loss is the best (see
+    `wins`); None if the losses were not used."""
 
     method: str
     """The evidence: "reconstruction", "weights" or both joined by " and "; "" if undecided."""

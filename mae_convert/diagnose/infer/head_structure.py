@@ -43,8 +43,9 @@ class HeadStructure:
     scores: dict[int, float]
     """The log-likelihood ratio of each number of heads, summed over layers.
 
-    The ratio compares the hypothesis that the entries of ``W_q W_kᵀ`` have different means within
-    heads and between heads with the hypothesis of one mean. The largest ratio fits best.
+    The ratio compares two hypotheses about the entries of ``W_q W_kᵀ``: their means within heads
+    and between heads are different, or all have one mean. The number of heads with the largest
+    ratio fits best.
     """
 
     deviations: dict[int, float]

@@ -62,8 +62,8 @@ class MAEST(Family):
         """Return the structure of each position embedding that is resampled, by canonical name.
 
         If patches and time steps have separate position embeddings, the embeddings of the patches
-        are resampled like an image's (the authors' program does not resample them). Joint position
-        embeddings are resampled for each time step.
+        are resampled as in an image model (the authors' program does not resample them). Joint
+        position embeddings are resampled for each time step.
         """
         if config.sep_pos_embed:
             kind, table = "spatial", PositionTable(first=0)
