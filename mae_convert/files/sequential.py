@@ -113,7 +113,7 @@ class Joined(SequentialArray):
             first += part.size
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where the elements are stored; None unless all parts adjoin in one file."""
+        """Return where the elements are stored; None unless the parts are adjacent in one file."""
         begins: FilePosition | None = None
         expected: FilePosition | None = None
         for part, low, high in self._ranges(start, stop):
