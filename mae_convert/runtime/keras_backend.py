@@ -112,6 +112,13 @@ def backend_tensor(array: np.ndarray) -> Any:
     return tensorflow.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
+def as_array(tensor: Any) -> np.ndarray:
+    """Return a tensor as a read-only array, without a copy if the tensor is on the CPU."""
+    if _is_jax() or tensor.device.endswith("CPU:0"):
+        return np.asarray(tensor)
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
 def compiled(function: Function, model: Any, mode: str) -> Function:
     """Return a function of tensors, compiled if the mode is "compiled" or "xla".
 

@@ -303,4 +303,4 @@ def as_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
     if dtype_of_value != dtype and not (wide and dtype != "float64"):
         raise LoadError(f"{name} has dtype {dtype_of_value}, although {dtype} was requested")
     exact = ops.cast(value, "float32") if dtype == "bfloat16" else value  # NumPy has no bfloat16
-    return ops.convert_to_numpy(exact)
+    return backend.as_array(exact)

@@ -31,7 +31,7 @@ from mae_convert.runtime.children import (
 from mae_convert.runtime.foreign import FOREIGN, ORIGINAL, ForeignCode
 from mae_convert.runtime.job import Job, additional_inputs
 from mae_convert.runtime.sides import WORKER, Side, classes_of
-from mae_convert.runtime.trace import Trace, describe, read_trace, with_canonical_gradients
+from mae_convert.runtime.trace import Trace, describe, map_trace, with_canonical_gradients
 from mae_convert.runtime.worker import REPORT
 
 UNREAD = 4  # the exit status of a worker whose library cannot read the file
@@ -139,7 +139,7 @@ class Running:
             if self.process.returncode == 0 and self.output.exists():
                 for file in self.open_files:
                     file.require_unchanged()
-                metadata, arrays = read_trace(self.output)
+                metadata, arrays = map_trace(self.output)
                 own = json.loads(metadata)
                 described = self.description.result()
                 return with_canonical_gradients(Trace({**described, **own}, arrays))

@@ -15,8 +15,9 @@ from mae_convert.convert.record import files_sha256
 from mae_convert.errors import CheckpointError, LayoutError, Option
 from mae_convert.families.configuration import Configuration
 from mae_convert.families.family import Family
-from mae_convert.files.byte_ranges import kind_of
+from mae_convert.files.byte_ranges import ByteFile, FileArray, kind_of
 from mae_convert.files.strict_json import parse_json
+from mae_convert.formats.safetensors_file import read_safetensors
 from mae_convert.formats.tensor import LazyTensor, sha256
 from mae_convert.layouts.layout import Layout
 from mae_convert.layouts.table import Rule, read_tensors
@@ -113,6 +114,25 @@ def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     with safe_open(path, "numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return (file.metadata() or {})["trace"], arrays
+
+
+def map_trace(path: Path) -> tuple[str, Mapping[str, np.ndarray]]:
+    """Return the same as `read_trace`; the arrays are views of a private mapping of the file.
+
+    The file may be removed afterwards. But it must be a file that no other program changes, because
+    reading a mapping of a file that becomes shorter ends the process.
+    """
+    file = ByteFile(path)
+    mapping = file.private_mapping()
+    if mapping is None:
+        return read_trace(path)
+    arrays = {}
+    for name, tensor in read_safetensors(file).tensors.items():
+        assert isinstance(tensor.load, FileArray)
+        values = np.frombuffer(mapping, tensor.dtype, tensor.load.size, tensor.load.offset)
+        arrays[name] = values.reshape(tensor.shape)
+    with safe_open(path, "numpy") as opened:
+        return opened.metadata()["trace"], arrays
 
 
 def describe(
