@@ -75,7 +75,7 @@ def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 
 
 def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
-    """Return a square of an image, whose sides are `side` pixels long, as pixels (3, H, W).
+    """Return a square part of an image as pixels (3, H, W); `side` is its side length in pixels.
 
     The square is at the left edge for x = 0 and at the right edge for x = 1; it is at the top edge
     for y = 0 and at the bottom edge for y = 1.

@@ -91,7 +91,7 @@ def scored(family: str | None, options: argparse.Namespace) -> bool:
 
 
 def population_of(family: str | None, folder: Path, seed: int) -> Population:
-    """Return the models and faults of a family of video models; None is the image MAE."""
+    """Return the models and faults of a family of video models or, for None, of the image MAE."""
     return FamilyPopulation.of(family, folder, seed) if family else Population(folder, seed)
 
 

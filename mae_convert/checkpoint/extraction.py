@@ -128,7 +128,7 @@ def recognise_model(
     under: str | None = None,
     family: str | None = None,
 ) -> RecognisedModel:
-    """Return the model in a file: all tensors or, if no layout fits, a complete model among them.
+    """Return the model in a file: all tensors or, if they fit no layout, a complete part of them.
 
     Args:
         shapes: stored names and shapes.

@@ -38,7 +38,12 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: LazyTensor, digest: str | None = None) -> "TensorDigest":
-        """Return the digest of a tensor; `digest` is its SHA-256, or None to read and hash it."""
+        """Return the digest of a tensor.
+
+        Args:
+            tensor: the tensor.
+            digest: the SHA-256 of the tensor's bytes; if None, the tensor is read and hashed.
+        """
         return cls(tensor.shape, str(tensor.dtype), digest or sha256(tensor))
 
     def line(self, name: str) -> str:

@@ -28,7 +28,7 @@ class Reading:
     """The mapping rules, one for each tensor of the file that is mapped."""
 
     task: str
-    """The task ("pretrain", "encoder" or "classify") whose model the canonical tensors form."""
+    """The task of the model that the canonical tensors form: "pretrain", "encoder", "classify"."""
 
     geometry: Mapping[str, Any]
     """Configuration fields that the shapes determine."""

@@ -69,7 +69,8 @@ class Plan:
     """The declared changes, each with ``step`` and its parameters."""
 
     dropped: Mapping[str, str]
-    """The reasons why the target does not contain tensors of the source, by stored name."""
+    """The tensors of the source that the target does not contain: a dictionary from their stored
+    names to the reasons."""
 
     created: Mapping[str, str] = field(default_factory=dict)
     packing: Packing = field(default_factory=Packing)
@@ -191,7 +192,7 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> tuple[dict[str, LazyTensor], Measurements]:
-    """Return the tensors, rounded to a dtype, and measurements that are made when they are read.
+    """Return the tensors, rounded to a dtype, and measurements made when a tensor is read.
 
     The measurements are the rounding errors and, with `hashing`, the hashes of the tensors whose
     bytes are not the same in source and target, for example because they are transposed.

@@ -131,8 +131,8 @@ class Fingerprints:
     def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the record of a single file with placeholders for both fingerprints.
 
-        The placeholders have the length of the fingerprints, which replace them when all tensors
-        have been hashed.
+        The placeholders have the length of the fingerprints. They are replaced by the fingerprints
+        when all tensors have been hashed.
         """
         plan = self._plan
         configuration_sha256 = configuration_digest(

@@ -114,7 +114,10 @@ def _mlp(mlp: Any, inner: Tensor, path: str, variants: Variants) -> Tensor:
 
 
 def norm(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
-    """Apply the layer norm `module` to tokens (..., D), with the variants for its name `path`."""
+    """Apply the layer norm `module` to tokens (..., D), with the variants that match `path`.
+
+    `path` is the module's name in the model.
+    """
     eps, kind = variants.get("eps", path), variants.get("norm", path)
     eps = module.eps if eps is None else eps
     lower = LOWER[variants.get("norm precision", path)]

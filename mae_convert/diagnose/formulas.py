@@ -58,7 +58,7 @@ class Formula:
     """The canonical names of tensors, by name in the script."""
 
     rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Rows of position embeddings: ("encoder" or "decoder", row index), by name in the script."""
+    """Rows of position embeddings, by variable of the script: ("encoder" or "decoder", index)."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Inputs that are valid for only one `Location` (image and token), by name in the script."""

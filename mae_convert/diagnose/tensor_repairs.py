@@ -40,7 +40,8 @@ class TensorRepair:
     """The fault of B's tensor; `UNEXPLAINED` if no known fault explains the difference."""
 
     how: Cause
-    """How the replacement is computed: `UNDONE`, `FROM_A`, or "copied from B's NAME"."""
+    """How the replacement is computed: `UNDONE` (from B's own values), `FROM_A` (a copy of A's
+    tensor), or "copied from B's NAME"."""
 
     tensor: LazyTensor
     """The replacement."""

@@ -39,7 +39,7 @@ GROUPS = ("mae_convert.families", "mae_convert.layouts")
 
 @cache
 def families() -> Mapping[str, "Family"]:
-    """Return all families by name, in the order in which they are tried.
+    """Return all families by name, in the order in which they are tried for a checkpoint.
 
     Raises:
         MissingRequirementError: a registered family or layout cannot be imported, or the family of

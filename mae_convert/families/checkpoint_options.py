@@ -99,7 +99,7 @@ class Whole(NamedTuple):
     expected: str = "a whole number"
 
     def read(self, text: str) -> int:
-        """Return the number."""
+        """Return the number; raise ValueError if it is not whole or not between the limits."""
         try:
             number = int(text)
         except ValueError:

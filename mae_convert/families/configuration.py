@@ -222,7 +222,7 @@ def resolve(
 
 
 def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
-    """Return the value with the highest priority for a field, or None.
+    """Return the value of a field with the highest priority; None if no evidence has a value.
 
     Raises:
         ConfigurationError: an option contradicts the tensors, or the value is impossible.

@@ -240,8 +240,8 @@ class Family(ABC):
         different training or preprocessing (for the image MAE, for example, AudioMAE).
 
         Args:
-            by_key: the related model that `without_decoder` found, and the tensor that identifies
-                it, or None.
+            by_key: the related model that `without_decoder` found, with the name of the tensor
+                that identifies it; None if it found no related model.
             arguments: the training arguments in the checkpoint.
             recorded: the related model in the checkpoint's conversion record, or None.
             fields: the result of `geometry`, and the ``task``.

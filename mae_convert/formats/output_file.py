@@ -248,6 +248,11 @@ class OutputFile:
     def _compare(self, read: Contents, number: int, advance: Advance) -> str:
         """Read a tensor's bytes from the source again, and compare them with the bytes in the file.
 
+        Args:
+            read: the contents of the written file.
+            number: the index of the tensor in ``weights.tensors``.
+            advance: called with the number of bytes of each piece.
+
         Returns:
             The SHA-256 of the bytes in the file.
 

@@ -341,7 +341,7 @@ class _ZipStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array; `first` is the index of its first element."""
+        """Return a function that reads an array from a storage, beginning with element `first`."""
         name = f"{self._prefix}data/{storage.key}"
         load = self._archive.array(name, first * dtype.itemsize, shape, dtype)
         if not self._big_endian:
@@ -404,7 +404,7 @@ class _LegacyStorages:
     def read(
         self, storage: Storage, dtype: np.dtype, first: int, shape: tuple[int, ...]
     ) -> Callable[[], np.ndarray]:
-        """Return a function that reads an array; `first` is the index of its first element."""
+        """Return a function that reads an array from a storage, beginning with element `first`."""
         start = self._offsets[storage.key] + storage.start * _element_bytes(storage)
         return self._file.array(start + first * dtype.itemsize, shape, dtype)
 

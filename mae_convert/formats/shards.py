@@ -129,7 +129,12 @@ def split(tensors: Sequence[LazyTensor], largest: int) -> list[list[LazyTensor]]
 
 
 def shard_names(weights_name: str, count: int) -> list[str]:
-    """Return `model-00001-of-00002.safetensors` and so on for `model.safetensors`."""
+    """Return the names of `count` shards: `model-00001-of-00002.safetensors` and so on.
+
+    Args:
+        weights_name: the name that the weights have in a single file, e.g. `model.safetensors`.
+        count: the number of shards.
+    """
     stem, dot, suffix = weights_name.rpartition(".")
     return [f"{stem}-{n:05d}-of-{count:05d}{dot}{suffix}" for n in range(1, count + 1)]
 

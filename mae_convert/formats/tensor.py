@@ -105,7 +105,7 @@ class LazyTensor:
             memory: a flat contiguous array with the tensor's size and dtype.
 
         Raises:
-            OutputError: `load` returns an array of another shape or dtype than the tensor has.
+            OutputError: `load` returns an array whose shape or dtype is not the tensor's.
         """
         load = self.load
         if isinstance(load, SequentialArray):
@@ -122,7 +122,7 @@ class LazyTensor:
         """Read all elements so that they are checked; at most a block is kept in memory at a time.
 
         Raises:
-            OutputError: `load` returns an array of another shape or dtype than the tensor has.
+            OutputError: `load` returns an array whose shape or dtype is not the tensor's.
         """
         load = self.load
         if not isinstance(load, SequentialArray):
@@ -140,7 +140,7 @@ class LazyTensor:
         A `SequentialArray` is read piece by piece; any other array is loaded as a whole.
 
         Raises:
-            OutputError: `load` returns an array of another shape or dtype than the tensor has.
+            OutputError: `load` returns an array whose shape or dtype is not the tensor's.
         """
         load = self.load
         if isinstance(load, SequentialArray):

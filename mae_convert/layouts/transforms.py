@@ -143,7 +143,7 @@ class SplitHeads:
     d, width) for "output"."""
 
     heads: int = 0
-    """Number of heads; 0 until the table is bound to a model."""
+    """Number of heads; 0 until the mapping table is bound to a model (see `Rule.bound`)."""
 
     @property
     def in_order(self) -> bool:

@@ -103,7 +103,7 @@ class _CompiledBlock:
 
 
 def _parts(block: Any) -> tuple[tuple[Any, Any], ...]:
-    """Return pairs of a layer and its expected class: the block, its attention and its norms."""
+    """Return the block, its attention and its norms, each in a pair with its expected class."""
     return (
         (block, Block),
         (block.attention, Attention),

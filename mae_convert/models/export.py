@@ -118,7 +118,7 @@ def pixel_shape(model: Any) -> tuple[int | None, int, int, int]:
 
 
 def float_dtype(model: Any) -> str:
-    """Return the dtype of an exported program's images."""
+    """Return the dtype of the images that an exported program takes."""
     return "float64" if model.variable_dtype == "float64" else "float32"
 
 

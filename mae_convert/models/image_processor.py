@@ -232,7 +232,7 @@ class MaeImageProcessor:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a JSON file or in a directory's JSON file; None if it has no file."""
+    """Return the settings in a JSON file, or in the JSON file of a directory; None if missing."""
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):

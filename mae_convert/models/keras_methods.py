@@ -197,7 +197,7 @@ def as_plain(inputs: Any) -> Any:
 
 
 def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return a dictionary from each numeric column to its values in all examples, stacked.
+    """Return the numeric columns of the examples by name; the values of a column are stacked.
 
     A column with labels is renamed to "labels".
     """

@@ -173,7 +173,7 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
 
 
 def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the requested height and width of the images, or None."""
+    """Return the requested height and width of the images; None if no size is requested."""
     if "image_size" not in changes:
         return None
     return size_of_image(changes["image_size"])

@@ -1,4 +1,4 @@
-"""Convert the tensor names of transformers in a state dict to the names in the PyTorch classes.
+"""Convert tensor names of transformers in a state dict to names in mae-convert's PyTorch classes.
 
 The files that `save_pretrained` writes have the names of transformers, and ``transformers.Trainer``
 loads them as a state dict.

@@ -186,9 +186,9 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
     Args:
         colours: (H, W, 3), uint8.
         description: the alternative text.
-        least_width: the width in pixels up to which an image is enlarged, by an integer factor and
-            without interpolation; it is then stored as PNG, without loss. For 0, the image is
-            stored as JPEG in its own size.
+        least_width: if 0, the image is stored as JPEG in its own size. Otherwise, it is stored as
+            PNG, and a small image is enlarged without interpolation, by the largest integer
+            factor with which its width does not exceed `least_width` pixels.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)

@@ -164,5 +164,5 @@ def class_named(path: str) -> Any:
 
 
 def import_path_of(kind: type) -> str:
-    """Return the import path of a class for `class_named`."""
+    """Return the import path of a class, "module:Class", which `class_named` takes."""
     return f"{kind.__module__}:{kind.__qualname__}"

@@ -144,8 +144,8 @@ class ModelRequest:
     num_frames: int | None = None
     model_class: type | None = None
     mmap: bool | None = False
-    """See `load_model`. Commands do not map files: a file that changes while they run would end
-    them without a message."""
+    """See `load_model`. Commands do not map files: if a mapped file changed, the command would end
+    without a message."""
 
 
 def make_model(checkpoint: Checkpoint, request: ModelRequest) -> Any:

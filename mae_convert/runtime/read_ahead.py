@@ -19,7 +19,7 @@ ALIGNMENT = 64
 """The alignment of TensorFlow's memory in bytes."""
 
 MAPPED_BYTES = 1 << 20
-"""The smallest size in bytes of an array that has its own memory mapping."""
+"""Arrays of at least this size in bytes get their own memory mapping."""
 
 
 @contextmanager
@@ -52,7 +52,10 @@ def stored_arrays(job: Job) -> Iterator[dict[str, Stored]]:
 
 
 def _begun(stored: Stored, dtype: np.dtype | None, threads: Executor) -> Stored:
-    """Return an array that threads read now; if it is loaded a second time, it is read again."""
+    """Start to read an array in a thread; return the array, whose `load` waits for the thread.
+
+    If `load` is called a second time, it reads the array again.
+    """
     read = partial(_aligned_copy, stored.load, dtype)
     running = [threads.submit(read)]
     return Stored(stored.shape, lambda: running.pop().result() if running else read())

@@ -63,8 +63,8 @@ def runs(
         stored: the arrays of the job's files by name; empty if Keras itself reads the file.
 
     Raises:
-        LoadError: the file's tensors are not exactly the model's, or a result does not have the
-            requested dtype.
+        LoadError: the file does not contain exactly the tensors of the model, or a result does not
+            have the requested dtype.
     """
     confirm(job.confirmed, by_torch=False)
     exact: dict[str, Stored] = {}
@@ -157,8 +157,8 @@ def build(job: Job, dtype: str, stored: Mapping[str, Stored], exact: Mapping[str
         job: the job.
         dtype: the dtype.
         stored: the arrays of the job's files by name.
-        exact: values in float64 by variable path, to which the files' arrays were assigned
-            before; empty if they were not.
+        exact: the values of an earlier float64 model by variable path, to be used instead of
+            `stored`; empty if there was no earlier model.
     """
     config = class_named(job.configuration).from_dict(job.config)
     with backend.short_variable_names():

@@ -106,7 +106,7 @@ def _let_positions_be_float64() -> None:
 
 
 def _make_constants_exact(model: Any) -> None:
-    """Replace constants that the library computes in float32 by float64 values.
+    """Replace the constants that the library computes in float32 with float64 values.
 
     The constants are the square roots in GELU and in the scale of attention. If they stayed in
     float32, the results of the float64 run would be wrong by 2e-9.

@@ -358,8 +358,8 @@ def run_together(runs: Sequence[Run], inputs: Mapping[str, np.ndarray]) -> list[
 def _result(running: Running, inputs: Mapping[str, np.ndarray]) -> Trace:
     """Wait for a child process and return its trace.
 
-    If the library in the child cannot read the file, another child is started, for which
-    mae-convert's reader reads the tensors.
+    If the library in the child cannot read the file, another child is started; it gets the tensors
+    from mae-convert's reader.
     """
     try:
         return running.result()

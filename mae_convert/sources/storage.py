@@ -89,7 +89,7 @@ def size_of(url: str) -> int:
 
 
 def version_of(url: str) -> dict[str, str]:
-    """Return a string for each file, by relative path, that changes when the file changes."""
+    """Return the version of each file by relative path: a string that changes with the file."""
     marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
     return {
         name: " ".join(str(info[mark]) for mark in marks if mark in info)

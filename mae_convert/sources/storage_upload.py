@@ -85,8 +85,8 @@ def upload(local: Path, url: str) -> dict[str, str]:
     """Upload a file or a directory, and check that the target contains what was uploaded.
 
     Returns:
-        A string for each file, by relative path, that changes when the file changes; see
-        `version_of`.
+        The version of each uploaded file by relative path: a string that changes when the file
+        changes, see `version_of`.
 
     Raises:
         OutputError: the target cannot be written, does not contain what was uploaded, or another

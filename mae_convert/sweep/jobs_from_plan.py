@@ -221,7 +221,7 @@ def _check_repository(name: str) -> None:
 
 
 def _without_unused_defaults(settings: Settings, entry: Entry) -> Settings:
-    """Return the settings without values of the plan's ``defaults`` that do not affect this job."""
+    """Return the settings, except values of the plan's ``defaults`` that do not affect the job."""
     publishes = "publish" in settings
     without_effect = set() if publishes else set(PUBLISH)
     if not settings.get("verify") and not (publishes and not settings.get("unverified")):

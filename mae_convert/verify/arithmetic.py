@@ -138,8 +138,8 @@ def _sines_and_cosines(width: int, grid: tuple[int, ...]) -> np.ndarray:
 def mixed_channels(weight: np.ndarray, count: int) -> np.ndarray:
     """Return the weight (width, channels, [t,] h, w) of a patch embedding for `count` channels.
 
-    For one channel, the weights of all channels are added; otherwise they are repeated and
-    multiplied by channels / count.
+    For one channel, the weights of all channels are added. For several channels, the weights of
+    the channels are repeated in order and multiplied by channels / count.
     """
     old = weight.shape[1]
     copies = np.eye(old)[np.arange(count) % old] * (old / count)

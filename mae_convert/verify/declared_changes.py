@@ -5,7 +5,7 @@ as another dtype or image size.
 
 The arithmetic is implemented in `mae_convert.verify.arithmetic`, independently of the conversion.
 A layout's mapping table is used only to read a tensor and to write it back, so that an error in the
-table cancels.
+table has no effect on the comparison.
 """
 
 import math

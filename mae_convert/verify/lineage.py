@@ -40,7 +40,7 @@ class Ancestor:
     """Fingerprint of the source in the record."""
 
     steps: tuple[Step, ...]
-    """Declared steps from this source to the checkpoint."""
+    """The declared conversion steps from this source to the checkpoint."""
 
 
 @dataclass(frozen=True)

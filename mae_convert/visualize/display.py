@@ -29,7 +29,7 @@ class Display:
     photographs: their normalization with image mean and std is undone instead."""
 
     high: np.ndarray | None = None
-    """The values displayed as 1, with the shape of ``low``; None if ``low`` is None."""
+    """The values displayed as 1, an array with the shape of ``low``; None if ``low`` is None."""
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return colours (N, [T,] H, W, 3) in [0, 1]."""

@@ -38,7 +38,8 @@ class Reconstruction:
     """All predicted patches as images (N, C, [T,] H, W) by framework, in the scale of pixels."""
 
     loss: dict[str, np.ndarray]
-    """Mean squared error (N,) over removed patches by framework, in normalized pixel units."""
+    """The mean squared error (N,) over removed patches, in normalized pixel units, of each
+    framework."""
 
     shapes: Any
     """An object with the attributes ``grid_shape`` and ``patch_shape``."""

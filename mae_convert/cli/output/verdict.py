@@ -136,7 +136,7 @@ def steps_table(steps: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def depth_chart(result: Verdict) -> Iterator[str]:
-    """Yield a line with a bar for each block and output: how much it differs between A and B.
+    """Yield a line with a bar for each block and output; the bar shows the difference of A and B.
 
     The length of the bar is the relative L2 difference on a logarithmic scale, from rounding errors
     (1e-16) to 1.

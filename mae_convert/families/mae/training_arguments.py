@@ -1,6 +1,6 @@
 """Derive configuration fields from the training arguments that are stored in a checkpoint.
 
-The arguments are plain data: ``args`` in the original's programs and programs based on them,
+The arguments are plain data: ``args`` in facebookresearch/mae and in programs based on it,
 ``meta.cfg`` or ``meta.config`` in OpenMMLab's programs and EasyCV, and Lightning's hyper-parameters
 in solo-learn. Missing arguments and arguments with an unexpected type are ignored.
 """
@@ -222,8 +222,8 @@ def fields_of(arguments: Mapping[str, Any], geometry: Mapping[str, Any]) -> dict
         geometry: fields that follow from the tensors' shapes.
 
     Returns:
-        The values of the fields, and ``input_size`` and ``patch_size`` as in the original's
-        arguments.
+        The values of the fields by name. ``input_size`` and ``patch_size`` are included with the
+        meaning that they have in the arguments of facebookresearch/mae.
     """
     meta = _mapping_at(arguments, "meta")
     settings = _mapping_at(meta, "cfg") or _mapping_at(meta, "config")

@@ -52,7 +52,7 @@ def _decoder(config: PrithviConfig) -> Iterator[tuple[str, Shape]]:
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    Image size and number of frames do not follow from shapes, only ``num_patches``.
+    The shapes determine ``num_patches``, but neither the image size nor the number of frames.
 
     Raises:
         LayoutError: a tensor that determines a size is missing or has a wrong number of axes.
