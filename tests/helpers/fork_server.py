@@ -9,6 +9,7 @@ their controller starts when one of them first requests them (``shared_servers``
 ``python fork_server.py MODULE`` starts a server; its standard input is the socket of its requests.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -189,5 +190,7 @@ def _runner(script: str, job: str) -> str | None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # all that is imported stays
     _preload(sys.argv[1])
+    gc.enable()
     serve()

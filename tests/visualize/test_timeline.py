@@ -1,8 +1,7 @@
 """The checkpoints of a training run, evaluated on the same images with the same noise."""
 
 import csv
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pytest
@@ -72,14 +71,11 @@ def test_without_any_loss_there_is_no_timeline(command, tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_the_loss_is_that_of_the_model_itself(command, training):
+def test_the_loss_is_that_of_the_model_itself(fork_servers, training):
     """Compare with the reference model's loss, with and without ``norm_pix_loss``."""
     code = HELPERS / "timeline_worker.py"
-    process = subprocess.run(
-        [sys.executable, code, training / "checkpoint-9.pth", DEMO], capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    module, checkpoint = "mae_convert.runtime.run_pytorch", training / "checkpoint-9.pth"
+    fork_servers.run(module, code, checkpoint, DEMO, environment=os.environ)
 
 
 def test_output_that_cannot_be_written_is_refused_before_any_work(command, training):

@@ -12,7 +12,10 @@ from attacks.corpus import MODEL, attack, attacks, with_config
 
 
 def of_header(folder: Path, case: object) -> Path:
+    """Write a file with a header and a size of the data; a function creates a long header."""
     header, size = case
+    if callable(header):
+        header = header()
     text = header.encode() if isinstance(header, str) else header
     path = folder / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
@@ -53,9 +56,12 @@ HEADERS = {
     "no mapping": ("{} []", 0),
     "no tensors": ("{}", 0),
     "no text": (b"{\xff\xfe}", 0),
-    "a header of 9 MB": ("{" + ",".join(f'"{n}":{{}}' for n in range(700_000)) + "}", 0),
+    "a header of 9 MB": (
+        lambda: "{" + ",".join(f'"{n}":{{}}' for n in range(700_000)) + "}",
+        0,
+    ),
     "100,000 tensors": (
-        "{" + ",".join(entry(str(n), 0, 0, 0) for n in range(100_000)) + "}",
+        lambda: "{" + ",".join(entry(str(n), 0, 0, 0) for n in range(100_000)) + "}",
         0,
     ),
 }
@@ -73,6 +79,9 @@ attacks("safetensors", {f"a header of {n} bytes": n for n in LENGTHS}, of_length
 
 
 def of_index(folder: Path, config: object) -> Path:
+    """Write an index with a content or text; a function creates a long one."""
+    if callable(config):
+        config = config()
     path = folder / "model.safetensors.index.json"
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
     (folder / ".metadata").write_bytes(b"N.")
@@ -105,7 +114,7 @@ INDEXES = {
     "a list": [],
     "brackets 100,000 deep": "[" * 100_000,
     "no JSON": "{",
-    "9 MB": '{"weight_map":{' + ",".join(f'"{n}":"a"' for n in range(900_000)) + "}}",
+    "9 MB": lambda: '{"weight_map":{' + ",".join(f'"{n}":"a"' for n in range(900_000)) + "}}",
 }
 attacks("index", INDEXES, of_index)
 
