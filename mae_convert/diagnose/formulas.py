@@ -239,10 +239,12 @@ class _Writer:
         self.lines.append(f"{out} = linear({x}, {arguments})")
 
     def end(self) -> Formula | None:
-        """Return the formula of a result after the blocks: a layer norm or the last linear layer.
+        """Return the formula of the requested result if it is computed after the blocks.
+
+        Such results are the outputs of the last layer norms and of the last linear layer.
 
         Returns:
-            The formula; None for another result, or if no earlier result is available.
+            The formula; None for any other result, or if no earlier result is available.
         """
         config, task = self.model.config, self.model.task
         first = self.first

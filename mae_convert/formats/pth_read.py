@@ -40,7 +40,8 @@ ATTRIBUTE = "mae_convert"
 """The attribute of a plain state dict (an OrderedDict) in which its configuration is stored."""
 
 LARGEST_OVERLAP = 1 << 24
-"""How many more elements a tensor may have than its storage; only an expanded view has more."""
+"""The number of elements by which a tensor may exceed its storage. Only an expanded view, whose
+elements share values, has more elements than its storage."""
 
 ReadStorage = Callable[[Storage, np.dtype, int, tuple[int, ...]], Callable[[], np.ndarray]]
 """Takes a storage, a dtype, the index of the first element and a shape; returns a function that

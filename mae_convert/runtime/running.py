@@ -69,7 +69,7 @@ class Run:
     """How to run the model (dtypes, mask ratio), and which results to record."""
 
     as_stored: bool = True
-    """Whether the tensors are unchanged tensors of the checkpoint; False after changes that a
+    """Whether the checkpoint's tensors are run as they are stored; False after changes that a
     conversion declares, such as resampling."""
 
     step_outputs: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)

@@ -79,7 +79,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
         overwrite: replace an existing file.
 
     Raises:
-        MaeConvertError: there is no official checkpoint with this name; or see `get_official`.
+        MaeConvertError: there is no official checkpoint with this name, or `get_official` fails.
         OutputError: the copy cannot be written.
     """
     official = named(name)

@@ -132,10 +132,16 @@ def _is_weights_or_index(name: str) -> bool:
 
 
 def _weights_in(snapshot: Snapshot, folder: str, names: Sequence[str]) -> list[str]:
-    """Return those of the `names` in a directory that are weight files, the preferred file first.
+    """Return the weight files of a directory, the preferred file first.
+
+    Args:
+        snapshot: the repository.
+        folder: the directory in the repository.
+        names: the names of all files in the directory.
 
     Raises:
-        CheckpointError: there is no weight file, or several files and none is to be preferred.
+        CheckpointError: there is no weight file; or there are several weight files, and none has a
+            conventional name.
     """
     keras = sorted(name for name in names if name.endswith(KERAS_SUFFIXES))
     weight_files = list(dict.fromkeys(name for name in (*PREFERENCE, *keras) if name in names))

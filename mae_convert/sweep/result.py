@@ -46,7 +46,7 @@ class Row:
     """The assumptions that both sides of the verification share, or None."""
 
     passed: bool | None = None
-    """Whether the verification passed."""
+    """Whether the verification passed; None without a verification."""
 
     proven: bool | None = None
     """Whether the verdict is proven, see `Verdict.proven`; None without a verification."""

@@ -161,7 +161,7 @@ class MAEST(Family):
         return pixel_values[:, :, list(config.predicted_frames)]
 
     def decoder_tokens(self, config: MAESTConfig) -> int:
-        """Return the number of tokens of the decoder."""
+        """Return the number of tokens of the decoder: the patches and, if any, the class token."""
         return config.class_tokens + int(config.num_patches)
 
 
