@@ -121,6 +121,8 @@ class ForkServers:
     def started(self, module: str, environment: Mapping[str, str]) -> ForkServer:
         """Return the server of a module, which may still be importing it."""
         read = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
+        if read.get("KERAS_BACKEND") == "tensorflow":  # as in every server of Keras
+            del read["KERAS_BACKEND"]
         key = (module, *sorted(read.items()))
         if key not in self._servers:
             self._servers[key] = (
