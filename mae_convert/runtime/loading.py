@@ -198,6 +198,11 @@ def _collector_paused() -> Iterator[None]:
     try:
         yield
     finally:
+        # Move all objects to the oldest generation, unless the caller has frozen objects. Otherwise
+        # the next collection of the youngest generation would examine all of them.
+        if not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()
 
 

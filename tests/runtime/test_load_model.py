@@ -137,6 +137,19 @@ def test_garbage_collector_is_paused_only_while_the_model_is_created(monkeypatch
     assert during or device == "nowhere"
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_objects_of_a_model_are_examined_only_by_full_collections(frozen):
+    """Objects that the caller has frozen stay frozen."""
+    (gc.freeze if frozen else gc.unfreeze)()
+    try:
+        model = load_model(ORIGINAL, **HEADS)
+        oldest = any(one is model for one in gc.get_objects(2))
+        assert oldest != frozen
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.freeze()  # as before
+
+
 def test_layers_created_concurrently_by_another_thread_are_initialized():
     """Loading a model skips random initialization without an effect on other models."""
     loaded, wrong = threading.Event(), list[str]()
