@@ -45,6 +45,7 @@ def rows(
     count: int,
     python: Path,
     clone: Path,
+    device: str,
 ) -> Iterator[dict[str, object]]:
     """Yield a table row for each size and batch size, measured in one epoch of `count` images."""
     if not (clone / "main_pretrain.py").is_file():
@@ -52,7 +53,7 @@ def rows(
     require(python, "torch", "torchvision", "timm", "tensorboard", "PIL", "rich")
     images, output = folder / "pretrain", folder / "trained"
     made_images(images / "train" / "0", count)
-    common = ["--epochs", "1", "--warmup_epochs", "0", "--blr", "1.5e-4", "--device", "cpu"]
+    common = ["--epochs", "1", "--warmup_epochs", "0", "--blr", "1.5e-4", "--device", device]
     common += ["--num_workers", str(WORKERS)]
     for size in sizes:
         for batch in batches:

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ TIMM = {
 Call = Callable[[], object]
 
 
-def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
+def pytorch(
+    library: str, size: str, part: str, device: str = "cpu", dtype: str = "float32"
+) -> Callable[[str, int], Call]:
     """Create a model; return a function that makes a `Call` for a mode and a batch size.
 
     The `Call` runs the model once: a forward pass or, for a mode that trains, a training step.
@@ -73,44 +76,60 @@ def pytorch(library: str, size: str, part: str) -> Callable[[str, int], Call]:
         labels = {"num_labels": 1000} if part == "classifier" else {}
         config = ours.ViTMAEConfig(**SIZES[size], **labels)
         model = getattr(ours, CLASSES[part])(config)
-    model.eval()
+    model.eval().to(device)
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def call_of(mode: str, batch: int) -> Call:
-        if mode == "training":
-            return pytorch_step(model, library, part, batch)
+        if mode in ("training", "training, compiled"):
+            run = torch.compile(model, dynamic=False) if "compiled" in mode else model
+            return pytorch_step(run, library, part, batch, device, autocast)
         if mode == "recipe":
             return (original_recipe if library == "transformers" else our_recipe)(model, batch)
         run = torch.compile(model, dynamic=False) if mode == "compiled" else model
-        given = {} if part == "classifier" else {"noise": torch.rand(batch, 196)}
-        pixels = torch.randn(batch, 3, 224, 224)
+        given = {} if part == "classifier" else {"noise": torch.rand(batch, 196, device=device)}
+        pixels = torch.randn(batch, 3, 224, 224, device=device)
 
         @torch.no_grad()
         def call() -> object:
-            return run(pixels, **given)
+            with autocast():
+                return run(pixels, **given)
 
         return call
 
     return call_of
 
 
-def pytorch_step(model: Any, library: str, part: str, batch: int) -> Call:
-    """Return a function that runs a training step: forward pass, backward pass and AdamW."""
+def pytorch_step(
+    model: Any, library: str, part: str, batch: int, device: str, autocast: Callable[[], Any]
+) -> Call:
+    """Return a function that runs a training step: forward pass, backward pass and AdamW.
+
+    Args:
+        model: the model, on the device.
+        library: the library of the model.
+        part: "full" or "classifier".
+        batch: the batch size.
+        device: the device of the inputs.
+        autocast: returns the context of the forward pass.
+    """
     import torch
 
     model.train()
     optimizer = torch.optim.AdamW(
         [value for value in model.parameters() if value.requires_grad], 1e-4
     )
-    pixels, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
+    pixels = torch.randn(batch, 3, 224, 224, device=device)
+    labels = torch.randint(1000, (batch,), device=device)
 
     def step() -> object:
         optimizer.zero_grad()
-        output = model(pixels)
-        if part == "classifier":
-            logits = output if library == "timm" else output.logits
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-        else:
-            loss = output.loss
+        with autocast():
+            output = model(pixels)
+            if part == "classifier":
+                logits = output if library == "timm" else output.logits
+                loss = torch.nn.functional.cross_entropy(logits, labels)
+            else:
+                loss = output.loss
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -12,6 +12,7 @@ depend on the disk of this folder.
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from pathlib import Path
 import bench_conversions
 import bench_features
 import bench_forward
+import bench_gpu
 import bench_loading
 import bench_pretrain
 import bench_start
@@ -49,6 +51,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="number of images for features and pretrain")
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs of a sweep")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", help="device of PyTorch for gpu and pretrain, such as cuda")
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
     parsed = parser.parse_args(given)
     if parsed.folder and parsed.folder.exists() and not parsed.folder.is_dir():
@@ -93,7 +96,8 @@ def pretrain(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
         return []
     sizes, batches = given.sizes or ["base"], given.batches or [16]
     peer = (given.timm_python, given.original)
-    return bench_pretrain.rows(sizes, batches, given.pairs, folder, given.images or 128, *peer)
+    images, device = given.images or 128, given.device or "cpu"
+    return bench_pretrain.rows(sizes, batches, given.pairs, folder, images, *peer, device)
 
 
 def features(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
@@ -119,17 +123,27 @@ def verify(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
     return bench_verify.rows(given.sizes or ["base"], folder, given.pairs, given.peer_python)
 
 
+def gpu(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
+    """Measure loading, forward passes and training steps in PyTorch on a GPU."""
+    if given.device is None:
+        return []
+    against = [name for name in given.against if importlib.util.find_spec(name)]
+    sizes, batches = given.sizes or ["base", "large"], given.batches or [1, 64]
+    return bench_gpu.rows(given.device, sizes, batches, given.pairs, folder, against)
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = {
     measure.__name__: measure
     for measure in (
         *(conversions, start, loading, forward, training, pretrain),
-        *(features, verify, sweep),
+        *(features, verify, sweep, gpu),
     )
 }
 
 
 OMITTED = {
     "pretrain": "Omitted: specify --original and --timm-python.",
+    "gpu": "Omitted: specify --device, such as --device cuda.",
     "others": "Omitted: specify --peer-python or --timm-python.",
 }
 """What is printed in place of a table if the program of the comparison is not specified."""

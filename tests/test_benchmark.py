@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -139,11 +140,12 @@ def test_rates_of_the_training_scripts_are_the_ones_that_they_report(tmp_path, m
 
 
 def test_what_lacks_its_options_is_left_out(capsys):
-    benchmark.main(["--only", "pretrain", "verify"])
+    benchmark.main(["--only", "pretrain", "verify", "gpu"])
     omitted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Omitted")]
     assert omitted == [
         "Omitted: specify --original and --timm-python.",
         "Omitted: specify --peer-python or --timm-python.",
+        "Omitted: specify --device, such as --device cuda.",
     ]
 
 
@@ -168,6 +170,20 @@ def test_training_and_features_of_tiny_models_are_measured(tmp_path, capsys):
     assert all(float(row["memory, GB"]) > 0 for row in rows)
     (row,) = table(capsys, "--only", "features", "--images", 2, *common)
     assert float(row["memory, GB"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_models_are_measured_on_a_device(device, tmp_path, capsys):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    common = ("--sizes", "tiny", "--pairs", 1, "--against", "transformers", "--folder", tmp_path)
+    loading, *rows = table(capsys, "--only", "gpu", "--device", device, "--batches", 2, *common)
+    assert (loading["what"], loading["against"]) == ("loading", "load_file of safetensors")
+    assert len(rows) == 2 * (2 + 4 + 4)
+    assert all(float(row["theirs / ours"]) > 0 for row in rows)
+    assert all((float(row["theirs, GB"]) > 0) == (device == "cuda") for row in rows)
 
 
 @pytest.mark.slow
