@@ -61,7 +61,7 @@ class RecognisedModel:
     """The prefixes that were removed from the names of the model's tensors."""
 
     dropped: Mapping[str, str]
-    """The reasons why all other tensors are dropped, by stored name."""
+    """For each tensor of the file that is not read, by stored name: the reason."""
 
     also: tuple[str, ...] = ()
     """Other tasks for which the file contains a complete model with this encoder.
@@ -388,7 +388,7 @@ def _parts(clean: Mapping[str, str], prefixes: tuple[str, str], table: Table) ->
 
 
 def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, str]:
-    """Return a name without its prefix, and the component of the model to which it belongs.
+    """Return a tensor's name without its prefix, and the component to which the tensor belongs.
 
     The component is "encoder", "decoder" or "head"; "dropped" for a tensor that the table declares
     as unused; or "" for a name that the table does not contain.

@@ -105,7 +105,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return the known differences between the layout's own programs and the reference model."""
+    """Return sentences about different outputs of the library or code to which the layout belongs."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 

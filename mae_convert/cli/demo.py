@@ -77,7 +77,7 @@ def run_demo(output: Path) -> bool:
 
 
 def round_trip(source: Checkpoint, converted: Path) -> Check:
-    """Convert a checkpoint back to the layout of `source` and check that no tensor differs."""
+    """Convert `converted` back to the layout of `source`, and check that no tensor differs."""
     with scratch_directory() as folder:
         back = folder / "back.pth"
         execute(plan_conversion(open_checkpoint(converted), back, source.layout.name))

@@ -52,7 +52,7 @@ class Formula:
     """Lines of Python; the last line returns the result."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """The names of the results that the lines use, by the name of the variable in the script."""
+    """The results that the lines use: the name of the result by the name of the variable."""
 
     tensors: Mapping[str, str] = field(default_factory=dict)
     """The canonical names of tensors, by name in the script."""

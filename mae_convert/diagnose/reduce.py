@@ -256,9 +256,9 @@ def _runner(prefix: str) -> str:
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
-    """Return A's float64 result, with which results in a lower precision are compared.
+    """Return A's array in float64, to compare arrays in a lower precision with it, or None.
 
-    The result is None for a difference in float64.
+    It is None if the difference is in float64.
     """
     if difference.dtype == "float64":
         return None

@@ -1,4 +1,4 @@
-"""Weight edits: computations of a canonical tensor from the same or other tensors.
+"""Weight edits: computations of a tensor's new values from its own values or other tensors.
 
 Operations are specified by name, so that an edit can be sent to a child process as JSON. They
 accept NumPy arrays of any dtype, so that the result can be compared exactly with a stored tensor.

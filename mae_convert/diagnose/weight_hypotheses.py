@@ -437,7 +437,7 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
 
 
 def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that the channels of q, k, v, and optionally the output, are reordered."""
+    """Yield hypotheses that the channels of q, k and v (and those of the output) are reordered."""
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 

@@ -83,7 +83,7 @@ def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
     The epoch is at the top level or in MMEngine's `meta`.
 
     Args:
-        settings: the values of `EPOCH_KEYS` in the checkpoint, as plain data.
+        settings: the checkpoint's values of the keys in `EPOCH_KEYS`, as plain data.
     """
     settings = settings or {}
     meta = settings.get("meta")

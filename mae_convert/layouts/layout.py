@@ -115,8 +115,8 @@ class Layout:
     """Returns the model's fields, given a configuration from the directory or from the file."""
 
     write_config: ConfigWriter = dict
-    """Returns the ``config.json`` of a directory or a Keras archive. The argument is the stored
-    configuration: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
+    """Returns the content of ``config.json`` for a directory or a Keras archive. The argument is a
+    dictionary: the fields of the model, ``image_mean``, ``image_std`` and ``task``."""
 
     owns_config: Callable[[Mapping[str, Any]], bool] = lambda _: False
     """Returns whether a configuration can only belong to this layout."""

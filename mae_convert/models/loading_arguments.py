@@ -114,9 +114,9 @@ def names_labels(config: Any, options: Mapping[str, Any]) -> bool:
 
 
 def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool) -> Checkpoint:
-    """Return a classifier with the checkpoint's head or, if needed, with a new head.
+    """Return a classifier with the checkpoint's head or with a new head.
 
-    The new head replaces a head with another number of classes than `num_labels`.
+    The head is new if the checkpoint has none, or has one with another number of classes.
 
     Args:
         source: the checkpoint; the decoder of a pre-training model is dropped.
@@ -124,9 +124,9 @@ def with_head(source: Checkpoint, num_labels: int | None, *, replace_head: bool)
         replace_head: whether an existing head may be replaced.
 
     Raises:
-        ConfigurationError: the checkpoint has no head and `num_labels` is None, or its head must
-            not or cannot be replaced. It cannot be replaced in a model without a final encoder
-            norm, such as a classifier with global average pooling and ``fc_norm``.
+        ConfigurationError: the checkpoint has no head and `num_labels` is None, or its head has
+            another number of classes and may not or cannot be replaced. It cannot be replaced in a
+            model without a final encoder norm, such as a classifier with ``fc_norm``.
     """
     if source.task != "classify":
         if num_labels is None:

@@ -104,8 +104,8 @@ def _what_is_proven(document: Mapping[str, Any]) -> str:
     """Return a sentence about whether the certificate's verdict is proven."""
     if document["proven"]:
         return (
-            "Both sides were loaded natively by their own tensor names, without the conversion's "
-            "mapping tables, so the comparison proves the tables too."
+            "Both sides were loaded by their own tensor names, without the conversion's mapping "
+            "tables, so the comparison also proves that the tables are correct."
         )
     if unread := document.get("unread"):
         names = (for_markdown(name) for fields in unread.values() for name in fields[:8])

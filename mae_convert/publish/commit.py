@@ -1,8 +1,8 @@
-"""Create exactly one commit.
+"""Create exactly one commit in a repository on the Hub.
 
-A commit may have been created although its response was lost. Therefore the repository is checked
-after every failure before anything is sent again: there is never a second commit or a second pull
-request.
+A commit may have been created although the response of the Hub was lost. Therefore the repository
+is checked after every failure before anything is sent again: there is never a second commit or a
+second pull request.
 """
 
 import time

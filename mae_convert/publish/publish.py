@@ -85,7 +85,7 @@ def differences(
             sha256 = _served_sha256(api, repo_id, commit, path)
         if sha256 != file.sha256:
             served = f"its SHA-256 is {sha256}" if sha256 else "it does not exist on the Hub"
-            wrong[path] = f"{served}, and a file with the SHA-256 {file.sha256} was published"
+            wrong[path] = f"{served}, although a file with the SHA-256 {file.sha256} was published"
     return wrong
 
 

@@ -88,7 +88,7 @@ class Code:
 
 
 def _line(error: Exception) -> str:
-    """Return a phrase that states the line of external code at which an error was raised, or ""."""
+    """Return a phrase that states the line of external code that raised an error; "" if unknown."""
     ours = str(Path(__file__).resolve().parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
     theirs = [

@@ -191,7 +191,7 @@ class ForkedProcess:
         return None, read.decode(errors="replace")
 
     def kill(self) -> None:
-        """End the process if it still runs."""
+        """End the process if it is still running."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 

@@ -259,7 +259,9 @@ def classes_of(checkpoint: Checkpoint, framework: str) -> dict[str, Any]:
 
 
 def has_framework(framework: str, python: str | None, loader: str | None = None) -> bool:
-    """Return whether an interpreter can find the packages that a run imports, without importing.
+    """Return whether an interpreter can find the packages that a run imports.
+
+    The packages are not imported.
 
     Args:
         framework: one of ``FRAMEWORKS``.

@@ -120,7 +120,7 @@ def connection_errors() -> type[Exception]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of the response that caused an error, or None without a response."""
+    """Return the HTTP status of the response that caused an error; None if there is no response."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

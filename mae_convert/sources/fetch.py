@@ -153,7 +153,7 @@ def _transfer(download: DownloadRequest, partial: Path) -> None:
 
 
 def _ask(url: str) -> tuple[str, int | None]:
-    """Return the version of a file (its ETag) and its size, as reported by the server."""
+    """Return the version of a file (its ETag) and its size; None if the server does not send it."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status
 

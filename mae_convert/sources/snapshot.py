@@ -142,7 +142,7 @@ def download(api: "HfApi", snapshot: Snapshot, path: str) -> Path:
     local.unlink(missing_ok=True)
     raise CheckpointError(
         f"{snapshot.address(path)} was downloaded twice and was corrupt both times ({wrong})",
-        hint="try later, or without a proxy or mirror",
+        hint="try again later, or without a proxy or mirror",
     )
 
 

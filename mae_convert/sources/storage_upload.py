@@ -45,7 +45,7 @@ POLL, POLLS = 2.0, 150  # seconds between checks of other locks, and the number 
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """An uploaded file: its current and final name, size and SHA-256."""
+    """An uploaded file: its current name, its final name, its size and its SHA-256."""
 
     temporary: str
     final: str

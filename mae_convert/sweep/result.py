@@ -28,7 +28,7 @@ class Row:
     """The source checkpoint."""
 
     target: str | None = None
-    """The path or URL of the target; None if the conversion was only verified or published."""
+    """The path or URL of the target; None if the job only verified or published an existing one."""
 
     layout: str | None = None
     """The layout of the written target; None if an existing target was only verified."""

@@ -132,7 +132,10 @@ class Certificate:
 
 
 def _names(target: Path) -> tuple[str, str]:
-    """Return the names of the JSON document and of the arrays, for a directory or a single file."""
+    """Return the names of the two files of a certificate: a JSON document, and a file of arrays.
+
+    They depend on whether the certified model is a directory or a single file.
+    """
     prefix = "" if target.is_dir() else f"{target.name}."
     return prefix + DOCUMENT, prefix + ARRAYS
 

@@ -419,7 +419,7 @@ def _config(trace: Trace, name: str) -> Any:
 
 
 def differing_tensors(a: Trace, b: Trace) -> list[str]:
-    """Return the canonical tensors that are not bit-identical on both sides.
+    """Return the canonical names of the tensors that are not bit-identical on both sides.
 
     For models with different tasks, only tensors that both sides have are compared.
     """

@@ -352,7 +352,7 @@ def _runner_of_check(check: Check) -> str:
 def step_rows(
     steps: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[tuple[list[str], str]]]:
-    """Return a table of the steps of a step-isolated comparison.
+    """Return a table of the comparison in which both sides run each step with A's input.
 
     Args:
         steps: the steps of `Verdict.isolated`, at least one.

@@ -22,7 +22,7 @@ class ImageBatch:
     """The names of the images in a report."""
 
     labels: tuple[str, ...]
-    """Short names for captions."""
+    """A short name of each image or clip, for captions."""
 
     pixel_values: np.ndarray
     """(N, C, [T,] H, W), float32, the inputs of the model."""

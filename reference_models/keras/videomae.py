@@ -197,8 +197,8 @@ class VideoMAEModel(MaskedVideoMAE):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size.
             noise: (N, L); the patches with the lowest values are kept, in the order of the video.
-                A boolean mask, true where a patch is removed, can be passed as float. The default
-                noise is uniform over the positions of a time step and the same at all time steps.
+                A boolean mask, true where a patch is removed, can be passed as float. By default, a
+                random number is drawn for each position and used at all time steps.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 

@@ -239,8 +239,8 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     "--quick",
     is_flag=True,
     help=(
-        "Compare weights, configurations and the outputs in float64 only, without intermediate "
-        "activations and without lower precisions."
+        "Compare only weights, configurations and float64 outputs, but neither intermediate "
+        "activations nor outputs in lower precisions."
     ),
 )
 @click.option(

@@ -107,7 +107,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Pairs:
 
 
 def wrapped_columns(rows: Iterable[Sequence[object]]) -> Grid:
-    """Return a table without headings, for rows that are wider than the terminal."""
+    """Return a table without headings, whose cells are wrapped if the terminal is narrow."""
     grid = WordGrid(
         box=None, padding=(0, 2), collapse_padding=True, show_header=False, show_edge=False,
         pad_edge=False,
