@@ -105,7 +105,7 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about different outputs of the library or code to which the layout belongs."""
+    """Return sentences about outputs of the layout's own library that differ from the model's."""
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
