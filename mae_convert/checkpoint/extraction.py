@@ -337,7 +337,7 @@ def _candidate(
     split: "Parts",
     shapes: Mapping[str, Shape],
 ) -> Candidate:
-    """Return the candidate for a task.
+    """Return a candidate: the tensors that a mapping table reads for a task, and what is missing.
 
     Args:
         layout: the layout to which the table belongs.

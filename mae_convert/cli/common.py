@@ -70,7 +70,10 @@ def open_pair_with_notes(
 def open_pair_and_infer(
     sources: "Sequence[Source]", flags: "Flags", images: "Path | None", **options: Any
 ) -> "list[Checkpoint]":
-    """Open two checkpoints; fields that an experiment determines for A are also used for B."""
+    """Open two checkpoints, A and B, and determine unspecified fields of A by experiment.
+
+    The fields that are determined for A are also used for B.
+    """
     from mae_convert.checkpoint.checkpoint import require_comparable
     from mae_convert.diagnose.infer import infer, with_inferred, with_inferred_of
 

@@ -368,7 +368,7 @@ class SourceHashes:
         return {**conversion, "source": {**conversion["source"], **self.described()}}
 
     def described(self) -> dict[str, Any]:
-        """Return names and hashes in the format of `files_sha256`, with the hashes so far."""
+        """Return the names and hashes of the files in the format of the function `files_sha256`."""
         paths = [file.path for file in self._files]
         return _description(dict(zip(paths, self._hashes, strict=True)))
 

@@ -299,7 +299,7 @@ class Explanation:
     """Canonical tensors whose changes make A compute B's results, most likely first."""
 
     keys: tuple[str, ...] = ()
-    """The kinds of the faults, for statistics in tests."""
+    """The kinds of the causes, for statistics in tests."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class Pair:
     """The names of the two sides in sentences."""
 
     python: str | None = None
-    """The Python interpreter of an environment with PyTorch."""
+    """The Python interpreter that runs the candidates, with PyTorch; None for the current one."""
 
     time_limit: float | None = None
     """Seconds that one candidate run may take; see ``children.Clock``."""

@@ -32,11 +32,9 @@ class ModelPart:
     """The name of the part in messages."""
 
     kinds: tuple[tuple[str, str, str], ...]
-    """``(kind, module path, suffix)`` of each variant that lowers the precision of the part.
-
-    ``{}`` in a path is a placeholder for the block. The value of a variant is the name of the
-    precision and the suffix, such as ``"bfloat16 products"``.
-    """
+    """The variants of the model that lower the precision of the part: for each variant, the name of
+    the variant, a module path in which ``{}`` is replaced by a block, and a suffix. The suffix is
+    added to the name of the precision: ``" products"`` gives ``"bfloat16 products"``."""
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
         """Return the hypothesis that the part is computed in `precision` in one block."""

@@ -177,7 +177,7 @@ class Script:
     """The dtype in which the results were computed."""
 
     runner: str = ""
-    """The runner of `--against` whose results replace B's results; "" if B itself differs."""
+    """The runner of `--against` whose results are used in place of B's results; "" to use B's."""
 
 
 def script_text(script: Script, frameworks: Sequence[str]) -> str:

@@ -280,7 +280,10 @@ def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
         if not _are_one(ours.get(name)) or _are_one(shares):
             continue
         if shares is None:
-            yield f"{name} in B is not a sum of its block's input, attention and MLP"
+            yield (
+                f"{name} in B is not a sum of its block's input and of the outputs of its attention"
+                " and its MLP"
+            )
         else:
             yield (
                 f"{name} in B is its block's input plus {shares[0]:.6g} times attention plus"

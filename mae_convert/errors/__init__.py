@@ -24,7 +24,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Option:
-    """An option as a part of a message."""
+    """An option that a message names: of the command line, or an argument of a Python function."""
 
     name: str
     """The neutral name, in lower case with underscores, such as ``num_heads``."""

@@ -488,14 +488,14 @@ class Family(ABC):
     # Pixels
 
     def preprocessing(self, model: Any, settings: Fields) -> dict[str, Any]:
-        """Return default fields of ``preprocessor_config.json``, besides mean and std.
+        """Return the default fields of ``preprocessor_config.json``, except mean and std.
 
-        The settings of the checkpoint, if any, override these fields.
+        The caller replaces these fields by the settings of the checkpoint, if there are any.
 
         Args:
             model: the configuration.
-            settings: the settings of the checkpoint; if they include a crop, which version 4 of
-                transformers' ViTImageProcessor does not support, BitImageProcessor is used.
+            settings: the settings of the checkpoint. If they include a crop, the fields are for
+                BitImageProcessor, because ViTImageProcessor cannot crop in transformers 4.
         """
         if self.clips is not None:
             return self.clips.preprocessing(model.image_hw)

@@ -120,7 +120,8 @@ class ByteFile:
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise damaged(
-                self.path, f"it has {self.size} bytes, but needs bytes {offset} to {offset + count}"
+                self.path,
+                f"it has {self.size} bytes, but refers to bytes {offset} to {offset + count}",
             )
 
     def raw(self, offset: int, count: int) -> bytes:
@@ -255,8 +256,8 @@ class FileArray(SequentialArray):
             self.file.read_into(memory.view(np.uint8).data, offset)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return the position in the file of the element at index `start`; never None."""
-        del stop
+        """Return the position in the file of the elements from `start` to `stop`; never None."""
+        del stop  # the elements are contiguous
         return self.file.position(self.offset + start * self.dtype.itemsize)
 
 

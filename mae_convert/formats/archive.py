@@ -202,7 +202,7 @@ def _check_end(file: ByteFile, count: int) -> None:
         file.raw(end_offset, END.size)
     )
     if magic != END_MAGIC or comment or disk or first_disk:
-        raise ValueError("it has a comment, or bytes after it")
+        raise ValueError("it has a comment, or other bytes follow it")
     if end_offset >= LOCATOR64.size and file.raw(end_offset - LOCATOR64.size, 4) == LOCATOR64_MAGIC:
         short = (here, entries, size, offset)
         _, locator_disk, end64, disks = LOCATOR64.unpack(

@@ -54,7 +54,7 @@ def keras_h5_layout(
 
 
 class _Written(io.RawIOBase):
-    """A file object in memory, to which the HDF5 library writes; it has only the written pages."""
+    """A file object in memory for the HDF5 library; only written ranges take memory."""
 
     def __init__(self) -> None:
         self.pieces: list[BytesAt] = []

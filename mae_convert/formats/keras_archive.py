@@ -1,4 +1,4 @@
-"""Keras 3's `.keras` files: a zip archive of a configuration, and the weights as HDF5.
+"""Keras 3's `.keras` files: zip archives that contain a configuration and the weights as HDF5.
 
 Keras creates a model from a `.keras` file by importing the classes that `config.json` names. Here
 no model is created: the configuration is read as JSON, and the weights as tensors. Only models of

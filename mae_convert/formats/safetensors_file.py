@@ -130,7 +130,7 @@ def _checked_entry(path: Path, name: str, entry: Any) -> Entry:
             complete = False
     if not complete:
         raise damaged(
-            path, f"the entry of {shown(name)} must have valid values of {', '.join(FIELDS)}"
+            path, f"the entry for {shown(name)} must have valid values for {', '.join(FIELDS)}"
         )
     if code not in CODES:
         raise CheckpointError(

@@ -66,7 +66,7 @@ def save_into(
 ) -> None:
     """Write a model directory, or add its files to a directory with other files.
 
-    A directory that is new, empty or written by mae-convert is replaced. In any other directory,
+    A directory that is empty or was written by mae-convert is replaced. In any other directory,
     the files get their final names one by one after all of them are written; other files, and an
     existing preprocessor_config.json, are not changed.
 

@@ -162,7 +162,7 @@ def _content(staged: Staged) -> str | bytes:
 
 
 def find_created(api: "HfApi", target: Target, remote: Remote, change: Change) -> Committed | None:
-    """Return the commit that was created although its response was lost, or None."""
+    """Return the commit if the Hub created it although its response was lost, otherwise None."""
     repo_id, url, revision = target.repo_id, remote.pull_request_url, remote.revision
     if target.pull_request and url is None:
         ours = open_pull_request(api, repo_id, change.account)

@@ -185,7 +185,7 @@ def _examined(path: Path, download: DownloadRequest, record: Record | None) -> R
             f"{download.name} is not the file that was downloaded on"
             f" {record.first_used[:10]}: its SHA-256 is {sha256} and was {record.sha256}",
             hint=(
-                f"if its publisher has replaced it, remove {download.name} from"
+                f"if its publisher has replaced it, remove the entry {download.name} from"
                 f" {path.with_name(RECORDS)}"
             ),
         )

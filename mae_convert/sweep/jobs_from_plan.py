@@ -95,7 +95,7 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
 
 
 def _program(name: str, value: str) -> str:
-    """Return "external code" or "a Python interpreter" if a field's value runs it, else ""."""
+    """Return what a job with this value of a field runs: a phrase, or "" if no other program."""
     if name in RUNNERS and names_code(value):
         return "external code"
     if value and (name in INTERPRETERS or (name in RUNNERS and "=" in value)):

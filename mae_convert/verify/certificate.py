@@ -121,9 +121,11 @@ class Certificate:
         ]
 
     def failed_checks_of_run(self, trace: Trace) -> list[Check]:
-        """Return a failed check if the weights of a new run are not the certified weights.
+        """Compare the weights of a new run with the certified weights.
 
-        The list is empty if the weights are the same, or if the certificate does not specify them.
+        Returns:
+            A list of one failed check if the weights differ. The list is empty if they are the
+            same, or if the certificate does not contain their fingerprint.
         """
         recorded, measured = self.document["target"].get("fingerprint"), trace.fingerprint
         if recorded is None or recorded.split(":")[:2] == str(measured).split(":")[:2]:

@@ -114,9 +114,9 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
 
 
 def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
-    """Return a declared fingerprint, which has no tensor digests, with the digests of a trace.
+    """Return a copy of a declared fingerprint with the tensor digests of a trace's fingerprint.
 
-    Both fingerprints must describe the same weights.
+    A declared fingerprint has no tensor digests. Both fingerprints must describe the same weights.
     """
     return Fingerprint(declared.parts, declared.configuration, traced.tensors)
 

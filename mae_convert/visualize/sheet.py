@@ -284,7 +284,7 @@ def save(frames: Sequence[Image.Image], path: Path, *, overwrite: bool, clip: bo
         frames: the images, in the order of the animation.
         path: the file to write.
         overwrite: replace an existing file.
-        clip: whether the images are the frames of a video, which are displayed for equal times.
+        clip: whether the images are frames of a video; they are then displayed for equal times.
     """
     with replacing_file(path, overwrite=overwrite) as temporary:
         if path.suffix.lower() not in ANIMATION_FORMATS:

@@ -31,7 +31,7 @@ NEGLIGIBLE = 0.01  # a smaller fraction of the total decrease of the loss is ign
 
 @dataclass(frozen=True)
 class Point:
-    """One checkpoint of a training run."""
+    """One checkpoint of a training run, with the results of its evaluation."""
 
     source: str
     """The name of the checkpoint."""

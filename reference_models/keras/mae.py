@@ -190,8 +190,9 @@ class TFViTMAEModel(MaskedViT):
 
         Args:
             pixel_values: (N, C, H, W), of the configured size.
-            noise: (N, L); the patches with the lowest values are kept, sorted by their values. The
-                default noise is uniform, or ascending if all patches are kept.
+            noise: (N, L); the patches with the lowest noise are kept, in ascending order of their
+                noise. By default, the noise is random (uniform); if all patches are kept, it is
+                ascending, so that the order of the patches does not change.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 

@@ -159,7 +159,8 @@ class MaskedVideoMAE(MaskedModel):
     def masked(self, pixel_values: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Select the visible patches by noise, and check the inputs.
 
-        Without noise, random tubes are removed: the same positions at all time steps (section 3.2).
+        If `noise` is None, the mask is random, and the same at all time steps (VideoMAE, section
+        3.2).
 
         Returns:
             ``mask``, ``ids`` and ``ids_restore``, each (N, L), as returned by `mask_in_order`.

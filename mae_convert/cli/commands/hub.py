@@ -87,7 +87,9 @@ def download(name: str, output: Path | None, overwrite: bool, as_json: bool) -> 
     help="Branch to commit to; created if it does not exist.",
 )
 @click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
-@click.option("--private", is_flag=True, help="Create a new repository as private.")
+@click.option(
+    "--private", is_flag=True, help="If the repository does not exist, create it as private."
+)
 @click.option(
     "--license",
     "license_",

@@ -564,9 +564,10 @@ def _replay(
     unused = replace(options, dtypes=(), require_proof=False), replace(sides[1], time_limit=None)
     if unused != (Options(dtypes=()), Side()):
         raise click.UsageError(
-            "without the source, `verify` repeats the runs of the certificate with its inputs and "
-            "settings; only --dtype, --require-proof, --report, --time-limit and the options of "
-            "side A (--framework-a ...) can be used; pass the source too to use other options"
+            "without the source, `verify` repeats the runs that the certificate records, with the "
+            "same inputs and settings; only --dtype, --require-proof, --report, --time-limit and "
+            "the options of side A (--framework-a ...) can be used; pass the source too to use "
+            "other options"
         )
     path, origin = locate(source, certificate=True)
     print_notes(origin)

@@ -79,7 +79,7 @@ def _further(out: Console) -> None:
 
 
 def further_families() -> list[Family]:
-    """Return the families with official models that are not downloaded by name."""
+    """Return the families whose official models cannot be specified by a name, only by a path."""
     every_family = families().values()
     return [f for f in every_family if any(getattr(o, "where", "") for o in f.official)]
 

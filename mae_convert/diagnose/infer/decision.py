@@ -1,4 +1,4 @@
-"""The result of an experiment for a field: its candidates, and whether the best is significant.
+"""The result of an experiment for a field: whether one candidate is significantly the best.
 
 Losses of candidates on the same images and masks are compared in pairs. Crops of one image are
 similar, so a hierarchical bootstrap is used: it resamples the images, and then the crops of each

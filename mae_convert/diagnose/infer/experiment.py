@@ -46,7 +46,7 @@ class InferenceOptions:
     most `MOST_CLIP_CROPS`."""
 
     seed: int = 0
-    """The seed of crops, masks and bootstrap."""
+    """The seed of the random crops, masks and bootstrap samples."""
 
 
 def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> Inference:

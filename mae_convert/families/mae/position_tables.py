@@ -75,7 +75,10 @@ def grid_of_tables(tables: Mapping[str, LazyTensor], count: int) -> TableGrid | 
 
 
 def grid_of_table(table: LazyTensor, count: int) -> Grid | None:
-    """Load a position embedding and return its grid; None if the embedding is not a fixed one."""
+    """Load the position embedding of `count` patches and a class token, and return its grid.
+
+    The result is None if it is not a sine-cosine embedding.
+    """
     if (
         not 2 <= count <= LARGEST_COUNT
         or table.shape != (1, 1 + count, table.shape[-1])

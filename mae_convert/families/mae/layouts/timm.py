@@ -72,10 +72,11 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config.json`` for ``timm.create_model("local-dir:...")``.
+    """Return the content of ``config.json`` for ``timm.create_model("local-dir:...")``.
 
     Args:
-        complete: the stored configuration; see `mae_convert.layouts.layout.Layout.write_config`.
+        complete: the configuration with all fields; see
+            `mae_convert.layouts.layout.Layout.write_config`.
     """
     config = ViTMAEConfig.from_dict(complete)
     height, width = config.image_hw

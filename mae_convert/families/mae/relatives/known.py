@@ -137,7 +137,7 @@ SCALE_MAE = Relative(
     shapes=({**LARGE, "task": "encoder"}, {**LARGE, "task": "classify"}),
     caveat=(
         "Scale-MAE computes its position embeddings for each image from the ground sample distance "
-        "and never reads the position table in the file: the conversion uses this table, which is "
+        "and never reads the position table in the file; the conversion uses this table, which is "
         "for a distance of 1, so all images are encoded as if their distance were 1"
     ),
 )
