@@ -66,8 +66,8 @@ class Checkpoint:
     """The prefixes that were removed from the names of `container.tensors` and `rules`."""
 
     relative: Any = None
-    """The model to which the tensors belong, if it is known to differ from those of the family, such
-    as CrossMAE; otherwise None."""
+    """The model to which the tensors belong, if it is a variant of the family such as CrossMAE;
+    otherwise None."""
 
     origin: Origin | None = None
     """The origin of a downloaded checkpoint, or None."""
