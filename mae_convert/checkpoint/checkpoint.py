@@ -57,7 +57,7 @@ class Checkpoint:
     """The lazy tensors by canonical name, in canonical order."""
 
     rules: tuple[Rule, ...] = field(repr=False)
-    """The mapping rule of each stored tensor that is used."""
+    """The mapping rules of the stored tensors that the model uses."""
 
     dropped: Mapping[str, str]
     """The reasons why tensors of the file are not used, by stored name."""
@@ -82,7 +82,7 @@ class Checkpoint:
     """Other tasks for which the file contains every tensor."""
 
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """For other tasks than `task`: the reason why the tensors cannot be read for it, by task."""
+    """The tasks, other than `task`, for which the tensors cannot be read, each with the reason."""
 
     unread: tuple[str, ...] = ()
     """Configuration fields that a library may use but mae-convert does not, each with its file."""
@@ -213,7 +213,10 @@ def require_comparable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def without_effect(flags: Flags | None, *checkpoints: Checkpoint) -> list[Option]:
-    """Return the specified options that have no effect on the tasks of the checkpoints."""
+    """Return the specified options that have no effect on the tasks of the checkpoints.
+
+    The result is empty if `flags` is None.
+    """
     tasks = {checkpoint.task for checkpoint in checkpoints}
     return [
         Option(option.name)
@@ -226,9 +229,9 @@ def check_flags(flags: Flags | None, *checkpoints: Checkpoint) -> None:
     """Check that each option agrees with at least one of the checkpoints.
 
     Args:
-        flags: the options that the user specified, or None.
+        flags: the options that the user specified; None if there are none.
         checkpoints: checkpoints that `open_checkpoint` opened with these options and with
-            ``fill_only=True``.
+            ``fill_only=True``: an option that contradicts a checkpoint was ignored for it.
 
     Raises:
         ConfigurationError: an option contradicts all of the checkpoints.

@@ -114,14 +114,18 @@ def _indices(
 
 
 def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
-    """Return sampled frames as an input of the model (C, T, H, W), float32."""
+    """Return sampled frames as an input of the model (C, T, H, W), float32.
+
+    With `stretch`, each frame of colours is resized to the model's height and width without
+    cropping it. Measured values are never resized.
+    """
     clips, channels = clips_of(checkpoint), checkpoint.configuration.model.num_channels
     pixels = sampled.pixels
     if pixels.shape[3] != channels:
         raise MaeConvertError(
             f"{sampled.path} has {pixels.shape[3]} channels, but this model takes {channels}",
-            hint=(f"pass the bands as TIFF images or as an .npz file with frames (T, H, W, "
-                  f"{channels})" if clips.measured else ""),
+            hint=("pass the bands as TIFF images or as an .npz file with the array frames "
+                  f"(T, H, W, {channels})" if clips.measured else ""),
         )  # fmt: skip
     if clips.measured:
         return _measured(sampled, checkpoint, clips)
@@ -163,7 +167,10 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
 
 
 def _without_missing(pixels: np.ndarray, clips: Clips) -> np.ndarray:
-    """Return measured values as float32, with missing values replaced; return colours unchanged."""
+    """Return measured values as float32, with missing values replaced; return colours unchanged.
+
+    `Clips.missing_value` contains the value that marks a missing value, and its replacement.
+    """
     if not clips.measured:
         return pixels
     values = pixels.astype(np.float32)

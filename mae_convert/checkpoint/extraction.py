@@ -2,9 +2,9 @@
 
 The module `recognition` requires that all names belong to one model. Here the names of the model
 may begin with any prefix (the names of its decoder with another prefix), and there may be other
-tensors. If every tensor of a task is present, that task is read and the other tensors are dropped
-with a reason; tensors that change what the model computes (see the module `unused`) are never
-dropped. If there are several models, the user must choose one.
+tensors. If every tensor of a model for a task is present, this model is read, and the other tensors
+are dropped with a reason. A tensor that changes what the model computes (see the module `unused`)
+is never dropped: the model is then refused. If there are several models, the user must choose one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -132,10 +132,11 @@ def recognise_model(
 
     Args:
         shapes: stored names and shapes.
-        preferred: the layout to choose if several fit equally well.
-        task: the task to read if the tensors of several tasks are present.
-        under: the prefix of the model to read, as for `find_model`.
-        family: the model family that a configuration in the file specifies, or None.
+        preferred: the layout to choose if several fit equally well; None for no preference.
+        task: the task to read if the tensors of several tasks are present; None for the largest
+            task.
+        under: the prefix of the model to read, as for `find_model`; None for any prefix.
+        family: the model family that a configuration in the file specifies; None for any family.
 
     Raises:
         LayoutError: no known layout fits, or it is ambiguous which model to read.
@@ -442,6 +443,9 @@ def _one_model(
     candidates: list[Candidate], preferred: str | None
 ) -> tuple[Candidate, tuple[str, ...]]:
     """Return the candidate to read, and the names of other layouts that fit the same tensors.
+
+    If several layouts fit equally well, the candidate has the layout `preferred`, unless it is
+    None.
 
     Raises:
         LayoutError: there are several models, or layouts that map the tensors differently.

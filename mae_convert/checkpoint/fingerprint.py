@@ -66,7 +66,7 @@ class Fingerprint:
 
     @property
     def weights(self) -> str:
-        """The digest of all tensors, computed from the digests of the parts."""
+        """The digest of all tensors, computed from the digests of the model's parts (`parts`)."""
         lines = (f"{part} {self.parts[part]}\n" for part in PARTS if part in self.parts)
         return _sha256(f"{VERSION} weights\n", lines)
 

@@ -214,7 +214,7 @@ def _collected(complaints: list[str], *, prints: bool) -> Iterator[None]:
 
     Args:
         complaints: the list to which the messages are appended.
-        prints: whether the decoder prints messages.
+        prints: whether the image is a TIFF, whose decoder prints messages on standard error.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

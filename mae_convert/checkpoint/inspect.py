@@ -26,7 +26,8 @@ def inspect(
     Args:
         checkpoint: an opened checkpoint.
         stats: read all tensors and compute statistics of their values.
-        with_hash: hash the tensors, and the file to determine whether it is an official checkpoint.
+        with_hash: hash the tensors; also hash the file, to determine whether it is an official
+            checkpoint.
         style: how options are rendered in messages.
     """
     checkpoint = confirmed_by_hash(checkpoint) if with_hash else checkpoint
@@ -105,13 +106,19 @@ def pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def differences(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences about outputs of the layout's own library that differ from the model's."""
+    """Return sentences about the differences between the layout's library and the model.
+
+    Each sentence states why the library computes other outputs than the model.
+    """
     layout, model = checkpoint.layout, checkpoint.configuration.model
     return [str(difference) for difference in layout.differences(model, checkpoint.task)]
 
 
 def convertible_layouts(checkpoint: Checkpoint, style: OptionStyle = as_argument) -> dict[str, str]:
-    """Return, for each layout, "yes" or the reason why a checkpoint cannot be converted to it."""
+    """Return, for each layout, "yes" or the reason why a checkpoint cannot be converted to it.
+
+    `style` determines how options are rendered in the reasons.
+    """
     model, task = checkpoint.configuration.model, checkpoint.task
     layouts = checkpoint.family.layouts
     if missing := checkpoint.configuration.missing:

@@ -32,9 +32,9 @@ NO_KEY_BIAS = "zeros: the model has query and value biases but no key bias"
 def _layout_named_by(config: Mapping[str, Any], kind: str) -> str | None:
     """Return the name of the layout to choose if several fit the tensors equally well.
 
-    The configuration in the directory or the file determines the layout, otherwise the file format:
-    the original code writes ``.pth``, timm publishes ``.safetensors``. The result is None for other
-    file formats.
+    The configuration in the directory or the file determines the layout. If it does not, the file
+    format `kind` determines it: the original code writes ``.pth``, timm publishes ``.safetensors``.
+    The result is None for other file formats.
     """
     layouts = (la for family in families().values() for la in family.layouts.values())
     owner = next((layout.name for layout in layouts if layout.owns_config(config)), None)
@@ -87,7 +87,10 @@ def _open(
 
 
 def _with_origin_metadata(container: Container, origin: Origin | None) -> Container:
-    """Return the container; without a configuration, its copy with the origin's configuration."""
+    """Return the container or, if it has no configuration, a copy with the origin's configuration.
+
+    The container is returned unchanged if `origin` is None or has no configuration.
+    """
     if container.config is not None or origin is None or not origin.config:
         return container
     return replace(container, config=origin.config, config_source=origin.config_source)
@@ -154,10 +157,10 @@ def _check_class_position(
     """Refuse position embeddings without a row for the class token (timm's no_embed_class).
 
     The row is missing if the configuration specifies ``no_embed_class``. Otherwise, it is assumed
-    to be missing if the number of rows is a square, so that the rows can be one for each patch. It
-    is not assumed to be missing if the user specified an image size, if an image of the configured
-    size has one patch fewer than there are rows, or if the first row is zero, like the class
-    token's row in the fixed embedding of MAE.
+    to be missing if the number of rows is a square, so that there can be one row for each patch and
+    none for the class token. It is not assumed to be missing if the user specified an image size,
+    if an image of the configured size has one patch fewer than there are rows, or if the first row
+    is zero, like the class token's row in the fixed embedding of MAE.
 
     Raises:
         LayoutError: there is no row for the class token.
@@ -322,7 +325,15 @@ def _evidence(
     flags: Mapping[str, Any],
     fill_only: bool,
 ) -> Evidence:
-    """Return all evidence about fields that are not stored in tensors."""
+    """Return all evidence about fields that are not stored in tensors.
+
+    Args:
+        container: the content of the file.
+        reading: the mapping of the tensors.
+        relative: the related model to which the encoder belongs, or None.
+        flags: the values of the specified options, by field.
+        fill_only: whether options only fill in fields that the file does not specify.
+    """
     patches = reading.geometry.get("num_patches", 0)
     geometry = dict(reading.geometry)
     if _pooling_unspecified(reading):

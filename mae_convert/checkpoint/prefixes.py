@@ -5,8 +5,8 @@ other prefix that all names of a model have.
 
 ``module.`` comes from DistributedDataParallel, ``_orig_mod.`` from torch.compile,
 ``_fsdp_wrapped_module.`` from FSDP, ``model.`` and ``backbone.`` from attributes of training
-programs. ``recognition`` determines whether names without a prefix fit a layout. Some layouts use
-such prefixes in their own names, so unchanged names are tried first.
+programs. The module ``recognition`` determines whether the names fit a layout after prefixes are
+removed. Some layouts use such prefixes in their own names, so unchanged names are tried first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,11 +37,11 @@ class Stripped:
     """The removed prefixes, in the order of their removal."""
 
     stored: Mapping[str, str]
-    """The stored names, by name without prefixes."""
+    """The name in the file of each tensor, by the name without prefixes."""
 
     @property
     def foreign(self) -> bool:
-        """Whether prefixes were removed that no layout uses, and no other prefixes."""
+        """Whether prefixes were removed, and no layout uses any of them."""
         return bool(self.removed) and set(self.removed) <= set(FOREIGN)
 
     @property

@@ -32,10 +32,11 @@ class Preprocessing:
     """The number of channels of the model; images are converted to this number of channels."""
 
     resize: Size | None
-    """Height and width to resize to, or None."""
+    """Height and width to resize to; None if the image is not resized to a fixed size."""
 
     shortest_edge: int | None
-    """The length of the shorter side to resize to, or None."""
+    """The length to which the shorter side is resized; None if the shorter side does not determine
+    the size."""
 
     resample: int
     """Pillow's number of the resampling filter."""
@@ -119,7 +120,7 @@ def described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return a checkpoint's preprocessing as a dictionary; None if images cannot be its inputs.
 
     ``stated`` is whether the checkpoint itself specifies its preprocessing. If its settings cannot
-    be applied, ``problem`` states why, and the dictionary has no other values.
+    be applied, the dictionary contains only ``stated`` and ``problem``, the reason.
     """
     if checkpoint.configuration.model.num_channels not in MODES:
         return None
@@ -140,7 +141,8 @@ def preprocessing_from_settings(
     Args:
         settings: the content of the file.
         image_hw: height and width in pixels, used if the file does not specify a size.
-        statistics: mean and standard deviation of each channel.
+        statistics: the means and the standard deviations of the channels, used unless the file has
+            ``do_normalize`` false.
 
     Raises:
         MaeConvertError: a setting is invalid.
@@ -206,7 +208,7 @@ def _rescale(settings: Mapping[str, Any]) -> float:
     is_number = isinstance(factor, float | int) and not isinstance(factor, bool)
     if not is_number or not math.isfinite(factor) or not factor:
         raise MaeConvertError(
-            f"rescale_factor is {factor!r}, which is not a valid factor",
+            f"rescale_factor is {factor!r}, but it must be a finite number other than 0",
             hint=f"correct it {WHERE}",
         )
     return float(factor)

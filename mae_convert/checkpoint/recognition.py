@@ -44,7 +44,8 @@ class Reading:
     canonical name; they are created as zeros, which does not change the model's outputs."""
 
     relative: tuple[Any, str] | None = None
-    """The related model if only its encoder is read, and the tensor by which it was recognised."""
+    """If only the encoder of a related model is read: this model, and the tensor by which it was
+    recognised; otherwise None."""
 
 
 def recognise(

@@ -56,7 +56,10 @@ HARMLESS = (
         "part of a model of another modality",
     ),
     (r"(\w*_)?(loss|criterion|metrics?|meter)\w*([._/]|$)", "part of a loss or a metric"),
-    (r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$", "a scalar of a loss"),
+    (
+        r"(logit_scale|logit_bias|temperature|temp|log_vars?|loss_weights?)$",
+        "a scalar that only a loss uses",
+    ),
 )
 # Tensors in a module of the model that have no effect, by the last component of the name.
 BUFFERS = {
@@ -147,7 +150,16 @@ def sort_unused(
 def _classify(
     name: str, shape: Shape, root: Path, modules: set[Path], task: str, width: int
 ) -> tuple[str, bool]:
-    """Return a description of an unused tensor, and whether it changes the model's outputs."""
+    """Return a description of an unused tensor, and whether it changes the model's outputs.
+
+    Args:
+        name: the name of the tensor.
+        shape: the shape of the tensor.
+        root: the path of the model in the tensor names.
+        modules: the paths of the model's modules.
+        task: the task of the model.
+        width: the encoder's width.
+    """
     path = _path(name)
     if any(path[:end] in modules for end in range(1, len(path))):
         harmless = BUFFERS.get(path[-1].removesuffix(":0"))

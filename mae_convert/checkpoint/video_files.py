@@ -1,8 +1,8 @@
 """Read videos: GIF, MP4 and other containers, folders of frames, arrays in .npz files.
 
 PyAV decodes containers and tifffile decodes TIFF images with more than four bands; both are
-optional. A container is opened only as the format of its suffix, so that a file cannot make FFmpeg
-open another file or a URL.
+optional. A container is opened only in the format that its suffix indicates, so that a file cannot
+make FFmpeg open another file or a URL.
 """
 
 import logging
@@ -258,7 +258,10 @@ def _opened(av: Any, path: Path, file: Any) -> Any:
 
 
 def _counted(av: Any, path: Path) -> tuple[int, float | None]:
-    """Return the number of frames and the frames per second without decoding."""
+    """Return the number of frames and the frames per second, without decoding the video.
+
+    The frames per second are None if the file does not specify them.
+    """
     with open_input(path) as file, _opened(av, path, file) as container:
         stream = _video_stream(path, container)
         count = sum(1 for packet in container.demux(stream) if packet.size)
@@ -284,7 +287,10 @@ def _video_stream(path: Path, container: Any) -> Any:
 
 
 def _of_arrays(path: Path, choose: Choose) -> Frames:
-    """Read a video from the array ``frames`` (T, H, W, C) of an .npz file."""
+    """Read the frames that `choose` selects from the array ``frames`` of an .npz file.
+
+    The shape of the array is (T, H, W, C).
+    """
     try:
         tensor = arrays_in(Archive(ByteFile(path)), (ARRAY,)).get(ARRAY)
     except CheckpointError as error:

@@ -20,9 +20,9 @@ def warnings_of_names(checkpoint: Checkpoint) -> list[Text]:
 
 def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
     if prefix := checkpoint.prefix.in_words():
-        yield f"the prefix {prefix} was removed from the names"
+        yield f"the prefix {prefix} was removed from the tensor names"
     for reason, names in by_reason(checkpoint.dropped).items():
-        yield f"not used, {plural(len(names), 'tensor')}: {listed(names, 3)}: {reason}"
+        yield f"{plural(len(names), 'tensor')} not used ({listed(names, 3)}): {reason}"
     for task in checkpoint.also:
         yield (
             f"the checkpoint also contains every tensor of a {task} model: ",
@@ -30,7 +30,7 @@ def _in_names(checkpoint: Checkpoint) -> Iterator[Text]:
             " reads it",
         )
     for reason, names in by_reason(checkpoint.created).items():
-        yield f"not stored, {plural(len(names), 'tensor')}: {listed(names, 2)}: {reason}"
+        yield f"{plural(len(names), 'tensor')} not stored ({listed(names, 2)}): {reason}"
     if unread := checkpoint.unread:
         yield (
             "a library may use configuration fields that mae-convert does not know: "

@@ -85,7 +85,10 @@ def open_pair_and_infer(
 
 
 def print_unused_options(flags: "Flags", *checkpoints: "Checkpoint") -> None:
-    """Print on standard error the options that have no effect on the checkpoints' tasks."""
+    """Print on standard error which options have no effect on models for these tasks.
+
+    The tasks are the tasks of the checkpoints.
+    """
     from mae_convert.checkpoint.checkpoint import without_effect
     from mae_convert.errors import as_option
 

@@ -36,7 +36,12 @@ def _sets(name: str) -> Callable[[Values], bool]:
 
 
 def _no_xla(framework: str, mode: str) -> Conflict:
-    """Return the conflict between PyTorch and the mode xla, which PyTorch does not have."""
+    """Return the conflict between PyTorch and the mode xla, which PyTorch does not have.
+
+    Args:
+        framework: the name of the parameter that specifies the framework.
+        mode: the name of the parameter that specifies the mode.
+    """
     option = f"--{mode.replace('_', '-')}"
     return Conflict(
         framework,

@@ -1,4 +1,4 @@
-"""The demonstration: convert, verify and reconstruct with the embedded checkpoint."""
+"""The demonstration: convert, verify and reconstruct with the package's embedded checkpoint."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,8 @@ def run_demo(output: Path) -> bool:
         output: directory for the models and the image; results of an earlier run are replaced.
 
     Returns:
-        Whether all results were equal.
+        Whether all models compute the same results, and all conversions back give the same
+        tensors.
     """
     started = time.monotonic()
     out = console()

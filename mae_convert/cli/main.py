@@ -48,10 +48,10 @@ COMMANDS = (
 
 EXIT_STATUSES = """\b
 Exit status:
-  0    success; diff, compare, verify, publish: no difference; lineage: derived
-  1    different, or a job of a sweep or timeline failed
+  0    success; diff, compare, verify, publish: no difference; lineage: related
+  1    different (lineage: not related), or a job of a sweep or timeline failed
   2    the input or the call is wrong; standard error says what to do
-  3    a required framework, package or network is missing
+  3    a required framework or package is missing, or there is no network
   130  interrupted"""
 
 
@@ -69,7 +69,7 @@ for command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its status."""
+    """Run the command line (default: ``sys.argv[1:]``) and exit with its status."""
     received = raise_signals()
     has_output = prepare_streams()
     words = sys.argv[1:] if arguments is None else arguments

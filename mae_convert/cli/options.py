@@ -73,7 +73,7 @@ SECONDS = click.FloatRange(min=0)
 
 
 class ValueType(click.ParamType):
-    """A value of one of the types in `mae_convert.families.checkpoint_options`."""
+    """The type of an option: one of the types in `mae_convert.families.checkpoint_options`."""
 
     def __init__(self, kind: Kind, metavar: str = "") -> None:
         self.kind = kind
@@ -119,10 +119,10 @@ class SourceType(click.ParamType):
 
 
 def checkpoint_options(command: Command) -> Command:
-    """Add the options for configuration fields that a checkpoint does not store.
+    """Add the options for fields that a checkpoint does not store, and the option ``--state-key``.
 
-    The command receives them as ``flags``, except ``--state-key``, which selects the weights in the
-    file.
+    The command receives the options for configuration fields as ``flags``. ``--state-key``, which
+    selects the weights in the file, is the separate argument ``state_key``.
     """
 
     def with_flags(**options: Any) -> Any:
@@ -355,7 +355,7 @@ def signing_options(*, prefix: str = "") -> Callable[[Command], Command]:
             click.option(
                 "--signing-certificate",
                 "certificate",
-                help="Certificate of the private key.",
+                help="X.509 certificate of the private key.",
                 **PEM,
             ),
             certificate_chain_option,
@@ -403,8 +403,8 @@ def trust_options(command: Command) -> Command:
             click.option(
                 "--public-key",
                 help=(
-                    "With A alone: also use this key to check the signature and the statement of "
-                    "`attest`."
+                    "If only A is specified: also check the signature of A, and the statement that "
+                    "`attest` wrote, with this key."
                 ),
                 **PEM,
             ),
@@ -451,7 +451,7 @@ def side_options(command: Command) -> Command:
                 type=RUNNER,
                 help=(
                     f"Framework that runs {what}, or external code as for `verify --against`. "
-                    "[default: the framework that loads it without a mapping table]"
+                    f"[default: the framework whose tensor names {what} has]"
                 ),
             ),
             click.option(f"--device-{side}", type=DEVICE, default="cpu", show_default=True),
@@ -468,8 +468,8 @@ def side_options(command: Command) -> Command:
                 default="eager",
                 show_default=True,
                 help=(
-                    f"Run {what} eagerly, compiled (torch.compile, tf.function), by XLA, or in "
-                    "training mode with dropout 0."
+                    f"Run {what} eagerly, compiled (torch.compile, tf.function), compiled by XLA, "
+                    "or in training mode with dropout 0."
                 ),
             ),
         ]

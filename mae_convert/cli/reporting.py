@@ -66,7 +66,15 @@ def _write(
     names: Sequence[str],
     error: Exception,
 ) -> None:
-    """Write the error to the reports; if a report cannot be written, print the reason."""
+    """Write the error to the reports; if a report cannot be written, print the reason.
+
+    Args:
+        paths: the JUnit files to write.
+        models: the other paths of the command line, which a report must not replace.
+        command: the name of the command.
+        names: the names of the checkpoints, if known.
+        error: the error.
+    """
     from mae_convert.files.atomic import replacing_file
     from mae_convert.reports.junit import error_junit
     from mae_convert.reports.verdict_files import check_report_names

@@ -101,7 +101,10 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Show progress on standard error if it is a terminal, then remove the bar."""
+    """Show a progress bar for the operation `what` if standard error is a terminal.
+
+    The bar is removed at the end of the ``with`` block.
+    """
     if not sys.stderr.isatty():
         yield Progress()
         return

@@ -1,8 +1,9 @@
-"""Changes of a model that a conversion declares: other inputs, or a new head for fine-tuning.
+"""Changes to a model that a conversion declares: other inputs, or a new head for fine-tuning.
 
-A declared step is a dictionary: its name is under ``step``, and the values before and after are
-under ``from`` and ``to``. When a conversion is verified, `mae_convert.verify.declared_changes`
-applies the declared steps to the source with independent code.
+Each change is declared as a step, a dictionary: the name of the step is under ``step``, and the
+values before and after are under ``from`` and ``to``. When a conversion is verified,
+`mae_convert.verify.declared_changes` applies the declared steps to the source with independent
+code.
 """
 
 import math
@@ -40,7 +41,8 @@ class Geometry:
     """Height and width in pixels."""
 
     sincos_positions: bool = False
-    """Compute fixed position embeddings for the new grid instead of resampling."""
+    """Whether fixed position embeddings are computed for the new grid instead of resampling the
+    position embeddings of the source."""
 
     in_channels: int | None = None
     """Number of input channels."""
@@ -183,8 +185,8 @@ def _regenerated(
     axes, model = source.family.fixed_positions, source.configuration.model
     if axes is None:
         raise ConfigurationError(
-            *(option, f": models of the family {source.family.name} have learned positions"),
-            hint="leave the option out to resample the positions",
+            *(option, f": the position embeddings of the family {source.family.name} are learned"),
+            hint="leave the option out to resample them",
         )
     return regenerated(tensor, model.grid_shape, changed.grid_shape, axes, option)
 
@@ -226,7 +228,11 @@ def _check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
 def _with_channels(
     source: Checkpoint, task: str, count: int
 ) -> tuple[Checkpoint, tuple[Step, ...]]:
-    """Return the checkpoint with patch embedding, mean and std for another number of channels."""
+    """Return the checkpoint with another number of channels, and the declared steps.
+
+    The patch embedding, the image mean and the image standard deviation are changed. There is no
+    step if the number of channels stays the same.
+    """
     configuration = source.configuration
     old = configuration.model.num_channels
     if count == old:
@@ -317,7 +323,7 @@ def _sides(kind: str, value: Any) -> str:
 
 
 CREATED = "zeros: a new classifier head for fine-tuning"
-ONES = "ones: the norm before a new classifier head for fine-tuning"
+ONES = "ones: the weight of the norm before a new classifier head for fine-tuning"
 NORM_WEIGHT = "head.norm.weight"
 
 
@@ -325,12 +331,12 @@ def with_new_head(source: Checkpoint, num_labels: int, task: str | None = None) 
     """Return a checkpoint as a classifier, with a head (num_labels, D) of zeros.
 
     The family determines the input of the head. The decoder of a pre-training model is dropped. The
-    new head is declared as a step.
+    conversion record of the result declares the new head as a step.
 
     Args:
         source: an opened checkpoint.
         num_labels: number of classes of the new head.
-        task: the requested task of the result, or None.
+        task: the requested task of the result; None if no task was requested.
 
     Raises:
         ConfigurationError: the checkpoint already has a head, a model for the requested task has no

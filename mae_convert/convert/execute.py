@@ -72,7 +72,10 @@ def execute(plan: Plan, *, overwrite: bool = False) -> dict[str, Any]:
 def _output(
     plan: Plan, record: Mapping[str, Any], source: SourceHashes, fingerprints: Fingerprints
 ) -> Output:
-    """Return the output of a plan; its record is completed when the source's hash is computed."""
+    """Return the output of a plan.
+
+    The record of the output is completed later, when the hash of the source has been computed.
+    """
     kind, config = container_kind(plan.layout, plan.target), complete_config(plan)
     _check_dtypes(plan, kind)
     weights_name = plan.layout.weights_name

@@ -77,7 +77,7 @@ class Plan:
     """The output options: how the tensors are stored in files."""
 
     measured: Measurements = field(default_factory=Measurements)
-    """The measurements that are made when the conversion is executed."""
+    """The rounding errors and hashes of tensors, measured when the conversion is executed."""
 
     repaired: Mapping[str, Any] = field(default_factory=dict)
     """The repaired files and the changes, if the target is the result of a repair."""
@@ -192,10 +192,16 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> tuple[dict[str, LazyTensor], Measurements]:
-    """Return the tensors, rounded to a dtype, and measurements made when a tensor is read.
+    """Return the tensors, rounded to a dtype, and the measurements made when a tensor is read.
 
     The measurements are the rounding errors and, with `hashing`, the hashes of the tensors whose
     bytes are not the same in source and target, for example because they are transposed.
+
+    Args:
+        tensors: the tensors by canonical name.
+        rules: the mapping rules of the target.
+        dtype: the name of the dtype; if None, no tensor is rounded.
+        hashing: whether to hash tensors.
     """
     roundings = _roundings(tensors, dtype)
     moved = {n for rule in rules if not rule.keeps_bytes for n in rule.canonicals if hashing}
@@ -249,6 +255,11 @@ def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> di
     """Return zero-filled tensors that are added to the target, each with the reason.
 
     The class of the layout's library requires these tensors, but they are not part of the model.
+
+    Args:
+        table: the mapping table of the target.
+        written: the tensors of the model, by canonical name.
+        prefix: the prefix of the names in the target.
     """
     return {
         LazyTensor(
@@ -264,7 +275,10 @@ def _created(table: Table, written: Mapping[str, LazyTensor], prefix: str) -> di
 
 
 def _roundings(tensors: Mapping[str, LazyTensor], dtype: str | None) -> dict[str, MeasuredRounding]:
-    """Return the roundings of the tensors whose dtype is not `dtype`, by canonical name."""
+    """Return the roundings of the tensors whose dtype is not `dtype`, by canonical name.
+
+    The result is empty if `dtype` is None.
+    """
     if dtype is None:
         return {}
     target_dtype = DTYPES[dtype]

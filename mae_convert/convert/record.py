@@ -83,7 +83,8 @@ def conversion_record(plan: Plan, hashes: "SourceHashes") -> dict[str, Any]:
 def _differences(plan: Plan) -> dict[str, Any]:
     """Return a dictionary with the record's field ``differences``, or an empty dictionary.
 
-    The field lists sentences about programs that read the target but compute different outputs.
+    The field lists sentences about programs that read the target but compute other outputs than
+    the model. It is omitted if there are no such programs.
     """
     differences = plan.layout.differences(plan.configuration.model, plan.task)
     return {"differences": list(map(str, differences))} if differences else {}
@@ -92,17 +93,22 @@ def _differences(plan: Plan) -> dict[str, Any]:
 def _inferred(source: Checkpoint) -> dict[str, Any]:
     """Return a dictionary with the record's field ``inferred``, or an empty dictionary.
 
-    The field describes the experiment that determined fields of the configuration.
+    The field describes the experiment that determined fields of the configuration. It is omitted
+    if there was no experiment.
     """
     inferred = source.configuration.inferred
     return {"inferred": dict(inferred)} if inferred else {}
 
 
 def _origin_of(source: Checkpoint, md5: Callable[[], str]) -> dict[str, Any]:
-    """Return the record's entries about the origin of a checkpoint, if it is known.
+    """Return the record's entries about the origin of a checkpoint; empty if it is unknown.
 
     The origin is a Hub repository or an official file; for a checkpoint that was itself converted,
     ``made_from`` describes the checkpoint that it was converted from.
+
+    Args:
+        source: the checkpoint.
+        md5: a function that returns the MD5 of the checkpoint's file.
     """
     entry: dict[str, Any] = dict(source.origin.record) if source.origin else {}
     if not entry and (official := confirmed(source, md5)):
@@ -149,7 +155,7 @@ class Fingerprints:
         """Return the record of a single file, with both fingerprints added.
 
         Args:
-            record: the record, with placeholders or without fingerprints.
+            record: the record, without fingerprints or with placeholders for them.
             hashes: SHA-256 of each tensor of the target, by name.
         """
         return _with_fingerprints(record, *map(str, self(hashes)))
@@ -334,7 +340,7 @@ class SourceHashes:
 
     Args:
         files: the open files.
-        progress: receives the progress of `md5`. By default, no progress is shown.
+        progress: receives the progress of the method `md5`. By default, no progress is shown.
     """
 
     def __init__(self, files: Sequence[ByteFile], progress: Progress | None = None) -> None:

@@ -32,7 +32,8 @@ class Packing:
     """Options for how tensors are stored in files."""
 
     prefix: str = ""
-    """A prefix for every name in a single file, such as DistributedDataParallel's ``module.``."""
+    """A prefix for the names of all tensors, such as DistributedDataParallel's ``module.``; only
+    for a target that is a single file."""
 
     pickled: bool = False
     """Write a directory's weights as ``pytorch_model.bin`` instead of ``model.safetensors``."""
@@ -43,9 +44,13 @@ class Packing:
     def check(self, layout: Layout, *, is_directory: bool) -> None:
         """Refuse options that the target does not support.
 
+        Args:
+            layout: the layout of the target.
+            is_directory: whether the target is a directory.
+
         Raises:
             OutputError: an option does not apply to the target, or the prefix would not be
-                recognised.
+                recognised when the target is read.
         """
         if self.prefix and is_directory:
             raise OutputError(

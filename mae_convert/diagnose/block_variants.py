@@ -31,7 +31,10 @@ class Variants:
         self.variants = tuple(reversed(variants))
 
     def get(self, kind: str, path: str) -> Any:
-        """Return the value of the variant of a kind for a module; None if no variant matches."""
+        """Return the value of the variant that has a kind and matches the module at `path`.
+
+        If several variants match, the last one applies; if no variant matches, the result is None.
+        """
         return next(
             (v for k, pattern, v in self.variants if k == kind and fnmatchcase(path, pattern)),
             None,
@@ -83,7 +86,7 @@ def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> St
         yield name, attention
     residuals = {
         "residual taken after the layer norm": inner,
-        "no residual connection of attention": torch.zeros_like(tokens),
+        "no residual connection around attention": torch.zeros_like(tokens),
     }
     middle = add(residuals.get(structure, tokens) + attention)
     middle = norm1(middle) if post_norm else middle
@@ -93,7 +96,7 @@ def block_steps(block: Any, tokens: Tensor, path: str, variants: Variants) -> St
     yield "mlp", mlp
     residuals = {
         "residual taken after the layer norm": inner,
-        "no residual connection of the MLP": torch.zeros_like(mlp),
+        "no residual connection around the MLP": torch.zeros_like(mlp),
     }
     output = add(residuals.get(structure, middle) + mlp)
     yield "output", norm2(output) if post_norm else output
@@ -144,7 +147,10 @@ def _scaled(x: Tensor, kind: str, eps: float) -> Tensor:
 
 
 def linear(module: Any, x: Tensor, path: str, variants: Variants) -> Tensor:
-    """Apply a linear layer to tokens (..., D), in lower precision if a variant specifies it."""
+    """Apply the linear layer at `path` to tokens (..., D).
+
+    The precision is lower if a variant for this path specifies it.
+    """
     precision = variants.get("precision", path)
     if precision is None:
         return module(x)

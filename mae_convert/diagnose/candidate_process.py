@@ -81,8 +81,10 @@ class CandidateProcess:
             mask_ratio: the mask ratio of both runs.
             other: the checkpoint of the other side, or None.
             other_tensors: names of tensors of the other side that hypotheses may use.
-            python: the Python interpreter of an environment with PyTorch.
-            time_limit: seconds that one candidate run may take; see ``children.Clock``.
+            python: the Python interpreter of an environment with PyTorch; None for the current
+                interpreter.
+            time_limit: seconds that one candidate run may take; None for the default of
+                ``children.Clock``.
 
         Raises:
             MissingRequirementError: PyTorch is not installed.
@@ -269,7 +271,7 @@ def candidate_job(
 
 @contextmanager
 def _killed_after_time_limit(process: Child, clock: Clock) -> Iterator[threading.Event]:
-    """Kill a child at the end of the time limit; the yielded event is set if this happens."""
+    """Kill a child when the time of `clock` is over; the yielded event is set if this happens."""
     late = threading.Event()
 
     def kill() -> None:
@@ -290,13 +292,13 @@ def _killed_after_time_limit(process: Child, clock: Clock) -> Iterator[threading
 
 @dataclass(frozen=True)
 class Explanation:
-    """The causes that candidate runs confirmed."""
+    """The causes of a difference that candidate runs confirmed."""
 
     causes: tuple[str, ...] = ()
     """Sentences about causes, each confirmed by a candidate run."""
 
     changed_tensors: tuple[str, ...] = ()
-    """Canonical tensors whose changes make A compute B's results, most likely first."""
+    """Canonical tensors that the confirmed hypotheses change, in the order of the hypotheses."""
 
     keys: tuple[str, ...] = ()
     """The kinds of the causes, for statistics in tests."""

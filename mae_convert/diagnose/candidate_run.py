@@ -1,8 +1,9 @@
 """Run a changed PyTorch reference model step by step and compare its results with a trace.
 
-Results have the same names as in a trace. Steps without a variant are computed by the reference
-model's modules. Results before the first difference can be taken from the trace, so that only one
-step is computed to test a hypothesis.
+Results have the same names as in a trace. A step that is changed is computed by a variant of the
+computation; the other steps are computed by the reference model's modules. Results before the
+first difference can be taken from the trace, so that only one step is computed to test a
+hypothesis.
 """
 
 import copy
@@ -75,7 +76,8 @@ class ForwardPass:
 
         Args:
             variants: the variants of the computation.
-            start: the first result to compute; earlier results are taken from ``results``.
+            start: the first result to compute; earlier results are taken from the attribute
+                `results`. If it is None, all results are computed.
         """
         pixels = changed_images(self.inputs["pixel_values"], variants)
         ids = None

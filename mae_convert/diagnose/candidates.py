@@ -224,8 +224,8 @@ CORES = (
 STRUCTURES = (
     "layer norm after attention and MLP",
     "attention and MLP in parallel",
-    "no residual connection of attention",
-    "no residual connection of the MLP",
+    "no residual connection around attention",
+    "no residual connection around the MLP",
     "residual taken after the layer norm",
 )
 
@@ -237,7 +237,13 @@ def _scoped(
 ) -> Hypothesis:
     """Return a hypothesis about the modules of the last scope (a pattern of module paths).
 
-    The wider variants of the hypothesis are about the modules of the other scopes.
+    `Hypothesis.widen` returns the same hypothesis for the modules of the other scopes.
+
+    Args:
+        key: the kind of the fault.
+        what: the statement of the hypothesis, without the modules.
+        values: the kinds and the values of the variants, which are applied together.
+        scopes: the scopes, the widest first.
     """
 
     def at(scope: Scope) -> Hypothesis:
@@ -251,7 +257,7 @@ def _scoped(
 def block_norm_hypotheses(
     model: Model, stack: Stack, index: int, name: str
 ) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that a layer norm in a block is computed differently."""
+    """Yield the hypotheses that the layer norm `name` of block `index` is computed differently."""
     block = stack.block(index)
     before = {"norm1": "before attention", "norm2": "before the MLP"}[name]
     scopes = [
@@ -268,7 +274,7 @@ def block_norm_hypotheses(
 
 
 def norm_hypotheses(model: Model, name: str) -> Iterator[Hypothesis]:
-    """Yield hypotheses that a layer norm outside the blocks is computed differently."""
+    """Yield hypotheses that the layer norm `name`, outside the blocks, is computed differently."""
     both = [("*coder.norm", " in the last norms of encoder and decoder")]
     scopes = [*(both if model.task == "pretrain" else []), (name, f" in {name}")]
     yield from _norm_hypotheses(model, scopes)
@@ -328,7 +334,7 @@ def _scopes(stack: Stack, index: int, part: str) -> list[Scope]:
 
 
 def activation_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that the MLP has another activation function."""
+    """Yield the hypotheses that the MLP of block `index` has another activation function."""
     for name in (*ACTIVATIONS, "left out", "gelu with constants in float32"):
         if name not in (model.config.hidden_act, "gelu_pytorch_tanh", "swish"):
             scopes = _scopes(stack, index, "mlp")
@@ -351,7 +357,14 @@ def structure_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
 def model_hypotheses(
     kind: str, path: str, what: str, values: Sequence[str]
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis for each value of a variant outside the blocks, such as of the masking."""
+    """Yield a hypothesis for each variant of a step outside the blocks, such as the masking.
+
+    Args:
+        kind: the kind of the variants.
+        path: the pattern of the module paths or results to which the variants apply.
+        what: the statement of the hypotheses, without the value.
+        values: the values of the variants.
+    """
     for value in values:
         key = kind if kind != "embedding" else f"{path} code"
         yield Hypothesis(key, f"{what} ({value})", variants=((kind, path, value),))

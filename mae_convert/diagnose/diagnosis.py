@@ -45,8 +45,9 @@ Names = tuple[str, str]
 def diagnose(verification: Verification) -> Verification:
     """Return a verification with the causes of its failure.
 
-    A verification that passed or that has no traces is returned unchanged. If the source is a
-    certificate, there are no weights of the source, so only the traces are analysed.
+    A verification that passed, or that has no traces (recorded results of the runs), is returned
+    unchanged. If the checkpoint was compared with a certificate, the weights of the source are not
+    available, so only the traces are analysed.
     """
     failed = [c for c in verification.verdict.failed() if not c.name.startswith(NOT_OF_RESULTS)]
     if not failed or not verification.traces:
@@ -106,8 +107,8 @@ def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
     """Explain the difference of a pair by running the changed model of one side.
 
     Hypotheses are applied to A to compute the results of B. If no hypothesis succeeds, the sides
-    are swapped, because, for example, no scaling or permutation of a tensor that is zero in A
-    yields the tensor of B.
+    are swapped. A swap helps, for example, if a tensor is zero in A: no scaling or permutation of
+    zeros yields the tensor of B.
     """
     first = verdict.first_divergence
     if not pair.a.checkpoint.family.has_hypotheses:
@@ -194,7 +195,10 @@ def _later(first: str | None, than: str) -> bool:
 
 
 def _explain_own_run(comparison: _Comparison, pair: Pair) -> Explanation:
-    """Explain why the reference model with A's tensors does not reproduce A's own run."""
+    """Explain why the run of ``pair.a`` differs from the PyTorch reference model.
+
+    The reference model has the tensors and the configuration of ``pair.a``.
+    """
     plain = comparison([])
     if plain is None or plain.first is None:
         return Explanation()
@@ -212,7 +216,11 @@ def _keys(result: SearchResult) -> tuple[str, ...]:
 
 
 def _sharable_tensors(pair: Pair) -> list[str]:
-    """Return the names of differing tensors that can be copied from ``pair.b`` to ``pair.a``."""
+    """Return the names of differing tensors that can be copied from ``pair.b`` to ``pair.a``.
+
+    These tensors have the same shape on both sides. The result is empty if they have more than
+    `MOST_BYTES` bytes in total.
+    """
     a, b = pair.a.checkpoint.tensors, pair.b.checkpoint.tensors
     names = [name for name in differing_tensors(pair.a.trace, pair.b.trace) if name in a]
     possible = [name for name in names if name in b and a[name].shape == b[name].shape]
@@ -298,7 +306,7 @@ def search_sentences(
 
 
 def _own_run_sentences(result: SearchResult, names: Names) -> tuple[str, ...]:
-    """Return sentences about the first side, whose run differs from the reference model."""
+    """Return sentences about the first side, whose results differ from the reference model."""
     a, b = names
     plain = (
         f"the PyTorch reference model with {a}'s tensors and configuration computes the results of"

@@ -128,7 +128,12 @@ class _Writer:
         return result in self.model.results and result != self.first
 
     def block(self, part: str, number: int, wanted: str) -> Formula | None:
-        """Return the formula of a result of a block ("q", "attention", "mlp" ...).
+        """Return the formula of the result `wanted` ("q", "attention", "mlp" ...) of a block.
+
+        Args:
+            part: "encoder" or "decoder".
+            number: the index of the block.
+            wanted: the name of the result in the block.
 
         Returns:
             The formula; None if there is no earlier result that both sides have.
@@ -144,6 +149,10 @@ class _Writer:
         """Write the lines that compute ``x``, the input of a block, from the last available result.
 
         Blocks between the available result and the block are computed in a loop.
+
+        Args:
+            part: "encoder" or "decoder".
+            number: the index of the block.
 
         Returns:
             Whether an earlier result is available; if not, no lines are written.
@@ -174,8 +183,8 @@ class _Writer:
         Args:
             block: the canonical name of the block.
             wanted: the name of the result in the block, such as "mlp".
-            alone: use no input except ``x``: compute the results of the block that `wanted` needs,
-                even if they are available on both sides.
+            alone: use no input except ``x``. Other results of the block that are needed for
+                `wanted` are computed, even if they are available on both sides.
         """
 
         def need(step: str) -> None:
@@ -432,7 +441,7 @@ def _visible_count(model: Model) -> int:
 
 
 def _has_positions(model: Model, part: str) -> bool:
-    """Return whether the encoder or decoder has stored or fixed position embeddings."""
+    """Return whether `part` ("encoder" or "decoder") has stored or fixed position embeddings."""
     return any(f"{part}.{name}" in model.tensors for name in TABLES) or _fixed_positions(model)
 
 
@@ -471,7 +480,7 @@ def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
     """Return the formula that computes a result from the predicted patches.
 
     Args:
-        first: "reconstruction", "loss" or "loss_norm_pix".
+        first: the name of the result: "reconstruction", "loss" or "loss_norm_pix".
         model: the model with its results.
         location: the image that is reconstructed.
 
@@ -498,11 +507,11 @@ def _of_pixels(first: str, model: Model, location: Location) -> Formula | None:
 
 
 def _loss_per_channel(first: str, model: Model) -> Formula | None:
-    """Return the formula of VideoMAE's ``loss`` or ``loss_norm_pix``, as `first` specifies.
+    """Return the formula of the result `first` of VideoMAE: ``loss`` or ``loss_norm_pix``.
 
     The targets are pixels from 0 to 1, without the normalization of the inputs. For
     ``loss_norm_pix``, each channel of a patch is then normalized separately. Only removed patches
-    are predicted.
+    are predicted. The result is None if the numbers of predicted and target pixels differ.
     """
     config, logits = model.config, model.results["logits"]
     patches = channels_last(_predicted_pixels(model), config)[model.results["mask"] > 0]
@@ -524,16 +533,22 @@ def _loss_per_channel(first: str, model: Model) -> Formula | None:
 
 
 def _mean_error(lines: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Formula:
-    """Return the formula of the mean squared error; `lines` compute ``target`` from `arrays`."""
+    """Return the formula of the mean squared error of the predictions.
+
+    Args:
+        lines: lines that compute ``target``, the values to predict, from `arrays`.
+        arrays: arrays by name, among them the predictions ``logits``.
+    """
     last = f"return total(errors) / {arrays['target'].size}"
     lines = (*lines, 'errors = (t("logits") - target) ** 2', last)
     return Formula(lines, arrays=arrays, one_token=False)
 
 
 def _reconstruction(model: Model, location: Location) -> Formula | None:
-    """Return the formula that rearranges predicted patches to an image or a video.
+    """Return the formula that rearranges the predicted patches into an image or a video.
 
-    The result is None if the number of predicted patches is not the number of removed patches.
+    `location` specifies the image. The result is None if the number of predicted patches is not the
+    number of removed patches.
     """
     logits, mask = model.results["logits"][location.image :][:1], model.results["mask"]
     shapes = _predicted(model)
@@ -569,14 +584,20 @@ def _predicted_pixels(model: Model) -> np.ndarray:
 
 
 def channels_first(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Cut images into patches (N, L, P); values are in the order channel, [frame,] row, column."""
+    """Cut images into patches (N, L, P); values are in the order channel, [frame,] row, column.
+
+    `shapes` has the attributes ``grid_shape``, ``patch_shape`` and ``num_patches`` of the images.
+    """
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, 1, *inner).reshape(len(pixels), shapes.num_patches, -1)
 
 
 def channels_last(pixels: np.ndarray, shapes: Any) -> np.ndarray:
-    """Cut images into patches (N, L, P); values are in the order [frame,] row, column, channel."""
+    """Cut images into patches (N, L, P); values are in the order [frame,] row, column, channel.
+
+    `shapes` has the attributes ``grid_shape``, ``patch_shape`` and ``num_patches`` of the images.
+    """
     axes = cut(pixels, shapes)
     grid, inner = range(2, axes.ndim, 2), range(3, axes.ndim, 2)
     return axes.transpose(0, *grid, *inner, 1).reshape(len(pixels), shapes.num_patches, -1)

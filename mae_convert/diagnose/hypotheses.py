@@ -32,7 +32,7 @@ class Hypothesis:
     largest set first."""
 
     def widened(self, wider: Callable[[], Iterable["Hypothesis"]]) -> "Hypothesis":
-        """Return a copy of the hypothesis whose wider variants are returned by `wider`."""
+        """Return a copy of the hypothesis that has the function `wider` as its field `widen`."""
         return replace(self, widen=lambda: tuple(wider()))
 
     @property
@@ -108,7 +108,9 @@ Statement = Callable[[str], str]
 def in_blocks(
     model: Model, stack: Stack, index: int, key: str, statement: Statement, make: MakeEdits
 ) -> Iterator[Hypothesis]:
-    """Yield a hypothesis about tensors of one block; its wider variants are about all blocks.
+    """Yield a hypothesis about tensors of one block.
+
+    `Hypothesis.widen` returns the same hypothesis for all blocks of `stack` and of the model.
 
     Args:
         model: the properties of the model.

@@ -91,7 +91,7 @@ BAD = {
     "size": ({"size": {"height": 40, "width": 40}}, "the model takes 32x32"),
     "two edges": ({"size": {"shortest_edge": 32, "longest_edge": 40}}, "is not an image size"),
     "no number": ({"rescale_factor": float("nan")}, "NaN"),
-    "no factor": ({"rescale_factor": 0.0}, "is not a valid factor"),
+    "no factor": ({"rescale_factor": 0.0}, "is 0.0, but it must be a finite number other than 0"),
     "not an image size": ({"size": {"height": -1}}, "is not an image size"),
     "filter": ({"resample": 17}, "is not a Pillow filter"),
     "factor": ({"rescale_factor": "big"}, "rescale_factor must be number"),

@@ -71,12 +71,12 @@ def test_prefixes_dtypes_and_unused_tensors_need_no_values(tmp_path, state, gold
     mixed = {f"module.{name}": tensor for name, tensor in state.items()}
     mixed["module.norm.bias"] = mixed["module.norm.bias"].double()
     assert odd(tmp_path, mixed, stats=False) == [
-        "the prefix module. was removed from the names",
+        "the prefix module. was removed from the tensor names",
         "the tensors have several dtypes: float32, float64",
     ]
     lightly = open_checkpoint(golden / "lightly_pretrain_tiny" / "model.safetensors", FLAGS)
     (line,) = inspect(lightly)["odd"]
-    assert line.startswith("not used, 1 tensor: backbone.mask_token: ")
+    assert line.startswith("1 tensor not used (backbone.mask_token): ")
 
 
 FIXED = sincos_position_embedding(16, (2, 3))

@@ -211,7 +211,12 @@ WRONG = {
     "not finite": (np.full((20, 20, 3), np.nan), {}, MaeConvertError, "NaN"),
     "complex": (np.zeros((20, 20, 3), complex), {}, MaeConvertError, "complex128"),
     "size": (COLOUR, {"size": 0}, MaeConvertError, "not an image size"),
-    "factor": (COLOUR, {"rescale_factor": 0}, MaeConvertError, "is not a valid factor"),
+    "factor": (
+        COLOUR,
+        {"rescale_factor": 0},
+        MaeConvertError,
+        "is 0, but it must be a finite number other than 0",
+    ),
     "switch": (COLOUR, {"do_resize": "no"}, MaeConvertError, "True or False"),
     "file": ("nowhere.png", {}, MaeConvertError, "nowhere.png"),
 }

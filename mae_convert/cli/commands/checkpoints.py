@@ -95,8 +95,8 @@ def inspect(
 @click.option(
     "--task",
     help=(
-        "Task of the model to write (pretrain, encoder, classify); `encoder` drops a decoder or a "
-        "head."
+        "Task of the model to write (pretrain, encoder, classify); by default the task of the "
+        "source. `encoder` drops a decoder or a head."
     ),
 )
 @click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
@@ -128,7 +128,8 @@ def inspect(
     type=COUNT,
     help=(
         "Number of input channels. For one channel, the patch embedding's weights are summed over "
-        "the channels; for several channels, they are repeated. Reported as lossy."
+        "the channels; for several channels, they are repeated, and scaled by the old number of "
+        "channels divided by the new number. The change is reported as lossy."
     ),
 )
 @click.option(
@@ -284,9 +285,9 @@ def fingerprint(
 def lineage(a: "Source", b: "Source", as_json: bool, state_key: str | None, flags: "Flags") -> int:
     """Show whether one checkpoint was derived from another.
 
-    B may have A's weights, A's encoder, or A's weights after declared changes. A and B are
-    checkpoints, or certificates and conversion records (.json) of checkpoints whose files are not
-    available. Exit status 1 if neither was derived from the other.
+    B may have A's weights, A's encoder, or A's weights after changes that B's conversion record
+    declares. A and B are checkpoints, or certificates and conversion records (.json) of
+    checkpoints whose files are not available. Exit status 1 if neither was derived from the other.
 
     Example:
 

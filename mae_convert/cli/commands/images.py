@@ -109,9 +109,9 @@ def reconstruct(
 
     The output shows the original, the masked image and the reconstruction. Images are files or
     folders of files; --inputs takes preprocessed images. Videos are files (.mp4, .gif ..., or .npz
-    with frames (T, H, W, C)), folders of frames, or folders of videos. The mask ratio is
-    --mask-ratio, else the mask ratio in the checkpoint's configuration, else the default of the
-    model family.
+    with an array frames (T, H, W, C)), folders of frames, or folders of videos. The mask ratio
+    is --mask-ratio, else the mask ratio in the checkpoint's configuration, else the default of
+    the model family.
 
     Example:
 

@@ -39,7 +39,14 @@ FILE = click.Path(path_type=Path)
     shell_complete=complete_layouts,
     help="Layout to write, like `to` in a plan.",
 )
-@click.option("--target", metavar="TEXT", help="Target path, for example out/{stem}-{to}.")
+@click.option(
+    "--target",
+    metavar="TEXT",
+    help=(
+        "Target path of each job, for example out/{stem}-{to}. {stem}, {name} and {parent} are "
+        "parts of the source's path; {to} and others are fields of the plan."
+    ),
+)
 @click.option("--verify/--no-verify", default=None, help="Verify each conversion.")
 @click.option(
     "--set",
@@ -57,7 +64,10 @@ FILE = click.Path(path_type=Path)
     type=FILE,
     multiple=True,
     metavar="FILE",
-    help="Also write all results as an .html page, JUnit .xml, or a .parquet table.",
+    help=(
+        "Also write all results to this file; its extension determines the format: a page (.html), "
+        "a JUnit report (.xml) or a table (.parquet)."
+    ),
 )
 @click.option(
     "--engine",
@@ -93,12 +103,14 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--dry-run", is_flag=True, help="Show the jobs and their sizes without running them.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--retry-failed", is_flag=True, help="Run only the jobs that failed before.")
+@click.option(
+    "--retry-failed", is_flag=True, help="Run only the jobs that failed before, and no new jobs."
+)
 @click.option(
     "--overwrite", is_flag=True, help="Replace existing targets that this sweep did not write."
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per line for each event."
+    "--json", "as_json", is_flag=True, help="Print a JSON object for each event, one per line."
 )
 def sweep(
     plan: tuple[str, ...],
@@ -115,8 +127,8 @@ def sweep(
     """Convert, verify and publish many checkpoints.
 
     PLAN is a .yaml or .csv file, or any number of checkpoints and glob patterns. A sweep that is
-    run again skips completed jobs whose source and target are unchanged, and repeats failed jobs.
-    Exit status 1 if a job failed.
+    run again skips completed jobs whose source and target are unchanged; all other jobs,
+    including failed jobs, are run. Exit status 1 if a job failed.
 
     Example:
 

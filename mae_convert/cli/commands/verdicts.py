@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     type=RUNNER,
     help=(
         "Framework that runs the model, or external code as for `verify --against`. [default: the "
-        "framework that loads the checkpoint without a mapping table]"
+        "framework whose tensor names the checkpoint has]"
     ),
 )
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     default="eager",
     show_default=True,
     help=(
-        "Run the model eagerly, compiled (torch.compile, tf.function), by XLA, or in training mode "
-        "with dropout 0."
+        "Run the model eagerly, compiled (torch.compile, tf.function), compiled by XLA, or in "
+        "training mode with dropout 0."
     ),
 )
 @click.option(
@@ -198,10 +198,11 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="RUNNER",
     shell_complete=complete_frameworks,
     help=(
-        "Also run B (or A, if only A has the required tensor names) with the model "
-        "classes of another library (FRAMEWORK[=PYTHON]), with your own code (PATH.py:FACTORY or "
-        "MODULE:FACTORY), or with a clone of the authors' code (original=DIRECTORY). Such code is "
-        "run only if this option specifies it."
+        "Also run B with the model classes of another library (FRAMEWORK, or FRAMEWORK=PYTHON "
+        "with the path of a Python interpreter), with your own code (PATH.py:FACTORY or "
+        "MODULE:FACTORY), or with a clone of the authors' code (original=DIRECTORY). If only A has "
+        "the tensor names that this code requires, A is run instead. Such code is run only if this "
+        "option specifies it."
     ),
 )
 @click.option(
@@ -512,7 +513,7 @@ def _reduce(verification: "Verification", folder: Path) -> None:
     except MaeConvertError as error:  # an error here must not change the verdict
         print_to_stderr(f"note: no reproducer was written: {error.render(as_option)}")
         return
-    print_to_stderr(f"wrote a minimal reproducer to {folder}, which shows:")
+    print_to_stderr(f"wrote a minimal reproducer to {folder}; the reproducer shows:")
     for line in filter(None, printed.splitlines()):
         print_to_stderr(f"  {line}")
 

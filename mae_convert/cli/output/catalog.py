@@ -66,7 +66,7 @@ def catalog(officials: Sequence[OfficialFile], fingerprints: Fingerprints) -> No
 
 
 def _further(out: Console) -> None:
-    """Print the official models of other families, which are not downloaded by name."""
+    """Print the official models that are specified by a path instead of a name, by family."""
     for family in further_families():
         licences = " or ".join(dict.fromkeys(o.license for o in family.official if o.where))
         out.print(f"\n[bold]{markup(family.title)}[/bold], licence {markup(licences)}")

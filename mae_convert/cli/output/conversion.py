@@ -26,7 +26,7 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
         rows += family_rows(report["family"])
     if prefix := source.prefix.in_words():
         undone = f"; --prefix {prefix} restores it" if source.prefix.common else ""
-        rows.append(("prefix", f"{prefix} was removed from the names{undone}"))
+        rows.append(("prefix", f"{prefix} was removed from the tensor names{undone}"))
     for step in report["steps"]:
         undone = "can be undone" if _is_exact(step) else "cannot be undone"
         rows.append(("changed", f"{step_in_words(step)} (declared, {undone})"))
@@ -42,7 +42,11 @@ def conversion(plan: Plan, report: Mapping[str, Any]) -> None:
     rows += [("difference", sentence) for sentence in report.get("differences", ())]
     if unread := report.get("unread"):
         rows.append(
-            ("unknown", f"configuration fields that a library may use: {listed(unread, 8)}")
+            (
+                "unknown",
+                "configuration fields that a library may use but mae-convert does not know: "
+                f"{listed(unread, 8)}",
+            )
         )
     print_pairs(rows)
     print_heading(ASSUMPTIONS)

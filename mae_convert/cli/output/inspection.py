@@ -115,7 +115,8 @@ def _container(report: Mapping[str, Any]) -> str:
 
 
 def _with_synonyms(report: Mapping[str, Any]) -> str:
-    same = f" (the same as {', '.join(report['synonyms'])} here)" if report["synonyms"] else ""
+    synonyms = ", ".join(report["synonyms"])
+    same = f" (the same as {synonyms} for this checkpoint)" if synonyms else ""
     naming = "" if report["naming_variant"] == report["layout"] else report["naming_variant"]
     return report["layout"] + (f" ({naming})" if naming else "") + same
 

@@ -28,7 +28,7 @@ def inferred(result: Mapping[str, Any]) -> None:
         value = markup(plain(field["value"])) if field["decided"] else "[yellow]undecided[/yellow]"
         by = f" by {markup(field['method'])}" if field["method"] else ""
         confidence = field["confidence"]
-        sure = "" if confidence is None else f"; confidence of the losses {confidence:.3f}"
+        sure = "" if confidence is None else f"; the losses give a confidence of {confidence:.3f}"
         out.print(f"  {markup(name)}: {value}{by} ({markup(field['reason'])}{sure})")
         if field["candidates"]:
             out.print(_candidates(field["candidates"]))
@@ -52,7 +52,11 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def statistics(stats: Mapping[str, Mapping[str, float]]) -> None:
-    """Print statistics of the values of tensors."""
+    """Print a table of statistics of the values of tensors.
+
+    Args:
+        stats: for each tensor name, the result of `mae_convert.checkpoint.inspect.statistics`.
+    """
     out = console()
     out.print("\n[bold]Values[/bold]")
     out.print(_statistics(stats, out.width))

@@ -79,7 +79,10 @@ def counts_in_words(equal: int, tensors: "Sequence[DifferingTensor]") -> str:
 
 
 def _digest(tensor: "TensorDigest | None") -> str:
-    """Return dtype, shape and the first digits of the digest of a tensor, in one line."""
+    """Return the dtype, the shape and the first digits of the digest of a tensor, in one line.
+
+    The result is "missing" if `tensor` is None.
+    """
     if tensor is None:
         return "missing"
     return f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} {tensor.sha256[:12]}"

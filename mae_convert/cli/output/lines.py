@@ -95,7 +95,10 @@ def print_columns(rows: Sequence[Sequence[object]]) -> None:
 
 
 def with_options(source: str) -> str:
-    """Return the text `source`, with "option num_heads" replaced by "option --num-heads"."""
+    """Return the text `source` with the names of options as on the command line.
+
+    For example, "option num_heads" is replaced by "option --num-heads".
+    """
     return re.sub(r"\boption ([a-z_]+)", lambda m: f"option {as_option(Option(m[1]))}", source)
 
 

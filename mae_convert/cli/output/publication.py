@@ -53,7 +53,10 @@ def _files(publication: Publication) -> Grid:
 
 
 def _rows(publication: Publication) -> list[tuple[str, str, int | None]]:
-    """Return path, planned change and size of each file, sorted as a tree."""
+    """Return the path, the planned change and the size in bytes of each file.
+
+    The size is None if the file is deleted. Files in the root directory come first.
+    """
     existing, added = publication.remote.entries, {file.path for file in publication.add}
     rows: list[tuple[str, str, int | None]] = []
     for path, file in publication.staged.items():

@@ -20,7 +20,7 @@ from mae_convert.text import for_terminal, format_bytes, plural
 
 
 def event(kind: str, **fields: Any) -> None:
-    """Print an event of a sweep as one line of JSON: ``event``, its kind, and its fields."""
+    """Print an event of a sweep as one line of JSON: the kind, under ``event``, and the fields."""
     print(json_text({"event": kind, **fields}), flush=True)
 
 
@@ -46,7 +46,13 @@ class Counts:
 
 
 def dry_run(selected: SelectedJobs, rows: Mapping[str, Row], *, as_json: bool) -> None:
-    """Print all jobs with their states and sizes, without running them."""
+    """Print the jobs of a plan with their states and sizes, without running them.
+
+    Args:
+        selected: the jobs of the plan, and which of them would be run.
+        rows: the rows of earlier runs, by the key of the job.
+        as_json: whether to print JSON instead of a table.
+    """
     states = {row.key: "already done" for row in selected.done} | {
         job.key: "left" for job in selected.skipped
     }

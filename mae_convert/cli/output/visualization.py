@@ -50,7 +50,7 @@ def reconstructions(report: Mapping[str, Any]) -> None:
 
 
 def features_json(result: "Features", path: Path) -> dict[str, Any]:
-    """Return the output of ``features --json``."""
+    """Return the output of ``features --json``; `path` is the file with the features."""
     labels = [str(label) for label in np.unique(result.labels) if label]
     return {
         "path": str(path),

@@ -27,7 +27,8 @@ class Candidate:
     with one colour (below 1 is better); None if no model was run."""
 
     structure: float | None = None
-    """For a number of heads, the log-likelihood ratio of `head_structure`; otherwise None."""
+    """If the field is a number of heads, the log-likelihood ratio of this number, computed by
+    `head_structure`; otherwise None."""
 
 
 @dataclass(frozen=True)

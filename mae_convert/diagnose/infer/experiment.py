@@ -33,7 +33,8 @@ class InferenceOptions:
     """The options of an experiment."""
 
     images: Path | None = None
-    """A folder of images that are similar to the training data; default: four photographs."""
+    """A folder of images that are similar to the training data; None for the four photographs that
+    are part of mae-convert."""
 
     framework: str = "torch"
     """The framework: torch, tensorflow or jax; "" to use only the weights and run no model."""
@@ -54,7 +55,7 @@ def infer(checkpoint: Checkpoint, options: InferenceOptions | None = None) -> In
 
     Args:
         checkpoint: opened with ``incomplete=True``; missing and assumed fields are tested.
-        options: the images, and how to run the model.
+        options: the images, and how to run the model; None for the defaults of `InferenceOptions`.
 
     Raises:
         ConfigurationError: there are too few images.
@@ -92,7 +93,10 @@ def open_fields(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return a checkpoint with the decided values and the evidence of an experiment."""
+    """Return a copy of a checkpoint with the field values that an experiment determined.
+
+    The evidence of the experiment is added to the configuration.
+    """
     for name, value in inference.decided().items():
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
@@ -154,8 +158,9 @@ def _images(
 ) -> list[Image.Image] | list[np.ndarray]:
     """Return the images of an experiment.
 
-    If a folder is specified for a model of videos or of series of images, the result contains an
-    array of the frames of each clip in the folder.
+    Without a folder of images, the result contains the four photographs of mae-convert. If a folder
+    is specified for a model of videos or of series of images, the result contains one array of
+    frames for each clip in the folder.
 
     Raises:
         ConfigurationError: there are too few images or clips.

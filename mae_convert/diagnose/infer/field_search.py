@@ -46,7 +46,8 @@ def heads_decision(
     Args:
         name: the name of the field.
         structure: the result of the test of the weights.
-        losses: relative losses (images, crops), by number of heads; empty if no model was run.
+        losses: the losses (images, crops) relative to the mean loss of a constant prediction, by
+            number of heads; empty if no model was run.
         confidence: the confidence in the number with the lowest mean loss; None without losses.
         reason: why no model was run, or why its losses are not used.
     """
@@ -83,7 +84,7 @@ class Search:
     """How well each number of heads fits the weights, by name of the number-of-heads field."""
 
     fields: Sequence[str]
-    """The fields to decide."""
+    """The configuration fields whose values are to be determined."""
 
     crops: Crops
     """The crops on which the model is run."""
@@ -121,10 +122,10 @@ class Search:
         return decisions
 
     def _screen(self) -> dict[Pair, Losses]:
-        """Return the losses on few crops by pair of encoder and decoder head counts.
+        """Return the losses on a few crops, by pair of encoder and decoder head counts.
 
-        All pairs are run or, if there are more than `MOST_PAIRS`, the pairs of a search that
-        changes the two head counts alternately.
+        If there are at most `MOST_PAIRS` pairs, all pairs are run. Otherwise the number of heads is
+        changed alternately in the encoder and in the decoder, and only these pairs are run.
         """
         few = self.crops.first(SCREENING_CROPS)
         encoder, decoder = (self._heads_to_try(name) for name in HEADS)
@@ -154,7 +155,7 @@ class Search:
         return self.checkpoint.specified(dict(zip(HEADS, pair, strict=True)), "experiment")
 
     def _target(self, losses: Mapping[Pair, Losses]) -> bool:
-        """Return ``norm_pix_loss``, the known value or else the value with the lower loss."""
+        """Return the known value of ``norm_pix_loss`` or, if unknown, the value with lower loss."""
         if "norm_pix_loss" not in self.fields:
             return self.checkpoint.configuration.model.norm_pix_loss
         lowest = {t: min(_mean(one, t) for one in losses.values()) for t in (False, True)}
@@ -181,8 +182,12 @@ class Search:
     def _row_and_column(self, best: Pair, target: bool) -> dict[Pair, Losses]:
         """Return the losses of a pair and of the pairs that differ from it in one number of heads.
 
-        All these pairs are run on few crops. A pair is then also run on all crops, unless its mean
-        loss on the few crops is higher than the loss of `best` in every bootstrap sample.
+        All these pairs are run on a few crops. A pair is then also run on all crops, unless its
+        mean loss on the few crops is higher than the loss of `best` in every bootstrap sample.
+
+        Args:
+            best: the pair: the numbers of heads of the encoder and of the decoder.
+            target: the value of ``norm_pix_loss``.
         """
         others = [
             (heads, best[1]) if index == 0 else (best[0], heads)
@@ -215,7 +220,8 @@ class Search:
         Args:
             name: the name of the field.
             index: the position of the number of heads in each pair.
-            best: the best pair; only pairs with the same other number of heads are compared.
+            best: the best pair: the numbers of heads of the encoder and of the decoder. It is
+                compared only with pairs that differ from it in nothing but this number.
             losses: the losses by pair.
             target: the value of ``norm_pix_loss``.
             why_unfit: the reason why the images do not decide the number, or "".
@@ -229,7 +235,13 @@ class Search:
         return heads_decision(name, self.structures[name], relative, confidence, why_unfit)
 
     def _statistics(self, pair: Pair, target: bool, why_unfit: str) -> dict[str, Decision]:
-        """Test common values of image mean and standard deviation; return the decision on each."""
+        """Return the decisions on image mean and standard deviation after testing common values.
+
+        Args:
+            pair: the numbers of heads of the encoder and of the decoder.
+            target: the value of ``norm_pix_loss``.
+            why_unfit: the reason why the images do not decide the fields, or "".
+        """
         checkpoint = self._with_heads(pair)
         configuration = checkpoint.configuration
         current = configuration.image_mean, configuration.image_std
@@ -258,7 +270,12 @@ class Search:
 
 
 def _norm_pix_loss(losses: Losses, why_unfit: str) -> Decision:
-    """Return the decision on the target of the loss: pixels or normalized patches."""
+    """Return the decision on the target of the loss: pixels or normalized patches.
+
+    Args:
+        losses: the losses with the best numbers of heads.
+        why_unfit: the reason why the images do not decide the target, or "".
+    """
     relative = {value: losses.relative(norm_pix_loss=value) for value in (False, True)}
     best = min(relative, key=lambda value: relative[value].mean())
     confidence = None if why_unfit else _confidence(relative)

@@ -10,8 +10,8 @@ training treats the channels of a head equally. So if a layer has h heads, permu
 within each head and permuting the heads gives weights of the same probability. A number of heads is
 rejected if such permutations destroy a structure in the weights.
 
-If there are few layers with few heads, there are few such permutations, and twice the true number
-of heads is not rejected.
+If a model has few layers and each layer has few heads, there are so few such permutations that the
+test does not reject twice the true number of heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,16 +43,18 @@ class HeadStructure:
     scores: dict[int, float]
     """The log-likelihood ratio of each number of heads, summed over layers.
 
-    The ratio compares two hypotheses about the entries of ``W_q W_kᵀ``: their means within heads
-    and between heads are different, or all have one mean. The number of heads with the largest
-    ratio fits best.
+    The ratio compares two hypotheses about the entries of ``W_q W_kᵀ``: either the entries within
+    heads and the entries between heads have different means, or all entries have the same mean. The
+    number of heads with the largest ratio fits best.
     """
 
     deviations: dict[int, float]
     """How clearly each number of heads is rejected in favour of the best number of heads.
 
-    The value is the number of standard deviations by which the score of the best number exceeds its
-    mean score on weights that are permuted for the rejected number; 0 for the best number.
+    The weights are permuted at random in ways that have no effect on their distribution if a number
+    of heads is right. The value for this number is the score of the best number on the actual
+    weights, minus its mean score on the permuted weights, in standard deviations of the scores on
+    the permuted weights. It is 0 for the best number.
     """
 
     @property
@@ -82,7 +84,8 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
     Args:
         layers: for each layer, a function that returns its query and key weights; at most
             `MOST_LAYERS` evenly spaced layers are used.
-        seed: the seed of the permutations.
+        seed: the seed of the random permutations of the weights with which numbers of heads are
+            rejected.
     """
     chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
     magnitudes = [
@@ -136,10 +139,11 @@ def _within(matrix: np.ndarray, order: np.ndarray, heads: int) -> float:
 
 
 def _score(matrix: np.ndarray, heads: int, order: np.ndarray | None = None) -> float:
-    """Return how much likelier different means within and between heads are than one mean.
+    """Return the log-likelihood ratio of two hypotheses about the entries of a matrix.
 
-    The result is a log-likelihood ratio, with a negative sign if the mean of the entries within
-    heads is the smaller one.
+    The first hypothesis is that the entries within heads and the entries between heads have
+    different means, the second that all entries have the same mean. The ratio has a negative sign
+    if the mean of the entries within heads is smaller than the mean of the entries between heads.
 
     Args:
         matrix: (D, D), entries for pairs of channels, with sum 0 and mean square 1 outside the
@@ -164,8 +168,15 @@ def _deviation(
 ) -> float:
     """Return by how much the score for `best` heads exceeds its mean on permuted weights.
 
-    The weights are permuted as if there were `heads` heads; see `_permutation`. The result is in
-    standard deviations of the scores of the permuted weights, or 0.0 if these scores are equal.
+    The weights are permuted as if there were `heads` heads; see `_permutation`. The result is a
+    number of standard deviations of the scores on permuted weights; it is 0.0 if these scores are
+    equal.
+
+    Args:
+        matrices: for each layer, the matrix of `_score`.
+        heads: the number of heads for which the weights are permuted.
+        best: the number of heads with the largest score.
+        generator: the generator of the random permutations.
     """
     observed = sum(_score(matrix, best) for matrix in matrices)
     permuted = np.array(
