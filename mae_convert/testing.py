@@ -48,6 +48,7 @@ def assert_parity(
         b: the target; changes of tensor values that its conversion record declares, such as another
             dtype, are applied to the source first.
         task: compare both checkpoints as models for this task: "pretrain", "encoder" or "classify".
+            Default: the task of each checkpoint, which its tensors determine.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
         flags: fields that the files do not contain, such as the number of heads; they can also be
             specified by ``num_heads`` and the other arguments of `load_model`.
@@ -56,8 +57,8 @@ def assert_parity(
         require_proof: also fail if the verdict is not a proof, for example because mae-convert's
             mapping tables were used to load a checkpoint.
         options: further fields of ``verify.verification.Options``, such as ``gradients``,
-            ``dtypes``, ``mask_ratio``, and ``against`` (for example ("transformers",) or
-            ("timm=PYTHON",)).
+            ``dtypes``, ``mask_ratio``, and ``against``: libraries that also run the target, for
+            example ("transformers",), or ("timm=PYTHON",) with the path of a Python interpreter.
 
     Returns:
         The verification that passed, with its traces.

@@ -106,7 +106,7 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         Conflict(
             "num_labels",
             "task",
-            "a new classifier head changes the task to classify; leave --task out",
+            "a new classifier head sets the task to `classify`; leave --task out",
             lambda values: values["task"] != "classify",
         ),
         Conflict(

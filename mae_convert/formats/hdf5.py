@@ -83,7 +83,8 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
     """Return the paths of a layer's weights.
 
-    The list of layers in a shard contains paths of weights instead: such a path is returned.
+    In the shards of a checkpoint, the list of layers contains the paths of weights instead; such a
+    path is returned unchanged.
     """
     if layer in tree.datasets:
         return [layer]

@@ -153,7 +153,9 @@ def _images(timeline: Timeline) -> str:
         [_image(column[i], name) for name, column in columns.items()]
         for i in range(min(len(timeline.images), MOST_IMAGES))
     )
-    note = f'<p class="grey">Visible patches are taken from the original. {_note(timeline)}</p>'
+    note = (
+        f'<p class="grey">Visible patches are taken from the original image. {_note(timeline)}</p>'
+    )
     return images(list(columns), rows) + note
 
 

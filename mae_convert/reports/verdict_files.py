@@ -1,6 +1,6 @@
 """Write verdicts to files: JSON, JUnit XML, Markdown or HTML.
 
-A report contains no time stamp: the same verification results in the same bytes.
+A report contains no time stamp, so the reports of identical verifications have identical bytes.
 """
 
 import json

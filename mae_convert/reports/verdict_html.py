@@ -200,8 +200,8 @@ def _images(verification: "Verification") -> Iterator[str]:
         columns[f"reconstruction of {name}"] = pasted(original, colours, mask, shapes)
     apart = relative_error(*both)
     caption = (
-        "Visible patches are taken from the original. The relative L2 distance between A and B is"
-        f" {apart:.1e}"
+        "Visible patches are taken from the original image. The relative L2 distance between the"
+        f" reconstructions of A and B is {apart:.1e}"
     )
     if apart <= FUNCTION_LIMIT:
         caption += ", which is rounding."

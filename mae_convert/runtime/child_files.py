@@ -1,8 +1,11 @@
-"""Prepare the files that a child process loads: the checkpoint's own files if possible.
+"""Prepare the files that a child process loads.
 
-A child opens files by path. If another program replaced files during a verification, the child
-would read files other than the hashed files. Therefore the child gets links to the open
-files.
+They are the checkpoint's own files if a library in the child process can read them; otherwise
+mae-convert writes the tensors to a new file.
+
+A child opens files by path. If another program replaced the checkpoint's files during a
+verification, the child would read other files than this process, which has computed the hashes of
+the files that it opened. Therefore the child gets links to these open files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,9 +72,10 @@ class Staged:
     for a native run, in which the library of the format reads the files of the checkpoint."""
 
     confirmed: ReadTensors | None = None
-    """Hashes of the checkpoint's stored tensors, if ``weights`` contains tensors that were computed
-    from the stored tensors: the child uses the hashes to check that the library reads the same
-    stored tensors from the checkpoint. Otherwise None."""
+    """Hashes of the stored tensors from which the tensors in ``weights`` were computed. With the
+    hashes, the child checks that the library of the file format reads the same values from the
+    checkpoint as mae-convert's reader. None if ``weights`` contains no computed tensors, or if
+    ``converted_by`` is not None."""
 
 
 def stage(
@@ -86,9 +90,10 @@ def stage(
 
     If the tensors have the framework's own names, the library of the file format loads the files
     unchanged. If declared changes were applied, mae-convert writes the new tensors to a file, and
-    the child checks with the library that the stored tensors were read correctly. If no library can
-    read the files in the child process, mae-convert reads them and writes the tensors to a file
-    under the same names. If the tensors have other names, the mapping tables convert them.
+    the child uses the library to check that mae-convert has read the stored tensors correctly. If
+    no library can read the files in the child process, mae-convert reads them and writes the
+    tensors to a file under the same names. If the tensors have other names, the mapping tables
+    convert them.
 
     Args:
         checkpoint: the checkpoint.
@@ -96,7 +101,8 @@ def stage(
         work: a directory for files that are created.
         as_stored: whether the tensors are unchanged tensors of the checkpoint; False after changes
             that a conversion declares, such as resampling.
-        unread: why the library could not read the files, if a first attempt failed; otherwise None.
+        unread: why the library of the file format could not read the checkpoint's files in an
+            earlier run; None if there was no earlier run.
     """
     loader = loader_for(checkpoint, framework) if unread is None else None
     if loader is not None and as_stored:
@@ -128,7 +134,8 @@ def stage_foreign(
         checkpoint: the checkpoint to run.
         layout: the layout that the code requires; None for the layout of the checkpoint.
         work: a directory for temporary files.
-        unread: why the library could not read the files, if a first attempt failed; otherwise None.
+        unread: why the library of the file format could not read the checkpoint's files in an
+            earlier run; None if there was no earlier run.
 
     Raises:
         MaeConvertError: the layout does not support the model.
@@ -184,7 +191,13 @@ def _reading(checkpoint: Checkpoint) -> ReadTensors:
 
 
 def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
-    """Return a phrase for reports that states why mae-convert's own reader was used."""
+    """Return a phrase for reports that states why mae-convert's own reader was used.
+
+    Args:
+        checkpoint: the checkpoint.
+        framework: the framework that runs it.
+        unread: the error of the library that could not read the files; None if no library tried.
+    """
     kind = checkpoint.container.kind
     if unread is None and kind == DCP:
         unread = "PyTorch would run the pickle of a distributed checkpoint"
@@ -196,7 +209,14 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
 def _under_its_own_names(
     checkpoint: Checkpoint, framework: str, loader: str, work: Path
 ) -> StoredWeights:
-    """Read tensors with mae-convert's reader, and write them to one file with unchanged names."""
+    """Read tensors with mae-convert's reader, and write them to one file with unchanged names.
+
+    Args:
+        checkpoint: the checkpoint.
+        framework: the framework that runs it.
+        loader: the loader that will read the file; "" for external code.
+        work: the directory for the file.
+    """
     kind, suffix = SAFETENSORS, ".safetensors"
     if framework in KERAS_BACKENDS:
         kind, suffix = HDF5.get(checkpoint.container.kind, (kind, suffix))
@@ -228,7 +248,7 @@ def _widened(tensor: LazyTensor) -> LazyTensor:
 def _exact_dtype(checkpoint: Checkpoint) -> str | None:
     """Return a dtype that NumPy has and that represents all values of a checkpoint exactly.
 
-    The result is None if all tensors already have the same dtype, other than bfloat16.
+    The result is None if all tensors have the same dtype and this dtype is not bfloat16.
     """
     dtypes = {str(tensor.dtype) for tensor in checkpoint.tensors.values()}
     if len(dtypes) == 1 and "bfloat16" not in dtypes:
@@ -273,7 +293,7 @@ def linked_to_open_files(
 
 
 def _paths(weights: StoredWeights, work: Path) -> list[Path]:
-    """Return the files that a child reads, except files in `work`."""
+    """Return the checkpoint's files that a child reads, without files written for it in `work`."""
     paths = [path for path in map(Path, weights.files) if not path.is_relative_to(work)]
     if paths and paths[0].is_dir():
         inside = paths[0].iterdir()

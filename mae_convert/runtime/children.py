@@ -25,6 +25,7 @@ Child = subprocess.Popen[str] | ForkedProcess
 def environment_of_child(**more: str) -> dict[str, str]:
     """Return environment variables with which Python imports nothing from the current directory.
 
+    They are the variables of this process, with only absolute paths in PYTHONPATH, and `more`.
     Python before 3.11 ignores PYTHONSAFEPATH; in these versions, modules are searched for in the
     directory of the script first.
     """

@@ -52,7 +52,7 @@ class ForeignCode:
 
 
 def names_code(text: str) -> bool:
-    """Return whether a text specifies external code (see `FORMS`); the code may not exist."""
+    """Return whether a text specifies external code (see `FORMS`), which need not exist."""
     name, equals, _ = text.partition("=")
     return ":" in text or bool(equals and name == ORIGINAL)
 
@@ -111,7 +111,9 @@ def parse_foreign(
 
 
 def layout_in(path: Path) -> str | None:
-    """Return the value of ``LAYOUT`` in a file of Python code, or None; the code is not run.
+    """Return the value of ``LAYOUT`` in a file of Python code, without running the code.
+
+    The result is None if ``LAYOUT`` is None or is not assigned.
 
     Raises:
         MaeConvertError: the file is not Python code, or the value is neither a string nor None.
@@ -144,7 +146,17 @@ FIND = (
 
 
 def _file_of_module(name: str, python: str | None) -> Path:
-    """Return the file of a module; a child process imports its parent packages to find it."""
+    """Return the file of a module.
+
+    To find the file, a child process imports the module's parent packages.
+
+    Args:
+        name: the dotted name of the module.
+        python: the Python interpreter of the child process; None for the current interpreter.
+
+    Raises:
+        MaeConvertError: the interpreter cannot be run, or it cannot find the module.
+    """
     import sys
 
     command: Sequence[str] = [python or sys.executable, "-c", FIND, name]

@@ -1,4 +1,4 @@
-"""Run a PyTorch model of external code."""
+"""Run a PyTorch model that external code creates."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -90,7 +90,16 @@ class _Run:
     def forward(
         self, model: Any, call: Any, pixels: Tensor, noise: Tensor | None, **additional: Tensor
     ) -> Results:
-        """Return the results of the external code, and the activations that the code specifies."""
+        """Return the results of the external code, and the activations that the code specifies.
+
+        Args:
+            model: the model.
+            call: the function that is called, unless the code has its own function ``forward``:
+                ``model``, or its compiled form.
+            pixels: the images or videos.
+            noise: (N, L); None for a classifier.
+            additional: further inputs of the model, by name.
+        """
         with recording(self.points(model)) as taps, self.code.running():
             if self.code.forward is not None:
                 returned = self.code.forward(model, pixels, noise, **additional)

@@ -1,9 +1,9 @@
 """Child processes that are forked from a fork server: a process that has imported a framework.
 
 Importing PyTorch takes a second of processor time, and a sweep starts two child processes for each
-verification. A forked child runs the same script as a new process, with the same arguments,
-environment, current directory and standard streams; in the server, nothing runs before the fork
-except the import.
+verification. A forked child runs the script that a newly started process would run, with the same
+arguments, environment, current directory and standard streams. Before the fork, the server runs
+nothing except the import.
 
 For each request the server forks a supervisor, which forks the child. A supervisor kills its child
 when the connection of the request is closed, and reports the child's exit status.
@@ -46,7 +46,11 @@ class ForkServer:
         self._children: list[ForkedProcess] = []
 
     def is_ready(self) -> bool:
-        """Return whether the server has imported its framework; wait if it was just started."""
+        """Return whether the server has imported its framework.
+
+        If the server was just started, the method first waits for the end of the import, but not
+        longer than `ANSWER_SECONDS` after the start.
+        """
         left = max(0.0, self._ready_until - time.monotonic())
         with suppress(OSError):
             if select.select([self.requests], [], [], left)[0]:
@@ -57,6 +61,11 @@ class ForkServer:
         self, command: Sequence[str], environment: Mapping[str, str], **streams: Any
     ) -> "ForkedProcess | None":
         """Run ``python SCRIPT ARGUMENTS`` in a forked process.
+
+        Args:
+            command: the Python interpreter, the script and its arguments.
+            environment: the environment variables that the process must have.
+            streams: ``stdin``, ``stdout`` and ``stderr``, as for `ForkedProcess`.
 
         Returns:
             The process; None if the server has ended, or if the interpreter or the environment
@@ -164,8 +173,11 @@ class ForkedProcess:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to end and return its exit status.
 
+        Args:
+            timeout: the maximum time to wait, in seconds; None for no limit.
+
         Raises:
-            subprocess.TimeoutExpired: the process still runs.
+            subprocess.TimeoutExpired: the process still runs after this time.
         """
         if self.returncode is None:
             self._require_input(self._answers, timeout)
@@ -177,8 +189,11 @@ class ForkedProcess:
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
         """Read standard error to its end, wait for the process, and return (None, the text).
 
+        Args:
+            timeout: the maximum time to wait, in seconds; None for no limit.
+
         Raises:
-            subprocess.TimeoutExpired: the process still runs.
+            subprocess.TimeoutExpired: the process still runs after this time.
         """
         end = None if timeout is None else time.monotonic() + timeout
         read = bytearray()
@@ -210,7 +225,15 @@ class ForkedProcess:
 
 
 def _stream(request: Any, opened: ExitStack, child_ends: ExitStack, mode: str) -> tuple[Any, int]:
-    """Return the parent's end of a stream, or None, and the file descriptor of the child's end."""
+    """Return the parent's end of a stream, or None, and the file descriptor of the child's end.
+
+    Args:
+        request: the stream, as for ``subprocess.Popen``: PIPE, DEVNULL, or a file or its file
+            descriptor. The parent's end is None unless this is PIPE.
+        opened: closes the parent's end if the process cannot be started.
+        child_ends: closes the child's end in this process.
+        mode: the mode of the parent's end: "r" to read from the child, "w" to write to it.
+    """
     if request == subprocess.PIPE:
         reading, writing = os.pipe()
         ours, other = (writing, reading) if mode == "w" else (reading, writing)
@@ -274,7 +297,12 @@ def _kill_when_closed(connection: socket.socket, child: int) -> None:
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
-    """Run the requested script as ``python SCRIPT ARGUMENTS`` would, and end this process."""
+    """Run the requested script as ``python SCRIPT ARGUMENTS`` would, and end this process.
+
+    Args:
+        request: the arguments, the environment variables and the current directory.
+        streams: the file descriptors of standard input, output and error.
+    """
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -29,11 +29,11 @@ class InputChoice:
 
     file: Path | None = None
     """An .npz file with the inputs: ``pixel_values``, ``noise`` and additional inputs of the
-    family."""
+    family. If it is None, the inputs are created from ``images`` and ``seed``."""
 
     images: Path | None = None
-    """A folder of images, which are preprocessed for the model; without it and `file`, the images
-    are random."""
+    """A folder of images, which are preprocessed for the model. The images are random if neither
+    this folder nor ``file`` is specified."""
 
     seed: int = 0
     """The seed of random images and of the noise."""
@@ -208,7 +208,12 @@ def _check_dtype(path: Path, name: str, array: Any) -> None:
 def _tensors_in(path: Path, family: Family) -> dict[str, LazyTensor]:
     """Return the arrays of an .npz file that are inputs of a model, without reading their values.
 
-    Additional inputs of other families are included, so that they are refused and not ignored.
+    Inputs that only other families have are returned too, so that the caller refuses them and does
+    not ignore them.
+
+    Args:
+        path: the .npz file.
+        family: the family of the model.
 
     Raises:
         MaeConvertError: the file is not an .npz file, or the inputs are not arrays of numbers.

@@ -28,7 +28,7 @@ class StoredWeights:
     the library opens a directory, the only element is the path of the directory."""
 
     format: str
-    """The format of the files, as in ``Container.kind``."""
+    """The format of the files, such as "safetensors" or "pth"; see ``Container.kind``."""
 
     key: str = ""
     """Dotted keys that lead to the dictionary of the tensors in a PyTorch file, or ""."""

@@ -138,7 +138,13 @@ def compiled(function: Function, model: Any, mode: str) -> Function:
 
 
 def gradients(function: Function, variables: Sequence[Any], mode: str) -> Function:
-    """Return a function that computes the gradients of a scalar with respect to variables."""
+    """Return a function that computes the gradients of a scalar with respect to variables.
+
+    Args:
+        function: a function that returns the scalar.
+        variables: the variables of the model.
+        mode: the mode of the run; in "compiled" and "xla", the returned function is compiled.
+    """
     if _is_jax():
         import jax
 

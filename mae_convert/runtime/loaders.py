@@ -166,7 +166,12 @@ def read_by(library: str, path: str, load: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """Return an error's first line, without PyTorch's advice to disable weights_only."""
+    """Return an error's first line, without PyTorch's advice to disable weights_only.
+
+    Args:
+        error: the error of a library that reads a file.
+        path: the path of the file; in the result, it is replaced by the file's name.
+    """
     text = str(error).strip().rpartition("WeightsUnpickler error: ")[2]
     lines = (line.partition(". Please")[0].strip() for line in text.splitlines())
     relevant = (line for line in lines if line and not line.startswith("Weights only load failed"))
@@ -217,7 +222,11 @@ def _hdf5(path: Any) -> dict[str, Stored]:
 
 
 def _names_of_layer(file: Any, layer: str) -> list[str]:
-    """Return the paths of a layer's weights; in shards, each weight is listed as a layer."""
+    """Return the paths of a layer's weights.
+
+    In the shards of a checkpoint, the list of layers contains the paths of weights instead; such a
+    path is returned unchanged.
+    """
     if not hasattr(file[layer], "keys"):
         return [layer]
     return [f"{layer}/{name}" for name in _listed(file[layer], "weight_names")]

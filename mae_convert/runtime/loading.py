@@ -79,8 +79,8 @@ def load_model(  # noqa: PLR0913 (named arguments of the public interface)
         num_labels: add a new classifier head of zeros to the encoder, for fine-tuning.
         state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
         mmap: in PyTorch on the CPU, whether parameters that are stored unchanged in the file become
-            views of a private mapping of the file instead of copies; see below. Default: True for
-            safetensors, False for other formats, as in these formats' own libraries.
+            views of a private memory mapping of the file instead of copies; see below. Default:
+            True for safetensors, False for other formats, as in these formats' own libraries.
         specified: fields that the checkpoint does not contain: ``num_heads``,
             ``decoder_num_heads``, ``layer_norm_eps``, ``decoder_layer_norm_eps``, ``global_pool``,
             ``norm_pix_loss``, ``mask_ratio``, ``source_image_size``, ``source_num_frames``; the

@@ -32,7 +32,7 @@ class ModelMetadata:
     """The sources of ``image_mean`` and ``image_std``, by these names."""
 
     name: str | None = None
-    """The name of the checkpoint from which the model was loaded."""
+    """The name of the checkpoint from which the model was loaded; None without a checkpoint."""
 
     assumptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The fields of the configuration that were assumed when the model was loaded, as

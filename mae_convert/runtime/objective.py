@@ -10,7 +10,7 @@ import numpy as np
 
 
 def labels(images: int, classes: int) -> np.ndarray:
-    """Return a label for each image, (images,) int64: 0, 1, 2, ..., repeated."""
+    """Return a label for each image, (images,) int64: 0 to classes - 1 in order, then repeated."""
     return np.arange(images, dtype=np.int64) % classes
 
 

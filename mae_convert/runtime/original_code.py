@@ -138,7 +138,7 @@ def _common(config: Config) -> dict[str, Any]:
 
 
 def _decoder(config: Config) -> dict[str, Any]:
-    """Return the arguments of a constructor that configure the decoder.
+    """Return the arguments for the decoder, which the constructor of the authors' model takes.
 
     Raises:
         LoadError: the decoder has another mlp_ratio or epsilon than the encoder, which the authors'
@@ -252,7 +252,15 @@ def _masked(
     activations: Mapping[str, str],
     more: Callable[[Config], dict[str, Any]],
 ) -> Code:
-    """Return the functions that create and run a pre-training model or its encoder."""
+    """Return the functions that create and run a pre-training model or its encoder.
+
+    Args:
+        kind: the class of the authors' pre-training model.
+        task: "pretrain" or "encoder".
+        activations: by the canonical name of each activation, the path of the module whose output
+            it is, or ``PATH:input`` for the input of a module.
+        more: a function that returns further arguments of the class for a configuration.
+    """
     arguments: dict[str, Any] = {}
 
     def factory(config: dict[str, Any]) -> nn.Module:

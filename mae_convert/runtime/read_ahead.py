@@ -54,7 +54,8 @@ def stored_arrays(job: Job) -> Iterator[dict[str, Stored]]:
 def _begun(stored: Stored, dtype: np.dtype | None, threads: Executor) -> Stored:
     """Start to read an array in a thread; return the array, whose `load` waits for the thread.
 
-    If `load` is called a second time, it reads the array again.
+    If `load` is called a second time, it reads the array again. The array is converted to `dtype`,
+    unless `dtype` is None or cannot represent all of the array's values exactly.
     """
     read = partial(_aligned_copy, stored.load, dtype)
     running = [threads.submit(read)]

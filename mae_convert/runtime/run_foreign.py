@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return PyTorch's settings that a result depends on, if the code has imported PyTorch."""
+    """Return PyTorch's settings that a result depends on; empty if PyTorch was not imported."""
     if "torch" not in sys.modules:
         return {}
     from mae_convert.runtime.torch_runs import settings as torch_settings

@@ -58,7 +58,7 @@ def runs(
     """Yield each dtype and its results, NumPy arrays by name.
 
     Args:
-        job: the job.
+        job: the checkpoint, the dtypes of the runs, and the results to return.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
         stored: the arrays of the job's files by name; empty if Keras itself reads the file.
 
@@ -154,8 +154,8 @@ def build(job: Job, dtype: str, stored: Mapping[str, Stored], exact: Mapping[str
     """Return the reference model with the weights of a job, in a dtype.
 
     Args:
-        job: the job.
-        dtype: the dtype.
+        job: the checkpoint and the class of the model.
+        dtype: the dtype of the weights and of the computation.
         stored: the arrays of the job's files by name.
         exact: the values of an earlier float64 model by variable path, to be used instead of
             `stored`; empty if there was no earlier model.
@@ -207,7 +207,8 @@ class Variable:
     def assign(self, value: Any) -> None:
         """Assign an array or tensor to the variable; it is converted to the variable's dtype.
 
-        Nothing else may use an array afterwards; see `keras_backend.backend_tensor`.
+        If `value` is an array, nothing else may use it afterwards, because TensorFlow may use the
+        array's memory; see `keras_backend.backend_tensor`.
         """
         if isinstance(value, np.ndarray):
             value = backend.backend_tensor(value)
@@ -242,7 +243,11 @@ def _last_hidden_state(outputs: Any) -> Any:
 
 
 def _pretraining_results(model: Any, pixels: Any, outputs: Any) -> dict[str, Any]:
-    """Return logits, reconstruction and, if patches are removed, the loss and the loss_norm_pix."""
+    """Return the logits, the reconstruction and, if patches are removed, both losses.
+
+    ``loss`` is the loss for pixels, and ``loss_norm_pix`` is the loss for pixels that are
+    normalized in each patch.
+    """
     results = {
         "logits": outputs.logits,
         "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),

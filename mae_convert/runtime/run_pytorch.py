@@ -69,9 +69,10 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return the `Point` of the result of each step of a reference model, by activation name.
+    """Return, by activation name, where each step of a reference model computes its result.
 
-    A step is the embedding, a block or a norm.
+    A step is the embedding, a block or a norm. The location is a `Point`: a module, and a function
+    that selects the module's input or output.
     """
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
     points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))
@@ -96,7 +97,11 @@ def _last_hidden_state(outputs: Any) -> torch.Tensor:
 
 
 def _pretraining_results(model: Any, pixels: torch.Tensor, outputs: Any) -> Results:
-    """Return logits, reconstruction and, if patches are removed, the loss and the loss_norm_pix."""
+    """Return the logits, the reconstruction and, if patches are removed, both losses.
+
+    ``loss`` is the loss for pixels, and ``loss_norm_pix`` is the loss for pixels that are
+    normalized in each patch.
+    """
     results = {
         "logits": outputs.logits,
         "reconstruction": model.unpatchify(all_patches(outputs.logits, outputs.mask)),

@@ -1,4 +1,7 @@
-"""Run TerraTorch's PrithviMAE and PrithviViT classes on a file with their tensor names."""
+"""Run TerraTorch's classes PrithviMAE and PrithviViT.
+
+The tensors in the file must be named as in these classes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

@@ -54,7 +54,11 @@ def build(job: Job) -> torch.nn.Module:
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001
     """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
-    ``noise`` is None for a classifier.
+    Args:
+        model: the model of the library.
+        call: not used.
+        pixels: (N, C, H, W).
+        noise: (N, L); None for a classifier.
     """
     with recording(_points(model)) as taps:
         if noise is None:

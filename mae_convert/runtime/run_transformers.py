@@ -40,8 +40,8 @@ def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict
     """Yield each dtype and its results, NumPy arrays by name.
 
     Raises:
-        LoadError: the class cannot load the directory, does not load all tensors, or does not
-            support the mode.
+        LoadError: the class cannot load the directory or does not load all tensors, or the job's
+            mode is neither "eager" nor "train".
     """
     if job.mode not in ("eager", "train"):
         raise LoadError(
@@ -78,7 +78,11 @@ def build(job: Job) -> nn.Module:
 def forward(model: Any, call: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -> Results:  # noqa: ARG001
     """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
-    ``noise`` is None for a classifier.
+    Args:
+        model: the model of the library.
+        call: not used.
+        pixels: (N, C, H, W).
+        noise: (N, L); None for a classifier.
     """
     with recording(_points(model)) as taps:
         outputs = model(pixels) if noise is None else model(pixels, noise=noise)

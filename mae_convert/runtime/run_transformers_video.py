@@ -70,8 +70,8 @@ def require_biases(model: torch.nn.Module, weights: StoredWeights) -> None:
             if any(bool(stored.get_tensor(n).any()) for n in stored.keys() if names.search(n)):  # noqa: SIM118
                 raise LoadError(
                     f"transformers {transformers.__version__} loads the biases of queries and"
-                    " values as zeros, which is an error of versions 5.0 and later, corrected in"
-                    " transformers' pull request 48675",
+                    " values as zeros. Versions from 5.0 have this bug until transformers' pull"
+                    " request 48675, which corrects it",
                     hint="use another version of transformers for this comparison",
                 )
 

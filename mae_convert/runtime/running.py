@@ -78,7 +78,7 @@ class Run:
 
     @property
     def foreign(self) -> ForeignCode | None:
-        """The user-specified code that runs the checkpoint, or None."""
+        """The external code that runs the checkpoint; None if no external code is specified."""
         return self.side.foreign
 
     @property
@@ -203,7 +203,8 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
     Args:
         run: the checkpoint, and how it is run.
         inputs: ``pixel_values``, ``noise`` and additional inputs of the comparison.
-        unread: why the library could not read the files, if a first attempt failed; otherwise None.
+        unread: why the library of the file format could not read the checkpoint's files in an
+            earlier run; None if there was no earlier run.
 
     Raises:
         MaeConvertError: the configuration is incomplete, the weights cannot be prepared for the
@@ -229,11 +230,19 @@ def start(run: Run, inputs: Mapping[str, np.ndarray], unread: str | None = None)
 def _prepare(
     run: Run, inputs: Mapping[str, np.ndarray], work: Path, unread: str | None
 ) -> tuple[Path, str | None, Sequence[ByteFile]]:
-    """Write the input files of the child process; the directory `work` will contain them.
+    """Write the input files of the child process to the directory `work`.
+
+    Args:
+        run: the checkpoint, and how to run it.
+        inputs: the inputs of the run, by name.
+        work: the child's directory.
+        unread: why the library of the file format could not read the checkpoint's files in an
+            earlier run; None if there was no earlier run.
 
     Returns:
-        The job file; the part of mae-convert that reads or converts the tensors, as text for
-            reports, or None; and the open files, which must not change during the run.
+        Three values: the job file; a phrase for reports that names the part of mae-convert that
+            reads or converts the tensors, or None if the library of the file format reads the
+            checkpoint's files; and the open files, which must not change during the run.
     """
     side, request = run.side, run.request
     run.checkpoint.configuration.require_complete()

@@ -116,15 +116,15 @@ class Side:
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
-    """Return the side, with its `foreign` set if its ``framework`` specifies external code.
+    """Return the side; if its ``framework`` specifies external code, ``foreign`` is this code.
 
     Args:
         side: the side as specified.
         option: the name of the option that specifies the framework, for messages.
 
     Raises:
-        MaeConvertError: ``framework`` is neither a framework nor existing code, or it is external
-            code and the mode is not "eager".
+        MaeConvertError: ``framework`` is neither the name of a framework nor of code that exists,
+            or it specifies external code and the mode is not "eager".
     """
     if side.framework in (None, *FRAMEWORKS) or side.foreign is not None:
         return side
@@ -220,10 +220,12 @@ def loader_for(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
-    """Return the name of the loader of a framework for a checkpoint's tensor names, or None.
+    """Return the name of the loader with which a framework loads a checkpoint's tensor names.
 
-    The file format is not considered, unlike in `loader_for`. Without a loader, mae-convert's
-    mapping tables convert the names, and the verdict is not proven.
+    The file format is not considered, unlike in `loader_for`. The result is None if the framework
+    has no loader for these names, or if it would not find the files in the checkpoint's directory.
+    The names are then converted with mae-convert's mapping tables, and the verdict is not a proof,
+    because an error in a table could remain undetected.
     """
     loader = checkpoint.family.native_loaders.get((checkpoint.table.name, framework))
     if framework in READ_DIRECTORIES and not _finds_its_files(checkpoint, framework):
@@ -267,7 +269,7 @@ def has_framework(framework: str, python: str | None, loader: str | None = None)
         framework: one of ``FRAMEWORKS``.
         python: the Python interpreter; None for the current interpreter.
         loader: the result of `loader_for`; it determines whether the PyTorch or the TensorFlow
-            classes of transformers are run.
+            classes of transformers are run. None for the PyTorch classes.
 
     Raises:
         MaeConvertError: the interpreter does not exist.

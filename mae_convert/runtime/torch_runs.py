@@ -79,13 +79,13 @@ def torch_runs(
     """Run a model in each dtype of a job; yield each dtype and the results, NumPy arrays by name.
 
     Args:
-        job: the job.
+        job: the checkpoint, the dtypes of the runs, and the results to return.
         inputs: ``pixel_values``, for masked tasks ``noise``, and additional inputs of the model.
         build: creates the model with its weights; it is called again after a run in
             which the weights were rounded.
         forward: runs the model.
-        points: a function of the model that returns the `Point` of the output of each step
-            (embeddings, block or norm), by activation name.
+        points: a function that takes the model and returns, by activation name, where each step
+            (the embedding, a block or a norm) computes its result, as a `Point`.
 
     Raises:
         LoadError: the weights do not fit, or a result does not have the requested dtype.
@@ -140,7 +140,7 @@ def _be_deterministic(mode: str) -> None:
 
 
 def _set_precision(dtype: str, device: str) -> None:
-    """Enable TF32 if `dtype` is "tf32"; disable all other reduced-precision modes of GPUs.
+    """Enable TF32 if `dtype` is "tf32", else disable it; disable other reduced precision on GPUs.
 
     With TF32, the inputs of float32 matrix products are rounded to 10 bits of mantissa.
 

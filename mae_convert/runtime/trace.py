@@ -36,8 +36,9 @@ class Trace:
     """Framework, versions, device, configuration, hashes; see ``describe``."""
 
     arrays: Mapping[str, np.ndarray] = field(repr=False)
-    """``DTYPE/RESULT``, ``DTYPE/tap/NAME`` and ``DTYPE/grad/NAME`` for each run, and ``mask`` and
-    ``ids_restore``, which are the same for all dtypes."""
+    """The arrays by name. For the run in each dtype, the names are ``DTYPE/RESULT`` for an output,
+    ``DTYPE/tap/NAME`` for an intermediate activation and ``DTYPE/grad/NAME`` for a gradient.
+    ``mask`` and ``ids_restore`` are the same for all dtypes."""
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
@@ -117,10 +118,10 @@ def read_trace(path: Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def map_trace(path: Path) -> tuple[str, Mapping[str, np.ndarray]]:
-    """Return the same as `read_trace`; the arrays are views of a private mapping of the file.
+    """Return the same as `read_trace`; the arrays are views of a private memory mapping.
 
     The file may be removed afterwards. But it must be a file that no other program changes, because
-    reading a mapping of a file that becomes shorter ends the process.
+    reading the memory mapping of a file that becomes shorter ends the process.
     """
     file = ByteFile(path)
     mapping = file.private_mapping()
@@ -216,7 +217,11 @@ def _tables(description: Mapping[str, Any]) -> tuple[Layout, dict[str, Rule]]:
 
 
 def _in_memory(layout: Layout, name: str) -> Rule:
-    """Return the mapping rule for a name that a parameter has in memory but not in files.
+    """Return the mapping rule for a parameter whose name in memory differs from its name in files.
+
+    Args:
+        layout: the layout that the run's model uses.
+        name: the name of the parameter in memory.
 
     Raises:
         LayoutError: no mapping table of the layout has the name.

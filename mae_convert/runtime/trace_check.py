@@ -1,4 +1,4 @@
-"""Check the description of a trace that was read from a file, and that the arrays match it."""
+"""Check that the description in a trace file is valid, and that the arrays match it."""
 
 import re
 from collections.abc import Iterator, Mapping

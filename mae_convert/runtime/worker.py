@@ -141,7 +141,12 @@ def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
 
 
 def import_runner(framework: str, loader: str) -> ModuleType:
-    """Import and return the module that runs models of a framework; this imports the framework."""
+    """Import and return the module that runs models of a framework; this imports the framework.
+
+    Args:
+        framework: one of ``FRAMEWORKS``, or "foreign" for external code.
+        loader: the loader of the job. For transformers, it determines which classes are run.
+    """
     in_keras = framework in IN_KERAS
     if in_keras:
         os.environ["KERAS_BACKEND"] = framework

@@ -44,7 +44,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def address_in(variable: str) -> str | None:
-    """Return the URL of a server in an environment variable, or None if it is not set.
+    """Return the server URL that an environment variable contains, or None if it has no value.
 
     The URL is checked, because the client and its HTTP library raise errors of many types for an
     invalid URL.
@@ -321,7 +321,13 @@ def _network_advice(error: BaseException, server: str) -> str:
 
 
 def _refused(error: BaseException, what: str, server: str) -> Text:
-    """Return the message for an error response of a server (with a status of 400 or more)."""
+    """Return the message for an error response of a server (with a status of 400 or more).
+
+    Args:
+        error: the exception of the client.
+        what: the beginning of the message, which names what was requested.
+        server: the name of the server in the message.
+    """
     from huggingface_hub import errors
 
     message = _in_short(error)

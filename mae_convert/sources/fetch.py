@@ -1,10 +1,10 @@
 """Download a file over HTTPS: resumable, verified, and recorded with its hash.
 
-The transfer is implemented by `huggingface_hub`, which can resume a download, retries and shows
-progress, and is already a dependency. The library pooch cannot resume downloads (of 1.3 GB, for
-example), and requires a complete hash, but the publisher of the official files provides only six
-digits. If no hash is published, the first download is trusted and its hash is recorded; a later
-download with another hash is refused.
+The transfer is implemented by `huggingface_hub`, which resumes interrupted downloads, repeats
+failed requests, shows progress, and is already a dependency. The library pooch cannot resume
+downloads (of 1.3 GB, for example), and requires a complete hash, but the publisher of the official
+files provides only six digits. If no hash is published, the first download is trusted and its hash
+is recorded; a later download with another hash is refused.
 """
 
 import hashlib
@@ -169,6 +169,11 @@ def _ask(url: str) -> tuple[str, int | None]:
 
 def _examined(path: Path, download: DownloadRequest, record: Record | None) -> Record:
     """Check a file's hash and content, and return its record.
+
+    Args:
+        path: the downloaded file.
+        download: the request for the file.
+        record: the record of an earlier download; None for a first download.
 
     Raises:
         CheckpointError: the hash or the content of the file is not as expected.

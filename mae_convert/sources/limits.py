@@ -49,7 +49,7 @@ def limit_session(session: Any) -> None:
 
 
 def check_response(response: Any) -> None:
-    """Check a response whose body was not read yet; read the body if limits apply to it.
+    """Check a response whose body has not been read yet; read the body if limits apply to it.
 
     Raises:
         MissingRequirementError: the server requests a wait that is too long, or the response or
@@ -78,7 +78,15 @@ def check_response(response: Any) -> None:
 
 
 def _read(response: Any, where: str) -> None:
-    """Read a response completely; raise MissingRequirementError if it exceeds a limit."""
+    """Read the body of a response completely and store it in the response.
+
+    Args:
+        response: the response.
+        where: the method and path of the request, for the message.
+
+    Raises:
+        MissingRequirementError: the body exceeds a limit.
+    """
     end, size, pieces = time.monotonic() + LONGEST_TIME, 0, []
     for piece in response.iter_bytes():
         size += len(piece)

@@ -75,7 +75,7 @@ def download(name: str, output: Path | None, *, overwrite: bool = False) -> dict
 
     Args:
         name: the name, with or without ``.pth``.
-        output: the path to copy the file to, or None.
+        output: the file or directory to copy the file to; None to leave it only in the cache.
         overwrite: replace an existing file.
 
     Raises:

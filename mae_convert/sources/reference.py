@@ -61,7 +61,7 @@ def parse_source(text: str) -> Source:
     if text.startswith(("https://", "http://")):
         raise MaeConvertError(
             f"{text} is a URL and not a file",
-            hint=f"download it first, or write a repository on the Hub as {PROTOCOL}owner/name",
+            hint=f"download it first, or specify a repository on the Hub as {PROTOCOL}owner/name",
         )
     if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
         raise MaeConvertError(
@@ -77,7 +77,7 @@ def parse_source(text: str) -> Source:
 
 
 def _hint(text: str) -> str:
-    """Return a hint about what a nonexistent name may refer to."""
+    """Return a hint about what the user may have meant by a name that does not exist, or ""."""
     is_file_name = text.lower().endswith(FILE_SUFFIXES)
     if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
         return f"for a repository on the Hub write {PROTOCOL}{text}"

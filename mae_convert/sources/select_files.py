@@ -41,7 +41,8 @@ class FileSelection:
     """Path in the repository of the weight file, or of the index of a sharded checkpoint."""
 
     beside: Mapping[str, str]
-    """Paths in the repository of all files except the weights, by name in the local directory."""
+    """For each file except the weights, its path in the repository, by its local name (the name in
+    the local directory)."""
 
     is_directory: bool
     """Whether to open the local directory as a model directory, instead of only the weight file."""
@@ -91,7 +92,7 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
 def _beside(
     weights: str, folder: str, entries: Mapping[str, Entry], *, belongs: bool
 ) -> dict[str, str]:
-    """Return the paths in the repository of the files that belong to a weight file, by local name.
+    """Return the files that belong to a weight file: their paths in the repository, by local name.
 
     If the directory has a certificate for a single file (``FILE.verification.json``, where FILE is
     the name of the weight file), only this certificate belongs to the weights. If the folder

@@ -95,7 +95,7 @@ def entries_of(info: "ModelInfo") -> dict[str, Entry]:
 
 
 def _is_file(sibling: Any) -> bool:
-    """Return whether the Hub's name, size and hashes of a file have valid types."""
+    """Return whether the name, size and hashes that the Hub states for a file have valid types."""
     hashes = (sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
     return (
         isinstance(sibling.rfilename, str)

@@ -118,7 +118,14 @@ def _inside(path: str, name: str) -> str:
 
 
 def _sent(target: Target, source: Path, temporary: str, final: str) -> UploadedFile:
-    """Upload one file under its temporary name, read it back, and compare."""
+    """Upload one file under its temporary name, read it back, and compare the hashes.
+
+    Args:
+        target: the target of the upload.
+        source: the local file.
+        temporary: the temporary path in the storage.
+        final: the path to which `_publish` will rename the file.
+    """
 
     def send() -> UploadedFile:
         digest, size = hashlib.sha256(), 0
@@ -243,6 +250,9 @@ def _locked(target: Target) -> Iterator[str]:
     creation. The process with the earlier lock waits until the later lock is released; the process
     with the later lock releases its lock and fails.
 
+    Yields:
+        The path of this process's lock file.
+
     Raises:
         OutputError: another process has locked the target, or has removed the lock of this process.
     """
@@ -289,7 +299,12 @@ def _renew(target: Target, lock: str) -> None:
 
 
 def _locks_of_others(target: Target, lock: str) -> list[str]:
-    """Return the locks of other processes that have not expired."""
+    """Return the paths of other processes' lock files, except expired ones.
+
+    Args:
+        target: the target.
+        lock: the path of this process's lock file.
+    """
     pattern = re.compile(re.escape(f".{target.name}.claim-") + "[0-9]{20}-[0-9a-f]{32}")
     others = [path for path in _listed(target, pattern) if path != lock]
     return [path for path in others if not _is_older(target.system, path, lock, LEASE)]
@@ -332,7 +347,13 @@ def _is_older(system: Any, path: str, than: str, seconds: float) -> bool:
 
 
 def _remove_abandoned(target: Target, lock: str) -> None:
-    """Remove temporary files of this target that killed processes have left."""
+    """Remove the temporary files that killed processes have left for a target.
+
+    Args:
+        target: the target.
+        lock: the path of this process's lock file. Only files that were written at least
+            `ABANDONED` seconds before this file are removed.
+    """
     ours = re.compile(
         re.escape(f".{target.name}.") + "(claim-[0-9]{20}-)?[0-9a-f]{32}",
     )

@@ -58,7 +58,7 @@ def _commit(source: Any) -> str:
 
 
 def is_unchanged(row: "Row", job: "Job") -> bool:
-    """Return whether source and target of a job are unchanged since its row was written."""
+    """Return whether a job's source and target have not changed since its row was written."""
     if not _is_unchanged(job.source, dict(row.source_version), row.source_sha256):
         return False
     if job.target is None:
@@ -71,13 +71,13 @@ def is_unchanged(row: "Row", job: "Job") -> bool:
 def _is_unchanged(
     text: str, before: Version, sha256: str | None, *, ignore_new_files: bool = False
 ) -> bool:
-    """Return whether a checkpoint is unchanged since its version and hash were recorded.
+    """Return whether a checkpoint has not changed since its version and hash were recorded.
 
     Args:
         text: the path, URL, Hub reference or official name of the checkpoint.
         before: the recorded version.
-        sha256: the recorded hash of the tensor files.
-        ignore_new_files: ignore files that have been added since.
+        sha256: the recorded hash of the tensor files; None if it was not recorded.
+        ignore_new_files: ignore files that were added after the version was recorded.
     """
     from mae_convert.checkpoint.open import open_checkpoint
     from mae_convert.files.byte_ranges import ByteFile

@@ -95,7 +95,10 @@ def _refuse_code(entries: Sequence[Entry]) -> None:
 
 
 def _program(name: str, value: str) -> str:
-    """Return what a job with this value of a field runs: a phrase, or "" if no other program."""
+    """Return the kind of program that the value of a field specifies, as a phrase for messages.
+
+    The result is "" if the value specifies neither external code nor a Python interpreter.
+    """
     if name in RUNNERS and names_code(value):
         return "external code"
     if value and (name in INTERPRETERS or (name in RUNNERS and "=" in value)):
@@ -306,7 +309,10 @@ TOGETHER = (
 
 
 def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
-    """Return the name of a field without effect on the job, and the reason, or None."""
+    """Return the name of a field that has no effect on the job, and the reason as a sentence.
+
+    The result is None if there is no such field.
+    """
     name = next((name for name in settings if name in VERIFY and settings[name]), None)
     if not settings.get("verify") and name:
         return name, "this field applies to a verification only; add `verify: true`"
@@ -314,7 +320,7 @@ def _field_without_effect(settings: Settings) -> tuple[str, object] | None:
     if "publish" not in settings and name:
         return name, "this field applies to publishing only; add `publish: OWNER/NAME`"
     if settings.get("num_labels") and settings.get("task", "classify") != "classify":
-        return "num_labels", "a new head changes the task to classify; leave `task` out"
+        return "num_labels", "a new head sets the task to `classify`; leave `task` out"
     if settings.get("sincos_positions") and "image_size" not in settings:
         return (
             "sincos_positions",

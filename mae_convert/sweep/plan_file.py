@@ -43,7 +43,10 @@ class FieldValue:
 
 @dataclass(frozen=True)
 class Entry:
-    """The fields of one job, or of several jobs that differ in the values of lists."""
+    """An entry of a plan: the fields of one job, or of several jobs.
+
+    If the value of a field is a list, each job has one value of the list.
+    """
 
     where: str
     fields: Mapping[str, FieldValue]
@@ -197,8 +200,8 @@ def _with_merged(
     Args:
         path: the plan.
         node: the node of the mapping.
-        merged: the results for other mappings by the ``id`` of their nodes, so that a mapping that
-            is merged many times is read once.
+        merged: the results for mappings that were read before, with the ``id`` of the mapping's
+            node as key, so that a mapping that is merged many times is read once.
         depth: the number of nested merges.
     """
     import yaml

@@ -169,8 +169,13 @@ def _fork_server_for(
 ) -> AbstractContextManager[ForkServer | None]:
     """Return a context manager that yields a fork server of PyTorch, or None.
 
-    A server is started if at least two jobs may run PyTorch, but only on Linux: on macOS, system
-    libraries do not support a fork after they are used.
+    A fork server is a process that has imported PyTorch, and that is forked to start the child
+    processes of verifications. A server is started if at least two jobs may run PyTorch, but only
+    on Linux: on macOS, system libraries do not support a fork after they are used.
+
+    Args:
+        jobs: the jobs of the sweep.
+        threads: the number of threads of the framework in each child process.
     """
     if sys.platform != "linux" or sum(map(_may_run_torch, jobs)) < 2 or runner.missing(["torch"]):
         return nullcontext()
@@ -202,6 +207,8 @@ def _resources_for(
     pending: PendingJob, workers: Sequence[Worker], allowed: Limits
 ) -> tuple[int, str | None] | None:
     """Return the memory in bytes and the GPU to reserve for a job, or None if the job must wait.
+
+    The GPU is None if the job needs no GPU or if there are no GPUs.
 
     A job runs alone if it needs too much memory to run beside other jobs, or if its process was
     killed in an earlier attempt.
@@ -243,7 +250,10 @@ def _start(
 
 
 def _ended(workers: Sequence[Worker]) -> list[Worker]:
-    """Wait until at least one worker has sent its row or has ended, and return these workers."""
+    """Wait until at least one worker has sent a row or has ended, and return all such workers.
+
+    The row contains the result of the worker's job.
+    """
     ready = wait([worker.connection for worker in workers])
     return [worker for worker in workers if worker.connection in ready]
 

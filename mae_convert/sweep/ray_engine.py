@@ -61,7 +61,8 @@ def _connected(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise MissingRequirementError(
-            "the engine ray needs Ray", hint="pip install 'mae-convert[ray]', on every node"
+            "the engine `ray` requires the package Ray",
+            hint="pip install 'mae-convert[ray]', on every node",
         ) from error
     try:
         # Ray adds its working directory to the import path of its workers; the directory of

@@ -28,7 +28,8 @@ class Row:
     """The source checkpoint."""
 
     target: str | None = None
-    """The path or URL of the target; None if the job only verified or published an existing one."""
+    """The path or URL of the target; None if the plan specifies no target, so that the converted
+    checkpoint was only verified or published."""
 
     layout: str | None = None
     """The layout of the written target; None if an existing target was only verified."""
@@ -55,10 +56,12 @@ class Row:
     """The largest relative L2 distance between the float64 results of the two sides."""
 
     own_error: Mapping[str, float] = field(default_factory=dict)
-    """For each dtype, the larger of the two sides' rounding errors, relative L2."""
+    """For each dtype, the largest rounding error of a result of either side, as a relative L2
+    distance from the result of the float64 run."""
 
     first_divergence: str | None = None
-    """The first intermediate activation or output that differs, or None."""
+    """The first intermediate activation or output that differs; None if no result differs, or
+    without a verification."""
 
     cause: str | None = None
     """The cause of a failed verification, if it was found."""
@@ -70,16 +73,20 @@ class Row:
     """The exit status that the corresponding single command would have."""
 
     source_sha256: str | None = None
-    """The SHA-256 of the source files that contain tensors."""
+    """The SHA-256 of the source files that contain tensors; None if the job ended with an error
+    before the hash was computed."""
 
     source_bytes: int | None = None
-    """The size of the source files that contain tensors, in bytes."""
+    """The size of the source files that contain tensors, in bytes; None if the job ended with an
+    error before the size was determined."""
 
     target_sha256: str | None = None
-    """The SHA-256 of the target files that contain tensors."""
+    """The SHA-256 of the target files that contain tensors; None if the job ended with an error
+    before the hash was computed."""
 
     target_bytes: int | None = None
-    """The size of the target files that contain tensors, in bytes."""
+    """The size of the target files that contain tensors, in bytes; None if the job ended with an
+    error before the size was determined."""
 
     source_fingerprint: str | None = None
     """The fingerprint of the source, see docs/fingerprint.md."""
@@ -88,22 +95,24 @@ class Row:
     """The fingerprint of the target."""
 
     task: str | None = None
-    """The task of the target."""
+    """The task of the target; None if the job ended with an error before the target was opened."""
 
     parameters: int | None = None
-    """The number of parameters of the target."""
+    """The number of parameters of the target; None if the job ended with an error before the
+    target was opened."""
 
     published: str | None = None
     """The URL of the commit on the Hub, if the job published the model."""
 
     convert_seconds: float | None = None
-    """Seconds for the conversion: reading, writing, and comparing what was written."""
+    """The duration of the conversion in seconds: reading, writing, and comparing what was written.
+    None without a conversion."""
 
     verify_seconds: float | None = None
-    """Seconds for the verification."""
+    """The duration of the verification in seconds; None without a verification."""
 
     seconds: float = 0.0
-    """Seconds in total."""
+    """The duration of the job in seconds."""
 
     peak_memory: int | None = None
     """The peak memory of all processes of the job in bytes, or None if unknown."""

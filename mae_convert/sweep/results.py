@@ -59,7 +59,7 @@ class Results:
         refuse_nul(path)
         if path.suffix == ".parquet":
             raise OutputError(
-                f"{path}: results are stored in an SQLite file",
+                f"{path} has the suffix of a Parquet file, but results are stored in SQLite files",
                 hint=("for a Parquet table of all results, pass ", Option("report", str(path))),
                 path=path,
             )
@@ -247,7 +247,7 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
         if value is None and kind.endswith("| None"):
             continue
         if not isinstance(value, PYTHON_TYPES.get(kind.removesuffix(" | None"), str)):
-            raise TypeError(f"the field {name} of a job has the type {type(value).__name__}")
+            raise TypeError(f"the field {name} of a job has the wrong type {type(value).__name__}")
     for name in MAPPINGS:
         values[name] = json.loads(values[name])
         if not isinstance(values[name], dict):

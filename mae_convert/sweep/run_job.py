@@ -122,7 +122,14 @@ def _work(job: Job, scratch: Path, row_fields: dict[str, Any], server: ForkServe
 
 
 def _local_path(text: str, folder: Path) -> tuple[Path, Any]:
-    """Return the local path of a checkpoint, downloaded if needed, and its origin or None."""
+    """Return the local path of a checkpoint, which is downloaded if needed, and its origin.
+
+    The origin is None for a local path.
+
+    Args:
+        text: the path, URL, Hub reference or official name of the checkpoint.
+        folder: the folder for a copy of a checkpoint from remote storage.
+    """
     if storage.is_remote(text):
         return storage.download(text, folder), Origin(without_credentials(text))
     return locate(parse_source(text.removeprefix(storage.FILE)))
@@ -221,7 +228,10 @@ def _add_hash_and_size(results: dict[str, Any], name: str, checkpoint: Checkpoin
 
 
 def _upload_and_publish(job: Job, target: Path, results: dict[str, Any]) -> None:
-    """Upload the target to remote storage and publish it on the Hub, as the job specifies."""
+    """Upload the target to remote storage and publish it on the Hub, as the job specifies.
+
+    The version of the uploaded target and the URL of the commit are stored in `results`.
+    """
     if job.converts and job.target is not None and storage.is_remote(job.target):
         from mae_convert.sources.storage_upload import upload
 

@@ -88,7 +88,7 @@ def link_in_markdown(label: str, address: object) -> str:
     """Return a link in Markdown, or only the label if the address is not the URL of a web page.
 
     Args:
-        label: Markdown in which external text is escaped.
+        label: Markdown in which the caller has escaped external text.
         address: the URL; only http and https become links.
     """
     url = for_terminal(address).strip()
@@ -102,7 +102,7 @@ def link_in_markdown(label: str, address: object) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown; its cells must be Markdown in which external text is escaped."""
+    """Return a table in Markdown; the caller has escaped external text in the cells."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
@@ -126,7 +126,8 @@ def format_size(size: Any) -> str:
     """Return "height x width" for the size of an image or a patch.
 
     Args:
-        size: the side of a square, or (height, width); None for "size not specified".
+        size: the side of a square, or (height, width). If it is None, the result is "size not
+            specified".
     """
     if size is None:
         return "size not specified"

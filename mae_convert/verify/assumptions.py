@@ -80,7 +80,7 @@ def blocking(assumed: Iterable[Assumption]) -> list[Assumption]:
 
 
 def shared(assumed: Iterable[Assumption]) -> list[Assumption]:
-    """Return the assumptions that both sides make."""
+    """Return the assumptions that A and B share, from the assumptions of both sides."""
     return [assumption for assumption in assumed if len(assumption["sides"]) == 2]
 
 

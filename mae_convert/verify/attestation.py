@@ -86,7 +86,9 @@ def attest(
 
 
 def _require_files(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to sign symbolic links and special files, and to replace anything but a file.
+    """Refuse to sign symbolic links and special files.
+
+    The statement and the signature may replace a file, but nothing else.
 
     A symbolic link can refer to a file that does not belong to the model. By default, the package
     model-signing refuses links too.
@@ -184,7 +186,10 @@ def _document(folder: Path) -> Any:
 
 
 def _statement_checks(folder: Path) -> Iterator[Check]:
-    """Yield checks that the statement matches the files in a directory and their certificate."""
+    """Yield checks of the signed statement, ``attestation.json``, in a directory.
+
+    The statement must match the files in the directory and their certificate.
+    """
     path = folder / STATEMENT
     if not path.is_file():
         yield Check("certificate/statement", False, "missing", STATEMENT)

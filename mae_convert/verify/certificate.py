@@ -179,7 +179,7 @@ def require_writable(target: Path) -> None:
     """Require that a certificate can be written for a model, before the model is verified.
 
     Raises:
-        OutputError: the directory is not writable.
+        OutputError: the directory for the certificate is not writable.
     """
     with staging_for(_folder(target) / _names(target)[0]):
         pass
@@ -188,9 +188,10 @@ def require_writable(target: Path) -> None:
 def write_certificate(verification: Verification, target: Checkpoint) -> Path:
     """Write the certificate of a passed verification and return the path of its document.
 
-    The arrays are renamed to their final name first, so a document never exists without its arrays.
-    The certificate covers the bytes of the files that were verified; if a file has changed since
-    the verification, no certificate is written.
+    A certificate consists of a JSON document and a file of arrays. The file of arrays is renamed to
+    its final name first, so a document never exists without its arrays. The certificate covers the
+    bytes of the files that were verified; if a file has changed since the verification, no
+    certificate is written.
 
     Raises:
         CheckpointError: a file of the target changed since it was verified.

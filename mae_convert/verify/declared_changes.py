@@ -4,8 +4,8 @@ Declared steps are the changes that the target's conversion record (``conversion
 as another dtype or image size.
 
 The arithmetic is implemented in `mae_convert.verify.arithmetic`, independently of the conversion.
-A layout's mapping table is used only to read a tensor and to write it back, so that an error in the
-table has no effect on the comparison.
+Each tensor is read and written back with the same mapping table, so an error in the table cancels
+out and has no effect on the comparison.
 """
 
 import math
@@ -251,9 +251,9 @@ def _in_channels(source: Checkpoint, step: Step) -> Changes:
 
 
 def _statistics(values: tuple[float, ...], new: int) -> tuple[float, ...]:
-    """Return the means or standard deviations of `new` channels.
+    """Return the means or standard deviations for a model with `new` channels.
 
-    One channel has the average of the old values; several channels repeat the old values.
+    If `new` is 1, the result is the average of `values`; otherwise `values` are repeated.
     """
     if new == 1:
         return (math.fsum(values) / len(values),)

@@ -48,12 +48,13 @@ def element_error(a: np.ndarray, b: np.ndarray, negligible: float = 0.0) -> floa
     """Return the largest error of an element of ``a``, relative to the same element of ``b``.
 
     A very small element, such as a sum whose terms cancel, has a large error relative to itself, so
-    no error is divided by less than the lower quartile of the nonzero elements of ``b``.
+    no error is divided by less than the lower quartile of the absolute values of the nonzero
+    elements of ``b``.
 
     Args:
         a: an array with the shape of ``b``.
         b: the exact values, all finite.
-        negligible: if no error is larger than this, 0 may be returned, which is faster.
+        negligible: if no relative error is larger than this, 0 may be returned, which is faster.
     """
     difference, size = np.abs(a - b), np.abs(b)
     largest = difference.max(initial=0.0)

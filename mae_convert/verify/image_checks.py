@@ -27,7 +27,11 @@ VALUES = {"rescale": "rescale_factor", "mean": "do_normalize", "std": "do_normal
 
 
 class DifferingSetting(NamedTuple):
-    """A differing preprocessing field, its value on each side, and the distance of the pixels."""
+    """A preprocessing field that differs, its value on each side, and the effect on the pixels.
+
+    ``error`` is the relative L2 distance between the pixels of test images that are preprocessed
+    with the settings of each side.
+    """
 
     name: str
     a: Any

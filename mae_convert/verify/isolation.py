@@ -194,6 +194,6 @@ def in_words(steps_run: Sequence[Step]) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first names as text, and the number of the remaining names."""
+    """Return a text with the first names and, if there are more, the number of the others."""
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -80,15 +80,16 @@ class Verdict:
     """Whether every check passed."""
 
     proven: bool
-    """Whether both sides were read by the libraries of their file formats and loaded without the
-    mapping tables of mae-convert, so that the comparison also proves mae-convert's readers and
-    tables. False if a side has configuration fields that were not read (see ``unread``)."""
+    """Whether the comparison is independent of mae-convert's readers and mapping tables: the
+    libraries of the file formats read both sides, and no mapping table was used to load them. The
+    comparison then also tests the readers and tables with which one side was converted from the
+    other. False if a side has configuration fields that were not read (see ``unread``)."""
 
     checks: tuple[Check, ...]
     """All comparisons."""
 
     first_divergence: str | None
-    """The first intermediate activation or output that differs, or None."""
+    """The first intermediate activation or output that differs; None if no result differs."""
 
     suspects: tuple[str, ...]
     """Canonical tensors that may cause the difference, most likely first."""
@@ -98,11 +99,12 @@ class Verdict:
     tested and confirmed."""
 
     witnesses: tuple[Mapping[str, Any], ...]
-    """For each side, the runner: framework, versions, device and checkpoint."""
+    """For each side, a description of its run: framework, versions, device and checkpoint."""
 
     effects: Mapping[str, float] = field(default_factory=dict)
-    """For each output, the relative L2 distance that rounding to the declared dtype causes. It is
-    reported, not checked."""
+    """For each output of A, the relative L2 distance between the results with and without rounding
+    of the weights to the dtype that the conversion declares. It is reported, not checked. Empty if
+    the conversion declares no dtype."""
 
     steps: tuple[Mapping[str, Any], ...] = ()
     """Changes that B's conversion record declares, such as resampled position embeddings. They were
@@ -120,7 +122,8 @@ class Verdict:
     `mae_convert.verify.assumptions.assumptions`."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of the experiment that determined configuration fields of A, or None."""
+    """The evidence of the experiment that determined configuration fields which the files of A do
+    not specify; None if no experiment was made."""
 
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The configuration fields of each side ("A", "B") that a library may use but mae-convert does
@@ -294,9 +297,15 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
     The distance is ``error(result, exact)``, except for the gradient of a key bias. In exact
     arithmetic, this gradient is zero, because softmax does not depend on the bias. The computed
-    gradient consists of rounding errors, whose size depends on the gradient of the key weight.
-    The norm of the difference is therefore divided by the norm of the exact gradient of the key
-    weight or, if it is larger, by the norm of the exact gradient of the key bias.
+    gradient, in `exact` too, consists of rounding errors, whose size depends on the gradient of the
+    key weight. The norm of the difference is therefore divided by the larger of two norms in
+    `exact`: the norm of the key weight's gradient, and the norm of the key bias's gradient.
+
+    Args:
+        result: the results to compare, by name.
+        exact: the results of a float64 run, by name.
+        name: the name of the result.
+        error: the function that computes the distance of two arrays.
     """
     if name.startswith(GRADIENT) and name.endswith(".k.bias"):
         weight = exact.get(name.replace(".k.bias", ".k.weight"))
@@ -310,9 +319,10 @@ def _distance(result: Results, exact: Results, name: str, error: Error = relativ
 
 
 def rounding_errors(trace: Trace, dtype: str) -> Mapping[str, float]:
-    """Return the rounding error of each result: its distance from the result of the float64 run.
+    """Return the rounding error of each result of the run in `dtype`.
 
-    A trace from a certificate contains these numbers instead of the results.
+    It is the distance of the result from the result of the float64 run. A trace from a certificate
+    contains these distances instead of the results of the run in `dtype`.
     """
     stored = trace.description.get("own_errors")
     if stored is not None:

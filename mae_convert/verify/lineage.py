@@ -34,10 +34,10 @@ class Ancestor:
     """A source of a conversion, as stated in the conversion record."""
 
     name: str
-    """Name of the source in the record."""
+    """The name of the source, as stated in the record."""
 
     fingerprint: Fingerprint
-    """Fingerprint of the source in the record."""
+    """The fingerprint of the source, as stated in the record."""
 
     steps: tuple[Step, ...]
     """The declared conversion steps from this source to the checkpoint."""
@@ -87,13 +87,14 @@ class Lineage:
 
     recomputed: bool | None = None
     """True if the steps were applied again and gave identical weights; False if they could not be
-    applied again because files are not available; None without steps."""
+    applied again, because the files of a checkpoint are not available. None for other relations
+    than `DERIVED`, also if the steps were applied again and gave different weights."""
 
     equal: int | None = None
     """Number of bit-identical tensors; None if digests of single tensors are not available."""
 
     tensors: tuple[DifferingTensor, ...] = ()
-    """The differing tensors, after applying the declared steps."""
+    """The tensors that differ even after the declared steps were applied."""
 
     parts: tuple[str, ...] = ()
     """The parts of the model, such as "encoder", whose recorded digests differ."""
@@ -120,7 +121,8 @@ def lineage(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     """Return the relation of B to A.
 
     Raises:
-        MaeConvertError: a record declares a step that is unknown or cannot be applied.
+        MaeConvertError: the conversion record of A or B declares a step that is unknown or cannot
+            be applied.
     """
     if a.checkpoint is not None and b.checkpoint is not None:
         return _of_tensors(a, b, a.checkpoint, b.checkpoint)
@@ -133,7 +135,7 @@ def _of_tensors(
     """Return the relation of two checkpoints whose tensors are available."""
     ignored = unread_tensors(first, second)
     which = " that their models use" if ignored else ""
-    rests_on = (f"all tensors of A and B{which}, which were read",)
+    rests_on = (f"the values of all tensors of A and B{which}",)
     left, right = a.fingerprint.tensors, b.fingerprint.tensors
     different = _differing(left, right)
     configuration, not_compared = _configuration(first, second)
@@ -172,7 +174,7 @@ def _unrelated(
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
     if shared:
         sentence = (
-            f"B is not A: {plural(len(different), 'tensor')} "
+            f"A and B have only some weights in common: {plural(len(different), 'tensor')} "
             f"{'differs' if len(different) == 1 else 'differ'}, and no declared step explains the "
             "difference"
         )
@@ -189,7 +191,13 @@ Hashed = tuple[Checkpoint, Mapping[str, TensorDigest]]
 
 
 def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
-    """Return a `DERIVED` result if applying the declared steps of B to A gives B, else None."""
+    """Return a `DERIVED` result if the steps that B declares change A into B, else None.
+
+    Args:
+        a: the checkpoint to which the steps are applied.
+        b: the checkpoint that declares the steps.
+        pair: the beginning of the sentence, such as "B is A".
+    """
     (first, left), (second, right) = a, b
     steps = steps_between(first, second)
     if not any(step["step"] in CHANGES for step in steps):
@@ -277,7 +285,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     The fingerprint of a checkpoint that was not read is taken from its conversion record.
     """
     rests_on = tuple(
-        f"{side}: its tensors, which were read"
+        f"{side}: the values of its tensors"
         if one.checkpoint is not None
         else f"{side}: the record {one.name}; the files that it describes were not read"
         for side, one in (("A", a), ("B", b))
@@ -315,7 +323,7 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
             left.tensors, right.tensors, different, {"rests_on": rests_on, "parts": parts}
         )
     digests = f"{'digest' if len(parts) == 1 else 'digests'} of {listing(parts, 'and')}"
-    sentence = f"no relation found, according to the record, because of different {digests}"
+    sentence = f"no relation found, according to the record: A and B differ in the {digests}"
     not_compared = ("single tensors, because a record contains no digests of single tensors",)
     return Lineage(UNRELATED, sentence, rests_on, parts=parts, not_compared=not_compared)
 
@@ -323,7 +331,11 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
 def _digests(
     left: Fingerprint, right: Fingerprint
 ) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
-    """Return the configuration digests if they differ, and a phrase if a digest is missing."""
+    """Return the configuration digests if they differ, and a phrase if a digest is missing.
+
+    The digests are a pair for A and B, in a dictionary as in `Lineage.configuration`. The phrase
+    states that the configurations were not compared.
+    """
     pair = left.configuration, right.configuration
     if None in pair:
         return {}, ("the configuration, which is unknown for at least one checkpoint",)

@@ -32,7 +32,8 @@ def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) ->
 
     Args:
         checkpoint: the checkpoint.
-        with_record: whether to include the sources that the conversion record names.
+        with_record: whether to include the sources, which the conversion record states. Without
+            the record, there are no sources in the result.
 
     Raises:
         CheckpointError: the conversion record contradicts itself.
@@ -122,7 +123,13 @@ def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
 
 
 def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
-    """Yield the source of a conversion, then the source of that source, and so on."""
+    """Yield the source of a conversion, then the source of that source, and so on.
+
+    Args:
+        path: the path of the checkpoint, for messages.
+        source: the field ``source`` of the conversion record.
+        steps: the field ``steps`` of the conversion record.
+    """
     for _ in range(MOST_ANCESTORS):
         if not isinstance(source, Mapping):
             return

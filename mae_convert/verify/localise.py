@@ -17,7 +17,7 @@ BLOCK_TAP = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(\w+)")
 
 
 def execution_order(name: str) -> tuple[int, int, int, int]:
-    """Return a sort key for intermediate activations and outputs in execution order."""
+    """Return a key that sorts names of activations, outputs and gradients by execution order."""
     if name in ("mask", "ids_restore"):
         return (-1, 0, 0, 0)
     if name.startswith("grad/"):  # gradients are computed last
@@ -119,8 +119,15 @@ def _block_modules(block: str, step: str, diverging: set[str]) -> list[str]:
 def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
     """Return the modules of an MLP that can explain a difference, most likely first.
 
-    A row of the second layer's weight affects one output channel only; the weights of the first
-    layer and of the norm affect all channels.
+    The second layer is the most likely one if only some output channels differ: a row of its weight
+    affects one output channel only. The weights of the first layer and of the norm affect all
+    channels.
+
+    Args:
+        block: the canonical name of the block.
+        first: the name of the first differing result.
+        a: the trace of the source.
+        b: the trace of the target.
     """
     mlp, norm = [f"{block}.mlp.fc1", f"{block}.mlp.fc2"], f"{block}.norm2"
     results = _results(first, a, b)
@@ -130,9 +137,15 @@ def _mlp_modules(block: str, first: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of the encoder's embedding that can explain a difference.
+    """Return the modules that can explain a difference of the encoder's embedding.
 
-    The class token is the first token; all other tokens are patches.
+    Which modules these are depends on the tokens that differ. The class token, if there is one, is
+    the first token; all other tokens are patches.
+
+    Args:
+        name: the name of the differing result.
+        a: the trace of the source.
+        b: the trace of the target.
     """
     patches, token = "encoder.patch_embedding", "encoder.cls_token"
     positions = "encoder.position_embedding"
@@ -157,10 +170,16 @@ def _embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
 
 
 def _decoder_embedding_modules(name: str, a: "Trace", b: "Trace") -> list[str]:
-    """Return the modules of the decoder's embedding that can explain a difference.
+    """Return the modules that can explain a difference of the decoder's embedding.
 
-    Mask tokens represent removed patches; the other tokens are the encoder's output after
-    ``decoder.embed``.
+    Which modules these are depends on the tokens that differ. At a removed patch, the token is the
+    mask token; at another patch, it is the output of ``decoder.embed``. Position embeddings are
+    added to all tokens.
+
+    Args:
+        name: the name of the differing result.
+        a: the trace of the source.
+        b: the trace of the target.
     """
     embed, token, positions = "decoder.embed", "decoder.mask_token", "decoder.position_embedding"
     results, mask = _results(name, a, b), a.arrays.get("mask")

@@ -98,7 +98,13 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
 def _pixels(
     a: Trace, exact: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    """Yield sentences about the differences in the predicted pixels and in the loss."""
+    """Yield sentences about the differences between A and B in the predicted pixels and the loss.
+
+    Args:
+        a: the trace of A.
+        exact: the float64 results of A, by name.
+        other: the float64 results of B, by name.
+    """
     change = np.abs(other["logits"] - exact["logits"])
     std = np.asarray(a.description["image_std"])
     image = exact.get("reconstruction")

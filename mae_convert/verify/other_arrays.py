@@ -91,8 +91,8 @@ RESULT_NAMES = (*INPUTS, *MASKING, *OUTPUT_NAMES, *STEPS, "head.norm")
 def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Verdict:
     """Return the verdict on whether another program's arrays equal the results of a trace.
 
-    Float64 arrays must agree to rounding. Arrays of lower precision are compared with the float64
-    results of the trace and may have the rounding error of their precision.
+    Float64 arrays may differ by rounding errors only. Arrays of lower precision are compared with
+    the float64 results of the trace and may have the rounding error of their precision.
 
     Args:
         a: the trace.
@@ -116,7 +116,10 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     if inputs and inputs_sha256(inputs) != a.description["inputs"]:
         raise MaeConvertError(
             "A and the arrays were computed from different inputs, so they cannot be compared",
-            hint=("create the trace of A again, from the inputs of the arrays: ", Option("inputs")),
+            hint=(
+                "create the trace of A again, from the inputs of the other program: ",
+                Option("inputs"),
+            ),
         )
     exact, checks = a.results("float64"), list(_checks(a, results))
     if not checks:
@@ -134,7 +137,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
             f"{listed(unnamed, MOST_NAMED)} of B, which the map of names does not contain"
         )
     if not inputs:
-        unknown.append("the inputs, because the arrays do not include pixel_values (and noise)")
+        unknown.append("the inputs, because the arrays include neither pixel_values nor noise")
     return Verdict(
         passed=passed,
         proven=False,

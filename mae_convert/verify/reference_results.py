@@ -1,8 +1,8 @@
 """Reference results that third parties published for official checkpoints.
 
-A reference result consists of nine logits, [0, :3, :3], for a specific image and noise, with four
-decimals. It proves far less than a comparison with the source, but it was computed independently
-from the original weights.
+A reference result consists of nine logits, ``logits[0, :3, :3]``, for a specific image and noise,
+with four decimals. It proves far less than a verification of the checkpoint against its source, but
+it was computed independently from the original weights.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class ReferenceResult:
         relative: tolerance relative to each value, which is added to the absolute tolerance.
         layer_norm_eps: the LayerNorm epsilon with which the values were computed; None if it is
             the LayerNorm epsilon of the checkpoint.
-        where: the publisher.
+        where: the publisher of the result, for messages.
         image_size: side length of the model's input image in pixels.
         what: a phrase for messages that names the published elements.
     """
@@ -152,7 +152,7 @@ class PublishedValues(Protocol):
 
     @property
     def where(self) -> str:
-        """The publisher."""
+        """The publisher of the values, for messages."""
 
     @property
     def layer_norm_eps(self) -> float | None:
@@ -180,8 +180,8 @@ class ReferenceComparison:
     three patches, (3, 3), or the first three classes of a classifier, (1, 3)."""
 
     share: Mapping[str, float]
-    """For each dtype, the largest ratio of a value's difference to its tolerance; NaN does not
-    pass."""
+    """For each dtype, the largest ratio of a value's difference to its tolerance. A ratio of at
+    most 1 passes; NaN does not pass."""
 
     @property
     def passed(self) -> bool:

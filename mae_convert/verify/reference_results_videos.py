@@ -56,7 +56,7 @@ class VideoReferenceResult:
     """The LayerNorm epsilon of the published computation."""
 
     where: str = "transformers, convert_videomae_to_pytorch.py"
-    """The publisher."""
+    """The publisher of the result, for messages: a library and its conversion script."""
 
     image_size: int = 224
     """Side length of the model's input frames in pixels."""
@@ -120,7 +120,7 @@ def compare_video_with_reference(
         checkpoint: the model of the reference result, or a conversion of it.
         reference: the reference result.
         frames: the downloaded clip.
-        mask: the downloaded mask for a pre-training model.
+        mask: the downloaded mask for a pre-training model; None for a classifier.
         side: how to run the model.
 
     Raises:
@@ -190,7 +190,16 @@ def _mask(path: Path, model: Any) -> np.ndarray:
 
 
 def _pixels(path: Path, count: int, size: int) -> np.ndarray:
-    """Return a clip (1, 3, T, H, W), preprocessed as in the conversion script."""
+    """Return a clip (1, 3, T, H, W), preprocessed as in the publisher's conversion script.
+
+    Args:
+        path: the downloaded array of frames.
+        count: the number of frames T.
+        size: the height and width of the preprocessed frames.
+
+    Raises:
+        CheckpointError: the file does not contain this number of frames.
+    """
     try:
         frames = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
