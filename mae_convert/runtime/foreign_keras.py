@@ -1,4 +1,4 @@
-"""Run a Keras model of external code."""
+"""Run a Keras model that external code creates."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

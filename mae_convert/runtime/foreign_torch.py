@@ -29,7 +29,7 @@ def runs(
 
     Args:
         code: the code that creates and runs the model.
-        job: the job.
+        job: the checkpoint, the dtypes of the runs, and the results to return.
         inputs: ``pixel_values``, and ``noise`` for masked tasks.
         model: the result of the factory.
 

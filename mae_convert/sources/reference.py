@@ -80,7 +80,7 @@ def _hint(text: str) -> str:
     """Return a hint about what the user may have meant by a name that does not exist, or ""."""
     is_file_name = text.lower().endswith(FILE_SUFFIXES)
     if OWNER_AND_NAME.fullmatch(text) and not is_file_name and not Path(text).parent.is_dir():
-        return f"for a repository on the Hub write {PROTOCOL}{text}"
+        return f"to specify a repository on the Hub, write {PROTOCOL}{text}"
     return did_you_mean(text, (official.name for official in official_files()))
 
 
