@@ -72,6 +72,11 @@ def load_clips(
             " images of a series",
             hint="leave the option out",
         )
+    if stretch and clips.measured:
+        raise MaeConvertError(
+            *(Option("fit", "stretch"), " has no effect on measured values, which are not resized"),
+            hint="leave the option out",
+        )
     stride, read = stride or clips.stride, []
     for path in paths:  # one video at a time, because videos are large
         frames = _sampled(path, checkpoint, stride)
@@ -116,8 +121,7 @@ def _indices(
 def _prepared(sampled: Frames, checkpoint: Checkpoint, *, stretch: bool) -> np.ndarray:
     """Return sampled frames as an input of the model (C, T, H, W), float32.
 
-    With `stretch`, each frame of colours is resized to the model's height and width without
-    cropping it. Measured values are never resized.
+    With `stretch`, each frame is resized to the model's height and width without cropping it.
     """
     clips, channels = clips_of(checkpoint), checkpoint.configuration.model.num_channels
     pixels = sampled.pixels
