@@ -162,7 +162,7 @@ class ByteFile:
         return FileArray(shape, dtype, self, offset)
 
     def position(self, offset: int) -> FilePosition:
-        """Return the position in the whole file of the byte at `offset` of this range."""
+        """Return where in the whole file the byte at `offset` in this range is stored."""
         return FilePosition(self._whole, self.start + offset)
 
     def private_mapping(self) -> mmap.mmap | None:
@@ -325,7 +325,8 @@ def hex_digest(file: ByteFile, digest: Any, advance: Callable[[int], None] | Non
     Args:
         file: the file.
         digest: a new hash object of `hashlib`.
-        advance: called with the number of bytes of each piece that was read.
+        advance: reports progress: it is called with the number of bytes of each piece that was
+            read. None if no progress is reported.
     """
     buffer = memoryview(bytearray(PIECE_BYTES))
     for start in range(0, file.size, PIECE_BYTES):

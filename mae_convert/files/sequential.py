@@ -25,7 +25,7 @@ class FilePosition(NamedTuple):
     """The whole file."""
 
     offset: int
-    """The offset of the first byte in the file."""
+    """The offset in the file of the first of these bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class SequentialArray(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ArrayRange(SequentialArray):
-    """A contiguous range of the elements of the array `of`, from the element `first` on."""
+    """A contiguous range of the elements of an array (the field `of`), from index `first` on."""
 
     of: SequentialArray
     first: int
@@ -104,7 +104,11 @@ class Joined(SequentialArray):
             filled += high - low
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[SequentialArray, int, int]]:
-        """Yield each part that overlaps the range, and the indices of the overlap in the part."""
+        """Yield each part that overlaps a range of elements, and where it overlaps.
+
+        Yields:
+            The part, and the start and the (exclusive) stop of the overlap within the part.
+        """
         first = 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.size)
@@ -129,7 +133,7 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """The results of `function` for the elements of the array `of`; their dtype is `dtype`."""
+    """The results of `function` for the elements of an array (the field `of`), as `dtype`."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]
@@ -141,18 +145,21 @@ class Mapped(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Checked(Mapped):
-    """The array `of`, whose elements are checked when they are read.
+    """An array (the field `of`) whose elements `function` checks when they are read.
 
-    `function` returns the elements that it receives, or raises an error if one is invalid.
+    `function` returns the elements that it receives, or raises an error if an element is invalid.
     """
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Fill a flat contiguous array with the elements from index `start` on, and check them."""
+        """Fill a flat contiguous array with the elements from index `start` on, and check them.
+
+        `function` raises an error if an element is invalid.
+        """
         self.of.fill(memory, start)
         self.function(memory)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:
-        """Return where elements of the array `of` are stored; see `SequentialArray.stored_at`."""
+        """Return where the elements are stored; see `SequentialArray.stored_at`."""
         return self.of.stored_at(start, stop)
 
 

@@ -41,7 +41,8 @@ def staging_beside(target: Path) -> Iterator[Path]:
 def scratch_directory() -> Iterator[Path]:
     """Create a directory for temporary files, and remove it when the context ends.
 
-    In contrast to `tempfile`, the next run removes a directory that a killed process has left.
+    If the process is killed, the directory remains, and the next run of mae-convert removes it.
+    A directory that is created with `tempfile` would remain.
 
     Raises:
         OSError: the directory cannot be created.
@@ -94,7 +95,11 @@ def remove(path: Path) -> None:
 
 
 def _make(directory: Path) -> tuple[Path, int]:
-    """Return a new directory that only this user can access, and the lock on it."""
+    """Create a subdirectory that only this user can access, and lock it.
+
+    Returns:
+        The path of the subdirectory, and the file descriptor that holds the lock.
+    """
     while True:
         folder = directory / f".mae-convert-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from mae_convert.files.progress import Advance, Progress
 
 MOST_WORKERS = 4
-"""Maximum number of threads; each may hold a whole array and a copy of a block in memory."""
+"""Maximum number of threads; each may hold a whole array and a copy of a part of it in memory."""
 
 REUSED_BYTES = 30 << 20
 """Size in bytes of the block that `reuse_freed_memory` frees, below glibc's limit of 32 MiB."""

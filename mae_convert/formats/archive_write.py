@@ -130,7 +130,12 @@ def _central(item: _PlacedRecord, checksum: int) -> bytes:
 
 
 def _end(directory: int, entries: Sequence[bytes]) -> bytes:
-    """Return the central directory and the end records, with ZIP64 records if needed."""
+    """Return the central directory and the end records, with ZIP64 records if needed.
+
+    Args:
+        directory: the offset of the central directory in the archive.
+        entries: the entries of the central directory.
+    """
     whole, count = b"".join(entries), len(entries)
     size, end = len(whole), directory + len(whole)
     if max(directory, size) >= LIMIT or count >= MANY_RECORDS:

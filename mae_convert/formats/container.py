@@ -60,7 +60,7 @@ def read_file(path: Path, state_key: str | None = None) -> Contents:
 
     Args:
         path: the file.
-        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        state_key: the key of the weights in a PyTorch checkpoint; None to recognise the weights.
 
     Raises:
         CheckpointError: see `read_contents`.
@@ -134,10 +134,10 @@ class Container:
     configuration, else None."""
 
     training_args: Mapping | None
-    """Arguments of the training run that created the file, or None."""
+    """Arguments of the training run that created the file; None if the file contains none."""
 
     conversion: Mapping | None
-    """The record of the conversion that created the checkpoint, or None."""
+    """The record of the conversion that created the checkpoint; None if there is no record."""
 
     ignored: Mapping[str, str]
     """Short descriptions of the contents of the file that are not used, by name."""
@@ -147,7 +147,7 @@ class Container:
     the top level."""
 
     state_key: str | None
-    """The key of the weights that the user specified, or None."""
+    """The key of the weights in the file, if the user specified a key; otherwise None."""
 
     is_directory: bool
     """Whether the user specified a directory."""
@@ -163,10 +163,11 @@ class Container:
     """The JSON files that were read from the directory of the weights, open for reading."""
 
     adapter: Mapping | None = None
-    """The content of `adapter_config.json` in the directory of the weights, or None."""
+    """The content of `adapter_config.json` in the directory of the weights; None if there is no
+    such file."""
 
     preprocessor_source: str | None = None
-    """The name of the file that contains ``preprocessor``, or None."""
+    """The name of the file that contains ``preprocessor``; None if ``preprocessor`` is None."""
 
     other_preprocessor: bool = False
     """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;
@@ -246,9 +247,18 @@ def _read_json(file: ByteFile) -> dict:
 
 
 def _image_processor(path: Path, processor: Mapping) -> Mapping | None:
-    """Return the settings of the image processor in `processor_config.json`, or None.
+    """Return the settings of the image processor in `processor_config.json`.
+
+    The result is None if the file contains no such settings.
 
     Version 5 of transformers writes this file; version 4 writes `preprocessor_config.json`.
+
+    Args:
+        path: the path of the file, for messages.
+        processor: the content of the file.
+
+    Raises:
+        CheckpointError: the settings are not a JSON object.
     """
     nested = processor.get("image_processor")
     if nested is None or isinstance(nested, Mapping):

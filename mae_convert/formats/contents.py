@@ -40,16 +40,16 @@ class Contents:
     """The files that hold the tensors, open for reading."""
 
     config: Mapping | None = None
-    """The model configuration in the file, or None."""
+    """The model configuration in the file; None if the file contains none."""
 
     config_location: str = "config"
     """The part of the file that contains `config`, for messages."""
 
     conversion: Mapping | None = None
-    """The record of the conversion that created the file, or None."""
+    """The record of the conversion that created the file; None if there is no record."""
 
     training_args: Mapping | None = None
-    """Arguments of the training run that created the file, or None."""
+    """Arguments of the training run that created the file; None if the file contains none."""
 
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Short descriptions of the contents of the file that are not used, by name."""
@@ -96,7 +96,13 @@ def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
 def loading(
     path: Path, load: Callable[[], np.ndarray], *damage: type[Exception]
 ) -> Callable[[], np.ndarray]:
-    """Return a function that calls `load` within `reading`, which converts the errors of `load`."""
+    """Return a function that calls `load` and converts its errors to a `CheckpointError`.
+
+    Args:
+        path: the file that `load` reads.
+        load: returns an array.
+        damage: the exceptions that `load` raises if the file is damaged; see `reading`.
+    """
 
     def load_with_errors() -> np.ndarray:
         with reading(path, *damage):

@@ -83,8 +83,8 @@ def _listed_names(file: ByteFile, tree: Tree) -> list[str]:
 def _names_of_layer(tree: Tree, layer: str) -> list[str]:
     """Return the paths of a layer's weights.
 
-    In the shards of a checkpoint, the list of layers contains the paths of weights instead; such a
-    path is returned unchanged.
+    In a shard, the list of layers contains paths of weights instead of names of layers. If `layer`
+    is the path of a weight, the result contains only this path.
     """
     if layer in tree.datasets:
         return [layer]
@@ -92,7 +92,10 @@ def _names_of_layer(tree: Tree, layer: str) -> list[str]:
 
 
 def _read_names(tree: Tree, path: str, name: str) -> list[str]:
-    """Return a list of names from an attribute, or from the numbered attributes of a long list."""
+    """Return the list of names in the attribute `name` of the group `path`.
+
+    Keras divides a long list among several attributes, whose names are `name` and a number.
+    """
     if name in tree.attributes[path]:
         return tree.texts(path, name)
     numbered = (f"{name}{number}" for number in range(len(tree.attributes[path])))

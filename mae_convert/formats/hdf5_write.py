@@ -26,7 +26,8 @@ def tf_h5_layout(
 ) -> FileLayout:
     """Return the layout of a legacy Keras file: a group per layer, with a list of its weights.
 
-    The first component of a tensor's name is the name of the layer.
+    The first component of a tensor's name is the name of the layer. `config` and `conversion` are
+    stored as attributes of the file unless they are None.
     """
     layers: dict[str, list[str]] = {}
     for tensor in tensors:
@@ -48,7 +49,10 @@ def tf_h5_layout(
 def keras_h5_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of a Keras 3 file: groups, and a dataset for each tensor."""
+    """Return the layout of a Keras 3 file: groups, and a dataset for each tensor.
+
+    `config` and `conversion` are stored as attributes of the file unless they are None.
+    """
     settings = {"config": config, "conversion": conversion}
     return _file_layout(tensors, settings, lambda _: None, track_order=True)
 
@@ -117,6 +121,13 @@ def _file_layout(
 
     The data is later written without the library, which would report a full disk only when it
     closes the file, and then fail to close it.
+
+    Args:
+        tensors: the tensors.
+        settings: the attributes of the file that are stored as JSON, by name. An attribute whose
+            value is None is not written.
+        describe: writes further attributes and groups.
+        track_order: whether the file records the order in which its members were created.
     """
     written = _Written()
     with _refusals(), _create(written, track_order) as file:

@@ -110,7 +110,11 @@ def keras_archive_layout(
 ) -> FileLayout:
     """Return the layout of a `.keras` file.
 
-    The item "keras" of `config` is the content of Keras's own `config.json`.
+    Args:
+        tensors: the tensors.
+        config: the model configuration. Its item "keras" is the content of Keras's own
+            `config.json`.
+        conversion: the conversion record; None if no record is stored.
 
     Raises:
         OutputError: the configuration of the Keras model is missing.

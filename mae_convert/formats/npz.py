@@ -35,7 +35,7 @@ LARGEST_TEXT = 1 << 26
 
 @dataclass(frozen=True)
 class _Head:
-    """The header of an array, and the offset of its values in the record."""
+    """The header of an array, and the offset of its values in the member of the zip archive."""
 
     shape: tuple[int, ...]
     columns_first: bool

@@ -1,9 +1,10 @@
 """Objects of unsupported types in a pickle: nothing is imported or called to create them.
 
-The arguments that a pickle passes to such objects are recorded, to answer two questions: does the
-object contain tensors, and may it have changed values that are read? An unknown function that gets
-the weights as an argument could change the weights. This cannot be excluded without running the
-function, so a file whose pickle passes weights to an unknown function is refused.
+Instead, the arguments that a pickle passes to the type or function of such an object are recorded.
+They answer two questions: does the object contain tensors, and could its creation have changed
+values that are read? An unknown function that gets the weights as an argument could change the
+weights. This cannot be excluded without running the function, so a file whose pickle passes weights
+to an unknown function is refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,7 +112,10 @@ def reach(opaques: Iterable[Opaque], effects: Effects, *, calls_only: bool) -> R
 
 
 def _inside(item: object, effects: Effects) -> Iterator[object]:
-    """Yield the values in a container, including values that the pickle has overwritten."""
+    """Yield the values in `item`, including values that the pickle has overwritten.
+
+    Nothing is yielded if `item` is not a container.
+    """
     if isinstance(item, Mapping):
         yield from item.keys()
         yield from item.values()
@@ -138,7 +142,12 @@ def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None
 
 
 def would_run_code(path: Path, dotted: str) -> CheckpointError:
-    """Return the error for a file that can only be read by running code."""
+    """Return the error for a file that can only be read by running code.
+
+    Args:
+        path: the file.
+        dotted: the dotted name, in the pickle, of the type or function that would be run.
+    """
     if dotted.startswith(SHARDED):
         return CheckpointError(
             path,

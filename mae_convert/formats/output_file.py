@@ -64,14 +64,15 @@ class Weights:
     """The model configuration, stored as JSON text unless the format can store nested values."""
 
     conversion: Mapping | None = None
-    """The conversion record, stored like the configuration."""
+    """The conversion record, stored in the same way as the configuration."""
 
     state_key: str | None = "model"
     """The key of the tensors in a PyTorch checkpoint ("pth"); None for a plain state dict."""
 
     complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
     """Called with the conversion record and the SHA-256 of each tensor's bytes by name; returns the
-    record completed with these hashes. The stored length of the record must not change."""
+    record completed with these hashes. The stored length of the record must not change. None if the
+    record needs no hashes."""
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +117,11 @@ class OutputFile:
     @classmethod
     def begin(cls, path: Path, target: Path, weights: Weights) -> "OutputFile":
         """Compute the layout of a file, and create it with its final size.
+
+        Args:
+            path: the temporary path at which the file is created.
+            target: the output that the file belongs to, for messages.
+            weights: the content of the file.
 
         Raises:
             OutputError: the format cannot store the tensors, or the file cannot be created.

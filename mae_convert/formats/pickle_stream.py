@@ -31,7 +31,7 @@ class PickleStream:
 
     @classmethod
     def of_file(cls, file: ByteFile) -> "PickleStream | io.BytesIO":
-        """Return a stream of a file."""
+        """Return a stream of a file; it is a BytesIO for up to READ_AT_ONCE bytes."""
         if file.size <= READ_AT_ONCE:
             return io.BytesIO(file.raw(0, file.size))
         return cls(file.raw, file.size)

@@ -47,13 +47,14 @@ class WouldRunCodeError(Exception):
 
 
 class Opaque:
-    """An unsupported type or function, or an object that it creates.
+    """A placeholder for an unsupported type or function, or for an object that it would create.
 
     The type or function is neither imported nor called. An instance equals only itself.
 
     Attributes:
         name: the dotted name of the type or function in the pickle.
-        arguments: the arguments of the call; None if this is the type or function itself.
+        arguments: the arguments of the call that would create the object; None if this is a
+            placeholder for the type or function itself.
         received: the states and items that the pickle has set on the object.
     """
 
@@ -66,7 +67,7 @@ class Opaque:
 
     @property
     def is_name(self) -> bool:
-        """Whether this is the name of a type or function rather than an object."""
+        """Whether this is a placeholder for a type or function rather than for an object."""
         return self.arguments is None
 
 
@@ -79,7 +80,7 @@ class Stateful(Protocol):
 
 
 class Fields(dict):
-    """The attributes of a Namespace, by name."""
+    """The attributes of an `argparse.Namespace`, by name."""
 
     def set_state(self, state: Any) -> None:
         """Set the attributes."""
@@ -99,7 +100,7 @@ class Ordered(dict):
 
 
 class NumpyDtype:
-    """A NumPy dtype of numbers or text; a pickle sets its byte order afterwards."""
+    """A NumPy dtype of numbers or text; a pickle creates it and then sets its byte order."""
 
     def __init__(self, code: Any, *_: object) -> None:
         if isinstance(code, str) and NOT_READ.fullmatch(code):
@@ -150,10 +151,13 @@ class Record:
 
 
 def _attributes(state: Any) -> dict:
-    """Return attributes that a pickle sets on an object.
+    """Return the attributes in `state`, which a pickle sets on an object.
 
-    An attribute named `__setstate__` is refused: Python would call it when the object's state is
-    set again.
+    An attribute named `__setstate__` is refused: Python would call it if the pickle set the state
+    of the object a second time.
+
+    Raises:
+        TypeError: `state` is not a mapping, or contains `__setstate__`.
     """
     if not isinstance(state, dict) or "__setstate__" in state:
         raise TypeError("attributes that are not a mapping from names to values")
@@ -337,7 +341,10 @@ def _torch_makers() -> dict[str, Callable[..., object]]:
 
 
 def _values() -> dict[str, object]:
-    """Return the replacements of names that are not called: types, dtypes and storage types."""
+    """Return the replacements of the names that a pickle uses as values and does not call.
+
+    These are the names of types, dtypes and storage types.
+    """
     return {
         **{f"{module}.{name}": name for module in BUILTINS for name in TYPE_NAMES},
         "__builtin__.long": "int",

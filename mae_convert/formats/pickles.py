@@ -40,7 +40,8 @@ FRAME_HEAD = 9
 
 MOST_STEPS = 1 << 21
 MADE_UNASKED = 1 << 16
-"""The calls in a pickle may create this number of elements, plus one for each byte read."""
+"""The maximum number of elements that the calls in a pickle may create, in addition to one element
+for each byte read."""
 
 HOLDS_ANYTHING = frozenset(
     name
@@ -48,7 +49,8 @@ HOLDS_ANYTHING = frozenset(
     if name.startswith(("collections.", "mmengine."))
     or name.endswith((".set", ".frozenset", ".slice"))
 )
-"""Types whose objects are read even if they contain objects that are not read."""
+"""Container types: an object of such a type is read even if it contains objects of unsupported
+types, which are replaced by an `Opaque`."""
 
 SUBCLASS = "torch._tensor._rebuild_from_type_v2"
 """The PyTorch function that calls its first argument and converts the result to a subclass."""
@@ -153,7 +155,10 @@ class PickleReader:
         return items
 
     def push_global(self, module: object, name: object) -> None:
-        """Push the replacement of a name: a value of the table of supported types, or an `Opaque`.
+        """Push a replacement for the type or function that the pickle names.
+
+        The replacement is the value in the table of supported types or, if the table does not
+        contain the name, an `Opaque`, a placeholder for an unsupported type or function.
 
         Raises:
             CheckpointError: the name is used to run code.
@@ -172,7 +177,15 @@ class PickleReader:
         self.push(Opaque(dotted))
 
     def push_result(self, maker: object, arguments: object, keywords: object = None) -> None:
-        """Push the result of a call: a plain value, or an `Opaque`.
+        """Push a replacement for the result of a call in the pickle.
+
+        The replacement is a plain value if the type or function and its arguments are supported,
+        otherwise an `Opaque`, a placeholder for an object that is not created.
+
+        Args:
+            maker: the replacement of the type or function.
+            arguments: the positional arguments of the call.
+            keywords: the keyword arguments of the call, if any.
 
         Raises:
             TypeError: `maker` is not a type or function, or the arguments are invalid.
@@ -199,10 +212,17 @@ class PickleReader:
         self.push(value)
 
     def _result_of(self, maker: Maker, arguments: tuple, *, holds_unread: bool) -> object:
-        """Return the result of calling a type or function.
+        """Return the plain value that replaces the result of a call in the pickle.
+
+        The value is computed by a function of mae-convert; nothing that the pickle names is called.
+
+        Args:
+            maker: the replacement of the type or function.
+            arguments: the arguments of the call.
+            holds_unread: whether an argument is an `Opaque`.
 
         Raises:
-            WouldRunCodeError: the result depends on an argument that is not read.
+            WouldRunCodeError: the result depends on an `Opaque`.
         """
         try:
             return maker.make(*arguments)

@@ -29,8 +29,8 @@ NESTED = ("config", "cfg")
 """Keys under which Lightning's hyper-parameters may contain a nested configuration."""
 
 ARGUMENTS = ("hparams", "hyper_parameters", "args")
-"""Keys under which Lightning and other training programs store the training arguments. If a
-checkpoint has several of these keys, the arguments under the key that is last here are used."""
+"""Keys under which Lightning and other training programs store the training arguments. If an
+argument is stored under several of these keys, its value under the last of them is used."""
 
 META, CONFIG_TEXTS = "meta", ("cfg", "config")
 """The key under which mmengine and mmcv store metadata, and the keys in the metadata under which
@@ -97,15 +97,18 @@ def pth_contents(
 
 
 def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | None:
-    """Return the training arguments in a checkpoint, or None if there are none.
+    """Return the training arguments in a checkpoint by name; None if there are none.
+
+    Training programs store arguments in several places, which are merged in one mapping:
+
+    - the items of the mappings under the keys `ARGUMENTS`,
+    - the items of mappings inside these mappings, under the keys `NESTED`,
+    - mmengine's metadata as the item "meta"; a configuration stored there as text is converted to a
+      mapping.
 
     Args:
-        settings: the plain mappings under the keys `ARGUMENTS` and `META`.
-
-    Returns:
-        All arguments by name, in one mapping: the items of the mappings under the keys `ARGUMENTS`,
-            the items of nested mappings under the keys `NESTED`, and an item "meta", mmengine's
-            metadata. A configuration stored as text in the metadata is converted to a mapping.
+        settings: the mappings under the keys `ARGUMENTS` and `META`, as JSON values; None for a key
+            whose value is not a mapping of settings.
     """
     given = [part for name in ARGUMENTS if (part := settings.get(name)) is not None]
     nested = [
@@ -123,7 +126,11 @@ def training_arguments(settings: Mapping[str, dict | None]) -> dict[str, Any] | 
 
 
 def _stored_settings(selection: Selection) -> dict[str, dict | None]:
-    """Return the settings that are stored in an attribute of a state dict."""
+    """Return the settings "config" and "conversion" in the attribute `ATTRIBUTE` of a state dict.
+
+    The result is empty if the state dict has no such attribute. A setting is None if it is not
+    stored, or is not a mapping of settings.
+    """
     stored = selection.attributes.get(ATTRIBUTE)
     if not isinstance(stored, Mapping):
         return {}

@@ -27,6 +27,7 @@ def pth_layout(
     """Return the layout of a checkpoint.
 
     The tensors are under the key `state_key`, the settings under "config" and "conversion".
+    Settings that are None are left out.
 
     If `state_key` is None, the file contains a plain state dict for `load_state_dict`: an
     OrderedDict, like the result of `state_dict()`. The settings are then stored in an attribute of
@@ -78,13 +79,13 @@ def _items(tensors: Sequence[LazyTensor]) -> dict[str, bytes]:
 
 
 def _state_dict(tensors: Sequence[LazyTensor], attributes: Mapping[str, Any]) -> bytes:
-    """Return the opcodes of an OrderedDict with attributes."""
+    """Return the pickle opcodes that create an OrderedDict of tensors and set its attributes."""
     made = _call("collections", "OrderedDict", []) + _filled(_items(tensors))
     return made + (_value(attributes) + pickle.BUILD if attributes else b"")
 
 
 def _tensor(key: int, tensor: LazyTensor) -> bytes:
-    """Return the opcodes that rebuild a contiguous tensor with a storage of its own."""
+    """Return the pickle opcodes that create a contiguous tensor with its own storage `key`."""
     count = math.prod(tensor.shape)
     strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     description = [_value(0), _tuple(map(_value, tensor.shape)), _tuple(map(_value, strides))]
@@ -129,7 +130,7 @@ def _filled(items: Mapping[str, bytes]) -> bytes:
 
 
 def _value(value: Any) -> bytes:
-    """Return the opcodes of a value of JSON types."""
+    """Return the pickle opcodes that create a value, which consists of JSON types."""
     match value:
         case None:
             return pickle.NONE

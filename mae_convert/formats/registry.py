@@ -62,13 +62,14 @@ class Format:
     """The suffixes that select the format when a file is written."""
 
     signatures: tuple[Signature, ...] = ()
-    """The rules that recognise the format; empty if the format is recognised by a file's name or by
-    the content of a file of another format."""
+    """The rules that recognise the format. Empty if the format is recognised by a file's name, or
+    by the reader of another format whose files begin with the same bytes."""
 
     writer: str = ""
-    """The function that returns the layout of a file in the format, as "module:function". Its
-    arguments are the tensors, the configuration, the conversion record and, if the format has
-    keys, the key of the weights. Empty if the format is only read."""
+    """The name, "module:function", of the function that returns the layout of a file in the
+    format. The arguments of the function are the tensors, the configuration, the conversion record
+    and, if `has_keys` is true, the key under which the weights are stored. Empty if the format is
+    only read."""
 
     dtypes: tuple[str, ...] = NUMPY_DTYPES
     """The names of the dtypes that the format can store."""

@@ -68,13 +68,20 @@ def _omegaconf_state(item: Opaque, name: str) -> Any:
 
 
 def _resolved(value: Any) -> Any:
-    """Return a value of omegaconf; `UNKNOWN` if it is not specified or refers to another value."""
+    """Return `value`, which an omegaconf node contains, or `UNKNOWN`.
+
+    The result is `UNKNOWN` if the value is not specified ("???") or refers to another value ("${").
+    """
     text = value if isinstance(value, str) else ""
     return UNKNOWN if "${" in text or text == "???" else value
 
 
 def _items(item: Opaque) -> Any:
-    """Return the items of an object whose type is a subclass of dict, or `UNKNOWN`."""
+    """Return the items of an object whose type is a subclass of dict.
+
+    The result is `UNKNOWN` if the object was created with arguments other than a dict, or if its
+    keys are not distinct texts.
+    """
     _, *arguments, _ = item.arguments or (None, None)
     pairs: list[tuple[Any, Any]] = []
     if len(arguments) == 1 and isinstance(arguments[0], dict):
@@ -113,9 +120,9 @@ class _Budget:
 def plain_mapping(value: object) -> dict[str, Any] | None:
     """Return a mapping as JSON values, or None if it is not a mapping of settings.
 
-    Tuples, sets and arrays become lists, keys become text, and values without a JSON type become
-    descriptions. Objects of unsupported types are left out, except the settings of configuration
-    libraries.
+    Tuples, sets and arrays become lists, and keys become text. Supported values without a JSON
+    type, such as tensors, become descriptions. Objects of unsupported types are left out, but
+    objects of configuration libraries (see `settings_in`) are replaced by their settings.
     """
     value = _opened(value)
     if not isinstance(value, Mapping):
@@ -189,7 +196,10 @@ def _describe_collection(value: Any) -> str:
 
 
 def _count(value: object) -> tuple[int, int]:
-    """Return the number of tensors and of other leaves; each shared container counts once."""
+    """Return the number of tensors and the number of other values that are not containers.
+
+    The contents of a container that occurs several times are counted once.
+    """
     tensors = others = 0
     seen: set[int] = set()
     waiting = [value]
@@ -211,7 +221,10 @@ def _shorten(text: str) -> str:
 
 
 def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
-    """Yield the outermost objects and arrays in a value that were not read, with dotted paths."""
+    """Yield the objects and arrays in a value that were not read, each with its dotted path.
+
+    Objects and arrays inside another object that was not read are left out.
+    """
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:
@@ -227,10 +240,10 @@ def outermost(value: object) -> Iterator[tuple[str, Opaque | NumpyArray]]:
 
 
 def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
-    """Yield what an item contains, with dotted paths; plain values such as numbers are left out.
+    """Yield the contents of an item, with their dotted paths.
 
-    These are the objects in a collection, objects that are keys of a mapping, and the state of a
-    `Record`.
+    The contents are the values in a collection, the objects that are keys of a mapping, or the
+    state of a `Record`. Plain values, such as numbers and texts, are left out.
     """
     if isinstance(item, Record):
         yield path, item.state
@@ -281,7 +294,7 @@ def in_words(item: Opaque | NumpyArray) -> str:
     values = "" if settings_in(item) is UNKNOWN else "; its values are read as plain data"
     return (
         f"{'the name' if item.is_name else 'an object of'} {shown(item.name)}, which no weight "
-        f"needs: neither imported nor called{values}"
+        f"needs; nothing was imported or called{values}"
     )
 
 
@@ -319,6 +332,10 @@ def read_config_text(text: str) -> dict[str, Any] | None:
 def _value(node: ast.expr, depth: int) -> Any:
     """Return the value of an expression.
 
+    Args:
+        node: the expression.
+        depth: the number of collections that contain the expression.
+
     Raises:
         ValueError: the expression is not a literal, or is nested too deeply.
     """
@@ -349,7 +366,12 @@ def _name(key: ast.expr | str | None) -> str:
 
 
 def _literals(items: dict[str, ast.expr], depth: int) -> dict[str, Any]:
-    """Return the values of the items that are literals, by name; other items are left out."""
+    """Return the values of the items that are literals, by name; other items are left out.
+
+    Args:
+        items: the items of a mapping, by name.
+        depth: the number of collections that contain the mapping.
+    """
     values = {}
     for name, node in items.items():
         try:

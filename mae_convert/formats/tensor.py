@@ -1,4 +1,4 @@
-"""Lazy tensors, which are read on demand: their elements in C order, and digests of their bytes."""
+"""Lazy tensors, whose elements are read on demand in C order, and digests of their bytes."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ from mae_convert.errors import OutputError
 from mae_convert.files.sequential import Checked, Mapped, SequentialArray
 
 PIECE_BYTES = 1 << 20
-"""The maximum number of bytes of the arrays that `LazyTensor.pieces` and `blocks` yield."""
+"""The maximum number of bytes of each array that `LazyTensor.pieces` and `blocks` yield."""
 
 CACHED_BYTES = 1 << 18
 """The number of bytes that are read and then checked at a time; they fit into a core's cache."""
@@ -29,7 +29,7 @@ of a whole line.
 """
 
 SMALL_EXTENT = 256
-"""A matrix with at most this number of rows or columns is transposed without blocks."""
+"""A matrix with at most this number of rows or columns is transposed at once, not in blocks."""
 
 LARGEST_EXTENT = 1 << 48
 LARGEST_RANK = 32
@@ -53,8 +53,8 @@ class LazyTensor:
     also be read in ranges."""
 
     unchecked: "LazyTensor | None" = None
-    """The same tensor without the check that `checked` has added, or None. It is used to read the
-    elements again."""
+    """The same tensor without the check that `checked` has added, to read the elements again. None
+    if no check was added."""
 
     @property
     def nbytes(self) -> int:
@@ -244,7 +244,10 @@ class PassingDigest:
 
     @property
     def watched(self) -> LazyTensor:
-        """A lazy tensor with the same elements, which are hashed when they are read in order."""
+        """A lazy tensor with the same elements, which are hashed while they are read.
+
+        If the elements are not read in order, `hexdigest` reads and hashes the tensor again.
+        """
         load = self.tensor.load
         if isinstance(load, SequentialArray):
             return replace(
@@ -282,7 +285,7 @@ class PassingDigest:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(SequentialArray):
-    """The array `of`, whose elements pass through the function `take` when they are read.
+    """An array (the field `of`) whose elements pass through `take` when they are read.
 
     ``take`` gets consecutive elements and the index of the first, and returns the elements.
     """
@@ -298,5 +301,8 @@ class _Watched(SequentialArray):
 def watched(
     tensors: Mapping[str, LazyTensor], digests: Mapping[str, PassingDigest]
 ) -> dict[str, LazyTensor]:
-    """Return the tensors; reading a tensor whose name is in `digests` computes its SHA-256."""
+    """Return tensors that update `digests` while they are read; see `PassingDigest.watched`.
+
+    Tensors whose name is not in `digests` are returned unchanged.
+    """
     return {n: digests[n].watched if n in digests else tensor for n, tensor in tensors.items()}

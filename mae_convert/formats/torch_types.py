@@ -167,7 +167,7 @@ def refuse_changing_state(state: Any) -> None:
             if not isinstance(name, str) or name in SETTABLE or name.startswith("__"):
                 raise ValueError("an attribute that changes its tensor")
             if not _is_plain(value):
-                raise ValueError("an attribute of a tensor that is not plain data")
+                raise ValueError("a tensor's attribute whose value is not plain data")
 
 
 def _items(attributes: Any) -> list[tuple[Any, Any]]:

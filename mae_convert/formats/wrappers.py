@@ -55,7 +55,8 @@ class Selection:
     """All other contents, by dotted key."""
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """The attributes of the mapping that contains the tensors, if it is an OrderedDict."""
+    """The Python attributes, such as `_metadata`, of the mapping that contains the tensors; empty
+    if the mapping is not an OrderedDict."""
 
     around: tuple[Mapping, ...] = ()
     """The nested mappings that contain the model; the last mapping contains the tensors."""
@@ -101,9 +102,10 @@ def select_model(
     Args:
         path: the file, for messages.
         value: the value of the pickle in the file.
-        effects: the operations of the pickle on objects of unsupported types.
-        state_key: the key of the tensors, or a dotted path of keys; by default one of `WRAPPERS`,
-            or the top level if no such key contains tensors.
+        state_key: the key of the tensors, or a dotted path of keys. None for one of `WRAPPERS`, or
+            for the top level if no such key contains tensors.
+        effects: the operations of the pickle on objects of unsupported types; None if there are no
+            such operations.
 
     Raises:
         NoSuchKeyError: there are no tensors at `state_key`.
@@ -175,6 +177,11 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
     An object may have changed the model if it received a mapping that contains the weights, or if
     one of the model's tensors was an argument of the call that created the object. An object in the
     mapping of the weights may itself be a weight.
+
+    Args:
+        path: the file, for messages.
+        selection: the model's tensors, and the mappings that contain them.
+        effects: the operations of the pickle on objects of unsupported types.
 
     Raises:
         CheckpointError: an object can have changed the model, or may be one of its weights.
@@ -284,7 +291,13 @@ def _chosen(
 
 
 def _unread(hidden: Mapping[Keys, Opaque], effects: Effects, depth: int) -> list[Opaque]:
-    """Return the objects of unsupported types that received tensors and may be the model."""
+    """Return the objects of unsupported types that may be the model: they received tensors.
+
+    Args:
+        hidden: the objects of unsupported types in the checkpoint, by their keys.
+        effects: the operations of the pickle; they show to which objects it passes tensors.
+        depth: the maximum number of keys that lead to the model.
+    """
     opaque = [item for keys, item in hidden.items() if _may_be_model(keys, depth)]
     return [item for item in opaque[:KEYS_SHOWN] if holder_of_tensors([item], effects)]
 
@@ -359,7 +372,12 @@ def _listed(keys: Iterable[object]) -> str:
 
 
 def _beside(value: Mapping, keys: Keys) -> Iterator[tuple[Any, object]]:
-    """Yield the dotted key and the value of all contents except the model's tensors."""
+    """Yield the dotted key and the value of each item except the model's tensors.
+
+    Args:
+        value: the value of the pickle.
+        keys: the keys that lead to the mapping of the model's tensors.
+    """
     prefix = ""
     for key in keys:
         yield from ((_dotted(prefix, name), v) for name, v in value.items() if name != key)

@@ -1,4 +1,7 @@
-"""Write files and model directories, which are flushed and re-read before they are renamed."""
+"""Write files and model directories under temporary names, and rename them at the end.
+
+They are flushed and re-read before they get their final names.
+"""
 
 import json
 import os
@@ -54,8 +57,8 @@ class Output:
     json_files: Mapping[str, JsonFile] = field(default_factory=dict)
     """The contents of JSON files in the same directory, by file name.
 
-    A content is a mapping, or a function that returns a mapping. The argument of the function is
-    the SHA-256 of each tensor's bytes (little-endian, in C order), by tensor name.
+    Each value is a mapping, or a function that returns a mapping. The argument of the function is a
+    mapping from tensor names to the SHA-256 of each tensor's bytes (little-endian, in C order).
     """
 
     is_directory: bool = False
@@ -67,7 +70,7 @@ class Output:
 
 
 def file_output(path: Path | str, weights: Weights) -> Output:
-    """Return the output for a single file."""
+    """Return the description of an output that writes `weights` to a single file."""
     return Output(Path(path), {"": weights})
 
 
@@ -79,7 +82,7 @@ def directory_output(
     *,
     max_shard_size: int | None = None,
 ) -> Output:
-    """Return the output for a model directory.
+    """Return the description of an output that writes a model directory.
 
     Args:
         path: the path of the directory.
@@ -232,7 +235,8 @@ def write_all(
     Args:
         outputs: the outputs.
         overwrite: replace existing targets.
-        source: the source of the tensors.
+        source: the source of the tensors, which is hashed and checked for changes; None if there
+            is no such source.
         progress: receives the progress.
         on_commit: called after all outputs have been renamed, before any signal is delivered.
 
@@ -355,7 +359,16 @@ def _compare(threads: WorkerThreads, files: Sequence[OutputFile]) -> dict[str, s
 
 
 def _write_json_files(output: Output, folder: Path, hashes: Mapping[str, str]) -> None:
-    """Write the JSON files of an output, flush them to the disk, and re-read them."""
+    """Write the JSON files of an output, flush them to the disk, and re-read them.
+
+    Args:
+        output: the output.
+        folder: the directory in which the files are written.
+        hashes: the SHA-256 of each tensor's bytes, by tensor name.
+
+    Raises:
+        OutputError: a file does not contain what was written to it.
+    """
     for name, given in output.json_files.items():
         value = in_unicode(given(hashes) if callable(given) else given)
         text = json.dumps(value, indent=2, sort_keys=name.endswith(INDEX_SUFFIX)) + "\n"

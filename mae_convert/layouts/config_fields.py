@@ -54,7 +54,7 @@ class Fields:
 Treatment = Read | Harmless | Only | Reported | Fields
 READ, HARMLESS = Read(), Harmless()
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
-"""Values that disable most options of a library."""
+"""Values with which an option of a library is usually disabled."""
 
 
 def unknown_fields(

@@ -38,7 +38,7 @@ class Difference:
 def code_differences(
     program: str, config: Any, task: str, more: Mapping[str, float] | None = None
 ) -> tuple[Difference, ...]:
-    """Return a `Difference` if a model has other values of fields than the code of its authors.
+    """Return a `Difference` if the code of a model's authors uses other values than the model.
 
     The code does not read a configuration. All epsilons of its layer norms are 1e-6, and its
     activation is GELU.
@@ -60,8 +60,8 @@ def code_differences(
         if in_code != value
     ]
     sentence = (
-        f"{program} does not read the configuration in the file and has other values of "
-        f"{', '.join(values)}, so it does not compute the outputs of this model"
+        f"{program} does not read the configuration in the file and uses other values for "
+        f"{', '.join(values)}, so its outputs are not the outputs of this model"
     )
     return (Difference(None, sentence),) if values else ()
 
@@ -84,19 +84,20 @@ class Layout:
     first table that supports the task."""
 
     containers: tuple[str, ...]
-    """The file formats of this layout; the first format is used in a directory."""
+    """The file formats in which this layout can be stored. The weights in a directory are written
+    in the first format."""
 
     weights_name: str | None = None
     """The name of the file of weights if the layout is written as a directory, or None if it is
     written as a single file."""
 
     state_key: str | None = None
-    """The key that contains the tensors in a ``.pth`` of the layout's own programs; None for a
-    plain state dict."""
+    """The key under which the programs that define the layout store the tensors in a ``.pth``
+    file; None if they store a plain state dict."""
 
     conventions: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields, ``image_mean`` and ``image_std`` that the layout implies if they are
-    not specified."""
+    """The values that the layout implies for configuration fields, ``image_mean`` and
+    ``image_std`` if no values are specified."""
 
     fixed: tuple[str, ...] = ()
     """The implied fields that have a fixed value in the layout's own code."""
@@ -112,7 +113,8 @@ class Layout:
     """Whether a layout that is written as a directory can also be written as a single file."""
 
     read_config: ConfigReader = dict
-    """Returns the model's fields, given a configuration from the directory or from the file."""
+    """Returns the model's configuration fields, given the configuration that is stored in the
+    checkpoint's directory or in its file of weights."""
 
     write_config: ConfigWriter = dict
     """Returns the content of ``config.json`` for a directory or a Keras archive. The argument is a

@@ -127,7 +127,8 @@ class Table:
         """Return the rules for a set of canonical names, in the external layout's order.
 
         Raises:
-            LayoutError: the table has no row for a name, or some of a row's names are missing.
+            LayoutError: the table has no rule for a name, or `names` contains only some of the
+                canonical names of a rule.
         """
         required = set(names)
         depth = 1 + max(

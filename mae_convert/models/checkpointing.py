@@ -29,7 +29,7 @@ def enable_checkpointing(
     Args:
         model: a model with transformer blocks.
         options: arguments of ``torch.utils.checkpoint.checkpoint``; ``use_reentrant`` defaults to
-            False.
+            False. None for the defaults.
         every_n_layers: checkpoint the first block and every n-th block after it.
         offload: store the inputs of blocks in CPU memory.
 

@@ -1,9 +1,9 @@
 """Compile the blocks of a Keras model with TensorFlow, for inference calls outside a graph.
 
-An eager call spends most of its time between operations. Here each block calls a `tf.function` that
-takes the weights as arguments, so that all blocks of an encoder or decoder share one graph. Only
-one block is traced, which takes a fraction of a second, so the first call takes about as long as an
-eager call. The results do not depend on how often a model was called before.
+An eager call spends most of its time on overhead between operations. Here each block calls a
+`tf.function` that takes the weights as arguments, so that all blocks of an encoder or decoder share
+one graph. Only one block is traced, which takes a fraction of a second, so the first call takes
+about as long as an eager call. The results do not depend on how often a model was called before.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ LIMIT = 16
 def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
     """Return whether compiled blocks affect only the speed of a call.
 
-    The result is False if something observes single operations: a gradient tape, a surrounding
+    The result is False if something observes individual operations: a gradient tape, a surrounding
     graph, a distribution strategy, TensorFlow's debuggers, or Keras's symbolic or stateless
     execution.
 
@@ -58,8 +58,8 @@ class CompiledBlocks:
     def of(self, blocks: list[Any]) -> list[Any]:
         """Return a compiled callable for each block, in order.
 
-        A block is returned without compilation if a script has replaced one of its layers or the
-        method ``call`` of a layer, or has quantized it.
+        A block is returned unchanged if a script has quantized the block, or has replaced one of
+        its layers or the method ``call`` of a layer.
         """
         return [_CompiledBlock(self, block) if _is_unchanged(block) else block for block in blocks]
 

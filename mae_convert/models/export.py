@@ -113,7 +113,7 @@ def _write_saved_model(model: Any, target: Path) -> None:
 
 
 def pixel_shape(model: Any) -> tuple[int | None, int, int, int]:
-    """Return the shape (N, C, H, W) of a model's images, with any N."""
+    """Return the shape (N, C, H, W) of a model's images; N is None, for any number of images."""
     return (None, model.config.num_channels, *model.config.image_hw)
 
 

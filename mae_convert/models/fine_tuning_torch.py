@@ -55,7 +55,8 @@ def parameter_groups(
     Returns:
         For each layer in order, a dictionary for the parameters with weight decay and a dictionary
             for the parameters without weight decay. The keys of a dictionary are ``params``,
-            ``lr``, ``weight_decay``, and ``layer``, the number of the layer.
+            ``lr``, ``weight_decay``, and ``layer``, the number of the layer: 0 for the embeddings,
+            then the blocks, and last the final norm and the head (see `layer_of`).
     """
     names = dict(model.named_parameters())
     depth = len({match[1] for name in names if (match := BLOCK.match(name))})

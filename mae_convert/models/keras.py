@@ -129,7 +129,10 @@ class KerasModel(TransformersMethods, PretrainedModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Compute the loss like the reference model; the targets `y` may also be a mapping."""
+        """Compute the same loss as the reference model.
+
+        The targets `y` are an array, or a mapping that contains only the targets.
+        """
         loss: Tensor = super().compute_loss(  # type: ignore[misc]
             x, targets_of(y), y_pred, sample_weight, training
         )
@@ -138,7 +141,10 @@ class KerasModel(TransformersMethods, PretrainedModel):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Update the metrics and return them; the targets `y` may be wrapped in a mapping."""
+        """Update the metrics and return them.
+
+        The targets `y` are an array, or a mapping that contains only the targets.
+        """
         metrics: dict[str, Any] = super().compute_metrics(  # type: ignore[misc]
             x, targets_of(y), y_pred, sample_weight
         )
@@ -161,7 +167,13 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return super().own_loss(outputs, targets, sample_weight)  # type: ignore[misc]
 
     def _with_targets(self, outputs: Any, targets: Any) -> Any:
-        """Return an object whose attribute ``loss`` is the model's own loss for the targets."""
+        """Return an output whose attribute ``loss`` is the loss that the model itself computes.
+
+        Args:
+            outputs: the outputs of the model.
+            targets: the targets; not used by a masked autoencoder, which computes the loss when it
+                is called.
+        """
         del targets  # the targets of a masked autoencoder are its inputs
         return outputs
 
@@ -196,7 +208,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the activations inside blocks are recomputed."""
+        """Whether activations inside blocks are recomputed in the backward pass, not stored."""
         return any("call" in block.__dict__ for block in blocks_of(self))
 
     def _computed(
@@ -207,7 +219,10 @@ class KerasModel(TransformersMethods, PretrainedModel):
         interpolate: bool | None,
         training: bool | None,
     ) -> Any:
-        """Return the reference model's result, after resampling the positions if needed."""
+        """Return the reference model's result; position embeddings are resampled if needed.
+
+        The arguments are as in `for_inputs`; `requested` determines which outputs are returned.
+        """
         model, pixel_values = self.for_inputs(
             pixel_values, *more, interpolate=interpolate, training=training
         )
@@ -222,6 +237,15 @@ class KerasModel(TransformersMethods, PretrainedModel):
         The returned model shares the variables of this model. Its position embeddings are resampled
         for images of another size, and its blocks are compiled if that affects only the speed.
         Incomplete patches at the right and bottom edges of the images are cropped.
+
+        Args:
+            pixel_values: the images (N, C, H, W).
+            more: the other inputs of the call, such as the noise.
+            interpolate: accept images of another size than the configured size. None for False.
+            training: whether dropout is active. None for False.
+
+        Raises:
+            ValueError: see `usable_size`.
         """
         given = tuple(pixel_values.shape[-2:])
         size = usable_size(given, self.config, interpolate, whole=self.task == "pretrain")
@@ -255,7 +279,7 @@ class KerasModel(TransformersMethods, PretrainedModel):
         return shared(model, **changes)
 
     def _with_compiled_blocks(self, model: Any) -> Any:
-        """Return a copy of a model that has compiled blocks and shares the model's variables."""
+        """Return a copy of a model; the copy has compiled blocks and shares the variables."""
         stacks = ("encoder", "decoder") if hasattr(model, "decoder") else ("encoder",)
         compiled = {}
         for name in stacks:

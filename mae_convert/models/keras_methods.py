@@ -80,7 +80,7 @@ class TransformersMethods:
         if not hasattr(dataset, "to_tf_dataset"):
             raise TypeError(
                 f"prepare_tf_dataset takes a datasets.Dataset, not a {type(dataset).__name__};"
-                " pass arrays or a tf.data.Dataset to fit directly"
+                " pass arrays or a tf.data.Dataset directly to fit()"
             )
         inputs = [n for n in inspect.signature(type(self).call).parameters if n != "self"]  # type: ignore[attr-defined]
         columns = [name for name in dataset.column_names if name in inputs and name not in LABELS]
@@ -134,7 +134,7 @@ class TransformersMethods:
         Args:
             filepath: the directory or file.
             format: a format that Keras can export: "tf_saved_model", "onnx", "litert" ...
-            verbose: print the written signatures.
+            verbose: whether to print the written signatures; None for the default of Keras.
             input_signature: the shapes and dtypes of the inputs; Keras then writes one signature.
             options: further arguments of Keras.
         """

@@ -31,7 +31,10 @@ class RecomputedBlock:
         self.block = block
 
     def __call__(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Return the output of the block for tokens (N, T, D); it has the same shape.
+
+        Activations are recorded in `taps` unless it is None. They are then not recomputed.
+        """
         compute = type(self.block).call
         if taps is not None:  # recorded activations must not be recomputed
             return compute(self.block, tokens, taps)
@@ -50,10 +53,11 @@ def shared(layer: Any, **changes: Any) -> Any:
 
 
 def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
-    """Resample position embeddings (1, 1 + L, D) to another grid, in the same way as a conversion.
+    """Resample position embeddings (1, 1 + L, D) to another grid of patches.
 
-    The interpolation is bicubic in two dimensions, in float64 (on JAX only if enabled), and the
-    result is rounded to the dtype of the embeddings. The function is differentiable.
+    As in a conversion to another image size, the interpolation is bicubic in two dimensions, in
+    float64 (on JAX only if enabled), and the result is rounded to the dtype of the embeddings. The
+    function is differentiable.
     """
     table = ops.convert_to_tensor(positions)
     rows, columns = (
@@ -67,10 +71,10 @@ def resampled(positions: Any, grid: Size, new_grid: Size) -> Tensor:
 
 
 class EncoderView:
-    """A model's encoder: ``model.vit`` in scripts for transformers.
+    """A model's encoder, under the name ``model.vit`` that scripts for transformers use.
 
     The attributes of the Keras layer ``model.encoder``, such as ``trainable``, ``weights`` and
-    ``embeddings``, can be read and set. The blocks are ``encoder.layer[n]``.
+    ``embeddings``, can be read and set through this view. The blocks are ``encoder.layer[n]``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -115,12 +119,15 @@ class EncoderView:
         """Return the outputs of the encoder for images (N, C, H, W).
 
         Args:
-            pixel_values: (N, C, H, W).
-            noise: (N, L), for a model that masks patches; None for random noise.
-            output_attentions: return the attention probabilities of each block.
-            output_hidden_states: return the output of the embeddings and of each block.
-            return_dict: False for a plain tuple.
-            interpolate_pos_encoding: accept images of another size.
+            pixel_values: the images.
+            noise: (N, L), a value for each of the L patches, for a model that masks patches; None
+                for random noise.
+            output_attentions: return the attention probabilities of each block. None for the value
+                in ``config``.
+            output_hidden_states: return the output of the embeddings and of each block. None for
+                the value in ``config``.
+            return_dict: False for a plain tuple. None for the value in ``config``.
+            interpolate_pos_encoding: accept images of another size than the configured size.
             training: whether dropout is active.
         """
         owner = self._model

@@ -156,7 +156,7 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
     """Return the checkpoint with the requested values of fields that only affect training.
 
     Raises:
-        ConfigurationError: a field that callers cannot set has a requested value other than the
+        ConfigurationError: the value requested for a field that callers cannot set differs from the
             value in the checkpoint.
     """
     model = source.configuration.model
@@ -186,9 +186,10 @@ def output_arguments(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[Any, str] | None:
-    """Return a dictionary from class numbers to names: as specified, else as in the checkpoint.
+    """Return a dictionary from class numbers to names; None if there are no names.
 
-    The result is None if there are no names.
+    The names are ``id2label`` in `options`, else the labels of `config`, else the names in the
+    checkpoint, which are part of the metadata of `model`.
     """
     if options.get("id2label"):
         return dict(options["id2label"])
@@ -198,6 +199,9 @@ def labels_of(config: Any, options: Mapping[str, Any], model: Any) -> Mapping[An
 
 
 def loading_info() -> dict[str, list[str]]:
-    """Return transformers' report about names that do not match; its lists are empty here."""
+    """Return transformers' report about names that do not match.
+
+    Its lists are always empty: a checkpoint whose tensor names match no layout is not loaded.
+    """
     names = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return {name: [] for name in names}

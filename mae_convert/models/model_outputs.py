@@ -24,10 +24,12 @@ class EncoderOutput(NamedTuple):
     """(N, 1 + L, D), after the final norm, if there is one."""
 
     hidden_states: Any = None
-    """The output of the embeddings and of each block, each (N, 1 + L, D)."""
+    """The output of the embeddings and of each block, each (N, 1 + L, D); None if they were not
+    requested."""
 
     attentions: Any = None
-    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
+    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L); None if they were not
+    requested."""
 
 
 # The optional fields of each output, except ``taps``, which transformers does not have.

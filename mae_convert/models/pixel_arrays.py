@@ -34,7 +34,10 @@ def axes_named(name: Any, argument: str) -> str | None:
 
 
 def single_images(images: Any) -> list[Any]:
-    """Return a list of images: Pillow images, paths, and arrays with two or three axes.
+    """Return a list of single images: Pillow images, paths, and arrays with two or three axes.
+
+    Args:
+        images: an image, a batch of images (an array with four axes), or a nested list of these.
 
     Raises:
         ImageError: an object is not an image.
@@ -117,10 +120,11 @@ def _is_resizing(prepare: Preprocessing) -> bool:
 
 
 def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.ndarray:
-    """Return an array as (H, W, C); if `axes` is None, its shape determines the axis of channels.
+    """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
 
-    An axis with the model's number of channels has precedence over an axis with another possible
-    number of channels, and the first axis has precedence over the last.
+    If `axes` is "first" or "last", it names the axis of channels. If `axes` is None, the array's
+    shape determines this axis: an axis with the model's number of channels has precedence over an
+    axis with another possible number of channels, and the first axis has precedence over the last.
     """
     if pixels.ndim == 2:
         return pixels[..., None]

@@ -191,9 +191,14 @@ class TorchModel(PretrainedModel, nn.Module):
     def floating_point_ops(
         self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
     ) -> int:
-        """Estimate the floating-point operations of a training step, like transformers.
+        """Estimate the number of floating-point operations of a training step.
 
-        The estimate is 6 x the number of input values x the number of parameters.
+        The estimate is the same as in transformers: 6 x the number of input values x the number of
+        parameters.
+
+        Args:
+            input_dict: the inputs of the model, by name.
+            exclude_embeddings: has no effect; see `num_parameters`.
         """
         values = input_dict[self.main_input_name].numel()
         return int(6 * values * self.num_parameters(exclude_embeddings=exclude_embeddings))
@@ -261,7 +266,14 @@ class TorchModel(PretrainedModel, nn.Module):
         requested: RequestedOutputs,
         interpolate: bool | None,
     ) -> Any:
-        """Return the reference model's output; position embeddings are resampled if needed."""
+        """Return the reference model's output; position embeddings are resampled if needed.
+
+        Args:
+            pixel_values: the images (N, C, H, W).
+            more: further inputs of the reference model, such as the noise.
+            requested: the outputs that the call requests.
+            interpolate: accept images of another size than the configured size. None for False.
+        """
         model, pixel_values = self.for_size(pixel_values, interpolate)
         kind = next(base for base in type(self).__mro__ if base.__module__.startswith(REFERENCE))
         return kind.forward(model, pixel_values, *more, **requested.flags)  # type: ignore[attr-defined]
@@ -271,6 +283,10 @@ class TorchModel(PretrainedModel, nn.Module):
 
         The model has the same parameters, with resampled position embeddings for images of another
         size. Incomplete patches at the right and bottom edges are cropped.
+
+        Args:
+            pixel_values: the images (N, C, H, W).
+            interpolate: accept images of another size than the configured size. None for False.
 
         Raises:
             ValueError: see `usable_size`; or `pixel_values` is None.
@@ -321,10 +337,11 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def resampled(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Resample position embeddings (1, 1 + L, D) to another grid, in the same way as a conversion.
+    """Resample position embeddings (1, 1 + L, D) to another grid of patches.
 
-    The interpolation is bicubic in two dimensions and differentiable. It is computed in float64 (on
-    MPS devices in float32), and the result is rounded to the dtype of the embeddings.
+    As in a conversion to another image size, the interpolation is bicubic in two dimensions. It is
+    computed in float64 (on MPS devices in float32), and the result is rounded to the dtype of the
+    embeddings. The function is differentiable.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     patches = positions[:, 1:].to(wide).unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)
@@ -349,13 +366,15 @@ class MaskedTorchModel(TorchModel):
         """Mask patches of images (N, C, H, W) and return the outputs of the model.
 
         Args:
-            pixel_values: (N, C, H, W).
+            pixel_values: the images (N, C, H, W); required.
             noise: (N, L); the patches with the lowest values are kept. None for random noise.
             head_mask: must be None.
-            interpolate_pos_encoding: accept images of another size.
-            output_attentions: return the attention probabilities of each block.
-            output_hidden_states: return the output of the embeddings and of each block.
-            return_dict: False for a plain tuple.
+            interpolate_pos_encoding: accept images of another size than the configured size.
+            output_attentions: return the attention probabilities of each block. None for the value
+                in ``config``.
+            output_hidden_states: return the output of the embeddings and of each block. None for
+                the value in ``config``.
+            return_dict: False for a plain tuple. None for the value in ``config``.
 
         Raises:
             NotImplementedError: ``head_mask`` is not None.
@@ -471,13 +490,15 @@ class ViTForImageClassification(TorchModel, reference.ViTForImageClassification,
         The loss depends on ``config.problem_type``, as in transformers.
 
         Args:
-            pixel_values: (N, C, H, W).
+            pixel_values: the images (N, C, H, W); required.
             head_mask: must be None.
             labels: (N,), or (N, K) for several labels per image.
-            interpolate_pos_encoding: accept images of another size.
-            output_attentions: return the attention probabilities of each block.
-            output_hidden_states: return the output of the embeddings and of each block.
-            return_dict: False for a plain tuple.
+            interpolate_pos_encoding: accept images of another size than the configured size.
+            output_attentions: return the attention probabilities of each block. None for the value
+                in ``config``.
+            output_hidden_states: return the output of the embeddings and of each block. None for
+                the value in ``config``.
+            return_dict: False for a plain tuple. None for the value in ``config``.
 
         Raises:
             NotImplementedError: ``head_mask`` is not None.

@@ -70,6 +70,14 @@ def save_into(
     the files get their final names one by one after all of them are written; other files, and an
     existing preprocessor_config.json, are not changed.
 
+    Args:
+        model: the model.
+        directory: the directory.
+        layout: the name of the layout that is written.
+        metadata: the metadata that is written with the weights.
+        max_shard_size: the maximum size of a file of weights, as a number of bytes or a text such
+            as "5GB"; larger weights are written in shards. None to write a single file of weights.
+
     Raises:
         OutputError: the directory cannot be written.
     """

@@ -44,10 +44,10 @@ def with_original_names(
 def _rules_that_fit(
     state: Mapping[str, Any], config: ViTMAEConfig, task: str
 ) -> tuple[Rule, ...] | None:
-    """Return the rules of the naming variant of transformers that a state dict uses, or None.
+    """Return the rules of the naming variant of transformers that a state dict uses.
 
     The rules map the names to canonical names. A state dict uses a naming variant if it has all
-    names of the variant.
+    names of the variant. The result is None if it uses no variant.
     """
     names = schema(config, task)
     for table in layout_named("transformers").tables:

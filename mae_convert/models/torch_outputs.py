@@ -30,7 +30,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEModelOutput(Output):
-        """The output of the encoder, without the field ``taps`` of the reference model's output."""
+        """The output of the encoder, without intermediate activations (the field ``taps``)."""
 
         last_hidden_state: Any = None
         mask: Any = None
@@ -40,7 +40,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEForPreTrainingOutput(Output):
-        """The output of the pre-training model, without the field ``taps``."""
+        """The output of the pre-training model, without intermediate activations (``taps``)."""
 
         loss: Any = None
         logits: Any = None
@@ -51,7 +51,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ImageClassifierOutput(Output):
-        """The output of the classifier, without the field ``taps``."""
+        """The output of the classifier, without intermediate activations (the field ``taps``)."""
 
         loss: Any = None
         logits: Any = None

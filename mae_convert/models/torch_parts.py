@@ -27,7 +27,13 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def add_part(part: nn.Module, model: nn.Module, has_name: Callable[[str], bool]) -> None:
-    """Register in `part` the parameters and modules of a model whose names `has_name` accepts."""
+    """Register in `part` the parameters and modules of `model` that have an accepted name.
+
+    Args:
+        part: the module to which parameters and modules are added.
+        model: the model.
+        has_name: returns whether a name is accepted.
+    """
     for name, parameter in model.named_parameters(recurse=False):
         if has_name(name):
             part.register_parameter(name, parameter)
@@ -45,7 +51,7 @@ def part_of(**named: nn.Module | nn.Parameter | None) -> nn.Module:
 
 
 class EncoderPart(nn.Module):
-    """The encoder of a model: ``model.vit`` in scripts for transformers.
+    """The encoder of a model, under the name ``model.vit`` that scripts for transformers use.
 
     The blocks are ``encoder.layer[n]``, as in transformers 4, and ``layers[n]``, as in version 5.
     """
@@ -98,12 +104,15 @@ class EncoderPart(nn.Module):
         """Return the outputs of the encoder for images (N, C, H, W).
 
         Args:
-            pixel_values: (N, C, H, W).
-            noise: (N, L), for a model that masks patches; None for random noise.
-            output_attentions: return the attention probabilities of each block.
-            output_hidden_states: return the output of the embeddings and of each block.
-            return_dict: False for a plain tuple.
-            interpolate_pos_encoding: accept images of another size.
+            pixel_values: the images.
+            noise: (N, L), a value for each of the L patches, for a model that masks patches; None
+                for random noise.
+            output_attentions: return the attention probabilities of each block. None for the value
+                in ``config``.
+            output_hidden_states: return the output of the embeddings and of each block. None for
+                the value in ``config``.
+            return_dict: False for a plain tuple. None for the value in ``config``.
+            interpolate_pos_encoding: accept images of another size than the configured size.
         """
         requested = requested_outputs(
             self.config, output_hidden_states, output_attentions, return_dict

@@ -147,7 +147,7 @@ class ViTMAEConfig:
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Numbers of the classes by name."""
+        """The number (index) of each class, by the name of the class."""
         return {name: number for number, name in self.id2label.items()}
 
     @property

@@ -137,7 +137,19 @@ def _split(card: str) -> tuple[str, str]:
 def _with_missing(
     head: str, metadata: Mapping[str, Any], line_break: str
 ) -> tuple[str, dict[str, Any]]:
-    """Return the metadata block with lines for missing fields added, and the added fields."""
+    """Add a line for each missing field to the metadata block of a card.
+
+    Args:
+        head: the metadata block; empty if the card has no block.
+        metadata: the fields that the card must have.
+        line_break: the line break of the card.
+
+    Returns:
+        The new block, and the added fields.
+
+    Raises:
+        HubError: the fields cannot be added to the block.
+    """
     from huggingface_hub import ModelCardData
 
     before = metadata_of(head) if head else {}

@@ -90,7 +90,10 @@ def _citation(artifact: Artifact) -> Iterator[str]:
 
 
 def introduction(data: CardData) -> str:
-    """Return a description of the model, a summary of its verification, and the image, if any."""
+    """Return a description of the model, a summary of its verification, and an example image.
+
+    The image shows reconstructions; it is left out if `data` has no image.
+    """
     checkpoint = data.artifacts[0].checkpoint
     model, family = checkpoint.configuration.model, checkpoint.family
     count = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())

@@ -29,7 +29,13 @@ def _code(title: str, language: str, lines: Sequence[str]) -> str:
 
 
 def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None) -> bool:
-    """Return whether a layout can store the model for `task`, by default the model's own task."""
+    """Return whether a layout can store the model of the artifacts for a task.
+
+    Args:
+        artifacts: the published checkpoints of one model.
+        layout: the name of the layout.
+        task: the task; None for the task of the model.
+    """
     checkpoint = artifacts[0].checkpoint
     task = task or checkpoint.task
     entry = checkpoint.family.layouts.get(layout)
@@ -40,7 +46,7 @@ def _can_be(artifacts: Sequence[Artifact], layout: str, task: str | None = None)
 
 
 def _class(checkpoint: Checkpoint, library: str) -> str | None:
-    """Return the name of a library's class for a model, or None."""
+    """Return the name of a library's class for a model; None if the library has no such class."""
     class_path = checkpoint.family.models.get(library, {}).get(checkpoint.task)
     return class_path and class_path.partition(":")[2]
 
@@ -68,7 +74,10 @@ def _pytorch(repo_id: str, artifacts: Sequence[Artifact]) -> str:
 
 
 def _reference_model(repo_id: str, checkpoint: Checkpoint) -> list[str]:
-    """Return code that loads and runs the reference model, if transformers has no class for it."""
+    """Return the lines of code that load and run the reference model.
+
+    The card shows them if transformers has no class for the checkpoint.
+    """
     shape = ", ".join(map(str, checkpoint.configuration.model.pixel_shape))
     axes = "(N, C, T, H, W)" if checkpoint.family.clips else "(N, C, H, W)"
     result = "last_hidden_state" if checkpoint.task == "encoder" else "logits"

@@ -19,10 +19,10 @@ CREDIT = (
 
 
 def image_of(checkpoint: Checkpoint) -> bytes | None:
-    """Return a PNG file with reconstructions of the photographs in this package, or None.
+    """Return a PNG file with reconstructions of the photographs in this package.
 
-    The result is None for models without a decoder or without exactly three channels, for video
-    models, without an installed framework, and if the model cannot be run.
+    The result is None if the model has no decoder, is a video model, does not have three channels,
+    or cannot be run, for example because no framework is installed.
     """
     configuration = checkpoint.configuration
     if checkpoint.task != "pretrain" or configuration.model.num_channels != 3:

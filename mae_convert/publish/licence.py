@@ -33,7 +33,7 @@ class Licence:
 
 
 def is_repository(name: object) -> bool:
-    """Return whether a name from a record is a valid name of a repository on the Hub."""
+    """Return whether a name in a conversion record is a valid name of a repository on the Hub."""
     return isinstance(name, str) and REPOSITORY.fullmatch(name) is not None
 
 

@@ -109,7 +109,8 @@ def plan_publication(request: PublishRequest, *, dry_run: bool = False) -> Publi
 
     Raises:
         CheckpointError: there is no model, or no certificate.
-        MaeConvertError: the certificate does not cover the model, or its licence is not specified.
+        MaeConvertError: the certificate does not cover the model, or the licence of the model is
+            not specified.
         HubError: no account is logged in, or the Hub refuses access to the repository.
         MissingRequirementError: the Hub cannot be reached.
     """
@@ -154,8 +155,9 @@ def _read_artifacts(request: PublishRequest) -> list[Artifact]:
             f"{request.directory} is a file",
             hint=(
                 *("specify a model directory, and further layouts with ", Option("also"), "; if "),
-                "the layout has only files, convert to a file in a new directory, such as model/"
-                f"{request.directory.name}, and run `mae-convert verify SOURCE model --certify`",
+                "the layout is written only as a file, convert to a file in a new directory, such"
+                f" as model/{request.directory.name}, and run `mae-convert verify SOURCE model"
+                " --certify`",
             ),
             path=request.directory,
         )
@@ -173,6 +175,13 @@ def _signed(
     staged: Mapping[str, Staged],
 ) -> dict[str, Staged]:
     """Sign the published files of the model directory; return the files of the signature by name.
+
+    Args:
+        directory: the model directory.
+        signer: the identity or key that signs.
+        artifact: the model in the directory.
+        licence: the licence, which the signed statement contains.
+        staged: the files to publish, by their path in the repository.
 
     Raises:
         MaeConvertError: the directory has no certificate, or not all of its files are published at

@@ -39,7 +39,10 @@ class Staged:
     """The git object ID; None for a large file."""
 
     def is_at(self, entry: Entry | None) -> bool:
-        """Return whether `entry`, a file in the repository, has the same bytes."""
+        """Return whether `entry`, a file in the repository, has the same bytes.
+
+        The result is False if `entry` is None, that is, if the repository has no such file.
+        """
         if entry is None:
             return False
         if entry.sha256 is not None:
@@ -65,11 +68,15 @@ def stage_artifacts(
     """Return the files of the artifacts, by their path in the repository.
 
     Weights are always at the root, where frameworks load them. The other files of the first model
-    directory are at the root too, unless libraries would load existing weights instead of the
-    published weights. In this case, and for every later model directory, the record and the
-    certificate are in a folder under `CERTIFICATES_FOLDER`; a further file is in this folder only
-    if the root already has a different file of the same name. The certificate of a single file is
-    at the root, under a name that begins with the name of the file.
+    directory are at the root, too, unless the repository has weights that libraries would load
+    instead of the published weights.
+
+    In this case, and always for later model directories, the record and the certificate are in a
+    folder under `CERTIFICATES_FOLDER`. Any other file is in this folder only if the root already
+    has a different file of the same name.
+
+    The certificate of a single file is at the root, under a name that begins with the name of the
+    file.
 
     Args:
         artifacts: the published models.

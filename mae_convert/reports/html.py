@@ -141,9 +141,10 @@ def table(
         heads: the column headings, as text.
         rows: the cells, as HTML.
         attributes: attributes of each row, such as `id="..."` or `class="..."`.
-        sorted_as: how a script of the page sorts by each column: as "text", as "number", or ""
-            if not at all; empty if the table cannot be sorted.
-        name: the id of the table.
+        sorted_as: for each column, how a script of the page sorts its cells: as "text" or as
+            "number"; "" for a column by which rows cannot be sorted. The sequence is empty if the
+            table cannot be sorted.
+        name: the id of the table; "" for no id.
     """
     labels = [for_html(head) for head in heads]
     kinds = [
@@ -187,8 +188,8 @@ def image(colours: np.ndarray, description: str, *, least_width: int = 0) -> str
         colours: (H, W, 3), uint8.
         description: the alternative text.
         least_width: if 0, the image is stored as JPEG in its own size. Otherwise, it is stored as
-            PNG, and a small image is enlarged without interpolation, by the largest integer
-            factor with which its width does not exceed `least_width` pixels.
+            PNG, and an image that is narrower than this number of pixels is enlarged without
+            interpolation, by the largest integer factor that keeps its width within this number.
     """
     drawn = Image.fromarray(colours)
     factor = max(1, least_width // drawn.width)
@@ -248,7 +249,15 @@ class Chart:
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", more: str = "") -> str:
-    """Return text in a chart as SVG, at coordinates of the SVG."""
+    """Return text in a chart as SVG.
+
+    Args:
+        x: the horizontal coordinate in the SVG.
+        y: the vertical coordinate of the baseline.
+        words: the text.
+        anchor: the part of the text that is at `x`: "start", "middle" or "end".
+        more: further attributes of the SVG element, each after a space.
+    """
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{for_html(words)}</text>'
 
 

@@ -56,8 +56,8 @@ class Suite:
             kind: None if the case passed, else "failure", "error" or "skipped".
             message: a sentence that states why the case did not pass.
             lines: lines of further information.
-            status: the exit status of an error.
-            seconds: the duration of the case.
+            status: the exit status of the command if the case is an error; otherwise None.
+            seconds: the duration of the case in seconds; None if it is unknown.
         """
         case = ET.SubElement(
             self.element, "testcase", classname=self.class_name, name=for_xml(name)
@@ -160,7 +160,12 @@ def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
-    """Return the results of a sweep as JUnit XML: a test case for each job."""
+    """Return the results of a sweep as JUnit XML: a test case for each job.
+
+    Args:
+        rows: the results of the jobs that were run.
+        not_run: the number of jobs that were not run.
+    """
     suite = Suite(
         "mae-convert sweep",
         _class_name("sweep", "jobs"),

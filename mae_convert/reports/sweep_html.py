@@ -51,7 +51,7 @@ def page(rows: Sequence[Row], not_run: int = 0) -> str:
     verified = sum(row.passed is not None for row in rows)
     seconds = sum(row.seconds for row in rows)
     sentences = [
-        f"{verified} verified: {passed} passed, {proven} of them proven"
+        f"{verified} verified, {passed} passed, {proven} passed and proven"
         if verified
         else "not verified",
         f"{seconds:.0f} s in total",
@@ -198,7 +198,8 @@ COLUMNS: Sequence[tuple[str, str, Callable[[Row], Cell]]] = (
 MEANINGS = (
     "float64: the largest relative L2 distance between the two sides (limit"
     f" {FUNCTION_LIMIT:.0e}); float32: the larger rounding error of the two sides; time and memory:"
-    " for the whole job"
+    " for the whole job; proven: both sides were loaded by the libraries of their formats, without"
+    " mae-convert's mapping tables"
 )
 
 

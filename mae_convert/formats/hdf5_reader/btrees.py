@@ -25,8 +25,9 @@ def old_tree(
         address: the address of the root.
         kind: the number of the tree's type in the HDF5 format.
         key_width: the number of bytes of a key.
-        order: returns the sort key of a key. A tree whose keys are not sorted is refused, because
-            the HDF5 library would not find all keys in it and would read other data.
+        order: returns the sort key of a key; None if the order of the keys is not checked. A tree
+            whose keys are not sorted is refused, because the HDF5 library would not find all keys
+            in it and would read other data.
 
     Raises:
         ValueError: there is no tree of this type at the address, it contains a cycle, or its keys

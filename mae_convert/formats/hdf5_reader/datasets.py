@@ -1,4 +1,7 @@
-"""Datasets: where the values are, and how they are encoded (sections IV.A.2.i and l, III.A.1)."""
+"""Datasets: where the values are stored, and how they are encoded.
+
+See sections III.A.1, IV.A.2.i and IV.A.2.l of the HDF5 File Format Specification.
+"""
 
 import itertools
 import math
@@ -198,7 +201,8 @@ class _Chunks:
     def _place(self, key: bytes) -> tuple[int, ...]:
         """Return the index of a chunk along each axis, given the key of the chunk in the B-tree.
 
-        A key has an additional last axis, an offset in bytes inside an element, which is 0.
+        A key contains an offset for each axis, and then an offset in bytes inside an element. The
+        latter is always 0 in a valid file and is returned as the last index.
         """
         cursor = Cursor(key, 8)
         return tuple(cursor.address() // step for step in (*self.chunk, self.dtype.itemsize))

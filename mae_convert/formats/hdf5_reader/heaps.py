@@ -25,7 +25,12 @@ def local_heap(structure: Structure, address: int) -> bytes:
 
 
 def global_object(structure: Structure, address: int, index: int) -> bytes:
-    """Return an object of a global heap, which contains the texts of attributes (section III.E).
+    """Return an object in a global heap (section III.E); these objects are texts of attributes.
+
+    Args:
+        structure: the file.
+        address: the address of a collection (a block of objects) of the heap.
+        index: the number of the object in the collection.
 
     Raises:
         ValueError: there is no such object.
@@ -112,7 +117,12 @@ class FractalHeap:
         raise ValueError("a heap with a cycle")
 
     def _place(self, offset: int, rows: int) -> tuple[int, int, int]:
-        """Return size and index of the child block for an offset, and the offset in this block."""
+        """Return the size and index of the child block for an offset, and the offset in the child.
+
+        Args:
+            offset: an offset in the bytes that a parent block covers.
+            rows: the number of rows of the parent block.
+        """
         for row in range(rows):
             size = self.start << max(0, row - 1)
             if offset < size * self.columns:

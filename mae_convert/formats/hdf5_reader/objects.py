@@ -143,7 +143,12 @@ def _modern(structure: Structure, address: int, start: Cursor) -> Iterator[Messa
 
 
 def _ranges(structure: Structure, ranges: list[tuple[int, int]]) -> Iterator[Cursor]:
-    """Yield the bytes of each range; the caller may append ranges while it iterates."""
+    """Yield a cursor for each range of bytes; the caller may append ranges while it iterates.
+
+    Args:
+        structure: the file.
+        ranges: the address and the number of bytes of each range.
+    """
     for address, size in ranges:  # a cycle ends at the limit on bytes that are read
         yield structure.at(address, size)
 

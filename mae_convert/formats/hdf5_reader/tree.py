@@ -113,7 +113,14 @@ def _links(structure: Structure, path: str, messages: tuple[Message, ...]) -> li
 
 
 def _symbols(structure: Structure, path: str, message: Cursor) -> Iterator[_Link]:
-    """Yield the links of a group in the older format, which has a symbol table."""
+    """Yield the links of a group in the older format, in which a symbol table lists the links.
+
+    Args:
+        structure: the file.
+        path: the path of the group, for messages.
+        message: the header message, which contains the addresses of the B-tree and of the heap
+            with the names.
+    """
     tree, names = message.address(), message.address()
     heap = local_heap(structure, names)
     for _, address in old_tree(structure, tree, GROUP, key_width=8):

@@ -88,7 +88,14 @@ def _float(cursor: Cursor, size: int, flags: int, order: Order) -> np.dtype | No
 
 
 def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the bool dtype if an enumeration consists of FALSE (0) and TRUE (1), else None."""
+    """Return the bool dtype if an enumeration consists of FALSE (0) and TRUE (1), else None.
+
+    Args:
+        cursor: the cursor, at the base type of the enumeration; the members follow it.
+        version: the version of the datatype message.
+        size: the number of bytes of a value.
+        count: the number of members.
+    """
     base = read_type(cursor)
     if count != 2 or size != 1 or base.size != 1:
         return None
@@ -98,7 +105,14 @@ def _truth(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | No
 
 
 def _complex(cursor: Cursor, version: int, size: int, count: int) -> np.dtype | None:
-    """Return the complex dtype if a compound type consists of floats `r` and `i`, else None."""
+    """Return the complex dtype if a compound type consists of floats `r` and `i`, else None.
+
+    Args:
+        cursor: the cursor, at the first member.
+        version: the version of the datatype message.
+        size: the number of bytes of a value.
+        count: the number of members.
+    """
     if count != 2 or size not in (8, 16):
         return None
     parts = []

@@ -52,7 +52,7 @@ CONVENTIONS = {
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return a `Difference` if a model has other values of fields than the authors' code."""
+    """Return a `Difference` if the authors' code uses other values of fields than the model."""
     norms = {"pretrain": ("decoder_norm_eps", config.decoder_norm_eps)}
     if config.use_mean_pooling:
         norms["classify"] = ("fc_norm_eps", config.fc_norm_eps)
