@@ -47,7 +47,8 @@ def read_sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     kinds = {shard.kind for shard in shards.values()}
     if len(kinds) > 1 or not kinds <= set(KINDS):
         raise CheckpointError(
-            f"the shards that {index} lists have the formats {', '.join(sorted(kinds))}",
+            f"the shards that {index} lists have the formats {', '.join(sorted(kinds))}, which "
+            "cannot be read as one checkpoint",
             hint=f"they must all be {' or all '.join(KINDS)}",
         )
     if kinds == {TF_H5}:

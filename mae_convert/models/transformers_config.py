@@ -44,7 +44,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 
 def check_problem_type(kind: Any, num_labels: int) -> None:
-    """Raise ValueError for an invalid problem type, like transformers."""
+    """Raise ValueError for an invalid problem type, as transformers does."""
     if kind is not None and kind not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be {', '.join(PROBLEM_TYPES)} or None, not {kind!r}")
     if kind == "single_label_classification" and num_labels == 1:

@@ -43,7 +43,7 @@ class Cursor:
             raise ValueError(f"{signature.decode()} is missing at its expected address")
 
     def version(self, *known: int) -> int:
-        """Read a version number; raise ValueError if it is not in `known`."""
+        """Read a version number; raise ValueError if it is not one of the `known` versions."""
         version = self.number(1)
         if version not in known:
             raise ValueError(f"a structure of the unknown version {version}")
