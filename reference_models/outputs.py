@@ -68,11 +68,11 @@ class Taps(dict[str, Tensor]):
 
     @classmethod
     def of_decoder(cls, **options: Unpack[OutputOptions]) -> "Taps | None":
-        """Return a dictionary for a decoder's activations, or None if they are not requested."""
+        """Return an empty `Taps` for a decoder's activations; None if they are not requested."""
         return cls.requested(output_taps=options.get("output_taps", False))
 
     def of_block(self) -> "Taps | None":
-        """Return a dictionary for a block's activations, or None if they are not requested."""
+        """Return an empty `Taps` for a block's activations; None if they are not requested."""
         return Taps.requested(False, self.attentions, self.activations)
 
     def record(self, prefix: str, activations: Mapping[str, Tensor]) -> None:
@@ -91,7 +91,10 @@ HIDDEN_STATES = ("embedding", "output")
 
 
 def record(taps: Taps | None, prefix: str, **activations: Tensor) -> None:
-    """Record a layer's activations with `Taps.record`, or do nothing if ``taps`` is None."""
+    """Record the requested activations of a layer under the names ``prefix.name``.
+
+    If ``taps`` is None, nothing is recorded. See `Taps.record`.
+    """
     if taps is not None:
         taps.record(prefix, activations)
 
@@ -132,13 +135,14 @@ class ViTMAEModelOutput(NamedTuple):
     """(N, L), the index of each patch in the shuffled order."""
 
     hidden_states: Tensors | None = None
-    """Embedding output and each block's output, each (N, 1 + kept, D)."""
+    """Embedding output and each block's output, each (N, 1 + kept, D); None if not requested."""
 
     attentions: Tensors | None = None
-    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept); None if not
+    requested."""
 
     taps: dict[str, Tensor] | None = None
-    """Intermediate activations by name."""
+    """Intermediate activations by name; None if not requested."""
 
 
 class ViTMAEForPreTrainingOutput(NamedTuple):
@@ -157,13 +161,14 @@ class ViTMAEForPreTrainingOutput(NamedTuple):
     """(N, L), the index of each patch in the shuffled order."""
 
     hidden_states: Tensors | None = None
-    """Embedding output and each block's output, each (N, 1 + kept, D)."""
+    """Embedding output and each block's output, each (N, 1 + kept, D); None if not requested."""
 
     attentions: Tensors | None = None
-    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept)."""
+    """Attention probabilities of each block, each (N, heads, 1 + kept, 1 + kept); None if not
+    requested."""
 
     taps: dict[str, Tensor] | None = None
-    """Intermediate activations of encoder and decoder by name."""
+    """Intermediate activations of encoder and decoder by name; None if not requested."""
 
 
 class ImageClassifierOutput(NamedTuple):
@@ -176,10 +181,11 @@ class ImageClassifierOutput(NamedTuple):
     """(N, K), a value for each class."""
 
     hidden_states: Tensors | None = None
-    """Embedding output and each block's output, each (N, 1 + L, D)."""
+    """Embedding output and each block's output, each (N, 1 + L, D); None if not requested."""
 
     attentions: Tensors | None = None
-    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L)."""
+    """Attention probabilities of each block, each (N, heads, 1 + L, 1 + L); None if not
+    requested."""
 
     taps: dict[str, Tensor] | None = None
-    """Intermediate activations by name."""
+    """Intermediate activations by name; None if not requested."""

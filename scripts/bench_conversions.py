@@ -65,7 +65,11 @@ class Work:
         return self._run([*PROGRAM, "convert", self.checkpoint, self.target, "--to", layout])
 
     def phases(self, layout: str) -> list[float]:
-        """Convert the checkpoint; return two times: for writing, and for flushing and comparing."""
+        """Convert the checkpoint to `layout`; return the seconds of both phases of the conversion.
+
+        In the first phase the source is read and hashed and the output is written; in the second
+        phase the output is flushed to the disk, read again and compared with the source.
+        """
         measured = self._run([sys.executable, "-c", PHASES, self.checkpoint, self.target, layout])
         return json.loads(measured.output)
 
@@ -88,7 +92,11 @@ def remove(path: Path) -> None:
 
 
 def checkpoint(size: str, folder: Path) -> Path:
-    """Return a checkpoint file of an official size with random weights; "tiny" is the demo file."""
+    """Return a checkpoint file of a model size.
+
+    For the official sizes "base", "large" and "huge", a file with random weights is created in
+    `folder` if it does not exist. For "tiny" it is the small checkpoint in the package mae_convert.
+    """
     if size == "tiny":
         return TINY
     path = folder / f"{size}.pth"
@@ -109,7 +117,14 @@ def heads(size: str) -> list[str]:
 
 
 def converted(size: str, folder: Path, layout: str, *options: str) -> Path:
-    """Return a directory with the checkpoint in another layout; create it if it does not exist."""
+    """Return a directory with a checkpoint in another layout; create it if it does not exist.
+
+    Args:
+        size: the size of the model, as for `checkpoint`.
+        folder: the folder for the directory and for the file of the checkpoint.
+        layout: the layout of the directory.
+        options: further options of ``mae-convert convert``.
+    """
     directory = folder / f"{size}_{layout}"
     if not directory.exists():
         convert = [*PROGRAM, "convert", checkpoint(size, folder), directory, "--to", layout]

@@ -49,11 +49,23 @@ class Model:
         self._errors = errors
 
     def seconds(self, mode: str, batch: int, calls: int) -> float:
-        """Return the time of a call in seconds, averaged over ``calls`` calls."""
+        """Return the mean time of a call in seconds.
+
+        Args:
+            mode: the kind of call that `bench_worker.py` makes, such as "eager" or "compiled".
+            batch: the batch size.
+            calls: the number of calls.
+        """
         return self.measured(mode, batch, calls)[0]
 
     def measured(self, mode: str, batch: int, calls: int) -> tuple[float, float]:
-        """Return the time and the processor time of a call in seconds, averaged over ``calls``."""
+        """Return the mean time and the mean processor time of a call, in seconds.
+
+        Args:
+            mode: the kind of call that `bench_worker.py` makes, such as "eager" or "compiled".
+            batch: the batch size.
+            calls: the number of calls.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -73,7 +85,15 @@ class Model:
 
 @contextmanager
 def started(python: Path, library: str, framework: str, size: str, part: str) -> Iterator[Model]:
-    """Context manager that starts the process of a model and ends it after the block."""
+    """Context manager that starts the process of a model and ends it after the ``with`` block.
+
+    Args:
+        python: the Python interpreter.
+        library: the library of the model; "reference" for this project.
+        framework: "pytorch" or "tensorflow".
+        size: the size of the ViT, such as "base".
+        part: "encoder", "full" (encoder and decoder) or "classifier".
+    """
     keras = "tf_keras" if library == "transformers" else "keras"
     modules = ["torch"] if framework == "pytorch" else ["tensorflow", keras]
     require(python, *modules, *([] if library == "reference" else [library]))
@@ -127,7 +147,18 @@ def rows(
 def alternated(
     ours: Model, theirs: Model, mode: str, batch: int, pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Run both models in turn, in alternating order; return the time of each call in seconds."""
+    """Time both models in turn; return the times of `ours` and of `theirs`.
+
+    Each time is the mean time of a call in seconds. The model that is timed first changes with each
+    pair.
+
+    Args:
+        ours: a model of this project.
+        theirs: the model to compare with.
+        mode: "eager" or "compiled".
+        batch: the batch size.
+        pairs: how often each model is timed.
+    """
     models = {"ours": ours, "theirs": theirs}
     for model in models.values():
         model.seconds(mode, batch, 2)  # compiles

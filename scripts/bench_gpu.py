@@ -1,6 +1,6 @@
 """Time PyTorch models of this project and of other libraries on a GPU, in turn, in one process.
 
-Three tables are printed: loading of a checkpoint, forward passes, and training steps, each in
+The table has rows for loading a checkpoint, and for forward passes and training steps, each in
 float32 and with autocast to bfloat16, eager and compiled.
 """
 
@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16")
 FORWARD = ("eager", "compiled")
 TRAINING = ("training", "training, compiled")
 UNCOUNTED = 3
-"""The number of first calls that are not counted; they compile the model and allocate memory."""
+"""The number of initial calls that are not timed: they compile the model and allocate memory."""
 
 CALLS = 10
 """The number of calls whose mean time is one measurement."""
@@ -30,13 +30,13 @@ CALLS = 10
 def rows(
     device: str, sizes: list[str], batches: list[int], pairs: int, folder: Path, against: list[str]
 ) -> Iterator[dict[str, object]]:
-    """Yield the rows of the table.
+    """Yield a row of the table for each comparison with a library.
 
     Args:
         device: the device of PyTorch, such as "cuda".
         sizes: the sizes of the ViT.
         batches: the batch sizes.
-        pairs: the number of measurements of each model.
+        pairs: how often each of the two compared models is measured.
         folder: the directory of the checkpoints.
         against: the libraries to compare with.
     """
@@ -98,7 +98,7 @@ def _seconds(call: Callable[[], Any], device: str, calls: int) -> float:
 
 
 def _memory_of(call: Callable[[], Any], device: str) -> int:
-    """Return the memory that a call allocates on the GPU in bytes; 0 on other devices."""
+    """Return how many bytes a call allocates on the GPU at its peak; 0 on other devices."""
     import torch
 
     if not device.startswith("cuda"):

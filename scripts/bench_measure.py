@@ -36,7 +36,12 @@ class Run:
 
 
 def run(command: Sequence[str | Path], **environment: str) -> Run:
-    """Run a command and return its time and memory; end the program if the command fails."""
+    """Run a command and return its time and memory; end the program if the command fails.
+
+    Args:
+        command: the command and its arguments.
+        environment: environment variables to set for the command.
+    """
     peaks = [0]
     inherited = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

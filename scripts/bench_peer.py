@@ -1,7 +1,10 @@
 """Convert a checkpoint with the classes of transformers 4.57.6; run by `benchmark.py`.
 
-python scripts/bench_peer.py transformers CHECKPOINT DIRECTORY HEADS
-python scripts/bench_peer.py transformers-tf DIRECTORY DIRECTORY HEADS
+python scripts/bench_peer.py transformers CHECKPOINT OUTPUT HEADS
+python scripts/bench_peer.py transformers-tf DIRECTORY OUTPUT HEADS
+
+CHECKPOINT is a file of facebookresearch/mae, and DIRECTORY is an output of the first command. HEADS
+is the number of attention heads of the encoder; the second command does not use it.
 """
 
 import argparse

@@ -12,7 +12,13 @@ LIMIT = 1_000_000
 
 
 def rows(sizes: list[str], folder: Path, pairs: int) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each command."""
+    """Yield a row of the table for each command.
+
+    Args:
+        sizes: the sizes of the checkpoints.
+        folder: the folder for checkpoints and outputs.
+        pairs: half the number of runs of each command; the conversions are run once.
+    """
     bare = [sys.executable, "-c", "pass"]
     yield _row("python -c pass", [run(bare).seconds for _ in range(2 * pairs)])
     helped = [*PROGRAM, "--help"]

@@ -1,4 +1,4 @@
-"""Measure the overhead of a sweep and the speed-up by a second worker: bench_sweep.py CHECKPOINT.
+"""Measure a sweep's overhead and its speed-up from a second worker: bench_sweep.py CHECKPOINT.
 
 Each round runs the same plan in three ways, each in a new process: by calling `run_job` for each
 job in a loop, by ``mae-convert sweep`` with one worker, and with two workers. `benchmark.py --only
@@ -34,7 +34,7 @@ sys.exit("\\n".join(str(row.error or row.cause) for row in rows if not row.is_go
 
 
 def main() -> None:
-    """Measure jobs that convert one checkpoint, and print the table."""
+    """Time jobs that convert one checkpoint, and print a table of the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--jobs", type=int, default=4)
@@ -51,7 +51,13 @@ def main() -> None:
 
 
 def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
-    """Yield a table row for each method; every tenth of `count` small checkpoints is verified."""
+    """Yield a row of the table for each way to convert small checkpoints.
+
+    Args:
+        folder: the folder for checkpoints and outputs.
+        count: the number of checkpoints; every tenth conversion is verified.
+        rounds: how often each way is measured.
+    """
     folder.mkdir(exist_ok=True)
     tensors = open_container(SMALL).tensors
     entries: list[dict[str, Any]] = []
@@ -68,7 +74,13 @@ def rows(folder: Path, count: int, rounds: int) -> Iterator[dict[str, object]]:
 def measured(
     entries: Sequence[dict[str, Any]], folder: Path, rounds: int
 ) -> Iterator[dict[str, object]]:
-    """Yield a table row for each method; `entries` are the plan's jobs without targets."""
+    """Yield a row of the table for each way to run jobs: a loop, one worker, and two workers.
+
+    Args:
+        entries: the jobs of the plan, without targets.
+        folder: the folder for the plan and the outputs.
+        rounds: how often each way is measured.
+    """
     work = folder / "work"
     plan = [{**entry, "target": str(work / str(n))} for n, entry in enumerate(entries)]
     sweep = [*PROGRAM, "sweep", work / "plan.yaml", "--workers"]
@@ -91,7 +103,11 @@ def measured(
 
 
 def _run(command: list[str | Path], work: Path, plan: list[dict[str, Any]]) -> Run:
-    """Write the plan as JSON (which is valid YAML) into a new directory, and run a command."""
+    """Run a command, and return its time and memory.
+
+    Before the run, `plan` is written as JSON (which is valid YAML) into the directory `work`, which
+    is created anew.
+    """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "plan.yaml").write_text(json.dumps(plan))

@@ -23,7 +23,7 @@ MOST_TOGETHER = 16
 """The largest batch size at which the two compared TensorFlow models are in memory together."""
 
 UNCOUNTED = 2
-"""The number of first steps that are not counted: the first step compiles and creates the
+"""The number of initial steps that are not timed: the first step compiles and creates the
 optimizer's state; in TensorFlow, the second step still allocates memory that later steps reuse."""
 
 PARTS = {"full": "pre-training", "classifier": "fine-tuning"}

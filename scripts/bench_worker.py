@@ -1,6 +1,9 @@
 """Build a model and time its calls; started by `bench_forward.py` and `bench_training.py`.
 
 python scripts/bench_worker.py LIBRARY FRAMEWORK SIZE PART
+
+LIBRARY is reference (this project), transformers or timm; FRAMEWORK is pytorch or tensorflow; SIZE
+is tiny, base or large; PART is encoder, full (encoder and decoder) or classifier.
 """
 
 import argparse
@@ -56,6 +59,13 @@ def pytorch(
     """Create a model; return a function that makes a `Call` for a mode and a batch size.
 
     The `Call` runs the model once: a forward pass or, for a mode that trains, a training step.
+
+    Args:
+        library: "transformers", "timm", or "reference" for this project.
+        size: the size of the ViT, a key of `SIZES`.
+        part: "encoder", "full" (encoder and decoder) or "classifier".
+        device: the device of PyTorch.
+        dtype: "float32", or "bfloat16" for autocast.
     """
     import torch
 
@@ -210,6 +220,11 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
     """Create a model; return a function that makes a `Call` for a mode and a batch size.
 
     The `Call` runs the model once: a forward pass or, for the mode "training", a training step.
+
+    Args:
+        library: "transformers", or "reference" for this project.
+        size: the size of the ViT, a key of `SIZES`.
+        part: "encoder", "full" (encoder and decoder) or "classifier".
     """
     import tensorflow as tf
 

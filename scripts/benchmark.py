@@ -34,12 +34,20 @@ SIZES = ("base", "large", "huge")
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    """Return the parsed arguments of the command line."""
+    """Return the parsed arguments: `given` or, if it is None, the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--peer-python", type=Path, metavar="PATH", help="Python with transformers 4.57.6"
+        "--peer-python",
+        type=Path,
+        metavar="PATH",
+        help="Python interpreter of an environment with transformers 4.57.6",
     )
-    parser.add_argument("--timm-python", type=Path, metavar="PATH", help="Python with timm")
+    parser.add_argument(
+        "--timm-python",
+        type=Path,
+        metavar="PATH",
+        help="Python interpreter of an environment with timm",
+    )
     parser.add_argument(
         "--original", type=Path, metavar="PATH", help="clone of facebookresearch/mae"
     )
@@ -49,7 +57,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--against", nargs="*", default=["transformers", "timm"])
     parser.add_argument("--images", type=int, help="number of images for features and pretrain")
-    parser.add_argument("--jobs", type=int, default=300, help="number of jobs of a sweep")
+    parser.add_argument("--jobs", type=int, default=300, help="number of jobs in the sweep")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", help="device of PyTorch for gpu and pretrain, such as cuda")
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
@@ -60,17 +68,17 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def conversions(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure conversions; return a row of the table for each conversion."""
+    """Measure the time and memory of conversions."""
     return bench_conversions.rows(given.sizes or SIZES, folder, given.pairs, given.peer_python)
 
 
 def start(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure commands that should start quickly, and the memory of a conversion."""
+    """Measure commands that should start quickly, and conversions in 1 GB of address space."""
     return bench_start.rows(given.sizes or SIZES, folder, given.pairs)
 
 
 def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
-    """Measure forward passes."""
+    """Measure the time of forward passes."""
     pythons = {"transformers": given.peer_python, "timm": given.timm_python}
     pythons = {name: python for name, python in pythons.items() if python and name in given.against}
     sizes = [size for size in given.sizes or SIZES if size != "huge"]
@@ -79,7 +87,7 @@ def forward(given: argparse.Namespace, _: Path) -> Iterable[dict]:
 
 
 def training(given: argparse.Namespace, _: Path) -> Iterable[dict]:
-    """Measure training steps."""
+    """Measure the time and memory of training steps."""
     pythons = {
         ("pytorch", "transformers"): Path(sys.executable),
         ("pytorch", "timm"): given.timm_python,
@@ -146,7 +154,7 @@ OMITTED = {
     "gpu": "Omitted: specify --device, such as --device cuda.",
     "others": "Omitted: specify --peer-python or --timm-python.",
 }
-"""What is printed in place of a table if the program of the comparison is not specified."""
+"""By the name of a table: what is printed in its place if a required option is not specified."""
 
 
 def main(argv: list[str] | None = None) -> None:

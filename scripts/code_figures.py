@@ -86,7 +86,10 @@ def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str
 
 
 def levels(graph: Mapping[str, set[str]]) -> str:
-    """Return the length of the longest chain of imports between units, or a cycle, as text."""
+    """Return the length of the longest chain of imports between units, as text.
+
+    If the imports contain a cycle, the cycle is returned instead.
+    """
     depth: dict[str, int] = {}
     try:
         for unit in TopologicalSorter(graph).static_order():

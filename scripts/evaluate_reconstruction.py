@@ -47,7 +47,9 @@ def parse_arguments() -> argparse.Namespace:
         help="mean colour of the training set, 0 to 255 (default: the mean of ImageNet)",
     )
     parser.add_argument(
-        "--panel", metavar="OUT.png", help="image file for reconstructions of the middle squares"
+        "--panel",
+        metavar="OUT.png",
+        help="image file to write, with reconstructions of the largest square of each image",
     )
     parser.add_argument("--zoom", type=int, default=2, metavar="N", help="magnification of OUT.png")
     return parser.parse_args()
@@ -75,8 +77,9 @@ def squares(image: Image.Image, config: ViTMAEConfig) -> Iterator[Tensor]:
 
 
 def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfig) -> Tensor:
-    """Return a square part of an image as pixels (3, H, W); `side` is its side length in pixels.
+    """Return a square part of an image, resized to the model's image size, as pixels (3, H, W).
 
+    The side of the square is `side` pixels of the image.
     The square is at the left edge for x = 0 and at the right edge for x = 1; it is at the top edge
     for y = 0 and at the bottom edge for y = 1.
     """
@@ -87,7 +90,12 @@ def cut(image: Image.Image, x: float, y: float, side: float, config: ViTMAEConfi
 
 
 def fill_colour(colour: Sequence[float], patches: Tensor) -> Tensor:
-    """Return normalized patches (N, L, P) of one colour: R, G and B, each from 0 to 255."""
+    """Return patches of one colour, normalized, in the shape of `patches`, (N, L, P).
+
+    Args:
+        colour: red, green and blue, each from 0 to 255.
+        patches: (N, L, P); only the shape is used.
+    """
     normalized = (torch.tensor(colour) / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     return normalized.repeat(patches.shape[2] // 3).expand_as(patches)
 
@@ -171,7 +179,10 @@ def main() -> None:
     args = parse_arguments()
     model = load_model(args.checkpoint)
     rows = []
-    print("mean squared error, normalized (root mean squared error, 0 to 255), of removed pixels")
+    print(
+        "errors of removed pixels: mean squared error of normalized values, and in parentheses root"
+        " mean squared error of values from 0 to 255"
+    )
     for path in map(Path, args.images):
         try:
             image = load_image(path)

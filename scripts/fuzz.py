@@ -161,7 +161,13 @@ def limit_this_process() -> None:
 
 
 def child(container: str, numbers: range, coverage: bool) -> None:
-    """Examine one shard, a range of inputs of one format, and print its `Tally` as JSON."""
+    """Examine one shard, a range of inputs of one format, and print its `Tally` as JSON.
+
+    Args:
+        container: the format.
+        numbers: the numbers of the inputs, which determine their mutations.
+        coverage: whether atheris guides the mutations; see `fuzz_guided.py`.
+    """
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         seeds = {seed.container: seed for seed in make_seeds(Path(name))}
         seed = seeds[container]
@@ -177,7 +183,12 @@ def child(container: str, numbers: range, coverage: bool) -> None:
 
 
 def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, int]]:
-    """Yield ranges (format, start, stop) of inputs, so that all formats progress equally."""
+    """Yield ranges (format, start, stop) of inputs, in turn for all formats.
+
+    Args:
+        containers: the formats.
+        inputs: the number of inputs of all formats together.
+    """
     each = -(-inputs // len(containers))
     for start in range(0, each, SHARD):
         for container in containers:
@@ -235,7 +246,7 @@ def summary(tallies: Sequence[Tally]) -> bool:
 
 
 def main() -> int:
-    """Run all shards, or, in a child process, the requested shard."""
+    """Run all shards (ranges of inputs) in child processes; with --shard, run only one shard."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument(

@@ -21,7 +21,16 @@ LARGEST_INPUT = 1 << 17
 def run_guided(
     seed: "Seed", runs: int, number: int, work: Path, judge: Callable, tally: "Tally"
 ) -> None:
-    """Examine inputs that atheris mutates from a seed, print the tally, and end the process."""
+    """Examine inputs that atheris mutates from a seed, print the tally, and end the process.
+
+    Args:
+        seed: a valid checkpoint, and its mutations.
+        runs: the number of inputs.
+        number: the number of the shard's first input; it determines the random seed of atheris.
+        work: a directory for the inputs.
+        judge: `fuzz.judge`, which examines an input and counts the outcome.
+        tally: the counts of the outcomes; all are 0.
+    """
     from fuzz import limit_this_process
 
     atheris.instrument_all()

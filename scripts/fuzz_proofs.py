@@ -88,7 +88,12 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Check a certificate with the code of verification and publication; the model is not run.
+    """Check the certificate of a model with the code of verification and publication.
+
+    The model is not run.
+
+    Args:
+        model: the directory of the model, which contains the certificate.
 
     Raises:
         MaeConvertError: the certificate is refused.

@@ -59,7 +59,8 @@ class Seed:
     """A valid checkpoint, and its mutations."""
 
     container: str
-    """The format of the checkpoint, for the summary."""
+    """The name in the summary of `fuzz.py`: the checkpoint's format, or the corrupted file of a
+    directory."""
 
     folder: Path
     """A folder with the checkpoint and its other files."""
@@ -167,7 +168,7 @@ def _torch_files(folder: Path) -> Iterator[Seed]:
 
 
 def _directories(folder: Path) -> Iterator[Seed]:
-    """Yield seeds of model directories, in which one of the JSON files is corrupted."""
+    """Yield a seed for each JSON file of a model directory; mutations will corrupt this file."""
     files = {
         "config.json": LAYOUTS["transformers"].write_config(STORED_CONFIG),
         "preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},

@@ -109,7 +109,10 @@ MODELS = {
 
 
 def models_of_each_layout() -> str:
-    """Return a table of the models that each layout supports, and the number of layout pairs."""
+    """Return a table of the models that each layout supports.
+
+    The last row and a sentence contain the number of pairs of a source layout and a target layout.
+    """
     held = {title: _layouts_that_hold(*model) for title, model in MODELS.items()}
     lines = ["| layout | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
     for name in LAYOUTS:

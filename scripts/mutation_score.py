@@ -75,7 +75,12 @@ def main() -> int:
 
 
 def scored(family: str | None, options: argparse.Namespace) -> bool:
-    """Print the score of a family's faults and return whether it passes; see `is_good`."""
+    """Print the score of a family's faults and return whether it passes; see `is_good`.
+
+    Args:
+        family: a family of video models; None for the image MAE.
+        options: the parsed command line.
+    """
     start = time.monotonic()
     scored_outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:
@@ -111,7 +116,16 @@ def score_reductions(
 
 
 def score_repairs(kinds: Sequence[str], sample: int | None, seed: int) -> int:
-    """Repair faults without running a model; print how many results equal the source exactly."""
+    """Repair faults without running a model; print how many results equal the source exactly.
+
+    Args:
+        kinds: the kinds of faults.
+        sample: the number of faults to draw from each group; None as for `faults`.
+        seed: the seed of the random choices.
+
+    Returns:
+        The exit status, 0.
+    """
     start, scored_repairs = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="repair-score-") as folder:
         population = Population(Path(folder), seed)
@@ -133,7 +147,7 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
         kind: one of `KINDS`.
         sample: the number of faults to draw from each group, such as the faults of one table. With
             None, all faults are returned, except for the kind "weights", whose groups are large:
-            `WEIGHTS` faults are drawn from each of them.
+            from each of these groups, as many faults are drawn as the constant `WEIGHTS` specifies.
     """
     if kind == "weights":
         mutants = population.weights(sample or WEIGHTS, by_tensorflow=sample or 60)
@@ -169,7 +183,11 @@ def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
 
 
 def good_pairs(number: int, seed: int) -> int:
-    """Verify pairs of checkpoints that compute the same function; print the pairs that fail."""
+    """Verify `number` pairs of checkpoints that compute the same function; print the failing pairs.
+
+    Returns:
+        The exit status: 1 if a pair fails, otherwise 0.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="good-pairs-") as folder:
         failed = verify_pairs(number, seed, Path(folder))

@@ -107,7 +107,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the options for the model."""
     add = group.add_argument
-    add("--model", choices=PRESETS, help="a size of the paper (default: mae_vit_base_patch16)")
+    add(
+        "--model",
+        choices=PRESETS,
+        help="model of one of the sizes in the MAE paper (default: mae_vit_base_patch16)",
+    )
     add("--init-from", metavar="FILE", help="start from the weights (and config) in this .pth")
     add("--input-size", type=int, metavar="PIXELS", help="side of the input image (default: 224)")
     for name in WIDTHS:
@@ -136,7 +140,12 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     add_number(group, "--warmup-epochs", 40.0, "epochs with a linearly increasing learning rate")
     add_number(group, "--batch-size", 64, "crops in a batch of each process")
     add_number(group, "--accum-iter", 1, "accumulated batches per step")
-    add_number(group, "--blr", 1.5e-4, "learning rate for 256 crops per step")
+    add_number(
+        group,
+        "--blr",
+        1.5e-4,
+        "learning rate for 256 crops per step; for other numbers it is scaled in proportion",
+    )
     group.add_argument("--lr", type=float, metavar="X", help="learning rate, instead of --blr")
     add_number(group, "--min-lr", 0.0, "final learning rate of the cosine schedule")
     add_number(
@@ -233,10 +242,12 @@ def load_image(path: Path) -> Image.Image:
 def random_crop_box(
     width: int, height: int, least_scale: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Draw a box (left, upper, right, lower) of random area and aspect ratio.
+    """Draw a box (left, upper, right, lower) of random area and aspect ratio inside an image.
 
-    The aspect ratio, width / height, is log-uniform in [3/4, 4/3]. If ten boxes do not fit, the
-    largest centred box with an allowed aspect ratio is used (Szegedy et al. 2014, arXiv:1409.4842).
+    The area is uniform between `least_scale` times the area of the image and the area of the image.
+    The aspect ratio, width / height, is log-uniform in [3/4, 4/3]. If none of ten drawn boxes fits
+    into the image, the result is the largest centred box with an allowed aspect ratio (Szegedy et
+    al. 2014, arXiv:1409.4842).
     """
     for _ in range(10):
         area = width * height * rng.uniform(least_scale, 1)
@@ -296,7 +307,14 @@ class Process:
 
 
 def start_process(device: str) -> Process:
-    """Join the processes that torchrun started, or run as a single process."""
+    """Return the rank and the device of this process in the training.
+
+    If torchrun started the process, the process group of ``torch.distributed`` is initialized;
+    otherwise this process is the only process.
+
+    Args:
+        device: a device of PyTorch; "auto" for cuda if it is available, otherwise cpu.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if "RANK" not in os.environ:
@@ -309,7 +327,10 @@ def start_process(device: str) -> Process:
 
 
 def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return the loader of this process's batches of one epoch."""
+    """Return a loader of the batches with which this process trains in one epoch.
+
+    A batch contains pixels (N, 3, H, W) and the noise (N, L) of the masks.
+    """
     return DataLoader(
         crops,
         batch_sampler=epoch_batches(crops, process),
@@ -534,7 +555,14 @@ def progress_bar(process: Process) -> Progress:
 
 
 def report(epoch: int, loss: float, speed: float, args: argparse.Namespace) -> None:
-    """Print a line about an epoch, and append a line to ``log.jsonl``."""
+    """Print the results of an epoch, and append them to ``log.jsonl`` in the output folder.
+
+    Args:
+        epoch: the index of the epoch, from 0.
+        loss: the mean loss.
+        speed: images per second.
+        args: the arguments of the training.
+    """
     rate = learning_rate(epoch + 1, args)
     print(
         f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} images/s",

@@ -3,10 +3,11 @@
 python scripts/torture.py --moments 200                    # the small checkpoint in mae-convert
 python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any size
 
-Each trial converts a checkpoint to an existing output, a file and a directory in turn. Afterwards
-the old or the new output must be complete, with at most a hidden directory beside it, and a
-second run must succeed and leave no other files. The script prints a table; the exit status is
-1 if a trial failed. Trials with a full disk or a read-only file system need root.
+Each trial converts a checkpoint and replaces an existing output. All trials are run with a file as
+the output, and again with a directory. Afterwards the old or the new output must be complete, with
+at most a hidden directory beside it, and a second run must succeed and leave no other files. The
+script prints a table; the exit status is 1 if a trial failed. Trials with a full disk or a
+read-only file system need root.
 """
 
 import argparse

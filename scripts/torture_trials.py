@@ -48,9 +48,10 @@ main()
 
 
 def and_again(stage: Stage, state: str) -> str:
-    """Run the conversion again; return `state`, and a description if the second run fails.
+    """Run the conversion again; return `state`, the state of the output after the first run.
 
-    The second run must succeed and remove the hidden directory that the first run may have left.
+    The second run must succeed and remove the hidden directory that the first run may have left. If
+    it does not, a description of the failure is appended to `state`.
     """
     status, printed = run(stage.command())
     if status or stage.state() != "new":
@@ -59,7 +60,10 @@ def and_again(stage: Stage, state: str) -> str:
 
 
 def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Kill the conversion at random moments."""
+    """Kill the conversion at random moments.
+
+    The state of the output is yielded after each of `moments` trials.
+    """
     for _ in range(moments):
         stage.reset()
         with start(stage.command()) as child:
@@ -69,7 +73,10 @@ def killed(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
 
 
 def killed_at_each_step(stage: Stage, *_: object) -> Iterator[str]:
-    """Kill the conversion at each of its file operations in turn."""
+    """Kill the conversion at each of its file operations in turn.
+
+    The state of the output is yielded after each kill.
+    """
     status, step = -signal.SIGKILL, 0
     while status:
         step += 1
@@ -99,7 +106,14 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
 
 @contextlib.contextmanager
 def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]:
-    """Context manager for a conversion that is paused at its first write while the block runs."""
+    """Context manager for a conversion that is paused at its first write.
+
+    The process of the conversion is paused while the ``with`` block runs.
+
+    Args:
+        stage: the set-up of the trial.
+        source: the checkpoint to convert; None for the checkpoint of `stage`.
+    """
     child = start(stage.command(source))
     while child.poll() is None and all(p == stage.target for p in stage.folder.iterdir()):
         time.sleep(0.0005)
@@ -121,7 +135,10 @@ def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
 
 
 def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Convert to a disk that is too small, or that is filled while the output is written."""
+    """Convert to a disk that is too small, or that is filled while the output is written.
+
+    The state of the output is yielded after each of `moments` trials.
+    """
     for number in range(moments):
         too_small = number % 2
         free = int(stage.size * (chance.uniform(0.01, 0.95) if too_small else 1.2))
@@ -138,7 +155,12 @@ def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterato
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """Context manager that mounts a small file system in memory on a folder."""
+    """Context manager that mounts a small in-memory file system on a folder.
+
+    Args:
+        folder: the folder.
+        options: the mount options of tmpfs, such as "size=90%".
+    """
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
@@ -154,7 +176,10 @@ def fill(path: Path, share: float) -> None:
 
 
 def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Limit the size of a file to less than the size of the output."""
+    """Limit the size of each file that the conversion may write to less than its output.
+
+    The state of the output is yielded after each of `moments` trials.
+    """
     for _ in range(moments):
         stage.reset()
         largest = int(stage.size * chance.uniform(0.05, 0.9)) // 1024
@@ -175,7 +200,10 @@ def read_only(stage: Stage, *_: object) -> Iterator[str]:
 
 
 def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
-    """Truncate or overwrite the source while it is read."""
+    """Truncate or overwrite the source while it is read.
+
+    The state of the output is yielded after each of `moments` trials.
+    """
     size = stage.source.stat().st_size
     for number in range(moments):
         stage.reset()

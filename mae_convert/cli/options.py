@@ -302,7 +302,8 @@ def input_options(command: Command) -> Command:
             click.option(
                 "--gradients",
                 is_flag=True,
-                help="Also compute the gradient of the loss for every trainable parameter.",
+                help="Also compute the gradient of the loss with respect to every trainable "
+                "parameter.",
             ),
         ],
     )

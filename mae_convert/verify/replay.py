@@ -30,16 +30,16 @@ def replay(
 ) -> Verification:
     """Compare a certified checkpoint with the source's results in its certificate.
 
-    Files that changed since the verification are failed checks, even if the outputs are equal. The
-    verdict is never a proof, because nothing shows that the source has computed the results in the
-    certificate.
+    A file that changed since the verification counts as a failed check, even if the outputs are
+    equal. The verdict is never a proof, because nothing shows that the source has computed the
+    results in the certificate.
 
     Args:
         target: the model directory, or a file with the certificate beside it.
         side: how to run the checkpoint; by default in the framework that loads it natively.
         options: only ``dtypes`` and ``require_proof`` are used.
         flags: configuration fields that the user specified.
-        origin: where the checkpoint was downloaded from.
+        origin: where the checkpoint was downloaded from; None if it was not downloaded.
 
     Raises:
         CheckpointError: there is no certificate, or it is damaged.
@@ -81,7 +81,11 @@ def replay(
 
 
 def _not_stored(certificate: Certificate) -> str:
-    """Return a phrase about comparisons that cannot be repeated from the certificate."""
+    """Return a phrase that names the results that cannot be compared again.
+
+    A certificate does not store these results: intermediate activations and, if they were compared,
+    gradients.
+    """
     names = [str(check["name"]) for check in certificate.document["checks"]]
     gradients = any(name.startswith(f"function/{GRADIENT}") for name in names)
     what = "intermediate activations and gradients" if gradients else "intermediate activations"

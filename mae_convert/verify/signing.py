@@ -138,7 +138,7 @@ class Trust:
     """The accepted signer: a key, a certificate issued by an authority, or an identity."""
 
     public_key: Path | None = None
-    """PEM file of the key."""
+    """The PEM file of the accepted public key; None if a certificate or an identity is accepted."""
 
     chain: Sequence[Path] = ()
     """PEM files of the authorities; the signer's certificate must be issued by one of them."""
@@ -235,7 +235,7 @@ def secret_in(path: Path | None) -> str | None:
 
 
 def require_files(paths: Sequence[Path | None]) -> None:
-    """Require that PEM and JSON files exist.
+    """Require that PEM and JSON files exist; None, an unspecified file, is skipped.
 
     Raises:
         MaeConvertError: a file does not exist.
@@ -274,7 +274,11 @@ def _read(path: Path) -> bytes:
 
 
 def _require_public_key(path: Path) -> None:
-    """Require that a file contains the public key of an elliptic curve."""
+    """Require that a file contains an elliptic-curve public key in PEM format.
+
+    Raises:
+        MaeConvertError: the file cannot be read, or it contains no such key.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -287,7 +291,7 @@ def _require_public_key(path: Path) -> None:
     if not isinstance(key, EllipticCurvePublicKey):
         raise MaeConvertError(
             path,
-            " is not the public key of an elliptic curve in PEM format",
+            " is not an elliptic-curve public key in PEM format",
             hint="get it from the private key: `openssl ec -in KEY -pubout`",
         )
 

@@ -34,7 +34,7 @@ GROUPS = (
     (NATIVE, "both sides loaded natively by their libraries"),
     (SOURCE_AT_HAND, "the source is available"),
     (READ, "configuration fields that a library may use and that mae-convert does not read"),
-    (SPECIFIED, "assumptions about the function that both sides share"),
+    (SPECIFIED, "assumptions that both sides make about the function"),
     ("certificate/", "the certificate"),
 )
 SIGNED = tuple(
@@ -100,7 +100,7 @@ def _line(title: str, group: Sequence[Check]) -> Line:
 
 
 def _severity(check: Check) -> tuple[bool, float]:
-    """Return a sort key: failed checks last, otherwise by measured value relative to limit."""
+    """Return a sort key: passed checks come first, then the ratio of measured value to limit."""
     measured, limit = check.measured, check.limit
     if not isinstance(measured, int | float) or not isinstance(limit, int | float):
         return not check.passed, 0.0 if check.passed else math.inf
@@ -135,7 +135,13 @@ def _title(name: str, runner: str | None = None) -> str:
 
 
 def _title_of_isolated(name: str) -> str:
-    """Return the title of the summary line for a check such as "float64/encoder.blocks.0"."""
+    """Return the title of the summary line for a check of an isolated step.
+
+    In such a check, both sides run one step of the model with A's input.
+
+    Args:
+        name: the name of the check without "isolated/", such as "float64/encoder.blocks.0".
+    """
     dtype, _, rest = name.partition("/")
     if dtype == "float64":
         return "float64: result of each step of B with A's input"
@@ -165,7 +171,12 @@ def by_depth(verdict: Verdict) -> list[tuple[str, float]]:
 
 
 def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[str, str]:
-    """Return the verdict in one or two words, and a sentence that explains it."""
+    """Return the verdict in one or two words, and a sentence that explains it.
+
+    Args:
+        verdict: the verdict.
+        style: how the sentence writes the names of options.
+    """
     failed = verdict.failed()
     if any(w.get("framework") == ARRAYS for w in verdict.witnesses):
         return _verdict_on_arrays(verdict)
@@ -199,7 +210,7 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
 
 
 def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str, str]:
-    """Return the verdict on a difference, and a sentence that names what differs."""
+    """Return "DIFFERENT" or "NOT SIGNED", and a sentence that names what differs."""
     if verdict.replayed and failed and all(check.name in SIGNED for check in failed):
         return "NOT SIGNED", (
             "B computes the results of its certificate, but the signature of B or the signed "
@@ -232,7 +243,10 @@ def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:
 
 
 def _same(verdict: Verdict) -> str:
-    """Return a phrase about what is equal on both sides, apart from declared steps."""
+    """Return a phrase that states that both sides have the same function and the same weights.
+
+    If the conversion record of B declares steps that change them, the phrase names these steps.
+    """
     if not verdict.steps:
         return "the same function, the same weights"
     kinds = dict.fromkeys(str(step["step"]).replace("_", " ") for step in verdict.steps)
@@ -243,7 +257,10 @@ def _same(verdict: Verdict) -> str:
 
 
 def headline(verdict: Verdict) -> str:
-    """Return the verdict in a few words, including the assumptions that both sides share."""
+    """Return the verdict in a few words.
+
+    For a passed verdict, they include the values of configuration fields that both sides assume.
+    """
     word, assumed = verdict_in_words(verdict)[0], in_words(shared(verdict.assumptions))
     return f"{word}, assuming {assumed}" if verdict.passed and assumed else word
 
@@ -294,7 +311,11 @@ def _reason_not_proven(verdict: Verdict) -> str:
 
 
 def _how_it_was_loaded(verdict: Verdict) -> str:
-    """Return which part of mae-convert loaded a side, and how to load it natively, as text."""
+    """Return why the way in which the sides were loaded prevents a proof, as text.
+
+    The text names the part of mae-convert that loaded a side, and states for each side that was not
+    loaded natively how to load it natively.
+    """
     parts = [w.get("ours") for w in verdict.witnesses if w.get("side") in ("A", "B")]
     named = next(filter(None, parts), None) or "mae-convert's mapping tables"
     what, _, why = named.partition(", ")
@@ -308,7 +329,11 @@ def _how_it_was_loaded(verdict: Verdict) -> str:
 
 
 def _how_to_load_natively(runner: Mapping[str, Any]) -> str:
-    """Return advice on running a side without mae-convert's readers and mapping tables."""
+    """Return advice on running a side without mae-convert's readers and mapping tables.
+
+    Args:
+        runner: how the side was run, an item of `Verdict.witnesses`.
+    """
     side, layout = runner["side"], str(runner.get("layout"))
     frameworks = native_frameworks(layout, runner.get("family"))
     if not frameworks:
@@ -379,8 +404,8 @@ def step_rows(
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
     """Return a sentence for each output that states how much the declared rounding changes it."""
     return [
-        f"the declared rounding changes {name} by {format_number(effect)} (relative L2,"
-        " not a check)"
+        f"the declared rounding changes {name} by {format_number(effect)} (relative L2;"
+        " this does not affect the verdict)"
         for name, effect in effects.items()
     ]
 

@@ -35,14 +35,15 @@ class TraceOptions:
     """Whether to store intermediate activations."""
 
     gradients: bool = False
-    """Whether to store the gradient of the loss for every parameter."""
+    """Whether to store the gradient of the loss with respect to every trainable parameter."""
 
     unmasked: bool = False
     """Whether to run without masking, with the patches in order."""
 
     as_converted: Path | None = None
-    """The path of a conversion of this checkpoint. The steps that its conversion record declares
-    are applied to this checkpoint before the run."""
+    """The path of a checkpoint that was converted from this checkpoint. The steps that its
+    conversion record declares, such as a change of dtype, are applied to this checkpoint before the
+    run. None: no steps are applied."""
 
     overwrite: bool = False
     """Whether to replace an existing trace."""

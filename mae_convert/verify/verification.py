@@ -38,10 +38,11 @@ class Options:
     """The images and noise for both sides."""
 
     dtypes: tuple[str, ...] = DEFAULT_DTYPES
-    """The dtypes to run; float64 is always run, because the functions are compared in float64."""
+    """The dtypes to run. float64 is always run, because only float64 results show whether both
+    sides compute the same function."""
 
     gradients: bool = False
-    """Whether to compare the gradient of the loss for every parameter too."""
+    """Whether to compare the gradient of the loss with respect to every trainable parameter too."""
 
     mask_ratio: float | None = None
     """The mask ratio of the runs; None for the mask ratio in the configuration."""
@@ -68,6 +69,11 @@ def parse_options(
     against: Sequence[str] = (), mask_ratio_of_run: float | None = None, **options: Any
 ) -> Options:
     """Return the options from command-line values.
+
+    Args:
+        against: the additional runners: names of libraries such as "timm", or external code.
+        mask_ratio_of_run: the mask ratio of the runs; None for the mask ratio in the configuration.
+        options: further fields of `Options`, by name.
 
     Raises:
         MaeConvertError: ``against`` is neither a known library nor external code.
@@ -140,7 +146,7 @@ def run_verification(
             first.
         side_a: how to run the source; by default in the framework that loads it natively.
         side_b: how to run the target; by default in the framework that loads the target natively.
-        options: what to run and to compare.
+        options: what to run and to compare; default: `Options()`.
 
     Raises:
         ConfigurationError: a field that the comparison needs is missing.
@@ -194,8 +200,8 @@ def _with_requested_checks(
 
     Args:
         verification: the runs of both sides and their verdict.
-        whole: the runs of both sides, but with the complete checkpoints. The runs of
-            `verification` may contain only the encoders.
+        whole: the runs of both sides with the complete checkpoints; the runs in `verification` may
+            be limited to the encoders.
         options: what to run and to compare.
     """
     for runner in options.against:
@@ -227,6 +233,12 @@ def common_request(
 
     Both sides use the same mask, even if their configurations specify different mask ratios; the
     ratios are compared by a separate check.
+
+    Args:
+        a: the source after the declared steps; its configuration has the shapes of the inputs and
+            the default mask ratio.
+        options: the options of the verification.
+        unmasked: whether the models are run without masking, with the patches in order.
     """
     inputs = make_inputs(options.inputs, a)
     ratio = options.mask_ratio

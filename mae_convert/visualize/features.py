@@ -70,7 +70,8 @@ class Extraction:
     """Batch size."""
 
     stride: int | None = None
-    """The distance between the frames of a clip; None for the distance in the family's training."""
+    """The distance between consecutive frames of a clip, in frames of the video (see
+    `Clips.stride`); None for the distance in the training of the model family."""
 
     tokens: bool = False
     """Whether to return the features of each patch too."""
@@ -89,7 +90,8 @@ def features_of(
 
     Args:
         checkpoint: a checkpoint with an encoder.
-        folder: the folder to which names and labels are relative.
+        folder: the folder that contains the images; names are paths relative to it, and the label
+            of an image is its subfolder. None: names are the paths as passed.
         paths: the images, or videos for a video model.
         options: how to compute the features.
         inputs: preprocessed images, used instead of `paths`; their noise is not used.
@@ -146,7 +148,13 @@ def _batches(
 ) -> Iterator[tuple[dict[str, np.ndarray], str]]:
     """Yield batches of a model's inputs, each with a sentence about the sampling of frames.
 
-    The masking noise is not among the inputs.
+    The masking noise is not among the inputs. The sentence is "" unless videos are read.
+
+    Args:
+        checkpoint: the checkpoint of the model.
+        paths: the images or videos to read.
+        inputs: preprocessed images, used instead of `paths`; None to read `paths`.
+        options: the batch size, and the distance between frames.
     """
     for start in range(0, len(inputs.names if inputs else paths), options.batch):
         part = slice(start, start + options.batch)

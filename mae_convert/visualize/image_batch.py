@@ -63,9 +63,9 @@ def batch_from_files(
             frames of a clip, and folders of clips.
         checkpoint: the checkpoint of the model.
         stretch: resize whole images instead of cropping them to the model's aspect ratio.
-        stride: the distance between the frames of a clip; None for the distance in the family's
-            training.
-        most: the maximum number of files; later ones are ignored.
+        stride: the distance between consecutive frames of a clip, in frames of the video (see
+            `Clips.stride`); None for the distance in the training of the model family.
+        most: the maximum number of files; later files are ignored. None for all files.
 
     Raises:
         MaeConvertError: a file is not an image or video, or does not fit the model.
@@ -113,7 +113,7 @@ def batch_from_inputs(path: Path, checkpoint: Checkpoint, most: int | None = Non
     Args:
         path: the file; its images must be preprocessed already.
         checkpoint: the checkpoint of the model.
-        most: the maximum number of images; later ones are ignored.
+        most: the maximum number of images; later images are ignored. None for all images.
 
     Raises:
         MaeConvertError: the file is not an .npz file with these arrays, or does not fit the model.

@@ -53,7 +53,14 @@ def mask_of_pixels(mask: np.ndarray, shapes: Any) -> np.ndarray:
 def pasted(
     original: np.ndarray, predicted: np.ndarray, mask: np.ndarray, shapes: Any
 ) -> np.ndarray:
-    """Return colours (N, [T,] H, W, 3): the original with predicted pixels in removed patches."""
+    """Return the original with predicted pixels in removed patches, (N, [T,] H, W, 3).
+
+    Args:
+        original: the colours of the original images, (N, [T,] H, W, 3).
+        predicted: the colours of the predictions, (N, [T,] H, W, 3).
+        mask: (N, L), 1 where a patch is removed.
+        shapes: an object with the attributes ``grid_shape`` and ``patch_shape``.
+    """
     return np.where(mask_of_pixels(mask, shapes) > 0, predicted, original)
 
 

@@ -56,7 +56,8 @@ class ReconstructionOptions:
     """The device: cpu or cuda; None for the default of the framework."""
 
     frame_stride: int | None = None
-    """The distance between the frames of a clip; None for the distance in the family's training."""
+    """The distance between consecutive frames of a clip, in frames of the video (see
+    `Clips.stride`); None for the distance in the training of the model family."""
 
     stretch: bool = False
     """Resize whole images to the model's shape instead of cropping them at the centre."""
@@ -68,7 +69,8 @@ class ReconstructionOptions:
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the displayed channels: one for grey, or three for colours."""
+    """The numbers, from 1, of the displayed channels: one for grey, or three for colours. None for
+    the default channels of the model family."""
 
 
 def write_reconstructions(

@@ -153,7 +153,14 @@ class Reconstructor:
 def removed_error(
     predicted: np.ndarray, pixels: np.ndarray, mask: np.ndarray, shapes: Any
 ) -> np.ndarray:
-    """Return the mean squared error (N,) over removed patches; NaN if no patch was removed."""
+    """Return the mean squared error (N,) over removed patches; NaN if no patch was removed.
+
+    Args:
+        predicted: (N, C, [T,] H, W), the predicted pixels.
+        pixels: (N, C, [T,] H, W), the original pixels.
+        mask: (N, L), 1 where a patch is removed.
+        shapes: an object with the attributes ``grid_shape`` and ``patch_shape``.
+    """
     errors = over_patches(np.square(cut(predicted - pixels, shapes)), shapes)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = (errors * mask).sum(1) / mask.sum(1)

@@ -52,7 +52,8 @@ class Sheet:
     """Displayed ratio of width to height of the images in each row."""
 
     rows_per_group: int = 1
-    """The number of rows in one group; the rows of a group are never separated."""
+    """The number of rows in one group, such as the original and the reconstruction of one clip. The
+    rows of a group are drawn below each other, never side by side."""
 
     @property
     def default_across(self) -> int:
@@ -229,8 +230,9 @@ def _wrapped(text: str, width: int) -> list[str]:
 def _size(row: Row, shape: float) -> tuple[int, int]:
     """Return the width and height in pixels at which the images of a row are drawn.
 
-    Both are the same integer multiple of the image's width and height, unless the image is drawn
-    with another aspect ratio (`shape`, width / height).
+    Both are the same integer multiple of the width and height of the images. If `shape` (width /
+    height) is not the aspect ratio of the images, the longer side is a multiple of their longer
+    side, and the shorter side follows from `shape`.
     """
     height, width = row.tiles[0].shape[:2]
     factor = max(1, math.ceil(TILE / max(height, width)))

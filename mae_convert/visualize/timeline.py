@@ -37,7 +37,8 @@ class Point:
     """The name of the checkpoint."""
 
     epoch: int
-    """The epoch stored in the checkpoint; otherwise the last number in its name, or its index."""
+    """The epoch stored in the checkpoint. If no epoch is stored: the last number in the name of the
+    checkpoint; if the name has no number: the index of the checkpoint."""
 
     loss: float | None = None
     """Mean training loss over the images; None if the checkpoint could not be run."""
@@ -119,10 +120,11 @@ class TimelineOptions:
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     most: int | None = None
-    """The maximum number of images."""
+    """The maximum number of images; None for all images."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the displayed channels: one for grey, or three for colours."""
+    """The numbers, from 1, of the displayed channels: one for grey, or three for colours. None for
+    the default channels of the model family."""
 
 
 def timeline(
@@ -200,7 +202,8 @@ def _number_in(source: str) -> int | None:
 def _in_order(points: Sequence[Point]) -> list[Point]:
     """Return the points sorted by epoch.
 
-    If two points have the same epoch, the epochs are replaced by the indices of the points.
+    If two of the points have the same epoch, the order is kept, and the epochs of all points are
+    replaced by their indices in `points`.
     """
     if len({point.epoch for point in points}) < len(points):
         return [replace(point, epoch=index) for index, point in enumerate(points)]

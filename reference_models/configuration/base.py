@@ -199,7 +199,7 @@ class PatchGeometry:
     """Shapes of a prediction and of its patches, which may differ from the shapes of the input."""
 
     pixel_shape: tuple[int, ...]
-    """Channels, [frames,] height and width."""
+    """The shape of the prediction: channels, [frames,] height and width."""
 
     patch_shape: tuple[int, ...]
     """[frames,] height and width of a patch."""
@@ -223,7 +223,7 @@ class PatchGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfiguration(Configuration):
-    """Configuration with the additional fields of families for videos (N, C, T, H, W)."""
+    """Base class of the configurations of video models, whose inputs are (N, C, T, H, W)."""
 
     num_frames: int = 16
     """Number of frames in a video, T."""

@@ -9,12 +9,12 @@ COORDINATES = ("time", "location")
 
 @dataclass(frozen=True, kw_only=True)
 class PrithviConfig(VideoConfiguration):
-    """Configuration of a Prithvi-EO, version 1 or 2; "TL" models also embed times and locations.
+    """Configuration of a Prithvi-EO model; "TL" models also embed times and locations.
 
-    For fields that are not described here, see `ViTMAEConfig` and `VideoConfiguration`. Fields are
-    named as in transformers; fields that transformers does not have are named as in the authors'
-    code. The defaults are the values of Prithvi-EO-2.0-300M (Szwarcman et al. 2024,
-    arXiv:2412.02732).
+    The model may be of version 1 or 2. For fields that are not described here, see `ViTMAEConfig`
+    and `VideoConfiguration`. Fields are named as in transformers; fields that transformers does not
+    have are named as in the authors' code. The defaults are the values of Prithvi-EO-2.0-300M
+    (Szwarcman et al. 2024, arXiv:2412.02732).
 
     Attributes:
         layer_norm_eps: added to the variance in every layer normalization; the published models
@@ -38,7 +38,8 @@ class PrithviConfig(VideoConfiguration):
         value = self.coords_encoding
         if not (isinstance(value, (list, tuple)) and set(value) <= set(COORDINATES)):
             raise ValueError(
-                f"coords_encoding must be a list of {' and '.join(COORDINATES)}, not {value!r}"
+                "coords_encoding must be a list with no items other than"
+                f" {' and '.join(COORDINATES)}, not {value!r}"
             )
         object.__setattr__(self, "coords_encoding", tuple(n for n in COORDINATES if n in value))
         for name in ("hidden_size", "decoder_hidden_size"):

@@ -107,7 +107,10 @@ class Attention(keras.layers.Layer):
             self.projection.build(input_shape)
 
     def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Apply self-attention to tokens (N, T, D)."""
+        """Apply self-attention to tokens (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         query, key, value = (affine(tokens, dense) for dense in (self.query, self.key, self.value))
         scale = (self.width // self.heads) ** -0.5
         q, k, v = (self._split_heads(part) for part in (query * scale, key, value))
@@ -152,12 +155,18 @@ class Block(keras.layers.Layer):
             self.fc2.build((*input_shape[:-1], self.fc1.units))
 
     def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         tokens = tokens + self.attention(self.norm1(tokens), taps=taps)
         return tokens + self.mlp(self.norm2(tokens), taps)
 
     def mlp(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Apply two linear layers with an activation between them to tokens (N, T, D)."""
+        """Apply two linear layers with an activation between them to tokens (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         hidden = self.activation(affine(tokens, self.fc1))
         output = self.dropout(affine(hidden, self.fc2))
         if taps is not None:

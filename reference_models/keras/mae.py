@@ -117,6 +117,8 @@ class Encoder(Trunk):
     ) -> Tensor:
         """Encode the patches ``ids_keep`` (N, kept) of images (N, C, H, W); by default all patches.
 
+        Intermediate activations are written into ``taps`` unless it is None.
+
         Returns:
             Tokens (N, 1 + kept, D), after the final norm if there is one.
         """
@@ -140,7 +142,13 @@ class Decoder(DecoderTrunk):
         self.position_embeddings = add_positions(self, "decoder_pos_embed", table)
 
     def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D).
+
+        Args:
+            latent: (N, 1 + kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         visible = self.embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         tokens = ops.concatenate([visible[:, :1], restored], axis=1) + self.position_embeddings
@@ -161,7 +169,11 @@ class MaskedViT(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
-        If ``training`` is None, the encoder runs with the value that was passed to the model.
+        Args:
+            pixel_values: (N, C, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            taps: a dictionary that receives intermediate activations; None to record none.
+            training: whether dropout is active; None for the value that was passed to the model.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -239,11 +251,11 @@ class TFViTMAEForPreTraining(PixelPrediction, MaskedViT):
 class TFViTForImageClassification(ClassifierModel):
     """A ViT with a head; variables have the paths of ``transformers.TFViTForImageClassification``.
 
-    With ``global_pool="token"`` the head reads the class token after the encoder's final norm. With
-    ``"avg"``, which transformers does not have, it reads the mean of the patch tokens, normalized
-    by ``fc_norm``, and the encoder has no final norm; with ``"avg"`` and ``fc_norm=False``, as in
-    timm, it reads the mean of the patch tokens after the encoder's final norm. For arguments see
-    ``EncoderModel``.
+    With ``global_pool="token"`` the input of the head is the class token after the encoder's final
+    norm. With ``"avg"``, which transformers does not have, it is the mean of the patch tokens, to
+    which ``fc_norm`` is applied, and the encoder has no final norm. With ``"avg"`` and
+    ``fc_norm=False``, as in timm, it is the mean of the patch tokens after the encoder's final
+    norm. For arguments see ``EncoderModel``.
     """
 
     encoder_class = Encoder
@@ -263,7 +275,13 @@ class TFViTForImageClassification(ClassifierModel):
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for tokens (N, 1 + L, D)."""
+        """Return the input (N, D) of the head: the class token or the mean of the patch tokens.
+
+        Args:
+            tokens: (N, 1 + L, D), the output of the encoder. If the model has the norm ``fc_norm``,
+                it is applied to the mean here.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         if self.config.global_pool == "token":
             return tokens[:, 0]
         average = mean(tokens[:, 1:], axis=1, keepdims=True)  # (N, 1, D)

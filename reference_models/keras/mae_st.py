@@ -64,7 +64,7 @@ class PositionedTrunk(Trunk):
             self.pos_embed_class = self.add_table(f"{name}_class")
 
     def positions(self) -> Tensor:
-        """Return the position embeddings (1, [1 +] L, D) of class token and patches."""
+        """Return the position embeddings (1, [1 +] L, D) of class token, if any, and patches."""
         config = self.config
         if not config.sep_pos_embed:
             return ops.convert_to_tensor(self.pos_embed)
@@ -84,9 +84,11 @@ class Encoder(PositionedTrunk, VideoEncoder):
     ) -> Tensor:
         """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
 
+        Intermediate activations are written into ``taps`` unless it is None.
+
         Returns:
-            Tokens (N, kept, D), without the class token, after the final norm; without a final
-            norm, the output (N, [1 +] L, D) of the blocks.
+            If there is a final norm, its output without the class token, (N, kept, D). Otherwise
+            the output of the blocks, (N, [1 +] kept, D), with the class token if the model has one.
         """
         tokens = self.run_blocks(self.embed(pixel_values, ids_keep), "encoder", taps)
         if self.norm is None:
@@ -118,7 +120,13 @@ class Decoder(PositionedTrunk, DecoderTrunk):
         super().__init__(config, outputs=config.prediction.patch_dim, **options)
 
     def call(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, kept, D).
+
+        Args:
+            latent: (N, kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         tokens = restore_order(self.embed(latent), self.mask_token, ids_restore)
         if self.config.cls_embed:
             tokens = prepend_class_token(self.cls_token, tokens)
@@ -136,9 +144,14 @@ class MaskedMAEST(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask videos (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
+        Args:
+            pixel_values: (N, C, T, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            taps: a dictionary that receives intermediate activations; None to record none.
+
         Returns:
-            The tokens (N, kept, D) after the final norm, without the class token, and ``mask`` and
-            ``ids_restore`` (N, L).
+            A tuple: the output of the final norm without the class token, (N, kept, D);
+            ``mask``, (N, L); ``ids_restore``, (N, L).
         """
         ids_keep, mask, ids_restore = random_masking(
             pixel_values, noise, self.config, self.seed_generator
@@ -223,9 +236,9 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
 class MAESTForVideoClassification(ClassifierModel):
     """A classifier fine-tuned from an MAE-ST: an encoder of all patches, and a linear head.
 
-    The head reads the mean of all tokens except the first, normalized by ``norm``. The first token
-    is the class token; in a model without a class token it is the first patch, which the authors'
-    code excludes too.
+    The input of the head is the mean of all tokens except the first, to which ``norm`` is applied.
+    The first token is the class token; in a model without a class token it is the first patch,
+    which the authors' code excludes too.
     """
 
     configuration_class = MAESTConfig
@@ -243,7 +256,12 @@ class MAESTForVideoClassification(ClassifierModel):
         self.dropout = dropout(self.config.classifier_dropout, dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for tokens (N, [1 +] L, D)."""
+        """Return the input (N, D) of the head: the mean of all tokens but the first, normalized.
+
+        Args:
+            tokens: (N, [1 +] L, D), the output of the encoder, which has no final norm.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         average = self.fc_norm(mean(tokens[:, 1:], axis=1, keepdims=True))  # (N, 1, D)
         record(taps, "head", norm=average)
         return self.dropout(average[:, 0])

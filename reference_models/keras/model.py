@@ -20,11 +20,12 @@ from reference_models.outputs import (
 
 
 class ConfiguredModel(keras.Model):
-    """Base class of models that are created, with all weights, from a configuration.
+    """Base class of models that are created from a configuration.
 
     Subclasses for other families than the image MAE set ``configuration_class``.
 
-    Inputs are not cast to the compute dtype, because noise must keep the precision for sorting.
+    Inputs are not cast to the compute dtype: the masking noise is sorted, and rounding would change
+    its order.
     """
 
     configuration_class: type[Configuration] = ViTMAEConfig
@@ -182,9 +183,9 @@ class ClassifierModel(EncoderModel):
         """Classify images (N, C, H, W) or videos (N, C, T, H, W).
 
         Args:
-            pixel_values: images of the configured size.
+            pixel_values: images or videos of the configured size.
             labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
-                mixup.
+                mixup. None: no loss is computed.
             training: whether dropout is active.
             options: additional outputs, see `OutputOptions`.
 
@@ -203,7 +204,7 @@ class ClassifierModel(EncoderModel):
 
         Args:
             tokens: (N, T, D), the output of the encoder.
-            taps: a dictionary that receives intermediate activations, or None.
+            taps: a dictionary that receives intermediate activations; None to record none.
         """
         raise NotImplementedError
 

@@ -65,10 +65,10 @@ class PatchProjection(keras.layers.Layer):
 def add_positions(
     layer: keras.layers.Layer, name: str, table: np.ndarray, initializer: Any = None
 ) -> Any:
-    """Add a variable of position embeddings, with the shape of `table`, to a layer and return it.
+    """Add a variable of position embeddings to a layer, and return the variable.
 
-    The variable is trained if an initializer is passed; otherwise it is fixed to the values of
-    `table`.
+    The variable has the shape of `table`. It is trained if an initializer is passed; otherwise it
+    is fixed to the values of `table`.
     """
     return layer.add_weight(
         name=name,
@@ -139,10 +139,14 @@ def check_noise(noise: Tensor, images: int | None, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the patches with the lowest noise (N, L) as visible patches (MAE, section 3).
+    """Select the patches with the lowest noise as visible patches (MAE, section 3).
+
+    Args:
+        noise: (N, L).
+        visible: the number of visible patches of each image.
 
     Returns:
-        ids_keep: (N, kept), the visible patches, in the order of their noise.
+        ids_keep: (N, visible), the indices of the visible patches, in the order of their noise.
         mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
         ids_restore: (N, L), the index of each patch in the shuffled order.
     """
@@ -152,7 +156,11 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the patches with the lowest noise (N, L), and keep them in the order of the image.
+    """Select the patches with the lowest noise, and keep them in the order of the image.
+
+    Args:
+        noise: (N, L).
+        visible: the number of visible patches of each image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
@@ -206,10 +214,14 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Return the tokens (N, K, D) at the indices (N, K) of tokens (N, T, D) or (1, T, D).
+    """Return the tokens at the indices ``ids``, (N, K, D).
 
-    The tokens of all images are joined to one sequence, from which whole tokens are taken;
+    The tokens of all images are joined into one sequence, from which whole tokens are taken;
     ``ops.take_along_axis`` would need an index for every value.
+
+    Args:
+        tokens: (N, T, D), or (1, T, D) for tokens that are the same for all images.
+        ids: (N, K), the indices of K tokens for each image.
     """
     images, count, width = tokens.shape
     if images == 1:

@@ -106,8 +106,9 @@ class PositionedTrunk(Trunk):
         """Return the sum of position and coordinate embeddings of the patches, (1 or N, L, D).
 
         Args:
-            temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
-            location_coords: (N, 2), latitude and longitude in degrees, or None.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
         """
         positions = self.position_embeddings[:, 1:]
         if temporal_coords is not None and self.embeds_time is not None:
@@ -138,6 +139,14 @@ class Encoder(PositionedTrunk, VideoEncoder):
         taps: Taps | None = None,
     ) -> Tensor:
         """Encode the patches ``ids_keep`` (N, kept) of samples (N, C, T, H, W).
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            ids_keep: (N, kept), the indices of the patches.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+            taps: a dictionary that receives intermediate activations; None to record none.
 
         Returns:
             Tokens (N, 1 + kept, D), after the final norm.
@@ -171,7 +180,16 @@ class Decoder(PositionedTrunk, DecoderTrunk):
         location_coords: Tensor | None = None,
         taps: Taps | None = None,
     ) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D).
+
+        Args:
+            latent: (N, 1 + kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         visible = self.embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         restored = restored + self.patch_positions(temporal_coords, location_coords)
@@ -196,6 +214,14 @@ class MaskedPrithvi(MaskedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask samples (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
+        Args:
+            pixel_values: (N, C, T, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+            taps: a dictionary that receives intermediate activations; None to record none.
+
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
         """
@@ -219,7 +245,17 @@ def check_coordinates(
     temporal_coords: Tensor | None,
     location_coords: Tensor | None,
 ) -> None:
-    """Raise ValueError unless coordinates have the right shapes and the model embeds them."""
+    """Raise ValueError if coordinates do not fit the model.
+
+    Args:
+        videos: the number of samples, N; None if it is unknown while tracing.
+        config: the configuration of the model.
+        temporal_coords: (N, T, 2), year and day of the year of each frame; None if not passed.
+        location_coords: (N, 2), latitude and longitude in degrees; None if not passed.
+
+    Raises:
+        ValueError: the model does not embed the passed coordinates, or their shape is wrong.
+    """
     for name, value, embedded, shape in (
         ("temporal_coords", temporal_coords, config.encodes_time, (config.num_frames, 2)),
         ("location_coords", location_coords, config.encodes_location, (2,)),
@@ -237,7 +273,7 @@ def check_coordinates(
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class PrithviModel(MaskedPrithvi):
-    """The encoder of a Prithvi-EO, without a decoder."""
+    """The encoder of a Prithvi-EO model, without a decoder."""
 
     def call(
         self,
@@ -273,7 +309,7 @@ class PrithviModel(MaskedPrithvi):
 
 @keras.saving.register_keras_serializable(package="reference_models")
 class PrithviForPreTraining(PixelPrediction, MaskedPrithvi):
-    """A Prithvi-EO for pre-training: an encoder and a decoder."""
+    """A Prithvi-EO model for pre-training: an encoder and a decoder."""
 
     decoder_class = Decoder
 

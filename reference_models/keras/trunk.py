@@ -71,7 +71,8 @@ class Trunk(keras.layers.Layer):
     def run_blocks(self, tokens: Tensor, name: str, taps: Taps | None = None) -> Tensor:
         """Apply the blocks to tokens (N, T, D).
 
-        Activations are recorded as ``name.blocks.0.q`` and so on.
+        Unless ``taps`` is None, `tokens` and the activations of the blocks are recorded in it: for
+        the name "encoder" as ``encoder.embedding``, ``encoder.blocks.0.q`` and so on.
         """
         if taps is None:
             for block in self._blocks():
@@ -150,7 +151,10 @@ class DecoderTrunk(Trunk):
         self.prediction.build((None, None, self.width))
 
     def predict(self, tokens: Tensor, class_tokens: int, taps: Taps | None) -> Tensor:
-        """Apply blocks, norm and linear layer to (N, class_tokens + L, D); return (N, L, P)."""
+        """Apply blocks, norm and linear layer to (N, class_tokens + L, D); return (N, L, P).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         tokens = self.norm(self.run_blocks(tokens, "decoder", taps))
         record(taps, "decoder", norm=tokens)
         return self.prediction(tokens[:, class_tokens:])

@@ -60,7 +60,10 @@ class VideoBlock(Block):
             self.gamma_2 = self.add_weight(name="gamma_2", shape=shape, initializer=initial)
 
     def call(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         if not self.layer_scale:
             return super().call(tokens, taps)
         tokens = tokens + self.gamma_1 * self.attention(self.norm1(tokens), taps=taps)
@@ -76,6 +79,8 @@ class Encoder(VideoEncoder):
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
         """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
+
+        Intermediate activations are written into ``taps`` unless it is None.
 
         Returns:
             Tokens (N, kept, D), after the final norm if there is one.
@@ -136,9 +141,9 @@ class Decoder(Trunk):
 
         Args:
             latent: (N, kept, D), the encoder's output.
-            ids_keep: (N, kept), the visible patches.
-            ids_decode: (N, M), the patches to predict.
-            taps: a dictionary for intermediate activations, or None.
+            ids_keep: (N, kept), the indices of the visible patches.
+            ids_decode: (N, M), the indices of the patches to predict.
+            taps: a dictionary that receives intermediate activations; None to record none.
         """
         positions = fixed_positions(self, self.config)[0]
         visible = self.embed(latent) + ops.take(positions, ids_keep, axis=0)
@@ -247,8 +252,9 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            The outputs: ``logits`` (N, M, P) are the predicted patches; ``loss`` is None if no
-            patch is removed.
+            The outputs: ``logits`` (N, M, P) are the predicted patches; ``loss`` is the mean
+            squared error over the predicted patches that were removed, or None if no patch is
+            removed.
         """
         pixel_values = self._cast(pixel_values)
         taps = Taps.requested(**options)
@@ -294,7 +300,13 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         return ops.sum(errors * counted) / ops.sum(counted)
 
     def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
-        """Return the targets of the loss for all patches, (N, L, P)."""
+        """Return the targets of the loss for all patches, (N, L, P).
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased standard
+                deviation of each channel of a patch; by default as configured.
+        """
         patches = self.pixel_patches(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
             center, deviation = self.channel_statistics(patches)
@@ -362,8 +374,9 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
 class VideoMAEForVideoClassification(ClassifierModel):
     """A classifier fine-tuned from a VideoMAE: an encoder of all patches, and a linear head.
 
-    The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
-    false, the first token after the encoder's final norm. For arguments see ``EncoderModel``.
+    The input of the head is the mean of all tokens, to which ``fc_norm`` is applied, or, if
+    ``use_mean_pooling`` is false, the first token after the encoder's final norm. For arguments see
+    ``EncoderModel``.
     """
 
     configuration_class = VideoMAEConfig
@@ -381,7 +394,14 @@ class VideoMAEForVideoClassification(ClassifierModel):
             self.fc_norm = LayerNorm(eps, name="fc_norm", dtype=dtype)
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for tokens (N, L, D)."""
+        """Return the input (N, D) of the head: the normalized mean of tokens, or the first token.
+
+        The first token is used if ``use_mean_pooling`` is false.
+
+        Args:
+            tokens: (N, L, D), the output of the encoder.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         if self.fc_norm is None:
             return tokens[:, 0]
         average = self.fc_norm(mean(tokens, axis=1, keepdims=True))  # (N, 1, D)

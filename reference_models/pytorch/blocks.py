@@ -48,7 +48,10 @@ class Attention(nn.Module):
         return self.qkv(tokens).chunk(3, dim=-1)
 
     def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Apply self-attention to tokens (N, T, D)."""
+        """Apply self-attention to tokens (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         query, key, value = self.project(tokens)
         q, k, v = (self._split_heads(part) for part in (query, key, value))
         dropout = self.probability_dropout if self.training else 0.0
@@ -85,7 +88,10 @@ class Mlp(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         output = self.dropout(self.fc2(self.activation(self.fc1(tokens))))
         if taps is not None:
             taps.update(mlp=output)
@@ -103,7 +109,10 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         tokens = tokens + self.attn(self.norm1(tokens), taps)
         return tokens + self.mlp(self.norm2(tokens), taps)
 
@@ -135,7 +144,8 @@ def run_blocks(
 ) -> Tensor:
     """Apply blocks to tokens (N, T, D).
 
-    Activations are recorded as ``name.blocks.0.q`` and so on.
+    Unless ``taps`` is None, `tokens` and the activations of the blocks are recorded in it: for the
+    name "encoder" as ``encoder.embedding``, ``encoder.blocks.0.q`` and so on.
     """
     if taps is None:
         for block in blocks:

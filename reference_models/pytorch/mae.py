@@ -69,7 +69,10 @@ class Encoder(nn.Module):
         return prepend_class_token(cls_token, tokens)
 
     def encode(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Apply the blocks to tokens (N, T, D)."""
+        """Apply the blocks to tokens (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         return run_blocks(self.blocks, tokens, "encoder", taps)
 
     @torch.no_grad()
@@ -100,8 +103,13 @@ class MaskedEncoder(Encoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask images (N, C, H, W) by noise (N, L) and encode the visible patches.
 
+        Args:
+            pixel_values: (N, C, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            taps: a dictionary that receives intermediate activations; None to record none.
+
         Returns:
-            A tuple: the tokens after the final norm, (N, 1 + kept, D); ``mask``, (N, L);
+            A tuple: the output of the final norm, (N, 1 + kept, D); ``mask``, (N, L);
             ``ids_restore``, (N, L).
         """
         ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
@@ -183,7 +191,13 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         )
 
     def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D).
+
+        Args:
+            latent: (N, 1 + kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         tokens = self.decoder_tokens(latent, ids_restore)
         tokens = run_blocks(self.decoder_blocks, tokens, "decoder", taps)
         tokens = self.decoder_norm(tokens)
@@ -191,7 +205,11 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
         return self.decoder_pred(tokens[:, 1:])
 
     def decoder_tokens(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Return the decoder's input (N, 1 + L, D): encoded patches, mask tokens and positions."""
+        """Return the decoder's input (N, 1 + L, D).
+
+        The input consists of the class token, and of the encoded patches and mask tokens in the
+        order of the image. Position embeddings are added to all of them.
+        """
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         return torch.cat([visible[:, :1], restored], dim=1) + self.decoder_pos_embed
@@ -200,10 +218,10 @@ class ViTMAEForPreTraining(PixelPrediction, MaskedEncoder):
 class ViTForImageClassification(Encoder):
     """A ViT with a classifier head, published by facebookresearch/mae as ``mae_finetuned_vit_*``.
 
-    With ``global_pool="token"`` the head reads the class token after ``norm``; with ``"avg"`` it
-    reads the mean of the patch tokens, normalized by ``fc_norm``, and there is no ``norm``; with
-    ``"avg"`` and ``fc_norm=False``, as in timm, it reads the mean of the patch tokens after
-    ``norm``.
+    With ``global_pool="token"`` the input of the head is the class token after ``norm``. With
+    ``"avg"`` it is the mean of the patch tokens, to which ``fc_norm`` is applied, and there is no
+    ``norm``. With ``"avg"`` and ``fc_norm=False``, as in timm, it is the mean of the patch tokens
+    after ``norm``.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
@@ -223,7 +241,7 @@ class ViTForImageClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify images.
+        """Classify images, and compute the loss if ``labels`` is not None.
 
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
@@ -245,7 +263,7 @@ class ViTForImageClassification(Encoder):
 
         Args:
             tokens: (N, 1 + L, D), the output of the last block; it is normalized here.
-            taps: a dictionary that receives the normalized activation, or None.
+            taps: a dictionary that receives the normalized activation; None to record none.
         """
         if self.config.normalizes_mean:
             mean = self.fc_norm(tokens[:, 1:].mean(dim=1, keepdim=True))  # (N, 1, D)

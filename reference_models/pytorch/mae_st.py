@@ -84,7 +84,11 @@ class Positions(nn.Module):
             self.register_parameter(f"{prefix}pos_embed{kind}", table)
 
     def positions(self, prefix: str) -> Tensor:
-        """Return the position embeddings (1, [1 +] L, D) of class token and patches."""
+        """Return the position embeddings (1, [1 +] L, D) of class token, if any, and patches.
+
+        Args:
+            prefix: the prefix of the parameters' names: "" or "decoder_".
+        """
         if not self.config.sep_pos_embed:
             return self.get_parameter(f"{prefix}pos_embed")
         spatial = self.get_parameter(f"{prefix}pos_embed_spatial")  # (1, rows x columns, D)
@@ -142,8 +146,13 @@ class MaskedEncoder(Encoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask videos (N, C, T, H, W) by noise (N, L) and encode the visible patches.
 
+        Args:
+            pixel_values: (N, C, T, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            taps: a dictionary that receives intermediate activations; None to record none.
+
         Returns:
-            A tuple: the tokens after the final norm without the class token, (N, kept, D);
+            A tuple: the output of the final norm without the class token, (N, kept, D);
             ``mask``, (N, L); ``ids_restore``, (N, L).
         """
         ids_keep, mask, ids_restore = random_masking(pixel_values, noise, self.config)
@@ -228,7 +237,13 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         )
 
     def decode(self, latent: Tensor, ids_restore: Tensor, taps: Taps | None = None) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, kept, D).
+
+        Args:
+            latent: (N, kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         tokens = restore_order(self.decoder_embed(latent), self.mask_token, ids_restore)
         if self.config.cls_embed:  # the decoder has a class token of its own
             tokens = prepend_class_token(self.decoder_cls_token, tokens)
@@ -253,9 +268,9 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
 class MAESTForVideoClassification(Encoder):
     """A classifier fine-tuned from an MAE-ST: an encoder of all patches, and a linear head.
 
-    The head reads the mean of all tokens except the first, normalized by ``norm``. The first token
-    is the class token; in a model without a class token it is the first patch, which the authors'
-    code excludes too.
+    The input of the head is the mean of all tokens except the first, to which ``norm`` is applied.
+    The first token is the class token; in a model without a class token it is the first patch,
+    which the authors' code excludes too.
     ``load_state_dict(strict=True)`` accepts the authors' state dict.
     """
 
@@ -272,7 +287,7 @@ class MAESTForVideoClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify videos.
+        """Classify videos, and compute the loss if ``labels`` is not None.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.

@@ -122,10 +122,14 @@ def check_noise(noise: Tensor, images: int, config: Patches) -> None:
 
 
 def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the patches with the lowest noise (N, L) as visible patches (MAE, section 3).
+    """Select the patches with the lowest noise as visible patches (MAE, section 3).
+
+    Args:
+        noise: (N, L).
+        visible: the number of visible patches of each image.
 
     Returns:
-        ids_keep: (N, kept), the visible patches, in the order of their noise.
+        ids_keep: (N, visible), the indices of the visible patches, in the order of their noise.
         mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
         ids_restore: (N, L), the index of each patch in the shuffled order.
     """
@@ -135,7 +139,11 @@ def mask_by_noise(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_in_order(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the patches with the lowest noise (N, L), and keep them in the order of the image.
+    """Select the patches with the lowest noise, and keep them in the order of the image.
+
+    Args:
+        noise: (N, L).
+        visible: the number of visible patches of each image.
 
     Returns:
         mask: (N, L) float32, 0 where a patch is kept and 1 where it is removed.
@@ -184,7 +192,12 @@ def prepend_class_token(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Return the tokens (N, K, D) at the indices (N, K) of tokens (N, T, D) or (1, T, D)."""
+    """Return the tokens at the indices ``ids``, (N, K, D).
+
+    Args:
+        tokens: (N, T, D), or (1, T, D) for tokens that are the same for all images.
+        ids: (N, K), the indices of K tokens for each image.
+    """
     images, width = ids.shape[0], tokens.shape[-1]
     # With take_along_dim, torch.export would create a program for a fixed number of images.
     return tokens.expand(images, -1, -1).gather(1, ids.unsqueeze(-1).expand(-1, -1, width))

@@ -87,8 +87,9 @@ class Coordinates(nn.Module):
 
         Args:
             positions: (1, L, D), the position embeddings of the patches.
-            temporal_coords: (N, T, 2), year and day of the year of each frame, or None.
-            location_coords: (N, 2), latitude and longitude in degrees, or None.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
         """
         if temporal_coords is not None:
             embedded = self.get_submodule(f"temporal_embed_{self.suffix}")(temporal_coords)
@@ -106,7 +107,17 @@ def check_coordinates(
     temporal_coords: Tensor | None,
     location_coords: Tensor | None,
 ) -> None:
-    """Raise ValueError unless coordinates have the right shapes and the model embeds them."""
+    """Raise ValueError if coordinates do not fit the model.
+
+    Args:
+        videos: the number of samples, N.
+        config: the configuration of the model.
+        temporal_coords: (N, T, 2), year and day of the year of each frame; None if not passed.
+        location_coords: (N, 2), latitude and longitude in degrees; None if not passed.
+
+    Raises:
+        ValueError: the model does not embed the passed coordinates, or their shape is wrong.
+    """
     for name, value, embedded, shape in (
         ("temporal_coords", temporal_coords, config.encodes_time, (videos, config.num_frames, 2)),
         ("location_coords", location_coords, config.encodes_location, (videos, 2)),
@@ -140,7 +151,15 @@ class Encoder(Coordinates):
         temporal_coords: Tensor | None = None,
         location_coords: Tensor | None = None,
     ) -> Tensor:
-        """Return tokens (N, 1 + kept, D) of the patches ``ids_keep`` (N, kept)."""
+        """Return the class token and the tokens of the patches ``ids_keep``, (N, 1 + kept, D).
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            ids_keep: (N, kept), the indices of the patches.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+        """
         patches = take_tokens(patchify(pixel_values, self.config), ids_keep)
         positions = self.add_to(self.pos_embed[:, 1:], temporal_coords, location_coords)
         tokens = self.patch_embed(patches) + take_tokens(positions, ids_keep)
@@ -156,6 +175,14 @@ class Encoder(Coordinates):
         taps: Taps | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask samples (N, C, T, H, W) by noise (N, L) and encode the visible patches.
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            noise: (N, L); None for uniform noise, or for ascending noise if all patches are kept.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+            taps: a dictionary that receives intermediate activations; None to record none.
 
         Returns:
             The tokens (N, 1 + kept, D) after the final norm, ``mask`` and ``ids_restore`` (N, L).
@@ -187,7 +214,7 @@ def with_time(pixel_values: Tensor, config: PrithviConfig) -> Tensor:
 
 
 class PrithviModel(Encoder):
-    """The encoder of a Prithvi-EO, without a decoder."""
+    """The encoder of a Prithvi-EO model, without a decoder."""
 
     def __init__(self, config: PrithviConfig) -> None:
         super().__init__(config)
@@ -249,7 +276,16 @@ class Decoder(Coordinates):
         location_coords: Tensor | None = None,
         taps: Taps | None = None,
     ) -> Tensor:
-        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D)."""
+        """Predict patches (N, L, P) from the encoder's output (N, 1 + kept, D).
+
+        Args:
+            latent: (N, 1 + kept, D), the encoder's output.
+            ids_restore: (N, L), the index of each patch in the shuffled order.
+            temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no
+                times.
+            location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         visible = self.decoder_embed(latent)
         restored = restore_order(visible[:, 1:], self.mask_token, ids_restore)
         first, positions = self.decoder_pos_embed[:, :1], self.decoder_pos_embed[:, 1:]
@@ -261,7 +297,7 @@ class Decoder(Coordinates):
 
 
 class PrithviForPreTraining(PixelPrediction, nn.Module):
-    """A Prithvi-EO for pre-training: an encoder and a decoder.
+    """A Prithvi-EO model for pre-training: an encoder and a decoder.
 
     ``load_state_dict(strict=True)`` accepts the state dict of version 2.
     """

@@ -75,7 +75,10 @@ class VideoBlock(Block):
             self.scales = False
 
     def forward(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D).
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         if not self.scales:
             return super().forward(tokens, taps)
         tokens = tokens + self.gamma_1 * self.attn(self.norm1(tokens), taps)
@@ -102,6 +105,8 @@ class Encoder(nn.Module):
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, taps: Taps | None = None
     ) -> Tensor:
         """Encode patches ``ids_keep`` (N, kept) of videos (N, C, T, H, W); by default all patches.
+
+        Intermediate activations are written into ``taps`` unless it is None.
 
         Returns:
             Tokens (N, kept, D), after the final norm if there is one.
@@ -191,7 +196,10 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.decoder_hidden_size, config.patch_dim)
 
     def forward(self, tokens: Tensor, predicted: int, taps: Taps | None = None) -> Tensor:
-        """Decode tokens (N, T, D); return patches (N, predicted, P) for the last tokens."""
+        """Decode tokens (N, T, D); return patches (N, predicted, P) for the last tokens.
+
+        Intermediate activations are written into ``taps`` unless it is None.
+        """
         tokens = run_blocks(self.blocks, tokens, "decoder", taps)
         tokens = self.norm(tokens[:, tokens.shape[1] - predicted :])
         record(taps, "decoder", norm=tokens)
@@ -240,7 +248,9 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
             options: additional outputs, see `OutputOptions`.
 
         Returns:
-            ``logits`` (N, M, P), the predicted patches.
+            The outputs: ``logits`` (N, M, P) are the predicted patches; ``loss`` is the mean
+            squared error over the predicted patches that were removed, or None if no patch is
+            removed.
         """
         taps = Taps.requested(**options)
         mask, ids, ids_restore = masked(pixel_values, noise, self.config)
@@ -264,9 +274,9 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
 
         Args:
             latent: (N, kept, D), the encoder's output.
-            ids_keep: (N, kept), the visible patches.
-            ids_decode: (N, M), the patches to predict.
-            taps: a dictionary for intermediate activations, or None.
+            ids_keep: (N, kept), the indices of the visible patches.
+            ids_decode: (N, M), the indices of the patches to predict.
+            taps: a dictionary that receives intermediate activations; None to record none.
         """
         positions = self.decoder_positions
         visible = self.encoder_to_decoder(latent) + take_tokens(positions, ids_keep)
@@ -302,7 +312,13 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         return (errors * counted).sum() / counted.sum()
 
     def target(self, pixel_values: Tensor, norm_pix_loss: bool | None = None) -> Tensor:
-        """Return the targets of the loss for all patches, (N, L, P)."""
+        """Return the targets of the loss for all patches, (N, L, P).
+
+        Args:
+            pixel_values: (N, C, T, H, W).
+            norm_pix_loss: whether the target is normalized with the mean and the unbiased standard
+                deviation of each channel of a patch; by default as configured.
+        """
         patches = self.pixel_patches(pixel_values)
         if self.config.norm_pix_loss if norm_pix_loss is None else norm_pix_loss:
             mean, deviation = self.channel_statistics(patches)
@@ -362,9 +378,9 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
 class VideoMAEForVideoClassification(Encoder):
     """A classifier fine-tuned from a VideoMAE: an encoder of all patches, and a linear head.
 
-    The head reads the mean of all tokens, normalized by ``fc_norm``, or, if ``use_mean_pooling`` is
-    false, the first token after ``norm``. ``load_state_dict(strict=True)`` accepts the authors'
-    state dict.
+    The input of the head is the mean of all tokens, to which ``fc_norm`` is applied, or, if
+    ``use_mean_pooling`` is false, the first token after ``norm``.
+    ``load_state_dict(strict=True)`` accepts the authors' state dict.
     """
 
     def __init__(self, config: VideoMAEConfig) -> None:
@@ -380,7 +396,7 @@ class VideoMAEForVideoClassification(Encoder):
         labels: Tensor | None = None,
         **options: Unpack[OutputOptions],
     ) -> ImageClassifierOutput:
-        """Classify videos.
+        """Classify videos, and compute the loss if ``labels`` is not None.
 
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
@@ -398,7 +414,14 @@ class VideoMAEForVideoClassification(Encoder):
         return ImageClassifierOutput(loss, logits, *recorded(taps))
 
     def pool(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Return the input (N, D) of the head for tokens (N, L, D)."""
+        """Return the input (N, D) of the head: the normalized mean of tokens, or the first token.
+
+        The first token is used if ``use_mean_pooling`` is false.
+
+        Args:
+            tokens: (N, L, D), the output of the encoder.
+            taps: a dictionary that receives intermediate activations; None to record none.
+        """
         if not self.config.use_mean_pooling:
             return tokens[:, 0]
         mean = self.fc_norm(tokens.mean(dim=1, keepdim=True))  # (N, 1, D)

@@ -393,7 +393,7 @@ def test_prithvi_coordinates_can_be_left_out_and_are_refused_where_not_embedded(
         plain(pixels, noise, temporal_coords=model_inputs["temporal_coords"])
     with pytest.raises(ValueError, match=r"location_coords must have shape \(2, 2\)"):
         model(pixels, noise, location_coords=model_inputs["location_coords"][:1])
-    with pytest.raises(ValueError, match="must be a list of time and location"):
+    with pytest.raises(ValueError, match="list with no items other than time and location"):
         configurations.PrithviConfig(coords_encoding=["weather"])
     with pytest.raises(ValueError, match="must be a multiple of 4"):
         configurations.PrithviConfig(

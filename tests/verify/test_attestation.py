@@ -318,7 +318,8 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
         (["verify", "DIR", "--identity-provider", "https://b.c"], "give one of --public-key,"),
         (["verify", "DIR", "--identity", "a", "--public-key", "KEY"], "give one of --public-key,"),
         (["verify", "DIR", "--certificate-chain", "none.pem"], "none.pem is not a file"),
-        (["verify", "DIR", "--public-key", "KEY"], "is not the public key of an elliptic curve"),
+        (["verify", "DIR", "--public-key", "KEY"],
+         "is not an elliptic-curve public key in PEM format"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_refused_before_anything_runs(

@@ -53,7 +53,7 @@ class WordGrid(Grid):
     """
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row of cells that contain rich's markup."""
+        """Add a row of cells; text in cells may contain the markup of the library rich."""
         super().add_row(*cells, **options)
         for column, cell in zip(self.columns, cells, strict=False):
             words = (
