@@ -100,7 +100,10 @@ def digest(path: Path) -> str:
 
 
 def stages(checkpoint: Path, work: Path, kinds: Iterable[str]) -> Iterator[Stage]:
-    """Yield a `Stage` for each kind of target; the old output has other weights than the new."""
+    """Yield a `Stage` for each kind of target.
+
+    The old output is converted from other weights than the new output, so the two differ.
+    """
     other = work / "other.pth"
     disturbed(checkpoint, other)
     for kind in kinds:

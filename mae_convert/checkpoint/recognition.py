@@ -261,7 +261,7 @@ def _misfit_error(readings: list[Reading], shapes: Mapping[str, Shape]) -> Layou
     best = max(readings, key=lambda r: (r.relative is not None, len(r.rules), -len(r.problems)))
     if best.relative is None and len(best.rules) * 2 < len(shapes):
         return LayoutError(
-            f"these {len(shapes)} tensors are not a MAE in any known layout (they begin with "
+            f"these {len(shapes)} tensors are not an MAE in any known layout (they begin with "
             f"{listed(list(shapes), 3)})",
             hint="`mae-convert layouts` lists the layouts that can be read",
         )

@@ -240,7 +240,7 @@ def _with_channels(
     if task == "pretrain":
         raise ConfigurationError(
             Option("in_channels", count),
-            f": the decoder of a pretrain model predicts pixels with {old} channels, and its "
+            f": the decoder of a pre-training model predicts pixels with {old} channels, and its "
             "output cannot be adapted",
             hint=("pass ", Option("task", "encoder"), " too"),
         )

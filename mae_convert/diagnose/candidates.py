@@ -20,8 +20,8 @@ MASKS = (
     "the mask is computed from ids_shuffle",
     "ids_shuffle is used as ids_restore and for the mask",
     "ids_restore is ids_shuffle",
-    "one patch more is kept",
-    "one patch fewer is kept",
+    "one more patch is kept",
+    "one fewer patch is kept",
     "kept patches are in ascending order",
     "ids_restore is shifted by one",
 )

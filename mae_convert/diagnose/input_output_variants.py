@@ -90,8 +90,8 @@ MASKS: Mapping[str | None, Callable[[Tensor, int], Ids]] = {
     "the mask is computed from ids_shuffle": _gathered_by_shuffle,
     "ids_shuffle is used as ids_restore and for the mask": _sorted_once,
     "ids_restore is ids_shuffle": _restored_by_shuffle,
-    "one patch more is kept": _one_more,
-    "one patch fewer is kept": _one_fewer,
+    "one more patch is kept": _one_more,
+    "one fewer patch is kept": _one_fewer,
     "kept patches are in ascending order": _kept_in_order,
     "ids_restore is shifted by one": _one_off,
 }
@@ -223,7 +223,10 @@ READ_OUTS: Mapping[str | None, TensorFunction] = {
 
 
 def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the layer-normalized mean of patch tokens, (N, 1, D), for tokens (N, 1 + L, D)."""
+    """Return the layer-normalized mean of patch tokens, (N, 1, D), for tokens (N, 1 + L, D).
+
+    ``variants`` can replace the mean by another pooling, or apply the layer norm before it.
+    """
     kind = variants.get("pool", "head")
     if kind == "layer norm before the mean":
         return POOLS[None](norm(model.fc_norm, tokens, "head.norm", variants))
@@ -231,13 +234,20 @@ def pooled(model: Any, tokens: Tensor, variants: Variants) -> Tensor:
 
 
 def read_out(normed: Tensor, variants: Variants) -> Tensor:
-    """Return the head's input (N, D) from normalized tokens (N, T, D)."""
+    """Return the head's input (N, D) from normalized tokens (N, T, D).
+
+    The input is the class token, unless ``variants`` specifies another pooling.
+    """
     kind = variants.get("pool", "head")
     return READ_OUTS[kind if normed.shape[1] > 1 else None](normed)
 
 
 def without_class_token(tokens: Tensor, variants: Variants) -> Tensor:
-    """Return the patch tokens (N, L, D) of tokens (N, 1 + L, D)."""
+    """Return the patch tokens (N, L, D) of tokens (N, 1 + L, D).
+
+    The class token, which is the first token, is left out. ``variants`` can specify that the last
+    token is left out instead.
+    """
     kind = variants.get("patches", "logits")
     return (
         tokens[:, :-1]
@@ -333,7 +343,11 @@ STATISTICS: Mapping[str | None, tuple[int, float]] = {
 
 
 def _normalized(target: Tensor, statistics: str | None) -> Tensor:
-    """Return patches (N, L, P), normalized with a variant of each patch's mean and variance."""
+    """Return patches (N, L, P), each normalized with its mean and variance.
+
+    ``statistics`` is the name of the variant of the variance (a key of ``STATISTICS``, or epsilon
+    added to the standard deviation); None for the variance of the reference model.
+    """
     if statistics == "epsilon added to the standard deviation":
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) / (variance.sqrt() + 1e-6)

@@ -33,8 +33,8 @@ class ModelPart:
 
     kinds: tuple[tuple[str, str, str], ...]
     """The variants of the model that lower the precision of the part: for each variant, the name of
-    the variant, a module path in which ``{}`` is replaced by a block, and a suffix. The suffix is
-    added to the name of the precision: ``" products"`` gives ``"bfloat16 products"``."""
+    the variant, a module path in which ``{}`` stands for the path of a block, and a suffix. The
+    suffix is added to the name of the precision: ``" products"`` gives ``"bfloat16 products"``."""
 
     def hypothesis(self, precision: str, block: str) -> Hypothesis:
         """Return the hypothesis that the part is computed in `precision` in one block."""
@@ -61,7 +61,7 @@ class Imprecision:
     """The precision that explains the error, or several precisions that explain it equally well."""
 
     explained: float
-    """The fraction of the error of the result `at` that the precision explains, at most 1."""
+    """How much of the error of the result named `at` is explained, as a fraction of at most 1."""
 
 
 def find_imprecisions(
@@ -92,9 +92,10 @@ def find_imprecisions(
 
 
 def _step(name: str) -> str:
-    """Return the name of the step that computes a result.
+    """Return the name of the step that computes the result ``name``.
 
-    The name of a step in a block does not contain the block. The step for q, k and v is "q".
+    The name of a step in a block does not contain the block's number, as in "mlp". The results q,
+    k and v have one step, "q".
     """
     match = BLOCK_TAP.fullmatch(name)
     if match is None:

@@ -48,7 +48,7 @@ class Difference:
     """The framework or library that ran the other side."""
 
     dtype: str = "float64"
-    """The dtype of the runs: float64, or a dtype in which the rounding errors are too large."""
+    """The dtype of the runs: float64, or a dtype in which the rounding errors exceed the limit."""
 
     runner: str = ""
     """The runner of the other side, such as "timm", if `--against` specified it; "" for side B."""
@@ -160,7 +160,17 @@ def _formula(
     own: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
 ) -> Formula:
-    """Return the formula that computes a side's result from results in which both sides agree.
+    """Return the formula that computes the first differing result from earlier results.
+
+    The formula reads only earlier results that both sides have.
+
+    Args:
+        difference: the first result that differs.
+        location: the image and the token at which the result differs most.
+        checkpoint: the checkpoint of side A.
+        results: the results of both sides, by side and name.
+        own: the results whose values the formula reads, by name.
+        inputs: the images and the noise of the runs.
 
     Raises:
         MaeConvertError: the result cannot be computed from such results.
@@ -251,7 +261,7 @@ def first_difference(verification: Verification) -> Difference:
 
 
 def _runner(prefix: str) -> str:
-    """Return the runner that a prefix of check names contains: "timm" for "against timm/"."""
+    """Return the runner in the prefix of a check's name, such as "timm" for "against timm/"."""
     return prefix.removeprefix("against ").removesuffix("/")
 
 
@@ -269,8 +279,8 @@ def _location(a: np.ndarray, b: np.ndarray, exact: np.ndarray | None) -> Locatio
     """Return the image that differs most and, if the result has tokens, its most differing token.
 
     Args:
-        a: the result of A.
-        b: the result of the other side.
+        a: the result of side A.
+        b: the result of the other side: side B, or a runner of `--against`.
         exact: the float64 result, if rounding errors are compared; the larger error of the two
             sides is used.
     """
@@ -326,7 +336,7 @@ def _arrays(
 
 
 def _shared(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays, but an array that is equal on both sides only once.
+    """Return the arrays; an array that is equal on both sides is included only once.
 
     The names of both sides' arrays begin with "A/" or "B/"; the name of an array that is equal on
     both sides has no such prefix.
@@ -353,7 +363,7 @@ def _limit(arrays: Mapping[str, np.ndarray], dtype: str) -> float:
 def _settings(checkpoint: Checkpoint, first: str) -> dict[str, Any]:
     """Return epsilon, activation and number of heads of the step that computes the result `first`.
 
-    The lines of a formula read these settings by name: "eps", "activation" and "heads".
+    The reproducer's code for the step reads them by name: "eps", "activation" and "heads".
     """
     model = checkpoint.configuration.model
     decoder = first.startswith("decoder.") or (first == "logits" and checkpoint.task == "pretrain")

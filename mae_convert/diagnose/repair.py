@@ -84,7 +84,7 @@ class Repair:
         return [repair.name for repair in self.repairs if repair.fault == UNEXPLAINED]
 
     def repaired(self) -> Checkpoint:
-        """Return the repaired checkpoint: the repaired target with the configuration of A."""
+        """Return the target with repaired tensors and with the configuration of the source."""
         cured = {repair.name: repair.tensor for repair in self.repairs}
         tensors = {**self.source.tensors, **self.target.tensors, **cured}
         unchanged = {name: tensors[name] for name in self.source.tensors}
@@ -148,7 +148,7 @@ def repair(
         b: the target; it is not changed.
         out: the path of the repaired checkpoint, in the layout of the target.
         sides: how to run the source and the repaired checkpoint.
-        options: the options of the verification.
+        options: the options of the verification; None for the defaults.
         restore: if no known fault explains the difference of a tensor, copy the tensor from the
             source.
 
@@ -161,7 +161,7 @@ def repair(
         raise OutputError(out, " exists and is not replaced", hint="choose another name")
     if b.path.is_dir() and b.path.resolve() in out.resolve().parents:
         raise OutputError(
-            out, " is inside B, which is not changed", hint="choose another directory"
+            out, " is inside B, but B must not be changed", hint="choose another directory"
         )
     with staging_for(out) as folder:
         planned = plan_repair(a, b)
@@ -210,13 +210,13 @@ def _with_true_steps(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, list[str
         return source, names, []
     if declared and len(fewer := differing(a, b)) < len(names):
         kinds = listing(str(step["step"]) for step in declared)
-        fault = f"the record declares steps that were not applied ({kinds}): removed"
+        fault = f"steps that were not applied are removed from the record ({kinds})"
         return a, fewer, [fault]
     if rounded := _rounding(source, b):
         after = _after(a, [*declared, rounded], b)
         if len(fewer := differing(after, b)) < len(names):
-            undeclared = f"the record does not declare that tensors were rounded to {rounded['to']}"
-            return after, fewer, [f"{undeclared}: added"]
+            added = f"the undeclared rounding of tensors to {rounded['to']} is added to the record"
+            return after, fewer, [added]
     return source, names, []
 
 
@@ -303,8 +303,8 @@ def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
             hint=hint,
         )
     return NotRepairedError(
-        f"B is equal to A after the changes that its record declares ({changes}): there is nothing "
-        "to repair",
+        f"with the changes that B's conversion record declares ({changes}), A is equal to B: there "
+        "is nothing to repair",
         hint=f"if B should not have these changes, convert A again; {hint}",
     )
 

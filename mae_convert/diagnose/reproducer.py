@@ -1,4 +1,7 @@
-"""The script of a reproducer, which needs only NumPy and one framework."""
+"""The script that reproduces the first differing result of a failed verification.
+
+The script needs only NumPy and one framework.
+"""
 
 import json
 import re
@@ -164,7 +167,7 @@ class Script:
     """The formula of the result, as lines of Python."""
 
     settings: Mapping[str, Mapping[str, Any]]
-    """For each side ("A" or "B"), the settings that the code in `lines` reads from ``s``."""
+    """For each side ("A" or "B"), the settings that `lines` reads from the variable ``s``."""
 
     names: Mapping[str, str]
     """The canonical names of the tensors that differ, by their names in `lines`."""

@@ -48,7 +48,7 @@ class Finding:
     """The hypothesis."""
 
     removes: str
-    """The first result that differs without the hypothesis."""
+    """The name of the result whose difference is removed: the first that differs without it."""
 
     next: str | None
     """The first result that differs if the hypothesis is applied; None if all results agree."""
@@ -114,9 +114,20 @@ def search(
 def _fitting(
     model: Model, compare: Compare, accepted: Sequence[Hypothesis], first: str, deadline: float
 ) -> tuple[list[tuple[Hypothesis, CandidateResult]], int]:
-    """Return the hypotheses that remove the difference at ``first``, and the number of runs.
+    """Return the hypotheses that remove the difference at the result ``first``.
 
-    Earlier results are taken from the other side, so that each run computes only one step.
+    Earlier results are taken from the side with which the model is compared, so that each run
+    computes only one step.
+
+    Args:
+        model: the model of one side, to which hypotheses are applied.
+        compare: runs the model with hypotheses and compares the results with the other side.
+        accepted: the hypotheses that are applied in every run.
+        first: the first result that differs with the accepted hypotheses.
+        deadline: the value of `time.monotonic` after which no further hypothesis is run.
+
+    Returns:
+        The hypotheses with the results of their comparisons, and the number of runs.
     """
     fitting: list[tuple[Hypothesis, CandidateResult]] = []
     tried, seen = 0, set()

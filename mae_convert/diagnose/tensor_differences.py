@@ -28,13 +28,13 @@ class Cause:
     """The cause of a tensor's difference, in words that follow the tensor's name in a sentence."""
 
     text: str
-    """The text before the name in `other`; the whole text if `other` is empty."""
+    """The description up to the name in `other`; the whole description if `other` is ""."""
 
     other: str = ""
     """The canonical name of another tensor that the description mentions, or ""."""
 
     rest: str = ""
-    """The text after the name in `other`."""
+    """The rest of the description, after the name in `other`."""
 
     def __str__(self) -> str:
         return f"{self.text}{self.other}{self.rest}"
@@ -42,8 +42,8 @@ class Cause:
     def in_every_block(self, name: str) -> "Cause":
         """Return the cause in a form that is valid for several blocks.
 
-        If the other tensor is in the same block as the differing tensor, the block's prefix is
-        removed from the other tensor's name.
+        A cause can mention another tensor (`other`). If this tensor is in the same block as the
+        differing tensor, the block's prefix is removed from its name.
 
         Args:
             name: the name of the differing tensor.
@@ -74,8 +74,8 @@ def grouped_causes(
 ) -> Iterator[tuple[list[str], tuple[Cause, ...]]]:
     """Yield groups of tensors with the same causes: their names, and the causes.
 
-    A cause can refer to another tensor of the same block. Such causes of tensors in different
-    blocks are the same if the other tensor has the same name in each block.
+    A cause can mention another tensor of the same block. The causes of two tensors in different
+    blocks are the same if the mentioned names differ only in the number of the block.
     """
     groups: dict[tuple[Cause, ...], list[str]] = {}
     for name, own in causes.items():
@@ -92,7 +92,10 @@ def cause_in_words(names: Sequence[str], cause: Cause) -> str:
 
 
 def _block_prefix(name: str) -> str:
-    """Return the prefix of the block that contains a tensor, with a dot at its end, or ""."""
+    """Return the prefix of the block that contains a tensor, with a dot at its end.
+
+    The result is "" if the tensor is not in a block.
+    """
     stack, _, rest = name.partition(".blocks.")
     return f"{stack}.blocks.{rest.partition('.')[0]}." if rest else ""
 
@@ -248,7 +251,13 @@ def _same_parts(x: np.ndarray, y: np.ndarray, axis: int) -> bool:
 
 
 def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
-    """Yield a description if only some rows or columns differ, or if B's tensor ends with zeros."""
+    """Yield a description if only some rows or columns differ, or if ``y`` ends with zeros.
+
+    Args:
+        x: A's tensor.
+        y: B's tensor.
+        size: a phrase about the size of the difference.
+    """
     yield from zero_from(x, y)
     for axis, what in ((0, "rows"), (x.ndim - 1, "columns")):
         others = tuple(i for i in range(x.ndim) if i != axis)
@@ -258,7 +267,7 @@ def _partly(x: np.ndarray, y: np.ndarray, size: str) -> Iterator[str]:
 
 
 def zero_from(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a description if B's tensor begins with A's values and is zero after them."""
+    """Yield a description if B's tensor ``y`` begins like A's tensor ``x`` and ends with zeros."""
     first = int(np.argmin(x.reshape(-1) == y.reshape(-1)))
     if first and not y.reshape(-1)[first:].any():
         yield f"is zero from element {first} of {x.size} on"

@@ -156,7 +156,15 @@ def _regrouped(
 def _faults(
     model: Model, of_a: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
 ) -> Iterator[Cause]:
-    """Yield known faults that turn A's tensor ``x`` into B's ``y``."""
+    """Yield the known faults that turn A's tensor ``x`` into B's tensor ``y``.
+
+    Args:
+        model: the model of A.
+        of_a: the index of A's tensors, to find a tensor that is equal to ``y``.
+        name: the canonical name of the tensor.
+        x: A's tensor.
+        y: B's tensor.
+    """
     if broken := not_finite_values(y):
         finite = np.isfinite(y)
         if np.array_equal(x[finite], y[finite]):

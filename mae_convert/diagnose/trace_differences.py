@@ -66,7 +66,7 @@ def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[st
 
 
 def _not_finite(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield a sentence about the first non-finite result of each run of each side."""
+    """For each side and dtype, yield a sentence about the first result that is not finite."""
     for side, trace in (("A", a), ("B", b)):
         for dtype in trace.description["dtypes"]:
             results = trace.results(dtype)
@@ -99,7 +99,7 @@ def _differences_at(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _additional_token(first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a sentence if a result has one token more on one side than on the other side."""
+    """Yield a sentence if the result ``first`` has one more token on one side."""
     if x.ndim != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return
     for fewer, more, side in ((x, y, "B"), (y, x, "A")):
@@ -147,7 +147,11 @@ def _randomness(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
-    """Yield a sentence about a side whose rounding error in float32 is too large."""
+    """Yield a sentence about each side whose rounding error in float32 is too large.
+
+    Rounding errors are compared only if no result differs in float64, that is, if ``first`` is
+    None.
+    """
     if first is not None or "float32" not in set(a.description["dtypes"]) & set(
         b.description["dtypes"]
     ):
@@ -247,7 +251,7 @@ def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iter
     if first == "encoder.embedding":
         inner = difference[:, class_tokens(a, difference) :]
     if x.ndim == 3 and same_vector(inner):
-        yield f"{first} differs by the same vector at every token, as for a different bias"
+        yield f"{first} differs by the same vector at every token, as if a bias were different"
     elif first in ("encoder.embedding", "decoder.embedding"):
         positions = patch_positions(a, first, inner.shape[1])
         if positions is not None and same_by_position(inner, positions):
@@ -281,12 +285,12 @@ def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
             continue
         if shares is None:
             yield (
-                f"{name} in B is not a sum of its block's input and of the outputs of its attention"
-                " and its MLP"
+                f"{name} in B is not the sum of the block's input and multiples of the outputs of"
+                " the block's attention and MLP"
             )
         else:
             yield (
-                f"{name} in B is its block's input plus {shares[0]:.6g} times attention plus"
+                f"{name} in B is the block's input plus {shares[0]:.6g} times attention plus"
                 f" {shares[1]:.6g} times the MLP"
             )
         return

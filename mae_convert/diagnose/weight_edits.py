@@ -107,7 +107,17 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def fused_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v, read as (groups, 3, rows) from a matrix that is fused as (3, rows)."""
+    """Return q, k or v as read from a fused matrix in the wrong order (groups, 3, rows).
+
+    The matrix has the order (3, rows): it consists of all rows of q, then of k, then of v.
+
+    Args:
+        query: the correct tensor of q.
+        key: the correct tensor of k.
+        value: the correct tensor of v.
+        part: the returned tensor: 0 for q, 1 for k, 2 for v.
+        groups: the number of groups of rows, such as the number of heads.
+    """
     fused = np.concatenate([query, key, value])
     rows = fused.reshape(groups, 3, -1, *fused.shape[1:])
     return rows[:, part].reshape(query.shape)
@@ -116,7 +126,11 @@ def fused_as_groups(
 def split_as_groups(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, part: int, groups: int
 ) -> np.ndarray:
-    """Return q, k or v, read as (3, rows) from a matrix that is fused as (groups, 3, rows)."""
+    """Return q, k or v as read from a fused matrix in the wrong order (3, rows).
+
+    The matrix has the order (groups, 3, rows): each group consists of rows of q, then of k, then
+    of v. The arguments are the same as for `fused_as_groups`.
+    """
     apart = np.stack([x.reshape(groups, -1, *x.shape[1:]) for x in (query, key, value)], axis=1)
     return apart.reshape(3, *query.shape)[part]
 
@@ -154,7 +168,10 @@ Orders: TypeAlias = Mapping[str, np.ndarray]
 
 
 def distinct(orders: Orders) -> dict[str, np.ndarray]:
-    """Return the orders that differ from the original order, without duplicates."""
+    """Return the orders of elements, by description, without duplicates.
+
+    The order that leaves all elements in their places is left out.
+    """
     seen = {tuple(range(len(order))) for order in orders.values()}
     different = {}
     for description, order in orders.items():
@@ -165,7 +182,10 @@ def distinct(orders: Orders) -> dict[str, np.ndarray]:
 
 
 def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the channels of q, k and v; the correct order is (heads, channels)."""
+    """Return wrong orders of the channels of q, k and v: arrays of indices, by description.
+
+    The correct order is (heads, channels).
+    """
     size = width // heads
     channels = np.arange(width)
     apart = channels.reshape(heads, size)
@@ -184,7 +204,10 @@ def head_orders(width: int, heads: int) -> dict[str, np.ndarray]:
 
 
 def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the values of a patch; the correct order is (row, column, channel)."""
+    """Return wrong orders of the values of a patch: arrays of indices, by description.
+
+    The correct order is (row, column, channel).
+    """
     numbers = np.arange(height * width * channels)
     apart = numbers.reshape(height, width, channels)
     other = numbers.reshape(channels, height, width)
@@ -203,7 +226,10 @@ def pixel_orders(height: int, width: int, channels: int) -> dict[str, np.ndarray
 
 
 def position_orders(rows: int, columns: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the position embeddings of a class token and a grid of patches."""
+    """Return wrong orders of the position embeddings of a class token and a grid of patches.
+
+    Each order is an array of row indices, by its description.
+    """
     grid = np.arange(1, 1 + rows * columns).reshape(rows, columns)
     positions = np.arange(1 + rows * columns)
     return distinct(
@@ -220,7 +246,10 @@ def position_orders(rows: int, columns: int) -> dict[str, np.ndarray]:
 
 
 def sincos_orders(width: int) -> dict[str, np.ndarray]:
-    """Return wrong orders of the channels of a sine-cosine position embedding."""
+    """Return wrong orders of the channels of a sine-cosine position embedding.
+
+    Each order is an array of channel indices, by its description.
+    """
     channels = np.arange(width)
     quarters = channels[: width // 4 * 4].reshape(4, -1)
     interleaved = quarters.reshape(2, 2, -1).swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Hypotheses about the weights of single tensors, of q, k and v together, of modules and blocks."""
+"""Hypotheses about wrong weights: of a tensor, of q, k and v together, of modules or of blocks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -14,7 +14,7 @@ class SelfEdit(NamedTuple):
     """A change of a tensor that does not depend on other tensors."""
 
     key: str
-    """The kind of fault."""
+    """The kind of fault that the change simulates, such as "transposed"."""
 
     description: str
     """A description that follows the tensor's name in a sentence."""
@@ -23,7 +23,7 @@ class SelfEdit(NamedTuple):
     """The name of the operation in ``weight_edits.OPERATIONS``."""
 
     options: dict[str, Any]
-    """The arguments of the operation."""
+    """The arguments of `operation`, by name."""
 
     def on(self, name: str) -> WeightEdit:
         """Return the weight edit that changes a tensor in this way."""
@@ -109,7 +109,10 @@ def _kernel(shape: Shape) -> Iterator[SelfEdit]:
 
 
 def _kernel_of_frames(shape: Shape) -> Iterator[SelfEdit]:
-    """Yield changes of a video kernel (width, channels, frames, rows, columns)."""
+    """Yield changes of the patch embedding's kernel of a video model.
+
+    The kernel has the axes (embedding width, channels, frames, rows, columns).
+    """
     if shape[1] > 1:
         backwards = {"axis": 1, "order": list(range(shape[1]))[::-1]}
         yield SelfEdit("patch channels", "has its channels reversed", "reordered", backwards)
@@ -149,7 +152,7 @@ def _values(name: str, shape: Shape) -> Iterator[SelfEdit]:
         what = "has the value one everywhere, as before training"
         yield SelfEdit("one", what, "filled", {"value": 1.0})
         for amount, what in ((1.0, "has one added"), (-1.0, "has one subtracted")):
-            text = f"{what}, as if it were stored as the difference from one"
+            text = f"{what}, as if only its difference from 1 were stored"
             yield SelfEdit("one", text, "added", {"amount": amount})
     for dtype in ("float16", "bfloat16"):
         yield SelfEdit("rounded", f"is rounded to {dtype}", "rounded", {"dtype": dtype})
@@ -347,10 +350,10 @@ KINDS_OF_LEAVES = ((LEAVES, "weights and biases"), (("weight",), "weights"), (("
 # Descriptions of a fused matrix that is read in a wrong order, by operation and by whether the
 # groups of the operation are rows instead of heads.
 FUSED = {
-    ("fused_as_groups", False): "(heads, 3, channels) from a matrix that is (3, heads, channels)",
-    ("split_as_groups", False): "(3, heads, channels) from a matrix that is (heads, 3, channels)",
-    ("fused_as_groups", True): "(channels, 3) from a matrix that is (3, channels)",
-    ("split_as_groups", True): "(3, channels) from a matrix that is (channels, 3)",
+    ("fused_as_groups", False): "(heads, 3, channels) instead of the order (3, heads, channels)",
+    ("split_as_groups", False): "(3, heads, channels) instead of the order (heads, 3, channels)",
+    ("fused_as_groups", True): "(channels, 3) instead of the order (3, channels)",
+    ("split_as_groups", True): "(3, channels) instead of the order (channels, 3)",
 }
 
 
@@ -409,7 +412,10 @@ def _wrongly_fused(model: Model, stack: Stack, index: int) -> Iterator[Hypothesi
             ]
 
         def what(block: str, which: str = which, text: str = text) -> str:
-            return f"the {which} of {block}attention.q, k, v are read as {text}"
+            return (
+                f"the {which} of {block}attention.q, k, v are read from a fused matrix in the order"
+                f" {text}"
+            )
 
         yield from in_blocks(model, stack, index, "q, k, v order", what, make)
 

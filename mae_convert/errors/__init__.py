@@ -24,10 +24,10 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Option:
-    """An option that a message names: of the command line, or an argument of a Python function."""
+    """An option that a message names: a command-line option or an argument of a function."""
 
     name: str
-    """The neutral name, in lower case with underscores, such as ``num_heads``."""
+    """The neutral name, from which the name in each interface is made, such as ``num_heads``."""
 
     value: Value = None
     """The value that the message proposes or refuses; True or False for a switch, None if the
@@ -124,7 +124,9 @@ def from_json(line: str) -> Text:
         try:
             return Option(**part)
         except TypeError as error:
-            raise ValueError(f"{part!r} is not a string, a list or an option") from error
+            raise ValueError(
+                f"{part!r} is not a string, a list or the fields of an Option"
+            ) from error
 
     return text(json.loads(line))
 
@@ -149,8 +151,8 @@ class MaeConvertError(Exception):
         hint: what to do about it; it follows the message after a semicolon.
         path: the file or directory that the error is about. Default: the first `Path` in the
             message, or None.
-        option: the neutral name of the option that the error is about. Default: the first `Option`
-            in the message, or None.
+        option: the name of the option that the error is about, in the form of `Option.name`.
+            Default: the first `Option` in the message, or None.
     """
 
     exit_status = 2

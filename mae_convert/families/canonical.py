@@ -45,13 +45,13 @@ def block_shapes(
 
 
 def norm_shapes(name: str, width: int) -> Rows:
-    """Yield names and shapes of a layer normalization."""
+    """Yield the names and shapes of the tensors of a layer normalization."""
     yield f"{name}.weight", (width,)
     yield f"{name}.bias", (width,)
 
 
 def linear_shapes(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Rows:
-    """Yield names and shapes of a linear layer."""
+    """Yield the names and shapes of the tensors of a linear layer."""
     yield f"{name}.weight", (outputs, inputs)
     if bias:
         yield f"{name}.bias", (outputs,)
@@ -121,7 +121,7 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
         where = f"; {whole}" if whole else ""
         raise ConfigurationError(
             f"this checkpoint has no decoder (its task is {available}), so it cannot be converted "
-            f"to a pretrain model{where}",
+            f"to a pre-training model{where}",
             hint=(*(("or ",) if whole else ()), "pass ", Option("task", "encoder")),
         )
     if not heads:

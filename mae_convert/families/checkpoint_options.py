@@ -41,7 +41,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """Any text."""
+    """The type of options whose value is any text."""
 
     metavar: str = "TEXT"
     expected: str = "a text"
@@ -52,7 +52,7 @@ class Words:
 
 
 class Switch(NamedTuple):
-    """True or False."""
+    """The type of options whose value is True or False."""
 
     metavar: str = "BOOLEAN"
     expected: str = "true or false"
@@ -278,7 +278,7 @@ class Flags:
     mask_ratio: float | None = _option(
         "mask_ratio",
         Number(0, 1),
-        "Fraction of the patches that is removed.",
+        "Fraction of the patches that are removed from the encoder's input.",
         tasks=("pretrain", "encoder"),
     )
     image_size: int | tuple[int, int] | None = _option(
@@ -323,7 +323,7 @@ def named(name: str, value: Any = None, placeholder: str = "") -> Option:
 
 
 def flags_of(values: Mapping[str, Any]) -> Flags:
-    """Return the flags for the values of options.
+    """Return the configuration fields that the values of options specify, as `Flags`.
 
     Args:
         values: the values by option name; None values and options for other purposes are ignored.
@@ -343,7 +343,7 @@ def flags_of(values: Mapping[str, Any]) -> Flags:
 
 
 def flags_of_arguments(arguments: Mapping[str, Any], function: str) -> Flags:
-    """Return the flags for the keyword arguments of a function.
+    """Return the configuration fields that keyword arguments specify, as `Flags`.
 
     Args:
         arguments: the values; each key is the name of an option or of a field.

@@ -37,7 +37,8 @@ class Clips:
     otherwise they are colours from 0 to 255, which are resized and rescaled."""
 
     missing_value: tuple[float, float] | None = None
-    """The value that marks a missing measurement, and the value that replaces it."""
+    """The value that marks a missing measurement, and the value that replaces it; None if no value
+    marks one."""
 
     colours: tuple[int, int, int] = (0, 1, 2)
     """The indices (from 0) of the red, green and blue channels."""
@@ -50,7 +51,7 @@ class Clips:
                 ``frames`` is "all".
             length: the number of frames of a clip.
             rate: frames per second of the file, or None if unknown.
-            stride: the distance between frames.
+            stride: the distance between consecutive frames, in the unit of the attribute `stride`.
         """
         if self.frames == ALL:
             return list(range(count))
@@ -67,9 +68,10 @@ class Clips:
     def preprocessing(self, image_hw: tuple[int, int]) -> dict[str, Any]:
         """Return the preprocessing of frames with the fields of ``preprocessor_config.json``.
 
-        Colours are preprocessed like in transformers' VideoMAEImageProcessor: the shorter side is
-        resized, and the centre is cropped. For models with rectangular inputs, frames are resized
-        to the size of the inputs without cropping. Measured values are only normalized.
+        Frames with colours are preprocessed as in transformers' VideoMAEImageProcessor: the shorter
+        side is resized, and the centre is cropped. For models with rectangular inputs, frames are
+        resized to the size of the inputs without cropping. Frames with measured values instead of
+        colours (see `measured`), such as satellite data, are only normalized.
         """
         if self.measured:
             return {"do_normalize": True, "do_rescale": False, "do_resize": False}
@@ -90,7 +92,7 @@ class Clips:
         }
 
     def in_words(self, stride: int) -> str:
-        """Return a description of the sampling of frames."""
+        """Return a description of the sampling of frames at a distance of ``stride``."""
         if self.frames == ALL:
             return f"all frames of each sample are used, {self.like}"
         frames = "every frame" if stride == 1 else f"one frame in {stride}"

@@ -35,7 +35,7 @@ class Missing:
     """Why the tensors do not determine the field, and which evidence could not be used."""
 
     hint: str = ""
-    """Additional advice, such as the image size of a family, or ""."""
+    """Additional advice, such as a phrase with the image size of a related model; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Configuration:
     """The mean that is subtracted from each channel."""
 
     image_std: tuple[float, ...]
-    """The standard deviation by which each channel is divided after the subtraction."""
+    """The standard deviation by which each channel is divided after its mean is subtracted."""
 
     sources: Mapping[str, str]
     """The source, as text, of each field that is not stored in tensors."""
@@ -72,7 +72,7 @@ class Configuration:
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """For each task, the fields that the task needs and that do not follow from tensors."""
+    """For each task, the fields that the task needs but that are not stored in tensors."""
 
     def value(self, name: str) -> Any:
         """Return the value of a field of the model or the preprocessing; None if it is missing."""
@@ -382,7 +382,7 @@ def _values_along(
 
 
 def _option_of(source: str) -> Option | str:
-    """Return a value's source for a message: an `Option` if the source is "option NAME"."""
+    """Return a value's source for a message: an `Option` for "option NAME", else the text."""
     name = source.removeprefix("option ")
     return Option(name) if name != source else source
 

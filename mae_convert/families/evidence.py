@@ -69,16 +69,22 @@ class Evidence:
     """Fields for which the layout's own code supports only the value in `conventions`."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
-    """The values that the related model of the checkpoint uses, by field."""
+    """The values, by field, that a known model related to the family uses.
+
+    Empty if the checkpoint does not belong to such a model.
+    """
 
     relative_name: str = ""
-    """The name of the related model; "" if there is none."""
+    """The name of this related model; "" if there is none."""
 
     size_hint: str = ""
-    """A phrase for messages: the image size of a related model that has these shapes."""
+    """A phrase for messages: the image size of a related model with the same tensor shapes.
+
+    It is "" if there is no such model.
+    """
 
     positions: Mapping[str, LazyTensor] = field(default_factory=dict)
-    """The position embeddings, which are read to recognise the grid, by canonical name."""
+    """The position embeddings, by canonical name; they are read to recognise the grid."""
 
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Assumptions of the conversion that wrote the configuration, from its record.
@@ -87,7 +93,7 @@ class Evidence:
     """
 
     by_names: Mapping[str, Any] = field(default_factory=dict)
-    """The values that a program uses for all models with these tensor names, by field."""
+    """The values that all models with the checkpoint's tensor names have in common, by field."""
 
     fill_only: bool = False
     """Whether options only fill in fields that the file does not specify."""
@@ -146,10 +152,9 @@ def _from_configuration(name: str, evidence: Evidence) -> FieldValue:
 
 
 def _recorded(name: str, value: Any, where: str, evidence: Evidence) -> FieldValue:
-    """Return a stored value with its source, and with the assumption of an earlier conversion.
+    """Return a stored value with its source.
 
-    If the file was converted, and the conversion assumed this value, the value is still an
-    assumption.
+    If an earlier conversion of the file assumed this value, the value is marked as an assumption.
     """
     recorded = evidence.recorded.get(name, {})
     if value is not None and recorded and same_size(recorded.get("value")) == same_size(value):

@@ -93,14 +93,14 @@ class Family(ABC):
             not stored; None if the size cannot be changed.
         resampling: how stored embeddings are resampled: ``BICUBIC`` or ``CORNERS_ALIGNED`` of
             `mae_convert.families.position_embeddings`.
-        fixed_positions: the axes of the fixed embedding with which stored embeddings are
-            initialized, a key of ``FIXED`` in `mae_convert.families.position_embeddings`; None if
-            they are initialized at random.
+        fixed_positions: the fixed embedding that initializes stored embeddings, named by its axes
+            (a key of ``FIXED`` in `mae_convert.families.position_embeddings`); None if stored
+            embeddings are initialized at random.
         may_lack_class_position: whether some programs store position embeddings without a row for
             the class token, under the names that others use for embeddings with this row.
         additional_inputs: names of possible inputs besides pixels and noise; the configuration of a
             model specifies which of them it takes.
-        takes_images: whether each input of a model is one image.
+        takes_images: whether each sample is one image, not a video or a series of images.
         card: the description for model cards; None if model cards contain only the `title`.
         clips: the preprocessing of videos or series of images; None for images.
         has_hypotheses: whether `mae_convert.diagnose` can test hypotheses by running changed
@@ -160,12 +160,13 @@ class Family(ABC):
 
     @abstractmethod
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor of a model with these sizes.
+        """Return the canonical tensor names and shapes of a model with the sizes in `geometry`.
 
         Args:
             geometry: the result of the method `geometry`.
-            task: the task.
-            names: the canonical names of the checkpoint, which determine the optional tensors.
+            task: the task of the model.
+            names: the canonical names of the checkpoint's tensors, which determine the optional
+                tensors.
 
         Raises:
             ValueError: no model has these sizes.
@@ -228,7 +229,15 @@ class Family(ABC):
         return None, shapes, {}
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return a message that identifies an unsupported model, or None."""
+        """Return a message that identifies a known model that is not supported.
+
+        The result is None if the checkpoint is not of such a model.
+
+        Args:
+            shapes: the names and shapes of the checkpoint's tensors.
+            config: the checkpoint's ``config.json``, or None if there is no such file.
+            adapter: the checkpoint's ``adapter_config.json``, or None if there is no such file.
+        """
         return None
 
     def relative(
@@ -249,13 +258,19 @@ class Family(ABC):
         return None
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the values of fields that are the same for all models with these tensor names."""
+        """Return the values that all models with these tensor names have in common, by field."""
         return {}
 
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
         """Return fields of ``config.json`` that a library may use but mae-convert does not use.
+
+        Args:
+            container: the content of the checkpoint.
+            layout: the name of the checkpoint's layout.
+            task: the checkpoint's task.
+            dtypes: the dtypes of the checkpoint's tensors.
 
         Raises:
             ConfigurationError: with this configuration, a library would compute other outputs than
@@ -274,7 +289,7 @@ class Family(ABC):
     # Configuration
 
     def unspecified_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that a task needs and that are not stored in tensors."""
+        """Return the fields that a task needs but that are not stored in tensors."""
         frames = () if self.clips is None else ("num_frames",)
         return (*UNSPECIFIED, *frames, *UNSPECIFIED_OF_TASK[task], *PREPROCESSING)
 
@@ -315,13 +330,21 @@ class Family(ABC):
         )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
-        """Return the official files for a task with the tensor names and shapes of a model."""
+        """Return the official files whose tensors have the same names and shapes as a model.
+
+        Args:
+            model: the configuration of the model.
+            task: the task of the model and of the official files.
+        """
         files = [o for o in self.official if o.task == task and o.file]
         shapes = self.schema(model, task) if files else {}
         return [o for o in files if self.schema(o.model, task) == shapes]
 
     def argument(self, name: str, evidence: Evidence) -> Any:
-        """Return the value of a field in the training arguments of a checkpoint, or None."""
+        """Return the value of a field in the training arguments of a checkpoint.
+
+        The result is None if the arguments do not contain the field.
+        """
         return None
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
@@ -370,7 +393,7 @@ class Family(ABC):
         return fields
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that a verification compares, in order.
+        """Return the configuration fields that a verification compares, in the order of a report.
 
         Args:
             tasks: the tasks of the two sides.
@@ -381,7 +404,7 @@ class Family(ABC):
         return (*fields, "mask_ratio") if tasks <= {"pretrain", "encoder"} else fields
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the fields that change when a classifier head is added to an encoder.
+        """Return the new values of the fields that change when an encoder gets a classifier head.
 
         Args:
             model: the configuration of the encoder.

@@ -98,7 +98,14 @@ def unknown_in_config(settings: Any, configuration: type[Any]) -> tuple[str, ...
 
 
 def _table(settings: Mapping[str, Any], configuration: type[Any]) -> Mapping[str, Treatment]:
-    """Return the treatment of each field in the item "config" of Keras's ``config.json``."""
+    """Return how each field in the item "config" of Keras's ``config.json`` is treated.
+
+    For example, a field is read, or its effect is reported as unknown.
+
+    Args:
+        settings: the content of ``config.json``.
+        configuration: the configuration class of the model family.
+    """
     if not str(settings.get("registered_name")).startswith("keras_hub>"):
         return {**OURS, "config": Fields({f.name: READ for f in fields(configuration)})}
     config = settings.get("config")
@@ -130,7 +137,7 @@ def _policy(policy: Any) -> str | None:
     if name.partition("_")[0] not in (*FLOATS, "mixed"):
         raise ConfigurationError(
             f"dtype in Keras's config.json is {shown(name)}, with which Keras quantizes weights",
-            hint="load and save the model before quantization",
+            hint="save the model before it is quantized, and use that file",
         )
     return name
 

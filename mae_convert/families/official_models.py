@@ -33,18 +33,18 @@ class OfficialModel:
     """The first hexadecimal digits of the file's MD5, if published."""
 
     data: str = ""
-    """The name of the training data set."""
+    """The name of the training data set; "" if it is not known."""
 
 
 @dataclass(frozen=True)
 class OfficialFile:
     """A published file that is downloaded by its name in the catalog.
 
-    A family defines a subclass that sets the class attributes for its publisher.
+    A family defines a subclass with the `base_url`, `license` and `data` of its publisher.
     """
 
     base_url: ClassVar[str]
-    """The URL of the publisher's folders."""
+    """The URL of the directory that contains the publisher's folders."""
 
     license: ClassVar[str]
     """The licence of the files, as an identifier of the Hugging Face Hub."""
@@ -126,7 +126,10 @@ class Card:
     """
 
     licences: Mapping[str, str] = field(default_factory=dict)
-    """The licences of published weights by description, for the message that asks for a licence."""
+    """The licences of the authors' published weights, for the message that asks for a licence.
+
+    The keys are descriptions of the weights, such as "the authors' published weights".
+    """
 
     addresses: Sequence[str] = ()
     """Prefixes of the URLs at which the authors publish weights; each ends with a slash."""

@@ -36,12 +36,25 @@ def over_patches(values: np.ndarray, shapes: Any) -> np.ndarray:
 
 
 def statistics_of_patches(pixels: np.ndarray, shapes: Any, *, per_channel: bool) -> Statistics:
-    """Return mean and unbiased variance of each patch; they broadcast to the result of `cut`."""
+    """Return the mean and the unbiased variance of each patch.
+
+    The shapes of both arrays broadcast to the shape of the result of `cut`.
+
+    Args:
+        pixels: the images (N, C, [T,] H, W).
+        shapes: an object with the ``grid_shape`` and the ``patch_shape`` of the images.
+        per_channel: whether the statistics are computed for each channel separately.
+    """
     axes = patch_axes(shapes) if per_channel else (1, *patch_axes(shapes))
     patches = cut(pixels.astype(np.float64), shapes)
     return patches.mean(axis=axes, keepdims=True), patches.var(axis=axes, ddof=1, keepdims=True)
 
 
 def of_channels(values: Any, shapes: Any) -> np.ndarray:
-    """Return one number per channel as an array that broadcasts to the result of `cut`."""
+    """Return one number per channel as an array that broadcasts to the result of `cut`.
+
+    Args:
+        values: the numbers, one for each channel.
+        shapes: the object that was passed to `cut`.
+    """
     return np.asarray(values, np.float64).reshape(1, -1, *[1] * (2 * len(shapes.patch_shape)))

@@ -1,8 +1,9 @@
 """Position embeddings for another image size: resampled on the grid of patches, or recomputed.
 
-All embeddings have the canonical shape (1, first + times x rows x columns, width): the rows of
-tokens that are not patches (a class token), then the rows of the patches in the order time, row,
-column. A class token has no position on the grid, so its row is unchanged.
+All embeddings have the canonical shape (1, F + T x H x W, width), for F tokens that are not patches
+(1 for a class token, else 0) and, at each of T time steps, a grid of H x W patches. The rows of the
+patches are in the order time, row, column. A class token has no position on the grid, so its row
+is unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ SHARPNESS = -0.75
 
 @dataclass(frozen=True)
 class PositionTable:
-    """The structure of a position embedding (1, first + times x rows x columns, width)."""
+    """The structure of a position embedding (1, `first` + `times` x rows x columns, width)."""
 
     first: int = 1
     """The number of rows before the rows of the patches: 1 for a class token, else 0."""
@@ -56,16 +57,17 @@ def resampled(
 ) -> LazyTensor:
     """Return a position embedding that is resampled for another grid of patches.
 
-    As in the original's fine-tuning, the interpolation is bicubic in two dimensions (Dosovitskiy et
-    al. 2020, section 3.2). It is computed in float64 and rounded to the tensor's dtype. The grids
-    of different time steps are resampled separately.
+    As in the fine-tuning by the authors' code, the interpolation is bicubic in two dimensions
+    (Dosovitskiy et al. 2020, section 3.2). It is computed in float64 and rounded to the tensor's
+    dtype. The grids of different time steps are resampled separately.
 
     Args:
         tensor: the embedding.
         grid: rows and columns of patches.
         new_grid: the grid after resampling.
         table: the structure of the embedding; default: a class token and the grid of an image.
-        kind: ``BICUBIC``, or ``CORNERS_ALIGNED`` if the outermost patches keep their embeddings.
+        kind: ``BICUBIC``; or ``CORNERS_ALIGNED``, which is bicubic too, but leaves the embeddings
+            of the corner patches unchanged.
     """
     table = table or PositionTable()
 
@@ -168,6 +170,11 @@ def fixed_precision(
     The authors' code computes the embedding in float64 and rounds it to float32; the stored dtype
     may differ. The tensor is loaded; if it is not exactly the rounded fixed embedding of the grid,
     the result is None.
+
+    Args:
+        tensor: the embedding.
+        grid: the number of patches along each axis.
+        axes: the axes of the grid, a key of ``FIXED``.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

@@ -1,7 +1,7 @@
 """The fields of ``config.json`` in transformers: ViTMAEConfig, ViTConfig and their base class.
 
-Versions 4 and 5 of transformers are covered. There, an unknown field becomes an attribute of the
-configuration, so any part of the library may use it.
+Versions 4 and 5 of transformers are covered. In both versions, an unknown field of the file becomes
+an attribute of the configuration, so any part of the library may use it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -225,7 +225,7 @@ def check_config(config: Mapping[str, Any], weights_file: Path, dtypes: Iterable
         raise ConfigurationError(
             f"transformers_weights in config.json is {shown(named)}: transformers loads this file, "
             f"but mae-convert reads {weights_file.name}",
-            hint="remove one of the two files, and transformers_weights from config.json",
+            hint="remove one of the two files, and remove transformers_weights from config.json",
         )
     for name in ("dtype", "torch_dtype"):
         stored_dtype = str(config.get(name)).removeprefix("torch.")

@@ -33,7 +33,7 @@ REASONS = {
     errno.EPERM: "permission is denied; write elsewhere or change the permissions",
     errno.EROFS: "the file system is read-only; write elsewhere",
     errno.ENOENT: "its directory does not exist; create it first",
-    errno.ENOTDIR: "its directory is a file; write elsewhere",
+    errno.ENOTDIR: "a part of its path is a file and not a directory; write elsewhere",
     errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
     errno.EMFILE: "too many files are open; allow more (`ulimit -n 4096`), or write larger shards",
     errno.EIO: "the disk reports an error; write elsewhere, and check the disk",
@@ -296,7 +296,10 @@ def os_errors_explained(target: Path) -> Iterator[None]:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return device, inode and modification time of a file, without following links, or None."""
+    """Return the device, inode and modification time of a file; None if it does not exist.
+
+    Links are not followed.
+    """
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -316,7 +319,7 @@ def already_exists(target: Path | str, detail: str = "") -> OutputError:
 def _written_meanwhile(target: Path) -> OutputError:
     return OutputError(
         target,
-        " was written by another program in the meantime and was not changed",
+        " was written by another program in the meantime, so mae-convert did not replace it",
         hint="check it, and run the command again to replace it",
     )
 

@@ -1,6 +1,6 @@
 """The PyTorch classes with the names of transformers' classes.
 
-Parameters, and therefore the entries of a state dict, have the names of the original code.
+Parameters, and therefore the entries of a state dict, are named as in facebookresearch/mae.
 """
 
 import warnings

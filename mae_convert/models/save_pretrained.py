@@ -111,7 +111,7 @@ def push(
     directory: Path,
     repo_id: str,
     *,
-    commit_message: str = "Upload a MAE model",
+    commit_message: str = "Upload an MAE model",
     commit_description: str | None = None,
     private: bool | None = None,
     revision: str | None = None,

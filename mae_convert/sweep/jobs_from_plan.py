@@ -355,7 +355,7 @@ def _filled(template: str, placeholders: Mapping[str, Any]) -> str:
             continue
         if specification or conversion:
             raise MaeConvertError(
-                f"{template}: a placeholder cannot have a format specification or a conversion",
+                f"{template}: a placeholder cannot have a format specification or conversion flag",
                 hint=f"write {{{name}}} without : or !",
             )
         if name not in placeholders:

@@ -65,7 +65,7 @@ def test_a_wrong_shape_is_an_error(base, name):
 
 
 def test_unrelated_file_is_reported_as_not_a_mae():
-    with pytest.raises(LayoutError, match="not a MAE in any known layout"):
+    with pytest.raises(LayoutError, match="not an MAE in any known layout"):
         recognise({f"stem.{i}.conv.weight": (768,) for i in range(20)})
 
 

@@ -207,7 +207,7 @@ def test_equal_models_are_not_repaired(source, target, tmp_path):
 def test_declared_changes_are_named_if_there_is_nothing_to_repair(source, tmp_path):
     changes = {"dtype": "float16", "geometry": Geometry(image_size=(64, 64))}
     execute(plan_conversion(source, tmp_path / "b", "transformers", **changes))
-    words = r"changes that its record declares \(image size, dtype\).* nothing to repair"
+    words = r"changes that B's conversion record declares \(image size, dtype\).* nothing to repair"
     with pytest.raises(NotRepairedError, match=words):
         repair(source, open_checkpoint(tmp_path / "b"), tmp_path / "out", SIDES)
 
@@ -263,7 +263,7 @@ def test_undeclared_rounding_is_added_to_the_record(source, tmp_path):
     path.write_text(json.dumps({**record, "steps": []}))
     planned, result = repair(source, open_checkpoint(tmp_path / "half"), tmp_path / "out", SIDES)
     assert planned.changes == [
-        "the record does not declare that tensors were rounded to float16: added"
+        "the undeclared rounding of tensors to float16 is added to the record"
     ]
     assert [step["step"] for step in result.verdict.steps] == ["dtype"]
     assert open_checkpoint(tmp_path / "out").tensors["encoder.cls_token"].dtype == np.float16
@@ -275,7 +275,7 @@ def test_step_that_was_not_applied_is_removed_from_the_record(source, tmp_path):
     step = {"step": "dtype", "from": ["float32"], "to": "float16"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": [step]}))
     planned = plan_repair(source, open_checkpoint(tmp_path / "b"))
-    assert planned.changes == ["the record declares steps that were not applied (dtype): removed"]
+    assert planned.changes == ["steps that were not applied are removed from the record (dtype)"]
     write_repaired(planned, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["steps"] == []
 

@@ -142,7 +142,7 @@ def test_scaled_residual_sums_and_nondeterministic_runs_are_reported(trace):
     x = trace.arrays["float64/tap/encoder.embedding"]
     scaled = x + 0.9 * parts[0] + 0.5 * parts[1]
     for output, sentence in ((scaled, "0.9 times attention plus 0.5 times the MLP"),
-                             (scaled**2, "is not a sum of its block's input")):  # fmt: skip
+                             (scaled**2, "is not the sum of the block's input")):  # fmt: skip
         b = with_results(trace, encoder__blocks__0__output=output)
         assert sentence in report_of(trace, b, "encoder.blocks.0.output")
     once = with_results(trace, single=False, encoder__blocks__0__q=q_of(trace) * 1.1)

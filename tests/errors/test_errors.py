@@ -76,7 +76,7 @@ def test_errors_are_complete_after_transfer_from_another_process():
     assert again.render(as_option) == "no --task encoder; choose another"
     assert (again.path, again.option, str(again)) == ("x", "task", str(error))
     assert render(from_json(to_json(error)), as_option) == error.render(as_option)
-    with pytest.raises(ValueError, match="is not a string, a list or an option"):
+    with pytest.raises(ValueError, match="is not a string, a list or the fields of an Option"):
         from_json('{"nam": "task"}')
 
 

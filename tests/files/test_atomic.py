@@ -98,7 +98,11 @@ def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
         ("x.csv", False, "already exists; choose another name or pass overwrite=True"),
         ("d.csv", True, "is a directory and not a file; specify a file in it"),
         ("no/x.csv", True, "cannot be written: its directory does not exist; create it first"),
-        ("x.csv/y.csv", True, "cannot be written: its directory is a file; write elsewhere"),
+        (
+            "x.csv/y.csv",
+            True,
+            "cannot be written: a part of its path is a file and not a directory; write elsewhere",
+        ),
         ("x.png", True, "cannot be written: its name must end in .csv or .json; rename it"),
         ("x\0.csv", True, "contains a NUL character"),
     ):
@@ -239,7 +243,7 @@ def test_missing_parent_directory_is_reported(tmp_path: Path) -> None:
 
 def test_parent_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="its directory is a file"):
+    with pytest.raises(OutputError, match="a part of its path is a file and not a directory"):
         write_file(tmp_path / "file" / "x", "pth", tensors(1.0))
 
 

@@ -19,12 +19,12 @@ SMALLEST_CROP = 0.2
 appendix A.1)."""
 MOST_MOVED = 0.35
 """In a clip that is made from one image, the crop moves from a random box towards another random
-box; this is the largest fraction of the distance that it moves."""
+box. It moves at most this fraction of the distance between the two boxes."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean squared errors on removed patches; each array is (images, crops)."""
+    """Mean squared errors on removed patches; each array has the shape (images, crops)."""
 
     pixels: np.ndarray
     """Error of the pixels, the loss of a model with ``norm_pix_loss=False``."""
@@ -39,7 +39,11 @@ class Losses:
     """Error of the normalized patches if zeros are predicted."""
 
     def relative(self, *, norm_pix_loss: bool) -> np.ndarray:
-        """Return the loss (images, crops) relative to the mean loss of a constant prediction."""
+        """Return the loss (images, crops), divided by the loss of a constant prediction.
+
+        The loss of the constant prediction is its mean over all images and crops. The prediction
+        is `zero` if `norm_pix_loss`, else `one_colour`.
+        """
         if norm_pix_loss:
             return self.normalized / self.zero.mean()
         return self.pixels / self.one_colour.mean()
@@ -47,13 +51,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of images or clips, and the noise of their masks."""
+    """Crops of images or clips, and the noise that determines their masks."""
 
     pixels: np.ndarray
     """The crops (images, crops, [T,] H, W, C): uint8 colours, or floating-point satellite data."""
 
     noise: np.ndarray
-    """The noise of the masks, (images, crops, L), float32."""
+    """The noise that determines the masks, (images, crops, L), float32."""
 
     def first(self, crops: int) -> "Crops":
         """Return the first `crops` crops of each image or clip."""
@@ -132,7 +136,17 @@ def _resized_crop(
 def _moving(
     size: tuple[int, int], shape: float, frames: int, generator: np.random.Generator
 ) -> list[tuple[float, float, float, float]]:
-    """Return a crop box for each frame; the boxes move from one random crop towards another."""
+    """Return a crop box for each frame; the boxes move from one random crop towards another.
+
+    Args:
+        size: the width and height of the image.
+        shape: the ratio of height to width of the boxes.
+        frames: the number of frames.
+        generator: the random number generator.
+
+    Returns:
+        The boxes (left, top, right, bottom) in pixels of the image.
+    """
     start = _crop(size, shape, generator)
     if frames == 1:
         return [start]

@@ -51,7 +51,7 @@ NATIVE_LOADERS: Mapping[tuple[str, str], str] = {
     ("timm", "torch"): "facebook",  # the tables with the names of the original code
     **{("transformers-tf", f): "transformers-tf" for f in KERAS_BACKENDS},
     **{
-        ("transformers-tf, names without the class", f): "transformers-tf, shards"
+        ("transformers-tf, names without a model prefix", f): "transformers-tf, shards"
         for f in KERAS_BACKENDS
     },
     **{("transformers, names of version 4", f): "transformers" for f in KERAS_BACKENDS},
@@ -101,7 +101,11 @@ class ImageMAE(Family):
         return geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor of a model with these sizes."""
+        """Return the canonical tensor names and shapes of a model with the sizes in `geometry`.
+
+        ``names`` are the canonical names of the checkpoint's tensors. The tensors of a batch norm
+        before the head are included if ``names`` contains such tensors.
+        """
         left_out = ("num_patches", "num_attention_heads")
         fixed = {name: value for name, value in geometry.items() if name not in left_out}
         patch = geometry["patch_size"]
@@ -126,7 +130,7 @@ class ImageMAE(Family):
         return relatives.without_decoder(shapes)
 
     def explain(self, shapes: Shapes, config: Fields | None, adapter: Fields | None) -> str | None:
-        """Return a message that identifies an unsupported model, or None."""
+        """Return a message that identifies an unsupported model, or None; see `Family.explain`."""
         return relatives.explain(shapes, config, adapter)
 
     def relative(
@@ -136,13 +140,16 @@ class ImageMAE(Family):
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the fields that have a fixed value in all models with these tensor names."""
+        """Return the values that all models with these tensor names have in common, by field."""
         return conventions_by_names(list(names))
 
     def unread(
         self, container: Container, layout: str, task: str, dtypes: Iterable[np.dtype]
     ) -> Iterable[str]:
-        """Return fields of ``config.json`` that a library may use but mae-convert does not use."""
+        """Return fields of ``config.json`` that a library may use but mae-convert does not use.
+
+        See `Family.unread` for the arguments.
+        """
         config = container.config or {}
         beside = container.config_source == "config.json" and KERAS not in config
         if beside and layout == "timm" and "architecture" in config:
@@ -150,16 +157,22 @@ class ImageMAE(Family):
         return super().unread(container, layout, task, dtypes)
 
     def unspecified_fields(self, task: str) -> tuple[str, ...]:
-        """Return the fields that a task needs and that are not stored in tensors."""
+        """Return the fields that a task needs but that are not stored in tensors."""
         pooling = ("global_pool",) if task == "classify" else ()
         return (*UNSPECIFIED, *UNSPECIFIED_OF_TASK[task], *pooling, *PREPROCESSING)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values for a field that no configuration specifies, in order of priority."""
+        """Yield the values that ``evidence`` gives for a field, in order of priority.
+
+        See `Family.values_of`.
+        """
         return fields.values_of(name, evidence, self.of_official(name, task, evidence))
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return the description of a field without a value: why, and how to specify it."""
+        """Return the description of a field without a value.
+
+        The description says why ``evidence`` gives no value, and how to specify a value.
+        """
         return fields.missing(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
@@ -200,7 +213,7 @@ class ImageMAE(Family):
         return (f"{names}, with the same tensor names and shapes", LICENSE) if names else None
 
     def new_head_fields(self, model: Any, num_labels: int) -> dict[str, Any]:
-        """Return the fields that change when a classifier head is added to an encoder."""
+        """Return the new values of the fields that change when an encoder gets a head, by name."""
         fields = super().new_head_fields(model, num_labels)
         return {**fields, "global_pool": "token", "fc_norm": None}
 
@@ -209,7 +222,7 @@ class ImageMAE(Family):
         return "the class token" if model.global_pool == "token" else "the mean of all patches"
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that a verification compares, in order."""
+        """Return the configuration fields that a verification of ``tasks`` compares, in order."""
         classifier = ("global_pool", "num_labels", "fc_norm") if tasks == {"classify"} else ()
         return (*super().compared_fields(tasks), *classifier)
 

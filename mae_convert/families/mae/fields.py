@@ -1,4 +1,7 @@
-"""Determine the image MAE's fields that are not stored in tensors, and detect contradictions."""
+"""Determine the configuration fields of the image MAE that are not stored in tensors.
+
+Contradictions between the sources of a field are detected.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +27,7 @@ FROM_OFFICIAL = ("num_attention_heads", "decoder_num_attention_heads", "image_si
 
 
 def arguments(evidence: Evidence) -> TrainingArguments:
-    """Return the training arguments of a checkpoint, with the shapes that they must agree with."""
+    """Return the training arguments of a checkpoint, and the shapes that they must agree with."""
     return TrainingArguments.of(evidence.training_args, evidence.geometry)
 
 

@@ -117,7 +117,11 @@ def _last_patch(width: int, grid: Grid) -> np.ndarray:
 
 
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
-    """Exchange the halves of the last axis: mmpretrain and MoCo v3 encode the patch's row first."""
+    """Exchange the halves of the last axis.
+
+    MAE encodes the column of a patch in the first half; mmpretrain and MoCo v3 encode the row in
+    the first half.
+    """
     half = 2 * (table.shape[-1] // 4)
     parts = [table[..., half : 2 * half], table[..., :half], table[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)

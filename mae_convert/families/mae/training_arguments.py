@@ -52,7 +52,7 @@ class TrainingArguments:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
-        """Create an instance; arguments of other programs are converted to the original's.
+        """Create an instance; arguments of other programs are converted to those of MAE's program.
 
         Args:
             stored: the training arguments of any supported program.
@@ -94,7 +94,9 @@ class TrainingArguments:
         return DECODER[2] if match["pretrain"] else None
 
     def contradiction(self, name: str) -> str | None:
-        """Return how the arguments contradict the tensors' shapes, as a sentence, or None.
+        """Return a sentence about how the arguments contradict the tensors' shapes for a field.
+
+        The result is None if the arguments do not contradict the shapes.
 
         Args:
             name: "num_attention_heads" (of the encoder) or "decoder_num_attention_heads".
@@ -121,7 +123,7 @@ class TrainingArguments:
         """Return the image size in the arguments; None if they contain no reliable image size.
 
         Args:
-            table: the grid of the fixed position embeddings in the file, or None.
+            table: the grid of the fixed position embeddings in the file; None if there are none.
 
         Raises:
             ConfigurationError: the arguments contradict `table` or the tensors' shapes.

@@ -80,11 +80,17 @@ class MAEST(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor of a model with these sizes."""
+        """Return the canonical tensor names and shapes of a model with the sizes in `geometry`.
+
+        See `Family.expected`.
+        """
         return canonical.expected(geometry, task)
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values for a field that no configuration specifies, in order of priority."""
+        """Yield the values that ``evidence`` gives for a field, in order of priority.
+
+        See `Family.values_of`.
+        """
         yield from super().values_of(name, task, evidence)
         if name == "image_size" and (grid := square_grid(_patches_per_time(evidence))):
             patch = evidence.geometry["patch_size"]
@@ -93,7 +99,7 @@ class MAEST(Family):
             yield FieldValue(size[0] if size[0] == size[1] else size, "square grid", SQUARE)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
-        """Return the value of a field in the training arguments of a checkpoint, or None."""
+        """Return the value of a field in the training arguments, or None if it is missing."""
         argument, kind = ARGUMENTS.get(name, ("", int))
         value = evidence.training_args.get(argument)
         return value if type(value) is kind else None
@@ -118,7 +124,7 @@ class MAEST(Family):
 
         Raises:
             ConfigurationError: the image size and the number of frames result in a number of
-                patches that is not the number of positions.
+                patches that differs from the number of position embeddings.
         """
         measured, frames = evidence.geometry, values["num_frames"]
         size, patch = values["image_size"], measured["patch_size"]
@@ -128,9 +134,9 @@ class MAEST(Family):
         patches = measured.get("num_patches", measured.get("spatial_patches", 0) * steps)
         if rows * columns * steps != patches:
             raise ConfigurationError(
-                f"an image size of {size} with {frames} frames has {rows * columns * steps}"
+                f"an image size of {size} and {frames} frames result in {rows * columns * steps}"
                 f" patches, but the tensors have position embeddings for {patches} patches",
-                hint="specify the size and the frames that the model was trained for",
+                hint="specify the image size and the number of frames of the training",
             )
         if "predicted_length" not in measured:
             return {}
@@ -138,7 +144,7 @@ class MAEST(Family):
         return {"pred_t_dim": None if predicted == frames else predicted}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that a verification compares, in order."""
+        """Return the configuration fields that a verification of ``tasks`` compares, in order."""
         own = ("num_frames", "tubelet_size", "sep_pos_embed", "cls_embed")
         more = {"pretrain": ("pred_t_dim",), "classify": ("num_labels",)}
         task = next(iter(tasks)) if len(tasks) == 1 else ""
@@ -149,7 +155,10 @@ class MAEST(Family):
         return config.prediction.patch_dim, config.prediction.pixel_shape
 
     def prediction(self, config: MAESTConfig) -> Any:
-        """Return the shapes of the predicted videos, which may have fewer frames than the input."""
+        """Return the sizes of the predicted videos, which may have fewer frames than the input.
+
+        See `Family.prediction`.
+        """
         return config.prediction
 
     def predicted_frames(self, config: MAESTConfig) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the name and shape of every canonical tensor, given the result of `geometry`."""
+    """Return the canonical tensor names and shapes of a model with the sizes in ``measured``."""
     left_out = ("spatial_patches", "num_patches", "predicted_length", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch, tubelet = measured["patch_size"], measured["tubelet_size"]

@@ -77,7 +77,10 @@ class Prithvi(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor of a model with these sizes."""
+        """Return the canonical tensor names and shapes of a model with the sizes in `geometry`.
+
+        See `Family.expected`.
+        """
         return canonical.expected(geometry, task)
 
     def position_tables(self, config: PrithviConfig) -> Mapping[str, PositionTable]:
@@ -85,12 +88,18 @@ class Prithvi(Family):
         return dict.fromkeys(POSITION_EMBEDDINGS, PositionTable(times=config.grid_shape[0]))
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the image mean and std of version 1 if the tensors have the names of version 1."""
+        """Return the image mean and std of version 1, or no fields.
+
+        No fields are returned if the tensors do not have the names of version 1.
+        """
         flat = "decoder_pos_embed" in set(names)
         return {"image_mean": MEAN_1, "image_std": STD_1} if flat else {}
 
     def values_of(self, name: str, task: str, evidence: Evidence) -> Iterator[FieldValue]:
-        """Yield values for a field that no configuration specifies, in order of priority."""
+        """Yield the values that ``evidence`` gives for a field, in order of priority.
+
+        See `Family.values_of`.
+        """
         yield from super().values_of(name, task, evidence)
         source = "convention of version 1, because of the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
@@ -117,11 +126,11 @@ class Prithvi(Family):
         return _fields_of(grid, evidence).get(name, 1)
 
     def derived(self, values: Fields, evidence: Evidence) -> dict[str, Any]:
-        """Check image size and frames against the number of positions, and return no fields.
+        """Check image size and frames against the number of position embeddings; return no fields.
 
         Raises:
             ConfigurationError: the image size and the number of frames result in a number of
-                patches that is not the number of positions.
+                patches that differs from the number of position embeddings.
         """
         measured, size = evidence.geometry, values["image_size"]
         sides = zip(*((s, s) if isinstance(s, int) else s for s in (size, measured["patch_size"])),
@@ -130,14 +139,15 @@ class Prithvi(Family):
         patches = rows * columns * (values["num_frames"] // measured["tubelet_size"])
         if patches != measured["num_patches"]:
             raise ConfigurationError(
-                f"an image size of {size} with {values['num_frames']} frames has {patches} patches,"
-                f" but the tensors have position embeddings for {measured['num_patches']} patches",
-                hint="specify the size and the frames that the model was trained for",
+                f"an image size of {size} and {values['num_frames']} frames result in {patches}"
+                " patches, but the tensors have position embeddings for"
+                f" {measured['num_patches']} patches",
+                hint="specify the image size and the number of frames of the training",
             )
         return {}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that a verification compares, in order."""
+        """Return the configuration fields that a verification of ``tasks`` compares, in order."""
         own = ("num_frames", "tubelet_size", "coords_encoding")
         return (*super().compared_fields(tasks), *own)
 
@@ -147,7 +157,7 @@ class Prithvi(Family):
         if "layer_norm_eps" in configuration.assumptions:
             yield (
                 f"layer_norm_eps is assumed to be {model.layer_norm_eps:g}, as in the training of"
-                " the published models; TerraTorch uses 1e-5 since December 2024 and computes"
+                " the published models; TerraTorch has used 1e-5 since December 2024 and computes"
                 " another function from the same file"
             )
         if model.num_channels != BANDS:

@@ -88,11 +88,14 @@ class VideoMAE(Family):
         return canonical.geometry(shapes)
 
     def expected(self, geometry: Fields, task: str, names: Iterable[str]) -> Schema:
-        """Return the name and shape of every canonical tensor, given the result of `geometry`."""
+        """Return the canonical tensor names and shapes of a model with the sizes in `geometry`.
+
+        See `Family.expected`.
+        """
         return canonical.expected(geometry, task, names)
 
     def argument(self, name: str, evidence: Evidence) -> Any:
-        """Return the value of a field in the training arguments of a checkpoint, or None."""
+        """Return the value of a field in the training arguments, or None if it is missing."""
         stored = evidence.training_args
         if name == "num_attention_heads":
             match = FACTORY.fullmatch(str(stored.get("model", "")))
@@ -124,7 +127,7 @@ class VideoMAE(Family):
         return fields
 
     def new_head_fields(self, model: VideoMAEConfig, num_labels: int) -> dict[str, Any]:
-        """Return the fields that change when a classifier head is added to an encoder.
+        """Return the new values of the fields that change when an encoder gets a classifier head.
 
         The input of the head is the mean of all tokens, as in the authors' fine-tuning, because
         there is no class token.
@@ -132,7 +135,7 @@ class VideoMAE(Family):
         return {**super().new_head_fields(model, num_labels), "use_mean_pooling": True}
 
     def compared_fields(self, tasks: set[str]) -> tuple[str, ...]:
-        """Return the configuration fields that a verification compares, in order."""
+        """Return the configuration fields that a verification of ``tasks`` compares, in order."""
         fields = (*super().compared_fields(tasks), "num_frames", "tubelet_size")
         if tasks == {"classify"}:
             fields += ("num_labels", "use_mean_pooling")
@@ -191,7 +194,10 @@ class VideoMAE(Family):
         return 0.0 if of_time == patches else (patches - of_time + 0.5) / patches
 
     def decoder_tokens(self, config: VideoMAEConfig) -> int | None:
-        """Return None: the decoder's norm gets only removed patches, whose number varies."""
+        """Return None: the number of tokens of the decoder is not fixed.
+
+        The decoder's last norm gets only the removed patches, whose number depends on the mask.
+        """
         return None
 
     def pooling_in_words(self, model: VideoMAEConfig) -> str:
@@ -201,12 +207,12 @@ class VideoMAE(Family):
     def target_in_words(self, model: VideoMAEConfig) -> str:
         """Return instructions for converting a predicted patch to pixels, as a sentence."""
         if not model.norm_pix_loss:
-            return "removed patches are predicted as pixels from 0 to 1"
+            return "removed patches are predicted as pixel values from 0 to 1"
         return (
             "the predictions of removed patches are normalized separately for each channel: to"
             " display a patch, multiply each channel by its standard deviation in the original"
             " patch, sqrt(unbiased variance) + 1e-6, and add its mean in the original patch (the"
-            " model predicts neither of them); the results are pixels from 0 to 1"
+            " model predicts neither of them); the results are pixel values from 0 to 1"
         )
 
 

@@ -106,7 +106,7 @@ WITHOUT_KEY_BIAS = _tables("facebook, no key bias", BLOCK_WITHOUT_KEY_BIAS)
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why facebookresearch/mae's classes do not support a model, or None."""
+    """Return why facebookresearch/mae does not support a model for a task; None if it does."""
     if task == "classify" and config.global_pool == "avg" and not config.normalizes_mean:
         return (
             "facebookresearch/mae's classifier applies the last layer norm to the mean of the "

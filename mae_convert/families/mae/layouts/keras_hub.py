@@ -80,7 +80,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why KerasHub's classes do not support a model, or None."""
+    """Return why KerasHub's classes do not support a model for a task; None if they do."""
     if task == "pretrain":
         return (
             "KerasHub has no MAE decoder; convert to keras, or pass ",
@@ -92,7 +92,10 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
             "mean of the patches (global_pool avg); convert to keras or timm"
         )
     if not config.qkv_bias:
-        return "KerasHub's attention supports either all biases or none; convert to keras"
+        return (
+            "KerasHub's attention has biases either in all its linear layers or in none, but this "
+            "model has none for q, k and v; convert to keras"
+        )
     if config.hidden_act != "gelu":
         return "KerasHub's ViT supports only the exact GELU; convert to keras"
     return None

@@ -68,7 +68,7 @@ SINCE_1_6 = Table(
 
 
 def refusal(config: ViTMAEConfig, task: str) -> str | None:
-    """Return why lightly's classes do not support a model, or None.
+    """Return why lightly's classes do not support a model for a task; None if they do.
 
     Models with rectangular images can be loaded if the classes do not initialize the positions
     (``pos_embed_initialization="skip"``, ``initialize_weights=False``).
@@ -76,8 +76,8 @@ def refusal(config: ViTMAEConfig, task: str) -> str | None:
     square = config.patch_hw[0] == config.patch_hw[1]
     if task == "pretrain" and not (square and config.qkv_bias and config.hidden_act == "gelu"):
         return (
-            "lightly's decoder supports only square patches, GELU, and q, k and v with biases; "
-            "convert to keras"
+            "lightly's decoder supports only square patches, the activation GELU, and attention "
+            "with biases for q, k and v; convert to keras"
         )
     return None
 

@@ -57,7 +57,7 @@ DECODER = (
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why mmpretrain's classes do not support a model, or None.
+    """Return why mmpretrain's classes do not support a model for a task; None if they do.
 
     The class of the encoder supports images of any shape. The class of the decoder supports only
     square patches, GELU, and q, k and v with biases; the class of the pre-training head supports
@@ -80,7 +80,8 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
         )
     if not config.qkv_bias or config.hidden_act != "gelu":
         return (
-            "mmpretrain's decoder supports only GELU, and q, k and v with biases; convert to keras"
+            "mmpretrain's decoder supports only the activation GELU and attention with biases for "
+            "q, k and v; convert to keras"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""timm's ``vit_*`` models: the names of the original, and the ``config.json`` of timm."""
+"""timm's ``vit_*`` models: tensor names as in facebookresearch/mae, and timm's ``config.json``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -123,7 +123,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why timm does not support a model, or None."""
+    """Return why timm does not support a model for a task; None if it does."""
     if task == "pretrain":
         return "timm has no decoder; convert the encoder with ", Option("task", "encoder")
     if config.layer_norm_eps != EPSILON:

@@ -184,8 +184,8 @@ def sizes_named(architecture: Any) -> dict[str, int]:
     if plain is None:
         raise ConfigurationError(
             f"architecture in config.json is {shown(architecture)}, which is not supported, "
-            "because timm then sets more than the sizes of a plain vit_* model (layers, epsilon or "
-            "activation)",
+            "because it differs from a plain vit_* model in more than its sizes (in its layers, "
+            "epsilon or activation)",
             hint="if the model is a plain ViT, specify a plain architecture in config.json (such as"
             " vit_base_patch16_224, with its sizes in model_args)",
         )
@@ -246,8 +246,8 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     if mode == "center":
         if height != width:
             raise ConfigurationError(
-                f"crop_mode in config.json is center for images of {height}x{width} pixels, "
-                "which is not supported",
+                "crop_mode in config.json is center, which is not supported for images that are "
+                f"not square ({height}x{width} pixels)",
                 hint="write crop_mode squash",
             )
         size = {"shortest_edge": scaled[0]}

@@ -39,7 +39,7 @@ def _table(name: str, fc1: str, fc2: str) -> Table:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why torchvision's class does not support a model, or None."""
+    """Return why torchvision's class does not support a model for a task; None if it does."""
     if task == "pretrain":
         return "torchvision has no decoder; convert the encoder with ", Option("task", "encoder")
     if task == "classify" and config.global_pool == "avg":

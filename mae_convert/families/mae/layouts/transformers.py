@@ -68,7 +68,16 @@ def _decoder(blocks: str, block: tuple[Row, ...]) -> Rows:
 def _naming_variant(
     version: str, encoder_blocks: str, decoder_blocks: str, block: tuple[Row, ...]
 ) -> tuple[Table, ...]:
-    """Return the mapping tables of pre-training model, encoder and classifier for one variant."""
+    """Return the mapping tables of one naming variant.
+
+    The tables are for the pre-training model, the encoder and the classifier.
+
+    Args:
+        version: a phrase that names the variant.
+        encoder_blocks: the prefix of the encoder's blocks.
+        decoder_blocks: the prefix of the decoder's blocks.
+        block: the mapping rows of a block.
+    """
     encoder = _encoder("vit.", encoder_blocks, block)
     head = Row("head.{weight,bias}", "classifier.{weight,bias}")
     name = f"transformers, {version}"
@@ -132,7 +141,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why the transformers classes do not support a model, or None."""
+    """Return why the transformers classes do not support a model for a task; None if they do."""
     height, width = config.image_hw
     if task == "pretrain" and (height != width or config.patch_hw[0] != config.patch_hw[1]):
         return (

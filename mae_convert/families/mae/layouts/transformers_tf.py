@@ -106,14 +106,14 @@ WRITTEN = _tables(
     "tf_vi_t_for_image_classification",
 )
 ANY_SCOPE = _tables("transformers-tf", "*", "*", "*")
-WITHOUT_SCOPE = _tables("transformers-tf, names without the class", "", "", "")
+WITHOUT_SCOPE = _tables("transformers-tf, names without a model prefix", "", "", "")
 
 
 def refusal(config: ViTMAEConfig, task: str) -> Text | None:
-    """Return why the TensorFlow classes do not support a model, or None.
+    """Return why the TensorFlow classes do not support a model for a task; None if they do.
 
-    The classes of 4.57.6 require ``image_size`` as one number, create fixed positions for a square
-    grid, and always have query, key and value biases.
+    The classes of transformers 4.57.6 require ``image_size`` as one number, create fixed position
+    embeddings for a square grid of patches, and always have query, key and value biases.
     """
     if reason := refusal_in_pytorch(config, task):
         return reason

@@ -26,7 +26,7 @@ class Relative:
     """Pattern of the names of the decoder's tensors, which are dropped; it is not MAE's decoder."""
 
     why_dropped: str = ""
-    """Why the decoder is dropped, for the list of dropped tensors."""
+    """Why the decoder is dropped, for the list of dropped tensors; "" if it is not dropped."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Training arguments that identify this model: a pattern for the value (as text), by argument.
@@ -47,7 +47,7 @@ class Relative:
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Training arguments with which a model cannot be converted: the reason, by argument."""
+    """Why a model that was trained with a training argument cannot be converted, by argument."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""

@@ -1,4 +1,4 @@
-"""Identify the related model that a checkpoint belongs to, as far as possible."""
+"""Identify the published model related to MAE that a checkpoint belongs to, as far as possible."""
 
 import re
 from collections.abc import Mapping
@@ -40,7 +40,10 @@ class Membership:
         }
 
     def conventions(self, patches: int) -> Fields:
-        """Return the related model's fields for a number of patches; {} if `certain` is False."""
+        """Return the related model's configuration fields for a number of patches.
+
+        The result is {} if `certain` is False.
+        """
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
@@ -55,8 +58,9 @@ def without_decoder(shapes: Shapes) -> tuple[tuple[Relative, str] | None, Shapes
     """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
     Returns:
-        The related model and the name of the tensor that identifies it, or None; the shapes of the
-        remaining tensors; and the reason for dropping each dropped tensor, by name.
+        The related model that has this decoder and the name of the tensor that identifies it, or
+        None if no tensor identifies such a model; the shapes of the remaining tensors; and the
+        reason for dropping each dropped tensor, by name.
     """
     for family in KNOWN:
         if family.key is None or family.decoder is None:
@@ -83,9 +87,10 @@ def name_relative(
     The result is None if nothing in the checkpoint indicates such a model.
 
     Args:
-        by_key: the related model that a tensor's name identifies, and the name.
+        by_key: the related model that a tensor's name identifies, and the name; None if no name
+            identifies a related model.
         arguments: the training arguments in the checkpoint.
-        recorded: the related model in the conversion record of the file.
+        recorded: the related model in the conversion record of the file, or None.
         fields: the configuration fields that follow from the tensors' shapes, and ``task``.
 
     Raises:

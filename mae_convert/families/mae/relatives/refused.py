@@ -1,9 +1,9 @@
 """Models that are similar to MAE or mistaken for it, and the libraries that can read them.
 
 The error message names the model and the tensor that identifies it, which is more helpful than a
-list of unexpected names. If the name of one tensor does not identify a model, several names or a
-number of dimensions are required. Some models are identified by ``config.json`` or
-``adapter_config.json``.
+list of unexpected names. If the name of one tensor does not identify a model, the names of several
+tensors are required, or a tensor must have a certain number of dimensions. Some models are
+identified by ``config.json`` or ``adapter_config.json``.
 """
 
 import re
@@ -51,8 +51,8 @@ REFUSED = (
         "AdaptFormer, a ViT with adapters in its blocks",
         r"(.*\.)?adaptmlp\..*",
         instead=(
-            "the authors' code, ShoufaChen/AdaptFormer, or the MAE that was fine-tuned (the file "
-            "that was passed to the training program as --finetune)"
+            "the authors' code (ShoufaChen/AdaptFormer), or the pre-trained MAE from which the "
+            "model was fine-tuned (the file that was passed to the training program as --finetune)"
         ),
     ),
     _refused(
@@ -153,7 +153,7 @@ REFUSED = (
     _refused(
         "vit-pytorch (lucidrains)",
         r"(.*\.)?(to_patch_embedding(\.\d+)?\.(weight|bias)|layers\.\d+\.\d+\.(fn\.)?to_qkv\.weight)",
-        instead="the package vit-pytorch; this project cannot read its names",
+        instead="the package vit-pytorch; this project cannot read its tensor names",
     ),
     _refused(
         "MONAI's ViT, ViTAutoEnc or MaskedAutoEncoderViT",
@@ -297,19 +297,19 @@ def explain(
         family, key = relative
         also = f"; its config.json has {reason[0]}" if reason else ""
         return (
-            f"this is {family.name} (it has {key}{also}), which is not a MAE that this project"
+            f"this is {family.name} (it has {key}{also}), which is not an MAE that this project"
             f" converts; use instead: {family.instead}"
         )
     if reason is not None:
         return (
-            f"this is {reason[1]} (its config.json has {reason[0]}), which is not a MAE that this"
+            f"this is {reason[1]} (its config.json has {reason[0]}), which is not an MAE that this"
             f" project converts; use instead: {reason[2]}"
         )
     return None
 
 
 def _reason_in_config(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Return why a configuration belongs to an unsupported model, or None.
+    """Return why a configuration belongs to an unsupported model; None if it does not.
 
     Returns:
         The identifying field and its value, the model's name, and a library that reads the model.

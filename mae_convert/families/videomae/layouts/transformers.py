@@ -127,7 +127,7 @@ def write_config(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``config.json``, without transformers' default labels ``LABEL_0``."""
+    """Return the fields of ``config.json``, without default labels such as ``LABEL_0``."""
     fields = without_default_labels(stored)
     if "qv_bias" in fields:  # the name of qkv_bias in version 5
         fields["qkv_bias"] = fields["qv_bias"]
@@ -135,7 +135,7 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(config: VideoMAEConfig, task: str) -> str | None:
-    """Return why the transformers classes do not support a model, or None."""
+    """Return why the transformers classes do not support a model for a task; None if they do."""
     if config.layer_scale_init_value:
         return (
             "transformers' VideoMAE has no layer scale (gamma_1, gamma_2); convert the model to"
@@ -158,7 +158,10 @@ def refusal(config: VideoMAEConfig, task: str) -> str | None:
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return a `Difference` if the final norm in transformers has a different epsilon."""
+    """Return a `Difference` if transformers' final norm has another epsilon than the model.
+
+    The result is empty if the epsilons are equal.
+    """
     norm, eps = {
         "pretrain": ("the decoder's final norm (decoder.norm)", config.decoder_norm_eps),
         "classify": ("the norm before the head (fc_norm)", config.fc_norm_eps),
