@@ -222,9 +222,7 @@ def test_encoder_is_read_if_the_decoder_is_not_supported(opened, mae, name):
 def test_reason_for_an_unsupported_decoder_is_reported_when_it_is_requested(opened, mae, tmp_path):
     checkpoint = opened(DECODERS["other positions"](mae))
     assert "decoder_pos_embed has shape (1, 5, 16)" in checkpoint.dropped["decoder_pred.weight"]
-    with pytest.raises(
-        ConfigurationError, match=r"pre-training model: decoder_pos_embed has shape"
-    ):
+    with pytest.raises(ConfigurationError, match=r"pretrain model: decoder_pos_embed has shape"):
         plan_conversion(checkpoint, tmp_path / "y.pth", "facebook", task="pretrain")
     with pytest.raises(LayoutError, match=r"pretrain model: .*decoder_pos_embed has shape"):
         opened(DECODERS["other positions"](mae), task="pretrain")

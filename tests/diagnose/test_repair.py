@@ -227,14 +227,17 @@ def test_tensors_with_the_same_fault_share_a_sentence(source, target):
 
 def test_output_that_cannot_be_written_is_refused_with_its_name(source, target, tmp_path, command):
     b = target(alone("encoder.cls_token", np.zeros_like))
-    for out, words in (("none/out.pth", "does not exist"), ("b.safetensors/out.pth", "is a file")):
+    for out, words in (
+        ("none/out.pth", "its directory does not exist"),
+        ("b.safetensors/out.pth", "a part of its path is a file"),
+    ):
         result = command("repair", source.path, b.path, tmp_path / out)
-        assert (result.status, f"{out} cannot be written: its directory {words}" in result.err) == (
+        assert (result.status, f"{out} cannot be written: {words}" in result.err) == (
             2,
             True,
         ), result.err
         result = command("verify", source.path, b.path, "--reduce", tmp_path / out)
-        assert (result.status, f"{out} cannot be written: its directory {words}" in result.err) == (
+        assert (result.status, f"{out} cannot be written: {words}" in result.err) == (
             2,
             True,
         ), result.err
