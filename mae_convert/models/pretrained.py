@@ -156,7 +156,10 @@ class PretrainedModel:
 
     @classmethod
     def default_dtype(cls) -> str | None:
-        """Return the name of the dtype that `from_pretrained` uses by default."""
+        """Return the name of the dtype that `from_pretrained` uses by default.
+
+        None stands for the dtype of the checkpoint.
+        """
         return "float32"
 
     @classmethod

@@ -52,7 +52,9 @@ class TrainingArguments:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
-        """Create an instance; arguments of other programs are converted to those of MAE's program.
+        """Create an instance from the training arguments of any supported program.
+
+        The arguments of other programs are converted to the arguments of facebookresearch/mae.
 
         Args:
             stored: the training arguments of any supported program.

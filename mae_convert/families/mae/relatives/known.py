@@ -47,7 +47,7 @@ class Relative:
     """The fields of ``preprocessor_config.json`` for this model."""
 
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Why a model that was trained with a training argument cannot be converted, by argument."""
+    """The training arguments that make a conversion impossible, with the reason for each."""
 
     unresampled: str | None = None
     """Why the position embeddings cannot be resampled for another image size, or None."""
