@@ -82,11 +82,15 @@ def steps_between(source: Checkpoint, target: Checkpoint) -> list[Step]:
     Raises:
         MaeConvertError: this version of mae-convert does not support a step.
     """
-    applied, declared = declared_steps(source), declared_steps(target)
+    return remaining_steps(declared_steps(source), declared_steps(target))
+
+
+def remaining_steps(applied: Sequence[Step], declared: Sequence[Step]) -> list[Step]:
+    """Return declared steps without those that have already been applied, which come first."""
     common = 0
     while common < min(len(applied), len(declared)) and applied[common] == declared[common]:
         common += 1
-    return declared[common:]
+    return list(declared[common:])
 
 
 def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -> Checkpoint:

@@ -18,7 +18,12 @@ from mae_convert.checkpoint.fingerprint import (
     missing_fields,
 )
 from mae_convert.text import listing, plural
-from mae_convert.verify.declared_changes import CHANGES, apply_steps, steps_between
+from mae_convert.verify.declared_changes import (
+    CHANGES,
+    apply_steps,
+    remaining_steps,
+    steps_between,
+)
 
 SAME, ENCODER, DERIVED = "same weights", "same encoder", "derived"
 PARTLY, UNRELATED = "partly the same", "unrelated"
@@ -36,11 +41,8 @@ class Ancestor:
     name: str
     """The name of the source, as stated in the record."""
 
-    fingerprint: Fingerprint
-    """The fingerprint of the source, as stated in the record."""
-
-    steps: tuple[Step, ...]
-    """The declared conversion steps from this source to the checkpoint."""
+    weights: str
+    """The digest of the source's tensors, as stated in the record; see `Fingerprint.weights`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class CheckpointInfo:
 
     ancestors: tuple[Ancestor, ...] = ()
     """Sources of its conversions according to the record, the latest first."""
+
+    steps: tuple[Step, ...] = ()
+    """The steps of all conversions that the record declares."""
 
 
 @dataclass(frozen=True)
@@ -304,15 +309,15 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     )
     for one, other, pair in ((a, b, "B was converted from A"), (b, a, "A was converted from B")):
         for ancestor in other.ancestors:
-            if ancestor.fingerprint.weights == one.fingerprint.weights:
+            if ancestor.weights == one.fingerprint.weights:
                 sentence = (
                     f"{pair}, according to the record; its steps were not applied again, because "
                     "this requires the files of both checkpoints"
                 )
                 not_compared = ("the configuration, which the steps may change",)
                 return Lineage(
-                    DERIVED, sentence, rests_on, ancestor.steps, recomputed=False,
-                    parts=parts, not_compared=not_compared,
+                    DERIVED, sentence, rests_on, tuple(remaining_steps(one.steps, other.steps)),
+                    recomputed=False, parts=parts, not_compared=not_compared,
                 )  # fmt: skip
     if "encoder" in left.parts and "encoder" not in parts:
         sentence = "B's encoder is identical to A's, according to the record"

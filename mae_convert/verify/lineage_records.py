@@ -24,6 +24,7 @@ from mae_convert.verify.lineage import Ancestor, CheckpointInfo
 RECORD = "conversion.json"
 ADVICE = "convert or verify again with this version, or pass the checkpoint itself"
 DIGEST = re.compile("[0-9a-f]{64}")
+FINGERPRINT = re.compile(f"{VERSION}:(?P<weights>{DIGEST.pattern})(:{DIGEST.pattern})?")
 MOST_ANCESTORS = 100
 
 
@@ -39,11 +40,10 @@ def describe_checkpoint(checkpoint: Checkpoint, *, with_record: bool = False) ->
         CheckpointError: the conversion record contradicts itself.
     """
     fingerprint = checkpoint_fingerprint(checkpoint)
-    record = checkpoint.container.conversion if with_record else None
-    ancestors = (
-        _ancestors(checkpoint.path, record.get("source"), record.get("steps", ())) if record else ()
-    )
-    return CheckpointInfo(checkpoint.name, fingerprint, checkpoint, tuple(ancestors))
+    record = (checkpoint.container.conversion if with_record else None) or {}
+    ancestors = tuple(_ancestors(checkpoint.path, record.get("source")))
+    steps = tuple(record.get("steps", ()))
+    return CheckpointInfo(checkpoint.name, fingerprint, checkpoint, ancestors, steps)
 
 
 def record_of(path: Path) -> Path | None:
@@ -82,8 +82,9 @@ def read_record(path: Path) -> CheckpointInfo:
     if "source_trace" in document:
         return _of_certificate(path, document)
     check_document(document, "conversion", path, ADVICE)
-    ancestors = tuple(_ancestors(path, document.get("source"), document.get("steps", ())))
-    return CheckpointInfo(str(path), _fingerprint_in(path, document), ancestors=ancestors)
+    ancestors = tuple(_ancestors(path, document.get("source")))
+    fingerprint, steps = _fingerprint_in(path, document), tuple(document.get("steps", ()))
+    return CheckpointInfo(str(path), fingerprint, ancestors=ancestors, steps=steps)
 
 
 def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
@@ -110,8 +111,9 @@ def _of_certificate(path: Path, document: Mapping[str, Any]) -> CheckpointInfo:
         target = with_digests_of(target, traced)
     if traced.weights == source.weights:
         source = with_digests_of(source, traced)
-    ancestor = Ancestor(document["source"]["name"], source, tuple(document["steps"]))
-    return CheckpointInfo(str(path), target, ancestors=(ancestor,))
+    ancestor = Ancestor(document["source"]["name"], source.weights)
+    steps = tuple(document["steps"])
+    return CheckpointInfo(str(path), target, ancestors=(ancestor,), steps=steps)
 
 
 def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
@@ -122,21 +124,42 @@ def with_digests_of(declared: Fingerprint, traced: Fingerprint) -> Fingerprint:
     return Fingerprint(declared.parts, declared.configuration, traced.tensors)
 
 
-def _ancestors(path: Path, source: Any, steps: Any) -> Iterator[Ancestor]:
+def _ancestors(path: Path, source: Any) -> Iterator[Ancestor]:
     """Yield the source of a conversion, then the source of that source, and so on.
 
     Args:
         path: the path of the checkpoint, for messages.
         source: the field ``source`` of the conversion record.
-        steps: the field ``steps`` of the conversion record.
+
+    Raises:
+        CheckpointError: a fingerprint is not valid or does not match its digests.
     """
     for _ in range(MOST_ANCESTORS):
         if not isinstance(source, Mapping):
             return
         if "fingerprint" in source:
             name = str(source.get("official") or source.get("name") or "a model in memory")
-            yield Ancestor(name, _fingerprint_in(path, source), tuple(steps))
+            yield Ancestor(name, _weights_in(path, source))
         source = source.get("made_from")
+
+
+def _weights_in(path: Path, source: Mapping[str, Any]) -> str:
+    """Return the digest of a source's tensors; see `Fingerprint.weights`.
+
+    Records in single files contain only the fingerprint, but not the digests of which it consists.
+
+    Raises:
+        CheckpointError: the fingerprint is not valid or does not match its digests.
+    """
+    if "parts" in source:
+        return _fingerprint_in(path, source).weights
+    if found := FINGERPRINT.fullmatch(str(source["fingerprint"])):
+        return found["weights"]
+    raise CheckpointError(
+        path,
+        f" has a source with a fingerprint that is not of version {VERSION}",
+        hint=ADVICE,
+    )
 
 
 def _fingerprint_in(path: Path, document: Mapping[str, Any]) -> Fingerprint:

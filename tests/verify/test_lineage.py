@@ -176,6 +176,15 @@ def test_records_are_sufficient_and_the_result_reports_their_use(models, lineage
         "unrelated",
         ["encoder", "decoder"],
     )
+    # Records in single files contain fingerprints of sources, but not the digests of their parts.
+    first = open_checkpoint(models / "original.pth")
+    execute(plan_conversion(first, tmp_path / "first.pth", "facebook", task="encoder"))
+    first = open_checkpoint(tmp_path / "first.pth")
+    execute(plan_conversion(first, tmp_path / "second", "timm", dtype="float16"))
+    for source, steps in (("original.pth", ["task", "dtype"]), ("first.pth", ["dtype"])):
+        folder = models if source == "original.pth" else tmp_path
+        found = lineage(folder / source, tmp_path / "second" / "conversion.json")
+        assert (found["relation"], [s["step"] for s in found["steps"]]) == ("derived", steps)
     # The checkpoint with a record was converted from one of which only a record is available.
     assert lineage(tmp_path / "same", models / "half")["relation"] == "derived"
 
