@@ -66,7 +66,8 @@ class Evidence:
     """The name of the layout."""
 
     fixed: tuple[str, ...] = ()
-    """Fields for which the layout's own code supports only the value in `conventions`."""
+    """Fields for which the library or program that uses the layout supports only the value in
+    `conventions`."""
 
     relative: Mapping[str, Any] = field(default_factory=dict)
     """The values, by field, that a known model related to the family uses.

@@ -30,7 +30,12 @@ def patch_axes(shapes: Any) -> tuple[int, ...]:
 
 
 def over_patches(values: np.ndarray, shapes: Any) -> np.ndarray:
-    """Return the mean of the values of each patch, (N, L); ``values`` is a result of `cut`."""
+    """Return the mean of the values of each patch, (N, L).
+
+    Args:
+        values: a result of `cut`.
+        shapes: the argument `shapes` that was passed to `cut`.
+    """
     means: np.ndarray = values.mean(axis=(1, *patch_axes(shapes))).reshape(len(values), -1)
     return means
 

@@ -184,10 +184,10 @@ def fixed_precision(
 
 
 def position_in_words(tensor: LazyTensor, grid: Grid) -> str:
-    """Return a phrase that compares a position embedding (1, 1 + L, D) with the fixed embedding.
+    """Return a phrase that compares a position embedding with the fixed sine-cosine embedding.
 
     Args:
-        tensor: the embedding.
+        tensor: the position embedding (1, 1 + L, D).
         grid: rows and columns of patches, L in total.
     """
     fixed = f"the fixed sine-cosine embedding of {grid[0]} x {grid[1]} patches"

@@ -339,7 +339,7 @@ def hex_digest(file: ByteFile, digest: Any, advance: Callable[[int], None] | Non
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """Return the error for a corrupt file."""
+    """Return the error for a corrupt file; `what` is a phrase that states what is wrong with it."""
     return CheckpointError(
         path, f" is truncated or corrupt ({what})", hint="copy or download it again"
     )

@@ -18,7 +18,10 @@ MOST_WORKERS = 4
 """Maximum number of threads; each may hold a whole array and a copy of a part of it in memory."""
 
 REUSED_BYTES = 30 << 20
-"""Size in bytes of the block that `reuse_freed_memory` frees, below glibc's limit of 32 MiB."""
+"""The size in bytes of the block that `reuse_freed_memory` frees.
+
+glibc raises its threshold only if the freed block has at most 32 MiB.
+"""
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -97,7 +97,9 @@ class Archive:
                 hint="the file may be malicious: obtain it again from its source",
             )
         if method not in DEFLATED_OR_STORED:
-            raise ValueError(f"record {shown(entry.filename)} has an unsupported compression")
+            raise ValueError(
+                f"record {shown(entry.filename)} is compressed with an unsupported method"
+            )
         stored = method == zipfile.ZIP_STORED
         if stored and entry.compress_size != entry.file_size:
             raise ValueError(f"record {shown(entry.filename)} has two different sizes")

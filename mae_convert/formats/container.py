@@ -40,7 +40,7 @@ def read_contents(path: Path, state_key: str | None = None) -> Contents:
 
     Args:
         path: the file.
-        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        state_key: the key of the weights in a PyTorch checkpoint; None to recognise the weights.
 
     Raises:
         CheckpointError: the file does not exist, is not a checkpoint, is damaged, or contains a
@@ -140,7 +140,8 @@ class Container:
     """The record of the conversion that created the checkpoint; None if there is no record."""
 
     ignored: Mapping[str, str]
-    """Short descriptions of the contents of the file that are not used, by name."""
+    """The contents of the file that mae-convert does not use. Maps the name of each to a short
+    description."""
 
     wrapper: str | None
     """The key that contains the tensors ("model", or a dotted path of keys), or None if they are at
@@ -184,7 +185,7 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
 
     Args:
         path: a checkpoint file, an index of several files, or a directory.
-        state_key: the key of the weights in a PyTorch checkpoint, if they cannot be recognised.
+        state_key: the key of the weights in a PyTorch checkpoint; None to recognise the weights.
 
     Raises:
         NoSuchKeyError: there are no tensors at `state_key`.

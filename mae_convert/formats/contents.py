@@ -52,7 +52,8 @@ class Contents:
     """Arguments of the training run that created the file; None if the file contains none."""
 
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """Short descriptions of the contents of the file that are not used, by name."""
+    """The contents of the file that mae-convert does not use. Maps the name of each to a short
+    description."""
 
     passed_over: tuple[str, ...] = ()
     """Dotted names in a pickle that were neither imported nor called, because no weight needs them;

@@ -74,7 +74,7 @@ def _weights(archive: Archive) -> ByteFile:
     if part is None:
         raise CheckpointError(
             archive.path,
-            f" has {WEIGHTS} compressed, which Keras never does",
+            f" contains {WEIGHTS} in compressed form, which Keras does not write",
             hint="unpack the archive and pack it again with `zip -0`",
         )
     return part

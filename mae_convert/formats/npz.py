@@ -91,7 +91,10 @@ def arrays_in(archive: Archive, names: Sequence[str]) -> dict[str, LazyTensor]:
 def npz_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of an uncompressed archive; additional arrays contain settings as JSON."""
+    """Return the layout of an uncompressed archive.
+
+    Additional arrays contain `config` and `conversion` as JSON text; a value of None is not stored.
+    """
     settings = {SETTINGS["config"]: config, SETTINGS["conversion"]: conversion}
     texts = {n: np.array(json.dumps(value)) for n, value in settings.items() if value is not None}
     return zip_layout(

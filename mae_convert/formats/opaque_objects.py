@@ -53,7 +53,7 @@ class Effects:
     set on it."""
 
     def names(self) -> tuple[str, ...]:
-        """Return the dotted names of all types and functions that were not imported."""
+        """Return each dotted name in the pickle that is not supported; none of them is imported."""
         return tuple(dict.fromkeys(self.mentioned))
 
     def replace(self, target: object, old: object) -> None:
@@ -63,7 +63,11 @@ class Effects:
 
 @dataclass(frozen=True)
 class Reach:
-    """The values that objects of unsupported types received, directly or inside other values."""
+    """The values that a pickle passes to objects of unsupported types.
+
+    An object receives a value as an argument, as its state or as an item, either directly or inside
+    another value.
+    """
 
     containers: Mapping[int, str]
     """Maps the id of each received value that is not a scalar to the name of the receiver."""
@@ -137,7 +141,12 @@ def _inside(item: object, effects: Effects) -> Iterator[object]:
 
 
 def holder_of_tensors(opaques: Iterable[Opaque], effects: Effects) -> str | None:
-    """Return the name of an object that received a tensor; None if no object did."""
+    """Return the name of an object to which the pickle passes a tensor; None if there is none.
+
+    Args:
+        opaques: the objects of unsupported types.
+        effects: the operations of the pickle that could change values.
+    """
     return next(iter(reach(opaques, effects, calls_only=False).storages.values()), None)
 
 

@@ -61,10 +61,11 @@ class Weights:
     """The tensors, in the order of the file."""
 
     config: Mapping | None = None
-    """The model configuration, stored as JSON text unless the format can store nested values."""
+    """The model configuration to store, or None. It is stored as JSON text unless the format can
+    store nested values."""
 
     conversion: Mapping | None = None
-    """The conversion record, stored in the same way as the configuration."""
+    """The conversion record to store, or None. It is stored in the same form as `config`."""
 
     state_key: str | None = "model"
     """The key of the tensors in a PyTorch checkpoint ("pth"); None for a plain state dict."""
@@ -146,7 +147,8 @@ class OutputFile:
     def comparer(self, read: Contents, number: int) -> Callable[[Advance], str]:
         """Return a function that compares a tensor of the source with the tensor in the file.
 
-        The function returns the SHA-256 of the tensor's bytes.
+        The function raises an OutputError if the tensors differ. Otherwise it returns the SHA-256
+        of the tensor's bytes.
 
         Args:
             read: the contents of the file, which was opened again after it was written.
@@ -177,8 +179,9 @@ class OutputFile:
         """Write the parts of the file that are not tensors.
 
         Args:
-            amend: returns the conversion record with all values that are available at this time,
-                without changing its stored length.
+            amend: takes the conversion record, and returns the record with all values that are
+                available at this time. The stored length of the record must not change. The
+                function is not called if there is no conversion record.
 
         Returns:
             The file with the amended conversion record.

@@ -286,8 +286,8 @@ def _checked_frame(name: str, argument: Any, position: int, ends: int | None) ->
         ends: the end of the frame that began last, or None.
 
     Raises:
-        ValueError: an opcode crosses the end of a frame, frames are nested, or a frame does not end
-            with the pickle.
+        ValueError: an opcode crosses the end of a frame, frames are nested, or the last frame does
+            not end where the pickle ends.
     """
     if ends is not None and position >= ends:
         if position > ends:
@@ -298,7 +298,7 @@ def _checked_frame(name: str, argument: Any, position: int, ends: int | None) ->
             raise ValueError("a nested frame")
         return position + FRAME_HEAD + argument
     if name == "STOP" and ends not in (None, position + 1):
-        raise ValueError("a frame that does not end with the pickle")
+        raise ValueError("a frame that does not end where the pickle ends")
     return ends
 
 

@@ -61,8 +61,10 @@ def pth_contents(
         file: the file.
         value: the value of the pickle.
         read: returns a function that reads from one of the file's storages.
-        state_key: the key of the weights, if they cannot be recognised.
-        effects: the operations of the pickle on objects of unsupported types.
+        state_key: the key of the weights, or a dotted path of keys; None to recognise the weights.
+        effects: the operations of the pickle on objects of unsupported types. They are used to
+            refuse a pickle in which such an object received or could change the weights. None if
+            there are no such operations.
 
     Raises:
         CheckpointError: the checkpoint contains no weights that are recognised, or a tensor does
@@ -402,7 +404,11 @@ class _LegacyStorages:
         for key in keys:
             (count,) = struct.unpack("<q", self._file.raw(position, 8))
             if count != self._wholes[key].count:
-                raise damaged(self._file.path, f"the storage {shown(key)} has {count} elements")
+                raise damaged(
+                    self._file.path,
+                    f"the storage {shown(key)} has {count} elements, but the pickle specifies "
+                    f"{self._wholes[key].count}",
+                )
             offsets[key] = position + 8
             position += 8 + count * _element_bytes(self._wholes[key])
         if position > self._file.size:

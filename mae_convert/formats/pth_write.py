@@ -26,7 +26,8 @@ def pth_layout(
 ) -> FileLayout:
     """Return the layout of a checkpoint.
 
-    The tensors are under the key `state_key`, the settings under "config" and "conversion".
+    The tensors are under the key `state_key`. The settings `config` and `conversion` are under the
+    keys of the same names; a setting that is None is not stored.
     Settings that are None are left out.
 
     If `state_key` is None, the file contains a plain state dict for `load_state_dict`: an

@@ -37,8 +37,8 @@ class Signature:
 
     reader: str
     """The function that reads the format, as "module:function". Its arguments are the open file
-    (or the open archive if `members` is given) and, if the format has keys, the key of the weights.
-    It returns `Contents`."""
+    (or the open archive if `members` is given) and, if the tensors of the format may be under a key
+    (see `Format.has_keys`), this key or None. It returns `Contents`."""
 
     members: Callable[[str, Collection[str]], bool] | None = None
     """Returns whether a zip archive with this name and these members has the format."""

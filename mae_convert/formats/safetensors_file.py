@@ -84,7 +84,11 @@ def read_safetensors(file: ByteFile) -> Contents:
 def safetensors_layout(
     tensors: Sequence[LazyTensor], config: Mapping | None, conversion: Mapping | None
 ) -> FileLayout:
-    """Return the layout of a safetensors file, with header and data in the order of the tensors."""
+    """Return the layout of a safetensors file, with header and data in the order of the tensors.
+
+    `config` and `conversion` are stored as JSON text in the metadata of the header; a value of None
+    is not stored.
+    """
     settings = {"config": config, "conversion": conversion}
     texts = {name: json.dumps(value) for name, value in settings.items() if value is not None}
     header: dict[str, Any] = {METADATA: {"format": "pt", **texts}}

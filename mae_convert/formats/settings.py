@@ -1,10 +1,10 @@
 """Contents of a checkpoint besides tensors: settings as plain values, other data as descriptions.
 
 Nothing is imported or run. Configuration libraries store settings in one of two forms. Most
-libraries store objects in a pickle; the settings are the values that the pickle passes to the
-objects, and are read if they have exactly the form that the library writes. mmengine and mmcv store
-a text of Python assignments, which is parsed into a syntax tree; literals, lists and `dict(...)`
-are read. Everything else is ignored.
+libraries store objects in a pickle. The settings are the values that the pickle passes to these
+objects. The settings are read only if they have exactly the form that the library writes. mmengine
+and mmcv store a text of Python assignments, which is parsed into a syntax tree; literals, lists and
+`dict(...)` are read. Everything else is ignored.
 """
 
 import ast

@@ -21,11 +21,11 @@ BLOCK_BYTES = 1 << 24
 """The number of bytes that are copied at a time if an array is not contiguous in C order."""
 
 TILE_ROWS, TILE_BYTES = 1024, 32
-"""The size of the blocks in which a matrix is transposed: input rows, and bytes per row.
+"""The size of the blocks in which a transposed matrix is copied: number of rows, bytes per row.
 
-A row of a block is half a cache line of the output; the next block writes the other half while the
-line is in the cache. Measured for matrices of ViT-B, L and H: 1.1 to 1.5 times as fast as 512 rows
-of a whole line.
+In the copy, the bytes of one row of a block are contiguous. They fill half a cache line; the next
+block fills the other half while the line is still in the cache. Measured for matrices of ViT-B, L
+and H, this is 1.1 to 1.5 times as fast as blocks of 512 rows that fill whole cache lines.
 """
 
 SMALL_EXTENT = 256
@@ -49,8 +49,8 @@ class LazyTensor:
     """The NumPy dtype in native byte order (``ml_dtypes.bfloat16`` for bfloat16)."""
 
     load: Callable[[], np.ndarray]
-    """Returns the array, which must not be modified. If it is a `SequentialArray`, its elements can
-    also be read in ranges."""
+    """A function that returns the array, which must not be modified. If the function is a
+    `SequentialArray`, the elements can also be read in ranges."""
 
     unchecked: "LazyTensor | None" = None
     """The same tensor without the check that `checked` has added, to read the elements again. None

@@ -83,12 +83,13 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
 
 
 def whole_model(path: Path, config: str | None, version: str | None) -> CheckpointError:
-    """Return the error for an `.h5` file that contains a whole Keras model (`model.save`).
+    """Return the error for a file that contains a whole Keras model (`model.save`).
 
     Args:
         path: the file.
-        config: the file's attribute `model_config`.
-        version: the file's attribute `keras_version`.
+        config: the model's configuration as JSON text: the attribute `model_config` of an `.h5`
+            file, or `config.json` in a `.keras` file. None if it is missing.
+        version: the attribute `keras_version` of an `.h5` file; None if it is missing.
     """
     name, layers = _layers_of(config)
     mae = next((layer for layer, kind in layers.items() if MAE.search(kind + layer)), "NAME")
@@ -125,7 +126,11 @@ def functional_weights(path: Path, layers: Iterable[str]) -> CheckpointError | N
 
 
 def _layers_of(config: str | None) -> tuple[str, Mapping[str, str]]:
-    """Return the class of a model, and the class of each of its layers by name."""
+    """Return the class of a model, and the class of each of its layers by name.
+
+    If `config`, the model's configuration as JSON text, is None or has another structure, the class
+    is "unknown" and there are no layers.
+    """
     try:
         config_values: Any = json.loads(config or "")
         layers = config_values["config"]["layers"]

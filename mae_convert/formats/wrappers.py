@@ -26,7 +26,7 @@ OTHER_WEIGHTS = ("teacher", "student", "model_ema", "state_dict_ema", "ema")
 """Keys of copies of the weights, such as moving averages. They are never chosen automatically."""
 
 COPY = re.compile(r"(.*[_.-])?(ema|swa|averaged|shadow|momentum|target)([_.-].*)?", re.IGNORECASE)
-"""Pattern of keys, besides `OTHER_WEIGHTS`, under which copies of the weights are stored."""
+"""The pattern of further keys, in addition to `OTHER_WEIGHTS`, of copies of the weights."""
 
 EPOCH_KEYS = ("epoch", "meta")
 LARGEST_EPOCH = 10**9  # a larger number indicates a damaged file
@@ -266,7 +266,22 @@ def _chosen(
     effects: Effects,
     state_key: str | None,
 ) -> Keys:
-    """Return the keys that lead to the model: the requested keys, or the only possible keys."""
+    """Return the keys that lead to the model.
+
+    Args:
+        path: the file, for messages.
+        value: the value of the pickle in the file.
+        holders: the mappings that directly contain tensors, by the keys that lead to them.
+        hidden: the objects of unsupported types, by the keys that lead to them.
+        effects: the operations of the pickle on objects of unsupported types.
+        state_key: the key of the model, or a dotted path of keys; None if there must be only one
+            possible choice.
+
+    Raises:
+        NoSuchKeyError: there are no tensors at `state_key`.
+        CheckpointError: no choice or several choices are possible, or an object of an unsupported
+            type may contain the weights.
+    """
     if state_key is not None:
         return _at_key(path, value, holders, hidden, state_key)
     for depth in (1, 0, *range(2, DEEPEST + 1)):
@@ -307,7 +322,12 @@ def _may_be_model(keys: Keys, depth: int) -> bool:
 
 
 def _is_copy(keys: Keys, mapping: Mapping) -> bool:
-    """Return whether a mapping of tensors is a copy of the model, such as a moving average."""
+    """Return whether a mapping of tensors is a copy of the model, such as a moving average.
+
+    Args:
+        keys: the keys that lead to the mapping; the last key determines whether it is a copy.
+        mapping: the mapping.
+    """
     if keys[-1] in OTHER_WEIGHTS:
         return True
     return bool(COPY.fullmatch(keys[-1])) and any(

@@ -86,12 +86,12 @@ def directory_output(
 
     Args:
         path: the path of the directory.
-        weights_name: the name of the file of weights.
-        weights: the content of the file. The file also stores `config` if the format allows, so
-            that the file can be used without the directory.
+        weights_name: the name of the weights file.
+        weights: the content of the weights file. The file also stores `weights.config` if the
+            format allows it, so that the file can be used without the directory.
         json_files: see `Output`.
         max_shard_size: the maximum number of bytes of a shard; larger weights are written in shards
-            with an index.
+            with an index. None to write one file of any size.
 
     Raises:
         OutputError: the weights cannot be sharded.
@@ -164,8 +164,8 @@ def write_file(
         path: the path of the file.
         kind: the format, a key of `registry.FORMATS`.
         tensors: the tensors.
-        config: the model configuration.
-        conversion: the conversion record.
+        config: the model configuration to store; None to store none.
+        conversion: the conversion record to store; None to store none.
         overwrite: replace an existing file.
         state_key: the key of the tensors in a PyTorch checkpoint ("pth"); None for a plain state
             dict.
@@ -175,7 +175,8 @@ def write_file(
 
     Raises:
         OutputError: the target exists, cannot be written, or differs when it is re-read; or the
-            format cannot store a name or a dtype. No file is left behind.
+            format cannot store a name or a dtype. No new file is left behind, and an existing file
+            is unchanged.
     """
     weights = Weights(kind, list(tensors), config, conversion, state_key)
     return write_all([file_output(path, weights)], overwrite=overwrite)[0]
@@ -198,13 +199,13 @@ def write_directory(
 
     Args:
         path: the path of the directory.
-        weights_name: the name of the file of weights in it.
+        weights_name: the name of the weights file in the directory.
         kind: see `Weights`.
         tensors: the tensors.
         json_files: see `Output`.
         config: see `Weights`.
-        overwrite: replace an existing directory if mae-convert wrote it, that is, if it contains a
-            `conversion.json`, and all other files have conventional names or are listed as
+        overwrite: replace an existing directory that mae-convert wrote. Such a directory contains a
+            `conversion.json`. Each other file has a conventional name, or is listed under
             `outputs` in the `conversion.json`.
         max_shard_size: see `directory_output`.
 

@@ -1,4 +1,4 @@
-"""Layouts: mapping tables, file formats, and implied configuration fields."""
+"""Layouts: mapping tables, file formats, and the configuration fields that a layout implies."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -41,13 +41,13 @@ def code_differences(
     """Return a `Difference` if the code of a model's authors uses other values than the model.
 
     The code does not read a configuration. All epsilons of its layer norms are 1e-6, and its
-    activation is GELU.
+    activation is GELU. The result is empty if the model has the same values.
 
     Args:
-        program: the name of the code.
+        program: the name of the authors' code, for the message.
         config: the configuration of the model.
-        task: the task.
-        more: further epsilons of the model, by the names of the fields.
+        task: the task of the model; the epsilon of the decoder is compared only for "pretrain".
+        more: further epsilons of the model, by the names of the fields; None if there are none.
     """
     epsilons = {"layer_norm_eps": config.layer_norm_eps}
     if task == "pretrain" and config.decoder_eps != config.layer_norm_eps:
@@ -100,11 +100,13 @@ class Layout:
     ``image_std`` if no values are specified."""
 
     fixed: tuple[str, ...] = ()
-    """The implied fields that have a fixed value in the layout's own code."""
+    """The fields of `conventions` whose value is fixed in the code of the library or program that
+    uses the layout."""
 
     class_defaults: tuple[str, ...] = ()
-    """The implied fields whose implied values are the defaults of the layout's own classes, so that
-    a stored configuration without such a field specifies the implied value."""
+    """The fields of `conventions` whose value is also the default of the configuration class of the
+    library that uses the layout. A stored configuration that omits such a field specifies this
+    value."""
 
     pooling_in_names: bool = True
     """Whether tensor names show if a classifier uses the class token or the mean of the patches."""

@@ -91,8 +91,9 @@ class Drop(NamedTuple):
     """The reason for dropping the tensor."""
 
     zeros_like: str | None = None
-    """The canonical name of a tensor of the same shape, if the layout's own class requires the
-    dropped tensor: the dropped tensor is then written as zeros, and reported as created."""
+    """The canonical name of a tensor of the same shape, if the library class that loads the layout
+    requires the dropped tensor: the dropped tensor is then written as zeros, and reported as
+    created. None if the class does not require it; the tensor is then not written."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,13 @@ class _CompiledBlock:
         self.functions, self.block = functions, block
 
     def __call__(self, tokens: Tensor, taps: Taps | None = None) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Return the output of the block (N, T, D).
+
+        Args:
+            tokens: the input of the block (N, T, D).
+            taps: specifies the intermediate activations to record, and receives them; None to
+                record none.
+        """
         variables = self.block.variables
         function = self.functions.function(self.block, tokens, variables, taps)
         output, recorded = function([variable.value for variable in variables], tokens)

@@ -199,7 +199,7 @@ def as_plain(inputs: Any) -> Any:
 def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Return the numeric columns of the examples by name; the values of a column are stacked.
 
-    A column with labels is renamed to "labels".
+    A column "label" or "label_ids" is renamed to "labels".
     """
     first = examples[0]
     names = {name: "labels" if name in LABELS else name for name in first}

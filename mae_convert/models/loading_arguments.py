@@ -180,7 +180,10 @@ def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def output_arguments(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that determine which outputs a model returns, and in which form."""
+    """Return the arguments that determine which outputs a model returns, and in which form.
+
+    The value of an argument is taken from `options` or, if it is missing there, from `config`.
+    """
     of_config = {name: getattr(config, name) for name in OUTPUT_FIELDS if hasattr(config, name)}
     return {**of_config, **{name: options[name] for name in OUTPUT_FIELDS if name in options}}
 

@@ -236,7 +236,7 @@ class TorchModel(PretrainedModel, nn.Module):
         disable_checkpointing(self)
 
     def activation_checkpointing_disable(self) -> None:
-        """See `gradient_checkpointing_disable`."""
+        """Same as `gradient_checkpointing_disable`."""
         disable_checkpointing(self)
 
     @property
@@ -246,7 +246,7 @@ class TorchModel(PretrainedModel, nn.Module):
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """See `is_gradient_checkpointing`."""
+        """Same as `is_gradient_checkpointing`."""
         return is_checkpointing(self)
 
     def load_state_dict(
@@ -396,12 +396,12 @@ class ViTMAEModel(MaskedTorchModel, reference.ViTMAEModel, TransformersBase):  #
 
     @property
     def embeddings(self) -> nn.Module:
-        """See `EncoderPart.embeddings`."""
+        """The class token, the position embeddings and the projection of patches."""
         return self.vit.embeddings
 
     @property
     def encoder(self) -> nn.Module:
-        """See `EncoderPart.encoder`."""
+        """A module whose attribute ``layer`` contains the blocks."""
         return self.vit.encoder
 
     @property

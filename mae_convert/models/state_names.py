@@ -1,7 +1,7 @@
-"""Convert tensor names of transformers in a state dict to names in mae-convert's PyTorch classes.
+"""Rename the tensors of a state dict from transformers' names to the names of the authors' code.
 
-The files that `save_pretrained` writes have the names of transformers, and ``transformers.Trainer``
-loads them as a state dict.
+mae-convert's PyTorch classes have the names of the authors' code. `save_pretrained` writes files
+with transformers' names, and ``transformers.Trainer`` loads such a file as a state dict.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """Outputs of the PyTorch models: transformers' ``ModelOutput`` if transformers is installed.
 
 transformers' pipelines require a ``ModelOutput``. Without transformers, the classes of
-`model_outputs` are used. Both kinds of outputs have the same interface: values by attribute, name
-or index, ``**outputs``, and unpacking. Unpacking yields the values; with transformers' own outputs,
-it yields the names.
+`model_outputs` are used. In both cases, the outputs have the same interface: values by attribute,
+name or index, ``**outputs``, and unpacking, which yields the values. (Unpacking the outputs of
+transformers' own models yields the names instead.)
 """
 
 from collections.abc import Iterator

@@ -74,7 +74,8 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
 
     Raises:
         CheckpointError: the model cannot be published, or it has no certificate.
-        MaeConvertError: the certificate does not cover the files, or its verification failed.
+        MaeConvertError: the certificate does not cover the files, or states that the verification
+            failed.
     """
     if not target.exists():
         raise CheckpointError(target, " does not exist", hint="check the path")

@@ -74,7 +74,7 @@ def section(data: CardData) -> str:
         *(folded(artifact) for artifact in data.artifacts[1:]),
         "## How to load the weights",
         loading(data.repo_id, data.artifacts),
-        "## How to check them",
+        "## How to check the weights",
         checking(data),
         "## Files",
         files_table(data),

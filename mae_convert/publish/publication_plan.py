@@ -62,7 +62,7 @@ class Publication:
     """The request to publish."""
 
     artifacts: Sequence[Artifact]
-    """The published models."""
+    """The models to publish."""
 
     remote: Remote
     """The state of the repository before the publication."""

@@ -48,7 +48,8 @@ class Remote:
     """Whether the repository is private."""
 
     revision: str
-    """The revision to read and to commit to: the branch, or a pull request of mae-convert."""
+    """The revision to read and to commit to: the branch, or the open pull request that an earlier
+    run of mae-convert created."""
 
     is_new_branch: bool = False
     """Whether the branch does not exist yet."""

@@ -51,7 +51,12 @@ class Staged:
 
 
 def stage(path: str, content: Path | ByteFile | bytes) -> Staged:
-    """Return a file to upload with its size and hashes; a small file is read into memory."""
+    """Return a file to upload with its size and hashes; a small file is read into memory.
+
+    Args:
+        path: the path of the file in the repository.
+        content: the local file, or the bytes of the file.
+    """
     if isinstance(content, Path):
         content = ByteFile(content)
     if isinstance(content, ByteFile):
@@ -79,7 +84,7 @@ def stage_artifacts(
     file.
 
     Args:
-        artifacts: the published models.
+        artifacts: the models to publish.
         existing: the files of the repository.
 
     Raises:
@@ -169,7 +174,13 @@ def superseded(staged: Mapping[str, Staged], existing: Mapping[str, Entry]) -> l
 def _is_certificate_of(
     path: str, staged: Mapping[str, Staged], existing: Mapping[str, Entry]
 ) -> bool:
-    """Return whether a file belongs to the certificate of weights that the publication replaces."""
+    """Return whether a file is part of a certificate for weights that will be replaced.
+
+    Args:
+        path: the path of the file in the repository.
+        staged: the files to upload, by path; they replace files with the same path.
+        existing: the files of the repository, by path.
+    """
     if path in (*OWN_FILES, *SIGNATURE_NAMES):
         first = next((name for name in PREFERENCE if name in existing), None)
         return "conversion.json" in staged or first in staged

@@ -187,7 +187,9 @@ def sweep_junit(rows: Sequence[Row], not_run: int = 0) -> str:
             where = [f"first divergence: {row.first_divergence}"] if row.first_divergence else []
             suite.add(name, "failure", why, where, seconds=row.seconds)
     for number in range(1, not_run + 1):
-        suite.add(f"job that was not run {number}", "skipped", "the sweep ended before this job")
+        suite.add(
+            f"job that was not run (no. {number})", "skipped", "the sweep ended before this job"
+        )
     return suite.text()
 
 

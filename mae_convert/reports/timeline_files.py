@@ -196,7 +196,8 @@ WRITERS: Mapping[str, Callable[[Timeline], bytes]] = {
 def plot(timeline: Timeline) -> str:
     """Return an SVG of the loss by epoch: the mean over all images, and the loss of each image.
 
-    The first epoch with 99 % of the improvement is marked.
+    The epoch of `Timeline.near_best` is marked: at this epoch, the mean loss has first made 99 % of
+    its decrease from the first to the lowest loss.
     """
     points = [p for p in timeline.points if p.loss is not None]
     first, last = points[0].epoch, points[-1].epoch

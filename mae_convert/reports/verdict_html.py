@@ -43,7 +43,7 @@ LEAST_CORRELATION = 0.2  # of neighbouring pixels; photographs have a correlatio
 
 
 def page(verification: "Verification", environment: Mapping[str, str]) -> str:
-    """Return the HTML page of a verification."""
+    """Return the HTML page of a verification; `environment` has package versions by name."""
     verdict = verification.verdict
     word, meaning = headline(verdict), verdict_in_words(verdict)[1]
     parts = [

@@ -91,7 +91,12 @@ def python_process(
 
 
 def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
-    """Return the error for an interpreter that cannot be run."""
+    """Return the error for a Python interpreter that cannot be run.
+
+    Args:
+        python: the path of the interpreter, as specified by the user.
+        error: the error of the operating system.
+    """
     return MaeConvertError(
         f"cannot run the interpreter {python}: {error.strerror}",
         hint="specify the interpreter of an environment, such as .venv/bin/python",

@@ -61,7 +61,7 @@ def with_absolute_path(text: str, folder: Path) -> str:
     """Return the text that specifies external code, with its path resolved against `folder`.
 
     Args:
-        text: one of `FORMS`.
+        text: the text, in one of the `FORMS`, such as ``file.py:function``.
         folder: the directory to which a relative path in the text is relative.
     """
     name, equals, rest = text.partition("=")
@@ -78,7 +78,8 @@ def parse_foreign(
     """Return the external code that a text specifies, or None if it has none of the `FORMS`.
 
     Args:
-        text: one of `FORMS`.
+        text: the text; external code is specified in one of the `FORMS`, such as
+            ``file.py:function``.
         python: the Python interpreter whose environment has the module; None for the interpreter
             that runs this code.
         option: the name of the option that has this value, for messages.

@@ -188,6 +188,10 @@ def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
     The further fields are ``task``; ``num_kept``, the number of patches that are not removed; and
     ``dtype``, the dtype in which a Keras model must be created. A PyTorch model is converted to
     this dtype afterwards.
+
+    Args:
+        job: the job, which has the configuration, the task and the dtypes of the runs.
+        dtype: the value of the field ``dtype``; None for the dtype of the job's first run.
     """
     config = class_named(job.configuration).from_dict(job.config)
     more = {"task": job.task, "num_kept": config.num_kept, "dtype": dtype or job.dtypes[0]}
@@ -198,8 +202,9 @@ def named_results(code: Code, task: str, returned: Any) -> dict[str, Any]:
     """Return the results of a model by name, except results that are None or have unknown names.
 
     Raises:
-        LoadError: the output that every model for the task must return is missing, or the number
-            of values differs from the length of ``OUTPUTS``.
+        LoadError: the output that every model for the task must return is missing; or the model
+            returned a tuple whose length differs from the length of ``OUTPUTS``, the names that the
+            external code defines.
     """
     if isinstance(returned, Mapping):
         results = dict(returned)

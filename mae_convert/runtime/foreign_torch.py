@@ -177,8 +177,12 @@ class _Drawn(TorchFunctionMode):
 def drawn_noise(noise: Tensor, label: str) -> Iterator[None]:
     """Within the context, let ``torch.rand`` return the masking noise (N, L), for external models.
 
+    Args:
+        noise: the masking noise.
+        label: the name of the external code, for messages.
+
     Raises:
-        LoadError: the model draws another number of values.
+        LoadError: the model draws more or fewer values than `noise` has.
     """
     with _Drawn(noise, label):
         yield

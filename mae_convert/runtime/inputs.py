@@ -50,11 +50,12 @@ MOST_IMAGES = 16
 def make_inputs(choice: InputChoice, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Return the inputs of a run: ``pixel_values`` (N, C, H, W) and ``noise`` (N, L), float32.
 
-    Videos are (N, C, T, H, W). Random inputs include the additional inputs of the model, such as
-    coordinates; an .npz file may include them.
+    Videos are (N, C, T, H, W). The inputs are random, or `choice` specifies an .npz file of inputs
+    or a folder of images. Random inputs include the additional inputs of the model, such as
+    coordinates, and an .npz file may include them.
 
     Raises:
-        MaeConvertError: the file or the folder cannot be used for this model.
+        MaeConvertError: the .npz file or the folder cannot be used for this model.
     """
     model = checkpoint.configuration.model
     if choice.file is not None:

@@ -122,6 +122,9 @@ def as_array(tensor: Any) -> np.ndarray:
 def compiled(function: Function, model: Any, mode: str) -> Function:
     """Return a function of tensors, compiled if the mode is "compiled" or "xla".
 
+    TensorFlow compiles the function by ``tf.function``, which uses XLA only in the mode "xla"; JAX
+    compiles it by ``jax.jit`` in both modes. In any other mode, the function is returned unchanged.
+
     On JAX the model's variables are arguments of the compiled function; otherwise they would be
     constants in the function.
     """

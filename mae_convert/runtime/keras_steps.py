@@ -49,7 +49,9 @@ def replace_steps(model: Any, replacements: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         model: a Keras reference model.
-        replacements: activations by name, (N, T, D), in the model's dtype.
+        replacements: activations (N, T, D) by name, in the model's dtype. Each replaces the
+            activation of the same name that the model computes, so that it becomes the input of the
+            next step.
 
     Returns:
         A dictionary that is filled, when the model is called, with the activations that the model

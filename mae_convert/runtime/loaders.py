@@ -209,7 +209,7 @@ def _arrays(weights: StoredWeights, path: str) -> dict[str, Stored]:
 
 
 def _hdf5(path: Any) -> dict[str, Stored]:
-    """Return the datasets that a file's attributes list, or all datasets if there is no list."""
+    """Return the datasets that are listed in a file's attributes, or all if there is no list."""
     import h5py
 
     file = h5py.File(path, "r")

@@ -175,7 +175,7 @@ def _as_encoder(model: nn.Module) -> nn.Module:
 
 
 def _pretraining(config: Config, model: Any, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """Return the results of a pre-training model of facebookresearch/mae or mae_st by name.
+    """Return the results, by name, of a pre-training model of facebookresearch/mae or mae_st.
 
     The model draws its masking noise by ``torch.rand``, which is replaced by a function that
     returns `noise` (N, L).

@@ -222,7 +222,15 @@ def _without_root(model: Any) -> list[Variable]:
 def forward(
     model: Any, training: bool, pixels: Any, noise: Any = None, **additional: Any
 ) -> dict[str, Any]:
-    """Return the model's outputs, and its intermediate activations as ``tap/NAME``."""
+    """Return the model's outputs by name, and its intermediate activations as ``tap/NAME``.
+
+    Args:
+        model: a Keras reference model.
+        training: the argument ``training`` of the model.
+        pixels: the images or videos.
+        noise: the masking noise (N, L); None for a classifier.
+        additional: the additional inputs of the model, by name.
+    """
     if noise is None:
         outputs = model(pixels, output_taps=True, training=training, **additional)
         results = {"logits": outputs.logits}

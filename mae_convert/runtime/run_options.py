@@ -1,4 +1,8 @@
-"""The possible values of the options of a run. The command line imports only this module."""
+"""The possible values of the options of a run.
+
+This module imports nothing, so that the command line can use the values without importing the
+modules that run models.
+"""
 
 # The reference models on three backends, and three libraries with their own classes.
 FRAMEWORKS = ("torch", "tensorflow", "jax", "transformers", "timm", "terratorch")

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def runs(job: Job, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield each dtype and its results, NumPy arrays by name, without masking.
+    """Yield each dtype and its results, NumPy arrays by name. No patches are masked.
 
     Raises:
         LoadError: timm cannot load the directory, the inputs require masking, or the mode is not

@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Return "tf32", whether TF32 is enabled, and "omits", the omitted results."""
+    """Return a dictionary: "tf32", whether TF32 is enabled, and "omits", the omitted results."""
     return {
         "tf32": tensorflow.config.experimental.tensor_float_32_execution_enabled(),
         "omits": ["loss_norm_pix"],

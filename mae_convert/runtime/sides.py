@@ -111,8 +111,8 @@ class Side:
     `FOREIGN`. None if the model is run by a framework."""
 
     fork_server: ForkServer | None = field(default=None, compare=False, repr=False)
-    """A fork server of PyTorch. It starts the child process if a forked process is equivalent to a
-    new process. None to always start a new process."""
+    """A fork server that has imported PyTorch. It starts the child process if a forked process is
+    equivalent to a new process. None to always start a new process."""
 
 
 def with_foreign(side: Side, option: str = "framework") -> Side:
@@ -176,7 +176,8 @@ def choose_side(checkpoint: Checkpoint, side: Side) -> Side:
     Raises:
         MissingRequirementError: the specified framework is not installed, or no framework is
             installed.
-        MaeConvertError: see `with_foreign`.
+        MaeConvertError: the specified framework does not exist, or the external code cannot be run
+            (see `with_foreign`).
     """
     side = with_foreign(side)
     if side.foreign is not None:
@@ -333,7 +334,14 @@ def first_framework() -> str:
 
 
 def _lacking(framework: str, python: str | None, loader: str | None) -> list[str]:
-    """Return the packages that a run requires and that the interpreter cannot find."""
+    """Return the packages that a run requires and that the interpreter cannot find.
+
+    Args:
+        framework: the framework that runs the model.
+        python: the Python interpreter; None for the interpreter that runs this code.
+        loader: the name of the loader (see `loader_for`); None if the framework does not load the
+            checkpoint natively.
+    """
     by_tf_classes = (framework, loader) == TF_CLASSES
     own = REQUIREMENTS_OF_TF_CLASSES if by_tf_classes else REQUIREMENTS[framework]
     requirements = (*own, *NEEDED_BY_EVERY_RUN)

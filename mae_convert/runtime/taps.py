@@ -106,8 +106,8 @@ def replaced(computed: Tensor, replacement: Tensor) -> tuple[Tensor, Tensor]:
         replacement: the activation to insert, (N, T, D).
 
     Returns:
-        The computed activation, (N, T, D), and a tensor like `computed` that contains
-        `replacement` instead of this activation.
+        The computed activation, (N, T, D), and the tensor to use instead of `computed`, which
+        contains `replacement` instead of this activation. For pooled tokens, T is 1.
     """
     replacement = replacement.to(computed)
     if computed.ndim == 2:

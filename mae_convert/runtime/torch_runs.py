@@ -120,7 +120,8 @@ def _isolated(forward: Forward, points: Points, replacements: Mapping[str, Tenso
 
     Args:
         forward: the forward function without replacements.
-        points: a function of the model that returns the `Point` of the result of each step.
+        points: a function that takes the model and returns, for each step, the `Point` of its
+            result.
         replacements: the activations that replace the results, by name.
     """
 

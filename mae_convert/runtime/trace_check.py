@@ -89,8 +89,8 @@ def _array_problems(
         dtype, _, result = name.partition("/")
         if name not in MASKING and (dtype not in description["dtypes"] or not result):
             yield (
-                f"the array {name} does not belong to a run of the trace "
-                f"({', '.join(description['dtypes'])})"
+                f"the array {name} does not belong to a run of the trace; the runs are in "
+                f"{', '.join(description['dtypes'])}"
             )
         elif (
             expected := _shape(name if name in MASKING else result, family, config, description)

@@ -130,7 +130,7 @@ IN_KERAS = ("tensorflow", "jax")
 
 @contextmanager
 def as_if_not_installed(packages: Sequence[str]) -> Iterator[None]:
-    """Make importing `packages` raise ImportError, unless a package has already been imported."""
+    """Make the import of each of the `packages` that is not yet imported raise ImportError."""
     hidden = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as Python documents
     try:
@@ -223,7 +223,11 @@ def _results(
 
 @contextmanager
 def _reading(job: "Job") -> Iterator[Sequence[Mapping[str, "Stored"]]]:
-    """Yield the additional argument of the runner: for Keras, the arrays that threads read."""
+    """Yield the additional arguments of the runner.
+
+    For Keras, the only argument is the stored arrays by name, which threads read in the meantime.
+    The runners of other frameworks have no additional arguments.
+    """
     if job.framework not in IN_KERAS:
         yield ()
         return
@@ -237,6 +241,10 @@ def _omitted(foreign: object, arrays: Iterable[str]) -> dict[str, list[str]]:
     """Return ``{"omits": NAMES}`` with the names of results that external code did not compute.
 
     The result is an empty dictionary if the model was not run by external code.
+
+    Args:
+        foreign: the external code that has run the model, or None.
+        arrays: the names of the arrays that were computed.
     """
     if foreign is None:
         return {}

@@ -265,9 +265,10 @@ def unexpected_response(what: str, server: str = "the Hub") -> MissingRequiremen
 
 
 def _was_raised_by_client(error: BaseException) -> bool:
-    """Return whether code of the client or of its libraries raised an error.
+    """Return whether an error was raised in the code of the Hub's client or of its libraries.
 
-    This is the case if a response has an unexpected structure.
+    Such an error means that a response has an unexpected structure. An error that was raised in
+    other code is a defect of mae-convert.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

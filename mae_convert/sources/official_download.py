@@ -109,7 +109,8 @@ def get_image(url: str) -> Path:
     """Return the local path of an image, downloaded unless it is in the cache.
 
     Raises:
-        CheckpointError: the downloaded file is not an image, or differs from the first download.
+        CheckpointError: the downloaded file is not an image, or differs from the file that was
+            first downloaded from this URL.
         MissingRequirementError: the server cannot be reached.
     """
     request = DownloadRequest(url.rpartition("/")[2], url, None, _examine_image)

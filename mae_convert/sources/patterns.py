@@ -48,7 +48,7 @@ def sources_named(text: str, folder: Path = Path()) -> list[str]:
         except ValueError as error:
             raise MaeConvertError(
                 f"{text} is not a valid pattern: {error}",
-                hint="use *, ? and [...]; ** matches directories",
+                hint="use *, ? and [...]; ** matches any number of directories",
             ) from error
     if not names:
         raise MaeConvertError(

@@ -65,7 +65,7 @@ def parse_source(text: str) -> Source:
         )
     if text.endswith(SUFFIX) and official_named(text.removesuffix(SUFFIX)):
         raise MaeConvertError(
-            f"{text} does not exist here",
+            f"the file {text} does not exist",
             hint=(
                 f"without {SUFFIX}, the name refers to the official "
                 "checkpoint, which is then downloaded"

@@ -89,7 +89,10 @@ def size_of(url: str) -> int:
 
 
 def version_of(url: str) -> dict[str, str]:
-    """Return the version of each file by relative path: a string that changes with the file."""
+    """Return the version of each file of a directory: a string that changes when the file changes.
+
+    The versions are by relative path. For a URL of a file, the only relative path is "".
+    """
     marks = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "size")
     return {
         name: " ".join(str(info[mark]) for mark in marks if mark in info)

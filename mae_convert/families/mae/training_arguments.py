@@ -48,7 +48,8 @@ class TrainingArguments:
     """The stored arguments."""
 
     geometry: Mapping[str, Any]
-    """Fields that follow from the tensors' shapes, and ``num_patches``."""
+    """The configuration fields that follow from the shapes of the tensors, and in addition
+    ``num_patches``."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], geometry: Mapping[str, Any]) -> "TrainingArguments":
@@ -58,12 +59,20 @@ class TrainingArguments:
 
         Args:
             stored: the training arguments of any supported program.
-            geometry: fields that follow from the tensors' shapes, and ``num_patches``.
+            geometry: the configuration fields that follow from the shapes of the tensors, and in
+                addition ``num_patches``.
         """
         return cls({**stored, **fields_of(stored, geometry)}, geometry)
 
     def value(self, name: str) -> Any:
-        """Return the value of a field in the training arguments, or None."""
+        """Return the value that the arguments specify for a configuration field.
+
+        The result is None if the arguments do not specify a value.
+
+        Raises:
+            ConfigurationError: the arguments have ``global_pool=True``, and the value of
+                "global_pool" is requested.
+        """
         if name == "global_pool":
             return self._pooling()
         kinds, names = PLAIN.get(name, ((), ()))

@@ -1,4 +1,8 @@
-"""Prithvi-EO (Jakubik et al. 2023, arXiv:2310.18660; Szwarcman et al. 2024, arXiv:2412.02732)."""
+"""The model family Prithvi-EO.
+
+The models are described by Jakubik et al. 2023 (arXiv:2310.18660) and Szwarcman et al. 2024
+(arXiv:2412.02732).
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -169,10 +173,10 @@ class Prithvi(Family):
             )
 
     def additional_shapes(self, config: PrithviConfig) -> Mapping[str, Shape]:
-        """Return the shape of one sample of each kind of coordinates that a model takes, by name.
+        """Return the shapes of the coordinates that a model takes for one sample, by name.
 
-        ``temporal_coords`` are year and day of the year of each frame, and ``location_coords`` are
-        latitude and longitude in degrees.
+        ``temporal_coords`` contain the year and the day of the year for each frame, and
+        ``location_coords`` contain the latitude and the longitude in degrees.
         """
         shapes: dict[str, Shape] = {}
         if config.encodes_time:

@@ -45,7 +45,7 @@ OFFICIAL = tuple(_catalog())
 
 CARD = Card(
     introduction=(
-        "Prithvi-EO, a masked autoencoder of satellite images of several times ([Jakubik et al. "
+        "Prithvi-EO, a masked autoencoder of time series of satellite images ([Jakubik et al. "
         "2023](https://arxiv.org/abs/2310.18660), version 2 [Szwarcman et al. 2024]"
         "(https://arxiv.org/abs/2412.02732))"
     ),

@@ -174,11 +174,12 @@ class VideoMAE(Family):
         return ((by_time.reshape(batch, total) + 0.5) / total).astype(np.float32)
 
     def target_statistics(self, pixels: np.ndarray, config: VideoMAEConfig) -> Statistics:
-        """Return the mean and the deviation that convert a prediction to pixels like the inputs.
+        """Return the mean and the deviation with which predictions are converted to pixels.
 
-        These pixels, prediction x deviation + mean, are normalized with image mean and std.
-        The model predicts pixels from 0 to 1 or, with ``norm_pix_loss``, pixels that are
-        normalized separately for each channel of a patch.
+        Like the inputs of the model, the pixels ``prediction * deviation + mean`` are normalized
+        with the image mean and std of the configuration. The predictions themselves are pixels
+        from 0 to 1 or, with ``norm_pix_loss``, pixels that are normalized separately for each
+        channel of a patch.
         """
         center, scale = (of_channels(v, config) for v in (config.pixel_mean, config.pixel_std))
         if not config.norm_pix_loss:

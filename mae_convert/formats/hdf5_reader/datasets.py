@@ -240,6 +240,7 @@ class _Chunks:
 def fletcher32(data: bytes) -> int:
     """Return HDF5's checksum of a chunk: two sums, modulo 65535, of big-endian 16-bit words.
 
+    The second sum is in the upper 16 bits of the result, and the first sum in the lower 16 bits.
     After each word, the current value of the first sum is added to the second sum. Because the
     format adds with end-around carry, a sum that is a multiple of 65535 is stored as 65535, unless
     all words are 0.

@@ -1,4 +1,7 @@
-"""Object headers: the messages that describe a group or a dataset (sections II and IV.A)."""
+"""Object headers: the messages that describe a group or a dataset.
+
+See sections II and IV.A of the HDF5 File Format Specification.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The groups and datasets of a file, by their names (sections III.B, III.C and IV.A.2.g)."""
+"""The groups and datasets of a file, by their names.
+
+See sections III.B, III.C and IV.A.2.g of the HDF5 File Format Specification.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Read datatypes, shapes and text attributes (sections IV.A.2.b, d and m of the specification)."""
+"""Read datatypes, shapes and text attributes.
+
+See sections IV.A.2.b, IV.A.2.d and IV.A.2.m of the HDF5 File Format Specification.
+"""
 
 import math
 from dataclasses import dataclass
@@ -162,16 +165,21 @@ class Attribute:
     """The name of the attribute."""
 
     type: Type | None
-    """The type of the elements; None if the type or the shape is shared with other objects."""
+    """The type of the elements; None if the type or the shape is stored elsewhere in the file, in a
+    message that several objects share."""
 
     shape: tuple[int, ...] | None
-    """The shape; None if the type or the shape is shared, or if there are no elements."""
+    """The shape; None if the attribute has no elements, or if the type or the shape is stored
+    elsewhere in the file, in a message that several objects share."""
 
     data: bytes
     """The bytes of the elements."""
 
     def texts(self, structure: Structure) -> list[str] | None:
         """Return the elements; None if they are not text.
+
+        Args:
+            structure: the file, from which text of variable length is read.
 
         Raises:
             ValueError: a text is missing or is not UTF-8.
@@ -184,7 +192,14 @@ class Attribute:
         return [_text(structure, cursor, self.type) for _ in range(count)]
 
     def text(self, structure: Structure) -> str | None:
-        """Return the value; None if the attribute is not a single text."""
+        """Return the value; None if the attribute is not a single string.
+
+        Args:
+            structure: the file, from which text of variable length is read.
+
+        Raises:
+            ValueError: see `texts`.
+        """
         texts = self.texts(structure) if self.shape == () else None
         return texts[0] if texts else None
 

@@ -25,8 +25,9 @@ class Refused:
     """The name of the model in messages."""
 
     keys: tuple[Key, ...]
-    """Patterns of tensor names that are all required to identify the model, with the number of
-    dimensions of the tensor if its name alone is not sufficient."""
+    """Patterns of tensor names. A checkpoint is recognised as this model if each pattern matches a
+    tensor. If the name alone is not sufficient, the pattern is in a pair with the number of
+    dimensions that the tensor must have."""
 
     instead: str
     """A program to use instead."""
