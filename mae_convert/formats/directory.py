@@ -43,7 +43,7 @@ DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the file to open for a path: the file itself, or the file of weights in a directory.
+    """Return the file to open for a path: the file itself, or the weights file in a directory.
 
     Raises:
         CheckpointError: the path is a directory in which no file, or more than one, contains
@@ -70,7 +70,7 @@ def find_weights(path: Path) -> Path:
 
 
 def _find_in(directory: Path) -> Path:
-    """Return the file of weights in a directory; files with conventional names take precedence."""
+    """Return the weights file in a directory; files with conventional names take precedence."""
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
     files = [path for path in files if not _is_certificate(path.name)]
@@ -122,7 +122,7 @@ def _is_conventional(path: Path) -> bool:
 
 
 def _checked_deepspeed(directory: Path, parts: list[Path]) -> Path:
-    """Return the file of weights in a DeepSpeed directory, which must contain the whole model.
+    """Return the weights file in a DeepSpeed directory, which must contain the whole model.
 
     Raises:
         CheckpointError: the weights are distributed over the files of several processes.

@@ -1,4 +1,4 @@
-"""Write a file of weights: compute its layout, write it with several threads, flush, re-read."""
+"""Write a weights file: compute its layout, write it with several threads, flush, re-read."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ LONGEST_NAME = 1000
 
 @dataclass(frozen=True)
 class Weights:
-    """The content of a file of weights."""
+    """The content of a weights file."""
 
     kind: str
     """The format, a key of `registry.FORMATS`."""

@@ -88,7 +88,7 @@ class Layout:
     in the first format."""
 
     weights_name: str | None = None
-    """The name of the file of weights if the layout is written as a directory, or None if it is
+    """The name of the weights file if the layout is written as a directory, or None if it is
     written as a single file."""
 
     state_key: str | None = None
@@ -116,7 +116,7 @@ class Layout:
 
     read_config: ConfigReader = dict
     """Returns the model's configuration fields, given the configuration that is stored in the
-    checkpoint's directory or in its file of weights."""
+    checkpoint's directory or in its weights file."""
 
     write_config: ConfigWriter = dict
     """Returns the content of ``config.json`` for a directory or a Keras archive. The argument is a

@@ -75,8 +75,8 @@ def save_into(
         directory: the directory.
         layout: the name of the layout that is written.
         metadata: the metadata that is written with the weights.
-        max_shard_size: the maximum size of a file of weights, as a number of bytes or a text such
-            as "5GB"; larger weights are written in shards. None to write a single file of weights.
+        max_shard_size: the maximum size of a weights file, as a number of bytes or a text such
+            as "5GB"; larger weights are written in shards. None to write a single weights file.
 
     Raises:
         OutputError: the directory cannot be written.

@@ -60,7 +60,7 @@ if ModelOutput is not None:
 
     @dataclass
     class EncoderOutput(Output):
-        """See `model_outputs.EncoderOutput`."""
+        """The output of a classifier's encoder; see `model_outputs.EncoderOutput`."""
 
         last_hidden_state: Any = None
         hidden_states: Any = None

@@ -24,9 +24,10 @@ __all__ = ["runs", "settings", "versions"]
 
 
 def settings() -> dict[str, Any]:
-    """Return PyTorch's settings that a result depends on, and "omits", the omitted results.
+    """Return a dictionary: PyTorch's settings that a result depends on, and "omits".
 
-    The losses are omitted because the library never computes them in float64.
+    "omits" is the list of the omitted results. The losses are omitted because the library never
+    computes them in float64.
     """
     return {**torch_settings(), "omits": ["loss", "loss_norm_pix"]}
 
