@@ -32,7 +32,7 @@ class Origin:
     """Configuration fields of the downloaded model, used if the file does not contain them."""
 
     config_source: str = ""
-    """The source of the fields in `config`, for messages."""
+    """The source of the fields in `config`, for messages; "" if `config` is empty."""
 
     notes: tuple[str, ...] = ()
     """Messages for the user about the selection or the download."""
@@ -63,7 +63,10 @@ class Checkpoint:
     """The reasons why tensors of the file are not used, by stored name."""
 
     prefix: Stripped
-    """The prefixes that were removed from the names of `container.tensors` and `rules`."""
+    """The prefixes that were removed from the stored tensor names.
+
+    The names in `container.tensors` and in `rules` do not have these prefixes.
+    """
 
     relative: Any = None
     """The model to which the tensors belong, if it is a variant of the family such as CrossMAE;

@@ -160,7 +160,7 @@ def _measured(frames: Frames, checkpoint: Checkpoint, clips: Clips) -> np.ndarra
     if rows < height or columns < width:
         raise MaeConvertError(
             f"{frames.path} has {rows}x{columns} pixels, but the model takes {height}x{width}",
-            hint="measured values are not resampled; pass a larger area",
+            hint="measured values (such as satellite bands) are not resampled; pass larger frames",
         )
     top, left = (rows - height) // 2, (columns - width) // 2
     values = _without_missing(pixels[:, top : top + height, left : left + width], clips)

@@ -52,7 +52,7 @@ class RecognisedModel:
     """A model that was found among the tensors of a file."""
 
     reading: Reading
-    """The mapping of the model's tensors, by their names without prefixes."""
+    """How the model's tensors map to canonical tensors; the tensors are named without prefixes."""
 
     synonyms: tuple[str, ...]
     """Other layouts that have the same names and shapes for these tensors."""
@@ -61,7 +61,7 @@ class RecognisedModel:
     """The prefixes that were removed from the names of the model's tensors."""
 
     dropped: Mapping[str, str]
-    """For each tensor of the file that is not read, by stored name: the reason."""
+    """The reasons why tensors of the file are not read, by stored name."""
 
     also: tuple[str, ...] = ()
     """Other tasks for which the file contains a complete model with this encoder.
@@ -191,8 +191,8 @@ def _recognise_all(
         if len(fitting) > 1:
             prefixes = " or ".join(str(candidate.stripped.in_words()) for candidate in fitting)
             raise UndecidedError(
-                f"the names fit a layout without {prefixes}, and it is not specified which of these"
-                " prefixes to remove",
+                f"the names fit a layout after removing {prefixes}; it is ambiguous which of these "
+                "prefixes to remove",
                 hint="rename the tensors",
             )
         if fitting:
@@ -256,7 +256,7 @@ def find_model(
 def _dropped(
     chosen: Candidate, same: list[Candidate], shapes: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Return, for each tensor that the chosen candidate does not use, the reason, by stored name.
+    """Return the reasons why the chosen candidate does not use tensors, by stored name.
 
     Args:
         chosen: the candidate that is read.
@@ -559,7 +559,10 @@ def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
 
 
 def _needed_error(complete: list[Candidate], shapes: Mapping[str, Shape]) -> LayoutError:
-    """Return the error for complete models that cannot be read, because they need other tensors."""
+    """Return the error for complete models that cannot be read.
+
+    Their outputs also depend on tensors that no supported layout contains.
+    """
     least = min(complete, key=lambda c: (len(c.unused.needed), -TASKS.index(c.task)))
     if explanation := explain(shapes):
         return LayoutError(explanation)

@@ -47,8 +47,8 @@ def _applicable(
 ) -> dict[str, Any]:
     """Return the specified options that apply to this file.
 
-    With ``fill_only``, for the comparison of two files, the option ``source_image_size`` does not
-    apply to a file that was converted to another image size.
+    All options apply, with one exception: ``fill_only`` is set if two files are compared, and then
+    ``source_image_size`` does not apply to a file that was converted to another image size.
     """
     steps = (container.conversion or {}).get("steps", [])
     if fill_only and any(step.get("step") == "image_size" for step in steps):
@@ -98,6 +98,11 @@ def _with_origin_metadata(container: Container, origin: Origin | None) -> Contai
 
 def _recognise(container: Container, task: str | None, under: str | None) -> RecognisedModel:
     """Return the model that was recognised among the tensors of a container.
+
+    Args:
+        container: the tensors and the configuration files.
+        task: the task to read; None for the task that is read by default.
+        under: the prefix of the names of the model to read; None if it is not specified.
 
     Raises:
         LayoutError: no known layout fits; the configuration files are used to explain why.
@@ -223,8 +228,9 @@ def open_checkpoint(
             file of a comparison; see `check_flags`.
         incomplete: open the checkpoint even if a field such as the number of heads is unknown;
             ``configuration.missing`` then contains the field, and `Checkpoint.specified` sets it.
-        state_key: the key of the state dict in a PyTorch checkpoint, if it is not found without
-            this argument, or the prefix of the tensor names of one of several models.
+        state_key: the key of the state dict in a PyTorch checkpoint, if the state dict cannot be
+            recognised. If the file contains several models, `state_key` can also be the prefix of
+            the tensor names of the model to read.
         task: the task to read if the file contains more than the tensors of one model. A file that
             contains only one model is read completely; `as_task` then selects the task.
         origin: the origin of a downloaded checkpoint, which may provide configuration fields.

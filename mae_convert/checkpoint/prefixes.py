@@ -108,7 +108,11 @@ def _remove_one_more(removal: Stripped) -> Iterator[Stripped]:
 
 
 def without(prefix: str, name: str) -> str:
-    """Return a name with a prefix of `ANYWHERE` or `LEADING` removed where it occurs."""
+    """Return a name without a prefix.
+
+    A prefix in `ANYWHERE` is removed wherever it occurs in the name, any other prefix only from the
+    beginning of the name.
+    """
     if prefix not in ANYWHERE:
         return name.removeprefix(prefix)
     part = prefix.removesuffix(".")

@@ -42,7 +42,7 @@ class Preprocessing:
     """Pillow's number of the resampling filter."""
 
     crop: Size | None
-    """Height and width of the centre crop, or None."""
+    """Height and width of the centre crop; None if images are not cropped."""
 
     rescale: float
     """The factor by which pixels from 0 to 255 are multiplied; 1 if they are not rescaled."""
@@ -164,7 +164,10 @@ def preprocessing_from_settings(
 
 
 def _configured_size(settings: Mapping[str, Any], default: Size) -> tuple[Size | None, int | None]:
-    """Return (size, None) to resize to a size, or (None, length) to resize the shorter side."""
+    """Return (size, None) to resize to a size, or (None, length) to resize the shorter side.
+
+    `default` is the size if the settings do not contain a size.
+    """
     size = settings.get("size", {"height": default[0], "width": default[1]})
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         edge = size["shortest_edge"]
@@ -223,7 +226,7 @@ def _in_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _centre_crop(image: Image.Image, crop: Size) -> Image.Image:
-    """Return the centre crop of an image, padded with black."""
+    """Return the centre crop of an image; pixels of the crop outside the image are black."""
     top, left = ((side - target) // 2 for side, target in zip(image.size[::-1], crop, strict=True))
     return image.crop((left, top, left + crop[1], top + crop[0]))
 

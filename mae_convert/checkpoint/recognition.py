@@ -115,7 +115,9 @@ def explain(
     config: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Return a message that explains why a model is not supported; None if no family knows it.
+    """Return a message that explains why a model is not supported, or None.
+
+    The result is None if no model family recognises the tensors or files as an unsupported model.
 
     Args:
         shapes: stored names and shapes.

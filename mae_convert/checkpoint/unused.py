@@ -129,7 +129,7 @@ def sort_unused(
 
     Args:
         unused: the names and shapes of the tensors.
-        encoder: the names of the encoder's tensors, whose common prefix is the root of the model.
+        encoder: the names of the encoder's tensors; their common prefix is the model's prefix.
         others: the names of the decoder's and the head's tensors.
         task: the task of the model.
         width: the encoder's width.
@@ -182,7 +182,7 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
     """Return whether the encoder probably uses a tensor that is in none of the encoder's modules.
 
     Args:
-        rest: the name of the tensor below the root of the model; only its first component is used.
+        rest: the name of the tensor without the model's prefix; only its first component is used.
         shape: the shape. A tensor with the name of an embedding or a norm is considered used only
             if one of its axes has the encoder's width.
         width: the encoder's width.

@@ -303,8 +303,8 @@ def _of_arrays(path: Path, choose: Choose) -> Frames:
             path,
             f" contains no array {ARRAY} (T, H, W, C)",
             hint=(
-                "write it with numpy.savez(path, frames=...), or specify preprocessed",
-                " pixel_values as ",
+                "write it with numpy.savez(path, frames=...), or specify "
+                "preprocessed pixel_values with ",
                 Option("inputs"),
             ),
         )

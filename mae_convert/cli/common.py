@@ -73,6 +73,12 @@ def open_pair_and_infer(
     """Open two checkpoints, A and B, and determine unspecified fields of A by experiment.
 
     The fields that are determined for A are also used for B.
+
+    Args:
+        sources: A and B.
+        flags: configuration fields that the user specified.
+        images: the folder of images for the experiments; None for the default images.
+        options: further arguments of `open_pair`.
     """
     from mae_convert.checkpoint.checkpoint import require_comparable
     from mae_convert.diagnose.infer import infer, with_inferred, with_inferred_of
@@ -98,6 +104,6 @@ def print_unused_options(flags: "Flags", *checkpoints: "Checkpoint") -> None:
 
 
 def print_notes(origin: "Origin | None") -> None:
-    """Print the notes about a checkpoint's origin on standard error."""
+    """Print the notes about a checkpoint's origin on standard error; print nothing for None."""
     for note in origin.notes if origin else ():
         print_to_stderr(f"note: {note}")

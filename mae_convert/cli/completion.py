@@ -1,7 +1,9 @@
 """Shell completion of the command line, for bash, zsh and fish.
 
-The shell runs the program with an environment variable: with ``bash_source``, the program prints
-the shell function to install; with ``bash_complete``, it prints the possible values.
+The shell sets the environment variable ``_MAE_CONVERT_COMPLETE`` and runs the program. If the value
+is ``bash_source``, the program prints the shell function to install; if it is ``bash_complete``,
+the program prints the possible values. For zsh and fish, the values begin with ``zsh_`` and
+``fish_`` instead of ``bash_``.
 """
 
 from collections.abc import Callable, Iterable

@@ -73,7 +73,7 @@ PUBLISHED = tuple(
     Conflict(
         "published",
         name,
-        "reference results come with their own image and tolerance; leave one out",
+        "reference results come with their own image and tolerance; leave one of the two out",
     )
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),

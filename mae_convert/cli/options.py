@@ -218,8 +218,8 @@ time_limit_option = click.option(
     type=SECONDS,
     metavar="SECONDS",
     help=(
-        "Time limit for each run of a framework; 0 means no limit. [default: the environment "
-        "variable MAE_CONVERT_TIME_LIMIT, or 3600]"
+        "Time limit in seconds for each run of a framework; 0 means no limit. [default: the "
+        "environment variable MAE_CONVERT_TIME_LIMIT, or 3600]"
     ),
 )
 task_option = click.option(

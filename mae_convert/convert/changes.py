@@ -207,7 +207,11 @@ def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> 
 
 
 def _positions(source: Checkpoint, *, sincos: bool) -> str:
-    """Return how position embeddings change: "recomputed", "sincos" or the kind of resampling."""
+    """Return how position embeddings are adapted to another image size, as the record names it.
+
+    "recomputed": the model computes them for every image size. "sincos": the option
+    ``sincos_positions`` requests fixed sine-cosine embeddings. Otherwise, the kind of resampling.
+    """
     if source.family.positions == "computed":
         return "recomputed"
     return "sincos" if sincos else source.family.resampling

@@ -39,12 +39,12 @@ class Measurements:
     """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
 
     hashed: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests of the source tensors whose bytes differ in the target, by canonical name: of tensors
-    that are rounded, transposed, split or joined."""
+    """Digests of the source tensors whose bytes differ in the target, by canonical name. These are
+    the tensors that are rounded, transposed, split or joined."""
 
     hashed_rounded: Mapping[str, PassingDigest] = field(default_factory=dict)
-    """Digests after the rounding, by canonical name: of rounded tensors that are also transposed,
-    split or joined."""
+    """Digests of the rounded values, by canonical name, for the tensors that are rounded and also
+    transposed, split or joined."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class Plan:
     """The mapping rule of each target tensor."""
 
     steps: Sequence[Mapping[str, Any]]
-    """The declared changes, each with ``step`` and its parameters."""
+    """The changes that the conversion record declares, beginning with those of earlier conversions.
+
+    Each change is a dictionary with its name (``step``) and its parameters.
+    """
 
     dropped: Mapping[str, str]
     """The tensors of the source that the target does not contain: a dictionary from their stored
@@ -125,8 +128,8 @@ def plan_conversion(
 
     Raises:
         LayoutError: the layout does not support the model.
-        ConfigurationError: the checkpoint does not contain the task, or the model cannot be changed
-            to these inputs.
+        ConfigurationError: the checkpoint does not contain a model for the task, or the model
+            cannot be changed to these inputs.
         OutputError: the layout does not support the target's name or the output options.
     """
     source.require_complete(task if task in TASKS else None)

@@ -40,7 +40,11 @@ class SideResult:
     """The trace with the results of the run."""
 
     as_stored: bool = True
-    """Whether the tensors are as stored in the checkpoint's file: no declared step was applied."""
+    """Whether the tensors are as stored in the checkpoint's file.
+
+    It is False if changes that a conversion record declares, such as another image size, were
+    applied to the tensors before the run.
+    """
 
 
 def parameter_locations(checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
@@ -161,11 +165,12 @@ class CandidateProcess:
         Args:
             hypotheses: the hypotheses, applied one after the other.
             trace: the trace to compare with.
-            start: the first result to compute; earlier results are taken from the trace.
+            start: the first result to compute; earlier results are taken from the trace. None to
+                compute all results.
 
         Returns:
-            The first result that differs and the largest error before it; None if a hypothesis does
-            not fit the model.
+            The first result that differs, if any, and the largest error of the results that agree;
+            None if a hypothesis does not fit the model.
 
         Raises:
             MaeConvertError: the child failed or took too long.
@@ -176,7 +181,15 @@ class CandidateProcess:
     def unexplained(self, hypothesis: Hypothesis, trace: Trace, dtype: str, at: str) -> float:
         """Return the fraction of the error of the result `at` that a hypothesis does not remove.
 
-        The fraction is infinity if the hypothesis does not fit the model, or if the error is 0.
+        The error is the difference between the result in the trace and the result that the model
+        computes from the trace's earlier results. The fraction is infinity if the hypothesis does
+        not fit the model, or if the error is 0.
+
+        Args:
+            hypothesis: the hypothesis.
+            trace: the trace with the results.
+            dtype: the dtype of the recorded run and of the new run.
+            at: the name of the result.
 
         Raises:
             MaeConvertError: the child failed or took too long.
@@ -359,7 +372,7 @@ class Pair:
 
 
 def is_finite(trace: Trace, name: str, dtype: str = "float64") -> bool:
-    """Return whether all values of a result in a trace are finite."""
+    """Return whether all values of the result `name` are finite in a trace's run in `dtype`."""
     keys = (f"{dtype}/tap/{name}", f"{dtype}/{name}", name)
     results = [trace.arrays[key] for key in keys if key in trace.arrays]
     return all(bool(np.isfinite(array).all()) for array in results)

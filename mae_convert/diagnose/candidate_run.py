@@ -232,7 +232,8 @@ class CandidateRun:
     Attributes:
         job: the job description of the model.
         locations: the result of `mae_convert.diagnose.candidate_process.parameter_locations`.
-        other: the path of a file with tensors of the other side, by canonical name, or None.
+        other: the path of a file with tensors of the other side, by canonical name; None if no
+            weight edit uses tensors of the other side.
     """
 
     def __init__(self, job: Job, locations: Mapping[str, Sequence[Any]], other: str | None) -> None:
@@ -275,11 +276,13 @@ class CandidateRun:
         Args:
             trace: the trace file.
             variants: the variants of the computation.
-            start: the first result to compute; earlier results are taken from the trace.
+            start: the first result to compute; earlier results are taken from the trace. None to
+                compute all results.
 
         Returns:
-            A dictionary: ``first`` is the name of the first result that differs, or None if none
-            differs; ``largest`` is the largest error of the results that do not differ.
+            A dictionary: ``first`` is the name of the first result that differs, or None if all
+            results agree within the tolerance; ``largest`` is the largest error of the results that
+            agree.
         """
         results = TraceResults(trace, "float64")
         largest = 0.0

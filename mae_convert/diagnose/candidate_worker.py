@@ -17,7 +17,9 @@ WORKER = Path(__file__).resolve().parents[1] / "runtime" / "worker.py"
 
 
 def serve(job_path: Path, worker: ModuleType) -> None:
-    """Answer the requests on standard input until it is closed; never returns.
+    """Answer the requests on standard input; exit the process when standard input is closed.
+
+    This function does not return.
 
     Args:
         job_path: the JSON file that describes the model to run.
@@ -42,7 +44,10 @@ def serve(job_path: Path, worker: ModuleType) -> None:
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:
-    """Put the lines of standard input into a queue; exit at its end, when the parent has ended."""
+    """Put the lines of standard input into a queue; exit the process when standard input ends.
+
+    Standard input also ends when the parent process ends.
+    """
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)

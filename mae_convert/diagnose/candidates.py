@@ -50,7 +50,7 @@ DECODER_EMBEDDINGS = (
     "tokens are not restored to the original order",
     "mask tokens come before visible tokens",
     "position embeddings are added before the order is restored",
-    "mask tokens also get the class token's position",
+    "mask tokens get the class token's position in addition to their own",
     "no position embedding of the class token",
     "no position embeddings",
     "position embeddings are shifted by one",
@@ -183,13 +183,14 @@ def _logits_candidates(model: Model) -> Iterator[Hypothesis]:
 
 def _result_candidates(first: str) -> Iterator[Hypothesis]:
     if first == "reconstruction":
-        yield from model_hypotheses("pixels", "*", "patches are merged and cut differently", PIXELS)
-        yield from model_hypotheses("pixels", first, "patches are merged differently", PIXELS)
+        what = "values within a patch are ordered differently in the reconstruction"
+        yield from model_hypotheses("pixels", "*", f"{what} and in the losses", PIXELS)
+        yield from model_hypotheses("pixels", first, what, PIXELS)
         return
     for pattern in ("loss*", first) if first == "loss" else (first,):
         yield from model_hypotheses("loss", pattern, "the loss is different", LOSSES)
         yield from model_hypotheses(
-            "pixels", pattern, "patches are cut differently for the loss", PIXELS
+            "pixels", pattern, "values within a patch are ordered differently in the loss", PIXELS
         )
     if first == "loss_norm_pix":
         what = "patches are normalized differently"
@@ -290,7 +291,12 @@ def _norm_hypotheses(model: Model, scopes: Sequence[Scope]) -> Iterator[Hypothes
 
 
 def attention_hypotheses(stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses about the computation of the attention output from q, k and v."""
+    """Yield hypotheses about the computation of the attention output from q, k and v.
+
+    Args:
+        stack: the blocks of the encoder or the decoder.
+        index: the index of the block.
+    """
     scopes = _scopes(stack, index, "attention")
     for heads in _divisors(stack.width):
         if heads != stack.heads:

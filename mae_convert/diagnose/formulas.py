@@ -1,8 +1,8 @@
 """Formulas that compute a result of a model from earlier results, as lines of a Python script.
 
 The lines call ``linear``, ``norm``, ``attend`` and other functions, which
-`mae_convert.diagnose.reproducer` defines for each framework, and ``t(NAME)``, a tensor or an
-input.
+`mae_convert.diagnose.reproducer` defines for each framework. The call ``t(NAME)`` returns a tensor
+or an input.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -58,7 +58,10 @@ class Formula:
     """The canonical names of tensors, by name in the script."""
 
     rows: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Rows of position embeddings, by variable of the script: ("encoder" or "decoder", index)."""
+    """The rows of position embeddings that the lines use, by name in the script.
+
+    Each row is a pair: "encoder" or "decoder", and the index of the row.
+    """
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Inputs that are valid for only one `Location` (image and token), by name in the script."""
@@ -221,7 +224,12 @@ class _Writer:
         self.lines = list(dict.fromkeys(self.lines))  # each line once
 
     def scaled(self, step: str, block: str) -> str:
-        """Return the expression of a result, multiplied by the layer scale if the block has one."""
+        """Return the expression of a result, multiplied by the layer scale if the block has one.
+
+        Args:
+            step: the name of the result in the block, "attention" or "mlp".
+            block: the canonical name of the block.
+        """
         scale = f"{block}.{step}.scale"
         if scale not in self.model.tensors:
             return step
@@ -241,7 +249,14 @@ class _Writer:
         self.lines.append(f'{out} = norm({x}, t("{name}.weight"), t("{name}.bias"), s["eps"])')
 
     def linear(self, out: str, x: str, name: str, module: str) -> None:
-        """Write a linear layer, with a bias if the model has one."""
+        """Write a line that assigns the linear layer `module` of `x` to `out`.
+
+        Args:
+            out: the variable of the result.
+            x: the variable or the expression of the input.
+            name: the layer's name in the script, as in "fc1.weight".
+            module: the layer's canonical name. The bias is left out if the model does not have it.
+        """
         leaves = [n for n in ("weight", "bias") if f"{module}.{n}" in self.model.tensors]
         self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in leaves}
         arguments = ", ".join(f't("{name}.{leaf}")' for leaf in leaves)
@@ -314,7 +329,7 @@ def _numbered(line: str) -> str:
 
 
 def _masking(first: str, model: Model, location: Location) -> Formula | None:
-    """Return the formula that computes the mask or the order of the patches from the noise.
+    """Return the formula that computes `first` ("mask" or "ids_restore") from the noise.
 
     The result is None if the trace has no noise.
     """
@@ -395,7 +410,9 @@ def _decoder_embedding(model: Model, location: Location) -> Formula | None:
 def _with_coordinates(
     formula: Formula, part: str, index: int, model: Model, location: Location
 ) -> Formula:
-    """Return the formula of a patch's token with the embeddings of its time and location.
+    """Return the formula of a patch's token with the embeddings of its coordinates added.
+
+    The coordinates are the time of the frame, and latitude and longitude.
 
     Args:
         formula: a formula of one line for the token without these embeddings.
@@ -435,7 +452,7 @@ def _token(
 
 
 def _visible_count(model: Model) -> int:
-    """Return the number of visible patches, the input of the encoder."""
+    """Return the number of visible patches, which are the input of the encoder."""
     mask = model.results.get("mask")
     return int(model.config.num_patches if mask is None else (mask[0] == 0).sum())
 

@@ -102,7 +102,10 @@ def model_of(checkpoint: Checkpoint) -> Model:
 
 MakeEdits = Callable[[Stack, int], Sequence[WeightEdit]]
 Statement = Callable[[str], str]
-"""A function that returns the statement of a hypothesis for the prefix of a block's tensors."""
+"""A function from the prefix of a block's tensor names to the statement about this block.
+
+The prefix is, for example, "encoder.blocks.0."; it is "" in a statement about all blocks.
+"""
 
 
 def in_blocks(
@@ -117,8 +120,8 @@ def in_blocks(
         stack: the blocks of the encoder or the decoder.
         index: the index of the block.
         key: the kind of fault.
-        statement: a function that returns the statement for the prefix of a block's tensors, such
-            as "encoder.blocks.0.".
+        statement: a function from the prefix of a block's tensor names to the statement of the
+            hypothesis; see `Statement`.
         make: a function that returns the edits in a block. If a tensor of an edit is missing in
             this block, nothing is yielded; in other blocks, the edit is ignored.
     """

@@ -188,7 +188,7 @@ def decode_tokens(model: Any, latent: Tensor, restore: Tensor, variants: Variant
     kind = variants.get("embedding", "decoder.embedding")
     positions = DECODER_POSITIONS.get(kind, same)(model.decoder_pos_embed)
     mask_token = model.mask_token.to(visible.dtype)
-    if kind == "mask tokens also get the class token's position":
+    if kind == "mask tokens get the class token's position in addition to their own":
         mask_token = mask_token + positions[:, :1]
     masks = mask_token.expand(len(visible), restore.shape[1] + 1 - visible.shape[1], -1)
     parts = [visible[:, 1:], masks]

@@ -124,7 +124,15 @@ def _imprecision(
 def _where(
     measure: Measure, part: ModelPart, precision: str, at: str, results: Sequence[str]
 ) -> str:
-    """Return a phrase about the blocks in which a part is imprecise."""
+    """Return a phrase about the blocks in which a part is imprecise; "" outside of blocks.
+
+    Args:
+        measure: runs a hypothesis and returns the fraction of the error that remains.
+        part: the part of the computation.
+        precision: the precision in which the part is computed.
+        at: the name of the first result that the part computes imprecisely.
+        results: the names of all intermediate activations.
+    """
     match = BLOCK_TAP.fullmatch(at)
     if not match:
         return ""
@@ -150,7 +158,7 @@ def _block(at: str) -> str:
 
 
 def _parts(at: str) -> Iterator[ModelPart]:
-    """Yield the parts of the computation that can affect a result."""
+    """Yield the parts of the computation that can affect the result `at`."""
     match = BLOCK_TAP.fullmatch(at)
     if match:
         yield from _in_block(match[3])

@@ -213,9 +213,10 @@ def _implied(
 
 
 def _plain(framework: str | None) -> str:
-    """Return `framework` if it is "tensorflow" or "jax", otherwise "torch".
+    """Return the framework in which the script computes the result of a side.
 
-    The script computes a side's result in this framework; `framework` is the side's own framework.
+    It is the side's own `framework` if this is "tensorflow" or "jax", otherwise (also for None)
+    "torch".
     """
     return framework if framework in ("tensorflow", "jax") else "torch"
 
@@ -322,7 +323,7 @@ def _arrays(
     checkpoint: Checkpoint,
     inputs: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Return the inputs and tensors of one side that a formula reads, by name in the formula."""
+    """Return the arrays that a formula reads from one side: inputs and tensors, by name."""
     arrays = {name: _cut(results[r], location, formula) for name, r in formula.inputs.items()}
     for name, canonical in formula.tensors.items():
         if canonical in checkpoint.tensors:
@@ -415,7 +416,7 @@ def _run(directory: Path, reproducer: Reproducer, framework: str, python: str | 
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
             f"the reproducer did not end within {limit:g} seconds",
-            hint=f"set {TIME_LIMIT_VARIABLE} to more seconds; 0 means no limit",
+            hint=f"set {TIME_LIMIT_VARIABLE} to a larger number of seconds; 0 means no limit",
         ) from error
     ended = (
         process.returncode in (0, 1) and "Traceback (most recent call last)" not in process.stderr

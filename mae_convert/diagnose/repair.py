@@ -120,7 +120,7 @@ def plan_repair(a: Checkpoint, b: Checkpoint) -> Repair:
     standard = b.layout.table_for(b.task, key_bias=b.key_bias)
     if b.table.name not in (standard.name, b.layout.table_for(b.task).name):
         record.append(
-            f"the tensor names ({b.table.name}) cannot be loaded by every version of the library: "
+            f"not every version of the library can load the tensor names of {b.table.name}: "
             f"replaced by the names of {standard.name}"
         )
     return Repair(
@@ -299,7 +299,7 @@ def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
     steps = dict.fromkeys(str(step["step"]).replace("_", " ") for step in declared)
     if not (changes := ", ".join(kind for kind in steps if kind != "task")):
         return NotRepairedError(
-            "B has the weights, configuration and record of A: there is nothing to repair",
+            "B has the same weights, configuration and record as A: there is nothing to repair",
             hint=hint,
         )
     return NotRepairedError(

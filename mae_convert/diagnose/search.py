@@ -163,8 +163,15 @@ def _confirmed(
     """Return the best confirmed hypothesis as a `Finding`, or None if none is confirmed.
 
     A hypothesis is better if it leaves no difference, or if the first remaining difference is later
-    in execution order. A hypothesis is confirmed if a complete run has the same first remaining
-    difference as the run that began with the result ``first``.
+    in execution order. A hypothesis is confirmed if a run of the whole model has the same first
+    remaining difference as the run in `fitting`, which computed only ``first`` and later results.
+
+    Args:
+        compare: runs the model with hypotheses and compares the results with the other side.
+        accepted: the hypotheses that were confirmed before; they are applied in every run.
+        first: the first result that differs with the accepted hypotheses.
+        fitting: the hypotheses that remove the difference at ``first``, with the results of their
+            runs.
     """
     confirmable = [(hypothesis, comparison) for hypothesis, comparison in fitting[:MOST_CONFIRMED]]
     for hypothesis, comparison in fitting[:MOST_CONFIRMED]:

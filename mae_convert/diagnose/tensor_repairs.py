@@ -40,8 +40,8 @@ class TensorRepair:
     """The fault of B's tensor; `UNEXPLAINED` if no known fault explains the difference."""
 
     how: Cause
-    """How the replacement is computed: `UNDONE` (from B's own values), `FROM_A` (a copy of A's
-    tensor), or "copied from B's NAME"."""
+    """How the replacement is computed: `UNDONE` (the fault is undone with B's own values), `FROM_A`
+    (a copy of A's tensor), or "copied from B's NAME" (a copy of another tensor of B)."""
 
     tensor: LazyTensor
     """The replacement."""
@@ -132,9 +132,15 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 def _regrouped(
     model: Model, tensors: Mapping[str, LazyTensor], block: str, part: str
 ) -> Iterator[tuple[Cause, ComputeArray]]:
-    """Yield replacements to test for q, k or v, in case they were fused or split in a wrong order.
+    """Yield possible replacements of a q, k or v that was fused or split in a wrong order.
 
     Each item is a description, and a function that computes the replacement from B's tensors.
+
+    Args:
+        model: the properties of the model.
+        tensors: the tensors of B, by canonical name.
+        block: the canonical name of the block.
+        part: the tensor to replace: its name in the attention layer, such as "q.weight".
     """
     stack, leaf = model.stack(block.partition(".")[0]), part[2:]
     names = [f"{block}.attention.{p}.{leaf}" for p in PARTS]

@@ -192,7 +192,14 @@ def _other_step(ours: Mapping[str, np.ndarray], first: str, y: np.ndarray) -> It
 
 
 def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield a sentence if a known operation on A's result gives B's result."""
+    """Yield a sentence if a known operation turns A's result into B's result.
+
+    Args:
+        a: the trace of A.
+        first: the name of the result.
+        x: the result of A.
+        y: the result of B.
+    """
     if (ratio := factor(x, y)) is not None:
         yield f"{first} in B is {ratio:.6g} times {first} in A"
         return
@@ -245,7 +252,14 @@ def _epsilons(a: Trace, b: Trace, first: str) -> Iterator[str]:
 
 
 def _differing_parts(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Yield sentences about the images, tokens and channels in which the results differ."""
+    """Yield sentences about the images, tokens and channels in which a result differs.
+
+    Args:
+        a: the trace of A.
+        first: the name of the result.
+        x: the result of A.
+        y: the result of B.
+    """
     difference = y - x
     inner = difference
     if first == "encoder.embedding":
@@ -362,12 +376,14 @@ def _spread(
 ) -> float:
     """Return how much the vector c differs between tokens if B's epsilon is `eps`.
 
-    See `_fitting_epsilons` for the definition of c.
+    See `_fitting_epsilons` for the definition of c. The result is the largest difference from the
+    median over tokens, divided by the largest absolute value of the median and `f`. It is at least
+    an estimate of the rounding error of c, and infinity if c cannot be computed.
 
     Args:
         variance: the variance of each token before the norm.
-        f: the result of A.
-        g: the result of B.
+        f: A's result of the norm, or of the linear layer after it.
+        g: B's result of the norm, or of the linear layer after it.
         configured: the epsilon of A.
         eps: the epsilon to test.
     """

@@ -73,7 +73,10 @@ def reordered(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
 
 
 def filled(array: np.ndarray, value: float) -> np.ndarray:
-    """Return a constant array of the same shape, as for a tensor that was not loaded."""
+    """Return an array of the same shape in which every element is `value`.
+
+    A tensor that was not loaded and kept its initial value can be such an array.
+    """
     return np.full_like(array, value)
 
 

@@ -139,7 +139,7 @@ def _positions(model: Model, shape: Shape) -> Iterator[SelfEdit]:
     yield from _reorderings("positions", "is", weight_edits.sincos_orders(shape[2]), axis=2)
     for factor, what in (
         (0.0, "is zero at the class token"),
-        (2.0, "is double at the class token"),
+        (2.0, "is doubled at the class token"),
     ):
         yield SelfEdit("positions", what, "class_position_multiplied", {"factor": factor})
     fixed = "is replaced by fixed sines and cosines"

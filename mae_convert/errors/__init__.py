@@ -76,7 +76,7 @@ def as_field(option: Option) -> str:
 
 
 def render(text: Text, style: OptionStyle) -> str:
-    """Return a text as a string, with its options rendered by ``style``."""
+    """Return a text as a string; ``style`` renders each `Option` in the text."""
     if isinstance(text, str):
         return text
     if isinstance(text, Option):

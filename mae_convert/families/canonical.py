@@ -107,7 +107,8 @@ def check_task(task: str, available: str, *, whole: str = "", heads: bool = True
     Args:
         task: the requested task.
         available: the task of the checkpoint.
-        whole: a clause that names the family's checkpoints that have a decoder, or "".
+        whole: a clause for the error message: which official checkpoints of the family contain a
+            decoder. "" for no clause.
         heads: whether the family has classifiers.
 
     Raises:

@@ -29,7 +29,7 @@ class Kind(Protocol):
 
     @property
     def expected(self) -> str:
-        """A description of valid values for messages."""
+        """A description of the valid values, for use in messages."""
 
     def read(self, text: str) -> Any:
         """Return the value that a text represents.
@@ -83,7 +83,11 @@ class Choice:
         return ", ".join(self.choices)
 
     def read(self, text: str) -> str:
-        """Return the text if it is one of the names; replace a synonym by its name."""
+        """Return the name that the text is, or of which it is a synonym.
+
+        Raises:
+            ValueError: the text is neither a name nor a synonym of a name.
+        """
         name = self.synonyms.get(text, text)
         if name not in self.choices:
             raise ValueError(f"{text!r} is not one of {self.expected}")
@@ -201,8 +205,10 @@ def _pixels(side: Any) -> int:
 def name_of_dtype(dtype: Any, names: tuple[str, ...]) -> str | None:
     """Return the name of a dtype of PyTorch, NumPy or TensorFlow; a name is returned unchanged.
 
+    The result is None if `dtype` is None.
+
     Raises:
-        ConfigurationError: the dtype is unknown.
+        ConfigurationError: the name is not one of `names`.
     """
     if dtype is None:
         return None

@@ -67,7 +67,7 @@ class Configuration:
     """Fields without a value; empty for every checkpoint that can be run or converted."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of an experiment that determined fields, as a dictionary, or None."""
+    """The evidence of an experiment that determined fields; None if there was no experiment."""
 
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
@@ -121,9 +121,9 @@ class Configuration:
     def for_task(self, task: str) -> "Configuration":
         """Return the configuration for a task, with only the fields that the task needs.
 
-        An encoder does not need the fields of the decoder. If the number of decoder heads is
-        missing, it is set to the default of the configuration class, so that no placeholder is
-        written to a file.
+        An encoder, for example, does not need the number of decoder heads. A missing field contains
+        a placeholder. If the task does not need a missing field, the fields of the decoder are set
+        to the defaults of the configuration class, so that no placeholder is written to a file.
         """
         required = self.unspecified.get(task, ())
         if all(missing.field in required for missing in self.missing):

@@ -2,9 +2,9 @@
 
 The order is: an option; a configuration in the file or in its directory; evidence that the model
 family evaluates (training arguments in the checkpoint, fixed position embeddings, official models
-with exactly these names and shapes ...); the convention of the layout. Values from sources with a
-lower priority than training arguments and position embeddings are assumptions. There is no
-convention for the number of heads.
+whose tensors have exactly the same names and shapes ...); the convention of the layout. Values from
+sources with a lower priority than training arguments and position embeddings are assumptions. There
+is no convention for the number of heads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +42,7 @@ class Evidence:
     """All evidence about the fields of a configuration; each mapping may be empty."""
 
     geometry: Mapping[str, Any]
-    """Fields that follow from the tensors' shapes, and ``num_patches``."""
+    """The fields that follow from the tensors' shapes; also contains ``num_patches``."""
 
     flags: Mapping[str, Any]
     """The values of the fields that the user specified, by field name."""

@@ -348,7 +348,12 @@ class Family(ABC):
         return None
 
     def missing(self, name: str, evidence: Evidence) -> Missing:
-        """Return the description of a missing field."""
+        """Return the description of a missing field.
+
+        Args:
+            name: the name of the field.
+            evidence: the evidence about the fields of the checkpoint.
+        """
         return missing_heads(name, evidence)
 
     def placeholder(self, name: str, evidence: Evidence) -> Any:
@@ -431,8 +436,9 @@ class Family(ABC):
             return f"predicts pixels that are not normalized per patch; {pixels}"
         return (
             "predicts patches normalized by their own mean and standard deviation: to display a "
-            "patch, multiply it by the original patch's standard deviation, sqrt(unbiased variance "
-            f"+ 1e-6), and add the mean, neither of which the model predicts; then {pixels}"
+            "patch, multiply it by the standard deviation of the original patch (sqrt(unbiased "
+            "variance + 1e-6)) and add the mean of the original patch (the model predicts neither "
+            f"of them); then {pixels}"
         )
 
     def warnings(self, configuration: Configuration, layout: str) -> Iterable[str]:
@@ -461,7 +467,7 @@ class Family(ABC):
         return ((ranks + 0.5) / patches).astype(np.float32)
 
     def additional_shapes(self, config: Any) -> Mapping[str, Shape]:
-        """Return the shape of one sample of each additional input of a model, by name."""
+        """Return the shape of one sample of each input besides pixels and noise, by name."""
         return {}
 
     def draw_additional(

@@ -180,7 +180,7 @@ def test_two_possible_prefixes_are_ambiguous(tmp_path, monkeypatch):
     monkeypatch.setattr("mae_convert.checkpoint.extraction.recognise", recognise)
     tensors = {"module.a": torch.ones(2), "model.b": torch.ones(2)}
     with pytest.raises(
-        LayoutError, match=r"without module\. or model\., and it is not specified which"
+        LayoutError, match=r"after removing module\. or model\.; it is ambiguous which of these"
     ):
         open_checkpoint(saved(tmp_path / "x.pth", tensors))
 

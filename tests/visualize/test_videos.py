@@ -416,7 +416,11 @@ def test_class_tokens_are_saved_if_present(command, clip, tmp_path):
         ("videomae", np.zeros((0, 40, 40, 3), np.uint8), "contains no frames"),
         ("prithvi", np.zeros((4, 40, 40, 6)), "has 4 frames, but this model takes 3"),
         ("prithvi", np.zeros((3, 40, 40, 3)), "has 3 channels, but this model takes 6"),
-        ("prithvi", np.zeros((3, 24, 40, 6)), "measured values are not resampled"),
+        (
+            "prithvi",
+            np.zeros((3, 24, 40, 6)),
+            "measured values (such as satellite bands) are not resampled",
+        ),
         ("prithvi", np.full((3, 40, 40, 6), np.nan), "contains NaN or infinite values"),
     ],
 )

@@ -135,7 +135,7 @@ def inspect(
 @click.option(
     "--max-shard-size",
     type=BYTE_SIZE,
-    help="Write the weights of a directory in shards of at most this size, with an index.",
+    help="Write the weights of a directory DST in shards of at most this size, with an index.",
 )
 @click.option(
     "--bin", "pickled", is_flag=True, help="Write pytorch_model.bin instead of model.safetensors."
@@ -144,7 +144,7 @@ def inspect(
     "--prefix",
     default="",
     metavar="TEXT",
-    help="Prefix for every tensor name in the file, such as `module.` of DistributedDataParallel.",
+    help="Prefix to add to each tensor name in DST, such as `module.` of DistributedDataParallel.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @infer_option

@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     metavar="CONVERTED",
     help=(
         "Conversion record, or model directory with a record, whose declared lossy steps are "
-        "applied before the run."
+        "applied to CKPT before the run."
     ),
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -345,7 +345,15 @@ def verify(
 
 
 def _certify(verification: "Verification", target: "Checkpoint", name: "Source") -> None:
-    """Write a certificate if a verification passed; else print a note if an old one exists."""
+    """Write a certificate beside `target` if a verification passed.
+
+    If it failed and `target` has a certificate of an earlier verification, print a note.
+
+    Args:
+        verification: the verification.
+        target: the verified checkpoint.
+        name: the name of the checkpoint in the note.
+    """
     from mae_convert.verify.certificate import has_certificate, write_certificate
 
     if verification.verdict.passed:
@@ -549,7 +557,10 @@ def _replay(
     flags: "Flags",
     trust: "Trust | None",
 ) -> "Verification":
-    """Verify a checkpoint against its certificate; both are downloaded if necessary."""
+    """Verify a checkpoint against its certificate; both are downloaded if necessary.
+
+    The signature beside the certificate is also checked, unless `trust` is None.
+    """
     from mae_convert.families.official_models import OfficialFile
     from mae_convert.runtime.sides import Side
     from mae_convert.sources import locate
@@ -586,7 +597,18 @@ def _replay(
 def _compare_with_reference_results(
     source: "Source | None", name: str, side: "Side", flags: "Flags", *, as_json: bool
 ) -> int:
-    """Compare a checkpoint with the reference results that third parties published for it."""
+    """Compare a checkpoint with reference results that third parties published.
+
+    Args:
+        source: the checkpoint to compare; None to download the checkpoint `name`.
+        name: the name of the checkpoint for which the results were published.
+        side: the framework and settings of the run.
+        flags: configuration fields that the user specified.
+        as_json: print one JSON object.
+
+    Returns:
+        The exit status.
+    """
     from mae_convert.cli.output.verdict import reference_results as show
     from mae_convert.cli.streams import print_json
     from mae_convert.sources import parse_source

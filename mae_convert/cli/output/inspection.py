@@ -92,7 +92,11 @@ def fingerprint_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def family_rows(family: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return rows about the related model: how it was recognised, and its caveats."""
+    """Return rows about a checkpoint's related model: how it was recognised, and its caveat.
+
+    A related model, such as AudioMAE, has the tensors of an MAE but another training or
+    preprocessing. There are no rows if `family` is None: the checkpoint has no related model.
+    """
     if family is None:
         return []
     if family["certainty"] == "known":

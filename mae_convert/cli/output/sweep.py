@@ -165,7 +165,14 @@ def _bar(selected: SelectedJobs) -> Iterator[OnRow]:
 
 
 def summary(selected: SelectedJobs, rows: Sequence[Row], path: Path, *, as_json: bool) -> None:
-    """Print the result of a sweep."""
+    """Print the result of a sweep.
+
+    Args:
+        selected: the jobs of the sweep.
+        rows: the rows of all jobs that were run, in this run or in an earlier run.
+        path: the file with the results; its name is printed.
+        as_json: print one JSON object instead of text.
+    """
     counts = Counts.of(rows)
     not_run = len(selected.jobs) - len(rows)
     if as_json:

@@ -98,7 +98,10 @@ def _runner(entry: Mapping[str, Any]) -> str:
 
 
 def _assumed_by(runner: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each source of fields that neither tensors nor configurations contain."""
+    """Yield a line for each source of configuration values that were assumed or given.
+
+    Given values come from options or from the training arguments in the checkpoint.
+    """
     if runner["side"].startswith("against"):  # the assumptions of A and B were already printed
         return
     by_source: dict[str, list[str]] = {}

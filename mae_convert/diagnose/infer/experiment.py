@@ -112,7 +112,10 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
 
 
 def with_inferred_of(target: Checkpoint, source: Checkpoint, inference: Inference) -> Checkpoint:
-    """Return `target` with its missing or assumed fields set to the values decided for `source`."""
+    """Return `target` with its missing or assumed fields set to the values inferred for `source`.
+
+    `inference` is the result of the experiment on `source`.
+    """
     decided = inference.decided()
     for name in open_fields(target):
         if name in decided:

@@ -26,7 +26,8 @@ MOST_PAIRS = 64
 """If there are at most this many pairs of head counts, all pairs are tested. Otherwise a search
 changes the number of heads alternately in the encoder and in the decoder."""
 COMMON_HEADS = 8
-"""The alternating test starts with the numbers of heads that are nearest to this number."""
+"""The search that changes the numbers of heads alternately starts with the numbers of heads that
+are nearest to this number."""
 BEST = "fits significantly better than every other candidate"
 NONE = "no candidate fits significantly better than every other candidate"
 
@@ -336,7 +337,10 @@ def _means(losses: Mapping[Any, np.ndarray]) -> dict[Any, float]:
 
 
 def _confidence(losses: Mapping[Any, np.ndarray]) -> float:
-    """Return the confidence that the candidate with the lowest mean loss is the best candidate."""
+    """Return the confidence (0 to 1) that the candidate with the lowest mean loss is the best.
+
+    `losses` contains the losses (images, crops) of each candidate.
+    """
     best = _lowest(losses)
     others = (values for value, values in losses.items() if value != best)
     return min(

@@ -64,7 +64,10 @@ class HeadStructure:
 
     @property
     def margin(self) -> float:
-        """The smallest deviation of the numbers of heads other than `best`; 0.0 without others."""
+        """The smallest value in `deviations` for a number of heads other than `best`.
+
+        It is 0.0 if `best` is the only number of heads.
+        """
         return min((d for h, d in self.deviations.items() if h != self.best), default=0.0)
 
     @property

@@ -78,8 +78,8 @@ class ImageMAE(Family):
     official = OFFICIAL
     catalog_advice = ADVICE
     whole_checkpoints = (
-        "full checkpoints with the decoder are the files named mae_visualize_vit_*.pth or "
-        "*_full.pth at https://github.com/facebookresearch/mae and facebook/vit-mae-* on the Hub"
+        "full checkpoints with the decoder are facebook/vit-mae-* on the Hub, and the files named "
+        "mae_visualize_vit_*.pth or *_full.pth at https://github.com/facebookresearch/mae"
     )
     positions = "stored"
     fixed_positions = "rows and columns"

@@ -89,7 +89,11 @@ def _model(size: str, task: str, *, normalized: bool) -> ViTMAEConfig:
 def _fields_not_in_tensors(
     model: ViTMAEConfig, task: str, normalized: bool | None
 ) -> dict[str, Any]:
-    """Return the configuration fields of an official file that its tensors do not determine."""
+    """Return the configuration fields of an official file that its tensors do not determine.
+
+    `normalized` is whether the model was trained to predict normalized patches; None for a file
+    without a decoder.
+    """
     values: dict[str, Any] = {"num_attention_heads": model.num_attention_heads}
     if task == "pretrain":
         values["decoder_num_attention_heads"] = model.decoder_num_attention_heads

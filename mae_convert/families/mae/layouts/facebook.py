@@ -47,7 +47,13 @@ PATCHES_AND_BLOCKS = _patches_and_blocks(BLOCK)
 
 
 def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
-    """Return the mapping rows of a linear probe, given the names of its batch norm and head."""
+    """Return the mapping rows of a linear probe.
+
+    Args:
+        batch_norm: the stored name of the batch norm before the head.
+        head: the stored name of the head.
+        block: the mapping rows of a block.
+    """
     return (
         *TOKENS,
         *_patches_and_blocks(block),
@@ -62,7 +68,7 @@ def _probe(batch_norm: str, head: str, block: tuple[Row, ...]) -> Rows:
 
 
 def _tables(name: str, block: tuple[Row, ...]) -> tuple[Table, ...]:
-    """Return the mapping tables of all tasks, given the mapping rows of a block."""
+    """Return the mapping tables `name` of all tasks, given the mapping rows of a block."""
     patches_and_blocks = _patches_and_blocks(block)
     return (
         Table(

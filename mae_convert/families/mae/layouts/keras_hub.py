@@ -63,7 +63,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if task.get("pooling") != "token":
             raise ConfigurationError(
                 f"this classifier of KerasHub has pooling {task.get('pooling')!r}: its head reads "
-                "the mean of all tokens, including the class token, which is not supported",
+                "the mean of all tokens, including the class token; this pooling is not supported",
                 hint="only pooling 'token' can be read",
             )
         theirs = task["backbone"]

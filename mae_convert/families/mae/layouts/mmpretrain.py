@@ -35,7 +35,10 @@ TOKEN_CLASSIFIER = (*ENCODER, Row("head.{weight,bias}", "head.layers.head.{weigh
 
 
 def _probe(head: str) -> tuple[Row | Repeat, ...]:
-    """Return the mapping rows of a linear probe, which has a ClsBatchNormNeck before the head."""
+    """Return the mapping rows of a linear probe, which has a ClsBatchNormNeck before the head.
+
+    `head` is the stored name of the head.
+    """
     return (
         *ENCODER,
         Row(
@@ -61,8 +64,8 @@ def refusal(config: ViTMAEConfig, task: str) -> Text | None:
 
     The class of the encoder supports images of any shape. The class of the decoder supports only
     square patches, GELU, and q, k and v with biases; the class of the pre-training head supports
-    only square images with three channels. A globally pooled classifier applies its last norm to
-    the mean of the patches.
+    only square images with three channels. The classifier with global pooling applies its last norm
+    to the mean of the patches, so it does not support models that normalize each token.
     """
     if task == "classify" and config.global_pool == "avg" and not config.normalizes_mean:
         return (
@@ -96,7 +99,7 @@ MMPRETRAIN = Layout(
         Table("mmpretrain", ("classify",), CLASSIFIER),
         Table("mmpretrain, VisionTransformerClsHead", ("classify",), TOKEN_CLASSIFIER),
         Table("mmpretrain, linear probe", ("classify",), _probe("head.layers.head")),
-        Table("mmpretrain, linear probe of LinearClsHead", ("classify",), _probe("head.fc")),
+        Table("mmpretrain, linear probe with LinearClsHead", ("classify",), _probe("head.fc")),
     ),
     containers=(PTH, SAFETENSORS),
     state_key="state_dict",

@@ -186,8 +186,8 @@ def sizes_named(architecture: Any) -> dict[str, int]:
             f"architecture in config.json is {shown(architecture)}, which is not supported, "
             "because it differs from a plain vit_* model in more than its sizes (in its layers, "
             "epsilon or activation)",
-            hint="if the model is a plain ViT, specify a plain architecture in config.json (such as"
-            " vit_base_patch16_224, with its sizes in model_args)",
+            hint="if the model is a plain ViT, specify a plain architecture in config.json, such as"
+            " vit_base_patch16_224, and the sizes of the model in model_args",
         )
     width, depth, heads = SIZES[plain["size"]]
     return {
@@ -238,8 +238,8 @@ def preprocessing(data: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
             "pretrained_cfg in config.json has interpolation "
             f"{shown(data.get('interpolation'))}, crop_mode {shown(mode)} and crop_pct "
             f"{shown(share)}, which is not supported",
-            hint=f"the supported values are {', '.join(INTERPOLATIONS)} for interpolation, center "
-            "and squash for crop_mode, and numbers greater than 0.01 and up to 4 for crop_pct",
+            hint=f"the supported values are {', '.join(INTERPOLATIONS)} for interpolation; center "
+            "and squash for crop_mode; and for crop_pct, numbers above 0.01 and up to 4",
         )
     scaled = math.floor(height / share), math.floor(width / share)
     size = {"height": scaled[0], "width": scaled[1]}
@@ -319,7 +319,10 @@ def data_config(config: Mapping[str, Any], image_hw: tuple[int, int]) -> dict[st
 
 
 def _share(inner: int, outer: Any) -> float | None:
-    """Return the ``crop_pct`` with which timm resizes to `outer` and crops to `inner`, or None."""
+    """Return the ``crop_pct`` with which timm resizes to `outer` and crops to `inner`.
+
+    The result is None if no value of ``crop_pct`` gives exactly these sizes.
+    """
     if type(outer) is not int or outer < 1:
         return None
     exact = inner / outer

@@ -77,8 +77,8 @@ def _decoder(decoder: str) -> Rows:
 def _tables(name: str, pretrain: str, encoder: str, classify: str) -> tuple[Table, ...]:
     """Return the mapping tables of the three classes, given the name scope of each class.
 
-    With a scope, the names in the layer ``vit`` begin with ``vit/SCOPE/vit``; if the scope is
-    empty, they begin with ``vit``.
+    All tables have the name `name`. With a scope, the names in the layer ``vit`` begin with
+    ``vit/SCOPE/vit``; if the scope is empty, they begin with ``vit``.
     """
 
     def at(layer: str, scope: str) -> str:

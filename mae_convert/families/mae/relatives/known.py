@@ -20,10 +20,13 @@ class Relative:
     """The common name of the model."""
 
     key: str | None = None
-    """Pattern of the name of a tensor that only this model has."""
+    """Pattern of the name of a tensor that only this model has; None if there is none."""
 
     decoder: str | None = None
-    """Pattern of the names of the decoder's tensors, which are dropped; it is not MAE's decoder."""
+    """Pattern of the names of the decoder's tensors; None if no decoder is dropped.
+
+    The tensors are dropped, because the decoder is not MAE's decoder.
+    """
 
     why_dropped: str = ""
     """Why the decoder is dropped, for the list of dropped tensors; "" if it is not dropped."""
@@ -50,7 +53,7 @@ class Relative:
     """The training arguments that make a conversion impossible, with the reason for each."""
 
     unresampled: str | None = None
-    """Why the position embeddings cannot be resampled for another image size, or None."""
+    """Why the position embeddings cannot be resampled for another image size; None if they can."""
 
     caveat: str | None = None
     """A caveat for users of the converted model."""
