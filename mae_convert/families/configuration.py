@@ -67,7 +67,7 @@ class Configuration:
     """Fields without a value; empty for every checkpoint that can be run or converted."""
 
     inferred: Mapping[str, Any] | None = None
-    """The evidence of an experiment that determined fields; None if none was determined this way."""
+    """The evidence of the experiment that determined fields; None if no fields were determined."""
 
     unspecified: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict, repr=False, compare=False
