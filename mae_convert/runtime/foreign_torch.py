@@ -31,7 +31,7 @@ def runs(
         code: the code that creates and runs the model.
         job: the checkpoint, the dtypes of the runs, and the results to return.
         inputs: ``pixel_values``, and ``noise`` for masked tasks.
-        model: the result of the factory.
+        model: the model that the factory function of the code has returned.
 
     Raises:
         LoadError: the code failed, the state dict does not fit the code's model, or the mode is not
