@@ -45,10 +45,11 @@ def spacetime_position_embedding(
 ) -> npt.NDArray[np.float64]:
     """Return the embedding (1, 1 + L, width) of a class token and a grid of time, row and column.
 
-    Of every sixteen channels, six encode the column, six the row and four the time (Szwarcman et
-    al. 2024, arXiv:2412.02732). Each of the three parts contains first sines and then cosines; the
-    frequency decreases with the channel. If the width is not divisible by 16, the remaining
-    channels are zero. The class token has no position: its embedding is zero.
+    The channels are divided into three consecutive parts: 6/16 of the channels encode the column,
+    6/16 the row and 4/16 the time (Szwarcman et al. 2024, arXiv:2412.02732). Each part contains
+    first sines and then cosines; the frequency decreases with the channel. If the width is not
+    divisible by 16, the remaining channels are zero. The class token has no position: its embedding
+    is zero.
     """
     time, row, column = np.indices(grid_shape, dtype=np.float64).reshape(3, -1)  # each (L,)
     table = np.zeros((1, 1 + time.size, width))

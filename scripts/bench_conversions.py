@@ -165,7 +165,13 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
 
 
 def _against(work: Work, layout: str, peer: Path) -> dict[str, object]:
-    """Convert with mae-convert, then with transformers; return columns that compare their times."""
+    """Convert with mae-convert, then with transformers; return columns that compare their times.
+
+    Args:
+        work: the checkpoint to convert.
+        layout: the layout of the target, "transformers" or "transformers-tf".
+        peer: the Python interpreter of an environment with transformers.
+    """
     source = work.checkpoint
     if layout == "transformers-tf":
         # The TensorFlow classes read a directory that the PyTorch classes wrote.

@@ -118,7 +118,15 @@ def rows(
     pythons: dict[str, Path],
     frameworks: list[str],
 ) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each comparison, size, mode and batch."""
+    """Yield a row of the table for each comparison, model size, mode of `MODES` and batch size.
+
+    Args:
+        sizes: the sizes of the ViT.
+        batches: the batch sizes.
+        pairs: the number of measurements of each model.
+        pythons: the Python interpreter for each library; other libraries are not compared.
+        frameworks: the frameworks to measure.
+    """
     for library, framework, part in COMPARISONS:
         if library not in pythons or framework not in frameworks:
             continue

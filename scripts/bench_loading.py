@@ -48,7 +48,12 @@ WHOLE = {
 
 
 def rows(folder: Path, rounds: int) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each method of loading a model."""
+    """Yield a row of the table for each method of loading a model.
+
+    Args:
+        folder: the directory for the checkpoints.
+        rounds: the number of measurements of each method.
+    """
     directory, file = converted("base", folder, "transformers"), checkpoint("base", folder)
     programs = {**IN_PROCESS, **WHOLE}
     runs: dict[str, list[Run]] = {name: [] for name in programs}

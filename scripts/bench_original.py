@@ -21,7 +21,7 @@ REQUIRED_TIMM = "0.3.2"
 
 
 def main() -> None:
-    """Add the missing names, and run main_pretrain.py."""
+    """Add the names that current versions of libraries no longer have, and run main_pretrain.py."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clone", type=Path, help="clone of facebookresearch/mae")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for main_pretrain.py")

@@ -47,7 +47,18 @@ def rows(
     clone: Path,
     device: str,
 ) -> Iterator[dict[str, object]]:
-    """Yield a table row for each size and batch size, measured in one epoch of `count` images."""
+    """Yield a row of the table for each model size and batch size.
+
+    Args:
+        sizes: the sizes of the ViT.
+        batches: the batch sizes.
+        pairs: the number of runs of each program.
+        folder: the directory for images and outputs.
+        count: the number of images; a run trains for one epoch.
+        python: the Python interpreter that runs both programs.
+        clone: a clone of facebookresearch/mae.
+        device: the device of PyTorch, such as "cpu".
+    """
     if not (clone / "main_pretrain.py").is_file():
         raise SystemExit(f"{clone} contains no main_pretrain.py: specify a clone of its repository")
     require(python, "torch", "torchvision", "timm", "tensorboard", "PIL", "rich")

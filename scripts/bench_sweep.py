@@ -97,7 +97,7 @@ def measured(
             "method": name,
             "jobs": len(plan),
             "s": f"{median(each.seconds for each in these):.1f}",
-            "ratio to the loop": f"{ratio((each.seconds for each in these), loop):.2f}",
+            "time / time of the loop": f"{ratio((each.seconds for each in these), loop):.2f}",
             "memory, GB": f"{max(each.anonymous for each in these) / 1e9:.2f}",
         }
 

@@ -2,11 +2,11 @@
 
 In PyTorch a step is the forward pass, the backward pass and AdamW. This project's classes are the
 reference models, from which the classes of `mae_convert.models` are derived. The row "the
-original's recipe" compares a training step of `scripts/pretrain.py` with the training step of
-facebookresearch/mae, run on the class of transformers: both steps set the learning rate, check the
-loss, and exclude biases and norms from weight decay. In TensorFlow a step is ``fit`` on one
-batch, with `mae_convert.models` on Keras 3 and with transformers 4.57.6 on Keras 2, in the same
-environment.
+original's recipe" compares a training step of `scripts/pretrain.py` with a step that works as in
+the training script of facebookresearch/mae and trains transformers' ``ViTMAEForPreTraining``: both
+steps set the learning rate, check the loss, and exclude biases and norms from weight decay. In
+TensorFlow a step is ``fit`` on one batch, with `mae_convert.models` on Keras 3 and with
+transformers 4.57.6 on Keras 2, in the same environment.
 """
 
 from collections.abc import Callable, Iterator

@@ -39,7 +39,15 @@ assert np.abs(a - b).max() < 1e-3, np.abs(a - b).max()
 def rows(
     sizes: list[str], folder: Path, pairs: int, python: Path | None
 ) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each size, with and without ``--quick``."""
+    """Yield a row of the table for each model size, with and without ``--quick``.
+
+    Args:
+        sizes: the sizes of the ViT.
+        folder: the directory for the checkpoints.
+        pairs: the number of measurements of each program.
+        python: the Python interpreter of an environment with transformers 4.57.6 and TensorFlow;
+            if it is None, nothing is measured.
+    """
     if python is None:
         return
     require(python, "torch", "tensorflow", "tf_keras", "transformers")

@@ -117,7 +117,7 @@ def pytorch_step(
     Args:
         model: the model, on the device.
         library: the library of the model.
-        part: "full" or "classifier".
+        part: the kind of model: "full" (encoder and decoder) or "classifier".
         batch: the batch size.
         device: the device of the inputs.
         autocast: returns the context of the forward pass.
@@ -200,7 +200,14 @@ def original_recipe(model: Any, batch: int) -> Call:
 
 
 def keras_step(model: Any, library: str, part: str, batch: int) -> Call:
-    """Return a function that runs one step of ``fit``."""
+    """Return a function that runs a training step: ``fit`` on one batch.
+
+    Args:
+        model: the model.
+        library: the library of the model; for "transformers", the optimizer is from Keras 2.
+        part: the kind of model: "full" (encoder and decoder) or "classifier".
+        batch: the batch size.
+    """
     import tensorflow as tf
 
     if library == "transformers":
@@ -252,7 +259,7 @@ def tensorflow(library: str, size: str, part: str) -> Callable[[str, int], Call]
 
 
 def seconds(call: Call, calls: int) -> tuple[float, float]:
-    """Return the time and the processor time of a call in seconds, averaged over `calls`."""
+    """Return the mean time and the mean processor time of `calls` calls, in seconds."""
     started = time.perf_counter(), time.process_time()
     for _ in range(calls):
         call()

@@ -56,10 +56,15 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="*", type=int, help="batch sizes")
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--against", nargs="*", default=["transformers", "timm"])
-    parser.add_argument("--images", type=int, help="number of images for features and pretrain")
+    parser.add_argument(
+        "--images", type=int, help="number of images for the measurements features and pretrain"
+    )
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs in the sweep")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", help="device of PyTorch for gpu and pretrain, such as cuda")
+    parser.add_argument(
+        "--device",
+        help="device of PyTorch for the measurements gpu and pretrain (see --only), such as cuda",
+    )
     parser.add_argument("--folder", type=Path, help="directory for the checkpoints")
     parsed = parser.parse_args(given)
     if parsed.folder and parsed.folder.exists() and not parsed.folder.is_dir():
@@ -132,7 +137,7 @@ def verify(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
 
 
 def gpu(given: argparse.Namespace, folder: Path) -> Iterable[dict]:
-    """Measure loading, forward passes and training steps in PyTorch on a GPU."""
+    """Measure the time of loading, forward passes and training steps in PyTorch on a GPU."""
     if given.device is None:
         return []
     against = [name for name in given.against if importlib.util.find_spec(name)]

@@ -35,7 +35,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a .pth that contains model and config")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument(
-        "--masks", type=int, default=16, metavar="N", help="number of masks for each square"
+        "--masks",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of random masks for each of the nine squares of an image",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks")
     parser.add_argument(

@@ -196,7 +196,15 @@ def shards(containers: Sequence[str], inputs: int) -> Iterator[tuple[str, int, i
 
 
 def run(containers: Sequence[str], inputs: int, state: Path | None, coverage: bool) -> list[Tally]:
-    """Run all shards (ranges of inputs) whose results are not in `state` yet, one by one."""
+    """Run all shards (ranges of inputs) one by one, and return the results of each shard.
+
+    Args:
+        containers: the formats.
+        inputs: the number of inputs of all formats together.
+        state: the file of results. Shards whose results it contains are not run again; the results
+            of the other shards are appended. None: all shards are run, and no file is written.
+        coverage: whether atheris guides the mutations.
+    """
     outcomes: dict[str, dict] = {}
     if state is not None and state.exists():
         outcomes = {line["shard"]: line["tally"] for line in map(json.loads, state.open())}

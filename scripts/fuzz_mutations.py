@@ -93,12 +93,12 @@ IN_PLACE: Sequence[Mutation] = (_flip, _set, _number, _number, _swap)
 
 
 def spoil(data: bytes, chance: random.Random, most: int = 4) -> bytes:
-    """Return the data with a few random mutations."""
+    """Return the data with 1 to `most` random mutations."""
     return _spoiled(data, chance, most, MUTATIONS)
 
 
 def spoil_in_place(data: bytes, chance: random.Random) -> bytes:
-    """Return the data with a few random mutations that do not change its length."""
+    """Return the data with 1 to 4 random mutations that do not change its length."""
     return _spoiled(data, chance, 4, IN_PLACE)
 
 

@@ -134,7 +134,7 @@ def _layouts_that_hold(task: str, fields: Mapping[str, Any]) -> list[str]:
 
 
 def packages_and_modules() -> str:
-    """Return a table of the packages and top-level modules, and of their subjects."""
+    """Return a table of the packages and top-level modules, with the subject of each."""
     top = ROOT / "mae_convert"
     packages = [
         *sorted(top.glob("*/__init__.py")),

@@ -208,7 +208,9 @@ def complete_arguments(
 ) -> argparse.Namespace:
     """Return the arguments with all defaults resolved, as a checkpoint stores them.
 
-    ``model`` is the name of the preset with the same sizes, or "custom" if no preset has them.
+    In the result, ``model`` is the name of the preset that has the sizes in `config`, or "custom"
+    if no preset has these sizes. Without ``--lr``, the learning rate ``lr`` is computed from
+    ``--blr`` and `crops_per_step`, the number of crops in a training step of all processes.
     """
     arguments = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))
@@ -340,7 +342,9 @@ def load_epoch(crops: RandomCrops, process: Process) -> DataLoader[tuple[Tensor,
 
 
 def epoch_batches(crops: RandomCrops, process: Process) -> list[list[int]]:
-    """Return the indices of this process's batches; images of an incomplete step are dropped.
+    """Return this process's batches of one epoch, each a list of image indices.
+
+    Images that are left over after the last complete step are dropped.
 
     In each step, all processes together use the same crops as a single process with their total
     batch size.
@@ -372,7 +376,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Load initial weights; if the decoder is missing, it is initialized at random."""
+    """Load initial weights; without weights of a decoder, the decoder keeps its random values.
+
+    Args:
+        model: the model.
+        weights: the initial weights by parameter name.
+        path: the path of the checkpoint, for messages.
+    """
     has_decoder = "mask_token" in weights
     try:
         missing, surplus = model.load_state_dict(weights, strict=has_decoder)

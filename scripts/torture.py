@@ -3,11 +3,11 @@
 python scripts/torture.py --moments 200                    # the small checkpoint in mae-convert
 python scripts/torture.py --moments 200 --checkpoint X.pth # a checkpoint of any size
 
-Each trial converts a checkpoint and replaces an existing output. All trials are run with a file as
-the output, and again with a directory. Afterwards the old or the new output must be complete, with
-at most a hidden directory beside it, and a second run must succeed and leave no other files. The
-script prints a table; the exit status is 1 if a trial failed. Trials with a full disk or a
-read-only file system need root.
+Each trial converts a checkpoint over an existing output and disturbs the conversion. All trials are
+run with a file as the output, and again with a directory. Afterwards the old or the new output must
+be complete, with at most a hidden directory beside it, and a second run must succeed and leave no
+other files. The script prints a table; the exit status is 1 if a trial failed. Trials with a full
+disk or a read-only file system need root.
 """
 
 import argparse
@@ -27,7 +27,13 @@ DEMO = Path(__file__).resolve().parents[1] / "mae_convert" / "data" / "demo" / "
 
 
 def row(target: str, trial_run: Trial, states: Sequence[str]) -> str:
-    """Return a line of the table, followed by the failures."""
+    """Return a line of the table of results, followed by lines for the first five failures.
+
+    Args:
+        target: the kind of output: "file" or "directory".
+        trial_run: the kind of trial.
+        states: the states of the output after the trials.
+    """
     count = Counter(states)
     counts = [count[which] + count[f"{which} and a hidden directory"] for which in ("old", "new")]
     strays = sum(count[f"{which} and a hidden directory"] for which in ("old", "new"))

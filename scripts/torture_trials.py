@@ -89,7 +89,8 @@ def interrupted(stage: Stage, moments: int, chance: random.Random) -> Iterator[s
     """Send SIGINT (Ctrl-C) at random moments.
 
     The conversion must leave the old output and return status 130, or write the new output and
-    return 0. It must print at most one line and leave no hidden directory.
+    return 0. It must print at most one line and leave no hidden directory. The state of the output,
+    or a description of what went wrong, is yielded after each of `moments` trials.
     """
     for _ in range(moments):
         stage.reset()
@@ -123,10 +124,10 @@ def held(stage: Stage, source: Path | None = None) -> Iterator[subprocess.Popen]
 
 
 def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
-    """Return the state after a conversion that must fail.
+    """Return the state of the output after a conversion that must be refused with a message.
 
-    If the status is not 2, or standard error is not one line that matches the pattern `words`, the
-    result describes the failure too.
+    The exit status must be 2, and standard error must be one line that matches the pattern `words`.
+    Otherwise the result is a description of what the conversion did instead.
     """
     _, stderr = child.communicate(timeout=600)
     if child.returncode == 2 and len(stderr.strip().splitlines()) == 1 and re.search(words, stderr):
@@ -188,7 +189,10 @@ def beyond_a_size(stage: Stage, moments: int, chance: random.Random) -> Iterator
 
 
 def read_only(stage: Stage, *_: object) -> Iterator[str]:
-    """Convert to a read-only mount, and to a directory without write permission."""
+    """Convert to a read-only mount, and to a directory without write permission.
+
+    The state of the output is yielded after each of the two conversions.
+    """
     with mounted(stage.folder, "size=90%"):
         stage.reset()
         subprocess.run(["mount", "-o", "remount,ro", stage.folder], check=True)
@@ -240,7 +244,7 @@ class Trial:
     """A kind of fault that is injected into conversions many times."""
 
     name: str
-    """The name in the table."""
+    """The name of the fault in the table of results."""
 
     run: Callable[[Stage, int, random.Random], Iterator[str]]
     """Runs the given number of trials and yields the resulting states."""

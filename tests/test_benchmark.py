@@ -158,7 +158,7 @@ def test_a_sweep_is_compared_with_a_loop(tmp_path, monkeypatch, capsys):
         ("1 worker", "1"),
         ("2 workers", "1"),
     ]
-    assert rows[0]["ratio to the loop"] == "1.00"
+    assert rows[0]["time / time of the loop"] == "1.00"
 
 
 @pytest.mark.slow

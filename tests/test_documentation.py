@@ -47,7 +47,7 @@ EXPECTED = {
     "docs/fingerprint.md": [
         "mae1:87632d",
         ":5a9416",
-        "B is A after its declared",
+        "B is A after the declared",
         "70 are bit-identical",
     ],
     "docs/guide/ci.md": ["PASSED and proven"],

@@ -188,7 +188,10 @@ def _moved(target: Target, file: UploadedFile) -> Checksums:
 def _check_contents(target: Target, files: Mapping[UploadedFile, Checksums]) -> None:
     """Raise OutputError unless the files under their final names contain what was uploaded.
 
-    A file whose checksums in the storage have not changed since it was compared is not read again.
+    Args:
+        target: the target of the upload.
+        files: the uploaded files; for each, the checksums that the storage reported after its
+            content was compared. A file that still has these checksums is not read again.
     """
     for file, checksums in files.items():
         held = with_retries(lambda f=file, k=checksums: _contains(target.system, f, k), target.url)  # type: ignore[misc]
@@ -219,6 +222,10 @@ def _clear(target: Target, finals: set[str]) -> None:
 
     ``config.json``, by which readers recognise a model, is always removed, and before the other
     files. Files with names that mae-convert does not write are kept.
+
+    Args:
+        target: the target of the upload.
+        finals: the paths of the files of the new model.
     """
     system = target.system
     if not with_retries(lambda: system.exists(target.path), target.url):

@@ -114,7 +114,15 @@ def _too_many(where: str) -> PlanError:
 
 
 def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
-    """Yield the jobs of an entry: each source with each combination of list values."""
+    """Yield the jobs of an entry: each source with each combination of list values.
+
+    Args:
+        entry: an entry of the plan, with the defaults of the plan.
+        folder: the directory of the plan, to which relative paths are relative.
+
+    Raises:
+        PlanError: a field is invalid, the source is missing, or there are too many jobs.
+    """
     fixed, varied = _values(entry, folder)
     patterns = varied.pop("source", None) or (fixed.pop("source", None),)
     if None in patterns:
@@ -179,6 +187,12 @@ def _sources(text: str, where: str, folder: Path) -> list[str]:
 
 def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
     """Return a job with the placeholders of its target replaced.
+
+    Args:
+        source: the path, URL or name of the source.
+        settings: the values of the other fields.
+        entry: the entry of the plan that specifies the job.
+        folder: the directory of the plan, to which relative paths are relative.
 
     Raises:
         PlanError: fields contradict each other, or a placeholder is not defined.

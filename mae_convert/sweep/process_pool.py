@@ -292,7 +292,15 @@ def _exit_reason(status: int | None) -> str:
 
 
 def _work(job: Job, task: Task, gpu: str | None, connection: Connection) -> None:
-    """Run one job in this process and send its row to the parent process."""
+    """Run one job in this process and send its row (the result) to the parent process.
+
+    Args:
+        job: the job.
+        task: the function that runs a job, and its arguments.
+        gpu: the number or UUID of the only GPU that the job may use; None to leave the environment
+            variable CUDA_VISIBLE_DEVICES unchanged.
+        connection: a pipe to the parent process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles the signal
     raise_signals()
     if gpu is not None:

@@ -25,7 +25,8 @@ def run_on_ray(jobs: Sequence[Job], address: str | None, threads: int | None) ->
 
     Args:
         jobs: the jobs.
-        address: the address of the cluster; None for RAY_ADDRESS, or a cluster on this machine.
+        address: the address of the cluster; None for the address in the environment variable
+            RAY_ADDRESS or, if it is not set, for a cluster that runs on this machine.
         threads: the number of threads of the framework in each job, which is also the number of
             cores that the job requests; None for 1.
 

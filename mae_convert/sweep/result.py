@@ -89,10 +89,12 @@ class Row:
     error before the size was determined."""
 
     source_fingerprint: str | None = None
-    """The fingerprint of the source, see docs/fingerprint.md."""
+    """The fingerprint of the source (see docs/fingerprint.md); None if neither a conversion nor a
+    verification has computed it."""
 
     target_fingerprint: str | None = None
-    """The fingerprint of the target."""
+    """The fingerprint of the target; None if neither a conversion nor a verification has computed
+    it."""
 
     task: str | None = None
     """The task of the target; None if the job ended with an error before the target was opened."""
@@ -102,7 +104,7 @@ class Row:
     target was opened."""
 
     published: str | None = None
-    """The URL of the commit on the Hub, if the job published the model."""
+    """The URL of the commit on the Hub; None if the job did not publish the model."""
 
     convert_seconds: float | None = None
     """The duration of the conversion in seconds: reading, writing, and comparing what was written.
@@ -130,10 +132,12 @@ class Row:
     """The version of mae-convert."""
 
     source_version: Mapping[str, Any] = field(default_factory=dict)
-    """The version of the source, as returned by `freshness.checkpoint_version`."""
+    """The version of the source, as returned by `freshness.checkpoint_version`; empty if the job
+    ended with an error before the version was determined."""
 
     target_version: Mapping[str, Any] = field(default_factory=dict)
-    """The version of the target when the job ended, as returned by `checkpoint_version`."""
+    """The version of the target when the job ended, as returned by `freshness.checkpoint_version`;
+    empty if the job has no target or did not succeed."""
 
     @property
     def is_good(self) -> bool:

@@ -257,5 +257,5 @@ def _loaded(values: dict[str, Any]) -> dict[str, Any]:
     # Non-finite numbers are stored as text.
     values["own_error"] = {str(dtype): float(x) for dtype, x in values["own_error"].items()}
     if values["outcome"] not in (DONE, FAILED, ERROR):
-        raise ValueError("the outcome of a job is none that this version of mae-convert knows")
+        raise ValueError("this version of mae-convert does not know the outcome of a job")
     return values

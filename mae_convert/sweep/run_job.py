@@ -241,10 +241,16 @@ def _upload_and_publish(job: Job, target: Path, results: dict[str, Any]) -> None
 
 
 def _publish(settings: Settings, directory: Path, name: str) -> str:
-    """Publish a model and return the URL of the commit.
+    """Publish a model on the Hub and return the URL of the commit.
+
+    Args:
+        settings: the settings of the job.
+        directory: the directory of the model.
+        name: the name of the repository, OWNER/NAME.
 
     Raises:
-        MaeConvertError: the model cannot be published, or the Hub serves other content.
+        MaeConvertError: the model cannot be published, or the Hub serves files that differ from the
+            uploaded files.
     """
     from mae_convert.publish import PublishRequest, Target, plan_publication, publish
 

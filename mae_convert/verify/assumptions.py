@@ -51,7 +51,14 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
 
 
 def _assumptions_about(field: str, a: Trace, b: Trace, *, resampled: bool) -> Iterator[Assumption]:
-    """Yield the assumptions about one field: a single assumption if both sides share it."""
+    """Yield the assumptions about one field: a single assumption if both sides share it.
+
+    Args:
+        field: the name of the configuration field.
+        a: the trace of the source.
+        b: the trace of the target.
+        resampled: whether the position embeddings of a side were resampled to another image size.
+    """
     entries = {
         side: trace.description["assumptions"][field]
         for side, trace in (("A", a), ("B", b))

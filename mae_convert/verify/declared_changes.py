@@ -101,8 +101,8 @@ def apply_steps(source: Checkpoint, steps: Sequence[Step], target: Checkpoint) -
         steps: declared steps, in order. A step is skipped if its old value, such as the old image
             size, differs from the source's value, because an earlier conversion without a record
             has already applied the step.
-        target: the target. If two roundings of a value are equally accurate, the rounding with the
-            target's value is used.
+        target: the target. If two roundings of a value are equally accurate, the rounding that
+            equals the target's value is used.
 
     Returns:
         The checkpoint with canonical tensors, stored tensors, configuration and record after the

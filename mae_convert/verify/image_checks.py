@@ -73,9 +73,11 @@ def _plain(value: Any) -> Any:
 
 
 def _largest_pixel_distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Return the larger of two relative L2 distances: the sides preprocess two test images each.
+    """Preprocess two test images with the settings of each model, and compare the pixels.
 
-    The distance is infinite if a side of an image would be longer than `LARGEST`.
+    Returns:
+        The relative L2 distance between the pixels of the two models, for the image with the larger
+        distance; infinite if the height or width of a preprocessed image would exceed `LARGEST`.
     """
     pair = [_from_plain(settings) for settings in (left, right)]
     if max((length for one in pair for length in _lengths(one)), default=1) > LARGEST:

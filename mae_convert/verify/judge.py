@@ -50,6 +50,8 @@ LIMITS = {
     "largest_ceiling_units": LARGEST_CEILING_UNITS,
 }
 
+# Names of the checks of a proof. A side is read natively if its framework or library loads the
+# files without mae-convert's own readers and mapping tables.
 SPECIFIED = "proof/no assumption that both sides share changes the function"
 READ = "proof/every field that a library may act on is read"
 NATIVE, WHOLE = "proof/both sides read natively", "proof/what one side lacks is declared"

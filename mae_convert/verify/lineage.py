@@ -47,7 +47,10 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The available information about a checkpoint: its tensors, or only a record."""
+    """The available information about a checkpoint: its tensors, or only a record.
+
+    A record is the checkpoint's certificate or conversion record.
+    """
 
     name: str
     """Path of the checkpoint or of the record, as specified by the user."""
@@ -88,7 +91,8 @@ class Lineage:
     """Phrases that name the evidence for the relation."""
 
     steps: tuple[Step, ...] = ()
-    """The declared steps between A and B."""
+    """The conversion steps between A and B, as declared in a record, in order; empty unless the
+    relation is `DERIVED`."""
 
     recomputed: bool | None = None
     """True if the steps were applied again and gave identical weights; False if they could not be
@@ -174,6 +178,12 @@ def _unrelated(
 
     The relation is `PARTLY` if a tensor other than the position embeddings is bit-identical,
     otherwise `UNRELATED`.
+
+    Args:
+        left: the digests of A's tensors by canonical name.
+        right: the digests of B's tensors by canonical name.
+        different: the tensors that differ.
+        common: further fields of the result, which do not depend on the relation.
     """
     names = {tensor.name for tensor in different}
     shared = [n for n in left if n in right and n not in names and not n.endswith(POSITIONS)]
@@ -222,8 +232,8 @@ def _derived(a: Hashed, b: Hashed, pair: str) -> Lineage | None:
     left_over = f"; {count} not computed from the other checkpoint: {new[0]} …" if new else ""
     return Lineage(
         DERIVED,
-        f"{pair} after its declared steps, which were applied again with an identical result"
-        + left_over,
+        f"{pair} after the declared conversion steps, which were applied again with an identical "
+        "result" + left_over,
         rests_on=(),
         steps=tuple(steps),
         recomputed=True,
@@ -287,7 +297,8 @@ def _configuration(
 def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
     """Return the relation of two checkpoints when at least one of them was not read.
 
-    The fingerprint of a checkpoint that was not read is taken from its conversion record.
+    The fingerprint of a checkpoint that was not read is taken from its certificate or conversion
+    record.
     """
     rests_on = tuple(
         f"{side}: the values of its tensors"
@@ -311,8 +322,8 @@ def _of_records(a: CheckpointInfo, b: CheckpointInfo) -> Lineage:
         for ancestor in other.ancestors:
             if ancestor.weights == one.fingerprint.weights:
                 sentence = (
-                    f"{pair}, according to the record; its steps were not applied again, because "
-                    "this requires the files of both checkpoints"
+                    f"{pair}, according to the record; the steps in the record were not applied "
+                    "again, because this requires the files of both checkpoints"
                 )
                 not_compared = ("the configuration, which the steps may change",)
                 return Lineage(

@@ -163,10 +163,15 @@ def _weights_in(path: Path, source: Mapping[str, Any]) -> str:
 
 
 def _fingerprint_in(path: Path, document: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint of a document, built from the digests in it.
+    """Return the fingerprint of a checkpoint, which is stated in a document with its digests.
+
+    Args:
+        path: the path of the checkpoint or of the record, for messages.
+        document: a conversion record, or the part of a record that describes the checkpoint.
 
     Raises:
-        CheckpointError: there is no fingerprint, or it does not match the digests.
+        CheckpointError: the document has no fingerprint, or the fingerprint does not match the
+            digests in the document.
     """
     if "fingerprint" not in document:
         raise CheckpointError(path, " has no fingerprint", hint=ADVICE)

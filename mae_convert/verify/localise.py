@@ -58,7 +58,14 @@ def candidate_tensors(first: str, diverging: set[str], a: "Trace", b: "Trace") -
 
 
 def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str]:
-    """Return possible names of the tensors in modules; some of these tensors may not exist."""
+    """Return the names of the tensors in modules, such as "encoder.norm.weight".
+
+    Names may be included that no tensor of the model has, because not every module has a bias.
+
+    Args:
+        modules: the canonical names of modules or of single tensors.
+        tensor_names: the names of all tensors, in which position embeddings are looked up.
+    """
     names: list[str] = []
     for module in modules:
         if module.endswith("position_embedding"):
@@ -73,7 +80,7 @@ def _weights_and_biases(modules: list[str], tensor_names: list[str]) -> list[str
 def _position_tables(part: str, names: list[str]) -> list[str]:
     """Return the names of the tensors that make up the position embedding of `part`.
 
-    The decoder's own class token, if any, comes last.
+    If the decoder has its own class token, the name of this token is included and comes last.
 
     Args:
         part: "encoder" or "decoder".

@@ -115,7 +115,8 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     inputs = {name: results.pop(name) for name in INPUTS if name in results}
     if inputs and inputs_sha256(inputs) != a.description["inputs"]:
         raise MaeConvertError(
-            "A and the arrays were computed from different inputs, so they cannot be compared",
+            "trace A and the arrays were computed from different inputs, so they cannot be "
+            "compared",
             hint=(
                 "create the trace of A again, from the inputs of the other program: ",
                 Option("inputs"),
@@ -124,7 +125,7 @@ def compare_arrays(a: Trace, arrays: Mapping[str, np.ndarray], names: Mapping[st
     exact, checks = a.results("float64"), list(_checks(a, results))
     if not checks:
         raise MaeConvertError(
-            "A and the arrays have no result in common",
+            "trace A and the arrays have no result in common",
             hint=("trace A with ", Option("taps", True), " for intermediate activations"),
         )
     differing = [c.name.rpartition("/")[2] for c in checks if not c.passed]
@@ -179,7 +180,17 @@ def _checks(a: Trace, results: Mapping[str, np.ndarray]) -> Iterator[Check]:
 
 
 def _rounded(a: Trace, name: str, array: np.ndarray, exact: np.ndarray) -> Check:
-    """Return the check that compares an array in lower precision with A's float64 result."""
+    """Return the check that compares an array in lower precision with A's float64 result.
+
+    Args:
+        a: the trace; its rounding errors determine the limit.
+        name: the name of the result.
+        array: the array of the other program.
+        exact: A's float64 result.
+
+    Raises:
+        MaeConvertError: arrays of this dtype cannot be compared.
+    """
     dtype = str(array.dtype)
     if dtype not in UNIT_ROUNDOFF:
         raise MaeConvertError(

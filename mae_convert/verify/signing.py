@@ -153,17 +153,20 @@ class Trust:
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""
 
     def check(self) -> None:
-        """Check the options.
+        """Check that exactly one signer is specified, and that the files exist.
 
         Raises:
             MissingRequirementError: model-signing is not installed.
-            MaeConvertError: a file does not exist, or the options contradict each other.
+            MaeConvertError: no or several signers are specified, an identity is specified without
+                its provider (or a provider without an identity), a file does not exist, or the key
+                is invalid.
         """
         require_package()
         specified = [self.public_key is not None, bool(self.chain), self.identity is not None]
         if sum(specified) != 1:
             raise MaeConvertError(
-                "a signature is verified by a key, by certificates or by an identity",
+                "exactly one of a key, certificates and an identity must be specified to verify a "
+                "signature",
                 hint=(
                     *("give one of ", Option("public_key"), ", ", Option("certificate_chain")),
                     *(" and ", Option("identity")),
@@ -297,7 +300,15 @@ def _require_public_key(path: Path) -> None:
 
 
 def _require_private_key(path: Path, password: str | None) -> None:
-    """Require that a file contains an elliptic-curve private key with the specified password."""
+    """Require that a file contains an elliptic-curve private key in PEM format.
+
+    Args:
+        path: the file.
+        password: the password with which the key is encrypted; None if the key is not encrypted.
+
+    Raises:
+        MaeConvertError: the file does not contain such a key, or the password is wrong.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

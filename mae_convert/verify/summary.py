@@ -201,7 +201,7 @@ def verdict_in_words(verdict: Verdict, style: OptionStyle = as_field) -> tuple[s
     if verdict.replayed:
         return "PASSED", (
             "B still computes the certified results; the source was not available, so this does "
-            "not prove that B is the same function"
+            "not prove that B is the same function as the source"
         )
     if verdict.proven:
         common = ", in everything that was compared" if verdict.not_compared else ""
@@ -228,7 +228,10 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
 
 
 def _runners(checks: Iterable[Check]) -> list[str]:
-    """Return the names of the runners of ``--against`` that have at least one of these checks."""
+    """Return the additional runners whose results at least one of the checks compares.
+
+    Additional runners are libraries or external code that the option ``--against`` specifies.
+    """
     return sorted({check.name.partition("/")[0].removeprefix(AGAINST) for check in checks})
 
 
@@ -324,7 +327,7 @@ def _how_it_was_loaded(verdict: Verdict) -> str:
     advice = "".join(f"; {_how_to_load_natively(side)}" for side in sides)
     return (
         f"one side was loaded through {what}{reason}, so the comparison would not detect an error "
-        f"there{advice}"
+        f"in this part of mae-convert{advice}"
     )
 
 
@@ -383,9 +386,9 @@ def step_rows(
         steps: the steps of `Verdict.isolated`, at least one.
 
     Returns:
-        The column headings, and for each step its cells and a verdict: "ok", "DIFFERENT" (in
-        float64), "NOT FINITE" (a result is NaN), or "IMPRECISE" (the rounding error of a side is
-        too large).
+        The column headings, and for each step its cells and a verdict: "ok", "DIFFERENT" (the
+        float64 results differ), "NOT FINITE" (a float64 result is NaN), or "IMPRECISE" (the
+        rounding error of a side is too large).
     """
     dtypes = list(steps[0]["rounding"])
     columns = ["each step with A's input", "B, float64"]

@@ -48,7 +48,7 @@ class Options:
     """The mask ratio of the runs; None for the mask ratio in the configuration."""
 
     unmasked: bool = False
-    """Whether to run without masking, with the patches in order, like a classifier."""
+    """Whether to run without masking and with the patches in order, as in a classifier."""
 
     against: tuple[Side, ...] = ()
     """Additional runners to compare with the source: classes of libraries, and external code."""
@@ -84,7 +84,10 @@ def parse_options(
 
 
 def _runner(text: str) -> Side:
-    """Return the runner for a value of ``against``, such as "timm=PYTHON"."""
+    """Return how to run an additional runner, from a value of ``--against`` such as "timm=PYTHON".
+
+    A runner is a library or external code; PYTHON is the path of a Python interpreter.
+    """
     framework, _, python = text.partition("=")
     if framework == ORIGINAL:
         clone, _, python = python.partition("=")
@@ -111,8 +114,9 @@ class Verification:
     or if a certificate replaces the source."""
 
     fingerprints: tuple[Fingerprint, ...] = ()
-    """The fingerprints of the source (before declared steps are applied) and of the target; empty
-    if nothing was run or if a certificate replaces the source."""
+    """The fingerprints of the source (before the steps that the target's conversion record declares
+    are applied) and of the target; empty if nothing was run or if a certificate replaces the
+    source."""
 
 
 def verify(

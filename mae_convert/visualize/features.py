@@ -171,7 +171,15 @@ def _batches(
 def _encoded(
     model: Any, arrays: dict[str, np.ndarray], framework: str, device: str | None
 ) -> np.ndarray:
-    """Return the encoder's output (N, tokens, D) for a batch, with all patches in order."""
+    """Return the encoder's output (N, tokens, D) for a batch, with all patches in order.
+
+    Args:
+        model: the model in `framework`.
+        arrays: the inputs of the model, without noise.
+        framework: "torch", "tensorflow" or "jax".
+        device: the device of the model; None for the CPU in PyTorch, and for the default device in
+            Keras.
+    """
     in_order = np.arange(model.config.num_patches, dtype=np.float32)
     noise = np.tile(in_order, (len(arrays["pixel_values"]), 1))
     run = _run_torch if framework == "torch" else _run_keras

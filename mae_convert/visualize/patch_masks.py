@@ -73,7 +73,10 @@ def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[
 
 
 def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
-    """Return noise (N, L) that orders the patches of each frame by ranks (N, rows x columns)."""
+    """Return noise (N, L) that orders patches by ranks (N, rows x columns), the same in each frame.
+
+    Patches at the same position in different frames follow each other in the order.
+    """
     times = config.num_patches // ranks.shape[1]
     at_times = ranks[:, None, :] * times + np.arange(times)[:, None]  # (N, times, positions)
     noise = (at_times.reshape(len(ranks), -1) + 0.5) / config.num_patches
@@ -81,7 +84,10 @@ def _as_noise(ranks: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _grid_ranks(rows: int, columns: int) -> np.ndarray:
-    """Return ranks from a Bayer matrix; for any n, the n lowest ranks are spread evenly."""
+    """Return the rank of each patch of a grid, (rows x columns,), from a Bayer matrix.
+
+    For any n, the n patches with the lowest ranks are spread evenly over the grid.
+    """
     order = np.zeros((1, 1), np.int64)
     while len(order) < max(rows, columns):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])

@@ -63,7 +63,8 @@ class ReconstructionOptions:
     """Resize whole images to the model's shape instead of cropping them at the centre."""
 
     across: int | None = None
-    """The number of groups of rows that are side by side; None for `Sheet.default_across`."""
+    """The rows of the sheet are divided into this number of parts, which are drawn side by side.
+    None for `Sheet.default_across`."""
 
     inputs: Path | None = None
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
@@ -95,7 +96,8 @@ def write_reconstructions(
 
     Returns:
         A report with ``mask_ratio``, ``images`` (name, removed patches, loss by framework, and
-        ``frames`` for videos), ``note`` and ``outputs``; for videos also ``sampling``; for two
+        ``frames`` for videos), ``note`` (what is taken from the original images and how pixels are
+        displayed, or None) and ``outputs``; for videos also ``sampling``; for two
         frameworks also ``largest_difference``, in normalized pixels. If only animations over mask
         ratios are written, the report also has ``film_ratios``, and the other values are computed
         with the first ratio.
@@ -177,7 +179,17 @@ def _images(
     ratio: float,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Write contact sheets, and animations of increasing mask ratios; return a report."""
+    """Write contact sheets, and animations of increasing mask ratios; return a report.
+
+    Args:
+        run: the model.
+        drawing: the images, and how they are drawn.
+        animations: the animations to write.
+        sheets: the contact sheets to write.
+        noise: the noise (N, L) of the mask.
+        ratio: the mask ratio of the contact sheets.
+        overwrite: replace existing files.
+    """
     report: dict[str, Any] = {}
     for paths, ratios in ((sheets, (ratio,)), (animations, ANIMATION_RATIOS)):
         if not paths:
@@ -212,7 +224,12 @@ def without_animations(animations: Sequence[Path], outputs: Sequence[Path]) -> l
 
 
 def note_on(checkpoint: Checkpoint) -> str | None:
-    """Return a note on what reconstructions take from the original images; None if nothing."""
+    """Return a note on the parts of reconstructions that are taken from the original images.
+
+    These parts are the visible patches if the model predicts removed patches only, and the mean and
+    standard deviation of each patch if the model predicts normalized patches. The result is None if
+    nothing is taken from the original images.
+    """
     notes = []
     if checkpoint.family.predicts_removed_only:
         notes.append(ONLY_REMOVED)

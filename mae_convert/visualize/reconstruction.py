@@ -29,13 +29,15 @@ class Reconstruction:
     """The reconstructions of images or clips."""
 
     pixel_values: np.ndarray
-    """(N, C, [T,] H, W), the original images; for clips, only the frames that a model predicts."""
+    """(N, C, [T,] H, W), the original images, normalized as for the model; for clips, only the
+    frames that the model predicts."""
 
     mask: np.ndarray
     """(N, L), 1 where a patch was removed."""
 
     predicted: dict[str, np.ndarray]
-    """All predicted patches as images (N, C, [T,] H, W) by framework, in the scale of pixels."""
+    """All predicted patches as images (N, C, [T,] H, W) by framework, normalized like
+    ``pixel_values``."""
 
     loss: dict[str, np.ndarray]
     """The mean squared error (N,) over removed patches, in normalized pixel units, of each

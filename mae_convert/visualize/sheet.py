@@ -57,7 +57,7 @@ class Sheet:
 
     @property
     def default_across(self) -> int:
-        """The default number of groups side by side."""
+        """The default number of parts, side by side, into which the rows are divided."""
         count = len(self.rows) // self.rows_per_group
         if self.rows_per_group > 1:  # groups of rows that show the frames of a clip
             return max(1, min(count, MOST_FRAMES // len(self.heads)))
@@ -129,8 +129,9 @@ def sheet_of_clips(
     At most `MOST_FRAMES` evenly spaced frames are displayed.
 
     Args:
-        columns: the versions of the clips, such as original and reconstruction: colours
-            (N, T, H, W, 3) by heading. The headings become parts of the labels of the rows.
+        columns: colours (N, T, H, W, 3) of each version of the clips, by the name of the version,
+            such as "original". In this sheet, each version of a clip is a row (not a column), and
+            the label of the row contains the name.
         labels: the labels of the N clips.
         frames: (T,), the indices of the frames in the clip.
         shapes: displayed ratio of width to height of each clip.
@@ -185,7 +186,8 @@ def draw(sheet: Sheet, *, across: int | None = None) -> Image.Image:
 
     Args:
         sheet: the contents of the sheet.
-        across: the number of groups side by side; None for `Sheet.default_across`.
+        across: the number of parts, side by side, into which the rows are divided; None for
+            `Sheet.default_across`.
     """
     across = min(across or sheet.default_across, len(sheet.rows) // sheet.rows_per_group)
     sizes = [_size(row, shape) for row, shape in zip(sheet.rows, sheet.shapes, strict=True)]

@@ -44,10 +44,10 @@ class Point:
     """Mean training loss over the images; None if the checkpoint could not be run."""
 
     losses: tuple[float, ...] = ()
-    """The training loss for each image, (N,)."""
+    """The training loss for each image, (N,); empty if the checkpoint could not be run."""
 
     error: str | None = None
-    """Why the checkpoint could not be run."""
+    """Why the checkpoint could not be run; None if it was run."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TimelineOptions:
     """Number of checkpoints whose reconstructions are displayed."""
 
     flags: Flags | None = None
-    """Configuration fields that the user specified."""
+    """Configuration fields that the user specified; None if the user specified no fields."""
 
     state_key: str | None = None
     """The key of the weights in a PyTorch checkpoint; None to detect it."""

@@ -17,8 +17,9 @@ class PrithviConfig(VideoConfiguration):
     (Szwarcman et al. 2024, arXiv:2412.02732).
 
     Attributes:
-        layer_norm_eps: added to the variance in every layer normalization; the published models
-            were trained with 1e-6, but the authors' library has used 1e-5 since December 2024.
+        layer_norm_eps: added to the variance in every layer normalization. The default is 1e-6,
+            with which the published models were trained; the authors' library has used 1e-5 since
+            December 2024.
         coords_encoding: the coordinates that are embedded: "time", "location", both or neither.
         coords_scale_learn: whether the factors that multiply the coordinate embeddings are trained.
     """

@@ -98,7 +98,11 @@ class Encoder(PositionedTrunk, VideoEncoder):
         return latent
 
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first."""
+        """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first.
+
+        Patches are selected by ``ids_keep`` (N, kept) before the projection; if ``ids_keep`` is
+        None, all patches are used in order. There is no class token if ``cls_embed`` is false.
+        """
         patches = patchify(pixel_values, self.config)
         table, class_tokens = self.positions(), self.config.class_tokens
         first, positions = table[:, :class_tokens], table[:, class_tokens:]

@@ -246,7 +246,7 @@ class ViTForImageClassification(Encoder):
         Args:
             pixel_values: (N, C, H, W), of the configured size and the parameters' dtype.
             labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
-                mixup.
+                mixup. None: no loss is computed.
             options: additional outputs, see `OutputOptions`.
 
         Raises:

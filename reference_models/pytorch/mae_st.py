@@ -67,7 +67,10 @@ class Positions(nn.Module):
     config: MAESTConfig
 
     def add_positions(self, prefix: str, width: int) -> None:
-        """Add position embeddings: parameters for space, time and class token, or one parameter.
+        """Add position embeddings as parameters of the model.
+
+        If ``sep_pos_embed`` is true, there are separate parameters for space, time and the class
+        token (if any); otherwise there is one parameter.
 
         Args:
             prefix: the prefix of the parameters' names: "" or "decoder_".
@@ -122,7 +125,11 @@ class Encoder(Positions):
         )
 
     def embed(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first."""
+        """Return tokens (N, [1 +] kept, D) of videos (N, C, T, H, W), class token first.
+
+        Patches are selected by ``ids_keep`` (N, kept) before the projection; if ``ids_keep`` is
+        None, all patches are used in order. There is no class token if ``cls_embed`` is false.
+        """
         patches = patchify(pixel_values, self.config)
         table, class_tokens = self.positions(""), self.config.class_tokens
         first, positions = table[:, :class_tokens], table[:, class_tokens:]
@@ -292,7 +299,7 @@ class MAESTForVideoClassification(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
-                mixup.
+                mixup. None: no loss is computed.
             options: additional outputs, see `OutputOptions`.
 
         Raises:

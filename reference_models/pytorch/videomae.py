@@ -401,7 +401,7 @@ class VideoMAEForVideoClassification(Encoder):
         Args:
             pixel_values: (N, C, T, H, W), of the configured size and the parameters' dtype.
             labels: (N,) integers, or (N, K) probabilities, as created by label smoothing and
-                mixup.
+                mixup. None: no loss is computed.
             options: additional outputs, see `OutputOptions`.
 
         Raises:
