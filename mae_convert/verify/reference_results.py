@@ -55,7 +55,7 @@ class ReferenceResult:
     what: str = "logits [0, :3, :3]"
 
     def allowed(self) -> np.ndarray:
-        """Return the allowed difference of each value of ``corner``, (3, 3)."""
+        """Return the allowed difference of each value of ``corner``, (3 patches, 3 values)."""
         return self.absolute + self.relative * np.abs(np.array(self.corner))
 
 
