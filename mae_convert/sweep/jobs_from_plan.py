@@ -118,7 +118,8 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
     Args:
         entry: an entry of the plan, with the defaults of the plan.
-        folder: the directory of the plan, to which relative paths are relative.
+        folder: the directory to which relative paths are relative: the directory of the plan or,
+            without a plan, the current directory.
 
     Raises:
         PlanError: a field is invalid, the source is missing, or there are too many jobs.
@@ -192,7 +193,8 @@ def _job(source: str, settings: Settings, entry: Entry, folder: Path) -> Job:
         source: the path, URL or name of the source.
         settings: the values of the other fields.
         entry: the entry of the plan that specifies the job.
-        folder: the directory of the plan, to which relative paths are relative.
+        folder: the directory to which relative paths are relative: the directory of the plan or,
+            without a plan, the current directory.
 
     Raises:
         PlanError: fields contradict each other, or a placeholder is not defined.
