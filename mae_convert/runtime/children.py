@@ -94,11 +94,11 @@ def cannot_run(python: str | None, error: OSError) -> MaeConvertError:
     """Return the error for a Python interpreter that cannot be run.
 
     Args:
-        python: the path of the interpreter, as specified by the user.
+        python: the path of the interpreter, as specified by the user; None for the current one.
         error: the error of the operating system.
     """
     return MaeConvertError(
-        f"cannot run the interpreter {python}: {error.strerror}",
+        f"cannot run the interpreter {python or sys.executable}: {error.strerror}",
         hint="specify the interpreter of an environment, such as .venv/bin/python",
     )
 

@@ -65,11 +65,14 @@ def _problems(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     expected = {name: list(shape) for name, shape in family.schema(config, task).items()}
     shapes = {name: entry[0] for name, entry in description["tensors"].items()}
     if shapes != expected:
-        names = [n for n in {**expected, **shapes} if shapes.get(n) != expected.get(n)]
-        yield (
-            f"tensors: {names[0]} has shape {shapes.get(names[0])}, but a model of this"
-            f" configuration for the task {task} has {expected.get(names[0])}"
-        )
+        name = next(n for n in {**expected, **shapes} if shapes.get(n) != expected.get(n))
+        model = f"a model with this configuration for the task {task}"
+        if name not in shapes:
+            yield f"tensors: {name} is missing, which {model} has"
+        elif name not in expected:
+            yield f"tensors: {name} does not belong to {model}"
+        else:
+            yield f"tensors: {name} has shape {shapes[name]}, but {model} has {expected[name]}"
     if description.get("fingerprint") not in (None, str(described_fingerprint(description))):
         yield "its fingerprint does not match its tensors and configuration"
     yield from _array_problems(family, config, description, arrays)

@@ -53,8 +53,10 @@ def test_two_equal_traces_pass(compared):
 
 DAMAGE = {
     "tensors must contain at least 1": lambda d, a: d.update(tensors={}),
-    "encoder.cls_token has shape None": lambda d, a: d["tensors"].pop("encoder.cls_token"),
-    "decoder.more": lambda d, a: d["tensors"].update({"decoder.more": [[1], "float32", "0" * 64]}),
+    "tensors: encoder.cls_token is missing, which a model": lambda d, a: d["tensors"].pop("encoder.cls_token"),
+    "tensors: decoder.more does not belong to a model": lambda d, a: d["tensors"].update(
+        {"decoder.more": [[1], "float32", "0" * 64]}
+    ),
     "tensors.encoder.cls_token[2]": lambda d, a: d["tensors"].update(
         {"encoder.cls_token": [[1, 1, 32], "float32", 1]}
     ),
