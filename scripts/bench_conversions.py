@@ -157,7 +157,7 @@ def _row(work: Work, layout: str, pairs: int, peer: Path | None) -> dict[str, ob
         "`cp`, s": f"{median(copying):.2f}",
         "convert, s": f"{median(converting):.2f}",
         "ratio": f"{ratio(converting, copying):.2f}",
-        "write + flush and compare, s": " + ".join(f"{seconds:.2f}" for seconds in each_phase),
+        "write + (flush and compare), s": " + ".join(f"{seconds:.2f}" for seconds in each_phase),
         "write, ratio": f"{ratio(writing, copying):.2f}",
         "memory, MB": round(max(measured.anonymous for measured in ours) / 1e6),
     }

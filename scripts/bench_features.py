@@ -72,8 +72,14 @@ def rows(
 ) -> Iterator[dict[str, object]]:
     """Compare ``mae-convert features`` with each library of `pythons`; yield a table row for each.
 
-    All programs run a random ViT on the same `count` images, in alternating order, `pairs` times.
-    `pythons` contains a Python interpreter for each library.
+    All programs run a random ViT on the same images, in alternating order.
+
+    Args:
+        size: the size of the ViT.
+        folder: the folder for the images, the checkpoints and the features.
+        count: the number of images.
+        pairs: how often each program is run.
+        pythons: a Python interpreter for each library.
     """
     images = made_images(folder / "images", count)
     directory = converted(size, folder, "transformers")

@@ -88,7 +88,7 @@ def _calls(
 
 
 def _seconds(call: Callable[[], Any], device: str, calls: int) -> float:
-    """Return the time of a call in seconds, the mean of `calls` calls, with the GPU's work."""
+    """Return the mean time of `calls` calls in seconds, until `device` has finished its work."""
     _synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):

@@ -60,7 +60,9 @@ def rows(
         device: the device of PyTorch, such as "cpu".
     """
     if not (clone / "main_pretrain.py").is_file():
-        raise SystemExit(f"{clone} contains no main_pretrain.py: specify a clone of its repository")
+        raise SystemExit(
+            f"{clone} contains no main_pretrain.py: specify a clone of facebookresearch/mae"
+        )
     require(python, "torch", "torchvision", "timm", "tensorboard", "PIL", "rich")
     images, output = folder / "pretrain", folder / "trained"
     made_images(images / "train" / "0", count)

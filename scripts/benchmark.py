@@ -155,9 +155,9 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict]]] = 
 
 
 OMITTED = {
-    "pretrain": "Omitted: specify --original and --timm-python.",
-    "gpu": "Omitted: specify --device, such as --device cuda.",
-    "others": "Omitted: specify --peer-python or --timm-python.",
+    "pretrain": "Omitted: this measurement needs --original and --timm-python.",
+    "gpu": "Omitted: this measurement needs --device, such as --device cuda.",
+    "others": "Omitted: this measurement needs --peer-python or --timm-python.",
 }
 """By the name of a table: what is printed in its place if a required option is not specified."""
 

@@ -73,7 +73,12 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def dependencies(trees: Mapping[Path, ast.AST], root: Path) -> dict[str, set[str]]:
-    """Return, for each unit, the other units that its modules import."""
+    """Return, for each unit, the other units that its modules import.
+
+    Args:
+        trees: the syntax tree of each file, by path.
+        root: the checkout; for units see `unit_of`.
+    """
     units = {unit_of(path, root) for path in trees}
     imports: dict[str, set[str]] = {unit: set() for unit in units}
     for path, tree in trees.items():

@@ -46,7 +46,7 @@ WEIGHTS = 150  # number of faults of each of the four kinds of fault in weights
 
 
 def main() -> int:
-    """Run the requested scores and return the exit status."""
+    """Compute the requested scores and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--sample", type=int, help="maximum number of faults of each kind and framework"
@@ -178,6 +178,8 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
 
 def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
     """Return whether all faults were detected and enough faults were explained.
+
+    Enough means `LEAST_SUSPECTED` of the faults in tensors and `LEAST_NAMED` of the other faults.
 
     Args:
         results: all outcomes.

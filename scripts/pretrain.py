@@ -85,7 +85,11 @@ WIDTHS = (
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; option names of facebookresearch/mae have the same meaning here."""
+    """Read the command line; option names of facebookresearch/mae have the same meaning here.
+
+    Args:
+        argv: the arguments; None for those of the process.
+    """
     parser = argparse.ArgumentParser(
         usage="%(prog)s IMAGES OUTPUT [options]",
         description=__doc__,
@@ -469,7 +473,10 @@ def take_steps(
     args: argparse.Namespace,
     process: Process,
 ) -> Iterator[float]:
-    """Take an optimizer step after every ``accum_iter`` batches; yield the loss of each step."""
+    """Take an optimizer step after every ``accum_iter`` batches; yield the loss of each step.
+
+    A batch is a pair: the images (N, C, H, W), and the noise (N, L) that determines the mask.
+    """
     losses: list[Tensor] = []
     for pixels, noise in batches:
         last_of_step = len(losses) + 1 == args.accum_iter

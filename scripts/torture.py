@@ -35,8 +35,10 @@ def row(target: str, trial_run: Trial, states: Sequence[str]) -> str:
         states: the states of the output after the trials.
     """
     count = Counter(states)
-    counts = [count[which] + count[f"{which} and a hidden directory"] for which in ("old", "new")]
-    strays = sum(count[f"{which} and a hidden directory"] for which in ("old", "new"))
+    counts = [
+        count[which] + count[f"{which}, beside a hidden directory"] for which in ("old", "new")
+    ]
+    strays = sum(count[f"{which}, beside a hidden directory"] for which in ("old", "new"))
     wrong = [state for state in states if state not in trial_run.allowed]
     cells = (target, trial_run.name, len(states), *counts, strays, len(wrong))
     return "\n    ".join(["| " + " | ".join(map(str, cells)) + " |", *wrong[:5]])
@@ -54,7 +56,9 @@ def main() -> int:
     parser.add_argument(
         "--target", choices=TARGETS, action="append", help="kind of output (default: both)"
     )
-    parser.add_argument("--work", type=Path, help="directory for the files")
+    parser.add_argument(
+        "--work", type=Path, help="existing directory for the temporary files of the trials"
+    )
     given = parser.parse_args()
     if not given.checkpoint.is_file():
         parser.error(f"{given.checkpoint} is not a file")

@@ -25,7 +25,7 @@ class Stage:
     """The directory of the target, which contains nothing else."""
 
     target: Path
-    """The path of the target."""
+    """The file or directory that the conversion writes, and that contains the old output before."""
 
     layout: str
     """The layout of the target."""
@@ -65,7 +65,7 @@ class Stage:
     def state(self) -> str:
         """Return the state of the output: "old", "new", or a description of another state.
 
-        If a hidden directory is beside the output, "and a hidden directory" is appended.
+        If a hidden directory is beside the output, ", beside a hidden directory" is appended.
         """
         foreign = [p.name for p in self.folder.iterdir() if p != self.target]
         if unknown := [name for name in foreign if not STRAY.fullmatch(name)]:
@@ -76,7 +76,7 @@ class Stage:
         name = next(
             (name for name, whole in self.whole.items() if whole == state_digest), "a mixture"
         )
-        return f"{name} and a hidden directory" if foreign else name
+        return f"{name}, beside a hidden directory" if foreign else name
 
 
 def remove(path: Path) -> None:

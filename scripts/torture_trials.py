@@ -224,7 +224,10 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
-    """Start two runs with one target: the second must succeed too, or report the conflict."""
+    """Start two runs with one target: one must succeed, the other succeed or report the conflict.
+
+    The state of the output is yielded after each of `moments` trials.
+    """
     for number in range(moments):
         stage.reset()
         command = stage.command()
@@ -259,7 +262,7 @@ class Trial:
     """Whether the trial mounts file systems."""
 
 
-WHOLE = ("old", "new", "old and a hidden directory", "new and a hidden directory")
+WHOLE = ("old", "new", "old, beside a hidden directory", "new, beside a hidden directory")
 TRIALS = {
     "kill": Trial("SIGKILL at a random moment", killed, WHOLE, share=1),
     "steps": Trial("SIGKILL at each step in turn", killed_at_each_step, WHOLE),

@@ -143,9 +143,9 @@ def test_what_lacks_its_options_is_left_out(capsys):
     benchmark.main(["--only", "pretrain", "verify", "gpu"])
     omitted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Omitted")]
     assert omitted == [
-        "Omitted: specify --original and --timm-python.",
-        "Omitted: specify --peer-python or --timm-python.",
-        "Omitted: specify --device, such as --device cuda.",
+        "Omitted: this measurement needs --original and --timm-python.",
+        "Omitted: this measurement needs --peer-python or --timm-python.",
+        "Omitted: this measurement needs --device, such as --device cuda.",
     ]
 
 

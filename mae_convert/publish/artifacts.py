@@ -112,8 +112,8 @@ def read_artifact(target: Path, *, unverified: bool = False) -> Artifact:
     artifact = Artifact(target, checkpoint, certificate)
     for problem in _problems(artifact, certificate):
         raise MaeConvertError(
-            f"{target} is not published: {problem}; verify it again with `mae-convert verify SOURCE"
-            f" {target} --certify`",
+            f"{target} cannot be published: {problem}; verify it again with `mae-convert verify "
+            f"SOURCE {target} --certify`",
             hint=UNVERIFIED,
             path=target,
         )

@@ -64,7 +64,7 @@ class Committed:
     """The URL of the commit's page."""
 
     pull_request_url: str | None = None
-    """The URL of the pull request, or None."""
+    """The URL of the pull request that contains the commit; None for a commit to a branch."""
 
     is_new: bool = True
     """Whether this run created the commit; False if the repository already had all files."""

@@ -70,6 +70,11 @@ class Remote:
 def remote_state(api: "HfApi", target: Target, account: str | None) -> Remote:
     """Return the state of the branch, or of the pull request, that gets the commit.
 
+    Args:
+        api: the Hub's client.
+        target: where to publish.
+        account: the Hub account whose open pull request is looked for; None to look for none.
+
     Raises:
         HubError: a pull request is requested for a repository that does not exist, or ``private``
             is requested for an existing public repository.

@@ -175,7 +175,12 @@ def _cell(cell: Cell, label: str) -> str:
 
 
 def images(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of images as HTML; its columns stay side by side on narrow screens."""
+    """Return a table of images as HTML; its columns stay side by side on narrow screens.
+
+    Args:
+        heads: the headings of the columns, as text.
+        rows: the cells of each row, as HTML; see `image`.
+    """
     head = "".join(f"<th>{for_html(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{i}</td>" for i in row) + "</tr>" for row in rows)
     return f'<table class="images"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

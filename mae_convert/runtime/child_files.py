@@ -173,9 +173,10 @@ def _stored(checkpoint: Checkpoint, framework: str) -> StoredWeights:
 
 
 def _encoder_prefix(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the prefix to remove from the names of an encoder in a pre-training checkpoint.
+    """Return the prefix to remove from the names of the encoder's tensors.
 
-    The result is a tuple that contains the prefix; it is empty if no prefix must be removed.
+    It is the prefix that pre-training models have before these names. The result is a tuple that
+    contains the prefix; it is empty if no prefix must be removed.
     """
     prefix = checkpoint.family.encoder_prefixes.get(checkpoint.table.name)
     return (prefix,) if prefix and checkpoint.task == "encoder" else ()

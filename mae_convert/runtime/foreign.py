@@ -85,8 +85,8 @@ def parse_foreign(
         option: the name of the option that has this value, for messages.
 
     Raises:
-        MaeConvertError: the file, directory or module does not exist, is not Python code, or has
-            an invalid ``LAYOUT``.
+        MaeConvertError: the file, directory or module does not exist, is not Python code, or
+            assigns an invalid value to ``LAYOUT``, the layout of the model's state dict.
     """
     name, equals, target = text.partition("=")
     if equals and name == ORIGINAL:

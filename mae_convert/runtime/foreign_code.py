@@ -1,6 +1,7 @@
 """Import external code in a child process and determine how to run it.
 
-A file or module of external code has a factory, and may define these names (``docs/runners.md``):
+A file or module of external code has a factory, a function or class that creates the model. It
+may also define these names (see ``docs/runners.md``):
 
 - ``LAYOUT``: the layout of the state dict; see `mae_convert.runtime.foreign`.
 - ``load_state(model, state)``: loads the tensors into the model.
@@ -75,10 +76,11 @@ class Code:
             raise LoadError(f"{self.label} failed{_line(error)}: {_words(error)}") from error
 
     def points(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield a tuple for each activation: canonical name, module name, part, number of parts.
+        """Yield a tuple (name, module name, index, number of parts) for each activation.
 
-        The output of the module is split into equal parts along the last axis; the activation is
-        the part with the yielded index. In both names, ``{}`` stands for the number of a block.
+        The output of the module is split into this number of equal parts along the last axis; the
+        activation is the part with this index, from 0. The first item is the canonical name of the
+        activation. In both names, ``{}`` stands for the number of a block.
         """
         for name, module in self.activations.items():
             match = BRACES.search(name)

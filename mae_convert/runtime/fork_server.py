@@ -272,7 +272,14 @@ def serve() -> None:
 
 
 def _supervise(connection: socket.socket, streams: Sequence[int]) -> None:
-    """Run a request in a child; send the child's process id and then its exit status."""
+    """Run the request of a connection in a child process.
+
+    The child's process id and then its exit status are sent to the connection.
+
+    Args:
+        connection: the connection from which the request is read.
+        streams: file descriptors for standard input, output and error of the child.
+    """
     try:
         with connection.makefile() as lines:
             request = json.loads(lines.readline())

@@ -31,7 +31,8 @@ class StoredWeights:
     """The format of the files, such as "safetensors" or "pth"; see ``Container.kind``."""
 
     key: str = ""
-    """Dotted keys that lead to the dictionary of the tensors in a PyTorch file, or ""."""
+    """Dotted keys that lead to the dictionary of the tensors in a PyTorch file; "" if the file
+    itself is this dictionary, and for other formats."""
 
     unused: tuple[str, ...] = ()
     """Names of tensors that the model does not use."""
@@ -116,8 +117,9 @@ class Job:
     """Metadata that is copied into the trace."""
 
     confirmed: ReadTensors | None = None
-    """If the tensors in `weights` were computed from stored tensors: hashes of the stored tensors,
-    to check that the library reads the same tensors. Otherwise None."""
+    """Hashes of the stored tensors from which the tensors in `weights` were computed. With the
+    hashes, the child checks that the library of the file format reads the same tensors. None if
+    this is not checked; see `Staged.confirmed`."""
 
     step_outputs: str = ""
     """A safetensors file with float64 activations by name. Each activation is used as the input of

@@ -83,8 +83,9 @@ class Unset(keras.initializers.Initializer):
 def short_variable_names() -> Any:
     """Return a context in which TensorFlow's variables get names without the names of layers.
 
-    TensorFlow compiles the operation that creates a variable for each new name, which takes longer
-    than the rest of the creation. The names and paths of Keras's variables do not change.
+    TensorFlow compiles the operation that creates a variable, and compiles it again for each new
+    name of a variable. Compiling takes longer than the rest of the creation. The names and paths of
+    Keras's variables do not change.
     """
     if _is_jax():
         return nullcontext()

@@ -76,7 +76,10 @@ def replace_steps(model: Any, replacements: Mapping[str, Any]) -> dict[str, Any]
 
 
 def replaced(computed: Any, replacement: Any) -> tuple[Any, Any]:
-    """Return a computed activation (N, T, D), and the output that the layer returns instead.
+    """Return the activation that a layer computed, and an output to use instead of `computed`.
+
+    The activation does not contain the additional tokens; the output begins with them, and then
+    contains `replacement`.
 
     Args:
         computed: the result of a layer, (N, T, D). It may begin with additional tokens that the

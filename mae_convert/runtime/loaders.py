@@ -4,12 +4,12 @@ The PyTorch reference model has the parameter names of facebookresearch/mae, so 
 that code or of timm is loaded unchanged. The Keras reference model has the variable names of
 transformers' TensorFlow classes, so that ``tf_model.h5`` is loaded unchanged. For a PyTorch file of
 transformers, that library's own rule (``modeling_tf_pytorch_utils``) is applied to the variable
-names: slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, beta
-becomes bias, and kernels are transposed.
+names: slashes become dots, ``layer_._0`` becomes ``layer.0``, kernel and gamma become weight, and
+beta becomes bias. In addition, kernels are transposed.
 
 Files are read by the libraries of their formats: ``torch.load``, safetensors, NumPy and h5py.
-Tensors are then only selected and renamed: several files are merged, unused tensors are dropped,
-and prefixes are removed.
+Apart from the rule above, tensors are only selected and renamed: several files are merged, unused
+tensors are dropped, and prefixes are removed.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from mae_convert.convert.plan import Plan
 from mae_convert.families.configuration import PREPROCESSING
 from mae_convert.layouts.layout import IMAGENET
 
-CONVENTION = "convention: ImageNet, because not specified"
+CONVENTION = "convention: the values of ImageNet, because no checkpoint specifies others"
 NO_CONVENTION = "no convention for this number of channels"
 
 
@@ -26,7 +26,8 @@ class ModelMetadata:
     """Names of the classes, or None if they are unknown."""
 
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
-    """Further settings of preprocessing, as in ``preprocessor_config.json``."""
+    """The settings of preprocessing other than mean and standard deviation, with the names of
+    ``preprocessor_config.json``."""
 
     sources: Mapping[str, str] = field(default_factory=dict)
     """The sources of ``image_mean`` and ``image_std``, by these names."""

@@ -1,7 +1,8 @@
 """Run a clone of the authors' code: facebookresearch/mae and mae_st, and MCG-NJU/VideoMAE.
 
 The code was written for versions of timm and NumPy that current Python versions do not support.
-Removed names that the code uses are restored in this child process; the clone is not changed.
+In the child process that imports it, this module restores the names that the code uses and that
+newer versions removed. The clone is not changed.
 """
 
 import importlib
@@ -209,6 +210,7 @@ def _classified(model: Any, pixels: Tensor, noise: None) -> dict[str, Tensor]:  
     """Return the logits of facebookresearch/mae's classifier.
 
     Its ``forward`` is not called, because newer versions of timm would pool the features again.
+    `noise` is always None, because a classifier does not mask.
     """
     return {"logits": model.head(model.forward_features(pixels))}
 

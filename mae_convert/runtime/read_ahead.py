@@ -36,8 +36,9 @@ def reading_threads() -> Iterator[Executor]:
 def stored_arrays(job: Job) -> Iterator[dict[str, Stored]]:
     """Yield the arrays of a job's files by name, while threads read them.
 
-    If the first run is in float64, arrays of other dtypes are converted to float64 if that is
-    exact. The dictionary is empty if Keras itself reads the file.
+    A job runs the model once in each of its dtypes. If the first run is in float64, each array that
+    float64 represents exactly is converted to float64. The dictionary is empty if Keras itself
+    reads the file.
 
     Raises:
         LoadError: a file cannot be read, or two tensors have the same name.

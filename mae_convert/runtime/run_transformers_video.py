@@ -46,7 +46,8 @@ def _build(job: Job) -> torch.nn.Module:
     """Return the model of transformers, loaded from the directory of the job.
 
     Raises:
-        LoadError: see `require_biases` and `build`.
+        LoadError: the class cannot load the directory, does not load all tensors, or loads the
+            biases of queries and values as zeros.
     """
     model = build(job)
     require_biases(model, job.weights)

@@ -22,8 +22,8 @@ MASK = "argument"
 OUTPUTS = ("loss", "logits", "mask")
 
 # Which modules (Keras: layers) compute which intermediate activations; {} is the number of a block.
-# Remove entries that your model does not have. "path:input" is the input of a module; for a name
-# with {q,k,v} the output is split along the last axis.
+# Remove the entries whose modules your model does not have. "path:input" is the input of a module;
+# for a name with {q,k,v}, the output is split along the last axis.
 ACTIVATIONS = {
     "encoder.embedding": "blocks.0:input",
     "encoder.blocks.{}.{q,k,v}": "blocks.{}.attn.qkv",
@@ -39,8 +39,8 @@ def build(config):
 
     Args:
         config: fields of the configuration (hidden_size, num_hidden_layers, layer_norm_eps ...),
-            "task" (pretrain, encoder or classify), "num_kept", the number of patches that are not
-            removed, and "dtype", the dtype of a Keras model.
+            "task" (pretrain, encoder or classify), "num_kept" (the number of patches that are not
+            removed) and "dtype" (the dtype of a Keras model).
     """
     raise NotImplementedError("return your model, for example MyModel(width=config['hidden_size'])")
 

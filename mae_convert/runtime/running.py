@@ -131,7 +131,8 @@ class Running:
             MissingRequirementError: the child could not import its framework.
             UnreadFileError: the library for the format cannot read the file.
             MaeConvertError: the child failed or exceeded the time limit; the message contains the
-                last line of its standard error, or its last stage.
+                last line of its standard error or, if a signal or the time limit ended the child,
+                the stage that it last reported, such as "while importing torch".
             CheckpointError: a file of the checkpoint was modified during the run.
         """
         with self.opened:

@@ -235,7 +235,12 @@ def named_loader(checkpoint: Checkpoint, framework: str) -> str | None:
 
 
 def _finds_its_files(checkpoint: Checkpoint, framework: str) -> bool:
-    """Return whether a library would load the same tensor files of a directory as mae-convert."""
+    """Return whether a library loads the same files of a checkpoint's directory as mae-convert.
+
+    Args:
+        checkpoint: the checkpoint.
+        framework: the library, one of `READ_DIRECTORIES`.
+    """
     container, path = checkpoint.container, checkpoint.path
     name = container.weights_file.name
     parts = framework == "transformers" and name in INDEX_NAMES
@@ -315,7 +320,12 @@ def require_sides(*sides: Side) -> None:
 
 
 def _has_tf_classes(framework: str, python: str | None) -> bool:
-    """Return whether the framework is transformers and its TensorFlow classes are installed."""
+    """Return whether the framework is transformers and its TensorFlow classes are installed.
+
+    Args:
+        framework: the framework.
+        python: the Python interpreter; None for the interpreter that runs this code.
+    """
     return framework == TF_CLASSES[0] and has_framework(framework, python, TF_CLASSES[1])
 
 

@@ -1,8 +1,8 @@
 """Access to the Hugging Face Hub: its client, retries, and the conversion of its errors.
 
-The client is imported only here and where requests are made, so that other commands do not import
-it. Tokens are managed by the client (``hf auth login`` or ``HF_TOKEN``); there is no option for a
-token, because other users of the machine can read command lines.
+The client is imported only here and where requests are made, so that commands that do not use the
+Hub do not import it. Tokens are managed by the client (``hf auth login`` or ``HF_TOKEN``); there is
+no option for a token, because other users of the machine can read command lines.
 """
 
 import logging
@@ -257,7 +257,12 @@ def explained(error: BaseException, what: str, server: str = "the Hub") -> MaeCo
 
 
 def unexpected_response(what: str, server: str = "the Hub") -> MissingRequirementError:
-    """Return the error for a response that does not have the Hub's format."""
+    """Return the error for a response that does not have the Hub's format.
+
+    Args:
+        what: the beginning of the message, which names what was requested.
+        server: the server, as named in the message.
+    """
     return MissingRequirementError(
         f"{what}: {server} sent an unexpected response",
         hint="check HF_ENDPOINT, and whether a proxy or a login page intercepts the connection",

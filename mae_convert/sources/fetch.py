@@ -153,7 +153,11 @@ def _transfer(download: DownloadRequest, partial: Path) -> None:
 
 
 def _ask(url: str) -> tuple[str, int | None]:
-    """Return the version of a file (its ETag) and its size; None if the server does not send it."""
+    """Return the version of a file and its size, as sent by the server.
+
+    The version is the ETag; "" if the server sends none, or a weak one. The size is in bytes; None
+    if the server does not send it.
+    """
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -252,7 +256,11 @@ def cache_directory() -> Path:
 
 
 def link_together(folder: Path, files: Mapping[str, Path]) -> None:
-    """Create a directory with links to files in other directories.
+    """Create a directory in the cache, with links to files in other directories.
+
+    Args:
+        folder: the directory; links that it already contains are replaced.
+        files: the file to which each link refers, by the name of the link.
 
     Raises:
         OutputError: the cache cannot be written to.

@@ -111,7 +111,8 @@ def seconds_of(retry_after: str) -> float | None:
     """Return the seconds in the value of a Retry-After header; None if it is invalid.
 
     Args:
-        retry_after: a number of seconds, or an HTTP date (RFC 9110), which may be in the past.
+        retry_after: a number of seconds, or an HTTP date (RFC 9110); for a date in the past, the
+            result is 0.
     """
     text = retry_after.strip()
     if re.fullmatch(r"[0-9]{1,15}", text):

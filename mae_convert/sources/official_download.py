@@ -143,7 +143,12 @@ def _examine_image(path: Path) -> None:
 
 
 def origin_of(official: OfficialFile, record: Record) -> Origin:
-    """Return the origin of an official checkpoint for conversion records."""
+    """Return the origin of an official checkpoint, which conversion records contain.
+
+    Args:
+        official: the entry of the checkpoint in the catalog.
+        record: the record of its download.
+    """
     notes = (f"{official.name}: licence {official.license}; {official.purpose}",)
     return Origin(
         name=official.name,

@@ -281,7 +281,12 @@ def _target_contradiction(
 ) -> tuple[str, object] | None:
     """Return the name of a field that contradicts the layout `to`, and the reason.
 
-    Return None if no field contradicts it.
+    The reason is a sentence or an error. The result is None if there is no such field.
+
+    Args:
+        to: the name of the layout.
+        target: the path or URL of the output; None if it is not specified.
+        settings: the other fields of the job.
     """
     layout = replace(layouts_named(to)[0], name=to)  # messages use the layout name of the plan
     if "publish" in settings and not is_directory(layout, Path(target or "model")):

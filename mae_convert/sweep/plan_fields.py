@@ -50,7 +50,7 @@ class Runner(Words):
     """Whether the text may name a Python interpreter, in the form FRAMEWORK=PYTHON."""
 
     def read(self, text: str) -> str:
-        """Return the text with the usual name of the framework, such as "torch" for "pytorch".
+        """Return the text; another name of a framework is replaced: "pytorch" by "torch".
 
         Raises:
             ValueError: the text is neither a framework nor external code.

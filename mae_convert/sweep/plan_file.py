@@ -165,6 +165,11 @@ def _not_yaml(path: Path, error: Exception) -> PlanError:
 def _items(path: Path, node: Any, allowed: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield the pairs of key and value node of a YAML mapping, first the pairs merged by ``<<``.
 
+    Args:
+        path: the path of the plan, for messages.
+        node: the node of the mapping.
+        allowed: the allowed keys; if empty, all keys are allowed.
+
     Raises:
         PlanError: the node is not a mapping, or a key occurs twice or is not allowed.
     """

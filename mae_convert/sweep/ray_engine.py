@@ -80,7 +80,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _task_limit(ray: Any, threads: int) -> int:
-    """Return the number of tasks to submit to Ray at a time to keep every core busy."""
+    """Return how many tasks of `threads` threads Ray gets at a time, to keep every core busy."""
     cores = ray.cluster_resources().get("CPU", 1.0)
     return max(8, int(SLACK * cores / threads))
 

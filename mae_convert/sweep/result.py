@@ -35,7 +35,7 @@ class Row:
     """The layout of the written target; None if an existing target was only verified."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The fields of the job in the plan, except source, target, layout."""
+    """The fields of the job in the plan, except source, target and layout."""
 
     outcome: str = DONE
     """The outcome: "done", "failed" (the verification did not pass) or "error"."""
@@ -73,16 +73,17 @@ class Row:
     """The exit status that the corresponding single command would have."""
 
     source_sha256: str | None = None
-    """The SHA-256 of the source files that contain tensors; None if the job ended with an error
-    before the hash was computed."""
+    """The SHA-256 of the source file that contains the tensors; for several files, the hash of the
+    lines that ``sha256sum`` prints for them. None if the job ended with an error before the hash
+    was computed."""
 
     source_bytes: int | None = None
     """The size of the source files that contain tensors, in bytes; None if the job ended with an
     error before the size was determined."""
 
     target_sha256: str | None = None
-    """The SHA-256 of the target files that contain tensors; None if the job ended with an error
-    before the hash was computed."""
+    """The SHA-256 of the target files, computed in the same way as `source_sha256`; None if the job
+    ended with an error before the hash was computed."""
 
     target_bytes: int | None = None
     """The size of the target files that contain tensors, in bytes; None if the job ended with an

@@ -53,14 +53,15 @@ def resampled_positions(
 ) -> np.ndarray:
     """Return a position embedding (1, first + t h w, width) resampled bicubically to another grid.
 
-    Each of the t time steps is resampled separately.
+    Each of the t time steps is resampled separately; t is determined from the number of rows.
 
     Args:
         embedding: the position embedding.
         grid: h and w of the embedding.
         new_grid: h and w after resampling.
         first: number of rows before the rows of the patches; the first rows are copied.
-        aligned: whether the corner patches of both grids have the same positions.
+        aligned: whether the centres of the corner patches of both grids coincide; otherwise, the
+            outer edges of the two grids coincide.
     """
     width = embedding.shape[-1]
     before = embedding[0, first:].reshape(-1, *grid, width)  # (t, h, w, width)

@@ -118,7 +118,14 @@ def _require_files(folder: Path, names: Iterable[str]) -> None:
 def statement(
     folder: Path, certificate: Certificate, files: Iterable[str], licence: str | None
 ) -> dict[str, Any]:
-    """Return the in-toto statement with the files of a directory and the result of verification."""
+    """Return the in-toto statement with the files of a directory and the result of verification.
+
+    Args:
+        folder: the directory.
+        certificate: the certificate, which contains the result of verification.
+        files: names of files of the directory; names of files that do not exist are ignored.
+        licence: the licence of the model; None if it is unknown.
+    """
     document = certificate.document
     return {
         "_type": STATEMENT_TYPE,

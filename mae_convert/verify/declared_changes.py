@@ -199,7 +199,13 @@ def _num_frames(source: Checkpoint, step: Step) -> Changes:
 
 
 def _resampled(source: Checkpoint, after: Any, *, aligned: bool) -> dict[str, Change]:
-    """Return changes that resample the position embeddings to the rows and columns of `after`."""
+    """Return changes that resample position embeddings to another number of rows and columns.
+
+    Args:
+        source: the checkpoint with the position embeddings.
+        after: the new configuration, which has the new number of rows and columns of patches.
+        aligned: whether corners are aligned; see `resampled_positions`.
+    """
     changes, model = {}, source.configuration.model
     for name, table in source.family.position_tables(model).items():
         if tensor := source.tensors.get(name):

@@ -44,7 +44,7 @@ class Step:
     """The largest distance between the float64 results of A and B, computed by `function_error`."""
 
     at: str | None
-    """The first differing result within the step, or None."""
+    """The name of the first result within the step that differs; None if no result differs."""
 
     errors: Mapping[str, tuple[float, float, float]]
     """For each dtype, the rounding error of A, the rounding error of B, and the limit for both."""

@@ -225,7 +225,10 @@ def rank(differing: Sequence[str], candidates: Sequence[str]) -> list[str]:
 
 
 def effects(before: Trace, after: Trace) -> dict[str, float]:
-    """Return the relative L2 distance of each float64 output between two traces, by output name."""
+    """Return the relative L2 distance of each float64 output between two traces, by output name.
+
+    The distance is relative to the norm of the output in `before`.
+    """
     old, new = before.results("float64"), after.results("float64")
     return {
         name: relative_error(new[name], old[name])

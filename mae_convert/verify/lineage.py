@@ -79,7 +79,7 @@ class DifferingTensor:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The relation of B to A."""
+    """The relation of checkpoint B to checkpoint A, and the evidence for it."""
 
     relation: str
     """The relation: `SAME`, `ENCODER`, `DERIVED`, `PARTLY` or `UNRELATED`."""
@@ -109,8 +109,9 @@ class Lineage:
     """The parts of the model, such as "encoder", whose recorded digests differ."""
 
     configuration: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Differing fields that affect the outputs, with their values in A and B. If only digests are
-    available, the two digests of the configurations if they differ."""
+    """Differing fields that affect the outputs, with their values in A and B. If only digests of
+    the configurations are available and the digests differ, the only key is "digest of the
+    configuration", and its values are the two digests."""
 
     not_compared: tuple[str, ...] = ()
     """Phrases that name what could not be compared."""

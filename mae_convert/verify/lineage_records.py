@@ -53,7 +53,8 @@ def record_of(path: Path) -> Path | None:
         path: the path that the user specified: the record, or a directory that contains it.
 
     Returns:
-        The path of the record; None if the given path contains weights or does not exist.
+        The path of the record; None if `path` does not exist, contains weights, or is neither a
+        record nor a directory that contains a record.
     """
     if path.is_file() and path.suffix == ".json":
         return path

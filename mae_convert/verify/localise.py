@@ -235,7 +235,7 @@ def patch_positions(trace: "Trace", name: str, count: int) -> np.ndarray | None:
     """Return the grid position (N, count) of each token of an embedding; None if it is unknown.
 
     Args:
-        trace: the trace.
+        trace: the trace of a run; its ``ids_restore`` determines the positions.
         name: the name of the embedding.
         count: the number of tokens, including the class token for the decoder's embedding only.
     """

@@ -53,7 +53,13 @@ def meanings(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _as_rounding(a: Trace, name: str, distance: float) -> str:
-    """Return text that compares a distance with the measured rounding error in float32."""
+    """Return text that compares a distance with the measured rounding error in float32.
+
+    Args:
+        a: the trace of A, in which the rounding error is measured.
+        name: the name of the result.
+        distance: the relative L2 distance between the results of A and B.
+    """
     own = rounding_errors(a, "float32").get(name)
     if not own:
         return f"is {distance / UNIT_ROUNDOFF['float32']:.2g} units of roundoff of float32"
@@ -81,7 +87,12 @@ def precision_in_words(distance: float, own: float) -> str:
 def _similarity(exact: np.ndarray, other: np.ndarray) -> Iterator[str]:
     """Yield a sentence with the cosine similarity of the mean tokens of an image in A and in B.
 
-    For comparison, the sentence also contains the similarity of two different images in A.
+    The smallest similarity of all images is stated. For comparison, the sentence also contains the
+    similarity of two different images in A, if there are several images.
+
+    Args:
+        exact: the tokens in A, (N, T, D).
+        other: the tokens in B, (N, T, D).
     """
     left, right = (x.mean(axis=1) for x in (exact, other))  # (N, D)
     same = min(_cosine(x, y) for x, y in zip(left, right, strict=True))

@@ -75,8 +75,8 @@ def read_names(path: Path) -> dict[str, str]:
                 path,
                 f" contains the name {name!r}, which is not the name of a result",
                 hint=did_you_mean(name, RESULT_NAMES)
-                or f"the names are {', '.join(RESULT_NAMES)}, and names of activations in blocks, "
-                "such as encoder.blocks.N.output",
+                or f"results are named {', '.join(RESULT_NAMES)}; activations in blocks are named, "
+                "for example, encoder.blocks.N.output",
             )
     if len(set(names.values())) < len(names):
         raise CheckpointError(

@@ -39,7 +39,8 @@ class Signer:
     verify the signature."""
 
     keyless: bool = False
-    """Whether to sign without a key, as an identity that an OpenID provider confirms."""
+    """Whether to sign with an identity of sigstore, which an OpenID provider confirms, instead of a
+    key."""
 
     identity_token: str | None = None
     """The token of the OpenID provider; by default the token of the CI job or a browser login."""
@@ -82,7 +83,7 @@ class Signer:
         require_package()
         if self.keyless == (self.private_key is not None):
             raise MaeConvertError(
-                "a model is signed either with a key or as an identity without a key",
+                "a model is signed either with a key or with an identity of sigstore",
                 hint=("give ", Option("private_key", placeholder="PEM"), " or ",
                       Option("keyless", True)),
             )  # fmt: skip
@@ -141,10 +142,12 @@ class Trust:
     """The PEM file of the accepted public key; None if a certificate or an identity is accepted."""
 
     chain: Sequence[Path] = ()
-    """PEM files of the authorities; the signer's certificate must be issued by one of them."""
+    """PEM files of the authorities; the signer's certificate must be issued by one of them. Empty
+    if a key or an identity is accepted."""
 
     identity: str | None = None
-    """The identity that signed without a key: an e-mail address or the URL of a CI workflow."""
+    """The accepted identity of sigstore, which signs without a key: an e-mail address or the URL
+    of a CI workflow."""
 
     identity_provider: str | None = None
     """The URL of the OpenID provider that confirmed the identity."""

@@ -213,8 +213,8 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
     """Return "DIFFERENT" or "NOT SIGNED", and a sentence that names what differs."""
     if verdict.replayed and failed and all(check.name in SIGNED for check in failed):
         return "NOT SIGNED", (
-            "B computes the results of its certificate, but the signature of B or the signed "
-            "statement is not valid"
+            "B computes the results that its certificate records, but the signature of B or the "
+            "signed statement is not valid"
         )
     if verdict.replayed:
         return "DIFFERENT", "B is not the certified model, or its outputs have changed"
@@ -224,7 +224,7 @@ def _difference_in_words(verdict: Verdict, failed: Sequence[Check]) -> tuple[str
             f"A and B agree in everything that was compared, but {listing(names, 'and')} "
             f"{'computes' if len(names) == 1 else 'compute'} another function"
         )
-    return "DIFFERENT", "A and B are not the same function with the same weights"
+    return "DIFFERENT", "A and B differ in the function that they compute or in their weights"
 
 
 def _runners(checks: Iterable[Check]) -> list[str]:
@@ -293,9 +293,9 @@ def _reason_proof_failed(failed: Sequence[Check], verdict: Verdict, style: Optio
         )
     if any(check.name == WHOLE for check in failed):
         return (
-            "one side lacks a component of the other side, and no conversion record declares that "
-            "it was dropped; convert the side with the component to the task of the side without "
-            "it, so that the drop is recorded, and verify the result"
+            "one side lacks a component that the other side has, and no conversion record declares "
+            "that the component was dropped; convert the side that has the component to the task "
+            "of the other side, which records the drop, and verify the result"
         )
     return _reason_not_proven(verdict)
 
@@ -405,7 +405,7 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each output that states how much the declared rounding changes it."""
+    """Return, for each output, a sentence that states how much the declared rounding changes it."""
     return [
         f"the declared rounding changes {name} by {format_number(effect)} (relative L2;"
         " this does not affect the verdict)"

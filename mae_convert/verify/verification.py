@@ -380,7 +380,10 @@ def _of_family(checkpoint: Checkpoint) -> str:
 
 
 def _shape_mismatch(a: Checkpoint, b: Checkpoint) -> Verdict | None:
-    """Return a verdict without runs if the shapes of tensors or inputs differ, else None."""
+    """Return a failed verdict if the shapes of tensors or inputs differ, else None.
+
+    The models are not run for this verdict.
+    """
     left, right = _shapes(a), _shapes(b)
     if a.task == b.task:
         names = [name for name in {**left, **right} if left.get(name) != right.get(name)]

@@ -93,6 +93,9 @@ def display_of(
 ) -> Display:
     """Return a `Display` that shows photographs unchanged and scales each channel of other images.
 
+    Images are photographs if `bands` is None and they have three channels, displayed as red, green
+    and blue in this order, or one channel of grey levels.
+
     Args:
         pixel_values: (N, C, [T,] H, W), the original images; the scale of each channel is computed
             from their percentiles.

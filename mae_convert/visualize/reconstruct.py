@@ -44,7 +44,8 @@ class ReconstructionOptions:
     """The options of a reconstruction."""
 
     mask: str = "random"
-    """One of `patch_masks.KINDS`, or the path of an image whose white patches are removed."""
+    """One of `patch_masks.KINDS`, or the path of a mask image: the patches that are white in it are
+    removed from the input."""
 
     seed: int = 0
     """The seed of the mask."""

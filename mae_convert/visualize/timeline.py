@@ -108,7 +108,8 @@ class TimelineOptions:
     """The seed of the noise."""
 
     shown: int = 5
-    """Number of checkpoints whose reconstructions are displayed."""
+    """Number of checkpoints whose reconstructions are displayed. If the run has more checkpoints,
+    those at the beginning are chosen closer together, and the last one is always included."""
 
     flags: Flags | None = None
     """Configuration fields that the user specified; None if the user specified no fields."""

@@ -173,7 +173,10 @@ class Configuration:
 
     @property
     def num_kept(self) -> int:
-        """Number of visible patches: L (1 - mask_ratio), rounded down as in the authors' code."""
+        """Number of visible patches: num_patches (1 - mask_ratio).
+
+        The number is rounded down, as in the authors' code.
+        """
         return int(self.num_patches * (1 - self.mask_ratio))
 
     def to_dict(self) -> dict[str, Any]:

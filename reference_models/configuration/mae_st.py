@@ -50,9 +50,8 @@ class MAESTConfig(VideoConfiguration):
             check_counts(self, ("pred_t_dim",))
         if self.tubelet_size * self.predicted_length % self.num_frames:
             raise ValueError(
-                "each patch must predict a whole number of frames: tubelet_size x pred_t_dim,"
-                f" {self.tubelet_size} x {self.predicted_length}, must be a multiple of num_frames,"
-                f" {self.num_frames}"
+                "each patch must predict a whole number of frames, but tubelet_size x pred_t_dim /"
+                f" num_frames is {self.tubelet_size} x {self.predicted_length} / {self.num_frames}"
             )
 
     @property

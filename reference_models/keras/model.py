@@ -139,7 +139,10 @@ class MaskedModel(EncoderModel):
     decoder_class: Any = None
 
     def add_layers(self, **options: Any) -> None:
-        """Add a random number generator for the noise, and the decoder."""
+        """Add a random number generator for the noise, and the decoder if the model has one.
+
+        The decoder is created with the options ``initializer`` and ``dtype``.
+        """
         self.seed_generator = keras.random.SeedGenerator()
         if self.decoder_class is not None:
             self.decoder = self.decoder_class(self.config, **options)
@@ -158,7 +161,10 @@ class ClassifierModel(EncoderModel):
     """
 
     def add_layers(self, **options: Any) -> None:
-        """Add the layers between encoder and head, and the head."""
+        """Add the layers between encoder and head, and the head.
+
+        The head is created with the options ``initializer`` and ``dtype``.
+        """
         self.fc_norm: Any = None
         self.add_pooling()
         self.classifier = dense(self.config.num_labels, name="classifier", **options)

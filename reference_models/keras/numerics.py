@@ -32,7 +32,7 @@ def gelu(x: Tensor) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return the tanh approximation of GELU (arXiv:1606.08415, section 2).
 
-    It is written with the logistic function: (1 + tanh y) / 2 = sigmoid(2 y).
+    It is written with the logistic function, because (1 + tanh y) / 2 = sigmoid(2 y) for every y.
     """
     return x * ops.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 

@@ -56,7 +56,8 @@ class Trunk(keras.layers.Layer):
     def add_table(self, name: str, length: int = 1) -> Any:
         """Add and return a variable (1, length, D).
 
-        By default, its initial values are normal with the standard deviation ``initializer_range``.
+        Its initial values are drawn by ``self.initializer`` or, if this is None, from a normal
+        distribution with the standard deviation ``initializer_range``.
         """
         random = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
         return self.add_weight(
@@ -126,8 +127,8 @@ class VideoEncoder(Trunk):
 class DecoderTrunk(Trunk):
     """Base class of decoders: mask token, linear layer, blocks, norm, prediction.
 
-    A subclass defines ``call``. In addition to the arguments of `Trunk`, it takes ``outputs``: the
-    number of values in a predicted patch, P.
+    Subclasses define ``call``. The constructor takes, in addition to the arguments of `Trunk`,
+    ``outputs``: the number of values in a predicted patch, P.
     """
 
     def __init__(

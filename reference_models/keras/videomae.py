@@ -1,6 +1,6 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; version 2: Wang et al. 2023, arXiv:2303.16727).
 
-A masked autoencoder for videos. Patches are tubelets of a few frames; an encoder without class
+A masked autoencoder for videos. Patches are tubelets of a few frames; an encoder without a class
 token sees the visible patches, in the order of the video (section 3.3). The decoder gets the
 encoder's output followed by mask tokens, all with their positions, and predicts the pixels of the
 patches that the mask tokens represent.

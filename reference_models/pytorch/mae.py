@@ -81,7 +81,7 @@ class Encoder(nn.Module):
 
         The weights of linear layers and of the patch projection are Xavier uniform (He et al. 2021,
         appendix A.1) and biases are zero. The class token and learned position embeddings are
-        normal with the standard deviation ``initializer_range``.
+        drawn from a normal distribution with the standard deviation ``initializer_range``.
         """
         initialize_linear_layers(self)
         nn.init.normal_(self.cls_token, std=self.config.initializer_range)

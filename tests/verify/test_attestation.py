@@ -302,7 +302,7 @@ def test_sigstore_without_a_network_is_missing(signed, command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attest", "DIR"], "either with a key or as an identity"),
+        (["attest", "DIR"], "either with a key or with an identity"),
         (["attest", "DIR", "--keyless", "--private-key", "KEY"], "either with a key or"),
         (["attest", "DIR", "--private-key", "none.pem"], "none.pem is not a file"),
         (["attest", "DIR", "--private-key", "KEY", "--certificate-chain", "KEY"],
@@ -347,7 +347,7 @@ def test_the_signature_of_another_model_or_key_fails(signed, tmp_path, command):
     result = command("verify", folder, "--public-key", public)
     assert result.status == 1
     assert "certificate/signature" in result.out
-    assert "NOT SIGNED: B computes the results of its certificate" in result.out
+    assert "NOT SIGNED: B computes the results that its certificate records" in result.out
 
 
 @needs_package
