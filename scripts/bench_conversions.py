@@ -133,7 +133,14 @@ def converted(size: str, folder: Path, layout: str, *options: str) -> Path:
 
 
 def rows(sizes: list[str], folder: Path, pairs: int, peer: Path | None) -> Iterator[dict]:
-    """Yield a row of the table for each size and target layout."""
+    """Yield a row of the table for each size and target layout.
+
+    Args:
+        sizes: the sizes of the ViT.
+        folder: the directory for checkpoints and outputs.
+        pairs: how often ``cp`` and the conversion by mae-convert are measured.
+        peer: the Python interpreter with transformers; None to omit the comparison with it.
+    """
     for size in sizes:
         with_files = Work(size, checkpoint(size, folder), folder / "work")
         with_files.folder.mkdir(exist_ok=True)

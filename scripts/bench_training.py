@@ -56,9 +56,14 @@ def rows(
     pythons: dict[tuple[str, str], Path],
     frameworks: list[str],
 ) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each step, size and batch size.
+    """Yield a row of the table for each kind of training step in `STEPS`, size and batch size.
 
-    `pythons` contains the Python interpreter for each pair (framework, library).
+    Args:
+        sizes: the sizes of the ViT.
+        batches: the batch sizes.
+        pairs: how often each of the two compared models is measured.
+        pythons: the Python interpreter for each pair (framework, library).
+        frameworks: the frameworks to measure.
     """
     for step in STEPS:
         python = pythons.get((step.framework, step.peer))

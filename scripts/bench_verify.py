@@ -2,9 +2,9 @@
 
 ``mae-convert verify`` compares a random checkpoint in PyTorch with its ``tf_model.h5`` in
 TensorFlow: float64 and float32 with intermediate activations, or with ``--quick`` the outputs in
-float64. The script, which is run in turn with verify, compares the float32 outputs of the classes
-of transformers 4.57.6 in one process: it loads the TensorFlow model from the PyTorch weights, saves
-it, loads it again, and runs both models.
+float64. The runs of verify and of the script alternate. The script compares the float32 outputs of
+the classes of transformers 4.57.6 in one process: it loads the TensorFlow model from the PyTorch
+weights, saves it, loads it again, and runs both models.
 """
 
 from collections.abc import Iterator

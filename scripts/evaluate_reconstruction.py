@@ -136,9 +136,19 @@ def removed_errors(guess: Tensor, patches: Tensor, mask: Tensor) -> tuple[float,
 def evaluate(
     model: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor, mean_colour: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return the errors of the model and of three simple predictions, for pixels (N, 3, H, W).
+    """Return the errors of the model and of three simple predictions.
 
-    The result maps the name of each prediction to its errors, see `removed_errors`.
+    A simple prediction fills each removed patch with one colour: the mean colour of the nearest
+    visible patch, of all visible patches of the image, or of the training data.
+
+    Args:
+        model: the model.
+        pixels: (N, 3, H, W).
+        noise: (N, L), determines the removed patches.
+        mean_colour: the mean colour of the training data: red, green and blue, from 0 to 255.
+
+    Returns:
+        The errors of each prediction by its name, see `removed_errors`.
     """
     output = model(pixels, noise)
     patches, mask = model.patchify(pixels), output.mask

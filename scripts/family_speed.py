@@ -36,7 +36,7 @@ def main() -> None:
     if options.model not in models:
         parser.error(f"unknown model {options.model!r}: choose from {', '.join(models)}")
     program = [sys.executable, "-m", "mae_convert"]
-    print("| command | s | memory, GB | load before |\n|---|---|---|---|")
+    print("| command | s | memory, GB | load average before |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.pth", Path(folder) / "model.weights.h5"
         write_random(family, models[options.model], source)

@@ -103,7 +103,13 @@ EXAMINERS: Mapping[str, Callable[[Path], None]] = {
 
 
 def judge(path: Path, tally: Tally, name: str) -> None:
-    """Examine a corrupted file and count the outcome."""
+    """Examine a corrupted file, and count the outcome in `tally`.
+
+    Args:
+        path: the file, or the directory that contains it.
+        tally: the counts of the outcomes, which are changed.
+        name: the name of the input in descriptions of failures.
+    """
     tally.inputs += 1
     signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
     try:

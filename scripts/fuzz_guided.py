@@ -1,4 +1,7 @@
-"""Fuzzing guided by atheris: inputs that reach new code are mutated further."""
+"""Coverage-guided fuzzing with atheris, a fuzzer for Python.
+
+Inputs that reach new code are mutated further.
+"""
 
 import json
 import os

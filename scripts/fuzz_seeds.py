@@ -185,7 +185,10 @@ def _directories(folder: Path) -> Iterator[Seed]:
 
 
 def _proofs(folder: Path) -> Iterator[Seed]:
-    """Yield seeds for both files of a certificate in a model directory, and for a trace."""
+    """Yield seeds for both files of a certificate in a model directory, and for a trace.
+
+    The model directory and the trace are first written into `folder`.
+    """
     model, traces = folder / "certified", folder / "traces"
     traces.mkdir()
     files = {

@@ -117,7 +117,14 @@ def population_of(family: str | None, folder: Path, seed: int) -> Population:
 def score_reductions(
     family: str | None, kinds: Sequence[str], sample: int | None, seed: int
 ) -> None:
-    """Write a script for each faulty model; print how many reproduce the first difference."""
+    """Write a script for each faulty model; print how many reproduce the first difference.
+
+    Args:
+        family: a family of video models; None for the image MAE.
+        kinds: the kinds of faults.
+        sample: the number of faults to draw from each group; None as for `faults`.
+        seed: the seed of the random choices.
+    """
     scored_reductions = []
     with tempfile.TemporaryDirectory(prefix="reduce-score-") as folder:
         population = population_of(family, Path(folder), seed)

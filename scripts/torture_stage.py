@@ -48,7 +48,11 @@ class Stage:
         return sum(f.stat().st_size for f in [self.old, *self.old.rglob("*")] if f.is_file())
 
     def command(self, source: Path | None = None) -> list[str]:
-        """Return the command of a conversion that replaces the existing output."""
+        """Return the command of a conversion that replaces the existing output.
+
+        Args:
+            source: the checkpoint to convert; None for the checkpoint of the trial.
+        """
         where = (str(source or self.source), str(self.target), "--to", self.layout)
         return [*COMMAND, *where, "--overwrite"]
 

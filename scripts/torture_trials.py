@@ -138,7 +138,8 @@ def refused(stage: Stage, child: subprocess.Popen, words: str) -> str:
 def on_a_full_disk(stage: Stage, moments: int, chance: random.Random) -> Iterator[str]:
     """Convert to a disk that is too small, or that is filled while the output is written.
 
-    The state of the output is yielded after each of `moments` trials.
+    These two trials alternate. The state of the output is yielded after each of `moments` trials.
+    The random numbers of `chance` determine the space that is left.
     """
     for number in range(moments):
         too_small = number % 2
@@ -224,9 +225,10 @@ def shrinking(stage: Stage, moments: int, chance: random.Random) -> Iterator[str
 
 
 def racing(stage: Stage, moments: int, *_: object) -> Iterator[str]:
-    """Start two runs with one target: one must succeed, the other succeed or report the conflict.
+    """Start two runs that write to the same target at the same time.
 
-    The state of the output is yielded after each of `moments` trials.
+    One run must succeed; the other must succeed or report the conflict. The state of the output is
+    yielded after each of `moments` trials.
     """
     for number in range(moments):
         stage.reset()
@@ -271,5 +273,5 @@ TRIALS = {
     "limit": Trial("file size limited", beyond_a_size, ("old",)),
     "read-only": Trial("read-only", read_only, ("old",), needs_root=True),
     "change": Trial("source shrinks or changes", shrinking, ("old",)),
-    "race": Trial("two runs at one target", racing, ("new",)),
+    "race": Trial("two runs that write to one target", racing, ("new",)),
 }

@@ -302,7 +302,14 @@ def _require_space(files: Iterable[OutputFile]) -> None:
 def _fill(
     groups: Sequence[Sequence[OutputFile]], source: Source | None, progress: Progress
 ) -> list[dict[str, str]]:
-    """Write the tensors while the source is hashed, flush them, and compare the written data.
+    """Write the tensors while the source is hashed, flush them, and compare the written files.
+
+    The data of the files are read back and compared with the tensors.
+
+    Args:
+        groups: for each output, its weights files.
+        source: the source of the tensors, which is hashed; None to hash nothing.
+        progress: receives the progress.
 
     Returns:
         For each output, the SHA-256 of each tensor's bytes, by name.

@@ -28,7 +28,7 @@ DIGITS = "[0-9]{0,2}"
 
 NUMBER = re.compile(rf"(?<![0-9])(0|[1-9]{DIGITS})(?![0-9])")
 MOST_NUMBERS = 16
-"""Limit on the numbers in a name that are tried as the index of the block."""
+"""How many of the numbers in a tensor name are tried as the block index, at most."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,11 @@ class Table:
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield the prefix of `name` for each external name in `anchors` that `name` ends with.
+        """Yield the part of `name` before each external name in `anchors`.
 
-        A prefix is empty or ends with a dot.
+        An external name is skipped if `name` does not end with it, or if the part before it
+        is not empty and does not end with a dot. An external name with ``*`` must match all of
+        `name`; the part before it is then empty.
         """
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):
@@ -252,9 +254,9 @@ def braces(pattern: str) -> list[str]:
 def _templates(external: str) -> tuple[tuple[str, int | None], ...]:
     """Return the names of rows that may match an external name, each with the block index.
 
-    These are the name itself, with the index None (unless the name contains ``#``), and for each
-    number in the name, the name with ``#`` instead of the number; the number is the block index.
-    Only the first `MOST_NUMBERS` numbers are considered.
+    The first item is the unchanged name, with the index None; it is omitted if the name contains
+    ``#``. Then there is one item for each of the first `MOST_NUMBERS` numbers in the name: the name
+    with ``#`` instead of the number, and the number as the block index.
     """
     numbers = itertools.islice(NUMBER.finditer(external), MOST_NUMBERS)
     indexed = tuple((f"{external[: n.start()]}#{external[n.end() :]}", int(n[0])) for n in numbers)

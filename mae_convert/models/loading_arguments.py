@@ -173,7 +173,12 @@ def with_free_fields(source: Checkpoint, changes: Mapping[str, Any]) -> Checkpoi
 
 
 def size_of(changes: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the requested height and width of the images; None if no size is requested."""
+    """Return the height and width of images that new configuration values request, or None.
+
+    Args:
+        changes: the new values by the name of the field. If there is no ``image_size``, the result
+            is None.
+    """
     if "image_size" not in changes:
         return None
     return size_of_image(changes["image_size"])

@@ -253,8 +253,9 @@ class PretrainedModel:
             is_main_process: False in the other processes of a distributed run, which write nothing.
             state_dict: in PyTorch, the weights to write instead of the model's weights.
             push_to_hub: also upload the directory to the Hub; see `push_to_hub`.
-            max_shard_size: the maximum number of bytes of a shard of the weights, such as 200000000
-                or "200MB".
+            max_shard_size: the maximum size of a weights file, as a number of bytes or a text such
+                as "200MB"; larger weights are written in shards. None to write a single weights
+                file.
             options: ``repo_id`` (default: the name of the directory) and further arguments of
                 `push_to_hub`; ``safe_serialization`` has no effect.
 

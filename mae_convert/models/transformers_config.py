@@ -44,7 +44,10 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 
 def check_problem_type(kind: Any, num_labels: int) -> None:
-    """Raise ValueError for an invalid problem type, as transformers does."""
+    """Raise ValueError if a problem type is unknown, or if it needs more than `num_labels` labels.
+
+    None is valid: as in transformers, the problem type is then not specified.
+    """
     if kind is not None and kind not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be {', '.join(PROBLEM_TYPES)} or None, not {kind!r}")
     if kind == "single_label_classification" and num_labels == 1:
@@ -283,7 +286,8 @@ class ViTMAEConfig:
         Args:
             name: a directory, its ``config.json``, or a name as for the models' `from_pretrained`.
             return_unused_kwargs: see `from_dict`.
-            changes: fields to change; and ``revision``, ``subfolder`` of a repository on the Hub.
+            changes: new values of fields. In addition, ``revision`` and ``subfolder`` specify the
+                revision and the directory of a repository on the Hub.
 
         Raises:
             MaeConvertError: the checkpoint does not exist or cannot be read; the error is also an

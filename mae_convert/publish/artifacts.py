@@ -57,7 +57,11 @@ class Artifact:
 
     @property
     def source_sha256(self) -> str | None:
-        """The SHA-256 of the source, from the certificate or, without one, from the record."""
+        """The SHA-256 of the source, from the certificate.
+
+        Without a certificate, it is taken from the conversion record; None if the record has no
+        SHA-256 of the source.
+        """
         if self.certificate is not None:
             return str(self.certificate.document["source"].get("sha256"))
         source = self.record.get("source")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Published:
     """The result of a publication.
 
-    ``wrong`` contains the files whose bytes on the Hub differ from the published bytes: it is a
-    dictionary from the path of each of these files to a description of the difference.
+    ``wrong`` describes the files whose bytes on the Hub differ from the bytes that were uploaded:
+    it maps the path of each such file to a description of the difference.
     """
 
     publication: Publication

@@ -53,7 +53,11 @@ def _junit(rows: Sequence[Row], not_run: int) -> bytes:
 
 
 def _table(rows: Sequence[Row], not_run: int) -> bytes:  # noqa: ARG001
-    """Return a Parquet file with a row for each job; the columns are as in the results file."""
+    """Return a Parquet file with a row for each job that was run.
+
+    The columns are as in the results file. `not_run` is not used, because jobs that were not run
+    have no rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -203,7 +203,7 @@ def _why(checkpoint: Checkpoint, framework: str, unread: str | None) -> str:
     if unread is None and kind == DCP:
         unread = "PyTorch would run the pickle of a distributed checkpoint"
     if unread is None:
-        unread = f"no library reads {kind} files in a process of {framework}"
+        unread = f"no library in a {framework} process reads {kind} files"
     return f"{BY_OUR_READER}, because {unread}"
 
 

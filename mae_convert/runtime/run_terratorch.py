@@ -110,8 +110,17 @@ def forward(
     """Return the model's outputs, and its intermediate activations as ``tap/NAME``.
 
     TerraTorch's encoder draws its own noise, so its method ``random_masking`` is replaced by a
-    method that uses the argument `noise` (N, L). In a float64 run, the sines and cosines of
-    coordinates are computed in float64, which the library's own function does not support.
+    method that uses the argument `noise`. In a float64 run, the sines and cosines of coordinates
+    are computed in float64, which the library's own function does not support.
+
+    Args:
+        config: the configuration, which determines the mask ratio.
+        model: the model of the library.
+        call: not used.
+        pixels: (N, C, T, H, W).
+        noise: (N, L).
+        temporal_coords: (N, T, 2), year and day of the year of each frame; None to embed no times.
+        location_coords: (N, 2), latitude and longitude in degrees; None to embed no locations.
     """
     encoder = getattr(model, "encoder", model)
     masking, coordinates = encoder.random_masking, (temporal_coords, location_coords)

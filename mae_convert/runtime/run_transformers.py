@@ -101,6 +101,11 @@ def _both_losses(model: Any, pixels: torch.Tensor, noise: torch.Tensor | None) -
     """Return the losses without and with per-patch normalization of the pixels.
 
     For each loss, ``norm_pix_loss`` is set in the model's config.
+
+    Args:
+        model: the pre-training model of the library.
+        pixels: (N, C, H, W).
+        noise: (N, L), determines the removed patches; None to let the model draw random noise.
     """
     configured, losses = model.config.norm_pix_loss, {}
     for name, normalized in (("loss", False), ("loss_norm_pix", True)):

@@ -40,7 +40,7 @@ def save_model(
         target: the directory or file to write.
         layout: the layout to write.
         dtype: round every tensor to this dtype; by default the dtypes of the model.
-        packing: how the tensors are stored in files.
+        packing: how the tensors are stored in files; default: ``Packing()``.
         metadata: the preprocessing and the class names; by default the metadata of the checkpoint
             that the model was loaded from or, for a new model, `ModelMetadata.default`.
         overwrite: replace an existing target.

@@ -132,7 +132,7 @@ def with_foreign(side: Side, option: str = "framework") -> Side:
     if foreign is None:
         raise MaeConvertError(
             *(Option(option, side.framework), " is neither a framework nor code that runs a model"),
-            hint=f"choose {', '.join(FRAMEWORKS)}; or {FORMS}",
+            hint=f"choose one of {', '.join(FRAMEWORKS)}, or specify code as {FORMS}",
         )
     if side.mode != "eager":
         raise MaeConvertError(

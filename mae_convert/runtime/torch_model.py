@@ -97,11 +97,16 @@ def file_position(tensor: LazyTensor) -> FilePosition | None:
 def mapped_or_read(
     tensor: LazyTensor, device: str | None, views: Mapping[str, tuple[mmap.mmap, int]]
 ) -> torch.Tensor:
-    """Return a tensor as a view of a mapping, or in newly allocated memory on a device.
+    """Return a tensor as a view of its mapping or, if it has none, in newly allocated memory.
 
     In both cases, all elements are read once to check them. For this check, a mapped tensor is read
     from the file and not from the mapping: if another program truncates the file, reading the file
     raises an error, but reading the mapping would kill the process.
+
+    Args:
+        tensor: the tensor.
+        device: the device of newly allocated memory; None for the CPU.
+        views: the memory mapping and the offset of each mapped tensor, by tensor name.
     """
     if tensor.name not in views:
         return read_tensor(tensor, device)

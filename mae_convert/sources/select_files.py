@@ -123,7 +123,10 @@ def _beside(
 
 
 def _further(folder: str, entries: Mapping[str, Entry]) -> list[str]:
-    """Return the files in a folder that only libraries read, such as processor_config.json."""
+    """Return the names of a folder's files, except weights, that a library may read.
+
+    These include files that mae-convert does not read, such as processor_config.json.
+    """
     names = [name_of(path) for path in entries if folder_of(path) == folder]
     return [name for name in names if is_read_beside(name) and not _is_weights_or_index(name)]
 

@@ -154,7 +154,17 @@ def _sha256(system: Any, path: str) -> str:
 
 
 def _publish(target: Target, sent: list[UploadedFile], lock: str, *, is_directory: bool) -> None:
-    """Rename the uploaded files to their final names, ``config.json`` last, and check them."""
+    """Rename the uploaded files to their final names, and check their contents.
+
+    The file ``config.json`` is renamed last.
+
+    Args:
+        target: the target.
+        sent: the uploaded files, in the order in which they are renamed.
+        lock: the path of this process's lock file, which is renewed before each file.
+        is_directory: whether the target is a directory; files in it that are not in `sent` may be
+            removed first, see `_clear`.
+    """
     if is_directory:
         _clear(target, {file.final for file in sent})
         target.make_folder(target.path)

@@ -141,7 +141,14 @@ def _jobs(entry: Entry, folder: Path) -> Iterator[Job]:
 
 
 def _values(entry: Entry, folder: Path) -> tuple[Settings, dict[str, tuple[Any, ...]]]:
-    """Return the fields that are equal in all jobs of an entry, and the fields that are lists."""
+    """Return the fields that are equal in all jobs of an entry, and the fields that vary.
+
+    A field varies if the plan contains a list of values, of which each job uses one value.
+
+    Args:
+        entry: the entry of the plan.
+        folder: the folder to which relative paths in the values refer.
+    """
     fixed: Settings = {}
     varied: dict[str, tuple[Any, ...]] = {}
     for name, field in entry.fields.items():

@@ -62,7 +62,7 @@ class Runner(Words):
         if not names_code(text):
             raise ValueError(
                 f"{text!r} is neither a framework nor code that runs a model; write "
-                f"{', '.join(FRAMEWORKS)}; or {FORMS}"
+                f"one of {', '.join(FRAMEWORKS)}, or specify code as {FORMS}"
             )
         return text
 

@@ -109,7 +109,10 @@ class Worker:
     gpu: str | None
 
     def stop(self) -> None:
-        """Wait until the process, which was terminated, has ended; kill it after STOP_SECONDS."""
+        """Wait for the end of the process, to which SIGTERM was sent; then close the connection.
+
+        A process that still runs after STOP_SECONDS is killed.
+        """
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
@@ -128,7 +131,8 @@ class Task:
     """The number of threads of the framework."""
 
     server: ForkServer | None
-    """The fork server of PyTorch; None to start new processes."""
+    """The fork server, which has imported PyTorch and starts the child processes of verifications;
+    None to start a new Python interpreter for each child process."""
 
 
 def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Iterator[Row]:
@@ -140,7 +144,7 @@ def run_local(jobs: Sequence[Job], allowed: Limits, work: Work = run_job) -> Ite
         jobs: the jobs.
         allowed: the limits.
         work: the function that each process calls with its job, the number of threads, and the
-            fork server of PyTorch or None.
+            fork server, which may be None (see `Task`).
     """
     context = _multiprocessing_context()
     queue, workers = deque(map(PendingJob, jobs)), list[Worker]()

@@ -73,7 +73,7 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise MissingRequirementError(
-            f"there is no Ray cluster at {address or 'this machine'} ({message})",
+            f"there is no Ray cluster at {address or 'the default address'} ({message})",
             hint=("start a cluster with `ray start --head`, or specify its ", Option("address")),
         ) from error
     return ray

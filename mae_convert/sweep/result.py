@@ -53,7 +53,8 @@ class Row:
     """Whether the verdict is proven, see `Verdict.proven`; None without a verification."""
 
     function: float | None = None
-    """The largest relative L2 distance between the float64 results of the two sides."""
+    """The largest relative L2 distance between the float64 results of the two sides; None if the
+    job did not compare float64 results."""
 
     own_error: Mapping[str, float] = field(default_factory=dict)
     """For each dtype, the largest rounding error of a result of either side, as a relative L2
@@ -118,7 +119,7 @@ class Row:
     """The duration of the job in seconds."""
 
     peak_memory: int | None = None
-    """The peak memory of all processes of the job in bytes, or None if unknown."""
+    """The peak memory of all processes of the job in bytes; None if it was not measured."""
 
     started: float = 0.0
     """The time at which the job was started, in seconds since 1970."""
@@ -155,7 +156,7 @@ class Row:
 
         Args:
             started: the start time, in seconds since 1970.
-            peak_memory: the peak memory in bytes, or None.
+            peak_memory: the peak memory in bytes; None if the operating system does not report it.
         """
         host, seconds = socket.gethostname(), time() - started
         return replace(self, started=started, seconds=seconds, peak_memory=peak_memory, host=host)

@@ -50,8 +50,8 @@ def run_job(job: Job, threads: int | None = None, server: ForkServer | None = No
     Args:
         job: the job. An existing target is replaced.
         threads: the number of threads of the framework; None for its default.
-        server: a fork server with PyTorch imported, which starts the child processes of
-            verifications; None to start them as new processes.
+        server: a fork server, which has imported PyTorch and starts the child processes of
+            verifications; None to start a new Python interpreter for each child process.
     """
     if threads is not None:
         os.environ.update(thread_variables(threads))
@@ -78,7 +78,14 @@ def _with_names_of_user(error: Exception, job: Job, folder: Path) -> Exception:
 
 
 def _work(job: Job, scratch: Path, row_fields: dict[str, Any], server: ForkServer | None) -> None:
-    """Run a job; store the results of each step in ``row_fields``, even if a later step fails."""
+    """Run a job; store the results of each step in ``row_fields``, even if a later step fails.
+
+    Args:
+        job: the job.
+        scratch: a directory for temporary files.
+        row_fields: receives the fields of the job's `Row`.
+        server: see `run_job`.
+    """
     row_fields["source_version"] = checkpoint_version(job.source)
     path, origin = _local_path(job.source, scratch / "source")
     flags, state_key = flags_of(job.settings), job.settings.get("state_key")

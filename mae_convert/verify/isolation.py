@@ -58,7 +58,10 @@ class Step:
         return self.at is not None
 
     def is_imprecise(self, dtype: str, side: str) -> bool:
-        """Return whether the rounding error of a side, "A" or "B", is too large in this step."""
+        """Return whether the rounding error of a side, "A" or "B", exceeds the limit or is NaN.
+
+        The error and the limit are taken from `errors` for the dtype of the run.
+        """
         *errors, limit = self.errors[dtype]
         return not errors["AB".index(side)] <= limit
 
@@ -104,7 +107,8 @@ def steps(exact: Trace, rounded: Trace | None, isolated: Trace) -> Iterator[Step
 
     Args:
         exact: the ordinary trace of A; its float64 results are the inputs of the steps.
-        rounded: the trace of A's isolated steps in lower precisions, or None.
+        rounded: the trace of A's isolated steps in lower precisions; None if only float64 results
+            are compared.
         isolated: the trace of B's isolated steps in float64 and in lower precisions.
     """
     a, b = exact.results("float64"), isolated.results("float64")
@@ -146,7 +150,18 @@ def _largest(
 
 
 def _rounding(dtype: str, ceiling: float, a: float, b: float) -> tuple[float, float, float]:
-    """Return the rounding errors `a` and `b` of the two sides, and the limit for both errors."""
+    """Return the rounding errors `a` and `b` of a step, unchanged, and the limit for both errors.
+
+    The limit is `PEER_FACTOR` times the smaller error, or times `FLOOR_UNITS` units of roundoff if
+    the smaller error is less than that or one of the errors is not finite.
+
+    Args:
+        dtype: the dtype in which the step was run.
+        ceiling: the maximum of the limit in units of roundoff, see `ceiling_units`; at least
+            `CEILING_UNITS` is used.
+        a: the rounding error of side A.
+        b: the rounding error of side B.
+    """
     unit = UNIT_ROUNDOFF[dtype]
     smaller = min(a, b) if np.isfinite([a, b]).all() else 0.0
     limit = min(PEER_FACTOR * max(smaller, FLOOR_UNITS * unit), max(ceiling, CEILING_UNITS) * unit)

@@ -144,7 +144,7 @@ class PublishedValues(Protocol):
 
     @property
     def corner(self) -> Corner:
-        """The published values."""
+        """The published values of the logits; `what` names these elements of the logits."""
 
     @property
     def what(self) -> str:

@@ -270,9 +270,9 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 def _further_run(runner: Side, source: Run, target: Run) -> Run:
     """Return the run of a library or external code that was specified with ``against``.
 
-    A library runs the target; a library that loads only the source natively runs the source, unless
-    the source has already been run with this library. For external code see
-    `_run_of_foreign_code`.
+    A library runs the target. There is one exception: it runs the source if it can load only the
+    source natively and side A has not already run the source with this library. For external code
+    see `_run_of_foreign_code`.
     """
     side = with_foreign(replace(runner, time_limit=source.side.time_limit), "against")
     if side.foreign is not None:

@@ -50,6 +50,8 @@ def noise_of(kind: str, family: Family, config: Any, *, count: int, seed: int = 
 def drawn_mask(path: Path, family: Family, config: Any, *, count: int) -> tuple[np.ndarray, float]:
     """Return the noise (count, L) and the mask ratio of a mask drawn as an image.
 
+    The mask is used for each of `count` images or videos.
+
     The image is scaled to one pixel for each patch. Patches that are then white are removed, in all
     frames of a video.
 

@@ -71,8 +71,8 @@ class ReconstructionOptions:
     """An .npz file with ``pixel_values`` and optionally ``noise``, instead of image files."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the displayed channels: one for grey, or three for colours. None for
-    the default channels of the model family."""
+    """The displayed channels, numbered from 1: one for grey, or three for colours. None for the
+    default channels of the model family."""
 
 
 def write_reconstructions(

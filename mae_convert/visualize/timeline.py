@@ -124,8 +124,8 @@ class TimelineOptions:
     """The maximum number of images; None for all images."""
 
     bands: tuple[int, ...] | None = None
-    """The numbers, from 1, of the displayed channels: one for grey, or three for colours. None for
-    the default channels of the model family."""
+    """The displayed channels, numbered from 1: one for grey, or three for colours. None for the
+    default channels of the model family."""
 
 
 def timeline(

@@ -230,7 +230,11 @@ class MAESTForPreTraining(PixelPrediction, MaskedMAEST):
         return self.config.prediction
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Cut the predicted frames of videos (N, C, T, H, W) into patches (N, L, P)."""
+        """Return the patches (N, L, P) of the frames that the decoder has to predict.
+
+        Args:
+            pixel_values: videos (N, C, T, H, W) with all frames of the encoder's input.
+        """
         check_pixels(pixel_values, self.config)
         frames = ops.convert_to_tensor(self.config.predicted_frames, dtype="int32")
         return patchify(ops.take(self._cast(pixel_values), frames, axis=2), self.predicted)

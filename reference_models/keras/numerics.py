@@ -77,12 +77,15 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (N, K) against labels (N,) or (N, K), a scalar.
+    """Return the mean cross-entropy of logits and labels, a scalar.
 
-    The result is NaN if a label is not in [0, K).
+    Args:
+        logits: (N, K).
+        labels: class numbers (N,), or the probabilities of the classes (N, K). The result is NaN
+            if a class number is not in [0, K).
 
     Raises:
-        ValueError: there is not one label for each image.
+        ValueError: the number of labels differs from the number of images, N.
     """
     logits = widen(logits)
     if None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]:

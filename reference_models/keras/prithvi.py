@@ -88,7 +88,9 @@ class PositionedTrunk(Trunk):
             self.embeds_location = CoordinateEmbedding(name=name, **options)
 
     def build_table(self, name: str) -> None:
-        """Create the position embeddings (1, 1 + L, D) and the factors of coordinate embeddings.
+        """Create the position embeddings (1, 1 + L, D), and the factors of the other embeddings.
+
+        The embeddings of times and of locations, if configured, are each multiplied by a factor.
 
         Args:
             name: the name of the position embeddings.

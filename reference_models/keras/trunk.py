@@ -152,7 +152,9 @@ class DecoderTrunk(Trunk):
         self.prediction.build((None, None, self.width))
 
     def predict(self, tokens: Tensor, class_tokens: int, taps: Taps | None) -> Tensor:
-        """Apply blocks, norm and linear layer to (N, class_tokens + L, D); return (N, L, P).
+        """Apply blocks, norm and linear layer to tokens, and return predicted patches (N, L, P).
+
+        The tokens are (N, class_tokens + L, D). The class tokens are not part of the result.
 
         Intermediate activations are written into ``taps`` unless it is None.
         """

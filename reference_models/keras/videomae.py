@@ -101,6 +101,10 @@ def fixed_positions(layer: Trunk, config: VideoMAEConfig) -> Tensor:
     """Return the fixed position embeddings (1, L, D), rounded to float32.
 
     Checkpoints do not contain these embeddings.
+
+    Args:
+        layer: the encoder or the decoder, which determines D and the dtype of the result.
+        config: the configuration of the model.
     """
     table = interleaved_position_embedding(layer.width, config.num_patches).astype(np.float32)
     return ops.convert_to_tensor(table, dtype=layer.compute_dtype)
@@ -280,7 +284,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         norm_pix_loss: bool | None = None,
         ids_decode: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the predicted patches that were removed, a scalar.
+        """Return a scalar: the mean squared error over the predicted patches that were removed.
 
         Args:
             pixel_values: (N, C, T, H, W).

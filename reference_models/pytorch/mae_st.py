@@ -266,7 +266,11 @@ class MAESTForPreTraining(PixelPrediction, MaskedEncoder):
         return self.config.prediction
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Cut the predicted frames of videos (N, C, T, H, W) into patches (N, L, P)."""
+        """Return the patches (N, L, P) of the frames that the decoder has to predict.
+
+        Args:
+            pixel_values: videos (N, C, T, H, W) with all frames of the encoder's input.
+        """
         check_pixels(pixel_values, self.config)
         frames = torch.tensor(self.config.predicted_frames, device=pixel_values.device)
         return patchify(pixel_values.index_select(2, frames), self.predicted)

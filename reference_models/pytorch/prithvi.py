@@ -299,7 +299,7 @@ class Decoder(Coordinates):
 class PrithviForPreTraining(PixelPrediction, nn.Module):
     """A Prithvi-EO model for pre-training: an encoder and a decoder.
 
-    ``load_state_dict(strict=True)`` accepts the state dict of version 2.
+    ``load_state_dict(strict=True)`` accepts the state dict of a Prithvi-EO-2.0 model.
     """
 
     def __init__(self, config: PrithviConfig) -> None:

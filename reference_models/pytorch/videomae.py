@@ -292,7 +292,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         norm_pix_loss: bool | None = None,
         ids_decode: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean squared error over the predicted patches that were removed, a scalar.
+        """Return a scalar: the mean squared error over the predicted patches that were removed.
 
         Args:
             pixel_values: (N, C, T, H, W).

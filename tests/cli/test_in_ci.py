@@ -72,7 +72,7 @@ INVALID_ARGUMENTS = {
     "a library": (
         {"against": ("jaxx",)},
         MaeConvertError,
-        'against="jaxx" is neither a framework nor code that runs a model; choose torch',
+        'against="jaxx" is neither a framework nor code that runs a model; choose one of torch',
     ),
     "no library": ({"against": (3,)}, MaeConvertError, "as 'transformers', not 3"),
     "a side": ({"side_a": "torch"}, TypeError, "side_a must be a mae_convert.runtime.sides.Side"),

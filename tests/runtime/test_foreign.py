@@ -289,7 +289,10 @@ def test_code_is_run_only_where_the_option_names_it(encoder, tmp_path, command):
         ("missing.py:build", "missing.py is not a file; check the path"),
         ("original=missing", "is not a directory"),
         ("no_such_package.module:build", "no Python module no_such_package.module"),
-        ("nonsense", "is neither a framework nor code .*; choose torch, .*PATH.py:FACTORY"),
+        (
+            "nonsense",
+            "neither a framework nor code .*; choose one of torch, .* code as PATH.py:FACTORY",
+        ),
         ("bad.py:build", "is not Python code"),
         ("name.py:build", "LAYOUT is not the name of a layout"),
     ],

@@ -193,7 +193,7 @@ def test_pytorch_files_are_not_read_by_pytorch_in_a_process_of_tensorflow(tmp_pa
     assert chosen.loader == "transformers"
     assert (
         chosen.converted_by
-        == "mae-convert's own reader, because no library reads pth files in a process of tensorflow"
+        == "mae-convert's own reader, because no library in a tensorflow process reads pth files"
     )
 
 
