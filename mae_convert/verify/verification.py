@@ -270,7 +270,7 @@ def _runnable(checkpoint: Checkpoint, side: Side) -> Checkpoint:
 def _further_run(runner: Side, source: Run, target: Run) -> Run:
     """Return the run of a library or external code that was specified with ``against``.
 
-    A library runs the target. There is one exception: it runs the source if it can load only the
+    A library runs the target. Exception: a library runs the source if it can load only the
     source natively and side A has not already run the source with this library. For external code
     see `_run_of_foreign_code`.
     """
