@@ -42,10 +42,8 @@ class Difference:
     """Differing fields, with their values in A and B."""
 
     not_compared: dict[str, str] = field(default_factory=dict)
-    """Maps each field that was not compared to the checkpoints that do not specify the field.
-
-    The checkpoints are "A", "B" or "A and B".
-    """
+    """The fields that were not compared: a dictionary from the field's name to the checkpoints that
+    do not specify the field ("A", "B" or "A and B")."""
 
     not_read: tuple[str, ...] = ()
     """Descriptions of stored tensors that are not part of the models and were not compared."""

@@ -210,10 +210,10 @@ def find_model(
 
     Args:
         shapes: stored names and shapes.
-        preferred: the layout to choose if several fit equally well.
-        task: the task to read; by default the largest task whose tensors are all present.
+        preferred: the layout to choose if several fit equally well; None for no preference.
+        task: the task to read; None for the largest task whose tensors are all present.
         under: the prefix of the model to read, without the dot at its end; "." for names without a
-            prefix.
+            prefix. None for any prefix.
 
     Raises:
         LayoutError: the outputs of the model depend on tensors that no layout contains, or there
@@ -300,9 +300,10 @@ def _without_decoder(
     """Separate the tensors of an unsupported decoder from the others; see `Family.without_decoder`.
 
     Returns:
-        The related model (see `Family.relative`) and the name of the tensor that identifies it, or
-        None; the shapes of the remaining tensors under the candidate's prefix; and the reason for
-        dropping each dropped tensor, by name.
+        The related model that has this decoder (see `Family.relative`) and the name of the tensor
+        that identifies it, or None if there is no unsupported decoder; the shapes of the remaining
+        tensors under the candidate's prefix; and the reason for dropping each dropped tensor, by
+        name.
     """
     prefix = candidate.prefixes[0]
     below = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
@@ -393,6 +394,12 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
     The component is "encoder", "decoder" or "head"; "dropped" for a tensor that the table declares
     as unused; or "" for a name that the table does not contain.
+
+    Args:
+        name: the name of the tensor.
+        prefixes: the prefix of the encoder's and the head's names, and the prefix of the decoder's
+            names.
+        table: the mapping table with which the names are read.
     """
     for prefix, parts in zip(prefixes, (("encoder", "head"), ("decoder",)), strict=True):
         if not name.startswith(prefix):
@@ -528,9 +535,10 @@ def _why_not(candidates: Iterable[Candidate], task: str) -> str:
 
 
 def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
-    """Return the unreadable candidate that maps the most tensors for a task, or None.
+    """Return the candidate for a task that is closest to a readable model; None if there is none.
 
-    Candidates without any tensor of the task's last component (decoder, head, encoder) are ignored.
+    Of the candidates that cannot be read, it is the candidate with the most tensors. Candidates
+    without any tensor of the task's last component (decoder, head, encoder) are ignored.
     """
     own = f"{PARTS[task][-1]}."
     tried = [

@@ -92,7 +92,9 @@ def confirmed_by_hash(checkpoint: Checkpoint, md5: Callable[[], str] | None = No
 
 
 def open_md5(file: ByteFile, advance: Callable[[int], None] | None = None) -> str:
-    """Return the MD5 of an open file, to be compared with the digits published for official files.
+    """Return the MD5 of an open file, as hexadecimal digits.
+
+    For some official files, the first digits of the MD5 are published; see `confirmed`.
 
     Args:
         file: the file.

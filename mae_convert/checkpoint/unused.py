@@ -196,7 +196,10 @@ def _touches_encoder(rest: str, shape: Shape, width: int) -> bool:
 
 
 def description_of(name: str) -> str:
-    """Return a description of an unused tensor on which a model's outputs would depend."""
+    """Return a description of a tensor that no mapping table contains, based on its name.
+
+    Without this tensor, the outputs would differ from the outputs of the stored model.
+    """
     descriptions = (text for pattern, text in FUNCTION if re.search(f"(?i){pattern}", name))
     return next(descriptions, UNKNOWN)
 

@@ -55,7 +55,9 @@ complete_frameworks = _completing(_frameworks)
 def complete_source(incomplete: str) -> list[CompletionItem]:
     """Return the possible checkpoints: official names and files.
 
-    Files are listed only beside official names; otherwise, the shell completes file names itself.
+    If official names begin with `incomplete`, the result contains these names and the files in the
+    current directory that begin with it. Otherwise, or if `incomplete` is empty, the shell
+    completes file names itself.
     """
     official = [name for name in _official() if incomplete and name.startswith(incomplete)]
     if not official:

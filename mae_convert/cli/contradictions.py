@@ -129,8 +129,8 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
             "use_infer",
             None,
             (
-                "needs both A and B, because a certificate fixes its own settings; pass both or "
-                "leave the option out"
+                "needs both A and B: without B, A is compared with its certificate, whose settings "
+                "cannot be changed; pass both or leave the option out"
             ),
             lambda values: values["b"] is None,
         ),

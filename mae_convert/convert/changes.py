@@ -134,6 +134,16 @@ def _with_num_frames(
     """Return a video model for another number of frames, and the step that declares the change.
 
     The fixed position embeddings are recomputed for the new frames and the source's image size.
+    If the number of frames does not change, the source and no step are returned.
+
+    Args:
+        source: the checkpoint of the video model.
+        task: the task of the target.
+        count: the new number of frames.
+
+    Raises:
+        ConfigurationError: the model takes images, its temporal positions are learned, or `count`
+            is not a multiple of the frames per patch.
     """
     model, option = source.configuration.model, Option("num_frames", count)
     before = getattr(model, "num_frames", None)

@@ -33,7 +33,7 @@ Purpose = Literal["write", "load", "compare"]
 
 @dataclass(frozen=True)
 class Measurements:
-    """Measurements of canonical tensors that are made while the tensors are read."""
+    """Rounding errors and hashes of canonical tensors, measured while the tensors are read."""
 
     roundings: Mapping[str, MeasuredRounding] = field(default_factory=dict)
     """The roundings of tensors whose dtype changes, with their errors, by canonical name."""
@@ -63,7 +63,10 @@ class Plan:
     """Lazy tensors as the target stores them, in the target's native order."""
 
     rules: Sequence[Rule]
-    """The mapping rule of each target tensor."""
+    """The mapping rules of the target's tensors, in the order of `tensors`.
+
+    The tensors in `created`, which are last in `tensors`, have no rules.
+    """
 
     steps: Sequence[Mapping[str, Any]]
     """The changes that the conversion record declares, beginning with those of earlier conversions.
@@ -185,8 +188,8 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
     if missing := [name for name in names if name not in source.tensors]:
         raise LayoutError(
             f"the checkpoint has no {missing[0]}, which a model for the task {task} needs: the "
-            "encoder of a globally pooled classifier has no final layer norm, so it cannot be "
-            "converted without the head",
+            "checkpoint is a globally pooled classifier, whose encoder has no final layer norm, so "
+            "the encoder cannot be converted without the head",
             hint="convert the whole model to timm, facebook or keras",
         )
     return table, names

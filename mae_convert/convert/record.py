@@ -135,10 +135,10 @@ class Fingerprints:
         return self._computed
 
     def reserved(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a single file with placeholders for both fingerprints.
+        """Return a copy of `record` with placeholders for both fingerprints.
 
-        The placeholders have the length of the fingerprints. They are replaced by the fingerprints
-        when all tensors have been hashed.
+        The record is stored in an output that is a single file. The placeholders have the length of
+        the fingerprints, which replace them when all tensors have been hashed (see `complete`).
         """
         plan = self._plan
         configuration_sha256 = configuration_digest(
@@ -152,7 +152,7 @@ class Fingerprints:
         return _with_fingerprints(record, *empty)
 
     def complete(self, record: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-        """Return the record of a single file, with both fingerprints added.
+        """Return a copy of `record` with both fingerprints; see `reserved`.
 
         Args:
             record: the record, without fingerprints or with placeholders for them.

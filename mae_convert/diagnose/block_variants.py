@@ -238,9 +238,10 @@ def _attend_in_lower_precision(
 ) -> Tensor:
     """Compute attention with values that are rounded to a lower precision.
 
-    The inputs are always rounded. If `precision` is a key of `LOWER`, all intermediate values and
-    the output are rounded too. If " products" is appended to the key, only the result of the
-    softmax is rounded too; if " kernel" is appended, only the output is rounded too.
+    The queries, keys and values are always rounded. `precision` is a key of `LOWER`, with or
+    without a suffix, which determines what else is rounded: without a suffix, the results of both
+    matrix products and of the softmax; with " products", the result of the softmax; with " kernel",
+    the output.
     """
     where = precision.rpartition(" ")[2]
     lower = LOWER[precision.removesuffix(" products").removesuffix(" kernel")]

@@ -340,7 +340,7 @@ class Pair:
     """The Python interpreter that runs the candidates, with PyTorch; None for the current one."""
 
     time_limit: float | None = None
-    """Seconds that one candidate run may take; see ``children.Clock``."""
+    """Seconds that one candidate run may take; None for the default of ``children.Clock``."""
 
     process_class: type[CandidateProcess] = CandidateProcess
     """The class that runs candidates; tests specify another class."""

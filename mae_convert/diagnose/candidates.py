@@ -211,7 +211,7 @@ SCALES = {
     "twice": "divided by the square root of the head size twice",
     "left out": "not divided by the square root of the head size",
     "by the number of heads": "divided by the square root of the number of heads",
-    "in float32": "divided by a number in float32",
+    "in float32": "multiplied by a factor that is rounded to float32",
 }
 CORES = (
     "softmax over the queries",

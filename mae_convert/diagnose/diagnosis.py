@@ -104,11 +104,11 @@ def diagnose_traces(verdict: Verdict, a: Trace, b: Trace) -> Verdict:
 
 
 def explain_by_running(pair: Pair, verdict: Verdict) -> Explanation:
-    """Explain the difference of a pair by running the changed model of one side.
+    """Explain the difference of a pair: change the model of one side, and run the changed model.
 
-    Hypotheses are applied to A to compute the results of B. If no hypothesis succeeds, the sides
-    are swapped. A swap helps, for example, if a tensor is zero in A: no scaling or permutation of
-    zeros yields the tensor of B.
+    The changes are hypotheses about the cause. They are applied to A's model to compute the results
+    of B. If no hypothesis succeeds, the sides are swapped. A swap helps, for example, if a tensor
+    is zero in A: no scaling or permutation of zeros yields the tensor of B.
     """
     first = verdict.first_divergence
     if not pair.a.checkpoint.family.has_hypotheses:

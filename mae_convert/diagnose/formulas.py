@@ -242,7 +242,8 @@ class _Writer:
         Args:
             out: the variable of the result.
             x: the variable of the input.
-            name: the layer norm's name in the script, as in "norm1.weight".
+            name: the layer norm's name in the script, such as "norm1" for the weight
+                "norm1.weight".
             module: the layer norm's canonical name.
         """
         self.tensors |= {f"{name}.{leaf}": f"{module}.{leaf}" for leaf in ("weight", "bias")}

@@ -13,7 +13,7 @@ Variant = tuple[str, str, Any]  # kind, pattern of module paths, value: see ``bl
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A possible cause of the difference between A and B."""
+    """A possible cause of the difference between the results of two checkpoints, A and B."""
 
     key: str
     """The kind of the fault, for statistics in tests."""
@@ -95,7 +95,7 @@ class Model:
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """Return the properties of a checkpoint's model on which hypotheses depend."""
+    """Return those properties of a checkpoint's model that hypotheses depend on."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     return Model(checkpoint.configuration.model, checkpoint.task, shapes)
 

@@ -267,9 +267,9 @@ def _runner(prefix: str) -> str:
 
 
 def _exact(a: Trace, difference: Difference) -> np.ndarray | None:
-    """Return A's array in float64, to compare arrays in a lower precision with it, or None.
+    """Return A's float64 array of the result that differs, as a reference for less precise arrays.
 
-    It is None if the difference is in float64.
+    Return None if the differing arrays are in float64 themselves, or if A has no float64 array.
     """
     if difference.dtype == "float64":
         return None

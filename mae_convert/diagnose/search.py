@@ -146,7 +146,10 @@ def _fitting(
 
 
 def _progress(first: str | None) -> tuple[int, ...]:
-    """Return a sort key for a first difference; later results have larger keys."""
+    """Return a sort key for the name of the first result that differs, in execution order.
+
+    None, which means that no result differs, has the largest key.
+    """
     return (99,) if first is None else execution_order(first)
 
 
@@ -200,7 +203,17 @@ def _reproducing(
 def _wider(
     compare: Compare, accepted: Sequence[Hypothesis], first: str, hypothesis: Hypothesis
 ) -> Iterator[tuple[Hypothesis, CandidateResult]]:
-    """Yield the wider variants of a hypothesis (for more blocks) that remove the difference too."""
+    """Yield the variants of a hypothesis for more blocks that also remove a difference.
+
+    Each variant is yielded with the result of its complete run. The last is the first variant that
+    leaves no difference, if there is one.
+
+    Args:
+        compare: runs the model with hypotheses.
+        accepted: hypotheses that are applied in every run.
+        first: the name of the result whose difference is removed.
+        hypothesis: the hypothesis.
+    """
     for wider in hypothesis.widen():
         comparison = compare([*accepted, wider])
         if comparison is not None and _later(comparison.first, first):

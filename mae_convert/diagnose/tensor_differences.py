@@ -159,13 +159,18 @@ def _explain_one(model: Model, prints: Fingerprints, b: Checkpoint, name: str) -
 
 
 def _not_finite(x: np.ndarray, y: np.ndarray) -> str:
-    """Return a phrase about the NaN or infinite values of a tensor in A and B, or ""."""
+    """Return a phrase about the NaN or infinite values of a tensor in A and B; "" without any."""
     descriptions = (not_finite_values(array, f" in {side}") for side, array in (("A", x), ("B", y)))
     return " and ".join(filter(None, descriptions))
 
 
 def not_finite_values(array: np.ndarray, where: str = "") -> str:
-    """Return a phrase about the NaN or infinite values of an array, or ""."""
+    """Return a phrase about the NaN or infinite values of an array; "" if all values are finite.
+
+    Args:
+        array: the array.
+        where: text after the noun "values", such as " in A".
+    """
     broken = ~np.isfinite(array.astype(np.float64))
     if not broken.any():
         return ""

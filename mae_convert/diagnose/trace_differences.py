@@ -57,7 +57,7 @@ def describe_trace_differences(a: Trace, b: Trace, first: str | None) -> list[st
     Args:
         a: the trace of the source.
         b: the trace of the target.
-        first: the name of the first result that differs in float64, or None.
+        first: the name of the first result that differs in float64; None if no result differs.
     """
     if sentences := list(_not_finite(a, b)):
         return sentences
@@ -173,7 +173,7 @@ def _roundings(a: Trace, b: Trace, first: str | None) -> Iterator[str]:
 
 
 def _describe_result(a: Trace, b: Trace, first: str) -> Iterator[str]:
-    """Yield sentences about the relation of B's result to A's result, which has the same shape."""
+    """Yield sentences about how B's result `first` is related to A's; both have the same shape."""
     ours = a.results("float64")
     x, y = ours[first], b.results("float64")[first]
     yield from _other_step(ours, first, y)

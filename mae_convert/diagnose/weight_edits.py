@@ -54,8 +54,8 @@ def permuted(
     """Return the array with permuted axes, reshaped to the original shape.
 
     If the permutation does not change the shape, the result is the transposed array. If it changes
-    the shape, the result is the array of a program that receives the transposed array and, instead
-    of transposing it back, reshapes it to the original shape by mistake.
+    the shape, the result is what a program gets if it reshapes the transposed array to the original
+    shape by mistake, instead of transposing it back.
 
     Args:
         array: the tensor.

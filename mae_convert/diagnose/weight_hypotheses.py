@@ -443,7 +443,11 @@ def _same_for_all(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis
 
 
 def _reordered_heads(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
-    """Yield hypotheses that the channels of q, k and v (and those of the output) are reordered."""
+    """Yield hypotheses that the attention heads of a block are in a wrong order.
+
+    The channels of q, k and v are reordered, alone or together with the input channels of the
+    output layer; see `weight_edits.head_orders`.
+    """
     for words in weight_edits.head_orders(stack.width, stack.heads):
         for output in (False, True):
 

@@ -49,7 +49,10 @@ NEEDED, FOR_EACH_THREAD = 64 << 20, 42 << 20
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return an error message about the exhausted resource that caused an error, or None."""
+    """Return an error message about the exhausted resource that caused an error.
+
+    The result is None if the error has another cause.
+    """
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -124,7 +124,7 @@ class Number(NamedTuple):
     expected: str = "a number"
 
     def read(self, text: str) -> float:
-        """Return the number."""
+        """Return the number; raise ValueError if it is not finite or not in the interval."""
         try:
             number = float(text)
         except ValueError:
@@ -159,7 +159,7 @@ class ByteSize(NamedTuple):
     expected: str = "500MB or 2GB"
 
     def read(self, text: str) -> int:
-        """Return the number of bytes."""
+        """Return the number of bytes; raise ValueError if the text is not a size."""
         match = BYTES.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a size; write {self.expected}")
@@ -324,7 +324,13 @@ CHECKPOINT_OPTIONS: tuple[CheckpointOption, ...] = (STATE_KEY, *OF_FIELDS.values
 
 
 def named(name: str, value: Any = None, placeholder: str = "") -> Option:
-    """Return the option that sets a field of the configuration, as a part of a message."""
+    """Return the option that sets a field of the configuration, as a part of a message.
+
+    Args:
+        name: the name of the field.
+        value: the value that the message proposes or refuses; None to name the option alone.
+        placeholder: text that is shown instead of a value, such as ``HxW``.
+    """
     return Option(OF_FIELDS[name].name, value, placeholder)
 
 

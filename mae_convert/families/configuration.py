@@ -61,7 +61,7 @@ class Configuration:
     """The names of a classifier's classes, or None if unknown."""
 
     assumptions: Mapping[str, str] = field(default_factory=dict)
-    """The kind of assumption ("official", "layout" ...) of each field that is an assumption."""
+    """The kind of assumption ("official", "layout" ...) of each field whose value is assumed."""
 
     missing: tuple[Missing, ...] = ()
     """Fields without a value; empty for every checkpoint that can be run or converted."""
@@ -98,7 +98,7 @@ class Configuration:
     def specified(self, fields: Mapping[str, Any], source: str) -> "Configuration":
         """Return a copy of the configuration with some fields set.
 
-        These fields are then neither missing nor assumptions.
+        These fields are then neither missing nor assumed.
 
         Raises:
             ConfigurationError: a value is invalid.
@@ -222,7 +222,7 @@ def resolve(
 
 
 def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
-    """Return the value of a field with the highest priority; None if no evidence has a value.
+    """Return a field's value from the evidence with the highest priority; None without a value.
 
     Raises:
         ConfigurationError: an option contradicts the tensors, or the value is impossible.
@@ -240,7 +240,7 @@ def missing_heads(name: str, evidence: Evidence, contradiction: str | None = Non
 
     Args:
         name: "num_attention_heads" or "decoder_num_attention_heads".
-        evidence: the evidence.
+        evidence: the evidence about the fields of the checkpoint's configuration.
         contradiction: a sentence about evidence that could not be used, or None.
     """
     width_field = name.replace("num_attention_heads", "hidden_size")

@@ -103,7 +103,7 @@ class Evidence:
     """The file that contains `preprocessor`."""
 
     def config_value(self, name: str) -> Any:
-        """Return the value of a field in `config`, or None."""
+        """Return the value of a field in `config`; None if `config` does not contain the field."""
         value = self.config.get(name)
         if name in ("image_size", *PREPROCESSING) and isinstance(value, list):
             return tuple(value)

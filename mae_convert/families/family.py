@@ -222,9 +222,9 @@ class Family(ABC):
         """Separate the tensors of an unsupported decoder, so that only the encoder is read.
 
         Returns:
-            The related model (see `relative`) and the name of the tensor that identifies it, or
-            None; the shapes of the remaining tensors; and the reason for dropping each dropped
-            tensor, by name.
+            The related model that has this decoder (see `relative`) and the name of the tensor
+            that identifies it, or None if there is no unsupported decoder; the shapes of the
+            remaining tensors; and the reason for dropping each dropped tensor, by name.
         """
         return None, shapes, {}
 
@@ -585,10 +585,14 @@ class Family(ABC):
         return 0.0 if visible == config.num_patches else 1 - (visible + 0.5) / config.num_patches
 
     def features(self, hidden: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-        """Divide the output (N, tokens, D) of an encoder without masking into features.
+        """Split the output of an encoder, which was run without masking, into features.
+
+        Args:
+            hidden: the output (N, tokens, D).
+            config: the configuration of the model.
 
         Returns:
-            ``tokens`` (N, L, D), the features of the patches, and ``cls`` (N, D), the features
+            ``tokens`` (N, L, D), the features of the L patches, and ``cls`` (N, D), the features
             of the class token, if the encoder has a class token.
         """
         first = hidden.shape[1] - config.num_patches

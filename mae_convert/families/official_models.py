@@ -21,10 +21,13 @@ class OfficialModel:
     """The configuration."""
 
     license: str = ""
-    """The licence of the weights, as an identifier of the Hugging Face Hub."""
+    """The licence of the weights, as an identifier of the Hugging Face Hub; "" if not known."""
 
     where: str = ""
-    """The URL of the file, or the repository on the Hub as ``hf://owner/name``."""
+    """The URL of the file, or the repository on the Hub as ``hf://owner/name``.
+
+    It is "" for a model without a known address.
+    """
 
     file: str = ""
     """The publisher's file name; "" if no file is published."""

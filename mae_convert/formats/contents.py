@@ -68,10 +68,15 @@ class Contents:
 
 @contextmanager
 def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Convert the errors that a parser raises for a corrupt file to a `CheckpointError`.
+    """Convert the errors that a ``with`` block raises for a corrupt file to a `CheckpointError`.
+
+    Args:
+        path: the file that is read in the block.
+        damage: the exceptions that the parser raises for a corrupt file.
 
     Raises:
-        CheckpointError: the block raised one of `damage`, or an error of the operating system.
+        CheckpointError: the block raised one of `damage`, an error of the operating system, or a
+            MemoryError.
     """
     damages: tuple[type[Exception], ...] = (OSError, OverflowError, *damage)
     try:

@@ -70,7 +70,11 @@ def find_weights(path: Path) -> Path:
 
 
 def _find_in(directory: Path) -> Path:
-    """Return the weights file in a directory; files with conventional names take precedence."""
+    """Return the weights file in a directory; files with conventional names take precedence.
+
+    Raises:
+        CheckpointError: there is no supported weights file, or there are several.
+    """
     with reading(directory):
         files = sorted(path for path in directory.iterdir() if path.is_file())
     files = [path for path in files if not _is_certificate(path.name)]

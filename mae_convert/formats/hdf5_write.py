@@ -180,7 +180,13 @@ def _without_times(kind: Any, track_order: bool) -> Any:
 
 
 def _allocate(groups: dict[str, h5py.Group], tensor: LazyTensor, track_order: bool) -> int:
-    """Allocate space for a tensor and return the offset of its data."""
+    """Allocate space for a tensor and return the offset of its data.
+
+    Args:
+        groups: the existing groups, by path; missing groups are created and added.
+        tensor: the tensor; its name is the path of the dataset.
+        track_order: whether a new group records the order in which its members are created.
+    """
     path, _, leaf = tensor.name.rpartition("/")
     group = _group(groups, path, track_order)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -154,7 +154,12 @@ def keras_archive_layout(
 
 
 def _between(weights: FileLayout, sizes: Iterable[int]) -> Iterator[BytesAt]:
-    """Yield the bytes before, between and after the tensors, with zeros in gaps."""
+    """Yield the bytes of the weights file that do not belong to tensors; unwritten bytes are zero.
+
+    Args:
+        weights: the layout of the weights file.
+        sizes: the number of bytes of each tensor, in the order of ``weights.offsets``.
+    """
     taken = sorted((at, at + size) for at, size in zip(weights.offsets, sizes, strict=True) if size)
     begins = [0, *(end for _, end in taken)]
     gaps = [

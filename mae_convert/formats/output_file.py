@@ -72,8 +72,8 @@ class Weights:
 
     complete: Callable[[Mapping, Mapping[str, str]], Mapping] | None = None
     """Called with the conversion record and the SHA-256 of each tensor's bytes by name; returns the
-    record completed with these hashes. The stored length of the record must not change. None if the
-    record needs no hashes."""
+    record completed with these hashes. In the file, the completed record must take as many bytes as
+    before. None if the record needs no hashes."""
 
     @property
     def nbytes(self) -> int:
@@ -159,6 +159,10 @@ class OutputFile:
     def _write(self, number: int, advance: Advance) -> None:
         """Write the bytes of a tensor.
 
+        Args:
+            number: the index of the tensor in ``weights.tensors``.
+            advance: called with the number of bytes of each piece.
+
         Raises:
             OutputError: the file cannot be written, or the tensor is too short.
         """
@@ -180,8 +184,8 @@ class OutputFile:
 
         Args:
             amend: takes the conversion record, and returns the record with all values that are
-                available at this time. The stored length of the record must not change. The
-                function is not called if there is no conversion record.
+                available at this time. In the file, this record must take as many bytes as
+                before. The function is not called if there is no conversion record.
 
         Returns:
             The file with the amended conversion record.

@@ -388,10 +388,6 @@ class _LegacyStorages:
 
         Args:
             keys: the keys of the storages, in the order of the file.
-            position: the offset of the first storage.
-
-        Args:
-            keys: the keys of the storages, in the order of the file.
             position: the offset of the first storage in the file.
 
         Raises:

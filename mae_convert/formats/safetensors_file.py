@@ -21,8 +21,8 @@ from mae_convert.formats.torch_types import TORCH_DTYPES
 from mae_convert.text import shown
 
 LARGEST_HEADER = 4_000_000
-"""Limit on the bytes of the header. It is ten times the header of the largest MAE, but a
-twenty-fifth of the format's limit, because parsed JSON takes much more memory than its text."""
+"""The maximum size of the header in bytes: ten times the size of the header of the largest MAE. The
+format allows 25 times this maximum, but parsed JSON takes much more memory than its text."""
 
 METADATA = "__metadata__"
 SETTINGS = ("config", "conversion")

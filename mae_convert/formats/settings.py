@@ -259,15 +259,16 @@ def _items_with_paths(path: str, item: Any) -> Iterator[tuple[str, object]]:
 
 
 def passed_over(value: object, effects: Effects) -> dict[str, str]:
-    """Return descriptions of the objects in a pickle that are not read.
+    """Return descriptions of the objects of a pickle that are not read, and of unused names.
 
     Args:
         value: the value of the pickle.
         effects: the operations of the pickle; they list the names that it mentions.
 
     Returns:
-        A description of each object by its dotted path in `value`, and, if there are any, a
-        description of further objects and of further names that the pickle mentions.
+        A description of each object by its dotted path in `value`, for at most `OUTERMOST_SHOWN`
+        objects. The key "other places", if present, has the number of other such objects, and the
+        key "other names in the pickle" the other names that the pickle mentions.
     """
     descriptions: dict[str, str] = {}
     named: set[str] = set()

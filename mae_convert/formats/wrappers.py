@@ -359,6 +359,13 @@ def _at_key(
 ) -> Keys:
     """Return the keys that lead to the mapping of tensors that `state_key` names.
 
+    Args:
+        path: the path of the checkpoint, for messages.
+        value: the content of the checkpoint.
+        holders: the mappings that contain tensors, by their keys.
+        hidden: the objects of unsupported types, by their keys.
+        state_key: the keys of the mapping, joined by dots.
+
     Raises:
         NoSuchKeyError: there are no tensors at `state_key`.
         CheckpointError: an object of an unsupported type is at `state_key`.

@@ -144,7 +144,8 @@ class Source(Protocol):
     def amend(self, conversion: Mapping) -> Mapping:
         """Return the conversion record with all values that are available at this time.
 
-        The stored length of the record must not change.
+        In a file, the returned record must take as many bytes as `conversion`: the offsets of the
+        file's parts are already fixed.
         """
 
 
@@ -358,7 +359,7 @@ def _interleaved(files: Sequence[OutputFile]) -> list[tuple[OutputFile, int]]:
 
 
 def _compare(threads: WorkerThreads, files: Sequence[OutputFile]) -> dict[str, str]:
-    """Re-read files and compare all their contents; return the SHA-256 of each tensor."""
+    """Re-read files, compare them with what was written, and return the SHA-256 of each tensor."""
     opened = [(file, file.reopen()) for file in files]
     pieces = [(file, read, n) for file, read in opened for n in range(len(file.weights.tensors))]
     work = [threads.start(file.comparer(read, number)) for file, read, number in pieces]

@@ -29,7 +29,7 @@ class Only:
     """A field that changes what the model computes; values other than `values` are refused."""
 
     values: tuple[Any, ...]
-    """The supported values, which have no effect."""
+    """The supported values, with which the field has no effect."""
 
     why: str
     """The effect of any other value and what to do about it, for a message."""

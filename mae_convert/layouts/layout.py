@@ -23,7 +23,7 @@ def _nothing_to_refuse(config: Any, task: str) -> Text | None:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Difference:
-    """A known difference between a layout's own programs and the reference model."""
+    """A known difference between the reference model and the program that uses a layout."""
 
     activation: str | None
     """The first intermediate activation that differs, or None if it is not specified."""
@@ -109,7 +109,8 @@ class Layout:
     value."""
 
     pooling_in_names: bool = True
-    """Whether tensor names show if a classifier uses the class token or the mean of the patches."""
+    """Whether the tensor names of a classifier show its pooling: the class token or the mean of the
+    patches."""
 
     also_file: bool = False
     """Whether a layout that is written as a directory can also be written as a single file."""
@@ -129,8 +130,9 @@ class Layout:
     """Returns why a model cannot be written in this layout, or None."""
 
     differences: Callable[[Any, str], tuple[Difference, ...]] = lambda _, __: ()
-    """Called with a configuration and a task; returns the known differences between the model and
-    the layout's own programs that no configuration of the programs can remove."""
+    """Called with a configuration and a task; returns the known differences between this model and
+    the model as the library or program that uses the layout runs it. Differences that a setting of
+    this library or program removes are left out."""
 
     def table_for(self, task: str, *, key_bias: bool = True, names: Collection[str] = ()) -> Table:
         """Return the table that is written for a task.

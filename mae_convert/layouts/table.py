@@ -1,11 +1,11 @@
 """Tables that map canonical tensors to the tensors of a layout, and back.
 
 A canonical tensor has the name and shape that this project uses; an external tensor has the name
-and shape of a layout. A table is a tuple of rows in the order of the layout's own programs. In the
-names, ``#`` is a block's index, ``[_#]`` is an underscore and the index, or nothing for the first
-block (``block``, ``block_1``, ...), and ``{a,b}`` is a list of names. A list in both columns is
-expanded to one row per name; if only the canonical column has a list, the canonical tensors in the
-list are fused into one external tensor.
+and shape of a layout. A table is a tuple of rows, in the order in which the library or program that
+uses the layout stores the tensors. In the names, ``#`` is a block's index, ``[_#]`` is an
+underscore and the index, or nothing for the first block (``block``, ``block_1``, ...), and
+``{a,b}`` is a list of names. A list in both columns is expanded to one row per name; if only the
+canonical column has a list, the canonical tensors in the list are fused into one external tensor.
 """
 
 import itertools
@@ -301,7 +301,8 @@ def read_tensors(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> di
 
     Args:
         tensors: the external tensors by name.
-        rules: the rules of the external tensors.
+        rules: the mapping rules, each of which states the canonical tensors that one external
+            tensor contains.
     """
     return {
         canonical.name: canonical

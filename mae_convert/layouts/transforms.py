@@ -138,9 +138,12 @@ class SplitHeads:
     """Attention heads as a separate axis, as in Keras's multi-head attention."""
 
     kind: str
-    """The kind of tensor. The canonical and the external shape are (heads * d, width) and (width,
-    heads, d) for "kernel", (heads * d,) and (heads, d) for "bias", (width, heads * d) and (heads,
-    d, width) for "output"."""
+    """The kind of tensor; d is the width of one head.
+
+    "kernel": canonical shape (heads * d, width), external shape (width, heads, d).
+    "bias": canonical shape (heads * d,), external shape (heads, d).
+    "output": canonical shape (width, heads * d), external shape (heads, d, width).
+    """
 
     heads: int = 0
     """Number of heads; 0 until the mapping table is bound to a model (see `Rule.bound`)."""

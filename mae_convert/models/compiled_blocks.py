@@ -27,7 +27,7 @@ def may_compile(inputs: tuple[Any, ...], *, training: bool | None) -> bool:
 
     Args:
         inputs: the inputs of the call; None for an input that was not given.
-        training: whether dropout is active.
+        training: whether dropout is active. None for False.
     """
     if training or keras.backend.backend() != "tensorflow":
         return False
@@ -72,7 +72,7 @@ class CompiledBlocks:
         Args:
             block: a transformer block.
             tokens: tokens (N, T, D) with which the function will be called.
-            variables: the variables of the block, in order.
+            variables: the variables of the block, in the order of ``block.variables``.
             taps: specifies the intermediate activations that the function returns; None if the
                 dictionary of intermediate activations must be empty.
         """

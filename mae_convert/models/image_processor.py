@@ -232,7 +232,10 @@ class MaeImageProcessor:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a JSON file, or in the JSON file of a directory; None if missing."""
+    """Return the image processor's settings in a JSON file or a directory; None if it has none.
+
+    A directory has the settings in ``processor_config.json`` or ``preprocessor_config.json``.
+    """
     if path.is_dir() and (path / PROCESSOR_FILE).is_file():
         nested = read_json(path / PROCESSOR_FILE).get("image_processor")
         if isinstance(nested, dict):

@@ -97,7 +97,8 @@ def changes_of(task: str, config: Any, options: Mapping[str, Any]) -> dict[str, 
     names = (*FIELDS, *OUTPUT_FIELDS, "id2label", "label2id")
     if unknown := sorted(options.keys() - set(names)):
         raise TypeError(
-            f"from_pretrained has no argument {unknown[0]!r}; fields are {', '.join(FIELDS)}"
+            f"from_pretrained has no argument {unknown[0]!r}; the configuration fields that it "
+            f"accepts are {', '.join(FIELDS)}"
         )
     given = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
     given |= {name: value for name, value in options.items() if name in FIELDS}

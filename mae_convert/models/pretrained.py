@@ -176,7 +176,8 @@ class PretrainedModel:
         Args:
             pretrained_model_name_or_path: a file or directory, ``hf://owner/name[@revision]``, the
                 name of an official checkpoint, or a repository ``owner/name`` on the Hub.
-            config: a configuration; its fields have the same effect as fields in ``options``.
+            config: a configuration, whose fields have the same effect as fields in ``options``; the
+                fields in ``options`` have precedence. None to use the checkpoint's own fields.
             options: fields of the configuration; ``dtype`` (or ``torch_dtype``), ``device`` (or
                 ``device_map``), ``revision``, ``subfolder``, ``ignore_mismatched_sizes``;
                 ``mmap``, as in `mae_convert.load_model`. With ``output_loading_info``, the result
@@ -277,7 +278,7 @@ class PretrainedModel:
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str | None = None, **options: Any
     ) -> str:
-        """Upload the model to a repository on the Hub in one commit; return its URL.
+        """Upload the model to a repository on the Hub in one commit; return the commit's URL.
 
         No model card is written: ``mae-convert publish`` uploads a model with a card, its
         verification and a licence.
@@ -286,7 +287,7 @@ class PretrainedModel:
             repo_id: ``owner/name``; it is created if needed.
             max_shard_size: as in `save_pretrained`.
             options: ``commit_message``, ``commit_description``, ``private``, ``revision``,
-                ``create_pr``.
+                ``create_pr`` (open a pull request and return its URL).
 
         Raises:
             ConfigurationError: an option is not supported.

@@ -117,7 +117,16 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload the files of a model directory to a repository in one commit; return its URL.
+    """Upload a model directory's files to a repository in one commit; return the commit's URL.
+
+    Args:
+        directory: the model directory.
+        repo_id: ``owner/name``; the repository is created if needed.
+        commit_message: the first line of the commit's message.
+        commit_description: the rest of the commit's message, or None.
+        private: whether a new repository is private; None for the owner's default.
+        revision: the branch; None for the main branch.
+        create_pr: open a pull request instead of committing to the branch, and return its URL.
 
     Raises:
         HubError: the Hub refuses the request.

@@ -99,11 +99,17 @@ def inspect(
         "source. `encoder` drops a decoder or a head."
     ),
 )
-@click.option("--dtype", type=DTYPE, help="Round the weights to this dtype; reported as lossy.")
+@click.option(
+    "--dtype",
+    type=DTYPE,
+    help="Round the weights to this dtype. The change is reported as lossy.",
+)
 @click.option(
     "--image-size",
     type=IMAGE_SIZE,
-    help="Resample the position embeddings for images of this size; reported as lossy.",
+    help=(
+        "Resample the position embeddings for images of this size. The change is reported as lossy."
+    ),
 )
 @click.option(
     "--num-frames",

@@ -90,7 +90,10 @@ def installed(framework: str | None) -> str:
 @click.option(
     "--across",
     type=click.IntRange(min=1),
-    help="Number of groups of images per row of the output image.",
+    help=(
+        "Maximum number of input images (or videos) side by side, each with its masked image and "
+        "its reconstruction. [default: depends on the number of inputs]"
+    ),
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @json_option
@@ -212,7 +215,16 @@ def features(
 def _files_below(
     folder: Path | None, checkpoint: "Checkpoint", *, skip: bool
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Return the paths of images or videos in a folder, and the reasons why files are skipped."""
+    """Return the paths of images or videos in a folder, and the reasons why files are skipped.
+
+    Args:
+        folder: the folder; None for no files.
+        checkpoint: the checkpoint, whose model family takes images or videos.
+        skip: skip files that cannot be read, and print the reasons.
+
+    Raises:
+        ImageError: the folder contains no image or video, or all of them are skipped.
+    """
     from mae_convert.checkpoint.clip_inputs import clips_below, unreadable_clips
     from mae_convert.checkpoint.image_files import images_below, unreadable_images
     from mae_convert.errors import ImageError

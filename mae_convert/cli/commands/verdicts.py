@@ -187,8 +187,8 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     metavar="NAME",
     shell_complete=complete_reference_results,
     help=(
-        "Compare the outputs of A, or of the checkpoint NAME, with the reference results that "
-        "third parties published for NAME."
+        "Compare the outputs of A with the reference results that third parties published for the "
+        "checkpoint NAME. Without A, NAME itself is compared, and downloaded if necessary."
     ),
 )
 @side_options
@@ -294,7 +294,8 @@ def verify(
 
     Both models are run in child processes on the same images with the same noise. If they differ,
     the output names the first difference and its cause. Without B, the checkpoint A, which may be
-    on the Hub, is compared with its certificate. Exit status 1 if they differ.
+    on the Hub, is compared with its certificate: the results of an earlier verification, which are
+    stored beside A. Exit status 1 if they differ.
 
     Example:
 

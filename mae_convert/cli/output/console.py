@@ -53,7 +53,12 @@ class WordGrid(Grid):
     """
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row of cells; text in cells may contain the markup of the library rich."""
+        """Add a row of cells.
+
+        Args:
+            cells: the cells; text may contain the markup of the library rich.
+            options: the keyword arguments of rich's ``Table.add_row``.
+        """
         super().add_row(*cells, **options)
         for column, cell in zip(self.columns, cells, strict=False):
             words = (

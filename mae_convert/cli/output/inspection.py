@@ -142,10 +142,14 @@ def _official(
         names = " or ".join((official["probable"], *official.get("or", ())))
         assumed = [name for name, a in assumptions.items() if a["assumption"] == OFFICIAL]
         if not assumed:
-            return f"same names and shapes as {names} (--hash compares the MD5)"
+            return (
+                f"same names and shapes as {names} (--hash compares the MD5 with the published "
+                "digits)"
+            )
         return (
             f"same names and shapes as {names}, from which {' and '.join(assumed)} "
-            f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash compares the MD5"
+            f"{'is' if len(assumed) == 1 else 'are'} assumed; --hash compares the MD5 with "
+            "the published digits"
         )
     values = {
         True: "the MD5 of this file begins with the published digits",

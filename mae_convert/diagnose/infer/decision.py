@@ -23,8 +23,12 @@ class Candidate:
     """The value of the field."""
 
     loss: float | None = None
-    """Mean reconstruction loss on removed patches, relative to the loss if each image is filled
-    with one colour (below 1 is better); None if no model was run."""
+    """Mean reconstruction loss on removed patches, divided by the loss of a constant prediction.
+
+    The constant prediction is the mean colour of each image's visible patches, or zeros if the
+    model predicts normalized patches. A value below 1 is better than the constant prediction. None
+    if no model was run.
+    """
 
     structure: float | None = None
     """If the field is a number of heads, the log-likelihood ratio of this number, computed by

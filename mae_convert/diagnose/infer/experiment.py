@@ -30,7 +30,7 @@ candidates."""
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """The options of an experiment."""
+    """The options of an experiment that determines unspecified configuration fields."""
 
     images: Path | None = None
     """A folder of images that are similar to the training data; None for the four photographs that
@@ -101,7 +101,7 @@ def with_inferred(checkpoint: Checkpoint, inference: Inference) -> Checkpoint:
         checkpoint = checkpoint.specified({name: value}, inference.source_of(name))
     configuration, decisions = checkpoint.configuration, inference.decisions
     missing = tuple(
-        replace(entry, reason=f"{entry.reason}; the experiment is undecided: {decision.reason}")
+        replace(entry, reason=f"{entry.reason}; the experiment was inconclusive: {decision.reason}")
         if (decision := decisions.get(entry.field))
         else entry
         for entry in configuration.missing

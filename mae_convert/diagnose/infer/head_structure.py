@@ -77,7 +77,7 @@ class HeadStructure:
 
 
 def possible_heads(width: int) -> list[int]:
-    """Return the numbers of heads that divide a width into at least `SMALLEST_HEAD` channels."""
+    """Return the numbers that divide a width into heads of at least `SMALLEST_HEAD` channels."""
     return [h for h in range(1, width + 1) if width % h == 0 and width // h >= SMALLEST_HEAD]
 
 

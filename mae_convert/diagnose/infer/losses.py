@@ -69,7 +69,14 @@ def make_crops(
 ) -> Crops:
     """Return random crops of images, as in training, each with its own mask.
 
-    A video model gets a clip of each image, in which the crop moves across the image.
+    A video model gets a clip instead of each crop: the crop moves across the image.
+
+    Args:
+        images: the images.
+        family: the family of the model.
+        config: the configuration of the model.
+        crops: number of crops of each image.
+        seed: the seed of crops and masks.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     height, width = config.image_hw

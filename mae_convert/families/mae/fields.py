@@ -71,7 +71,7 @@ def values_of(
             "same names"
         )
         yield FieldValue("token", source, NAMES)
-    source = "convention of solo-learn, because of the tensor names"
+    source = "convention of solo-learn, identified by the tensor names"
     yield FieldValue(evidence.by_names.get(name), source, NAMES)
 
 
@@ -134,8 +134,8 @@ def placeholder(name: str, evidence: Evidence) -> Any:
 def check_pooling(task: str, evidence: Evidence) -> None:
     """Refuse a configuration with pooling if the tensors belong to a class-token classifier.
 
-    A pooled classifier that normalizes before the pooling has the same tensor names, so a
-    configuration with ``fc_norm`` False is accepted.
+    A configuration with ``fc_norm`` False is accepted: it describes a classifier that normalizes
+    before the pooling, and such a classifier has the tensor names of a class-token classifier.
 
     Raises:
         ConfigurationError: the configuration belongs to other weights.

@@ -117,7 +117,7 @@ def _last_patch(width: int, grid: Grid) -> np.ndarray:
 
 
 def _halves_exchanged(table: np.ndarray) -> np.ndarray:
-    """Exchange the halves of the last axis.
+    """Return a copy of a table with the halves of its last axis exchanged.
 
     MAE encodes the column of a patch in the first half; mmpretrain and MoCo v3 encode the row in
     the first half.

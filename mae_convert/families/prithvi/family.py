@@ -105,7 +105,7 @@ class Prithvi(Family):
         See `Family.values_of`.
         """
         yield from super().values_of(name, task, evidence)
-        source = "convention of version 1, because of the tensor names"
+        source = "convention of version 1, identified by the tensor names"
         yield FieldValue(evidence.by_names.get(name), source, NAMES)
         if name not in ("image_size", "num_frames"):
             return

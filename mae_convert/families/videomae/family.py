@@ -153,7 +153,10 @@ class VideoMAE(Family):
             )
 
     def warnings_of_values(self, statistics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-        """Yield a warning if the biases of queries and values are zero in every block."""
+        """Yield a warning if the biases of queries and values are zero in every block.
+
+        See `Family.warnings_of_values` for the argument.
+        """
         biases = [s for n, s in statistics.items() if n.endswith((".q.bias", ".v.bias"))]
         if biases and all(s["min"] == s["max"] == 0 for s in biases):
             yield (

@@ -46,7 +46,7 @@ class Cursor:
         """Read a version number; raise ValueError if it is not one of the `known` versions."""
         version = self.number(1)
         if version not in known:
-            raise ValueError(f"a structure of the unknown version {version}")
+            raise ValueError(f"a structure with the unknown version number {version}")
         return version
 
     def text(self) -> bytes:
@@ -62,7 +62,13 @@ class Cursor:
 
 
 def not_read(path: Path, name: str, what: str) -> CheckpointError:
-    """Return the error for a file that may be valid but uses an unsupported feature."""
+    """Return the error for a file that may be valid but uses an unsupported feature.
+
+    Args:
+        path: the path of the file.
+        name: the name of the dataset that uses the feature.
+        what: the feature, as the end of the phrase "stores NAME ...".
+    """
     return CheckpointError(
         path,
         f" stores {shown(name)} {what}, which is not supported",

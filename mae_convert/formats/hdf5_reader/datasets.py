@@ -124,7 +124,18 @@ def _in_another_file(structure: Structure, name: str) -> CheckpointError:
 
 
 def _filters(structure: Structure, name: str, message: Message | None) -> list[tuple[int, int]]:
-    """Return the identifier and the first parameter of each filter that encodes the chunks."""
+    """Return the identifier and the first parameter of each filter that encodes the chunks.
+
+    The parameter of a filter without parameters is 0.
+
+    Args:
+        structure: the file.
+        name: the name of the dataset, for messages.
+        message: the message of the filters; None if the dataset has no filters.
+
+    Raises:
+        CheckpointError: a filter is not supported.
+    """
     if message is None:
         return []
     cursor = Cursor(message.data)

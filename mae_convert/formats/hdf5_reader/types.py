@@ -53,7 +53,7 @@ def read_type(cursor: Cursor) -> Type:
     head = cursor.number(1)
     kind, version, flags, size = head & 15, head >> 4, cursor.number(3), cursor.number(4)
     if version not in VERSIONS:
-        raise ValueError(f"a datatype of the unknown version {version}")
+        raise ValueError(f"a datatype with the unknown version number {version}")
     order: Order = ">" if flags & 1 else "<"
     if kind == INTEGER:
         return Type(kind, size, _integer(cursor, size, flags, order))

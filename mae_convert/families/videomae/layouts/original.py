@@ -52,7 +52,10 @@ CONVENTIONS = {
 
 
 def differences(config: VideoMAEConfig, task: str) -> tuple[Difference, ...]:
-    """Return a `Difference` if the authors' code uses other values of fields than the model."""
+    """Return a `Difference` if field values in the authors' code differ from the model's values.
+
+    The result is empty if all values are equal.
+    """
     norms = {"pretrain": ("decoder_norm_eps", config.decoder_norm_eps)}
     if config.use_mean_pooling:
         norms["classify"] = ("fc_norm_eps", config.fc_norm_eps)
