@@ -53,7 +53,8 @@ class Artifact:
         """
         if self.certificate is None:
             return None
-        return str(self.certificate.document["target"].get("sha256"))
+        sha256: str | None = self.certificate.document["target"].get("sha256")
+        return sha256
 
     @property
     def source_sha256(self) -> str | None:
@@ -63,8 +64,9 @@ class Artifact:
         SHA-256 of the source.
         """
         if self.certificate is not None:
-            return str(self.certificate.document["source"].get("sha256"))
-        source = self.record.get("source")
+            source = self.certificate.document["source"]
+        else:
+            source = self.record.get("source")
         return source.get("sha256") if isinstance(source, Mapping) else None
 
 
