@@ -86,7 +86,12 @@ def canonical_tensors(
 
 
 def with_step(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return a copy of the container with a declared step appended to its conversion record."""
+    """Return a copy of a container whose conversion record declares another step.
+
+    Args:
+        container: the container; it need not have a conversion record yet.
+        step: the step, a change such as another image size; it is appended to the record's steps.
+    """
     record = container.conversion or {}
     return replace(container, conversion={**record, "steps": [*record.get("steps", []), step]})
 

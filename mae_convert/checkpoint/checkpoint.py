@@ -177,6 +177,10 @@ def require_images(checkpoint: Checkpoint, work: str) -> None:
 def as_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     """Return a checkpoint as a model for a task, without the tensors that the task does not need.
 
+    Args:
+        checkpoint: the checkpoint.
+        task: the task; None for the checkpoint's own task, for which nothing is changed.
+
     Raises:
         ConfigurationError: the checkpoint does not contain a model for this task.
     """

@@ -415,9 +415,15 @@ def _part_of(name: str, prefixes: tuple[str, str], table: Table) -> tuple[str, s
 
 
 def _prefixes(names: Iterable[str], anchor: Iterable[str]) -> list[str]:
-    """Return what precedes a name in `anchor` in those `names` that end in it.
+    """Return the prefixes of the names that end with a name in `anchor`.
 
-    The shortest prefix is first; at most `MOST_PREFIXES` are returned.
+    For example, the name "model.patch_embed.proj.weight" has the prefix "model." if `anchor`
+    contains "patch_embed.proj.weight". The shortest prefix is first; at most `MOST_PREFIXES` are
+    returned.
+
+    Args:
+        names: the names of the tensors of a file.
+        anchor: the names of one tensor in a layout, such as the weight of the patch embedding.
     """
     candidates = dict.fromkeys(p for name in names for p in Table.before(name, anchor))
     return sorted(candidates, key=len)[:MOST_PREFIXES]
@@ -552,12 +558,16 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 
 
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
-    """Return whether the complete models are in fact incomplete models of other variants.
+    """Return whether models that seem complete are incomplete models of other variants.
 
-    This is the case if each stored tensor that the complete models do not use, and that would
-    change their outputs, is a tensor of another variant in the same family. For example, a model
-    with query and key biases but without value biases is an incomplete model with biases, not a
-    complete model without biases.
+    This is the case if every tensor that they do not use, but that would change their outputs, is a
+    tensor of another variant in the same family. For example, a file with query and key biases but
+    without value biases contains an incomplete model with biases, not a complete model without
+    biases.
+
+    Args:
+        complete: the candidates that seem complete: no tensor of their task is missing.
+        every: all candidates, also incomplete candidates and candidates for other tasks.
     """
     names_of_family: dict[str, set[str]] = {}  # models of another family are not variants
     for candidate in every:

@@ -197,7 +197,12 @@ def _check_class_position(
 
 
 def _count(image_size: Any, reading: Reading) -> int | None:
-    """Return the number of patches of an image, or None if `image_size` is not a size."""
+    """Return the number of patches of an image, or None if `image_size` is not a size.
+
+    Args:
+        image_size: the value from a configuration; a size is an integer or (height, width).
+        reading: the mapped tensors, whose geometry includes the patch size.
+    """
     try:
         sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         patch = reading.geometry["patch_size"]

@@ -62,9 +62,12 @@ def as_stored(names: Iterable[str]) -> Stripped:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return a dictionary from names without the components of wrapper modules to stored names.
+    """Remove the components that wrapper modules add to names (see `ANYWHERE`).
 
-    If a name would be empty or not unique, no components are removed.
+    If a shortened name would be empty or not unique, all names remain unchanged.
+
+    Returns:
+        The stored names, by shortened name.
     """
     stored: dict[str, str] = {}
     for name in names:

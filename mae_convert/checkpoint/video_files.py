@@ -253,7 +253,16 @@ def _of_container(path: Path, choose: Choose) -> Frames:
 
 
 def _opened(av: Any, path: Path, file: Any) -> Any:
-    """Open a container as the format of its suffix, so that it cannot refer to other files."""
+    """Open a video container with FFmpeg's demuxer for the suffix of its name.
+
+    If FFmpeg detected the format from the content, it could choose a playlist format, in which a
+    file can refer to other files.
+
+    Args:
+        av: the module ``av`` (PyAV).
+        path: the path of the file; its suffix is a key of `CONTAINERS`.
+        file: the open file.
+    """
     return av.open(file, format=CONTAINERS[path.suffix.lower()])
 
 

@@ -418,7 +418,7 @@ def trust_options(command: Command) -> Command:
             click.option(
                 "--identity-provider",
                 metavar="URL",
-                help="OpenID provider that confirmed the identity.",
+                help="OpenID provider that confirmed the signer's identity.",
             ),
             trust_config_option,
         ],

@@ -204,8 +204,15 @@ def _regenerated(
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
     """Return the configuration of a checkpoint with the values of `new_model`.
 
-    The source of the changed field is the option with the same name. If the field's old value was
-    an assumption, the source also states the old value (`before`) and its own source.
+    A configuration also states where the value of each field comes from. For the changed field,
+    this is the option with the same name. If the old value was an assumption, the old value and
+    the reason for the assumption are stated too.
+
+    Args:
+        source: the checkpoint before the change.
+        new_model: the model's configuration after the change.
+        field: the name of the changed field.
+        before: the old value of the field, as text.
     """
     resized = f"option {field}"
     if (

@@ -99,7 +99,7 @@ def _output(
 
 
 def _check_dtypes(plan: Plan, kind: str) -> None:
-    """Refuse dtypes that the target cannot store."""
+    """Refuse dtypes that a target of the format `kind` cannot store."""
     narrow = any(str(tensor.dtype) == "bfloat16" for tensor in plan.tensors)
     if narrow and "bfloat16" not in FORMATS[kind].dtypes:
         raise OutputError(

@@ -321,7 +321,15 @@ def _steps(
     changes: Iterable[Step],
     dtype: str | None,
 ) -> list[Step]:
-    """Return the declared steps of the source, followed by the steps of this conversion."""
+    """Return the declared steps of the source, followed by the steps of this conversion.
+
+    Args:
+        source: the checkpoint that is converted.
+        names: the canonical names of the tensors that are converted.
+        task: the task of the target.
+        changes: the steps that change the model's inputs, such as another image size.
+        dtype: the dtype of the target; None if each tensor keeps its dtype.
+    """
     steps = list((source.container.conversion or {}).get("steps", []))
     if task != source.task:
         steps.append({"step": "task", "from": source.task, "to": task})

@@ -39,7 +39,8 @@ class Packing:
     """Write a directory's weights as ``pytorch_model.bin`` instead of ``model.safetensors``."""
 
     max_shard_size: int | None = None
-    """The maximum number of bytes of each shard of a directory's weights."""
+    """The maximum number of bytes of each shard of a directory's weights; None for weights in a
+    single file."""
 
     def check(self, layout: Layout, *, is_directory: bool) -> None:
         """Refuse options that the target does not support.

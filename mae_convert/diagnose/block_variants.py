@@ -168,7 +168,14 @@ def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def activate(mlp: Any, hidden: Tensor, path: str, variants: Variants) -> Tensor:
-    """Apply the activation function of an MLP to the hidden features."""
+    """Apply the activation function of an MLP, or a variant of it, to the hidden features.
+
+    Args:
+        mlp: the module.
+        hidden: the hidden features (N, T, hidden size).
+        path: the module's name in the model.
+        variants: the variants; one that matches `path` can replace the activation function.
+    """
     name = variants.get("activation", path)
     return (mlp.activation if name is None else ACTIVATIONS[name])(hidden)
 

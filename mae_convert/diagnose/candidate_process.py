@@ -83,7 +83,7 @@ class CandidateProcess:
             result: the side whose model is changed.
             inputs: ``pixel_values`` and ``noise``.
             mask_ratio: the mask ratio of both runs.
-            other: the checkpoint of the other side, or None.
+            other: the checkpoint of the other side; None if hypotheses use none of its tensors.
             other_tensors: names of tensors of the other side that hypotheses may use.
             python: the Python interpreter of an environment with PyTorch; None for the current
                 interpreter.
@@ -120,7 +120,7 @@ class CandidateProcess:
             result: the run of the side whose model the child changes.
             inputs: the inputs of both sides.
             mask_ratio: the mask ratio of both runs.
-            other: the checkpoint of the other side, or None.
+            other: the checkpoint of the other side; None if hypotheses use none of its tensors.
             other_tensors: the canonical names of the tensors of `other` that hypotheses may use.
         """
         others = None
@@ -135,7 +135,13 @@ class CandidateProcess:
         }
 
     def _start(self, description: Mapping[str, Any], side: Side, opened: ExitStack) -> None:
-        """Start the child, which is stopped when `opened` is closed."""
+        """Start the child, which is stopped when `opened` is closed.
+
+        Args:
+            description: the result of `_job_description`.
+            side: how the child runs the model.
+            opened: the contexts to close when the child is no longer needed.
+        """
         self._side, self._job = side, self.work / "candidates.json"
         self._job.write_text(json.dumps(description))
         self._errors = self.work / "errors.txt"
@@ -337,7 +343,8 @@ class Pair:
     """The names of the two sides in sentences."""
 
     python: str | None = None
-    """The Python interpreter that runs the candidates, with PyTorch; None for the current one."""
+    """The Python interpreter that runs the candidates, of an environment with PyTorch; None for the
+    current interpreter."""
 
     time_limit: float | None = None
     """Seconds that one candidate run may take; None for the default of ``children.Clock``."""

@@ -294,7 +294,13 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
 
 
 def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
-    """Return the error for a target that is equal to the source after the declared steps."""
+    """Return the error for a target without a fault.
+
+    With the steps that the target's conversion record declares, the source is equal to the target.
+
+    Args:
+        declared: these steps.
+    """
     hint = "if `verify A B` fails nevertheless, the error is in the program that runs B"
     steps = dict.fromkeys(str(step["step"]).replace("_", " ") for step in declared)
     if not (changes := ", ".join(kind for kind in steps if kind != "task")):

@@ -99,7 +99,8 @@ FRAMEWORKS: Mapping[str, Mapping[str, str]] = {"torch": TORCH, "tensorflow": TEN
 
 BEGIN = '''"""FIRST: B differs from A (SHOWN). Usage: python reproduce.py USUAL
 
-reproduce.npz contains the input of this step of a model, and the tensors and results of A and B.
+A and B are two models. reproduce.npz contains the input of this step, and the weights and the
+result of each model.
 The exit status is 1 if B differs from A, as it did when this file was written.
 """
 
@@ -180,7 +181,8 @@ class Script:
     """The dtype in which the results were computed."""
 
     runner: str = ""
-    """The runner of `--against` whose results are used in place of B's results; "" to use B's."""
+    """The runner that computed the results of B, such as "timm", if `--against` specified it; "" if
+    they are side B's own results."""
 
 
 def script_text(script: Script, frameworks: Sequence[str]) -> str:

@@ -25,16 +25,19 @@ CLOSE = 1e-6  # relative tolerance for rounding to float32
 
 @dataclass(frozen=True)
 class Cause:
-    """The cause of a tensor's difference, in words that follow the tensor's name in a sentence."""
+    """The cause of a tensor's difference, in words that follow the tensor's name in a sentence.
+
+    If the words mention another tensor, its name is stored separately, so that it can be shortened.
+    """
 
     text: str
-    """The description up to the name in `other`; the whole description if `other` is ""."""
+    """The words before the name of the other tensor; all words if no other tensor is mentioned."""
 
     other: str = ""
-    """The canonical name of another tensor that the description mentions, or ""."""
+    """The canonical name of the other tensor; "" if no other tensor is mentioned."""
 
     rest: str = ""
-    """The rest of the description, after the name in `other`."""
+    """The words after the name of the other tensor."""
 
     def __str__(self) -> str:
         return f"{self.text}{self.other}{self.rest}"

@@ -111,7 +111,18 @@ def _gives(compute: ComputeArray, x: np.ndarray) -> bool:
 def _undone(
     model: Model, of_b: Fingerprints, name: str, x: np.ndarray, y: np.ndarray
 ) -> Iterator[tuple[Cause, ComputeArray]]:
-    """Yield candidates for computing A's tensor ``x`` from B's tensors; ``y`` is B's `name`."""
+    """Yield functions that may compute A's tensor from B's tensors, because they undo known faults.
+
+    Each item is a description of the computation (see `TensorRepair.how`) and the function. The
+    caller must compare the function's result with A's tensor.
+
+    Args:
+        model: the model of A.
+        of_b: the index of B's tensors, to find a tensor that is equal to ``x``.
+        name: the canonical name of the tensor.
+        x: A's tensor.
+        y: B's tensor.
+    """
     for other in of_b.same_as(x):
         yield Cause("copied from B's ", other), of_b.checkpoint.tensors[other].load
     if np.array_equal(np.sort(y, axis=None), np.sort(x, axis=None)):

@@ -218,7 +218,13 @@ def _relations(a: Trace, first: str, x: np.ndarray, y: np.ndarray) -> Iterator[s
 
 
 def _order_name(a: Trace, first: str, order: np.ndarray) -> str:
-    """Return the name of a known order of channels, or the first indices of an unknown order."""
+    """Return the name of a known order of channels, or the first indices of an unknown order.
+
+    Args:
+        a: the trace of A.
+        first: the name of the result whose channels are in another order in B.
+        order: the index in A's result of each channel of B's result.
+    """
     config = a.description["config"]
     match = BLOCK_TAP.fullmatch(first)
     orders: dict[str, np.ndarray] = {}
@@ -410,7 +416,8 @@ def _before(first: str, a: Mapping[str, np.ndarray]) -> str | None:
 
     Returns:
         The name; None if the result is neither the output of a layer norm nor the queries, keys
-        or values that are computed from it, or if `a` does not contain both activations.
+        or values that are computed from it, or if `a` does not contain both this activation and
+        the result.
     """
     if match := BLOCK_TAP.fullmatch(first):
         if match[3] not in ("q", "k", "v"):

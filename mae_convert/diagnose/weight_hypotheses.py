@@ -248,10 +248,10 @@ def _others_in_block(model: Model, stack: Stack, index: int, part: str) -> Itera
 
 
 def _neighbours(model: Model, stack: Stack, index: int, part: str) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that a tensor has the values of the same tensor in an adjacent block.
+    """Yield the hypotheses that a tensor has the values of its counterpart in an adjacent block.
 
-    Each hypothesis has two wider variants: every block has the values of its neighbour, or the two
-    tensors are exchanged.
+    The tensor is `part` (such as "norm1.weight") of block `index`. Each hypothesis has two wider
+    variants: every block has the values of its neighbour, or the two tensors are exchanged.
     """
     for step, where in ((1, "next block"), (-1, "previous block")):
         name, other = (f"{stack.block(i)}.{part}" for i in (index, index + step))
@@ -299,7 +299,8 @@ def exchanged_module_hypotheses(
 def moved_block_hypotheses(model: Model, stack: Stack, index: int) -> Iterator[Hypothesis]:
     """Yield, for each other block, the hypothesis that block `index` has the tensors of that block.
 
-    The wider variants of a hypothesis are orders of all blocks, such as the reverse order.
+    Each hypothesis has wider variants, which change all blocks: orders of the blocks, such as the
+    reverse order, with which block `index` also has these tensors.
     """
     numbers = list(range(stack.depth))
     as_text = sorted(numbers, key=str)

@@ -85,7 +85,7 @@ def depth(names: Mapping[str, Any], prefix: str) -> int:
     """Return the number of blocks under a prefix: one more than the highest index.
 
     Raises:
-        LayoutError: blocks are missing, because the depth is larger than the number of names.
+        LayoutError: the depth is larger than the number of names, so blocks are missing.
     """
     index = re.compile(re.escape(prefix) + r"(\d+)\.")
     indices = [int(match[1]) for name in names if (match := index.match(name))]

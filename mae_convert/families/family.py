@@ -330,7 +330,7 @@ class Family(ABC):
         )
 
     def candidates(self, model: Any, task: str) -> list[Any]:
-        """Return the official files whose tensors have the same names and shapes as a model.
+        """Return the official files whose tensors have the names and shapes of a model's tensors.
 
         Args:
             model: the configuration of the model.

@@ -1,9 +1,9 @@
 """Position embeddings for another image size: resampled on the grid of patches, or recomputed.
 
 All embeddings have the canonical shape (1, F + T x H x W, width), for F tokens that are not patches
-(1 for a class token, else 0) and, at each of T time steps, a grid of H x W patches. The rows of the
-patches are in the order time, row, column. A class token has no position on the grid, so its row
-is unchanged.
+(1 for a class token, else 0) and, at each of T time steps, a grid of H x W patches. The patches are
+in the order time, row, column. A class token has no position on the grid, so its embedding is
+unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -138,7 +138,7 @@ def regenerated(
         tensor: the embedding.
         grid: the number of patches along each axis.
         new_grid: the new grid, in the same form.
-        axes: the axes of the grid, a key of ``FIXED``.
+        axes: the axes of the grid, such as "rows and columns"; a key of ``FIXED``.
         option: the option that requests the computation, for the error message.
 
     Raises:
@@ -174,7 +174,7 @@ def fixed_precision(
     Args:
         tensor: the embedding.
         grid: the number of patches along each axis.
-        axes: the axes of the grid, a key of ``FIXED``.
+        axes: the axes of the grid, such as "rows and columns"; a key of ``FIXED``.
     """
     stored = tensor.load()
     for precision in (np.dtype(np.float32), tensor.dtype):

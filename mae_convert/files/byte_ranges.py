@@ -262,7 +262,10 @@ class FileArray(SequentialArray):
 
 
 class Window(io.RawIOBase):
-    """A file's bytes as a stream for a parser, limited to the file's size."""
+    """A file's bytes as a stream for a parser.
+
+    A read never allocates more memory than the file has bytes, however many bytes are requested.
+    """
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
@@ -289,7 +292,7 @@ class Window(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return at most `size` bytes; memory is allocated only for bytes that exist."""
+        """Return at most `size` bytes, or all remaining bytes if `size` is negative or None."""
         left = max(0, self._file.size - self._position)
         count = left if size is None or size < 0 else min(size, left)
         data = self._file.raw(self._position, count) if count else b""

@@ -126,7 +126,7 @@ class Container:
     the file, else None."""
 
     config_source: str | None
-    """The source of ``config``, for messages."""
+    """The source of ``config``, for messages; None if ``config`` is None."""
 
     preprocessor: Mapping | None
     """The settings of the image processor: from `processor_config.json` in the directory of the
@@ -168,7 +168,8 @@ class Container:
     such file."""
 
     preprocessor_source: str | None = None
-    """The name of the file that contains ``preprocessor``; None if ``preprocessor`` is None."""
+    """The name of the file that contains ``preprocessor``; None if ``preprocessor`` is None or does
+    not come from a file of its own."""
 
     other_preprocessor: bool = False
     """Whether there is also a `preprocessor_config.json` that contradicts `processor_config.json`;

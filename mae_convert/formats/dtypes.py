@@ -118,7 +118,10 @@ class MeasuredRounding:
         return made
 
     def error(self) -> dict[str, float]:
-        """Return the largest errors since the last call of `begin`, as `rounding_error` does."""
+        """Return the largest errors since the last call of `begin`.
+
+        The dictionary has the same keys as the result of `rounding_error`.
+        """
         return {"absolute": self._absolute, "relative": self._relative}
 
 

@@ -104,7 +104,7 @@ class OutputFile:
     """The output that the file belongs to, for messages."""
 
     weights: Weights
-    """The weights and settings to write."""
+    """The tensors and the metadata to write."""
 
     layout: FileLayout
     """The offsets of the parts of the file."""

@@ -232,7 +232,10 @@ class PickleReader:
             raise
 
     def push_persistent(self, identity: object) -> None:
-        """Push the value of a persistent id: a storage, or an `Opaque` if its type is unknown."""
+        """Push the value of a persistent id: a storage, or an `Opaque` as its placeholder.
+
+        An `Opaque` is pushed if the id contains an unsupported type.
+        """
         parts = identity if isinstance(identity, tuple) else ()
         if unknown := next((part for part in parts if isinstance(part, Opaque)), None):
             if parts[0] == "storage":  # old files also refer to the source code of a class
@@ -260,10 +263,13 @@ class PickleReader:
         target.received.append(items)
 
     def count_elements(self, value: object) -> None:
-        """Count the elements that calls create, and limit them (see `MADE_UNASKED`).
+        """Add the elements of a value to the number of elements that calls in the pickle create.
 
-        A call whose argument is a reference to a memoised value takes a few bytes in the file, but
-        may copy the whole value.
+        The number is limited (see `MADE_UNASKED`), because a call whose argument is a reference to
+        a memoised value takes a few bytes in the file, but may copy the whole value.
+
+        Args:
+            value: the value that replaces the result of a call, or an object whose state was set.
 
         Raises:
             ValueError: the calls create too many elements.
@@ -277,17 +283,22 @@ class PickleReader:
 
 
 def _checked_frame(name: str, argument: Any, position: int, ends: int | None) -> int | None:
-    """Return the end of the frame that contains an opcode, or None; refuse inconsistent frames.
+    """Check that an opcode fits the frames of a pickle, and return the end of the current frame.
 
     Args:
         name: the opcode.
         argument: the argument of the opcode; for FRAME, the length of the frame.
         position: the position of the opcode.
-        ends: the end of the frame that began last, or None.
+        ends: the end of the frame that contains the previous opcode; None if there is no such
+            frame.
+
+    Returns:
+        The end of the frame that contains the opcode (for FRAME, of the frame that it begins); None
+        if there is no such frame.
 
     Raises:
-        ValueError: an opcode crosses the end of a frame, frames are nested, or the last frame does
-            not end where the pickle ends.
+        ValueError: an opcode crosses the end of a frame, frames are nested, or a frame extends
+            beyond the end of the pickle.
     """
     if ends is not None and position >= ends:
         if position > ends:

@@ -41,7 +41,8 @@ class Signature:
     (see `Format.has_keys`), this key or None. It returns `Contents`."""
 
     members: Callable[[str, Collection[str]], bool] | None = None
-    """Returns whether a zip archive with this name and these members has the format."""
+    """A function that returns whether a zip archive with this name and these members has the
+    format; None if the format is not a zip archive."""
 
     def read(self, *arguments: Any) -> Any:
         """Import and call the reader, and return the contents of the file."""

@@ -40,7 +40,7 @@ CONFIG_DICTS = (
     "box.box.Box",
 )
 MAPPINGS = (*ATTRIBUTE_DICTS, *CONFIG_DICTS)
-"""Subclasses of dict, whose items are their settings."""
+"""Types that are subclasses of dict; the items of an object of such a type are its settings."""
 
 
 def settings_in(item: Opaque) -> Any:

@@ -62,7 +62,7 @@ class Selection:
     """The nested mappings that contain the model; the last mapping contains the tensors."""
 
     def settings(self, names: Iterable[str]) -> dict[str, str]:
-        """Find settings, such as ``epoch``, in `beside`.
+        """Find settings, such as ``epoch``, among the contents besides the tensors (`beside`).
 
         A setting next to the model takes precedence over a setting at the top level.
 
@@ -84,7 +84,8 @@ def epoch_in(settings: Mapping[str, Any] | None) -> int | None:
     The epoch is at the top level or in MMEngine's `meta`.
 
     Args:
-        settings: the checkpoint's values of the keys in `EPOCH_KEYS`, as plain data.
+        settings: the checkpoint's values of the keys in `EPOCH_KEYS`, as plain data; None if they
+            cannot be read.
     """
     settings = settings or {}
     meta = settings.get("meta")
@@ -194,8 +195,8 @@ def _check_untouched(path: Path, selection: Selection, effects: Effects) -> None
         if names := sorted(SHADOWED & {name for name in attributes if isinstance(name, str)}):
             raise CheckpointError(
                 path,
-                f" is not opened: it overrides the method {shown(names[0])} of the mapping of its "
-                "weights",
+                " is not opened: the mapping that contains its weights has an attribute "
+                f"{shown(names[0])}, which replaces the method of the same name",
                 hint=(
                     "write the weights again, with torch.save({'model': model.state_dict()}, ...), "
                     "in the program that wrote the file"

@@ -150,7 +150,7 @@ class Trust:
     of a CI workflow."""
 
     identity_provider: str | None = None
-    """The URL of the OpenID provider that confirmed the identity."""
+    """The URL of the OpenID provider that confirmed the signer's identity."""
 
     trust_config: Path | None = None
     """A JSON file with the URLs and keys of a sigstore instance other than the public one."""

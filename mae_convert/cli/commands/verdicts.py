@@ -224,7 +224,8 @@ def compare(a: "Source", b: "Source", names: Path | None, as_json: bool) -> int:
     is_flag=True,
     help=(
         "Fail unless the result is a proof: each side is read by the library of its own format, "
-        "without mae-convert's mapping tables, and no assumption affects both sides."
+        "without mae-convert's mapping tables, and no uncertain configuration value is assumed on "
+        "both sides."
     ),
 )
 @click.option(
@@ -391,9 +392,11 @@ def repair(
 ) -> int:
     """Repair the faults of B and write the verified result to OUT.
 
-    Weights (transposed, exchanged, shifted, permuted, zero, rounded ...), the configuration and the
-    conversion record can be repaired. B is not changed. OUT has B's layout and a certificate; it is
-    written only if it passes the verification. Exit status 1 if it does not.
+    A is the source from which B was converted. The faults are the differences from A that B's
+    conversion record does not declare, and errors in this record. Weights (transposed, exchanged,
+    shifted, permuted, zero, rounded ...), the configuration and the conversion record can be
+    repaired. B is not changed. OUT has B's layout and a certificate; it is written only if it
+    passes the verification. Exit status 1 if it does not.
 
     Example:
 

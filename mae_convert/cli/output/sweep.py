@@ -133,7 +133,12 @@ def progress(selected: SelectedJobs, *, as_json: bool, on_terminal: bool) -> Ite
 
 
 def _print_job(row: Row, which: str) -> None:
-    """Print one line about a job, without buffering."""
+    """Print one line about a job, without buffering.
+
+    Args:
+        row: the result of the job.
+        which: the beginning of the line, such as "3 of 10".
+    """
     line = f"{which}  {row.status}  {_result(row)}  {row.seconds:.1f} s"
     print(printable(for_terminal(line)), flush=True)
 

@@ -150,9 +150,12 @@ def _why_not_run(checkpoint: Checkpoint, options: InferenceOptions) -> str:
         return "the shape of the grid of patches is unknown"
     if checkpoint.family.clips is not None and checkpoint.family.clips.measured:
         if options.images is None:
-            return f"no samples with {channels} bands are included; specify a folder of samples"
+            return (
+                f"mae-convert includes no samples with {channels} bands; specify a folder of "
+                "samples"
+            )
     elif channels not in MODES:
-        return f"no images with {channels} channels are included"
+        return f"mae-convert cannot read images with {channels} channels"
     return "" if options.framework else "no framework is installed"
 
 

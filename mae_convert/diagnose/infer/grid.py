@@ -22,9 +22,10 @@ def has_grid(checkpoint: Checkpoint) -> bool:
 def grid_decision(checkpoint: Checkpoint, *, seed: int = 0) -> Decision:
     """Return the decision on ``image_size``, height and width in pixels.
 
-    With the best grid shape, the position embeddings of neighbouring patches are most similar. The
-    best shape is compared with each other shape on bootstrap samples of the patches. The confidence
-    is the smallest share of samples that confirm the best shape, or 1.0 without another shape.
+    With the best grid shape, the position embeddings of neighbouring patches are most similar. On
+    bootstrap samples of the patches, the best shape is compared with every other shape, and the
+    share of samples that confirm the best shape is computed. The confidence is the smallest of
+    these shares, or 1.0 if no other shape is possible.
     """
     model = checkpoint.configuration.model
     table = checkpoint.tensors[NAME].load()[0, -model.num_patches :].astype(np.float64)

@@ -24,10 +24,10 @@ SMALLEST_HEAD = 4
 PERMUTATIONS = 100
 MOST_LAYERS = 6
 REJECTED_FROM = 5.0
-"""A number of heads is rejected if its value in `HeadStructure.deviations` is at least this.
+"""The smallest value in `HeadStructure.deviations` for which a number of heads is rejected.
 
-The best number is chosen from the same weights, so the threshold is far above the usual 2 or 3
-standard deviations."""
+The weights that serve to reject the other numbers of heads were also used to choose the best
+number, so the threshold is far above the usual 2 or 3 standard deviations."""
 
 SMALLEST_SCORE = 20.0
 """Minimum log-likelihood ratio for a significant structure; random weights have at most 5."""
@@ -112,10 +112,14 @@ def head_structure(layers: Sequence[Layer], *, seed: int = 0) -> HeadStructure:
 
 
 def _log_magnitudes(product: np.ndarray) -> np.ndarray:
-    """Return log |entry| without the means of rows and columns, scaled to a mean square of 1.
+    """Return log |entry| of a matrix, less the means of rows and columns, with mean square 1.
 
     Logarithms and subtracted means limit the influence of single large channels. The diagonal
-    couples each channel with itself and contains no information about heads; it is set to 0.
+    couples each channel with itself and contains no information about heads; it is set to 0 and
+    left out of the means.
+
+    Args:
+        product: the matrix ``W_q W_kᵀ`` of an attention layer (width, width).
     """
     size = len(product)
     absolute = np.abs(product.astype(np.float64))

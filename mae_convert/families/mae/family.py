@@ -120,7 +120,10 @@ class ImageMAE(Family):
         return schema(config, task) | (batch_norm_schema(config.hidden_size) if probe else {})
 
     def candidates(self, model: ViTMAEConfig, task: str) -> list[Official]:
-        """Return the official files whose tensors have the same names and shapes as a model."""
+        """Return the official files whose tensors have the names and shapes of a model's tensors.
+
+        See `Family.candidates`.
+        """
         return candidates(model, task)
 
     def without_decoder(

@@ -65,7 +65,7 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str) -> Schema:
-    """Return the name and shape of every canonical tensor, given the result of `geometry`."""
+    """Return the canonical tensor names and shapes of a model with the sizes in ``measured``."""
     left_out = ("num_patches", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     patch = measured["patch_size"]

@@ -79,7 +79,10 @@ def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def expected(measured: Mapping[str, Any], task: str, names: Iterable[str]) -> Schema:  # noqa: ARG001
-    """Return the canonical tensor names and shapes of a model with the sizes in ``measured``."""
+    """Return the canonical tensor names and shapes of a model with the sizes in ``measured``.
+
+    ``names`` is not used: the sizes determine every tensor.
+    """
     left_out = ("layer_scale", "num_attention_heads")
     fields = {name: value for name, value in measured.items() if name not in left_out}
     config = VideoMAEConfig(

@@ -136,7 +136,13 @@ def _records(tree: _NewTree, address: int, count: int, height: int) -> Iterator[
 
 
 def _below(tree: _NewTree, node: Cursor, height: int) -> Iterator[bytes]:
-    """Read the reference to the next child of a node, and yield the records below that child."""
+    """Read a node's reference to its next child, and yield the records in and below this child.
+
+    Args:
+        tree: the tree.
+        node: the node, at the position of the reference.
+        height: the height of the node above the leaves, at least 1.
+    """
     address, count = node.address(), node.number(tree.widths[height][0])
     node.take(tree.widths[height][1])
     yield from _records(tree, address, count, height - 1)

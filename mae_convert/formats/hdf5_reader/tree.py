@@ -180,7 +180,15 @@ def _attributes(structure: Structure, messages: tuple[Message, ...]) -> Iterator
 def _dense(
     structure: Structure, info: Cursor, kinds: tuple[int, int], order_width: int
 ) -> Iterator[bytes]:
-    """Yield the messages that a large group or object stores in a heap, indexed by a B-tree."""
+    """Yield the messages that a large group or object stores in a heap, indexed by a B-tree.
+
+    Args:
+        structure: the file.
+        info: the message that contains the addresses of the heap and of the B-tree.
+        kinds: the types of the B-trees that are sorted by name and by creation order; only the
+            B-tree that is sorted by name is read.
+        order_width: the size in bytes of the largest creation order in `info`.
+    """
     info.version(0)
     flags = info.number(1)
     info.take(order_width if flags & 1 else 0)

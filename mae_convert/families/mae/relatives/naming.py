@@ -47,7 +47,10 @@ class Membership:
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
-        """Return a phrase about the model's image size for a number of patches, for a message."""
+        """Return a phrase for a message: the related model's image size with so many patches.
+
+        The phrase is "" if no such image size is known.
+        """
         height, width = self.relative.by_patches.get(patches, {}).get("image_size", (0, 0))
         return f" ({self.relative.name}, which has these shapes, has {height}x{width})" * bool(
             height
@@ -122,7 +125,12 @@ def _by_arguments(arguments: Mapping[str, Any]) -> Membership | None:
 
 
 def _by_record(recorded: Any) -> Membership | None:
-    """Return the related model in a conversion record, or None if it is missing or uncertain."""
+    """Return the related model that a conversion record names with certainty, or None.
+
+    Args:
+        recorded: the related model in the record, in the form of `Membership.to_dict`. The result
+            is None if it has another form, or if it is uncertain or unknown to this version.
+    """
     if not isinstance(recorded, Mapping):
         return None
     family = next((f for f in KNOWN if f.name == recorded.get("name")), None)
