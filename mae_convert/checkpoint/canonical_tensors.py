@@ -86,7 +86,7 @@ def canonical_tensors(
 
 
 def with_step(container: Container, step: Mapping[str, Any]) -> Container:
-    """Return a copy of a container whose conversion record declares another step.
+    """Return a copy of a container whose conversion record declares an additional step.
 
     Args:
         container: the container; it need not have a conversion record yet.

@@ -560,10 +560,10 @@ def _closest(candidates: Iterable[Candidate], task: str) -> Candidate | None:
 def _is_broken(complete: list[Candidate], every: list[Candidate]) -> bool:
     """Return whether models that seem complete are incomplete models of other variants.
 
-    This is the case if every tensor that they do not use, but that would change their outputs, is a
-    tensor of another variant in the same family. For example, a file with query and key biases but
-    without value biases contains an incomplete model with biases, not a complete model without
-    biases.
+    This is the case if every tensor that these models do not use, but that would change their
+    outputs, is a tensor of another variant in the same family. For example, a file with query and
+    key biases but without value biases contains an incomplete model with biases, not a complete
+    model without biases.
 
     Args:
         complete: the candidates that seem complete: no tensor of their task is missing.

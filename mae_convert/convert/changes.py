@@ -204,9 +204,9 @@ def _regenerated(
 def _configured(source: Checkpoint, new_model: Any, field: str, before: str) -> Configuration:
     """Return the configuration of a checkpoint with the values of `new_model`.
 
-    A configuration also states where the value of each field comes from. For the changed field,
-    this is the option with the same name. If the old value was an assumption, the old value and
-    the reason for the assumption are stated too.
+    A configuration also states the source of each field's value. The source of the changed field is
+    the option with the same name. If the old value was an assumption, the configuration also states
+    the old value and where it came from.
 
     Args:
         source: the checkpoint before the change.

@@ -296,10 +296,10 @@ def _require_explained(planned: Repair, *, restore: bool) -> None:
 def _nothing_to_repair(declared: Sequence[Step]) -> NotRepairedError:
     """Return the error for a target without a fault.
 
-    With the steps that the target's conversion record declares, the source is equal to the target.
+    With the declared steps applied, the source is equal to the target.
 
     Args:
-        declared: these steps.
+        declared: the steps of the target that have not already been applied to the source.
     """
     hint = "if `verify A B` fails nevertheless, the error is in the program that runs B"
     steps = dict.fromkeys(str(step["step"]).replace("_", " ") for step in declared)

@@ -202,9 +202,9 @@ archive even with `weights_only=True`."""
 def folder_of(archive: Archive) -> str | None:
     """Return the folder in the archive to which `torch.save` wrote, with a slash at the end.
 
-    `torch.load` uses the folder of the first member, and ignores upper and lower case when it looks
-    up a member by name. To ensure that this project and `torch.load` read the same data, there must
-    be a single folder, which contains only members that `torch.save` writes.
+    `torch.load` uses the folder of the first member, and does not distinguish upper and lower case
+    when it looks up a member by name. To ensure that this project and `torch.load` read the same
+    data, there must be a single folder, which contains only members that `torch.save` writes.
 
     Returns:
         The folder, or None if no member is a pickle of `torch.save`.

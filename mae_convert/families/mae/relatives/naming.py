@@ -47,7 +47,7 @@ class Membership:
         return self.relative.by_patches.get(patches, {}) if self.certain else {}
 
     def size_hint(self, patches: int) -> str:
-        """Return a phrase for a message: the related model's image size with so many patches.
+        """Return a phrase for a message: the related model's image size for `patches` patches.
 
         The phrase is "" if no such image size is known.
         """
@@ -129,7 +129,7 @@ def _by_record(recorded: Any) -> Membership | None:
 
     Args:
         recorded: the related model in the record, in the form of `Membership.to_dict`. The result
-            is None if it has another form, or if it is uncertain or unknown to this version.
+            is None if `recorded` has another form, is uncertain, or names an unknown model.
     """
     if not isinstance(recorded, Mapping):
         return None
