@@ -125,15 +125,6 @@ CONFLICTS: Mapping[str, tuple[Conflict, ...]] = {
         *INPUTS,
         *PUBLISHED,
         *REPLAYED,
-        Conflict(
-            "use_infer",
-            None,
-            (
-                "needs both A and B: without B, A is compared with its certificate, whose settings "
-                "cannot be changed; pass both or leave the option out"
-            ),
-            lambda values: values["b"] is None,
-        ),
         *QUICK,
         Conflict("unmasked", "mask_ratio_of_run", NOTHING_MASKED),
         _no_xla("framework_a", "mode_a"),

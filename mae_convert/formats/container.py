@@ -211,8 +211,9 @@ def open_container(path: Path | str, state_key: str | None = None) -> Container:
     beside, preprocessor, conversion, adapter, processor = (
         _read_json(files[name]) if name in files else None for name in JSON_NAMES
     )
-    nested = _image_processor(files[PROCESSOR].path, processor) if processor else None
-    named = PROCESSOR if nested is not None else PREPROCESSOR if preprocessor else None
+    # Without settings in it, a file is not the source of the preprocessing.
+    nested = (_image_processor(files[PROCESSOR].path, processor) if processor else None) or None
+    named = PROCESSOR if nested else PREPROCESSOR if preprocessor else None
     config = contents.config if beside is None else beside
     if beside is not None and "registered_name" in beside:  # the config.json of a Keras model
         config = {**(contents.config or {}), KERAS: beside}

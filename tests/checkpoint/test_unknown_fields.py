@@ -332,10 +332,12 @@ class TestPreprocessing:
         (path / "preprocessor_config.json").unlink()
         assert open_checkpoint(path).unread == ()
 
-    def test_processor_config_without_an_image_processor_is_ignored(self, edited):
-        path = edited("transformers", lambda s: s.update(a=1), "processor_config.json")
+    @pytest.mark.parametrize("content", [{"a": 1}, {"image_processor": {}}])
+    def test_processor_config_without_an_image_processor_is_ignored(self, edited, content):
+        path = edited("transformers", lambda s: s.update(content), "processor_config.json")
         checkpoint = open_checkpoint(path)
         assert checkpoint.preprocessor["resample"] == 3
+        assert checkpoint.container.preprocessor_source == "preprocessor_config.json"
         assert checkpoint.unread == ()
 
     @pytest.mark.parametrize(
