@@ -88,7 +88,7 @@ def examine_trace(path: Path) -> None:
 
 
 def examine_certificate(model: Path) -> None:
-    """Check the certificate of a model with the code of verification and publication.
+    """Check a model's certificate with the code that verification and publication use.
 
     The model is not run.
 

@@ -214,7 +214,7 @@ def complete_arguments(
 
     In the result, ``model`` is the name of the preset that has the sizes in `config`, or "custom"
     if no preset has these sizes. Without ``--lr``, the learning rate ``lr`` is computed from
-    ``--blr`` and `crops_per_step`, the number of crops in a training step of all processes.
+    ``--blr`` and `crops_per_step`, the number of crops per training step in all processes.
     """
     arguments = {name: getattr(config, name) for name in (*WIDTHS, "mask_ratio", "norm_pix_loss")}
     names = (name for name, preset in PRESETS.items() if same_widths(preset, config))

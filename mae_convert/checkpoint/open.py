@@ -102,7 +102,7 @@ def _recognise(container: Container, task: str | None, under: str | None) -> Rec
     Args:
         container: the tensors and the configuration files.
         task: the task to read; None for the task that is read by default.
-        under: the prefix of the names of the model to read; None if it is not specified.
+        under: the prefix of the tensor names of the model to read; None if it is not specified.
 
     Raises:
         LayoutError: no known layout fits; the configuration files are used to explain why.

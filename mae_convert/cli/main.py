@@ -48,8 +48,10 @@ COMMANDS = (
 
 EXIT_STATUSES = """\b
 Exit status:
-  0    success; diff, compare, verify, publish: no difference; lineage: related
-  1    different (lineage: not related), or a job of a sweep or timeline failed
+  0    success; for diff, compare, verify and publish: no difference was found;
+       for lineage: the checkpoints are related
+  1    a difference was found (for lineage: the checkpoints are not related), or
+       a job of a sweep or timeline failed
   2    the input or the call is wrong; standard error says what to do
   3    a required framework or package is missing, or there is no network
   130  interrupted"""

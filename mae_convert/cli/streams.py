@@ -23,7 +23,7 @@ from mae_convert.text.redaction import redact_logs, without_secrets
 
 
 def prepare_streams() -> bool:
-    """Replace closed streams, and escape characters that a stream cannot encode.
+    """Replace closed streams, and let all streams escape the characters that they cannot encode.
 
     Without the replacement, a closed descriptor would be assigned to the next file that is opened,
     for example a checkpoint that is being written, and messages would be written into that file.

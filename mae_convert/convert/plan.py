@@ -198,10 +198,11 @@ def _table_and_names(source: Checkpoint, layout: Layout, task: str) -> tuple[Tab
 def _measured(
     tensors: Mapping[str, LazyTensor], rules: Iterable[Rule], dtype: str | None, *, hashing: bool
 ) -> tuple[dict[str, LazyTensor], Measurements]:
-    """Return the tensors, rounded to a dtype, and the measurements made when a tensor is read.
+    """Return the tensors, rounded to a dtype, and an object for measurements.
 
-    The measurements are the rounding errors and, with `hashing`, the hashes of the tensors whose
-    bytes are not the same in source and target, for example because they are transposed.
+    The measurements are made when the tensors are read. They are the rounding errors and, with
+    `hashing`, the hashes of the tensors whose bytes are not the same in source and target, for
+    example because they are transposed.
 
     Args:
         tensors: the tensors by canonical name.

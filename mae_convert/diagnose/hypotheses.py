@@ -113,7 +113,8 @@ def in_blocks(
 ) -> Iterator[Hypothesis]:
     """Yield a hypothesis about tensors of one block.
 
-    `Hypothesis.widen` returns the same hypothesis for all blocks of `stack` and of the model.
+    `Hypothesis.widen` returns the hypotheses with the same fault in all blocks of `stack`, and in
+    all blocks of the model.
 
     Args:
         model: the properties of the model.

@@ -61,7 +61,7 @@ class Imprecision:
     """The precision that explains the error, or several precisions that explain it equally well."""
 
     explained: float
-    """How much of the error of the result named `at` is explained, as a fraction of at most 1."""
+    """The fraction of the error of the result `at` that the lower precision explains, at most 1."""
 
 
 def find_imprecisions(

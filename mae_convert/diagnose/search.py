@@ -42,7 +42,7 @@ class Compare(Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """A hypothesis that removes the difference at a result."""
+    """A hypothesis whose application removes the difference in a result."""
 
     hypothesis: Hypothesis
     """The hypothesis."""

@@ -158,7 +158,7 @@ def unknown_layout(name: str, layouts: Iterable[str]) -> "LayoutError":
 def native_frameworks(layout: str, family: str | None = None) -> list[str]:
     """Return the frameworks that can load the tensors of a layout without a mapping table.
 
-    Some frameworks can load only one naming variant of the layout without a table.
+    Frameworks that can load only one naming variant of the layout without a table are included.
 
     Args:
         layout: a layout's name.

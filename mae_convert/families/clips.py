@@ -14,7 +14,7 @@ class Clips:
     """The sampling and preprocessing of frames in the authors' programs."""
 
     frames: str
-    """How the T frames of a clip are sampled from the middle of a video:
+    """How the T frames of a clip are chosen; "even" and "spread" use the middle of the video:
 
     - "even": every ``stride``-th frame; the last sampled frame is repeated if the video is too
       short.

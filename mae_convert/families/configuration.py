@@ -222,7 +222,7 @@ def resolve(
 
 
 def _chosen(name: str, task: str, evidence: Evidence, family: "Family") -> FieldValue | None:
-    """Return a field's value from the evidence with the highest priority; None without a value.
+    """Return a field's value from the evidence with the highest priority; None if there is none.
 
     Raises:
         ConfigurationError: an option contradicts the tensors, or the value is impossible.
@@ -382,7 +382,7 @@ def _values_along(
 
 
 def _option_of(source: str) -> Option | str:
-    """Return a value's source for a message: an `Option` for "option NAME", else the text."""
+    """Return an `Option` for messages if a source is "option NAME", otherwise the source itself."""
     name = source.removeprefix("option ")
     return Option(name) if name != source else source
 

@@ -125,7 +125,8 @@ class Card:
     pipeline_tags: Mapping[str, str] = field(default_factory=dict)
     """The Hub's ``pipeline_tag`` for each task, if any.
 
-    The Hub shows a widget for the tag; the widget must accept the inputs of the model.
+    The Hub shows a widget for the tag, so a tag is specified only if its widget accepts the
+    inputs of the model.
     """
 
     licences: Mapping[str, str] = field(default_factory=dict)

@@ -133,7 +133,7 @@ class Joined(SequentialArray):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(SequentialArray):
-    """The results of `function` for the elements of an array (the field `of`), as `dtype`."""
+    """An array of the results of `function` for the elements of another array, the field `of`."""
 
     of: SequentialArray
     function: Callable[[np.ndarray], np.ndarray]

@@ -104,7 +104,7 @@ class MeasuredRounding:
         self._absolute = self._relative = 0.0
 
     def begin(self) -> None:
-        """Set the errors to 0, and measure the errors until a whole tensor has been rounded."""
+        """Set the errors to 0, and start to measure them; a whole tensor is measured."""
         self._left, self._absolute, self._relative = self._size, 0.0, 0.0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def _checkpoint(path: Path, prefix: Path) -> CheckpointError:
         path,
         " is a TensorFlow checkpoint, which cannot be read; two lines of "
         f"Python in the program that creates the model write a file that can be read: `{restore}` "
-        "and `model.save_weights('tf_model.h5')` (with Keras 3, 'model.weights.h5')",
+        "and `model.save_weights('tf_model.h5')` (in Keras 3, with the name 'model.weights.h5')",
     )
 
 

@@ -142,7 +142,7 @@ class Source(Protocol):
         """Raise CheckpointError if the source has changed since the conversion began."""
 
     def amend(self, conversion: Mapping) -> Mapping:
-        """Return the conversion record with all values that are available at this time.
+        """Return the conversion record, with the values that are known only after writing.
 
         In a file, the returned record must take as many bytes as `conversion`: the offsets of the
         file's parts are already fixed.

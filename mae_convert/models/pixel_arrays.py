@@ -122,9 +122,10 @@ def _is_resizing(prepare: Preprocessing) -> bool:
 def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.ndarray:
     """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
 
-    If `axes` is "first" or "last", it names the axis of channels. If `axes` is None, the array's
-    shape determines this axis: an axis with the model's number of channels has precedence over an
-    axis with another possible number of channels, and the first axis has precedence over the last.
+    If `axes` is "first" or "last", it is the position of the axis of channels. If `axes` is None,
+    the shape of the array determines the axis: an axis whose size is the model's number of channels
+    is preferred to an axis with another number of channels that images can have. If both axes
+    qualify equally, the first is used.
     """
     if pixels.ndim == 2:
         return pixels[..., None]

@@ -30,7 +30,7 @@ if ModelOutput is not None:
 
     @dataclass
     class ViTMAEModelOutput(Output):
-        """The output of the encoder, without intermediate activations (the field ``taps``)."""
+        """The output of the encoder; there is no field ``taps`` with intermediate activations."""
 
         last_hidden_state: Any = None
         mask: Any = None

@@ -164,7 +164,7 @@ def check_card(card: str) -> None:
 
 
 def _complaints(error: ValueError) -> str:
-    """Return the Hub's messages about errors in a card (sent as JSON) as one line of text."""
+    """Return the messages about errors in a card, which the Hub sends as JSON, in one line."""
     try:
         return "; ".join(item["message"] for item in json.loads(str(error))["errors"])
     except (ValueError, KeyError, TypeError):

@@ -185,7 +185,9 @@ def _check(code: Code) -> None:
 
 
 def factory_argument(job: Job, dtype: str | None = None) -> dict[str, Any]:
-    """Return the argument of a factory: the fields of the configuration and three further fields.
+    """Return the argument of a factory, the external function that creates the model.
+
+    It contains the fields of the configuration and three further fields.
 
     The further fields are ``task``; ``num_kept``, the number of patches that are not removed; and
     ``dtype``, the dtype in which a Keras model must be created. A PyTorch model is converted to

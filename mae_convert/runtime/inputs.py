@@ -162,7 +162,10 @@ def check_inputs(path: Path, arrays: Arrays, family: Family, config: Any) -> Non
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, Any], family: Family, config: Any) -> None:
-    """Check the shapes of inputs, which are arrays, or tensors that are not read yet."""
+    """Check that inputs have the shapes that the model requires.
+
+    The inputs are arrays, or tensors that have not been read.
+    """
     if "pixel_values" not in arrays:
         raise MaeConvertError(
             path,

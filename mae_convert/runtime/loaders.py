@@ -224,8 +224,8 @@ def _hdf5(path: Any) -> dict[str, Stored]:
 def _names_of_layer(file: Any, layer: str) -> list[str]:
     """Return the paths of a layer's weights.
 
-    In the shards of a checkpoint, the list of layers contains the paths of weights instead; such a
-    path is returned unchanged.
+    Files with shards list the paths of weights in place of names of layers. If `layer` is such a
+    path, it is returned unchanged.
     """
     if not hasattr(file[layer], "keys"):
         return [layer]

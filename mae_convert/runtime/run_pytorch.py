@@ -69,10 +69,10 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return, by activation name, where each step of a reference model computes its result.
+    """Return, by activation name, the `Point` of the result of each step of a reference model.
 
-    A step is the embedding, a block or a norm. The location is a `Point`: a module, and a function
-    that selects the module's input or output.
+    A step is the embedding, a block or a norm. A `Point` is a module, and a function that selects
+    the module's input or output.
     """
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
     points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))

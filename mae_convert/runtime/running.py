@@ -115,7 +115,7 @@ class Running:
     """The time limit of the child."""
 
     opened: ExitStack
-    """The context that stops the child and removes its directory when it is closed."""
+    """The context; closing it stops the child and removes the child's directory."""
 
     open_files: Sequence[ByteFile] = ()
     """Files of the checkpoint that must not change during the run."""

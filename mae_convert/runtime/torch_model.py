@@ -178,7 +178,7 @@ def lazy_tensor(name: str, value: torch.Tensor) -> LazyTensor:
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in DTYPES:
         raise LayoutError(
-            f"{name} has dtype {kind}", hint=f"convert the model to {', '.join(DTYPES)}"
+            f"{name} has dtype {kind}", hint=f"convert the model to one of {', '.join(DTYPES)}"
         )
 
     def load() -> np.ndarray:

@@ -198,6 +198,11 @@ def _results(
 
     Results that do not depend on the dtype are stored once.
 
+    Args:
+        job: the job.
+        job_path: the job file; the stage of the job is noted beside it.
+        runs: the dtype and the results of each run.
+
     Raises:
         LoadError: such a result differs between two runs.
     """

@@ -72,7 +72,7 @@ class DownloadRequest:
     """The URL to download the file from."""
 
     md5: str | None
-    """The published first digits of the file's MD5, or None."""
+    """The first digits of the file's MD5, as published; None if no digits are published."""
 
     examine: Callable[[Path], str | None]
     """A function that returns the fingerprint of the checkpoint in the downloaded file, or None if

@@ -75,7 +75,7 @@ def select_files(snapshot: Snapshot, *, certificate: bool) -> FileSelection:
         raise CheckpointError(
             f"{snapshot.reference} has no certificate ({CERTIFICATE_NAMES[0]}): it was published"
             " without verification",
-            hint=f"compare it with its source by `mae-convert verify SOURCE {snapshot.reference}`",
+            hint=f"compare it with its source: `mae-convert verify SOURCE {snapshot.reference}`",
         )
     own = f"{weights}.{CERTIFICATE_NAMES[0]}" in names
     is_directory = not own and (is_folder or _conventional(weights))

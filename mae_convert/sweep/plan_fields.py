@@ -184,7 +184,7 @@ class Job:
     """A path, a URL, a reference to the Hub or the name of an official checkpoint."""
 
     target: str | None
-    """The path or URL of the target; None if a conversion is only verified or published."""
+    """The path or URL of the target; None if the plan specifies no target."""
 
     settings: Settings = field(default_factory=dict)
     """The other fields of the job in the plan, with values as returned by `parse`."""

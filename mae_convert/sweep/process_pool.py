@@ -55,7 +55,7 @@ class Limits:
     """The memory for all jobs together, in bytes."""
 
     threads: int
-    """The number of threads of the framework in each job."""
+    """The number of threads that the framework uses in each job."""
 
     gpus: tuple[str, ...] = ()
     """The numbers or UUIDs of the GPUs; each GPU is used by one job at a time."""

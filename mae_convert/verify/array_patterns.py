@@ -1,4 +1,4 @@
-"""Patterns in the difference of two results, each tested up to rounding errors.
+"""Patterns in the difference between two results; they may be inexact by rounding errors.
 
 The results are float64 arrays (N, T, D): images, tokens, channels.
 """

@@ -35,8 +35,8 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
 
     Returns:
         Dictionaries with ``field``, ``value``, ``source``, ``sides`` (a list of "A", "B" or both),
-        and ``blocks_proof``: whether the assumption prevents a proof, because both sides share it
-        and the value may differ between models with the same tensor names and shapes.
+        and ``blocks_proof``. The latter is True if the assumption prevents a proof: both sides
+        share it, and models with the same tensor names and shapes can have different values.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]

@@ -70,7 +70,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class DifferingTensor:
-    """A canonical tensor that differs; `a` or `b` is None if that side lacks the tensor."""
+    """A tensor that differs, with its canonical name; `a` or `b` is None if the side lacks it."""
 
     name: str
     a: TensorDigest | None

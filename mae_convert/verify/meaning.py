@@ -159,10 +159,10 @@ def _parameters(run: Run) -> int:
 
 
 def explanations(runs: Sequence[Run], traces: Sequence[Trace]) -> tuple[str, ...]:
-    """Return sentences that explain the differences of a failed verification.
+    """Return sentences that explain the differences that a failed verification found.
 
     Args:
-        runs: the runs of source and target; empty if they cannot be run again.
+        runs: the runs of source and target; empty if the models cannot be run again.
         traces: the traces of source and target; empty if nothing was run.
     """
     if not traces:

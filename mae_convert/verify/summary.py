@@ -144,12 +144,16 @@ def _title_of_isolated(name: str) -> str:
     """
     dtype, _, rest = name.partition("/")
     if dtype == "float64":
-        return "float64: result of each step of B with A's input"
-    return f"{dtype}: rounding error of {rest.partition('/')[0]}, each step with A's input"
+        return "float64: result of each step of B, from A's input of the step"
+    side = rest.partition("/")[0]
+    return f"{dtype}: rounding error of {side} in each step, from A's input of the step"
 
 
 def _steps(name: str) -> str | None:
-    """Return "gradients" or "intermediate activations", or None if the result is an output."""
+    """Return "gradients" or "intermediate activations" if a result is one of these, by its name.
+
+    The result is None for an output of the model.
+    """
     if name.startswith("grad/"):
         return "gradients"
     return "intermediate activations" if "." in name else None
@@ -248,7 +252,8 @@ def _verdict_on_arrays(verdict: Verdict) -> tuple[str, str]:
 def _same(verdict: Verdict) -> str:
     """Return a phrase that states that both sides have the same function and the same weights.
 
-    If the conversion record of B declares steps that change them, the phrase names these steps.
+    If B's conversion record declares changes of A, such as another image size, the phrase states
+    that B is A after these changes, and names them.
     """
     if not verdict.steps:
         return "the same function, the same weights"
@@ -405,7 +410,7 @@ def step_rows(
 
 
 def effects_in_words(effects: Mapping[str, float]) -> list[str]:
-    """Return, for each output, a sentence that states how much the declared rounding changes it."""
+    """Return sentences that state how much the declared rounding of weights changes each output."""
     return [
         f"the declared rounding changes {name} by {format_number(effect)} (relative L2;"
         " this does not affect the verdict)"

@@ -331,7 +331,7 @@ class VideoMAEForPreTraining(PixelPrediction, MaskedVideoMAE):
         )
 
     def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the channels of each patch, (N, L, 1, C)."""
+        """Return mean and standard deviation of each channel of each patch, each (N, L, 1, C)."""
         center = mean(patches, axis=-2, keepdims=True)
         squares = ops.sum(ops.square(patches - center), axis=-2, keepdims=True)
         return center, ops.sqrt(squares / (patches.shape[-2] - 1)) + _DEVIATION_FLOOR

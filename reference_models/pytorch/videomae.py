@@ -343,7 +343,7 @@ class VideoMAEForPreTraining(PixelPrediction, nn.Module):
         )
 
     def channel_statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the channels of each patch, (N, L, 1, C)."""
+        """Return mean and standard deviation of each channel of each patch, each (N, L, 1, C)."""
         variance, mean = torch.var_mean(patches, dim=-2, keepdim=True)
         return mean, variance.sqrt() + _DEVIATION_FLOOR
 

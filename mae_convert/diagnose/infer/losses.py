@@ -33,10 +33,10 @@ class Losses:
     """Error of the normalized patches, the loss of a model with ``norm_pix_loss=True``."""
 
     one_colour: np.ndarray
-    """Error of the pixels if the mean colour of the visible patches is predicted."""
+    """Error of the pixels if every prediction is the mean colour of the visible patches."""
 
     zero: np.ndarray
-    """Error of the normalized patches if zeros are predicted."""
+    """Error of the normalized patches if every prediction is zero."""
 
     def relative(self, *, norm_pix_loss: bool) -> np.ndarray:
         """Return the loss (images, crops), divided by the loss of a constant prediction.

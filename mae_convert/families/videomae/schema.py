@@ -63,8 +63,9 @@ def _blocks(
 def geometry(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the configuration fields that follow from the shapes of canonical tensors.
 
-    Positions are not stored, so image size and number of frames do not follow from shapes.
-    The field ``layer_scale`` is True if the model has a layer scale; its initial value is unknown.
+    Position embeddings are not stored, so image size and number of frames do not follow from
+    shapes. The field ``layer_scale`` is True if the model has a layer scale, because the shapes do
+    not determine the initial value of the scale.
 
     Raises:
         LayoutError: a tensor that determines a size is missing or has a wrong number of axes.

@@ -25,7 +25,9 @@ def local_heap(structure: Structure, address: int) -> bytes:
 
 
 def global_object(structure: Structure, address: int, index: int) -> bytes:
-    """Return an object in a global heap (section III.E); these objects are texts of attributes.
+    """Return an object in a global heap (section III.E of the specification).
+
+    The objects are texts of attributes.
 
     Args:
         structure: the file.
