@@ -56,9 +56,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="*", type=int, help="batch sizes")
     parser.add_argument("--frameworks", nargs="*", default=["pytorch", "tensorflow"])
     parser.add_argument("--against", nargs="*", default=["transformers", "timm"])
-    parser.add_argument(
-        "--images", type=int, help="number of images for the measurements features and pretrain"
-    )
+    parser.add_argument("--images", type=int, help="number of images for `features` and `pretrain`")
     parser.add_argument("--jobs", type=int, default=300, help="number of jobs in the sweep")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument(

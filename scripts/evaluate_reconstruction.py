@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         default=16,
         metavar="N",
-        help="number of random masks for each of the nine squares of an image",
+        help="number of random masks for each of the nine square crops (3 x 3) of an image",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks")
     parser.add_argument(

@@ -186,7 +186,8 @@ def faults(population: Population, kind: str, sample: int | None) -> list[Mutant
 def is_good(results: list[Outcome], *, names_causes: bool = True) -> bool:
     """Return whether all faults were detected and enough faults were explained.
 
-    Enough means `LEAST_SUSPECTED` of the faults in tensors and `LEAST_NAMED` of the other faults.
+    Enough means at least the fraction `LEAST_SUSPECTED` of the faults in tensors, and at least the
+    fraction `LEAST_NAMED` of the other faults.
 
     Args:
         results: all outcomes.

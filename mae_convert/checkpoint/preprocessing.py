@@ -63,7 +63,7 @@ class Preprocessing:
         return self.normalized(np.asarray(image))
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
-        """Return resized pixels (H, W) or (H, W, C) as an input of the model (C, H, W)."""
+        """Rescale and normalize pixels (H, W) or (H, W, C), and return them as (C, H, W)."""
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
         scaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
         normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)

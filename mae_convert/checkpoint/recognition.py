@@ -90,13 +90,13 @@ def recognise(
 def _readings(
     shapes: Mapping[str, Shape], only: str | None, *, complete: bool
 ) -> Iterator[Reading]:
-    """Yield the result of mapping the tensors with each mapping table of all families.
+    """Yield the result of each mapping table, of one family or of all families.
 
     Args:
         shapes: stored names and shapes.
         only: the name of the only family whose tables are tried; if it is None or unknown, the
             tables of all families are tried.
-        complete: try only tables that contain every name.
+        complete: try only tables that contain every stored name.
     """
     for family in families().values():
         if only in families() and family.name != only:

@@ -68,7 +68,7 @@ class Reproducer:
     """
 
     frameworks: Mapping[str, str | None]
-    """A dictionary from each framework that runs the script to a Python interpreter for it.
+    """For each framework that is installed, a Python interpreter that can run the script.
 
     None stands for the current interpreter.
     """

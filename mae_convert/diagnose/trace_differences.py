@@ -298,7 +298,10 @@ def _at_removed_patches(a: Trace, first: str, difference: np.ndarray) -> Iterato
 
 
 def _describe_block_sums(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield a sentence about B's first block whose output is not input + attention + MLP."""
+    """Yield a sentence about the first block of B whose output is not input + attention + MLP.
+
+    Blocks for which this does not hold in A either are skipped.
+    """
     ours, theirs = (_residual_factors(trace.results("float64")) for trace in (a, b))
     for name, shares in theirs.items():
         if not _are_one(ours.get(name)) or _are_one(shares):

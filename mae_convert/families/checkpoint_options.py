@@ -74,7 +74,7 @@ class Choice:
 
     @property
     def metavar(self) -> str:
-        """The names in brackets, separated by "|"."""
+        """The names, separated by "|", in one pair of brackets: "[a|b]"."""
         return f"[{'|'.join(self.choices)}]"
 
     @property

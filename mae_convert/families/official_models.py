@@ -43,7 +43,7 @@ class OfficialModel:
 class OfficialFile:
     """A published file that is downloaded by its name in the catalog.
 
-    A family defines a subclass with the `base_url`, `license` and `data` of its publisher.
+    A family defines a subclass with the values of `base_url`, `license` and `data`.
     """
 
     base_url: ClassVar[str]

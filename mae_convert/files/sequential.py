@@ -75,7 +75,7 @@ class ArrayRange(SequentialArray):
         return self.of.elements(self.first + start, self.first + stop)
 
     def fill(self, memory: np.ndarray, start: int) -> None:
-        """Fill a flat contiguous array with elements of this range, from its index `start` on."""
+        """Fill a flat contiguous array with elements of this range, from number `start` on."""
         self.of.fill(memory, self.first + start)
 
     def stored_at(self, start: int, stop: int) -> FilePosition | None:

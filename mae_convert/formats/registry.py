@@ -89,7 +89,7 @@ class Format:
     """The conventional name of the weights in a model directory; empty if there is none."""
 
     has_index: bool = False
-    """Whether several files can be read as one checkpoint, with an index."""
+    """Whether several files with an index file can be read as one checkpoint."""
 
     sharded: bool = False
     """Whether the format can be written as several files with an index."""

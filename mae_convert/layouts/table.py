@@ -197,11 +197,10 @@ class Table:
 
     @staticmethod
     def before(name: str, anchors: Iterable[str]) -> Iterator[str]:
-        """Yield the part of `name` before each external name in `anchors`.
+        """Yield the part of `name` before each external name in `anchors` with which `name` ends.
 
-        An external name is skipped if `name` does not end with it, or if the part before it
-        is not empty and does not end with a dot. An external name with ``*`` must match all of
-        `name`; the part before it is then empty.
+        An external name is skipped if the part before it is not empty and does not end with a dot.
+        An external name with ``*`` must match all of `name`; the part before it is then empty.
         """
         for anchor in anchors:
             if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", "."):

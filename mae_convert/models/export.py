@@ -48,7 +48,7 @@ hint="export it with model.export, or load the model with task='encoder'"
     if framework != needed:
         name = {"torch": "torch", "keras": "tensorflow"}[needed]
         raise MaeConvertError(
-            f"{target.name} cannot be exported from a model of this framework",
+            f"{target.name} cannot be exported from a model of {framework}",
             hint=f'load the model with load_model(..., "{name}")',
         )
     if target.suffix in (".onnx", ".tflite"):

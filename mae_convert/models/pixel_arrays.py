@@ -123,9 +123,9 @@ def _channels_last(pixels: np.ndarray, axes: str | None, channels: int) -> np.nd
     """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C).
 
     If `axes` is "first" or "last", it is the position of the axis of channels. If `axes` is None,
-    the shape of the array determines the axis: an axis whose size is the model's number of channels
-    is preferred to an axis with another number of channels that images can have. If both axes
-    qualify equally, the first is used.
+    the first or the last axis is chosen: the axis whose size is the model's number of channels,
+    or else the axis whose size is another number of channels that images have. If the two axes
+    qualify equally, the first is chosen.
     """
     if pixels.ndim == 2:
         return pixels[..., None]

@@ -90,7 +90,7 @@ def _runner(entry: Mapping[str, Any]) -> str:
     ours = entry.get("ours") or "the conversion's mapping tables"
     how = "its own tensor names" if entry.get("native") else ours
     return for_markdown(
-        f"{entry.get('side')} is the {entry.get('layout')} layout, run by"
+        f"{entry.get('side')} is the checkpoint in the layout {entry.get('layout')}, run by"
         f" {runner_in_words(entry)} on {entry.get('device')}, loaded by {how}"
     )
 

@@ -303,7 +303,7 @@ def _paths(weights: StoredWeights, work: Path) -> list[Path]:
 
 
 def _linked(weights: StoredWeights, work: Path) -> StoredWeights:
-    """Return the weights with each file's path replaced by the path of its link in `work`.
+    """Link the files of the weights in `work`, and return the weights with the paths of the links.
 
     Weights whose files are all in `work` are returned unchanged.
     """

@@ -25,9 +25,9 @@ Child = subprocess.Popen[str] | ForkedProcess
 def environment_of_child(**more: str) -> dict[str, str]:
     """Return environment variables with which Python imports nothing from the current directory.
 
-    They are the variables of this process, with only absolute paths in PYTHONPATH, and `more`.
-    Python before 3.11 ignores PYTHONSAFEPATH; in these versions, modules are searched for in the
-    directory of the script first.
+    They are the variables of this process, with PYTHONSAFEPATH=1, with only absolute paths in
+    PYTHONPATH, and with `more`. Python before 3.11 ignores PYTHONSAFEPATH and searches for modules
+    in the directory of the script first.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", **more}
     # An empty entry, as in PYTHONPATH=$PYTHONPATH:/opt/lib, is the current directory.

@@ -170,7 +170,7 @@ def _file_of_module(name: str, python: str | None) -> Path:
         raise cannot_run(python, error) from error
     except subprocess.TimeoutExpired as error:
         raise MaeConvertError(
-            f"importing the packages of {name} took more than {SECONDS} seconds",
+            f"importing the packages that contain {name} took more than {SECONDS} seconds",
             hint="specify its file as PATH.py:FACTORY",
         ) from error
     lines = process.stdout.strip().splitlines()

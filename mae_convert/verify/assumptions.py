@@ -35,8 +35,9 @@ def assumptions(a: Trace, b: Trace) -> tuple[Assumption, ...]:
 
     Returns:
         Dictionaries with ``field``, ``value``, ``source``, ``sides`` (a list of "A", "B" or both),
-        and ``blocks_proof``. The latter is True if the assumption prevents a proof: both sides
-        share it, and models with the same tensor names and shapes can have different values.
+        and ``blocks_proof``, which is True if the assumption prevents a proof. An assumption does
+        if both sides share it, and if the value of the field can differ between models with the
+        same tensor names and shapes.
     """
     resampled = any(
         step["step"] == "image_size" for trace in (a, b) for step in trace.description["steps"]

@@ -61,7 +61,7 @@ def _activations(a: Trace, b: Trace) -> Iterator[str]:
 
 
 def _unused_inputs(a: Trace, b: Trace) -> Iterator[str]:
-    """Yield phrases that name optional inputs of a model that the runs did not use."""
+    """Yield phrases that name a model's optional inputs that were not used in the runs."""
     for name, trace in (("A", a), ("B", b)):
         used = trace.description.get("additional_inputs", ())
         inputs = trace.family.additional_shapes(trace.configuration.model)

@@ -222,8 +222,8 @@ def _with_requested_checks(
 def _fingerprint(checkpoint: Checkpoint, run: Run, trace: Trace) -> Fingerprint:
     """Return the fingerprint of a checkpoint.
 
-    If a modified checkpoint was run (the source after declared steps, or only the encoder), the
-    fingerprint is computed from the unmodified checkpoint, else it is copied from the trace.
+    If a modified checkpoint was run (the source after declared changes, or only the encoder), the
+    fingerprint is computed from the unmodified checkpoint. Otherwise it is copied from the trace.
     """
     if run.checkpoint is checkpoint:
         return trace.fingerprint

@@ -44,7 +44,7 @@ FILE = click.Path(path_type=Path)
     metavar="TEXT",
     help=(
         "Target path of each job, for example out/{stem}-{to}. {stem}, {name} and {parent} are "
-        "parts of the source's path; {to} and others are fields of the plan."
+        "parts of the source's path; other names, such as {to}, are fields of the plan."
     ),
 )
 @click.option("--verify/--no-verify", default=None, help="Verify each conversion.")

@@ -110,7 +110,7 @@ def published(result: Published) -> None:
     files = plural(len(result.publication.staged), "file")
     if result.wrong:
         out.print(f"[bold red]DIFFERENT[/bold red]: of {files} on the Hub,"
-                  f" {len(result.wrong)} differ from the files that were published")  # fmt: skip
+                  f" {len(result.wrong)} differ from the local files")  # fmt: skip
     else:
         out.print(f"[bold green]PUBLISHED[/bold green]: {files}, downloaded again and found equal")
     if committed.pull_request_url:

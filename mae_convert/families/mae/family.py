@@ -143,7 +143,7 @@ class ImageMAE(Family):
         return relatives.name_relative(by_key, arguments, recorded, fields)
 
     def conventions_by_names(self, names: Iterable[str]) -> Fields:
-        """Return the values that all models with these tensor names have in common, by field."""
+        """Return the fields that are equal in all models with these tensor names, with values."""
         return conventions_by_names(list(names))
 
     def unread(

@@ -149,8 +149,9 @@ WHICH = (
 )
 ADVICE = (
     WHICH,
-    "The encoders of visualize and pretrain are not the same: an encoder of pretrain with a decoder"
-    " of visualize gives wrong reconstructions.\nUsers report, but the publisher does not"
+    "The encoders of *_visualize_* and *_pretrain_* are not the same: an encoder of *_pretrain_*"
+    " with a decoder of *_visualize_* gives wrong reconstructions.\n"
+    "Users report, but the publisher does not"
     " document, that *_full was trained on normalized pixels.\nfacebook/vit-mae-* on the Hub have"
     f" the visualize weights, and timm's *.mae have the pretrain weights.\n\nLicence of the files"
     f" of the image MAE: {LICENSE}, {LICENSE_URL}",

@@ -1,8 +1,8 @@
 """A table of related models with MAE's tensor shapes: how each is recognised, and its caveats.
 
 A related model is recognised by the name of a tensor that no other model has, by training arguments
-in the checkpoint or, without these, by the shapes of its tensors. A model that is recognised by
-shapes is only probable, because other models have the same shapes.
+in the checkpoint or, without these, by the shapes of its tensors. Recognition by shapes is only
+probable, because other models have the same shapes.
 """
 
 from collections.abc import Mapping
@@ -118,8 +118,9 @@ AUDIO_MAE = Relative(
     preprocessing={"do_resize": False, "do_rescale": False, "do_convert_rgb": False},
     impossible={"use_custom_patch": "its patches overlap, unlike the patches of a ViT"},
     unresampled=(
-        "AudioMAE uses the position table of 8 x 64 patches for its grid of 64 x 8, in row-major "
-        "order, so adjacent rows of the table do not belong to adjacent patches"
+        "AudioMAE computes its position table for a grid of 8 x 64 patches, but has a grid of "
+        "64 x 8 patches; both are in row-major order, so most patches have the position of another "
+        "patch"
     ),
     caveat=(
         "its images are one-channel spectrograms (time x 128 log mel energies), normalized by "
