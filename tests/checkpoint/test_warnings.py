@@ -122,7 +122,7 @@ def test_inspect_reports_how_to_reconstruct_pixels(command, case, normalized):
     document = command("inspect", source.checkpoint, *source.heads, flag, "--json").json[
         "reconstruction"
     ]
-    assert ("the original patch's standard deviation" in document) == normalized
+    assert ("the standard deviation of the original patch" in document) == normalized
     assert " ".join(document.split()) in " ".join(printed.out.split())
     encoder = case("encoder_tiny")
     report = command("inspect", encoder.checkpoint, *encoder.heads, "--json").json

@@ -67,7 +67,7 @@ def test_library_that_loses_biases_is_not_used_for_comparison():
 def test_epsilon_of_terratorch_and_missing_bands_are_reported(command, tmp_path):
     path = GOLDEN / "prithvi_v2_tiny" / "checkpoint.pth"
     result = command("inspect", path, *OPTIONS, "--json")
-    assert any("TerraTorch uses 1e-5" in line for line in result.json["odd"])
+    assert any("TerraTorch has used 1e-5" in line for line in result.json["odd"])
     document = command("inspect", path, *OPTIONS, "--layer-norm-eps", 1e-5, "--json")
     assert not any("TerraTorch" in line for line in document.json["odd"])
     stored = open_checkpoint(path, PRITHVI).container.tensors

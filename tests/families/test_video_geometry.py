@@ -135,7 +135,11 @@ def test_invalid_geometry_is_refused_in_one_sentence(command, tmp_path):
     flags = ("--num-heads", 4, "--decoder-num-heads", 3)
     for case, options, message in (
         (MAE_ST, ("--num-frames", 16), "learned temporal positions"),
-        (MAE_ST, ("--image-size", 48, "--sincos-positions"), "learned positions"),
+        (
+            MAE_ST,
+            ("--image-size", 48, "--sincos-positions"),
+            "the position embeddings of the family mae_st are learned",
+        ),
         (VIDEOMAE, ("--num-frames", 5), "patches are 2 frames long; choose 4 or 6"),
         (PRITHVI, ("--image-size", 50), "do not divide"),
         ("pretrain_tiny", ("--num-frames", 4), "take images, not videos"),

@@ -325,9 +325,9 @@ def test_a_single_file_has_its_certificate_beside_it(command, case, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--gradients",), "repeats the runs of the certificate"),
-        (("--against", "timm"), "repeats the runs of the certificate"),
-        (("--framework-b", "torch"), "repeats the runs of the certificate"),
+        (("--gradients",), "repeats the runs that the certificate records"),
+        (("--against", "timm"), "repeats the runs that the certificate records"),
+        (("--framework-b", "torch"), "repeats the runs that the certificate records"),
         (("--dtype", "float16"), "the certificate has no float16 run"),
     ],
 )
