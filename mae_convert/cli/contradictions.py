@@ -73,7 +73,7 @@ PUBLISHED = tuple(
     Conflict(
         "published",
         name,
-        "reference results come with their own image and tolerance; leave one of the two out",
+        "reference results come with an image and a tolerance; leave out one of the two options",
     )
     for name in (
         *("b", "certify", "reports", "against", "dtypes", "mask_ratio_of_run", "inputs", "images"),

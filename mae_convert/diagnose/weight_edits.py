@@ -32,7 +32,10 @@ class WeightEdit:
     """Keyword arguments of the operation."""
 
     def apply(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the changed array, computed from the arrays of `sources`.
+        """Return the changed array.
+
+        Args:
+            arrays: the arrays of the tensors in `sources`, in this order.
 
         Raises:
             ValueError: the operation does not fit the shapes.

@@ -69,10 +69,10 @@ def forward(
 
 
 def points(model: Any) -> dict[str, Point]:
-    """Return, by activation name, the `Point` of the result of each step of a reference model.
+    """Return where the activations of a reference model are found, by activation name.
 
-    A step is the embedding, a block or a norm. A `Point` is a module, and a function that selects
-    the module's input or output.
+    Each step of the model (the embedding, a block or a norm) has an activation. Its `Point` is a
+    module, and a function that selects the module's input or output.
     """
     encoder, decoder = getattr(model, "encoder", model), getattr(model, "decoder", model)
     points_by_name = _points_of_stack("encoder", encoder.blocks, getattr(encoder, "norm", None))

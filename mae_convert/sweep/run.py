@@ -30,7 +30,7 @@ class SelectedJobs:
     """The jobs to run."""
 
     skipped: tuple[Job, ...] = ()
-    """The jobs that have not succeeded but are not run, because only failed jobs are requested."""
+    """The jobs that were never run; they are left out, because only failed jobs are requested."""
 
 
 def select_jobs(

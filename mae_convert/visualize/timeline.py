@@ -212,7 +212,7 @@ def _in_order(points: Sequence[Point]) -> list[Point]:
 
 
 class _Evaluator:
-    """Evaluates checkpoints on images and noise that are prepared for the first checkpoint."""
+    """Evaluates checkpoints on the same images and noise, which the first checkpoint determines."""
 
     def __init__(self, images: Sequence[Path], options: TimelineOptions) -> None:
         self._images, self._options = images, options
