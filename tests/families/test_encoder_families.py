@@ -272,7 +272,7 @@ class TestAudioMAE:
         options = ["--to", "facebook", "--image-size", "512x128", *HEADS]
         result = command("convert", source, target, *options)
         assert result.status == 2
-        assert "8 x 64 patches for its grid of 64 x 8" in result.err
+        assert "for a grid of 8 x 64 patches, but has a grid of 64 x 8 patches" in result.err
 
     def test_overlapping_patches_are_refused(self, tmp_path):
         path = saved(tmp_path / "x.pth", audio_mae(144), use_custom_patch=True)
